@@ -1,0 +1,1 @@
+"""Image sources, benchmark sets, augmentations, labels, splits and the DataModule."""

@@ -1,0 +1,73 @@
+"""Progress bars: rate and time left on a terminal, a plain line now and then anywhere else."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+logger = logging.getLogger(__name__)
+console = Console(stderr=True)
+PLAIN_INTERVAL_S = 10.0
+
+
+class Advance(Protocol):
+    """Tell the bar that `n` more items are done, with an optional short note (a loss, say)."""
+
+    def __call__(self, n: int = 1, note: str = "") -> None: ...
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f} {self.unit}/s" if speed else "", style="cyan")
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
+    """Show the progress of `total` items while the block runs.
+
+    On a terminal this is a bar with rate and time left; elsewhere (logs, CI) one line every ten seconds, so that
+    whatever ends within that time stays quiet.
+    """
+    if console.is_terminal:
+        yield from _bar(description, total, unit)
+    else:
+        yield _plain(description, total, unit)
+
+
+def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(n: int = 1, note: str = "") -> None:
+            bar.update(task, advance=n, note=note)
+
+        yield advance
+
+
+def _plain(description: str, total: int, unit: str) -> Advance:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last < PLAIN_INTERVAL_S:
+            return
+        last = now
+        rate = done / (now - start)
+        left = (total - done) / rate if rate else float("inf")
+        logger.info("%s: %d/%d, %.1f %s/s, %.0f s left %s", description, done, total, rate, unit, left, note)
+
+    return advance

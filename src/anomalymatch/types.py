@@ -1,0 +1,27 @@
+"""The few types that every layer shares."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from jaxtyping import UInt8
+
+Image = UInt8[np.ndarray, "h w c"]
+"""A decoded image: 8 bits a channel, channels last, at its native size."""
+
+
+class Label(StrEnum):
+    """What a person (or an oracle) can say about an image. Training uses the first two."""
+
+    ANOMALY = "anomaly"
+    NORMAL = "normal"
+    UNSURE = "unsure"
+    ARTEFACT = "artefact"
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """An image that could not be read, and why."""
+
+    id: str
+    reason: str
