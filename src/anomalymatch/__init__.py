@@ -1,1 +1,69 @@
-"""Find the rare things in enormous sets of images, starting from about five examples."""
+"""Find the rare things in enormous sets of images, starting from about five examples.
+
+import anomalymatch as am
+
+task = am.open_task("demo")
+labels = am.initial_labels(task, anomalies=5, normals=95, seed=0)
+learner = am.make_learner("probe", task)
+learner.fit(labels)
+print(learner.rank(task.pool).top(10))
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anomalymatch.active.evaluate import evaluate
+    from anomalymatch.active.learner import Learner
+    from anomalymatch.build import make_learner, open_task
+    from anomalymatch.config import compose
+    from anomalymatch.data.source import ImageSource
+    from anomalymatch.data.task import Task, initial_labels, make_task
+    from anomalymatch.errors import AnomalyMatchError
+    from anomalymatch.ranking import Ranking
+    from anomalymatch.run import run
+    from anomalymatch.types import Label
+
+_HOMES = {
+    "AnomalyMatchError": "errors",
+    "ImageSource": "data.source",
+    "Label": "types",
+    "Learner": "active.learner",
+    "Ranking": "ranking",
+    "Task": "data.task",
+    "compose": "config",
+    "evaluate": "active.evaluate",
+    "initial_labels": "data.task",
+    "make_learner": "build",
+    "make_task": "data.task",
+    "open_task": "build",
+    "run": "run",
+}
+__all__ = [
+    "AnomalyMatchError",
+    "ImageSource",
+    "Label",
+    "Learner",
+    "Ranking",
+    "Task",
+    "compose",
+    "evaluate",
+    "initial_labels",
+    "make_learner",
+    "make_task",
+    "open_task",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import anomalymatch` itself takes no time."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

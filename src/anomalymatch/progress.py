@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -15,10 +15,13 @@ console = Console(stderr=True)
 PLAIN_INTERVAL_S = 10.0
 
 
+@runtime_checkable
 class Advance(Protocol):
-    """Tell the bar that `n` more items are done, with an optional short note (a loss, say)."""
+    """What `progress` yields."""
 
-    def __call__(self, n: int = 1, note: str = "") -> None: ...
+    def __call__(self, n: int = 1, note: str = "") -> None:
+        """Tell the bar that `n` more items are done, with an optional short note (a loss, say)."""
+        ...
 
 
 class _Rate(ProgressColumn):

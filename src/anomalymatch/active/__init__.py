@@ -1,0 +1,1 @@
+"""The loop: learners, oracles, query strategies, the run folder and resume."""

@@ -1,13 +1,15 @@
 """The one protocol through which images come in: stable string ids, and a read of a batch of ids."""
 
 import io
+import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Image, Reject
@@ -15,6 +17,9 @@ from anomalymatch.types import Image, Reject
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_PIXELS = 100_000_000
 """Images that claim more pixels than this are refused before they are decoded (decompression bombs)."""
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
+"""What is decoded. Pillow knows more, among them EPS, for which it would start another program."""
+_IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 @runtime_checkable
@@ -97,30 +102,70 @@ class BaseSource(ABC):
 
 
 def decode(data: bytes, channels: int) -> Image:
-    """Decode JPEG, PNG, TIFF, WebP … bytes to `channels` channels (1 grey, 3 RGB, 4 RGBA).
+    """Decode JPEG, PNG, TIFF, WebP … bytes to `channels` channels (1 grey, 3 RGB, 4 RGBA), upright by their EXIF.
+
+    The array is the caller's own to write to.
 
     Raises:
         UnreadableImageError: if the bytes are empty, truncated, no image, or larger than `MAX_PIXELS`.
+        DataError: if there is no such number of channels.
     """
+    if channels not in MODES:
+        raise DataError(f"channels must be one of {', '.join(map(str, MODES))}, got {channels}")
+    mode = MODES[channels]
     if not data:
         raise UnreadableImageError("the file is empty (0 bytes)")
+    _silence_pillow()
     try:
-        with PillowImage.open(io.BytesIO(data)) as image:
+        with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
-            array = np.asarray(_to_eight_bits(image).convert(MODES[channels]))
+            upright = _to_eight_bits(_upright(image))
+            array = np.array(upright if upright.mode == mode else upright.convert(mode))
+    except UnreadableImageError:
+        raise
     except UnidentifiedImageError:
-        raise UnreadableImageError("not an image in a format that Pillow reads") from None
-    except (OSError, SyntaxError, ValueError, EOFError, PillowImage.DecompressionBombError) as error:
-        raise UnreadableImageError(f"cannot be decoded: {error}") from None
+        raise UnreadableImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
+    except Exception as error:  # a damaged file can make a codec raise anything, and must not end a run over millions
+        raise UnreadableImageError(f"cannot be decoded: {error or type(error).__name__}") from None
     return array.reshape(*array.shape[:2], channels)
 
 
+def _silence_pillow() -> None:
+    """Ignore the warnings of Pillow's own modules; they are about the contents of single files.
+
+    `warnings.catch_warnings` is not safe to use in several threads at once, so the filter is left in place, and put
+    back where something else has taken it away.
+    """
+    if _IGNORE_PILLOW not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_IGNORE_PILLOW[3].pattern)
+
+
+def _upright(image: PillowImage.Image) -> PillowImage.Image:
+    """Turn a photo as its camera says; broken EXIF data leaves it as it is."""
+    image.load()
+    if "exif" not in image.info or image.format == "TIFF":  # Pillow has turned a TIFF already
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the pixels are sound, and EXIF data can be broken in any way
+        return image
+
+
 def _to_eight_bits(image: PillowImage.Image) -> PillowImage.Image:
-    """Scale 16-bit, 32-bit and float grey images to 8 bits by their own range; Pillow's `convert` would clip them."""
+    """Scale 16-bit, 32-bit and float grey images to 8 bits by their own range; Pillow's `convert` would clip them.
+
+    NaN becomes 0; infinities become the darkest and the brightest value.
+    """
+    if image.mode == "P":
+        # As bytes it has no meaning but for RGBA, and Pillow would warn of it.
+        return image.convert("RGBA") if isinstance(image.info.get("transparency"), bytes) else image
     if not (image.mode.startswith("I") or image.mode == "F"):
         return image
     values = np.asarray(image, dtype=np.float64)
-    low, high = np.nanmin(values), np.nanmax(values)
-    scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise UnreadableImageError("there is no finite pixel value in it")
+    low, high = finite.min(), finite.max()
+    scaled = (values.clip(low, high) - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
     return PillowImage.fromarray(np.nan_to_num(scaled).round().astype(np.uint8))

@@ -1,0 +1,1 @@
+"""Metrics, confidence intervals, plots, contact sheets and the report of a run."""

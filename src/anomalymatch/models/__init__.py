@@ -1,0 +1,1 @@
+"""Backbones, heads, the probe, FixMatch as a LightningModule, features and checkpoints."""

@@ -1,0 +1,111 @@
+"""Learners: fit on a few labels, rank the rest. The loop, a notebook and the labelling page all speak to these."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from anomalymatch.active.steps import StepListener, ignore_step
+from anomalymatch.data.labels import training_ids
+from anomalymatch.errors import LabelError
+from anomalymatch.models.checkpoint import load_network, save_network
+from anomalymatch.models.embedding import Embedding
+from anomalymatch.models.probe import Probe, fit_probe
+from anomalymatch.ranking import Ranking
+
+Truth = Callable[[Sequence[str]], np.ndarray]
+"""Whether each image is an anomaly, in a benchmark."""
+WEIGHTS = "weights.safetensors"
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What every algorithm offers."""
+
+    on_step: StepListener
+    """Called with the losses of every training step."""
+
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] = (), cycle: int = 1) -> None:
+        """Train.
+
+        Args:
+            labels: label by image id; unsure and artefact teach nothing.
+            pool: unlabelled images to learn from, where the algorithm does; empty means all of the source.
+            cycle: number of this training; it only selects the random numbers.
+
+        Raises:
+            LabelError: if no image is labelled anomaly, or none normal.
+        """
+        ...
+
+    def rank(self, ids: Sequence[str] | None = None) -> Ranking:
+        """Score `ids`, or all images of the source."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the weights, so that `restore` brings back this very state."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        ...
+
+
+class ProbeLearner:
+    """Logistic regression on frozen features: milliseconds a round once the features are cached.
+
+    Args:
+        embedding: the backbone and the images.
+        inverse_regularisation: scikit-learn's C.
+        seed, truth: all learners are built alike; this one has no randomness and needs no truth.
+    """
+
+    def __init__(
+        self, embedding: Embedding, *, inverse_regularisation: float, seed: int = 0, truth: Truth | None = None
+    ) -> None:
+        self.embedding = embedding
+        self.inverse_regularisation = inverse_regularisation
+        self.on_step: StepListener = ignore_step
+        self._probe: Probe | None = None
+
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] = (), cycle: int = 1) -> None:
+        """See `Learner.fit`; the pool is not needed."""
+        self._probe = probe_of(self.embedding, labels, self.inverse_regularisation)
+
+    def rank(self, ids: Sequence[str] | None = None) -> Ranking:
+        """See `Learner.rank`."""
+        features, probe = self.embedding.features, self._fitted()
+        logits = features.project(probe.coefficients) + probe.intercept
+        everything = Ranking(features.ids, logits, features.rejects)
+        return everything if ids is None else everything.restrict(ids)
+
+    def save(self, folder: Path) -> None:
+        """See `Learner.save`: the probe becomes the head of a network that scores any image."""
+        network = self.embedding.network(normalised=True)
+        probe = self._fitted()
+        network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
+        save_network(network, folder / WEIGHTS, algorithm="probe")
+
+    def restore(self, folder: Path) -> None:
+        """See `Learner.restore`."""
+        linear = load_network(folder / WEIGHTS).head.linear
+        weight, bias = linear.weight.detach().double().numpy(), linear.bias.detach().double().numpy()
+        self._probe = Probe(weight[1] - weight[0], float(bias[1] - bias[0]))
+
+    def _fitted(self) -> Probe:
+        if self._probe is None:
+            raise RuntimeError("call fit or restore before rank or save")
+        return self._probe
+
+
+def probe_of(embedding: Embedding, labels: Mapping[str, str], inverse_regularisation: float) -> Probe:
+    """The probe fitted on those of `labels` whose images can be read."""
+    features = embedding.features
+    unreadable = {reject.id for reject in features.rejects}
+    unknown = [id_ for id_ in labels if id_ not in features and id_ not in unreadable]
+    if unknown:
+        raise LabelError(f"{len(unknown)} labels are of images that are not in the source, the first: {unknown[0]!r}")
+    anomalies, normals = training_ids({id_: label for id_, label in labels.items() if id_ not in unreadable})
+    return fit_probe(features.take(anomalies), features.take(normals), inverse_regularisation=inverse_regularisation)

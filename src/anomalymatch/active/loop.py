@@ -1,0 +1,173 @@
+"""The active-learning loop: train, rank, evaluate, let the oracle label, and again."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from anomalymatch.active.evaluate import cycle_row
+from anomalymatch.active.learner import Learner
+from anomalymatch.active.oracles import Oracle
+from anomalymatch.active.publish import publish, write_sheets
+from anomalymatch.active.run_folder import METRICS, SCORES, STEPS, Row, RunFolder, to_csv, to_json
+from anomalymatch.active.tracking import Tracker
+from anomalymatch.data.label_log import export_csv
+from anomalymatch.data.task import Task, initial_labels
+from anomalymatch.errors import ConfigError, LabelError
+from anomalymatch.files import write_text
+from anomalymatch.ranking import Ranking, write_rejects
+from anomalymatch.types import Label
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoopSpec:
+    """The protocol of the loop.
+
+    Attributes:
+        cycles: trainings in all; between two of them the oracle labels.
+        budget: labels the oracle gives each time.
+        pool_size: unlabelled images drawn anew each cycle to train on (and for `paper_oracle` to choose from);
+            None takes all.
+        anomalies: labelled anomalies to start from, in a benchmark.
+        normals: labelled normals to start from, in a benchmark.
+    """
+
+    cycles: int
+    budget: int
+    pool_size: int | None
+    anomalies: int
+    normals: int
+
+    def __post_init__(self) -> None:
+        if self.cycles < 1:
+            raise ConfigError(f"al.cycles is {self.cycles}: it must be at least 1")
+        if self.budget < 1:
+            raise ConfigError(f"al.budget is {self.budget}: it must be at least 1")
+        if self.pool_size is not None and self.pool_size < 1:
+            raise ConfigError(f"al.pool_size is {self.pool_size}: it must be at least 1, or null for all images")
+
+
+class ActiveLoop:
+    """Runs `spec.cycles` cycles in a run folder and goes on from the last finished one.
+
+    Everything random follows from `seed` and the number of the cycle, and everything a cycle needs from the ones
+    before is read from the folder: a resumed run ends with the same numbers as an uninterrupted one.
+
+    Args:
+        task: the images and, in a benchmark, the truth.
+        learner: trains and ranks.
+        oracle: answers queries; None where the truth is unknown and a person labels.
+        given: labels that came with the images (a labels file), for a task without truth.
+        baseline: the probe, reported beside any other learner; None if the learner is the probe itself.
+        spec: the protocol.
+        folder: where all of it is kept.
+        tracker: gets metrics, figures and weights as they come.
+        seed: seed of the draws.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        learner: Learner,
+        oracle: Oracle | None,
+        *,
+        given: dict[str, Label],
+        baseline: Learner | None,
+        spec: LoopSpec,
+        folder: RunFolder,
+        tracker: Tracker,
+        seed: int,
+    ) -> None:
+        self.task, self.learner, self.oracle, self.given, self.baseline = task, learner, oracle, given, baseline
+        self.spec, self.folder, self.tracker, self.seed = spec, folder, tracker, seed
+
+    def run(self) -> list[Row]:
+        """Run the cycles that are missing; return the metrics of all."""
+        done = self.folder.finished_cycles()
+        if done:
+            logger.info("Resuming %s after cycle %d", self.folder.path, done)
+            if done < self.spec.cycles:
+                self.learner.restore(self.folder.cycle(done))
+        for cycle in range(done + 1, self.spec.cycles + 1):
+            labels = self._labels(cycle)
+            if labels is None:
+                logger.warning(
+                    "No new labels since cycle %d and nobody to ask: label more images, then resume this run", cycle - 1
+                )
+                break
+            self._cycle(cycle, labels)
+        return self.folder.rows()
+
+    def _labels(self, cycle: int) -> dict[str, Label] | None:
+        """The labels that `cycle` trains on; None if nothing has been labelled since the last one."""
+        log = self.folder.labels
+        previous = cycle - 1
+        last = log.last_cycle()
+        if last is None or last < previous:
+            new = self._ask(cycle)
+            if not new:
+                return None
+            scores = self.folder.ranking(previous).score_of(new) if previous else {}
+            log.append(new, annotator="start" if not previous else "oracle", cycle=previous, scores=scores)
+        labels = log.current(until_cycle=previous)
+        export_csv(labels, self.folder.path / "labels.csv")
+        return labels
+
+    def _ask(self, cycle: int) -> dict[str, Label]:
+        known = self.folder.labels.current()
+        if self.oracle is None:
+            new = {id_: label for id_, label in self.given.items() if known.get(id_) != label}
+            if not new and cycle == 1:
+                raise LabelError(
+                    f"{self.task.source.name} has no labels to start from: put a labels.csv with the columns "
+                    f"filename,label (anomaly or normal) beside the images, or set dataset.anomaly=CLASS"
+                )
+            return new
+        if cycle == 1:
+            return initial_labels(self.task, anomalies=self.spec.anomalies, normals=self.spec.normals, seed=self.seed)
+        unlabelled = [id_ for id_ in self.task.pool if id_ not in known]
+        ranking = self.folder.ranking(cycle - 1).restrict(unlabelled)
+        pool = frozenset(self._pool(cycle - 1, self.folder.labels.current(until_cycle=cycle - 2)))
+        return self.oracle(ranking, pool, self.spec.budget, rng=np.random.default_rng([self.seed, cycle, 0x0AC]))
+
+    def _pool(self, cycle: int, labels: dict[str, Label]) -> list[str]:
+        """The unlabelled images that `cycle` trains on, drawn anew for each."""
+        unlabelled = [id_ for id_ in self.task.pool if id_ not in labels]
+        size = self.spec.pool_size
+        if size is None or size >= len(unlabelled):
+            return unlabelled
+        rng = np.random.default_rng([self.seed, cycle, 0x900])
+        return [unlabelled[i] for i in np.sort(rng.choice(len(unlabelled), size, replace=False))]
+
+    def _cycle(self, cycle: int, labels: dict[str, Label]) -> None:
+        start = time.monotonic()
+        steps: list[Row] = []
+
+        def on_step(row: dict[str, float]) -> None:
+            steps.append(dict(row))
+            self.tracker.log_step(cycle, row)
+
+        self.learner.on_step = on_step
+        self.learner.fit(labels, pool=self._pool(cycle, labels), cycle=cycle)
+        ranking = self.learner.rank([*self.task.pool, *self.task.holdout])
+        row = cycle_row(cycle, self.task, labels, ranking, self._baseline_ranking(labels))
+        row["seconds"] = round(time.monotonic() - start, 2)
+        with self.folder.write_cycle(cycle) as path:
+            ranking.write(path / SCORES)
+            self.learner.save(path)
+            write_text(path / STEPS, to_csv(steps))
+            write_sheets(path, self.task, labels, ranking)
+            write_text(path / METRICS, to_json(row))
+        write_rejects(ranking.rejects, self.folder.path / "rejects.parquet")
+        self.folder.write_metrics()
+        publish(self.folder, self.task)
+        self.tracker.log_cycle(cycle, row, self.folder, labels)
+
+    def _baseline_ranking(self, labels: dict[str, Label]) -> Ranking | None:
+        if self.baseline is None:
+            return None
+        self.baseline.fit(labels)
+        return self.baseline.rank([*self.task.pool, *self.task.holdout])

@@ -1,0 +1,171 @@
+"""What a person looks at: figures, contact sheets and report.html, made anew from the run folder after each cycle."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from anomalymatch.active.evaluate import yield_per_label
+from anomalymatch.active.run_folder import CONFIG, STEPS, Row, RunFolder
+from anomalymatch.data.task import Task
+from anomalymatch.evaluation import plots
+from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, contact_sheet
+from anomalymatch.evaluation.metrics import curves
+from anomalymatch.evaluation.report import Report, ReportFigure, write_report
+from anomalymatch.files import atomic_file
+from anomalymatch.ranking import Ranking
+from anomalymatch.types import Label, Reject
+
+SHEET_IMAGES = 64
+TOP, FALSE_POSITIVES = "top64.png", "false_positives.png"
+REPORTED = ("cycle", "labels", "found", "discovery_yield", "auroc", "ap", "auprc", "precision_at_0_1pct",
+            "precision_at_1pct", "recall_at_1pct", "probe_auroc", "probe_ap", "heldout_auroc", "heldout_ap",
+            "heldout_precision_at_1pct", "seconds")  # fmt: skip
+
+
+def write_sheets(path: Path, task: Task, labels: Mapping[str, Label], ranking: Ranking) -> None:
+    """Contact sheets of the top-ranked unlabelled images and, with truth, of the worst false positives."""
+    rest = ranking.restrict(id_ for id_ in task.pool if id_ not in labels)
+    _write_sheet(path / TOP, task, rest, rest.top(SHEET_IMAGES))
+    if task.anomalies is not None:
+        normals = rest.restrict(id_ for id_ in rest.ids if id_ not in task.anomalies)
+        _write_sheet(path / FALSE_POSITIVES, task, normals, normals.top(SHEET_IMAGES))
+
+
+def publish(folder: RunFolder, task: Task) -> Path:
+    """Draw all figures and write report.html from what the run folder holds; return its path."""
+    rows = folder.rows()
+    last = len(rows)
+    figures = _draw(folder, task, rows)
+    figures.append(
+        ReportFigure("The top 64", f"Highest-scored unlabelled images of cycle {last}; orange frames are true "
+                     "anomalies, blue ones normal, where the truth is known.", folder.cycle(last) / TOP)
+    )  # fmt: skip
+    if task.anomalies is not None:
+        figures.append(
+            ReportFigure("Worst false positives", f"Highest-scored normal images of cycle {last}.",
+                         folder.cycle(last) / FALSE_POSITIVES)
+        )  # fmt: skip
+    path = folder.path / "report.html"
+    write_report(path, _report(folder, task, rows, figures))
+    return path
+
+
+def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[ReportFigure]) -> Report:
+    config = OmegaConf.load(folder.path / CONFIG)
+    yields = yield_per_label(rows)
+    table = [
+        {k: v for k, v in (row | {"discovery_yield": y}).items() if k in REPORTED}
+        for row, y in zip(rows, yields, strict=True)
+    ]
+    facts = {
+        "Dataset": f"{task.source.name}: {len(task.pool):,} images in the pool, {len(task.holdout):,} held out",
+        "Algorithm": str(config.algorithm.name),
+        "Backbone": f"{config.model.name} at {config.model.image_size} px",
+        "Labels": f"{rows[-1]['labels']:,}, of them {rows[-1]['found']:,} anomalies",
+        "Unreadable images": f"{rows[-1]['rejects']:,}",
+        "Seed": str(config.seed),
+    }
+    if task.anomalies is not None:
+        rare = sum(id_ in task.anomalies for id_ in task.pool)
+        facts["Anomaly"] = f"{config.dataset.anomaly}: {rare:,} of the pool ({rare / len(task.pool):.2%})"
+    return Report(
+        title=f"{task.source.name}, {config.algorithm.name}",
+        subtitle=f"{len(rows)} of {config.al.cycles} cycles, {config.oracle.name if task.anomalies else 'own labels'}",
+        facts=facts,
+        metrics=[{c: row[c] for c in REPORTED if c in row} for row in table],
+        figures=figures,
+        notes=_notes(task, rows),
+        config=OmegaConf.to_yaml(config),
+        command=f"python -m anomalymatch.run resume={folder.path}",
+    )
+
+
+def _notes(task: Task, rows: list[Row]) -> list[str]:
+    notes = []
+    if task.anomalies is None:
+        notes.append("The truth is not known, so nothing is measured: look at the contact sheet and the histogram.")
+    else:
+        notes.append(
+            "Measured on the images of the pool that are still unlabelled; anomalies that were found leave it, so late "
+            "cycles look worse than they are. The held-out columns are comparable between cycles."
+        )
+    if rows[-1]["rejects"]:
+        notes.append("Some images could not be read: rejects.parquet lists them with the reasons.")
+    if any("probe_ap" in row and float(row["ap"]) < float(row["probe_ap"]) - 0.02 for row in rows):
+        notes.append("The training ended below its probe in at least one cycle: prefer algorithm=probe here.")
+    return notes
+
+
+def _draw(folder: RunFolder, task: Task, rows: list[Row]) -> list[ReportFigure]:
+    """All plots of the run, in the order of the report."""
+    rankings = {number: _rest(folder, task, number) for number in range(1, len(rows) + 1)}
+    figures: dict[str, tuple[plots.Figure, str, str]] = {}
+    if task.anomalies is not None:
+        points = {n: curves(r.logits, task.truth(r.ids)) for n, r in rankings.items()}
+        spent, found = [int(row["labels"]) for row in rows], [int(row["found"]) for row in rows]
+        total = sum(id_ in task.anomalies for id_ in task.pool)
+        figures |= {
+            "pr": (plots.pr_figure(points), "Precision and recall", "On the unlabelled rest, one curve a cycle."),
+            "roc": (plots.roc_figure(points), "ROC", "On the unlabelled rest, one curve a cycle."),
+            "metrics": (plots.metrics_figure(rows), "Metrics by cycle", "On the unlabelled rest."),
+            "discovery": (
+                plots.discovery_figure(spent, found, total=total, images=len(task.pool)),
+                "Discovery",
+                "Anomalies found against labels spent.",
+            ),
+        }
+    figures["scores"] = (_histogram(folder, task, len(rows)), "Scores", f"Cycle {len(rows)}; counts are logarithmic.")
+    series = _series(folder, len(rows))
+    if series:
+        figures["training"] = (plots.losses_figure(series), "Training", "Losses and pass rates over all cycles' steps.")
+    for name, (figure, _, _) in figures.items():
+        plots.save(figure, folder.plots / f"{name}.png")
+    return [ReportFigure(t, c, folder.plots / f"{n}.png", kind="plot") for n, (_, t, c) in figures.items()]
+
+
+def _rest(folder: RunFolder, task: Task, cycle: int) -> Ranking:
+    labelled = folder.labels.current(until_cycle=cycle - 1)
+    return folder.ranking(cycle).restrict(id_ for id_ in task.pool if id_ not in labelled)
+
+
+def _histogram(folder: RunFolder, task: Task, cycle: int) -> plots.Figure:
+    ranking, labels = folder.ranking(cycle), folder.labels.current(until_cycle=cycle - 1)
+    rest = ranking.restrict(id_ for id_ in task.pool if id_ not in labels)
+
+    def labelled(label: Label) -> np.ndarray:
+        return ranking.restrict(id_ for id_, said in labels.items() if said == label).scores
+
+    return plots.histogram_figure(
+        rest.scores,
+        labelled_anomalies=labelled(Label.ANOMALY),
+        labelled_normals=labelled(Label.NORMAL),
+        true_anomalies=None if task.anomalies is None else rest.scores[task.truth(rest.ids)],
+    )
+
+
+def _series(folder: RunFolder, cycles: int) -> dict[str, list[float]]:
+    """What training logged at each step, all cycles one after the other."""
+    series: dict[str, list[float]] = {}
+    for number in range(1, cycles + 1):
+        with (folder.cycle(number) / STEPS).open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                for name in ("loss_lb", "loss_ulb", "pass_rate", "pass_rate_anomaly", "pseudo_precision_anomaly"):
+                    if row.get(name):
+                        series.setdefault(name, []).append(float(row[name]))
+    return series
+
+
+def _write_sheet(path: Path, task: Task, ranking: Ranking, ids: list[str]) -> None:
+    scores = ranking.score_of(ids)
+    images = task.source.read(ids)
+    shown = [(id_, image) for id_, image in zip(ids, images, strict=True) if not isinstance(image, Reject)]
+    truth = None if task.anomalies is None else task.truth([id_ for id_, _ in shown])
+    frames = [] if truth is None else [FRAME_COLOURS[Label.ANOMALY if rare else Label.NORMAL] for rare in truth]
+    classes = task.source.truth or {}
+    captions = [f"{id_}\n{scores[id_]:.3f} {classes.get(id_, '')}" for id_, _ in shown]
+    sheet = contact_sheet([image for _, image in shown], captions, frames=frames)
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)

@@ -1,0 +1,112 @@
+"""A run is a folder: what is in it, and how a resumed run finds where it stopped."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from anomalymatch.data.label_log import LabelLog
+from anomalymatch.errors import StorageError
+from anomalymatch.files import atomic_folder, make_folder, storage_errors, write_text
+from anomalymatch.ranking import Ranking
+
+Row = dict[str, float | int | str]
+CONFIG, SCORES, METRICS, STEPS = "config.yaml", "scores.parquet", "metrics.json", "steps.csv"
+
+
+class RunFolder:
+    """Paths and finished cycles of one run.
+
+    A cycle's folder appears by one rename when everything in it is written, so that a kill loses at most the cycle
+    that was being computed.
+
+        config.yaml  labels.sqlite  labels.csv  metrics.csv  rejects.parquet  report.html  plots/
+        cycles/01/   scores.parquet  weights.safetensors  weights.json  metrics.json  steps.csv  *.png
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = make_folder(path)
+        self._lock = FileLock(path / ".lock", timeout=0)
+        with storage_errors(path):
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise StorageError(
+                    f"another process is working in {path}: wait for it or choose another folder"
+                ) from None
+        self.labels = LabelLog(path / "labels.sqlite")
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        self.labels.close()
+        self._lock.release()
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the figures."""
+        return make_folder(self.path / "plots")
+
+    def cycle(self, number: int) -> Path:
+        """Folder of a cycle."""
+        return self.path / "cycles" / f"{number:02d}"
+
+    @contextmanager
+    def write_cycle(self, number: int) -> Iterator[Path]:
+        """Yield a temporary folder that becomes the cycle's when the block succeeds."""
+        with atomic_folder(self.cycle(number)) as temporary:
+            yield temporary
+
+    def finished_cycles(self) -> int:
+        """How many cycles are complete, counted from the first."""
+        names = [p.name for p in (self.path / "cycles").glob("*") if re.fullmatch(r"\d+", p.name)]
+        done = {int(name) for name in names}
+        return next(number for number in range(len(done) + 1) if number + 1 not in done)
+
+    def ranking(self, cycle: int) -> Ranking:
+        """Scores of a finished cycle."""
+        return Ranking.read(self.cycle(cycle) / SCORES)
+
+    def rows(self) -> list[Row]:
+        """Metrics of the finished cycles, one row each; undefined values are NaN.
+
+        Raises:
+            StorageError: if one is missing or corrupt.
+        """
+        return [self._row(number) for number in range(1, self.finished_cycles() + 1)]
+
+    def write_metrics(self) -> None:
+        """Write metrics.csv anew from the finished cycles."""
+        rows = self.rows()
+        write_text(self.path / "metrics.csv", to_csv(rows))
+
+    def _row(self, number: int) -> Row:
+        path = self.cycle(number) / METRICS
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"{path} is missing or corrupt: delete the folder of that cycle to compute it anew"
+            ) from error
+        return {key: math.nan if value is None else value for key, value in row.items()}
+
+
+def to_json(row: Mapping[str, float | int | str]) -> str:
+    """A row as JSON, which has no NaN: undefined values become null."""
+    plain = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+    return json.dumps(plain, indent=2)
+
+
+def to_csv(rows: Sequence[Mapping[str, float | int | str]]) -> str:
+    """Rows as CSV text; the columns are the union of their keys."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

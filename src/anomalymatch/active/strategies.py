@@ -1,0 +1,67 @@
+"""Query strategies: which unlabelled images to show next."""
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+
+from anomalymatch.errors import ConfigError
+from anomalymatch.models.embedding import Embedding
+from anomalymatch.ranking import Ranking
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """Chooses `count` ids of a ranking of unlabelled images."""
+
+    def __call__(self, ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+        """Choose."""
+        ...
+
+
+def top(ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+    """The highest scores."""
+    return ranking.top(count)
+
+
+def uncertain(ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+    """The scores nearest to the decision boundary."""
+    return Ranking(ranking.ids, -np.abs(ranking.logits)).top(count)
+
+
+def random(ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+    """Any images."""
+    ids = sorted(ranking.ids)
+    return [ids[i] for i in rng.choice(len(ids), min(count, len(ids)), replace=False)]
+
+
+class Diverse:
+    """Images of the top that differ from each other: greedy k-centre in feature space.
+
+    Gonzalez (1985): start with the best, then always take the candidate farthest from those already taken.
+
+    Args:
+        embedding: gives the features.
+        candidates: how many of the top compete, as a multiple of the number asked for.
+    """
+
+    def __init__(self, embedding: Embedding, candidates: int) -> None:
+        if candidates < 1:
+            raise ConfigError(f"al.strategy.candidates is {candidates}: it must be at least 1")
+        self.embedding, self.candidates = embedding, candidates
+
+    def __call__(self, ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+        """See `Strategy`."""
+        ids = ranking.top(count * self.candidates)
+        return [ids[i] for i in k_centres(self.embedding.features.take(ids), count)]
+
+
+def k_centres(points: Float32[np.ndarray, "n d"], count: int) -> list[int]:
+    """Rows of `points` that cover them greedily, the first row first; all of them if there are at most `count`."""
+    chosen = [0] if len(points) else []
+    distance = np.full(len(points), np.inf)
+    while 0 < len(chosen) < min(count, len(points)):
+        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
+        distance[chosen] = -1.0
+        chosen.append(int(distance.argmax()))
+    return chosen

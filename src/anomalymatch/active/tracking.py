@@ -1,0 +1,142 @@
+"""Logging to Weights & Biases: metrics, curves, contact sheets, labels and weights. Never a prompt, never a stop."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+from uuid import uuid4
+
+from anomalymatch.active.learner import WEIGHTS
+from anomalymatch.active.publish import FALSE_POSITIVES, TOP
+from anomalymatch.active.run_folder import Row, RunFolder
+from anomalymatch.errors import ConfigError
+from anomalymatch.files import write_text
+from anomalymatch.types import Label
+
+MODES = ("auto", "online", "offline")
+RUN_ID = "wandb_run_id"
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Gets what happens in a run as it happens."""
+
+    def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
+        """Losses of one training step."""
+        ...
+
+    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, labels: Mapping[str, Label]) -> None:
+        """Metrics, figures, labels and weights of a finished cycle."""
+        ...
+
+    def finish(self) -> None:
+        """The run is over."""
+        ...
+
+
+class NoTracker:
+    """Tracks nothing: the run folder has everything anyway."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        """Made like every tracker."""
+
+    def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, labels: Mapping[str, Label]) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+
+class WandbTracker:
+    """A W&B run; a resumed run folder goes on in the same one.
+
+    Args:
+        folder: the run folder; offline runs are kept in its `wandb` folder.
+        config: the composed configuration.
+        project: W&B project.
+        entity: W&B team; None for the user's own.
+        mode: `auto` is online where a key is set and offline otherwise.
+        group: W&B group, which keeps the runs of a sweep together.
+        tags: W&B tags.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        *,
+        project: str,
+        entity: str | None,
+        mode: str,
+        group: str | None,
+        tags: list[str],
+    ) -> None:
+        import wandb
+
+        if mode not in MODES:
+            raise ConfigError(f"logger.mode is {mode!r}: choose one of {', '.join(MODES)}")
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self._wandb = wandb
+        self._run = wandb.init(
+            dir=folder,
+            id=_run_id(folder),
+            resume="allow",
+            config=config,
+            project=project,
+            entity=entity,
+            group=group,
+            tags=tags,
+            name=folder.name,
+            mode=_resolve(mode),
+        )
+        self._run.define_metric("train/*", step_metric="train/step")
+        self._run.define_metric("cycle/*", step_metric="cycle/cycle")
+        self._steps = 0
+
+    def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
+        """See `Tracker`; steps count on over the cycles."""
+        values = {k: v for k, v in row.items() if k != "step"}
+        self._run.log({f"train/{k}": v for k, v in values.items()} | {"train/step": self._steps, "train/cycle": cycle})
+        self._steps += 1
+
+    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, labels: Mapping[str, Label]) -> None:
+        """See `Tracker`."""
+        values: dict[str, Any] = {f"cycle/{k}": v for k, v in row.items()}
+        pictures = sorted(folder.plots.glob("*.png")) + [folder.cycle(cycle) / n for n in (TOP, FALSE_POSITIVES)]
+        values |= {f"figures/{p.stem}": self._wandb.Image(str(p)) for p in pictures if p.exists()}
+        events = [
+            [e.id, str(e.label or ""), e.annotator, e.at.isoformat(), e.cycle, e.score] for e in folder.labels.events()
+        ]
+        columns = ["image", "label", "annotator", "at", "cycle", "score"]
+        values["labels"] = self._wandb.Table(columns=columns, data=events)
+        self._run.log(values)
+        artifact = self._wandb.Artifact(f"weights-{self._run.id}", type="model", metadata=dict(row))
+        for name in (WEIGHTS, str(Path(WEIGHTS).with_suffix(".json"))):
+            artifact.add_file(str(folder.cycle(cycle) / name), policy="immutable")
+        self._run.log_artifact(artifact, aliases=["latest", f"cycle-{cycle}"])
+
+    def finish(self) -> None:
+        """See `Tracker`."""
+        self._run.finish()
+
+
+def _run_id(folder: Path) -> str:
+    """The W&B run of this folder, the same after a resume."""
+    path = folder / RUN_ID
+    if not path.exists():
+        write_text(path, uuid4().hex[:8])
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _resolve(mode: str) -> str:
+    """W&B asks on the terminal when it has no key: without one it must be offline."""
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    import wandb
+
+    return "online" if wandb.api.api_key else "offline"

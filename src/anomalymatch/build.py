@@ -1,0 +1,130 @@
+"""From a checked configuration to objects."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from anomalymatch.active.learner import Learner, ProbeLearner
+from anomalymatch.active.loop import ActiveLoop, LoopSpec
+from anomalymatch.active.oracles import Oracle
+from anomalymatch.active.run_folder import RunFolder
+from anomalymatch.active.strategies import Diverse, Strategy, random, top, uncertain
+from anomalymatch.active.tracking import Tracker
+from anomalymatch.config import compose
+from anomalymatch.data.task import Task, make_task
+from anomalymatch.errors import ConfigError
+from anomalymatch.models.embedding import Embedding
+
+logger = logging.getLogger(__name__)
+STRATEGIES: dict[str, Strategy] = {"top": top, "uncertain": uncertain, "random": random}
+
+
+def open_task(dataset: str, *overrides: str) -> Task:
+    """Open a data set by its configured name, with the rare class and the held-out split of its configuration.
+
+    Args:
+        dataset: `demo`, `folder`, `parquet`, `galaxymnist`, `miniimagenet`, `cifar10` or `galaxyzoo1`.
+        overrides: as on the command line: `open_task("folder", "data.root=photos")`.
+
+    Raises:
+        ConfigError: if a key or value is wrong.
+        DataError: if the images are not there.
+    """
+    return build_task(compose(f"dataset={dataset}", *overrides))
+
+
+def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
+    """Make a learner for `task` by the configured name of its algorithm.
+
+    Args:
+        algorithm: `probe`, `fixmatch` or `fixmatch_reference`.
+        task: see `open_task` and `make_task`.
+        overrides: as on the command line: `make_learner("fixmatch", task, "model.image_size=128")`.
+
+    Raises:
+        ConfigError: if a key or value is wrong.
+    """
+    config = compose(f"algorithm={algorithm}", *overrides)
+    return build_learner(config, task, build_embedding(config, task))
+
+
+def build_task(config: DictConfig) -> Task:
+    """The images and what is rare among them."""
+    anomaly = config.dataset.anomaly
+    return make_task(
+        instantiate(config.dataset.source),
+        anomaly=anomaly if anomaly is None or isinstance(anomaly, str) else list(anomaly),
+        prevalence=None if config.dataset.prevalence is None else float(config.dataset.prevalence),
+        holdout=float(config.dataset.holdout),
+        seed=config.seed,
+    )
+
+
+def build_embedding(config: DictConfig, task: Task) -> Embedding:
+    """The frozen backbone and its features."""
+    model = OmegaConf.to_container(config.model, resolve=True)
+    return Embedding(
+        **model,  # type: ignore[arg-type]
+        source=task.source,
+        cache_dir=Path(config.data.cache_dir),
+        inference=instantiate(config.inference),
+    )
+
+
+def build_learner(config: DictConfig, task: Task, embedding: Embedding) -> Learner:
+    """The algorithm."""
+    truth = None if task.anomalies is None else task.truth
+    return instantiate(config.algorithm.learner)(embedding, seed=config.seed, truth=truth)
+
+
+def build_loop(config: DictConfig, folder: RunFolder, tracker: Tracker) -> ActiveLoop:
+    """Everything together."""
+    task = build_task(config)
+    embedding = build_embedding(config, task)
+    learner = build_learner(config, task, embedding)
+    compare = config.al.compare_probe and not isinstance(learner, ProbeLearner)
+    return ActiveLoop(
+        task,
+        learner,
+        _oracle(config, task, embedding),
+        given=getattr(task.source, "labels", {}),
+        baseline=_probe(config, embedding) if compare else None,
+        spec=LoopSpec(
+            cycles=config.al.cycles,
+            budget=config.al.budget,
+            pool_size=config.al.pool_size,
+            anomalies=config.al.initial.anomalies,
+            normals=config.al.initial.normals,
+        ),
+        folder=folder,
+        tracker=tracker,
+        seed=config.seed,
+    )
+
+
+def _probe(config: DictConfig, embedding: Embedding) -> ProbeLearner:
+    return ProbeLearner(embedding, inverse_regularisation=config.algorithm.learner.inverse_regularisation)
+
+
+def build_tracker(config: DictConfig, folder: Path) -> Tracker:
+    """W&B, or nothing."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return instantiate(config.logger)(folder=folder, config=plain)
+
+
+def _oracle(config: DictConfig, task: Task, embedding: Embedding) -> Oracle | None:
+    if task.anomalies is None:
+        return None
+    return instantiate(config.oracle.answer)(task, _strategy(config, embedding))
+
+
+def _strategy(config: DictConfig, embedding: Embedding) -> Strategy:
+    name = config.al.strategy.name
+    if name == "diverse":
+        return Diverse(embedding, config.al.strategy.candidates)
+    if name not in STRATEGIES:
+        raise ConfigError(f"al.strategy.name is {name!r}: choose one of {', '.join([*STRATEGIES, 'diverse'])}")
+    return STRATEGIES[name]

@@ -1,0 +1,173 @@
+"""From command-line words to a checked configuration. Every default stands in `conf/`, none here."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from anomalymatch.errors import ConfigError
+
+CHANGEABLE_ON_RESUME = (
+    "al.cycles",
+    "al.budget",
+    "data",
+    "inference",
+    "logger",
+    "log_level",
+    "resume",
+    "trainer.workers",
+)
+"""What may differ between a run and its continuation: nothing else would leave its numbers the same."""
+
+
+def config_folder() -> Path:
+    """The folder `conf`: inside an installed package, or at the top of a checkout."""
+    installed = Path(str(resources.files("anomalymatch"))) / "conf"
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "conf"
+
+
+def compose(*overrides: str) -> DictConfig:
+    """Compose the configuration as the command line would: `compose("dataset=folder", "data.root=photos")`.
+
+    Raises:
+        ConfigError: if a key or value is wrong.
+    """
+    check_overrides(overrides)
+    return _compose(overrides)
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse unknown groups, keys and values of the wrong type, in one line; values of a sweep are checked one by one.
+
+    The types of the defaults are the schema: whole numbers where a whole number stands, and so on.
+
+    Raises:
+        ConfigError: with the first wrong override, and the nearest right one.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(_first_line(error)) from error
+    parsed = [override for override in parsed if not (override.key_or_group or "").startswith("hydra")]
+    groups = [override for override in parsed if _is_group(override)]
+    for override in groups:
+        _check_group(override)
+    default = _compose([choice for override in groups for choice in list(_single(override))[:1]])
+    for override in parsed:
+        if override not in groups:
+            _check_value(override, default)
+    _compose([choice for override in parsed for choice in list(_single(override))[:1]])
+
+
+def resumed(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of an earlier run with the few overrides that a continuation may have.
+
+    Raises:
+        ConfigError: if an override would change the numbers of the run.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group or ""
+        if _is_group(override) or not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE_ON_RESUME):
+            raise ConfigError(
+                f"{override.input_line} cannot change on resume: only {', '.join(CHANGEABLE_ON_RESUME)} can; "
+                f"start a new run for anything else"
+            )
+        OmegaConf.update(saved, key, override.value())
+    return saved
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    outer = GlobalHydra.instance().hydra  # a notebook's own, or that of a running command
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            return hydra_compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_first_line(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def _is_group(override: Override) -> bool:
+    return (config_folder() / str(override.key_or_group)).is_dir()
+
+
+def _single(override: Override) -> Iterator[str]:
+    """The override, or one override for each value of its sweep."""
+    if not override.is_sweep_override():
+        yield override.input_line or ""
+    else:
+        key = f"{'+' if override.is_add() else ''}{override.key_or_group}"
+        yield from (f"{key}={value}" for value in override.sweep_string_iterator())
+
+
+def _check_group(override: Override) -> None:
+    group = str(override.key_or_group)
+    choices = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    for single in _single(override):
+        choice = single.partition("=")[2]
+        if choice not in choices:
+            raise ConfigError(f"there is no {group}={choice}: choose one of {', '.join(choices)}")
+
+
+def _check_value(override: Override, default: DictConfig) -> None:
+    key = str(override.key_or_group)
+    if override.is_add() or override.is_force_add() or override.is_delete():
+        return
+    known = dict(_flatten(default))
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else "see `python -m anomalymatch.run --cfg job` for all keys"
+        raise ConfigError(f"there is no key {key!r}: {hint}")
+    for single in _single(override):
+        value = OverridesParser.create().parse_override(single).value()
+        if not _fits(value, known[key]):
+            raise ConfigError(f"{key}={value} is not {_kind(known[key])} (the default is {known[key]})")
+
+
+def _flatten(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key in node:
+        name = f"{prefix}{key}"
+        if OmegaConf.is_missing(node, key):
+            yield name, None
+            continue
+        value = OmegaConf.to_container(node, resolve=False)[key] if OmegaConf.is_interpolation(node, key) else node[key]
+        if isinstance(value, str) and value.startswith("${"):
+            value = OmegaConf.select(node, str(key), throw_on_resolution_failure=False)
+        yield name, value
+        if isinstance(value, DictConfig):
+            yield from _flatten(value, f"{name}.")
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether `value` may stand where `default` stands; an unset default says nothing of its type."""
+    if default is None or (isinstance(value, str) and value.startswith("${")):
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, int):
+        return value is None or isinstance(value, int)
+    if isinstance(default, float):
+        return value is None or isinstance(value, (int, float))
+    if isinstance(default, str):
+        return not isinstance(value, dict)
+    return isinstance(value, (list, dict))
+
+
+def _kind(default: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+    return names.get(type(default), "a list or a group of keys")
+
+
+def _first_line(error: Exception) -> str:
+    return next(line.strip() for line in str(error).splitlines() if line.strip())

@@ -1,0 +1,196 @@
+"""A tree of image files as a source: ids are paths relative to its root."""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, cast, get_args
+
+from anomalymatch.data.labels_csv import read_labels_csv
+from anomalymatch.data.source import BaseSource, decode
+from anomalymatch.errors import ConfigError, DataError, LabelError, UnreadableImageError
+from anomalymatch.types import Image, Label
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"})
+LABELS_FILE = "labels.csv"
+
+Classes = Literal["auto", "folders", "none"]
+
+
+class _Entry(NamedTuple):
+    id: str
+    size: int
+    mtime_ns: int
+
+
+class FolderSource(BaseSource):
+    """The images below a folder; an id is the POSIX path relative to it. None is opened before it is read.
+
+    Hidden files and folders are skipped, and so, with a warning, are links that leave the folder.
+
+    Args:
+        root: the folder.
+        labels_file: a CSV `filename,label`; None takes `labels.csv` in the root where there is one. If all its labels
+            are among anomaly, normal, unsure and artefact, they are what a person has said so far, and become `labels`.
+            Any others are the classes of a benchmark and become `truth`; then no image may be missing.
+        classes: whether the first folder of the path is the class of an image: "folders" yes, "none" no, "auto" if
+            every image lies in a sub-folder and there are at least two of them. A benchmark's labels file comes first.
+        channels: channels of the decoded images.
+
+    Attributes:
+        labels: labels by a person, by id; empty without a labels file.
+
+    Raises:
+        DataError: if the folder is missing or has no images.
+        LabelError: if the labels file is missing, wrong, or an incomplete benchmark.
+    """
+
+    def __init__(
+        self, root: Path, *, labels_file: Path | None = None, classes: Classes = "auto", channels: int = 3
+    ) -> None:
+        self.root = root
+        entries, skipped = _scan(root)
+        if not entries:
+            raise DataError(
+                f"{root}: there are no images in it{_describe(skipped)}, "
+                f"expected files that end in {', '.join(sorted(SUFFIXES))}"
+            )
+        if skipped:
+            logger.warning("%s: skipped what was found beside the images%s", root, _describe(skipped))
+        ids = [entry.id for entry in entries]
+        self.labels, truth = _read_labels(root, labels_file, ids)
+        super().__init__(
+            name=root.resolve().name,
+            ids=ids,
+            channels=channels,
+            fingerprint=_fingerprint(entries, channels),
+            truth=truth if truth is not None else _folder_classes(root, ids, classes),
+        )
+
+    def _load(self, position: int) -> Image:
+        try:
+            data = (self.root / self.ids[position]).read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
+        return decode(data, self.channels)
+
+
+def folder_source(
+    root: str | Path | None,
+    *,
+    labels_file: str | Path | None = None,
+    classes: str = "auto",
+    channels: int = 3,
+) -> FolderSource:
+    """Build a `FolderSource` from configuration values; see there.
+
+    Raises:
+        DataError: if `root` is None, too.
+        ConfigError: if `classes` is none of "auto", "folders" and "none".
+    """
+    if classes not in get_args(Classes):
+        raise ConfigError(f"dataset.source.classes must be one of {', '.join(get_args(Classes))}, got {classes}")
+    if root is None:
+        raise DataError("dataset=folder needs data.root=PATH, the folder that holds the images")
+    labels = None if labels_file is None else Path(labels_file).expanduser()
+    return FolderSource(Path(root).expanduser(), labels_file=labels, classes=cast(Classes, classes), channels=channels)
+
+
+def _scan(root: Path) -> tuple[list[_Entry], Counter[str]]:
+    """List the images below `root`, sorted by id, and count what was skipped, by reason."""
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise DataError(f"{root}: expected a folder with images, found {found}; set data.root to an existing folder")
+    skipped: Counter[str] = Counter()
+    entries = sorted(_walk(os.path.realpath(root), "", skipped))
+    return entries, skipped
+
+
+def _walk(top: str, relative: str, skipped: Counter[str]) -> Iterator[_Entry]:
+    try:
+        with os.scandir(os.path.join(top, relative)) as listing:
+            children = list(listing)
+    except OSError as error:
+        raise DataError(f"{os.path.join(top, relative)}: cannot list this folder: {error.strerror}") from None
+    for child in children:
+        path = f"{relative}/{child.name}" if relative else child.name
+        if child.name.startswith("."):
+            continue
+        if child.is_dir(follow_symlinks=False):
+            yield from _walk(top, path, skipped)
+        elif entry := _image(top, path, child, skipped):
+            yield entry
+
+
+def _image(top: str, path: str, child: os.DirEntry[str], skipped: Counter[str]) -> _Entry | None:
+    """Describe a file or link if it is an image that may be read, else count why not."""
+    link = child.is_symlink()
+    if link and os.path.isdir(child.path):
+        skipped["links to folders"] += 1
+    elif os.path.splitext(child.name)[1].lower() not in SUFFIXES:
+        pass
+    elif link and not os.path.realpath(child.path).startswith(os.path.join(top, "")):
+        skipped["links that leave the folder"] += 1
+    elif not os.path.isfile(child.path):
+        skipped["links and names of images that are no files"] += 1
+    elif not _is_utf8(path):
+        skipped["files whose names are not UTF-8"] += 1
+    else:
+        stat = os.stat(child.path)
+        return _Entry(path, stat.st_size, stat.st_mtime_ns)
+    return None
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _describe(skipped: Counter[str]) -> str:
+    return " (" + ", ".join(f"{reason}: {n:,}" for reason, n in skipped.items()) + ")" if skipped else ""
+
+
+def _fingerprint(entries: Sequence[_Entry], channels: int) -> str:
+    digest = hashlib.sha256(f"folder {channels}".encode())
+    for entry in entries:
+        digest.update(f"\n{entry.id}\0{entry.size}\0{entry.mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _read_labels(
+    root: Path, labels_file: Path | None, ids: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Return the labels by a person and the classes of a benchmark; one of the two is empty or None."""
+    path = root / LABELS_FILE if labels_file is None else labels_file
+    if labels_file is None and not path.is_file():
+        return {}, None
+    labels = read_labels_csv(path, frozenset(ids))
+    if set(labels.values()) <= set(Label):
+        return labels, None
+    missing = [id_ for id_ in ids if id_ not in labels]
+    if missing:
+        raise LabelError(
+            f"{path}: it gives classes beside {', '.join(Label)}, so it must name every image, but {len(missing):,} of "
+            f"{len(ids):,} are missing, the first is {missing[0]}; add them, or keep to those four labels"
+        )
+    return {}, labels
+
+
+def _folder_classes(root: Path, ids: Sequence[str], classes: Classes) -> dict[str, str] | None:
+    if classes == "none":
+        return None
+    loose = [id_ for id_ in ids if "/" not in id_]
+    if classes == "folders" and loose:
+        raise DataError(
+            f"{root}: classes=folders needs every image in a sub-folder named by its class, but {len(loose):,} lie in "
+            f"the folder itself, the first is {loose[0]}"
+        )
+    truth = {id_: id_.split("/", 1)[0] for id_ in ids} if not loose else {}
+    return truth if classes == "folders" or len(set(truth.values())) > 1 else None

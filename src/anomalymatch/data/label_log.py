@@ -1,0 +1,152 @@
+"""Labels as an append-only log: who said what of which image, when, and with which score. Undo is another event."""
+
+import csv
+import io
+import sqlite3
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from anomalymatch.data.labels_csv import read_labels_csv
+from anomalymatch.errors import LabelError, StorageError
+from anomalymatch.files import make_folder, storage_errors, write_text
+from anomalymatch.types import Label
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    image TEXT NOT NULL,
+    label TEXT,              -- NULL takes the label away
+    annotator TEXT NOT NULL,
+    at TEXT NOT NULL,        -- UTC, ISO 8601
+    cycle INTEGER NOT NULL,  -- training whose ranking was on screen; 0 before the first
+    score REAL               -- score at that moment, where there was one
+)
+"""
+
+
+class LabelEvent(NamedTuple):
+    """One line of the log. `label` is None where a label was taken away."""
+
+    sequence: int
+    id: str
+    label: Label | None
+    annotator: str
+    at: datetime
+    cycle: int
+    score: float | None
+
+
+class LabelLog:
+    """The labels of one run, in one SQLite file (write-ahead log, synced at every commit).
+
+    A batch of labels is one transaction: after a kill all of it is there, or none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        make_folder(path.parent)
+        with self._errors():
+            self._connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.execute(_SCHEMA)
+            self._connection.commit()
+
+    def append(
+        self,
+        labels: Mapping[str, Label | None],
+        *,
+        annotator: str,
+        cycle: int,
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
+        """Add one event for each of `labels`, all or none; None takes a label away."""
+        now = datetime.now(UTC).isoformat()
+        rows = [
+            (id_, None if label is None else str(Label(label)), annotator, now, cycle, (scores or {}).get(id_))
+            for id_, label in labels.items()
+        ]
+        with self._errors(), self._connection:
+            self._connection.executemany(
+                "INSERT INTO events (image, label, annotator, at, cycle, score) VALUES (?, ?, ?, ?, ?, ?)", rows
+            )
+
+    def current(self, *, until_cycle: int | None = None) -> dict[str, Label]:
+        """The label that stands for each image: its last event; with `until_cycle`, as it was in that cycle."""
+        labels: dict[str, Label] = {}
+        for event in self.events():
+            if until_cycle is not None and event.cycle > until_cycle:
+                continue
+            labels.pop(event.id, None)
+            if event.label is not None:
+                labels[event.id] = event.label
+        return labels
+
+    def events(self) -> list[LabelEvent]:
+        """The whole log, oldest first."""
+        with self._errors():
+            rows = self._connection.execute("SELECT * FROM events ORDER BY sequence").fetchall()
+        return [
+            LabelEvent(n, id_, Label(label) if label else None, who, datetime.fromisoformat(at), cycle, score)
+            for n, id_, label, who, at, cycle, score in rows
+        ]
+
+    def undo(self, *, annotator: str) -> str | None:
+        """Take back the annotator's last event that still stands, by another event; return its image, if any."""
+        mine = [e for e in self.events() if e.annotator == annotator]
+        stack: list[LabelEvent] = []
+        for event in mine:
+            if event.label is None and stack and stack[-1].id == event.id:
+                stack.pop()
+            else:
+                stack.append(event)
+        if not stack:
+            return None
+        self.append({stack[-1].id: None}, annotator=annotator, cycle=stack[-1].cycle)
+        return stack[-1].id
+
+    def last_cycle(self) -> int | None:
+        """The cycle of the newest event; None for an empty log."""
+        with self._errors():
+            return self._connection.execute("SELECT MAX(cycle) FROM events").fetchone()[0]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with storage_errors(self.path):
+                yield
+        except sqlite3.DatabaseError as error:
+            raise StorageError(
+                f"the label log {self.path} cannot be used ({error}): restore it from labels.csv"
+            ) from error
+
+
+def import_csv(path: Path, known_ids: Container[str]) -> dict[str, Label]:
+    """Read a CSV `filename,label` with the labels anomaly, normal, unsure and artefact.
+
+    Raises:
+        LabelError: if it names unknown images or labels, or an image twice; the first offending lines are quoted.
+    """
+    labels = read_labels_csv(path, known_ids)
+    wrong = [f"{id_},{label}" for id_, label in labels.items() if label not in set(Label)]
+    if wrong:
+        raise LabelError(
+            f"{path}: {len(wrong)} labels are none of {', '.join(Label)}; the first: {'; '.join(wrong[:5])}"
+        )
+    return {id_: Label(label) for id_, label in labels.items()}
+
+
+def export_csv(labels: Mapping[str, Label], path: Path) -> None:
+    """Write the CSV `filename,label` that AnomalyMatch and `import_csv` read, atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("filename", "label"))
+    writer.writerows((id_, str(label)) for id_, label in labels.items())
+    write_text(path, text.getvalue())

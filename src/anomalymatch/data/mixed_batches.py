@@ -1,0 +1,206 @@
+"""The LightningDataModule of FixMatch: labelled and unlabelled images mixed in every batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import CombinedLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from anomalymatch.data.augment import Augmentation, View
+from anomalymatch.data.labels import training_ids
+from anomalymatch.data.source import ImageSource
+from anomalymatch.data.stream import resize
+from anomalymatch.errors import ConfigError, DataError
+from anomalymatch.types import Image, Reject
+
+_WEAK, _STRONG, _LABELLED = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """The make-up of a batch.
+
+    Attributes:
+        labelled: labelled images in a batch.
+        unlabelled_ratio: unlabelled images for each labelled one (FixMatch: mu).
+        iterations: batches in one training.
+        workers: processes that prepare batches; 0 prepares them in the training process.
+    """
+
+    labelled: int = 16
+    unlabelled_ratio: int = 5
+    iterations: int = 100
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("labelled", "unlabelled_ratio", "iterations"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"algorithm.batch.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.workers < 0:
+            raise ConfigError(f"algorithm.batch.workers is {self.workers}: it cannot be negative")
+
+    @property
+    def unlabelled(self) -> int:
+        """Unlabelled images in a batch."""
+        return self.labelled * self.unlabelled_ratio
+
+
+def balanced_draws(targets: Int64[np.ndarray, " n"], count: int, rng: np.random.Generator) -> Int64[np.ndarray, " m"]:
+    """Positions drawn with replacement, each with weight 1 / size of its class: all classes come equally often."""
+    weights = 1.0 / np.bincount(targets)[targets]
+    return rng.choice(len(targets), count, p=weights / weights.sum())
+
+
+def epoch_draws(pool: int, count: int, rng: np.random.Generator) -> Int64[np.ndarray, " m"]:
+    """Positions in 0 … pool-1, reshuffled for every pass, so that none comes twice before all came once."""
+    passes = -(-count // pool)
+    return np.concatenate([rng.permutation(pool) for _ in range(passes)])[:count]
+
+
+class LabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], int]]):
+    """Weak views of labelled images, one for each draw. The few labelled images stay in memory."""
+
+    def __init__(
+        self,
+        images: Sequence[Image],
+        targets: Int64[np.ndarray, " n"],
+        draws: Int64[np.ndarray, " m"],
+        weak: View,
+        seed: int,
+    ) -> None:
+        self.images, self.targets, self.draws = images, targets, draws
+        self.weak, self.seed = weak, seed
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], int]:
+        position = self.draws[draw]
+        view = self.weak(self.images[position], _seed(self.seed, _LABELLED, draw))
+        return _tensor(view), int(self.targets[position])
+
+
+class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]]):
+    """A weak and a strong view of an unlabelled image, one pair for each draw, with its position in the pool."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        pool: Sequence[str],
+        draws: Int64[np.ndarray, " n"],
+        weak: View,
+        strong: View,
+        size: int,
+        seed: int,
+    ) -> None:
+        self.source, self.pool, self.draws = source, pool, draws
+        self.weak, self.strong, self.size, self.seed = weak, strong, size, seed
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]:
+        image, position = self._readable(int(self.draws[draw]))
+        image = resize(image, self.size)
+        weak = self.weak(image, _seed(self.seed, _WEAK, draw))
+        strong = self.strong(image, _seed(self.seed, _STRONG, draw))
+        return _tensor(weak), _tensor(strong), position
+
+    def _readable(self, position: int) -> tuple[Image, int]:
+        """The image at `position` of the pool, or the next one that can be read; ranking reports the others."""
+        for step in range(len(self.pool)):
+            candidate = (position + step) % len(self.pool)
+            image = self.source.read([self.pool[candidate]])[0]
+            if not isinstance(image, Reject):
+                return image, candidate
+        raise DataError(f"none of the {len(self.pool)} images of the pool can be read")
+
+
+class MixedBatches(LightningDataModule):
+    """Batches of `x_lb, y_lb` (weak views of labelled images) and `x_ulb_w, x_ulb_s, i_ulb` (pairs of views).
+
+    Every draw and every view follows from `seed` alone, so the batches do not depend on the number of workers.
+
+    Args:
+        source: the images.
+        labels: labelled ids; only anomaly and normal are used.
+        pool: unlabelled ids to learn from.
+        augmentation: the views.
+        spec: the make-up of a batch.
+        image_size: side of the views, in pixels.
+        seed: seed of this training.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        labels: Mapping[str, str],
+        pool: Sequence[str],
+        *,
+        augmentation: Augmentation,
+        spec: BatchSpec,
+        image_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if not pool:
+            raise DataError("there are no unlabelled images left to learn from")
+        self.source, self.pool, self.spec, self.seed = source, pool, spec, seed
+        self.labels = labels
+        self.image_size = image_size
+        self.weak = augmentation.weak(source.channels)
+        self.strong = augmentation.strong(source.channels)
+
+    def train_dataloader(self) -> CombinedLoader:
+        """`iterations` batches, as the dictionary {"lb": …, "ulb": …}."""
+        lb = DataLoader(self.labelled(), batch_size=self.spec.labelled, pin_memory=torch.cuda.is_available())
+        ulb = DataLoader(
+            self.unlabelled(),
+            batch_size=self.spec.unlabelled,
+            num_workers=self.spec.workers,
+            prefetch_factor=2 if self.spec.workers else None,
+            worker_init_fn=_single_threaded,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return CombinedLoader({"lb": lb, "ulb": ulb}, mode="min_size")
+
+    def labelled(self) -> LabelledViews:
+        """The labelled half of all batches, one after the other."""
+        images, targets = self._labelled_images()
+        rng = np.random.default_rng([self.seed, _LABELLED])
+        draws = balanced_draws(targets, self.spec.iterations * self.spec.labelled, rng)
+        return LabelledViews(images, targets, draws, self.weak, self.seed)
+
+    def _labelled_images(self) -> tuple[list[Image], Int64[np.ndarray, " n"]]:
+        """Read every labelled image once; one that cannot be read teaches nothing, and ranking reports it."""
+        ids = sorted(self.labels)
+        items = zip(ids, self.source.read(ids), strict=True)
+        readable = {id_: resize(image, self.image_size) for id_, image in items if not isinstance(image, Reject)}
+        anomalies, normals = training_ids({id_: self.labels[id_] for id_ in readable})
+        targets = np.repeat(np.array([1, 0]), [len(anomalies), len(normals)])
+        return [readable[id_] for id_ in (*anomalies, *normals)], targets
+
+    def unlabelled(self) -> UnlabelledViews:
+        """The unlabelled half of all batches, one after the other."""
+        rng = np.random.default_rng([self.seed, _WEAK])
+        draws = epoch_draws(len(self.pool), self.spec.iterations * self.spec.unlabelled, rng)
+        return UnlabelledViews(self.source, self.pool, draws, self.weak, self.strong, self.image_size, self.seed)
+
+
+def _tensor(image: Image) -> UInt8[Tensor, "c h w"]:
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def _seed(seed: int, kind: int, draw: int) -> int:
+    return int(np.random.SeedSequence([seed, kind, draw]).generate_state(1)[0])
+
+
+def _single_threaded(worker: int) -> None:
+    """Workers are the parallelism; OpenCV's own threads would only compete, and do not survive a fork."""
+    cv2.setNumThreads(0)

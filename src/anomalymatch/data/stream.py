@@ -1,0 +1,87 @@
+"""Decoding ahead of the model: batches of resized 8-bit images, in order, in constant memory."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from anomalymatch.data.source import ImageSource
+from anomalymatch.types import Image, Reject
+
+
+class ImageBatch(NamedTuple):
+    """Images that are ready for the network; `images` is channels-last in memory."""
+
+    ids: list[str]
+    images: UInt8[Tensor, "b c h w"]
+    rejects: list[Reject]
+
+
+def resize(image: Image, size: int) -> Image:
+    """Resize to `size` x `size` pixels: area-averaged when shrinking, bicubic when enlarging."""
+    height, width, channels = image.shape
+    if (height, width) == (size, size):
+        return image
+    method = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_CUBIC
+    return cv2.resize(np.ascontiguousarray(image), (size, size), interpolation=method).reshape(size, size, channels)
+
+
+def to_tensor(images: Sequence[Image]) -> UInt8[Tensor, "b c h w"]:
+    """Stack images of one size; the channels-last memory of the decoder is kept, not copied around."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def stream(
+    source: ImageSource, ids: Sequence[str], *, size: int, batch_size: int, workers: int = 2
+) -> Iterator[ImageBatch]:
+    """Decode and resize `ids` in `workers` threads, a few batches ahead of the consumer.
+
+    Pillow and OpenCV release the interpreter lock, so decoding runs beside the model. At most `workers + 2` batches
+    are in memory, whatever the length of `ids`. Unreadable images are left out and reported in `rejects`.
+    """
+    chunks = (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
+
+    def load(chunk: Sequence[str]) -> ImageBatch:
+        return _load(source, chunk, size)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        yield from _ahead(pool, load, chunks, workers + 1)
+
+
+def _load(source: ImageSource, ids: Sequence[str], size: int) -> ImageBatch:
+    kept: list[str] = []
+    images: list[Image] = []
+    rejects: list[Reject] = []
+    for id_, item in zip(ids, source.read(ids), strict=True):
+        if isinstance(item, Reject):
+            rejects.append(item)
+        else:
+            kept.append(id_)
+            images.append(resize(item, size))
+    empty = torch.empty(0, source.channels, size, size, dtype=torch.uint8)
+    return ImageBatch(kept, to_tensor(images) if images else empty, rejects)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor,
+    load: Callable[[Sequence[str]], ImageBatch],
+    chunks: Iterator[Sequence[str]],
+    depth: int,
+) -> Iterator[ImageBatch]:
+    waiting: deque[Future[ImageBatch]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(load, chunk))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # the consumer may stop early
+        for future in waiting:
+            future.cancel()

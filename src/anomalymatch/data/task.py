@@ -1,0 +1,156 @@
+"""What is rare, what may be labelled, and what is kept aside to evaluate on."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+
+from anomalymatch.data.source import ImageSource
+from anomalymatch.errors import ConfigError, DataError, LabelError
+from anomalymatch.types import Label
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image source with the question asked of it.
+
+    Attributes:
+        source: the images.
+        pool: images that are ranked, queried and trained on.
+        holdout: images that never leave this side; evaluation on them is comparable between cycles.
+        anomalies: the truly anomalous ids of both, where a benchmark knows them; None for a user's own archive.
+    """
+
+    source: ImageSource
+    pool: Sequence[str]
+    holdout: Sequence[str]
+    anomalies: frozenset[str] | None
+
+    def truth(self, ids: Iterable[str]) -> Bool[np.ndarray, " n"]:
+        """Whether each of `ids` is an anomaly.
+
+        Raises:
+            DataError: if the truth is not known.
+        """
+        if self.anomalies is None:
+            raise DataError(
+                f"{self.source.name}: nothing says which images are anomalies: set dataset.anomaly=CLASS "
+                f"for a set with classes, or label images yourself"
+            )
+        return np.fromiter((id_ in self.anomalies for id_ in ids), dtype=bool)
+
+    def label(self, id_: str) -> Label:
+        """The true label of an image."""
+        return Label.ANOMALY if self.truth([id_])[0] else Label.NORMAL
+
+
+def make_task(
+    source: ImageSource,
+    *,
+    anomaly: str | Sequence[str] | None = None,
+    prevalence: float | None = None,
+    holdout: float = 0.2,
+    seed: int = 0,
+) -> Task:
+    """Divide `source` into pool and held-out split, with `anomaly` as the rare class.
+
+    Args:
+        source: the images; a benchmark needs its `truth`.
+        anomaly: name of the rare class, or several names; None where the truth is unknown.
+        prevalence: share of anomalies to subsample each split to; None keeps them all. The class that is too
+            frequent for it is thinned out, so that no image is ever repeated.
+        holdout: share of each class that is kept aside. A set with an official test split uses that instead. The
+            split depends on the ids alone: it is the same for all seeds.
+        seed: draws the subsample.
+
+    Raises:
+        ConfigError: if a share is out of range or the class does not exist.
+        DataError: if the source has no truth though `anomaly` is given.
+    """
+    _check_share("dataset.holdout", holdout, 0.0, 0.9)
+    if anomaly is None:
+        if prevalence is not None:
+            raise ConfigError("dataset.prevalence needs dataset.anomaly=CLASS: without it nothing is known to be rare")
+        return Task(source, list(source.ids), [], None)
+    names = [anomaly] if isinstance(anomaly, str) else list(anomaly)
+    truth = _truth(source, names)
+    anomalies = frozenset(id_ for id_ in source.ids if truth[id_] in names)
+    kept_aside = source.holdout or _split(source.ids, truth, holdout)
+    sides = [[i for i in source.ids if i not in kept_aside], [i for i in source.ids if i in kept_aside]]
+    if prevalence is not None:
+        _check_share("dataset.prevalence", prevalence, 0.0, 1.0)
+        rng = np.random.default_rng([seed, 0x7A5C])
+        sides = [_thin(side, anomalies, prevalence, rng) for side in sides]
+    return Task(source, sides[0], sides[1], anomalies)
+
+
+def initial_labels(task: Task, *, anomalies: int, normals: int, seed: int) -> dict[str, Label]:
+    """Draw the labels that a benchmark starts from, at random from the pool.
+
+    Raises:
+        LabelError: if the pool has fewer anomalies or normals than asked for.
+    """
+    truth = task.truth(task.pool)
+    rng = np.random.default_rng([seed, 0x1AB])
+    labels: dict[str, Label] = {}
+    for label, wanted, count in ((Label.ANOMALY, True, anomalies), (Label.NORMAL, False, normals)):
+        candidates = np.flatnonzero(truth == wanted)
+        if count < 1:
+            raise LabelError(f"al.initial asks for {count} images labelled {label}: training needs at least one")
+        if count > len(candidates):
+            raise LabelError(
+                f"al.initial asks for {count} images labelled {label}, but the pool of {len(task.pool)} images has "
+                f"only {len(candidates)}: ask for fewer, or take a larger set"
+            )
+        labels |= {task.pool[i]: label for i in sorted(rng.choice(candidates, count, replace=False))}
+    return labels
+
+
+def _truth(source: ImageSource, names: Sequence[str]) -> Mapping[str, str]:
+    if source.truth is None:
+        raise DataError(
+            f"{source.name} has no classes, so dataset.anomaly={','.join(names)} means nothing: "
+            f"leave it out, or give a labels file with the class of every image"
+        )
+    classes = sorted(set(source.truth.values()))
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        shown = ", ".join(classes[:20]) + (f" … ({len(classes)} in all)" if len(classes) > 20 else "")
+        raise ConfigError(f"{source.name} has no class {unknown[0]!r} for dataset.anomaly: choose from {shown}")
+    if set(names) == set(classes):
+        raise ConfigError(f"dataset.anomaly names every class of {source.name}: nothing is left to be normal")
+    return source.truth
+
+
+def _split(ids: Sequence[str], truth: Mapping[str, str], share: float) -> frozenset[str]:
+    """Keep `share` of each class aside, in the order of a hash of the ids: independent of their order and any seed."""
+    by_class: dict[str, list[str]] = {}
+    for id_ in ids:
+        by_class.setdefault(truth[id_], []).append(id_)
+    return frozenset(
+        id_ for members in by_class.values() for id_ in sorted(members, key=_hash)[: round(share * len(members))]
+    )
+
+
+def _hash(id_: str) -> bytes:
+    return hashlib.blake2b(id_.encode(), digest_size=8).digest()
+
+
+def _thin(ids: list[str], anomalies: frozenset[str], prevalence: float, rng: np.random.Generator) -> list[str]:
+    if not ids:
+        return ids
+    rare = np.fromiter((id_ in anomalies for id_ in ids), dtype=bool)
+    a, n = int(rare.sum()), int((~rare).sum())
+    if a > prevalence * (a + n):
+        drop, excess = np.flatnonzero(rare), a - round(n * prevalence / (1 - prevalence))
+    else:
+        drop, excess = np.flatnonzero(~rare), n - round(a * (1 - prevalence) / prevalence)
+    dropped = set(rng.choice(drop, max(0, excess), replace=False).tolist())
+    return [id_ for i, id_ in enumerate(ids) if i not in dropped]
+
+
+def _check_share(name: str, value: float, low: float, high: float) -> None:
+    if not (low <= value < high) or (low == 0.0 and value == 0.0 and name.endswith("prevalence")):
+        raise ConfigError(f"{name} is {value}: it must lie between {low} and {high}")

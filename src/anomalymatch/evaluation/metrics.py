@@ -1,0 +1,191 @@
+"""How well a ranking finds the anomalies: areas under curves, precision and recall at the top, discovery yield."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, Real
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_average_precision,
+    binary_precision_recall_curve,
+    binary_roc,
+)
+
+from anomalymatch.functional.ranking import expected_hits, midranks, top_fraction_count
+
+MEASURES = (
+    "auroc",
+    "ap",
+    "auprc",
+    "precision_at_0_1pct",
+    "recall_at_0_1pct",
+    "precision_at_1pct",
+    "recall_at_1pct",
+)
+"""Names of the measures of a ranking, in the order in which they are reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankingMetrics:
+    """Quality of one ranking; undefined values are NaN, with the reason in `undefined`.
+
+    Attributes:
+        auroc: area under the ROC curve; ties count one half.
+        ap: average precision, the step-wise sum over recall.
+        auprc: area under the precision-recall curve by the trapezoid rule, as the AnomalyMatch paper prints it; close
+            to `ap` unless there are few anomalies or many ties.
+        precision_at_0_1pct: share of anomalies in the top 0.1 % of the images (at least one image).
+        recall_at_0_1pct: share of all anomalies that lie in the top 0.1 %.
+        precision_at_1pct: share of anomalies in the top 1 % (at least one image).
+        recall_at_1pct: share of all anomalies that lie in the top 1 %.
+        images: number of images ranked.
+        anomalies: number of true anomalies among them.
+        undefined: name of each NaN above -> why it is undefined.
+    """
+
+    auroc: float
+    ap: float
+    auprc: float
+    precision_at_0_1pct: float
+    recall_at_0_1pct: float
+    precision_at_1pct: float
+    recall_at_1pct: float
+    images: int
+    anomalies: int
+    undefined: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, float | int]:
+        """Return the numbers alone, in the order above: one row of a table."""
+        return {name: value for name, value in asdict(self).items() if name != "undefined"}
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Points of the ROC and the precision-recall curve of one ranking, each from the strictest threshold on.
+
+    All arrays are empty, and the numbers NaN, where the ranking holds one class only.
+    """
+
+    fpr: Float64[np.ndarray, " r"]
+    tpr: Float64[np.ndarray, " r"]
+    recall: Float64[np.ndarray, " p"]
+    precision: Float64[np.ndarray, " p"]
+    auroc: float
+    ap: float
+    prevalence: float
+
+
+def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"]) -> RankingMetrics:
+    """Measure how high a ranking puts the anomalies (METHODS, section 1, protocol).
+
+    Only the order of the scores matters: probabilities, logits and distances give the same numbers. Where a top-k cut
+    falls among equal scores the expected value over their orders is used.
+
+    Args:
+        scores: higher = more anomalous, any real numbers, shape (n,).
+        is_anomaly: the truth, shape (n,).
+
+    Raises:
+        ValueError: if a score is NaN.
+    """
+    ranks = midranks(scores)
+    images, anomalies = scores.size, int(np.count_nonzero(is_anomaly))
+    reason = _why_undefined(images, anomalies)
+    if reason:
+        nan, undefined = math.nan, dict.fromkeys(MEASURES, reason)
+        return RankingMetrics(nan, nan, nan, nan, nan, nan, nan, images, anomalies, undefined)
+    preds, target = _tensors(ranks, is_anomaly)
+    precision, recall, _ = binary_precision_recall_curve(preds, target, validate_args=False)
+    hits_01, k_01 = _top(ranks, is_anomaly, 0.001)
+    hits_1, k_1 = _top(ranks, is_anomaly, 0.01)
+    return RankingMetrics(
+        auroc=float(binary_auroc(preds, target, validate_args=False)),
+        ap=float(binary_average_precision(preds, target, validate_args=False)),
+        # The curve runs from recall 1 down to 0, hence the sign.
+        auprc=-float(np.trapezoid(precision.double().numpy(), recall.double().numpy())),
+        precision_at_0_1pct=hits_01 / k_01,
+        recall_at_0_1pct=hits_01 / anomalies,
+        precision_at_1pct=hits_1 / k_1,
+        recall_at_1pct=hits_1 / anomalies,
+        images=images,
+        anomalies=anomalies,
+    )
+
+
+def curves(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"], *, max_points: int = 2000) -> Curves:
+    """Return the ROC and precision-recall points, thinned for drawing to about `max_points` each.
+
+    Args:
+        scores: higher = more anomalous, any real numbers, shape (n,).
+        is_anomaly: the truth, shape (n,).
+        max_points: more points than this are thinned evenly along the curve, the two ends always kept.
+
+    Raises:
+        ValueError: if a score is NaN.
+    """
+    ranks = midranks(scores)
+    anomalies = int(np.count_nonzero(is_anomaly))
+    if _why_undefined(scores.size, anomalies):
+        none = np.empty(0, dtype=np.float64)
+        return Curves(none, none, none, none, math.nan, math.nan, math.nan)
+    preds, target = _tensors(ranks, is_anomaly)
+    fpr, tpr, _ = binary_roc(preds, target, validate_args=False)
+    precision, recall, _ = binary_precision_recall_curve(preds, target, validate_args=False)
+    return Curves(
+        *_thin(fpr.double().numpy(), tpr.double().numpy(), max_points),
+        *_thin(recall.double().numpy()[::-1], precision.double().numpy()[::-1], max_points),
+        auroc=float(binary_auroc(preds, target, validate_args=False)),
+        ap=float(binary_average_precision(preds, target, validate_args=False)),
+        prevalence=anomalies / scores.size,
+    )
+
+
+def discovery_yield(found: int, spent: int) -> float:
+    """Return the anomalies found per label spent; NaN while no label has been spent.
+
+    Raises:
+        ValueError: if a count is negative or more was found than spent.
+    """
+    if not 0 <= found <= spent:
+        raise ValueError(f"expected 0 <= found <= spent, got found={found}, spent={spent}")
+    return found / spent if spent else math.nan
+
+
+def _why_undefined(images: int, anomalies: int) -> str:
+    """Return why nothing can be measured, or an empty string if it can."""
+    if images == 0:
+        return "no images to rank"
+    if anomalies == 0:
+        return f"no anomaly among the {images:,} images"
+    if anomalies == images:
+        return f"no normal image among the {images:,} images"
+    return ""
+
+
+def _tensors(ranks: Float64[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"]) -> tuple[torch.Tensor, torch.Tensor]:
+    # Ranks in [0, 1], because torchmetrics puts a sigmoid over a whole update once a score lies outside, which merges
+    # large logits into one; float64, because float32 merges neighbours from about ten million ranks on.
+    return torch.from_numpy(ranks), torch.from_numpy(is_anomaly.astype(np.int64))
+
+
+def _top(ranks: Float64[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"], fraction: float) -> tuple[float, int]:
+    k = top_fraction_count(ranks.size, fraction)
+    return expected_hits(ranks, is_anomaly, k), k
+
+
+def _thin(
+    x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"], limit: int
+) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
+    """Keep at most about `limit` points, evenly spaced along the curve rather than along its index.
+
+    With rare anomalies nearly all points lie on the long flat end, and an even choice by index would lose the start.
+    """
+    if x.size <= limit:
+        return x.copy(), y.copy()
+    length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
+    at = np.searchsorted(length, np.linspace(0.0, length[-1], limit))
+    keep = np.unique(np.concatenate([[0], at.clip(max=x.size - 1), [x.size - 1]]))
+    return x[keep], y[keep]

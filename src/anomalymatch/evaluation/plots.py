@@ -1,0 +1,289 @@
+"""The figures of a run, drawn with matplotlib's object interface: no pyplot, no global state, safe in threads."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Real
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from anomalymatch.evaluation.metrics import Curves
+from anomalymatch.files import atomic_file
+
+Row = Mapping[str, float | int | str]
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+"""Okabe and Ito's colours, which colour-blind readers tell apart (jfly.uni-koeln.de/color), less yellow and black."""
+ANOMALY, NORMAL, POOL, INK, FAINT = "#D55E00", "#0072B2", "#B8C0CC", "#20252D", "#8A929E"
+MARKERS = "osD^vP"
+MAX_LEGEND = 8
+SIZE = (6.4, 4.0)
+DPI = 160
+PLAIN = FuncFormatter(lambda value, _: f"{value:,.0f}")
+METRIC_NAMES = {
+    "auroc": "AUROC",
+    "ap": "average precision",
+    "auprc": "AUPRC",
+    "precision_at_0_1pct": "precision in top 0.1 %",
+    "precision_at_1pct": "precision in top 1 %",
+    "recall_at_0_1pct": "recall in top 0.1 %",
+    "recall_at_1pct": "recall in top 1 %",
+}
+
+
+def roc_figure(curves_by_cycle: Mapping[int | str, Curves]) -> Figure:
+    """Draw the ROC curve of each cycle (or of each method, where the keys are names)."""
+    figure, axes = _figure("false positive rate", "true positive rate")
+    if curves_by_cycle:
+        axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1.2, label="chance")
+    for (key, curve), style in zip(curves_by_cycle.items(), _styles(len(curves_by_cycle)), strict=True):
+        axes.plot(curve.fpr, curve.tpr, label=_label(key, "AUROC", curve.auroc), **style)
+    _unit_square(axes)
+    _legend(axes, loc="lower right")
+    return figure
+
+
+def pr_figure(curves_by_cycle: Mapping[int | str, Curves]) -> Figure:
+    """Draw the precision-recall curve of each cycle, above the precision of a random order (the prevalence)."""
+    figure, axes = _figure("recall", "precision")
+    prevalences = [curve.prevalence for curve in curves_by_cycle.values() if curve.recall.size]
+    if prevalences:
+        label = f"chance ({prevalences[-1]:.2g})"
+        axes.axhline(prevalences[-1], color=FAINT, linestyle=":", linewidth=1.2, label=label)
+    for (key, curve), style in zip(curves_by_cycle.items(), _styles(len(curves_by_cycle)), strict=True):
+        axes.plot(curve.recall, curve.precision, label=_label(key, "AP", curve.ap), **style)
+    _unit_square(axes)
+    _legend(axes, loc="best")
+    return figure
+
+
+def histogram_figure(
+    scores: Real[np.ndarray, " n"],
+    *,
+    labelled_anomalies: Real[np.ndarray, " a"] | None = None,
+    labelled_normals: Real[np.ndarray, " b"] | None = None,
+    true_anomalies: Real[np.ndarray, " t"] | None = None,
+    bins: int = 60,
+) -> Figure:
+    """Draw how the scores are spread, counts on a logarithmic axis so that the few anomalies show.
+
+    Args:
+        scores: scores of the pool, shape (n,); infinite ones are left out.
+        labelled_anomalies: scores of the images labelled anomalous, shape (a,).
+        labelled_normals: scores of the images labelled normal, shape (b,).
+        true_anomalies: scores of the pool's true anomalies where a benchmark knows them, shape (t,).
+        bins: number of bins.
+    """
+    figure, axes = _figure("anomaly score", "images")
+    groups = [(scores, "pool", POOL, 1.0)]
+    if true_anomalies is not None:
+        groups.append((true_anomalies, "true anomalies in the pool", ANOMALY, 0.6))
+    labelled = {"labelled normal": labelled_normals, "labelled anomaly": labelled_anomalies}
+    rugs = {name: values for name, values in labelled.items() if values is not None}
+    edges = _edges(np.concatenate([scores, *(group[0] for group in groups[1:]), *rugs.values()]), bins)
+    tallest = 1
+    for values, name, colour, alpha in groups:
+        counts = np.histogram(values, edges)[0]
+        tallest = max(tallest, int(counts.max()))
+        # An empty bin has no logarithm: its top lies below the axis.
+        tops, label = np.maximum(counts, 0.1), f"{name} ({values.size:,})"
+        axes.stairs(tops, edges, baseline=0.1, fill=True, color=colour, alpha=alpha, label=label)
+    axes.set_yscale("log")
+    axes.set_ylim(0.7, tallest * 2)
+    # A little room beside the bins, where a score of exactly 0 or 1 has its tick.
+    room = 0.01 * (edges[-1] - edges[0])
+    axes.set_xlim(edges[0] - room, edges[-1] + room)
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    _draw_rugs(axes, rugs)
+    _legend(axes, loc="upper right")
+    return figure
+
+
+def discovery_figure(
+    spent: Sequence[int], found: Sequence[int], *, total: int | None = None, images: int | None = None
+) -> Figure:
+    """Draw the anomalies found against the labels spent.
+
+    Args:
+        spent: labels spent after each cycle, ascending, the labels given at the start first.
+        found: anomalies among them.
+        total: anomalies in the whole set, where known: the ceiling, and with `images` the two lines to compare with.
+        images: images in the whole set. Random labelling finds (total - found at the start) / (images - spent at the
+            start) anomalies per label.
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    if len(spent) != len(found):
+        raise ValueError(f"expected one count per cycle, got {len(spent)} of labels and {len(found)} of anomalies")
+    figure, axes = _figure("labels spent", "anomalies found")
+    if total is not None and spent:
+        _draw_bounds(axes, np.asarray(spent, dtype=np.float64), found[0], total, images)
+    axes.plot(spent, found, color=ANOMALY, marker="o", markersize=5.5, linewidth=2.2, label="found", zorder=3)
+    for x, y in zip(spent, found, strict=True):
+        axes.annotate(f"{y:,}", (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=9, color=INK)
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.12)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(PLAIN)
+    _legend(axes, loc="best")
+    return figure
+
+
+def metrics_figure(
+    rows: Sequence[Row], names: Sequence[str] = ("auroc", "ap", "precision_at_0_1pct", "precision_at_1pct")
+) -> Figure:
+    """Draw measures between 0 and 1 over the cycles; undefined (NaN) or missing values leave a gap.
+
+    Args:
+        rows: one per cycle, with `cycle` (else the position counts) and the measures.
+        names: keys to draw; those that no row has are left out.
+    """
+    figure, axes = _figure("cycle", "")
+    cycles = [row.get("cycle", position) for position, row in enumerate(rows)]
+    for place, name in enumerate(name for name in names if any(name in row for row in rows)):
+        values = [float(row.get(name, np.nan)) for row in rows]
+        style: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
+        axes.plot(cycles, values, label=METRIC_NAMES.get(name, name), linewidth=2, markersize=6, **style)
+    axes.set_ylim(-0.02, 1.04)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    return figure
+
+
+def losses_figure(series: Mapping[str, Sequence[float]], steps: Sequence[int] | None = None) -> Figure:
+    """Draw what training logged at each step, one panel per quantity, with a running mean where it is noisy.
+
+    Args:
+        series: name -> values, for example `loss_lb`, `loss_ulb` and `pass_rate`.
+        steps: the step of each value, shared by all series; 0, 1, 2, ... if None.
+    """
+    figure = _canvas(0.9 + 1.35 * max(len(series), 1))
+    panels = figure.subplots(max(len(series), 1), 1, sharex=True, squeeze=False)[:, 0]
+    for place, (axes, (name, values)) in enumerate(zip(panels, series.items(), strict=False)):
+        x, y = np.arange(len(values)) if steps is None else np.asarray(steps), np.asarray(values, dtype=np.float64)
+        colour = PALETTE[place % len(PALETTE)]
+        width = len(y) // 20
+        axes.plot(x, y, color=colour, linewidth=1.1 if width > 1 else 2, alpha=0.35 if width > 1 else 1)
+        if width > 1:
+            axes.plot(x[width - 1 :], np.convolve(y, np.full(width, 1 / width), "valid"), color=colour, linewidth=2)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        _dress(axes, "step" if axes is panels[-1] else "", name)
+    if not series:
+        _dress(panels[0], "step", "")
+        _legend(panels[0])
+    figure.align_ylabels(panels)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to `path`, whole or not at all; the suffix chooses the format (png, svg, pdf).
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written.
+    """
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", facecolor="white")
+
+
+def _figure(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = _canvas(SIZE[1])
+    axes = figure.add_subplot()
+    _dress(axes, x, y)
+    return figure, axes
+
+
+def _canvas(height: float) -> Figure:
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(SIZE[0], height), dpi=DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _dress(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, fontsize=10.5, color=INK)
+    axes.set_ylabel(y, fontsize=10.5, color=INK)
+    axes.tick_params(labelsize=9.5, colors=INK, length=0, pad=5, which="both")
+    axes.grid(color="#E4E7EC", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+
+
+def _legend(axes: Axes, **where: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        axes.text(0.5, 0.5, "nothing to show", transform=axes.transAxes, ha="center", color=FAINT)
+        return
+    # A long legend would hide the curves: the first, the last and some between them are enough to read a ramp.
+    shown = np.unique(np.linspace(0, len(handles) - 1, min(len(handles), MAX_LEGEND)).round().astype(int))
+    handles, labels = [handles[place] for place in shown], [labels[place] for place in shown]
+    axes.legend(handles, labels, fontsize=9.5, framealpha=0.9, edgecolor="none", labelcolor=INK, **where)
+
+
+def _unit_square(axes: Axes) -> None:
+    axes.set_xlim(-0.015, 1.015)
+    axes.set_ylim(-0.02, 1.04)
+
+
+def _styles(count: int) -> list[dict[str, Any]]:
+    """One line style per cycle: distinct colours for a few, a ramp for many; the last cycle stands out."""
+    ramp = colormaps["cividis"]
+    colours = [to_hex(ramp(0.85 * (1 - place / max(count - 1, 1)))) for place in range(count)]
+    if count <= len(PALETTE):
+        colours = list(PALETTE)
+    widths = [2.4 if place == count - 1 else 1.5 for place in range(count)]
+    return [{"color": colours[place], "linewidth": widths[place]} for place in range(count)]
+
+
+def _label(key: int | str, measure: str, value: float) -> str:
+    name = f"cycle {key}" if isinstance(key, int) else key
+    return f"{name}: undefined" if np.isnan(value) else f"{name}: {measure} {value:.3f}"
+
+
+def _draw_rugs(axes: Axes, rugs: Mapping[str, Real[np.ndarray, " _"]]) -> None:
+    """Mark single scores as ticks in lanes above `axes`, one lane per name."""
+    for lane, (name, values) in enumerate(rugs.items()):
+        strip = axes.inset_axes((0, 1.04 + 0.14 * lane, 1, 0.1), sharex=axes)
+        finite = values[np.isfinite(values)]
+        strip.vlines(finite, 0, 1, color=ANOMALY if "anomaly" in name else NORMAL, linewidth=1, alpha=0.7)
+        strip.set_ylim(0, 1)
+        strip.set_facecolor("#F4F6F8")
+        strip.spines[:].set_visible(False)
+        strip.tick_params(length=0, labelbottom=False)
+        strip.set_yticks([0.5], [f"{name}\n({values.size:,})"], fontsize=8.5, color=INK)
+
+
+def _edges(values: Real[np.ndarray, " n"], bins: int) -> Real[np.ndarray, " e"]:
+    """Bin edges over the finite values; 0 to 1 where they look like probabilities."""
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif high - low <= 1e-9 * max(abs(low), abs(high)):
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, bins + 1)
+
+
+def _draw_bounds(axes: Axes, spent: Real[np.ndarray, " n"], start: int, total: int, images: int | None) -> None:
+    """Draw the ceiling, the perfect oracle's path and the random expectation."""
+    x = np.linspace(spent[0], spent[-1], 200)
+    best = np.minimum(start + (x - spent[0]), total)
+    axes.plot(x, best, color=NORMAL, linestyle="--", linewidth=1.3, label="every label an anomaly")
+    if images is not None and images > spent[0]:
+        slope = (total - start) / (images - spent[0])
+        random = start + (x - spent[0]) * slope
+        axes.plot(x, random, color=FAINT, linestyle=":", linewidth=1.6, label="random labels (expected)")
+    if best[-1] > total / 4:
+        # A ceiling far above everything found would flatten the curve itself.
+        axes.axhline(total, color=INK, linewidth=1, label=f"all {total:,} anomalies")

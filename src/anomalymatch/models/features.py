@@ -1,0 +1,175 @@
+"""Pooled features of every image, computed once and kept on disk."""
+
+import hashlib
+import json
+import logging
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from jaxtyping import Float16, Float32, Float64, Int64
+
+from anomalymatch.data.source import ImageSource
+from anomalymatch.errors import DataError
+from anomalymatch.files import atomic_file, make_folder, storage_errors, write_text
+from anomalymatch.models.inference import Inference
+from anomalymatch.models.network import Backbone, NetworkSpec
+from anomalymatch.models.weights import fingerprint
+from anomalymatch.progress import Advance, progress
+from anomalymatch.types import Reject
+
+logger = logging.getLogger(__name__)
+FORMAT = 1
+SHARD_IMAGES = 4096
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Features of up to `SHARD_IMAGES` consecutive images, memory-mapped."""
+
+    ids: list[str]
+    rows: Float16[np.ndarray, "n d"]
+    rejects: list[Reject]
+
+
+@dataclass(frozen=True)
+class Features:
+    """L2-normalised pooled features of a source, in half precision."""
+
+    shards: Sequence[Shard]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The readable images, in the order of the rows."""
+        return [id_ for shard in self.shards for id_ in shard.ids]
+
+    @cached_property
+    def rejects(self) -> list[Reject]:
+        """The images that could not be read."""
+        return [reject for shard in self.shards for reject in shard.rejects]
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {id_: i for i, id_ in enumerate(self.ids)}
+
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._position
+
+    def positions(self, ids: Iterable[str]) -> Int64[np.ndarray, " m"]:
+        """Rows of `ids`.
+
+        Raises:
+            DataError: if one of them has no features, because it is unknown or could not be read.
+        """
+        try:
+            return np.fromiter((self._position[id_] for id_ in ids), dtype=np.int64)
+        except KeyError as error:
+            reasons = {r.id: r.reason for r in self.rejects}
+            reason = reasons.get(error.args[0], "it is not in the source")
+            raise DataError(f"there are no features of image {error.args[0]!r}: {reason}") from None
+
+    def take(self, ids: Iterable[str]) -> Float32[np.ndarray, "m d"]:
+        """Features of `ids` in single precision."""
+        positions = self.positions(ids)
+        starts = np.cumsum([0] + [len(shard.ids) for shard in self.shards])
+        rows = np.empty((len(positions), self.shards[0].rows.shape[1]), dtype=np.float32)
+        owner = np.searchsorted(starts, positions, side="right") - 1
+        for k in np.unique(owner):
+            mine = owner == k
+            rows[mine] = self.shards[k].rows[positions[mine] - starts[k]]
+        return rows
+
+    def project(self, direction: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, " n"]:
+        """Inner product of every row with `direction`: all that a linear head needs to re-rank the archive."""
+        weights = direction.astype(np.float32)
+        return np.concatenate([shard.rows.astype(np.float32) @ weights for shard in self.shards]).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Features on disk under `folder`, one entry for each combination of source, weights and image size.
+
+    They are computed shard by shard: a kill loses at most the shard that was being computed. A corrupt shard is
+    noticed by its checksum and computed again.
+    """
+
+    folder: Path
+    inference: Inference
+
+    def features(self, source: ImageSource, spec: NetworkSpec, backbone: Backbone) -> Features:
+        """Features of all images of `source`: from disk, or computed now."""
+        entry = make_folder(self.folder / self.key(source, spec, backbone))
+        starts = range(0, len(source.ids), SHARD_IMAGES)
+        with storage_errors(entry), FileLock(entry / "lock"):
+            shards = [_read_shard(entry / f"{start:09d}") for start in starts]
+            missing = sum(len(_chunk(source, s)) for s, shard in zip(starts, shards, strict=True) if shard is None)
+            with progress("Features", missing) as advance:
+                return Features(
+                    [
+                        shard
+                        or self._compute(entry / f"{start:09d}", source, _chunk(source, start), spec, backbone, advance)
+                        for start, shard in zip(starts, shards, strict=True)
+                    ]
+                )
+
+    def key(self, source: ImageSource, spec: NetworkSpec, backbone: Backbone) -> str:
+        """Name of the cache entry: a hash of everything that the features depend on."""
+        numeric = "bf16" if self.inference.computes_bf16 else "fp32"
+        parts = [FORMAT, source.fingerprint, fingerprint(backbone), spec.name, spec.image_size, numeric]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
+
+    def _compute(
+        self,
+        path: Path,
+        source: ImageSource,
+        ids: Sequence[str],
+        spec: NetworkSpec,
+        backbone: Backbone,
+        advance: Advance,
+    ) -> Shard:
+        kept: list[str] = []
+        rejects: list[Reject] = []
+        rows = np.empty((len(ids), backbone.features), dtype=np.float16)
+        for batch in self.inference.run(backbone, source, ids, size=spec.image_size):
+            norms = np.linalg.norm(batch.outputs, axis=1, keepdims=True)
+            rows[len(kept) : len(kept) + len(batch.ids)] = batch.outputs / np.maximum(norms, 1e-12)
+            kept += batch.ids
+            rejects += batch.rejects
+            advance(len(batch.ids) + len(batch.rejects))
+        return _write_shard(path, Shard(kept, rows[: len(kept)], rejects))
+
+
+def _chunk(source: ImageSource, start: int) -> Sequence[str]:
+    return source.ids[start : start + SHARD_IMAGES]
+
+
+def _write_shard(path: Path, shard: Shard) -> Shard:
+    """Rows first, then the description with their checksum: without the description there is no shard."""
+    with atomic_file(path.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
+        np.save(file, shard.rows, allow_pickle=False)
+    description = {
+        "crc32": zlib.crc32(np.ascontiguousarray(shard.rows)),
+        "ids": shard.ids,
+        "rejects": [[r.id, r.reason] for r in shard.rejects],
+    }
+    write_text(path.with_suffix(".json"), json.dumps(description))
+    return Shard(shard.ids, np.load(path.with_suffix(".npy"), mmap_mode="r"), shard.rejects)
+
+
+def _read_shard(path: Path) -> Shard | None:
+    """The shard at `path`; None if there is none or it is corrupt."""
+    if not path.with_suffix(".json").exists():
+        return None
+    try:
+        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        rows = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        if zlib.crc32(np.ascontiguousarray(rows)) != description["crc32"]:
+            raise ValueError("the checksum is wrong")
+        return Shard(description["ids"], rows, [Reject(id_, reason) for id_, reason in description["rejects"]])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("Cached features in %s are corrupt (%s): computing them again", path, error)
+        return None

@@ -1,0 +1,145 @@
+"""FixMatch as a LightningModule: it wires a network, its moving average, the losses and an optimiser."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
+from jaxtyping import Bool, Float
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from anomalymatch.errors import ConfigError
+from anomalymatch.functional.fixmatch import PseudoLabels, consistency_loss, cosine_7_16, pseudo_labels
+from anomalymatch.models.ema import ExponentialMovingAverage
+from anomalymatch.models.network import Network, parameter_groups
+
+SCHEDULES = ("constant", "cosine_7_16")
+TEACHERS = ("student", "ema")
+
+
+@dataclass(frozen=True)
+class FixMatchSpec:
+    """The hyper-parameters of the loss and of its training.
+
+    Attributes:
+        threshold: softmax from which a pseudo-label teaches (tau).
+        unlabelled_weight: weight of the consistency loss (lambda_u).
+        ema_decay: decay of the average that scores.
+        teacher: who makes the pseudo-labels, the `student` itself or its `ema`.
+        schedule: of the learning rate, `constant` or `cosine_7_16`.
+        weight_decay: of all weights but those of normalisation layers.
+        freeze_batch_norm: keep the pretrained statistics and use them.
+        single_forward: push labelled, weak and strong views through the network as one batch with gradients, as
+            the paper does. Otherwise the weak views, which need none, go through alone: same loss, less time.
+    """
+
+    threshold: float
+    unlabelled_weight: float
+    ema_decay: float
+    teacher: str
+    schedule: str
+    weight_decay: float
+    freeze_batch_norm: bool
+    single_forward: bool
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("schedule", self.schedule, SCHEDULES), ("teacher", self.teacher, TEACHERS)):
+            if value not in choices:
+                raise ConfigError(f"algorithm.loss.{name} is {value!r}: choose one of {', '.join(choices)}")
+        if not 0.0 < self.threshold <= 1.0:
+            raise ConfigError(f"algorithm.loss.threshold is {self.threshold}: it must lie in (0, 1]")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"algorithm.loss.ema_decay is {self.ema_decay}: it must lie in [0, 1)")
+
+
+class FixMatch(LightningModule):
+    """Trains `network` in place; `ema.network` is the one that scores.
+
+    Args:
+        network: 8-bit images in, two logits out; parameters that must not learn have `requires_grad` off.
+        spec: hyper-parameters.
+        optimizer: makes an optimiser of parameter groups (a partial; its lr is the peak).
+        iterations: length of the training, for the schedule.
+        truth: whether each image of the pool is an anomaly, where a benchmark knows it: only to report how
+            trustworthy the pseudo-labels are.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        spec: FixMatchSpec,
+        *,
+        optimizer: Callable[..., Optimizer],
+        iterations: int,
+        truth: Bool[Tensor, " pool"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.ema = ExponentialMovingAverage(network, spec.ema_decay)
+        self.spec = spec
+        self.make_optimizer = optimizer
+        self.iterations = iterations
+        self.truth = truth
+
+    def on_train_start(self) -> None:
+        """Lightning has just set training mode: batch norms that are to keep their statistics leave it again."""
+        if self.spec.freeze_batch_norm:
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Float[Tensor, ""]:
+        """One FixMatch step: supervised plus weighted consistency loss."""
+        x_lb, y_lb = batch["lb"]
+        x_ulb_w, x_ulb_s, i_ulb = batch["ulb"]
+        logits_lb, logits_w, logits_s = self._forward(*(_channels_last(x) for x in (x_lb, x_ulb_w, x_ulb_s)))
+        pseudo = pseudo_labels(logits_w, self.spec.threshold)
+        loss_lb = F.cross_entropy(logits_lb, y_lb)
+        loss_ulb = consistency_loss(logits_s, pseudo)
+        loss = loss_lb + self.spec.unlabelled_weight * loss_ulb
+        self.log_dict({"loss": loss, "loss_lb": loss_lb, "loss_ulb": loss_ulb, **self._pass_rates(pseudo, i_ulb)})
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The average follows after each step of the optimiser."""
+        self.ema.update(self.network)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser with its schedule, stepped after every batch."""
+        optimizer = self.make_optimizer(parameter_groups(self.network, self.spec.weight_decay))
+        if self.spec.schedule == "constant":
+            return optimizer
+        schedule = LambdaLR(optimizer, lambda step: cosine_7_16(step, self.iterations))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _forward(
+        self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
+    ) -> tuple[Float[Tensor, "l 2"], Float[Tensor, "u 2"], Float[Tensor, "u 2"]]:
+        together = self.spec.single_forward and self.spec.teacher == "student"
+        views = [x_lb, x_ulb_s, x_ulb_w] if together else [x_lb, x_ulb_s]
+        logits_lb, logits_s, *rest = self.network(torch.cat(views)).split([len(x) for x in views])
+        if together:
+            return logits_lb, rest[0], logits_s
+        teacher = self.ema.network if self.spec.teacher == "ema" else self.network
+        with torch.no_grad():
+            return logits_lb, teacher(x_ulb_w), logits_s
+
+    def _pass_rates(self, pseudo: PseudoLabels, i_ulb: Tensor) -> dict[str, Tensor]:
+        """Share of images that pass the cut, share that passes as anomaly and, with truth, how many rightly so."""
+        mask = pseudo.mask.float()
+        anomaly = mask * (pseudo.targets == 1)
+        rates = {"pass_rate": mask.mean(), "pass_rate_anomaly": anomaly.mean()}
+        if self.truth is not None:
+            truth = self.truth.to(i_ulb.device)[i_ulb]
+            right = (pseudo.targets == truth.long()).float()
+            rates["pseudo_precision"] = (mask * right).sum() / mask.sum()
+            rates["pseudo_precision_anomaly"] = (anomaly * right).sum() / anomaly.sum()
+        return rates
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)

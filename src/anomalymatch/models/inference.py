@@ -1,0 +1,84 @@
+"""Forward passes at the speed of the hardware: channels-last, reduced precision where the processor has it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import nn
+
+from anomalymatch.data.source import ImageSource
+from anomalymatch.data.stream import stream
+from anomalymatch.errors import ConfigError
+from anomalymatch.types import Reject
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+class OutputBatch(NamedTuple):
+    """What the module gave for the readable images of a batch."""
+
+    ids: list[str]
+    outputs: Float32[np.ndarray, "b d"]
+    rejects: list[Reject]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How to run a module over images.
+
+    Attributes:
+        device: `auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`.
+        precision: `auto` takes bf16 where the hardware computes in it, else fp32.
+        batch_pixels: pixels in a batch; the batch size follows from the image size.
+        workers: decoding threads.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    batch_pixels: int = 1_048_576
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"inference.precision is {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        if self.workers < 1 or self.batch_pixels < 1:
+            raise ConfigError("inference.workers and inference.batch_pixels must be at least 1")
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that `device` names."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    @property
+    def computes_bf16(self) -> bool:
+        """Whether the forward pass runs in bf16. Where the hardware only emulates it, fp32 is faster."""
+        return self.precision == "bf16" or (self.precision == "auto" and _has_bf16(self.torch_device))
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 autocast, or nothing."""
+        return torch.autocast(self.torch_device.type, torch.bfloat16) if self.computes_bf16 else nullcontext()
+
+    def batch_size(self, image_size: int) -> int:
+        """Images of `image_size` squared pixels that make one batch."""
+        return max(1, min(512, self.batch_pixels // image_size**2))
+
+    def run(self, module: nn.Module, source: ImageSource, ids: Sequence[str], *, size: int) -> Iterator[OutputBatch]:
+        """Outputs of `module` for `ids`, in order, batch by batch."""
+        device = self.torch_device
+        module = module.eval().to(device, memory_format=torch.channels_last)
+        for batch in stream(source, ids, size=size, batch_size=self.batch_size(size), workers=self.workers):
+            with torch.inference_mode(), self.autocast():
+                outputs = module(batch.images.to(device, non_blocking=True)).float().cpu().numpy()
+            yield OutputBatch(batch.ids, outputs, batch.rejects)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,197 @@
+"""The network: pretrained normalisation, a timm backbone, and a two-class head on its pooled features."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
+from jaxtyping import Float, Shaped
+from timm.models import adapt_input_conv, group_parameters
+from torch import Tensor, nn
+
+from anomalymatch.errors import ConfigError
+from anomalymatch.models.weights import load_weights
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that is needed to build the same network again; stored beside every checkpoint."""
+
+    name: str
+    channels: int
+    image_size: int
+    bn_momentum: float | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+class Backbone(nn.Module):
+    """A timm model without classifier, fed with raw 8-bit images.
+
+    Normalising inside the module means that a checkpoint carries it, and that no caller can forget it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.body = body
+        self.features: int = body.num_features
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255.0)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255.0)
+
+    def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Pooled features of 8-bit images (values 0 to 255, any dtype)."""
+        return self.body((images.to(self.mean.dtype) - self.mean) / self.std)
+
+
+class Head(nn.Module):
+    """Linear two-class head on the features, L2-normalised or as they are.
+
+    Normalised features are what the probe is fitted on, so its solution can be copied in exactly.
+    """
+
+    def __init__(self, features: int, *, normalised: bool, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.normalised = normalised
+        self.linear = nn.Linear(features, 2)
+        self.reset_parameters(generator)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """A cold start: logits near zero, so that no image passes the pseudo-label cut at step 0.
+
+        timm's own initialisation of a two-class head is about 25 times wider; every image would pass at once
+        with a random label.
+        """
+        bound = self.linear.in_features**-0.5
+        with torch.no_grad():
+            self.linear.weight.uniform_(-bound, bound, generator=generator)
+            self.linear.bias.zero_()
+
+    def set_probe(self, coefficients: Float[Tensor, " d"], intercept: float) -> None:
+        """Copy a logistic regression in: softmax over the two logits equals its sigmoid."""
+        half = coefficients.to(self.linear.weight) / 2
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.stack([-half, half]))
+            self.linear.bias.copy_(torch.tensor([-intercept / 2, intercept / 2]))
+
+    def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b 2"]:
+        """Logits of (normal, anomaly)."""
+        return self.linear(F.normalize(features, dim=-1) if self.normalised else features)
+
+
+class Network(nn.Module):
+    """Backbone and head: 8-bit images in, logits of (normal, anomaly) out."""
+
+    def __init__(self, spec: NetworkSpec, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
+        """Logits of (normal, anomaly)."""
+        return self.head(self.backbone(images))
+
+
+def build_backbone(
+    *, name: str, weights: str, channels: int, image_size: int, bn_momentum: float | None = None
+) -> tuple[NetworkSpec, Backbone]:
+    """Build a timm backbone with pretrained weights for any number of channels.
+
+    Args:
+        name: any timm model name; `tf_efficientnet_lite0` is the paper's.
+        weights: see `models.weights.load_weights`.
+        channels: channels of the images; the first convolution is adapted as timm does it (three summed into one,
+            or repeated and rescaled).
+        image_size: side of the square input, in pixels.
+        bn_momentum: momentum of every batch norm; None keeps the model's own.
+
+    Raises:
+        ConfigError: if timm does not know the name, or a value is out of range.
+        DownloadError: if the weights are not at hand.
+    """
+    if image_size < 16:
+        raise ConfigError(f"model.image_size is {image_size}: it must be at least 16 pixels")
+    donor = _create(name, channels=3, image_size=image_size, classifier=True)
+    origin = load_weights(donor, weights)
+    mean, std = _statistics(donor.pretrained_cfg, channels)
+    spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin)
+    backbone = empty_backbone(spec)
+    _transplant(donor, backbone.body, channels)
+    return spec, backbone
+
+
+def empty_backbone(spec: NetworkSpec) -> Backbone:
+    """The architecture of `spec` with untrained weights, ready for a checkpoint to be loaded into it."""
+    body = _create(spec.name, channels=spec.channels, image_size=spec.image_size, classifier=False)
+    if spec.bn_momentum is not None:
+        for module in body.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = spec.bn_momentum
+    return Backbone(body, spec.mean, spec.std).to(memory_format=torch.channels_last)
+
+
+def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
+    """Let only the last `trainable_groups` layer groups of a timm model learn; None lets all learn.
+
+    Groups are timm's coarse ones; an EfficientNet has the stem, seven stages and the final convolution.
+
+    Returns:
+        The number of parameters that learn.
+    """
+    groups = group_parameters(body, body.group_matcher(coarse=True), return_values=False)
+    order = sorted(groups)
+    learn = order if trainable_groups is None else order[max(0, len(order) - trainable_groups) :]
+    names = {name for group in learn for name in groups[group]}
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(name in names)
+    return sum(p.numel() for p in body.parameters() if p.requires_grad)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two optimiser groups: weights that decay, and normalisation layers and biases that do not."""
+    exempt = {id(p) for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters()}
+    learning = [p for p in module.parameters() if p.requires_grad]
+    decay = [p for p in learning if id(p) not in exempt]
+    rest = [p for p in learning if id(p) in exempt]
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _create(name: str, *, channels: int, image_size: int, classifier: bool) -> nn.Module:
+    if name not in timm.list_models():
+        close = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5]) or "see timm.list_models()"
+        raise ConfigError(f"timm has no model {name!r}; did you mean: {close}?")
+    options: dict[str, Any] = {"in_chans": channels} | ({} if classifier else {"num_classes": 0})
+    try:  # transformers need to know the size, convolutional networks refuse to be told
+        return timm.create_model(name, pretrained=False, img_size=image_size, **options)
+    except TypeError:
+        return timm.create_model(name, pretrained=False, **options)
+
+
+def _statistics(config: dict[str, Any], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    if channels == len(mean):
+        return mean, std
+    return (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+
+
+def _transplant(donor: nn.Module, body: nn.Module, channels: int) -> None:
+    weights = donor.state_dict()
+    if channels != 3:
+        first = donor.pretrained_cfg["first_conv"]
+        for name in [first] if isinstance(first, str) else first:
+            weights[f"{name}.weight"] = adapt_input_conv(channels, weights[f"{name}.weight"])
+    missing = body.load_state_dict({k: v for k, v in weights.items() if k in body.state_dict()}, strict=False)
+    if missing.missing_keys:
+        raise ConfigError(f"the pretrained weights lack {missing.missing_keys[:3]}")

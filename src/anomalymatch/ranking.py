@@ -1,0 +1,93 @@
+"""The result of a ranking: one score an image, and the ids that could not be read."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float64, Int64
+from scipy.special import expit
+
+from anomalymatch.errors import StorageError
+from anomalymatch.files import atomic_file
+from anomalymatch.types import Reject
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scores of images; higher is more anomalous.
+
+    Attributes:
+        ids: the images, in the order they were scored.
+        logits: log-odds of being an anomaly; they keep their order where the probability saturates.
+        rejects: images that could not be read; they have no score.
+    """
+
+    ids: Sequence[str]
+    logits: Float64[np.ndarray, " n"]
+    rejects: Sequence[Reject] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def scores(self) -> Float64[np.ndarray, " n"]:
+        """Probability of being an anomaly, as the classes were balanced in training."""
+        return expit(self.logits)
+
+    @cached_property
+    def order(self) -> Int64[np.ndarray, " n"]:
+        """Positions from the most to the least anomalous; ties are broken by id, so the order is unique."""
+        return np.lexsort((np.asarray(self.ids, dtype=object), -self.logits)).astype(np.int64)
+
+    def top(self, k: int) -> list[str]:
+        """The `k` most anomalous ids, best first."""
+        return [self.ids[i] for i in self.order[:k]]
+
+    def restrict(self, keep: Iterable[str]) -> "Ranking":
+        """The same scores for `keep` alone, in the order of this ranking; ids without a score are passed over."""
+        wanted = set(keep)
+        rows = [i for i, id_ in enumerate(self.ids) if id_ in wanted]
+        return Ranking([self.ids[i] for i in rows], self.logits[rows], [r for r in self.rejects if r.id in wanted])
+
+    def score_of(self, ids: Iterable[str]) -> dict[str, float]:
+        """Probability by id, for those of `ids` that have one."""
+        wanted = set(ids)
+        return {id_: float(s) for id_, s in zip(self.ids, self.scores, strict=True) if id_ in wanted}
+
+    def write(self, path: Path) -> None:
+        """Write `id, score, rank, logit` to a Parquet file, atomically."""
+        rank = np.empty(len(self), dtype=np.int64)
+        rank[self.order] = np.arange(1, len(self) + 1)
+        columns = {"id": pa.array(self.ids, pa.string()), "score": self.scores, "rank": rank, "logit": self.logits}
+        with atomic_file(path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+
+    @classmethod
+    def read(cls, path: Path) -> "Ranking":
+        """Read what `write` wrote.
+
+        Raises:
+            StorageError: if the file is missing or corrupt.
+        """
+        try:
+            table = pq.read_table(path, columns=["id", "logit"])
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(f"the scores in {path} are missing or corrupt: delete that cycle's folder") from error
+        return cls(table["id"].to_pylist(), table["logit"].to_numpy().astype(np.float64))
+
+
+def write_rejects(rejects: Iterable[Reject], path: Path) -> None:
+    """Write `id, reason` of unreadable images to a Parquet file, atomically."""
+    rows = list(rejects)
+    table = pa.table(
+        {
+            "id": pa.array([r.id for r in rows], pa.string()),
+            "reason": [r.reason for r in rows] or pa.array([], pa.string()),
+        }
+    )
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary)

@@ -1,0 +1,153 @@
+"""The main job: `python -m anomalymatch.run dataset=galaxymnist al.cycles=3`."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.logging import RichHandler
+from rich.table import Table
+
+from anomalymatch.config import check_overrides, compose, config_folder, resumed
+from anomalymatch.errors import AnomalyMatchError, StorageError
+from anomalymatch.files import write_text
+from anomalymatch.progress import console
+
+logger = logging.getLogger(__name__)
+Row = Mapping[str, float | int | str]
+SHOWN = (
+    "cycle",
+    "labels",
+    "found",
+    "auroc",
+    "ap",
+    "precision_at_1pct",
+    "probe_ap",
+    "heldout_auroc",
+    "heldout_ap",
+    "seconds",
+)
+NOISY = ("pytorch_lightning", "lightning.pytorch", "httpx", "urllib3", "wandb", "matplotlib", "PIL", "huggingface_hub")
+
+
+def main() -> None:
+    """Entry point of the command: errors that a user can mend are one line, exit code 1; Ctrl-C is 130."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hand errors to the lines below instead of printing them
+    try:
+        check_overrides([word for word in sys.argv[1:] if "=" in word and not word.startswith("-")])
+        _command()
+    except AnomalyMatchError as error:
+        _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(str(error).splitlines()[0])
+    except KeyboardInterrupt:
+        console.print("Stopped. What the finished cycles gave is kept; continue with resume=RUN_FOLDER.")
+        sys.exit(130)
+
+
+def run(*overrides: str, folder: Path | str) -> list[dict[str, float | int | str]]:
+    """Do what the command does, from Python: `run("dataset=demo", "al.cycles=2", folder="runs/mine")`.
+
+    Args:
+        overrides: as on the command line.
+        folder: the run folder; one that holds an unfinished run of the same configuration is continued.
+
+    Returns:
+        The metrics, one row for each cycle.
+
+    Raises:
+        AnomalyMatchError: with one clear sentence.
+    """
+    return execute(compose(*overrides), Path(folder))
+
+
+@hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
+def _command(config: DictConfig) -> float | None:
+    """One job of a run or a sweep; returns the held-out (else the pool's) average precision to a sweeper."""
+    hydra_config = HydraConfig.get()
+    if config.resume is None:
+        folder = Path(hydra_config.runtime.output_dir)
+    else:
+        folder = Path(config.resume)
+        config = _saved(folder, list(hydra_config.overrides.task))
+    rows = execute(config, folder)
+    if hydra_config.mode == RunMode.RUN:
+        show(rows, folder)
+    objective = rows[-1].get("heldout_ap", rows[-1].get("ap"))
+    return None if objective is None else float(objective)
+
+
+def execute(config: DictConfig, folder: Path) -> list[dict[str, float | int | str]]:
+    """Run (or go on with) the experiment of `config` in `folder`."""
+    set_up_logging(config.log_level)
+    # Imported late: a mistyped word on the command line should not have to wait for torch.
+    from anomalymatch.active.run_folder import CONFIG, RunFolder
+    from anomalymatch.build import build_loop, build_tracker
+
+    run_folder = RunFolder(folder)
+    try:
+        saved = OmegaConf.to_yaml(config, resolve=True)
+        write_text(folder / CONFIG, saved)
+        tracker = build_tracker(config, folder)
+        try:
+            return build_loop(config, run_folder, tracker).run()
+        finally:
+            tracker.finish()
+    finally:
+        run_folder.close()
+
+
+def show(rows: list[dict[str, float | int | str]], folder: Path) -> None:
+    """Print the summary table."""
+    columns = [column for column in SHOWN if column in rows[-1]]
+    table = Table(title=str(folder), title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+    console.print(table)
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def set_up_logging(level: str) -> None:
+    """Our own lines on the terminal, everybody else's only if they are warnings."""
+    logging.basicConfig(
+        level=level.upper(),
+        format="%(message)s",
+        datefmt="%H:%M:%S",
+        handlers=[RichHandler(console=console, show_path=False)],
+        force=True,
+    )
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _saved(folder: Path, overrides: list[str]) -> DictConfig:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise StorageError(f"resume={folder}: there is no run in that folder (no config.yaml)")
+    saved = OmegaConf.load(path)
+    if not isinstance(saved, DictConfig):
+        raise StorageError(f"{path} is corrupt: it is no configuration")
+    return resumed(saved, overrides)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _fail(message: str) -> None:
+    console.print(f"[bold red]error:[/] {message}", soft_wrap=True, highlight=False)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

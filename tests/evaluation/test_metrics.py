@@ -1,0 +1,166 @@
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
+from anomalymatch.evaluation.metrics import MEASURES, curves, discovery_yield, ranking_metrics
+
+
+@st.composite
+def rankings(draw):
+    """Scores with many ties, and a truth that holds both classes."""
+    size = draw(st.integers(2, 60))
+    scores = draw(hnp.arrays(np.float64, size, elements=st.integers(-8, 8).map(float)))
+    truth = draw(hnp.arrays(bool, size))
+    truth[:2] = True, False
+    return scores, truth
+
+
+def same(first, second):
+    return first.as_dict() == pytest.approx(second.as_dict(), nan_ok=True)
+
+
+def random_ranking(size=2000, seed=0):
+    rng = np.random.default_rng(seed)
+    truth = rng.random(size) < 0.05
+    return rng.normal(size=size) + 2 * truth, truth
+
+
+def test_by_hand():
+    # Ranking: A n A n. AUROC: 3 of 4 pairs. AP: (1/1 + 2/3) / 2. Top 1 % of four images is one image.
+    metrics = ranking_metrics(np.array([4.0, 3.0, 2.0, 1.0]), np.array([True, False, True, False]))
+    assert metrics.auroc == pytest.approx(0.75)
+    assert metrics.ap == pytest.approx(5 / 6)
+    # Trapezoids in recall: from (0, 1) to (0.5, 1), down to (0.5, 1/2), to (1, 2/3).
+    assert metrics.auprc == pytest.approx(0.5 + 0.5 * (1 / 2 + 2 / 3) / 2)
+    assert (metrics.precision_at_1pct, metrics.recall_at_1pct) == (1.0, 0.5)
+    assert (metrics.images, metrics.anomalies, metrics.undefined) == (4, 2, {})
+
+
+@given(rankings())
+@settings(deadline=None)
+def test_agrees_with_scikit_learn(ranking):
+    scores, truth = ranking
+    metrics = ranking_metrics(scores, truth)
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    assert metrics.auroc == pytest.approx(roc_auc_score(truth, scores), abs=1e-6)
+    assert metrics.ap == pytest.approx(average_precision_score(truth, scores), abs=1e-6)
+    assert metrics.auprc == pytest.approx(auc(recall, precision), abs=1e-6)
+
+
+@given(rankings(), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_only_the_order_of_the_scores_matters(ranking, random):
+    scores, truth = ranking
+    expected = ranking_metrics(scores, truth)
+    shuffle = list(range(scores.size))
+    random.shuffle(shuffle)
+    assert same(ranking_metrics(scores[shuffle], truth[shuffle]), expected)
+    assert same(ranking_metrics(np.exp(scores) * 100 - 40, truth), expected)
+    assert same(ranking_metrics(1 / (1 + np.exp(-scores)), truth), expected)
+    assert same(ranking_metrics(scores.astype(np.int32), truth), expected)
+
+
+def test_reversed_scores_turn_the_auroc_over():
+    scores, truth = random_ranking()
+    assert ranking_metrics(-scores, truth).auroc == pytest.approx(1 - ranking_metrics(scores, truth).auroc, abs=1e-6)
+
+
+def test_large_logits_are_not_merged():
+    # A sigmoid in float32 or float64 turns all of these into 1.0, and the AUROC into 0.5.
+    scores = np.linspace(50, 100, 1000)
+    truth = np.arange(1000) >= 990
+    assert ranking_metrics(scores, truth).auroc == pytest.approx(1.0)
+    assert ranking_metrics(np.where(truth, np.inf, scores), truth).ap == pytest.approx(1.0)
+
+
+def test_saturated_scores_give_chance():
+    truth = np.arange(1000) < 10
+    metrics = ranking_metrics(np.ones(1000), truth)
+    assert metrics.auroc == pytest.approx(0.5)
+    assert metrics.ap == pytest.approx(0.01)
+    assert metrics.precision_at_0_1pct == pytest.approx(0.01)
+    assert metrics.precision_at_1pct == pytest.approx(0.01)
+    assert metrics.recall_at_1pct == pytest.approx(0.01)
+
+
+def test_top_fractions():
+    truth = np.zeros(10_000, dtype=bool)
+    truth[[0, 5, 50, 99, 100, 5000]] = True
+    metrics = ranking_metrics(-np.arange(10_000), truth)
+    assert (metrics.precision_at_0_1pct, metrics.recall_at_0_1pct) == pytest.approx((2 / 10, 2 / 6))
+    assert (metrics.precision_at_1pct, metrics.recall_at_1pct) == pytest.approx((4 / 100, 4 / 6))
+
+
+@pytest.mark.parametrize(
+    ("truth", "reason"),
+    [([], "no images to rank"), ([False] * 3, "no anomaly among the 3 images"), ([True] * 2, "no normal image")],
+)
+def test_one_class_is_undefined_with_a_reason_and_never_zero(truth, reason):
+    scores, truth = np.arange(len(truth), dtype=np.float64), np.array(truth, dtype=bool)
+    metrics = ranking_metrics(scores, truth)
+    assert set(metrics.undefined) == set(MEASURES)
+    for name in MEASURES:
+        assert math.isnan(metrics.as_dict()[name])
+        assert reason in metrics.undefined[name]
+    assert (metrics.images, metrics.anomalies) == (truth.size, int(truth.sum()))
+    undefined = curves(scores, truth)
+    assert undefined.fpr.size == undefined.recall.size == 0
+    assert math.isnan(undefined.auroc)
+
+
+def test_nan_scores_are_refused():
+    for function in (ranking_metrics, curves):
+        with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+            function(np.array([np.nan, 1.0]), np.array([True, False]))
+
+
+def test_as_dict_is_one_row():
+    row = ranking_metrics(*random_ranking()).as_dict()
+    assert list(row) == [*MEASURES, "images", "anomalies"]
+
+
+@given(rankings())
+@settings(deadline=None)
+def test_curves_are_those_of_scikit_learn(ranking):
+    scores, truth = ranking
+    result = curves(scores, truth)
+    fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    np.testing.assert_allclose(result.fpr, fpr, atol=1e-6)
+    np.testing.assert_allclose(result.tpr, tpr, atol=1e-6)
+    np.testing.assert_allclose(result.recall, recall[::-1], atol=1e-6)
+    np.testing.assert_allclose(result.precision, precision[::-1], atol=1e-6)
+    assert result.prevalence == truth.mean()
+
+
+def test_thinned_curves_keep_their_shape():
+    scores, truth = random_ranking(50_000)
+    thinned = curves(scores, truth, max_points=300)
+    assert 100 < thinned.fpr.size <= 302
+    assert (thinned.fpr[0], thinned.tpr[0], thinned.fpr[-1], thinned.tpr[-1]) == (0, 0, 1, 1)
+    assert (thinned.recall[0], thinned.precision[0], thinned.recall[-1]) == (0, 1, 1)
+    assert auc(thinned.fpr, thinned.tpr) == pytest.approx(thinned.auroc, abs=0.003)
+    assert np.trapezoid(thinned.precision, thinned.recall) == pytest.approx(thinned.ap, abs=0.02)
+
+
+def test_a_million_scores_are_quick_and_exact():
+    scores, truth = random_ranking(1_000_000)
+    start = time.perf_counter()
+    metrics = ranking_metrics(scores, truth)
+    assert time.perf_counter() - start < 3
+    assert metrics.auroc == pytest.approx(roc_auc_score(truth, scores), abs=1e-6)
+    assert metrics.ap == pytest.approx(average_precision_score(truth, scores), abs=1e-6)
+
+
+def test_discovery_yield():
+    assert discovery_yield(15, 520) == pytest.approx(15 / 520)
+    assert math.isnan(discovery_yield(0, 0))
+    for found, spent in ((3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="expected 0 <= found <= spent"):
+            discovery_yield(found, spent)
