@@ -43,7 +43,7 @@ def test_by_hand():
 
 
 @given(rankings())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_agrees_with_scikit_learn(ranking):
     scores, truth = ranking
     metrics = ranking_metrics(scores, truth)
@@ -54,7 +54,7 @@ def test_agrees_with_scikit_learn(ranking):
 
 
 @given(rankings(), st.randoms(use_true_random=False))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_only_the_order_of_the_scores_matters(ranking, random):
     scores, truth = ranking
     expected = ranking_metrics(scores, truth)
@@ -126,7 +126,7 @@ def test_as_dict_is_one_row():
 
 
 @given(rankings())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_curves_are_those_of_scikit_learn(ranking):
     scores, truth = ranking
     result = curves(scores, truth)

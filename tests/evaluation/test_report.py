@@ -181,7 +181,7 @@ def test_format_value(value, text):
     ("key", "name"),
     [
         ("auroc", "AUROC"),
-        ("heldout_ap", "Held-out AP"),
+        ("heldout_ap", "Held\N{NON-BREAKING HYPHEN}out AP"),
         ("anomalies_found", "Anomalies found"),
         ("probe_precision_at_1pct", "Probe precision top\N{NO-BREAK SPACE}1\N{NO-BREAK SPACE}%"),
         ("", ""),

@@ -82,8 +82,9 @@ class Hdf5Source(BaseSource):
         unknown = next((id_ for id_ in ids if id_ not in self._position), None)
         if unknown is not None:
             raise DataError(f"{self.name} has no image {unknown!r}")
-        images = {id_: self._read(id_) for id_ in sorted(set(ids), key=self._position.__getitem__)}
-        return [images[id_] for id_ in ids]
+        order = sorted(range(len(ids)), key=lambda i: self._position[ids[i]])
+        images = {i: self._read(ids[i]) for i in order}
+        return [images[i] for i in range(len(ids))]
 
     def _load(self, position: int) -> Image:
         file = int(np.searchsorted(self._starts, position, side="right")) - 1
@@ -185,7 +186,7 @@ def _fingerprint(files: Sequence[Path], salt: str) -> str:
     return digest.hexdigest()
 
 
-def _with_channels(pixels: Image | np.ndarray, channels: int) -> Image:
+def _with_channels(pixels: np.ndarray, channels: int) -> Image:
     if pixels.ndim == 3 and pixels.shape[2] == channels:
         return pixels
     if pixels.ndim == 3 and pixels.shape[2] == 1:

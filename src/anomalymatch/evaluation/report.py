@@ -28,7 +28,7 @@ COLUMN_NAMES = {
     "recall_at_0_1pct": "Recall top\N{NO-BREAK SPACE}0.1\N{NO-BREAK SPACE}%",
     "precision_at_1pct": "Precision top\N{NO-BREAK SPACE}1\N{NO-BREAK SPACE}%",
     "recall_at_1pct": "Recall top\N{NO-BREAK SPACE}1\N{NO-BREAK SPACE}%",
-    "heldout": "Held-out",
+    "heldout": "Held\N{NON-BREAKING HYPHEN}out",
 }
 
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import nn
 
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import stream
 from anomalymatch.errors import ConfigError
+from anomalymatch.models.network import Backbone, Network
 from anomalymatch.types import Reject
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -68,13 +68,13 @@ class Inference:
         """Images of `image_size` squared pixels that make one batch."""
         return max(1, min(512, self.batch_pixels // image_size**2))
 
-    def run(self, module: nn.Module, source: ImageSource, ids: Sequence[str], *, size: int) -> Iterator[OutputBatch]:
+    def run(self, module: Backbone | Network, source: ImageSource, ids: Sequence[str], *, size: int) -> Iterator[OutputBatch]:
         """Outputs of `module` for `ids`, in order, batch by batch."""
         device = self.torch_device
-        module = module.eval().to(device, memory_format=torch.channels_last)
+        folded = module.folded().eval().to(device, memory_format=torch.channels_last)
         for batch in stream(source, ids, size=size, batch_size=self.batch_size(size), workers=self.workers):
             with torch.inference_mode(), self.autocast():
-                outputs = module(batch.images.to(device, non_blocking=True)).float().cpu().numpy()
+                outputs = folded(batch.images.to(device, non_blocking=True)).float().cpu().numpy()
             yield OutputBatch(batch.ids, outputs, batch.rejects)
 
 

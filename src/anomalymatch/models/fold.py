@@ -1,0 +1,46 @@
+"""Batch norms folded into the convolutions before them: the same outputs for less work, when only predicting."""
+
+import copy
+import logging
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+logger = logging.getLogger(__name__)
+_NORM = nn.BatchNorm2d
+
+
+class _Tracer(fx.Tracer):
+    """Keeps timm's convolutions (TensorFlow's padding) and batch norms (with their activation) in one piece."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (_NORM, nn.Conv2d)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def fold_batch_norms(body: nn.Module) -> nn.Module:
+    """A copy of `body` whose batch norms are folded into the convolutions that feed them, for evaluation only.
+
+    y = gamma (W x - mu) / sigma + beta is again a convolution. A model that cannot be traced comes back as it is.
+    """
+    body = copy.deepcopy(body).eval()
+    try:
+        graph = _Tracer().trace(body)
+    except Exception as error:  # tracing runs the model's own code: it may fail in any way
+        logger.debug("batch norms are not folded, the model cannot be traced: %s", error)
+        return body
+    modules = dict(body.named_modules())
+    for node in graph.nodes:
+        norm = modules.get(node.target) if node.op == "call_module" else None
+        source = node.args[0] if isinstance(norm, _NORM) else None
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+            continue
+        convolution = modules[str(source.target)]
+        if isinstance(convolution, nn.Conv2d):
+            _replace(body, str(source.target), fuse_conv_bn_eval(convolution, norm))
+            _replace(body, str(node.target), getattr(norm, "act", nn.Identity()))
+    return body
+
+
+def _replace(body: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(body.get_submodule(parent), child, module)
