@@ -4,18 +4,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from anomalymatch.active.learner import Learner, ProbeLearner
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
 from anomalymatch.active.oracles import Oracle
-from anomalymatch.active.run_folder import RunFolder
 from anomalymatch.active.strategies import Diverse, Strategy, random, top, uncertain
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.config import compose
 from anomalymatch.data.task import Task, make_task
-from anomalymatch.errors import ConfigError
+from anomalymatch.errors import AnomalyMatchError, ConfigError
 from anomalymatch.models.embedding import Embedding
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,10 @@ def build_task(config: DictConfig) -> Task:
     """The images and what is rare among them."""
     anomaly = config.dataset.anomaly
     return make_task(
-        instantiate(config.dataset.source),
+        _instantiate(config.dataset.source),
         anomaly=anomaly if anomaly is None or isinstance(anomaly, str) else list(anomaly),
-        prevalence=None if config.dataset.prevalence is None else float(config.dataset.prevalence),
-        holdout=float(config.dataset.holdout),
+        prevalence=_share(config, "prevalence"),
+        holdout=_share(config, "holdout") or 0.0,
         seed=config.seed,
     )
 
@@ -70,17 +70,17 @@ def build_embedding(config: DictConfig, task: Task) -> Embedding:
         **model,  # type: ignore[arg-type]
         source=task.source,
         cache_dir=Path(config.data.cache_dir),
-        inference=instantiate(config.inference),
+        inference=_instantiate(config.inference),
     )
 
 
 def build_learner(config: DictConfig, task: Task, embedding: Embedding) -> Learner:
     """The algorithm."""
     truth = None if task.anomalies is None else task.truth
-    return instantiate(config.algorithm.learner)(embedding, seed=config.seed, truth=truth)
+    return _instantiate(config.algorithm.learner)(embedding, seed=config.seed, truth=truth)
 
 
-def build_loop(config: DictConfig, folder: RunFolder, tracker: Tracker) -> ActiveLoop:
+def build_loop(config: DictConfig) -> ActiveLoop:
     """Everything together."""
     task = build_task(config)
     embedding = build_embedding(config, task)
@@ -99,8 +99,6 @@ def build_loop(config: DictConfig, folder: RunFolder, tracker: Tracker) -> Activ
             anomalies=config.al.initial.anomalies,
             normals=config.al.initial.normals,
         ),
-        folder=folder,
-        tracker=tracker,
         seed=config.seed,
     )
 
@@ -112,13 +110,34 @@ def _probe(config: DictConfig, embedding: Embedding) -> ProbeLearner:
 def build_tracker(config: DictConfig, folder: Path) -> Tracker:
     """W&B, or nothing."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return instantiate(config.logger)(folder=folder, config=plain)
+    return _instantiate(config.logger)(folder=folder, config=plain)
+
+
+def _instantiate(node: DictConfig) -> Any:
+    """Hydra's `instantiate`, with our own errors as they were raised and everything else as a `ConfigError`.
+
+    Raises:
+        ConfigError: if an argument is unknown or wrong.
+    """
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, AnomalyMatchError):
+            raise error.__cause__ from None
+        raise ConfigError(f"{node._target_}: {error.__cause__ or error}") from error
+
+
+def _share(config: DictConfig, key: str) -> float | None:
+    value = config.dataset[key]
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    raise ConfigError(f"dataset.{key}={value} is not a number")
 
 
 def _oracle(config: DictConfig, task: Task, embedding: Embedding) -> Oracle | None:
     if task.anomalies is None:
         return None
-    return instantiate(config.oracle.answer)(task, _strategy(config, embedding))
+    return _instantiate(config.oracle.answer)(task, _strategy(config, embedding))
 
 
 def _strategy(config: DictConfig, embedding: Embedding) -> Strategy:

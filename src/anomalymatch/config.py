@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from anomalymatch.errors import ConfigError
+from anomalymatch.errors import ConfigError, StorageError
 
 CHANGEABLE_ON_RESUME = (
     "al.cycles",
@@ -28,6 +28,8 @@ CHANGEABLE_ON_RESUME = (
     "trainer.workers",
 )
 """What may differ between a run and its continuation: nothing else would leave its numbers the same."""
+
+OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v is not None), replace=True)
 
 
 def config_folder() -> Path:
@@ -69,20 +71,32 @@ def check_overrides(overrides: Sequence[str]) -> None:
     _compose([choice for override in parsed for choice in list(_single(override))[:1]])
 
 
-def resumed(saved: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of an earlier run with the few overrides that a continuation may have.
+def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration that the run in `folder` was started with, but for the few things that may change.
+
+    Args:
+        folder: the run folder.
+        config: what the command line gives now.
+        overrides: the words of the command line.
 
     Raises:
+        StorageError: if there is no run in the folder.
         ConfigError: if an override would change the numbers of the run.
     """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise StorageError(f"resume={folder}: there is no run in that folder (no config.yaml)")
+    saved = OmegaConf.load(path)
+    if not isinstance(saved, DictConfig):
+        raise StorageError(f"{path} is corrupt: it is no configuration")
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group or ""
-        if _is_group(override) or not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE_ON_RESUME):
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE_ON_RESUME):
             raise ConfigError(
                 f"{override.input_line} cannot change on resume: only {', '.join(CHANGEABLE_ON_RESUME)} can; "
                 f"start a new run for anything else"
             )
-        OmegaConf.update(saved, key, override.value())
+        OmegaConf.update(saved, key, OmegaConf.select(config, key), merge=False)
     return saved
 
 
@@ -124,29 +138,30 @@ def _check_value(override: Override, default: DictConfig) -> None:
     key = str(override.key_or_group)
     if override.is_add() or override.is_force_add() or override.is_delete():
         return
-    known = dict(_flatten(default))
+    known = dict(_leaves(cast(dict[str, Any], OmegaConf.to_container(default))))
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else "see `python -m anomalymatch.run --cfg job` for all keys"
         raise ConfigError(f"there is no key {key!r}: {hint}")
     for single in _single(override):
         value = OverridesParser.create().parse_override(single).value()
-        if not _fits(value, known[key]):
-            raise ConfigError(f"{key}={value} is not {_kind(known[key])} (the default is {known[key]})")
+        expected = _default_of(key, known[key], default)
+        if not _fits(value, expected):
+            raise ConfigError(f"{key}={value} is not {_kind(expected)} (the default is {expected})")
 
 
-def _flatten(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key in node:
-        name = f"{prefix}{key}"
-        if OmegaConf.is_missing(node, key):
-            yield name, None
-            continue
-        value = OmegaConf.to_container(node, resolve=False)[key] if OmegaConf.is_interpolation(node, key) else node[key]
-        if isinstance(value, str) and value.startswith("${"):
-            value = OmegaConf.select(node, str(key), throw_on_resolution_failure=False)
-        yield name, value
-        if isinstance(value, DictConfig):
-            yield from _flatten(value, f"{name}.")
+def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a nested dictionary, groups among them."""
+    for key, value in node.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+
+
+def _default_of(key: str, raw: Any, config: DictConfig) -> Any:
+    if isinstance(raw, str) and raw.startswith("${"):
+        return OmegaConf.select(config, key, throw_on_resolution_failure=False)
+    return None if raw == "???" else raw
 
 
 def _fits(value: Any, default: Any) -> bool:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from anomalymatch.config import check_overrides, compose, config_folder, resumed
-from anomalymatch.errors import AnomalyMatchError, StorageError
+from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.files import write_text
 from anomalymatch.progress import console
 
@@ -73,12 +73,17 @@ def run(*overrides: str, folder: Path | str) -> list[dict[str, float | int | str
 def _command(config: DictConfig) -> float | None:
     """One job of a run or a sweep; returns the held-out (else the pool's) average precision to a sweeper."""
     hydra_config = HydraConfig.get()
-    if config.resume is None:
-        folder = Path(hydra_config.runtime.output_dir)
-    else:
-        folder = Path(config.resume)
-        config = _saved(folder, list(hydra_config.overrides.task))
-    rows = execute(config, folder)
+    folder = Path(hydra_config.runtime.output_dir)
+    try:
+        if config.resume is not None:
+            config = resumed(folder, config, list(hydra_config.overrides.task))
+        rows = execute(config, folder)
+    except AnomalyMatchError as error:
+        if hydra_config.mode == RunMode.MULTIRUN:
+            raise
+        _fail(str(error))  # here already, because Hydra adds lines of its own to an exception
+    finally:
+        _remove_if_empty(folder)
     if hydra_config.mode == RunMode.RUN:
         show(rows, folder)
     objective = rows[-1].get("heldout_ap", rows[-1].get("ap"))
@@ -92,13 +97,13 @@ def execute(config: DictConfig, folder: Path) -> list[dict[str, float | int | st
     from anomalymatch.active.run_folder import CONFIG, RunFolder
     from anomalymatch.build import build_loop, build_tracker
 
+    loop = build_loop(config)  # what is wrong with images or values shows here, before anything is written
     run_folder = RunFolder(folder)
     try:
-        saved = OmegaConf.to_yaml(config, resolve=True)
-        write_text(folder / CONFIG, saved)
+        write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
         tracker = build_tracker(config, folder)
         try:
-            return build_loop(config, run_folder, tracker).run()
+            return loop.run(run_folder, tracker)
         finally:
             tracker.finish()
     finally:
@@ -130,21 +135,17 @@ def set_up_logging(level: str) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _saved(folder: Path, overrides: list[str]) -> DictConfig:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise StorageError(f"resume={folder}: there is no run in that folder (no config.yaml)")
-    saved = OmegaConf.load(path)
-    if not isinstance(saved, DictConfig):
-        raise StorageError(f"{path} is corrupt: it is no configuration")
-    return resumed(saved, overrides)
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes the folder before the job starts; a job that fails at once should leave nothing behind."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     console.print(f"[bold red]error:[/] {message}", soft_wrap=True, highlight=False)
     sys.exit(1)
 

@@ -56,7 +56,7 @@ def summarise(folder: Path) -> list[Row]:
     for settings, cycles in runs:
         groups[tuple(settings.get(key) for key in varying)].append(cycles)
     return [
-        dict(zip(varying, map(str, values), strict=True)) | _interval_row(cycle, members)
+        {**dict(zip(varying, map(str, values), strict=True)), **_interval_row(cycle, members)}
         for values, members in groups.items()
         for cycle in range(1, 1 + min(len(cycles) for cycles in members))
     ]

@@ -51,7 +51,7 @@ class LoopSpec:
 
 
 class ActiveLoop:
-    """Runs `spec.cycles` cycles in a run folder and goes on from the last finished one.
+    """Runs cycles in a run folder, and goes on from the last finished one.
 
     Everything random follows from `seed` and the number of the cycle, and everything a cycle needs from the ones
     before is read from the folder: a resumed run ends with the same numbers as an uninterrupted one.
@@ -63,8 +63,6 @@ class ActiveLoop:
         given: labels that came with the images (a labels file), for a task without truth.
         baseline: the probe, reported beside any other learner; None if the learner is the probe itself.
         spec: the protocol.
-        folder: where all of it is kept.
-        tracker: gets metrics, figures and weights as they come.
         seed: seed of the draws.
     """
 
@@ -77,15 +75,19 @@ class ActiveLoop:
         given: dict[str, Label],
         baseline: Learner | None,
         spec: LoopSpec,
-        folder: RunFolder,
-        tracker: Tracker,
         seed: int,
     ) -> None:
         self.task, self.learner, self.oracle, self.given, self.baseline = task, learner, oracle, given, baseline
-        self.spec, self.folder, self.tracker, self.seed = spec, folder, tracker, seed
+        self.spec, self.seed = spec, seed
 
-    def run(self) -> list[Row]:
-        """Run the cycles that are missing; return the metrics of all."""
+    def run(self, folder: RunFolder, tracker: Tracker) -> list[Row]:
+        """Run the cycles that are missing in `folder`; return the metrics of all.
+
+        Args:
+            folder: where everything is kept.
+            tracker: gets metrics, figures and weights as they come.
+        """
+        self.folder, self.tracker = folder, tracker
         done = self.folder.finished_cycles()
         if done:
             logger.info("Resuming %s after cycle %d", self.folder.path, done)

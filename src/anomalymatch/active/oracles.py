@@ -29,8 +29,7 @@ class Oracle(Protocol):
 
 
 class PaperOracle:
-    """The protocol of AnomalyMatch: half the budget for the top-scored true anomalies of the current pool, half for
-    its top-scored true normals.
+    """The protocol of AnomalyMatch: it labels top-scored true anomalies and normals of the current pool, half each.
 
     It uses the truth to choose, so what it finds per label is no measure of a method; `TopKOracle` is the honest one.
     """

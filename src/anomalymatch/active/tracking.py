@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 from uuid import uuid4
 
 from anomalymatch.active.learner import WEIGHTS
@@ -90,7 +90,7 @@ class WandbTracker:
             group=group,
             tags=tags,
             name=folder.name,
-            mode=_resolve(mode),
+            mode=cast(Any, _resolve(mode)),
         )
         self._run.define_metric("train/*", step_metric="train/step")
         self._run.define_metric("cycle/*", step_metric="cycle/cycle")
@@ -110,7 +110,7 @@ class WandbTracker:
         events = [
             [e.id, str(e.label or ""), e.annotator, e.at.isoformat(), e.cycle, e.score] for e in folder.labels.events()
         ]
-        columns = ["image", "label", "annotator", "at", "cycle", "score"]
+        columns: list[str | int] = ["image", "label", "annotator", "at", "cycle", "score"]
         values["labels"] = self._wandb.Table(columns=columns, data=events)
         self._run.log(values)
         artifact = self._wandb.Artifact(f"weights-{self._run.id}", type="model", metadata=dict(row))
@@ -139,4 +139,4 @@ def _resolve(mode: str) -> str:
         return os.environ["WANDB_MODE"]
     import wandb
 
-    return "online" if wandb.api.api_key else "offline"
+    return "online" if wandb.login(prompt=False) else "offline"

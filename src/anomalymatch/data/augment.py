@@ -16,13 +16,12 @@ from anomalymatch.errors import ConfigError
 from anomalymatch.types import Image
 
 _BORDER = cv2.BORDER_REFLECT_101
-_UNCHANGED = (1.0, 1.0)
 
 
-class Sharpness(A.ImageOnlyTransform):
-    """Blend an image with its smoothed self: factor 1 leaves it, 0 smooths it (Pillow's `Sharpness`)."""
+class _Blend(A.ImageOnlyTransform):
+    """Blend an image with a poorer copy of itself: factor 1 leaves it, 0 gives the copy (Pillow's `ImageEnhance`)."""
 
-    def __init__(self, factor_range: tuple[float, float], p: float = 0.5) -> None:
+    def __init__(self, factor_range: tuple[float, float], p: float = 1.0) -> None:
         super().__init__(p=p)
         self.factor_range = factor_range
 
@@ -31,10 +30,77 @@ class Sharpness(A.ImageOnlyTransform):
         return {"factor": self.py_random.uniform(*self.factor_range)}
 
     def apply(self, img: np.ndarray, factor: float = 1.0, **_: Any) -> np.ndarray:
-        """Smooth with Pillow's 3 x 3 kernel and blend."""
+        """Blend."""
+        return cv2.addWeighted(img, factor, self.poorer(img), 1.0 - factor, 0.0).reshape(img.shape)
+
+    def poorer(self, img: np.ndarray) -> np.ndarray:
+        """The copy at factor 0."""
+        raise NotImplementedError
+
+
+class Brightness(_Blend):
+    """Darken towards black."""
+
+    def poorer(self, img: np.ndarray) -> np.ndarray:
+        """Black."""
+        return np.zeros_like(img)
+
+
+class Contrast(_Blend):
+    """Blend with the image's mean grey."""
+
+    def poorer(self, img: np.ndarray) -> np.ndarray:
+        """The mean everywhere."""
+        return np.full_like(img, round(float(_grey(img).mean())))
+
+
+class Saturation(_Blend):
+    """Blend with the grey image."""
+
+    def poorer(self, img: np.ndarray) -> np.ndarray:
+        """Its luminance in every channel."""
+        return np.repeat(_grey(img).astype(np.uint8)[..., None], img.shape[2], axis=2)
+
+
+class Sharpness(_Blend):
+    """Smooth with Pillow's 3 x 3 kernel."""
+
+    def poorer(self, img: np.ndarray) -> np.ndarray:
+        """Smoothed."""
         kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13.0
-        smooth = cv2.filter2D(img, -1, kernel, borderType=cv2.BORDER_REPLICATE).reshape(img.shape)
-        return cv2.addWeighted(img, factor, smooth, 1.0 - factor, 0.0).reshape(img.shape)
+        return cv2.filter2D(img, -1, kernel, borderType=cv2.BORDER_REPLICATE).reshape(img.shape)
+
+
+class AutoContrast(A.ImageOnlyTransform):
+    """Stretch each channel linearly to 0 … 255. (albumentations' own equalises, or overlooks what is 255.)"""
+
+    def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
+        """Stretch; a constant channel stays as it is."""
+        low, high = img.min((0, 1)), img.max((0, 1))
+        scale = np.where(high > low, 255.0 / np.maximum(high.astype(float) - low, 1.0), 1.0)
+        return ((img - np.where(high > low, low, 0)) * scale).round().astype(np.uint8)
+
+
+class Cutout(A.ImageOnlyTransform):
+    """Grey out a square with its centre anywhere in the image, up to `largest` of the side; edges cut it off."""
+
+    def __init__(self, largest: float, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.largest = largest
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw side and centre."""
+        height, width = params["shape"][:2]
+        side = self.py_random.uniform(0.0, self.largest) * min(height, width)
+        top, left = self.py_random.uniform(0, height) - side / 2, self.py_random.uniform(0, width) - side / 2
+        edges = ((int(max(0.0, start)), int(max(0.0, start + side))) for start in (top, left))
+        return {"hole": tuple(slice(*edge) for edge in edges)}
+
+    def apply(self, img: np.ndarray, hole: tuple[slice, slice] = (slice(0), slice(0)), **_: Any) -> np.ndarray:
+        """Fill with middle grey."""
+        img = img.copy()
+        img[hole] = 127
+        return img
 
 
 @dataclass(frozen=True)
@@ -58,8 +124,8 @@ class Augmentation:
     vertical_flip: float = 0.0
     translate: float = 0.125
     operations: int = 3
-    factor: tuple[float, float] = (0.05, 0.95)
-    posterize_bits: tuple[int, int] = (4, 8)
+    factor: Sequence[float] = (0.05, 0.95)
+    posterize_bits: Sequence[int] = (4, 8)
     rotate: float = 30.0
     shear: float = 0.3
     strong_translate: float = 0.3
@@ -71,20 +137,23 @@ class Augmentation:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}: it must lie between 0 and 1")
         if self.operations < 0:
             raise ConfigError(f"augment.operations is {self.operations}: it cannot be negative")
+        for name, limit in (("rotate", 180.0), ("shear", 10.0)):
+            if not 0.0 <= getattr(self, name) <= limit:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}: it must lie between 0 and {limit:g}")
+        for name, low, high in (("factor", 0.0, 10.0), ("posterize_bits", 1, 8)):
+            value = getattr(self, name)
+            if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+                raise ConfigError(f"augment.{name} is {list(value)}: it must be [low, high] within {low:g} to {high:g}")
 
     def weak(self, channels: int) -> "View":
         """Flips and a small translation."""
-        return View(self._weak_steps(), channels)
+        return View(self._weak_steps())
 
     def strong(self, channels: int) -> "View":
         """`operations` random operations, cutout, then the weak view's steps (RandAugment as in FixMatch)."""
-        steps: list[A.BasicTransform | A.BaseCompose] = []
-        if self.operations:
-            steps.append(A.SomeOf(self._operations(channels), n=self.operations, replace=True, p=1.0))
-        if self.cutout:
-            hole = (0.01, self.cutout)
-            steps.append(A.CoarseDropout((1, 1), hole, hole, fill=127, p=1.0))
-        return View([*steps, *self._weak_steps()], channels)
+        # One draw after the other: albumentations' SomeOf would sort them, and apply them in the order of the list.
+        drawn = [A.OneOf(self._operations(channels), p=1.0) for _ in range(self.operations)]
+        return View([*drawn, Cutout(self.cutout), *self._weak_steps()])
 
     def _weak_steps(self) -> list[A.BasicTransform]:
         shift = (-self.translate, self.translate)
@@ -96,13 +165,13 @@ class Augmentation:
 
     def _operations(self, channels: int) -> list[A.BasicTransform]:
         slope = math.degrees(math.atan(self.shear))
+        factor, bits = (self.factor[0], self.factor[1]), self.posterize_bits
         shear, shift = (-slope, slope), (-self.strong_translate, self.strong_translate)
         return [
-            A.AutoContrast(p=1.0),
-            *_photometric(tuple(self.factor), channels),
-            Sharpness(tuple(self.factor), p=1.0),
+            AutoContrast(p=1.0),
+            *_photometric(factor, channels),
             A.NoOp(p=1.0),
-            A.Posterize(tuple(self.posterize_bits), p=1.0),
+            A.Posterize((bits[0], bits[1]), p=1.0),
             A.Solarize((0.0, 1.0), p=1.0),
             A.Affine(rotate=(-self.rotate, self.rotate), border_mode=_BORDER, p=1.0),
             A.Affine(shear={"x": shear, "y": (0, 0)}, border_mode=_BORDER, p=1.0),
@@ -113,25 +182,24 @@ class Augmentation:
 
 
 def _photometric(factor: tuple[float, float], channels: int) -> list[A.BasicTransform]:
-    """Brightness and contrast for any number of bands; equalisation where it has a meaning; saturation for colour."""
-    if channels not in (1, 3):
-        limit = (factor[0] - 1.0, factor[1] - 1.0)
-        return [
-            A.RandomBrightnessContrast(brightness_limit=limit, contrast_limit=(0.0, 0.0), p=1.0),
-            A.RandomBrightnessContrast(brightness_limit=(0.0, 0.0), contrast_limit=limit, p=1.0),
-        ]
-    jitter: list[Sequence[tuple[float, float]]] = [(factor, _UNCHANGED, _UNCHANGED), (_UNCHANGED, factor, _UNCHANGED)]
+    """Brightness, contrast and sharpness for any number of bands; what is made for photographs where it fits."""
+    steps: list[A.BasicTransform] = [kind(factor) for kind in (Brightness, Contrast, Sharpness)]
     if channels == 3:
-        jitter.append((_UNCHANGED, _UNCHANGED, factor))
-    return [A.ColorJitter(*ranges, hue=(0.0, 0.0), p=1.0) for ranges in jitter] + [A.Equalize(p=1.0)]
+        steps.append(Saturation(factor))
+    if channels in (1, 3):
+        steps.append(A.Equalize(p=1.0))
+    return steps
+
+
+def _grey(image: Image) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[2] == 3 else image.mean(axis=2)
 
 
 class View:
     """A random transformation of one image that depends on nothing but the image and a seed."""
 
-    def __init__(self, steps: Sequence[A.BasicTransform | A.BaseCompose], channels: int) -> None:
+    def __init__(self, steps: Sequence[A.BasicTransform | A.BaseCompose]) -> None:
         self._compose = A.Compose(list(steps))
-        self._channels = channels
 
     def __call__(self, image: Image, seed: int) -> Image:
         """Transform `image`; the same seed gives the same view, in any process."""

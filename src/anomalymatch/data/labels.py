@@ -12,7 +12,7 @@ def training_ids(labels: Mapping[str, str]) -> tuple[list[str], list[str]]:
     Raises:
         LabelError: if either is empty, or a label is none of `Label`.
     """
-    unknown = sorted({label for label in labels.values()} - set(Label))
+    unknown = sorted(set(labels.values()) - set(Label))
     if unknown:
         raise LabelError(f"unknown label {unknown[0]!r}: a label is one of {', '.join(Label)}")
     anomalies = sorted(id_ for id_, label in labels.items() if label == Label.ANOMALY)

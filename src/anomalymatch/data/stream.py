@@ -23,7 +23,7 @@ class ImageBatch(NamedTuple):
     rejects: list[Reject]
 
 
-def resize(image: Image, size: int) -> Image:
+def resize(image: Image, size: int) -> UInt8[np.ndarray, "{size} {size} c"]:
     """Resize to `size` x `size` pixels: area-averaged when shrinking, bicubic when enlarging."""
     height, width, channels = image.shape
     if (height, width) == (size, size):

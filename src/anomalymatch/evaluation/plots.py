@@ -38,7 +38,7 @@ METRIC_NAMES = {
 }
 
 
-def roc_figure(curves_by_cycle: Mapping[int | str, Curves]) -> Figure:
+def roc_figure(curves_by_cycle: Mapping[Any, Curves]) -> Figure:
     """Draw the ROC curve of each cycle (or of each method, where the keys are names)."""
     figure, axes = _figure("false positive rate", "true positive rate")
     if curves_by_cycle:
@@ -50,7 +50,7 @@ def roc_figure(curves_by_cycle: Mapping[int | str, Curves]) -> Figure:
     return figure
 
 
-def pr_figure(curves_by_cycle: Mapping[int | str, Curves]) -> Figure:
+def pr_figure(curves_by_cycle: Mapping[Any, Curves]) -> Figure:
     """Draw the precision-recall curve of each cycle, above the precision of a random order (the prevalence)."""
     figure, axes = _figure("recall", "precision")
     prevalences = [curve.prevalence for curve in curves_by_cycle.values() if curve.recall.size]

@@ -1,27 +1,30 @@
 """Exponential moving average of a network: parameters averaged, buffers copied."""
 
 import copy
-from typing import cast
+from typing import Generic, TypeVar
 
 from torch import nn
 
 from anomalymatch.functional.fixmatch import ema_update
 
+N = TypeVar("N", bound=nn.Module)
 
-class ExponentialMovingAverage(nn.Module):
+
+class ExponentialMovingAverage(nn.Module, Generic[N]):
     """A slow copy of `network`, part of the LightningModule's state so that it survives a resume.
 
     Parameters move by 1 - decay towards the network's at each update; buffers (batch-norm statistics) are copied.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: N, decay: float) -> None:
         super().__init__()
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"the EMA's decay is {decay}: it must lie in [0, 1)")
         self.decay = decay
-        self.network = cast(nn.Module, copy.deepcopy(network)).requires_grad_(False).eval()
+        self.network = copy.deepcopy(network)
+        self.network.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "ExponentialMovingAverage":
+    def train(self, mode: bool = True) -> "ExponentialMovingAverage[N]":
         """The average only ever predicts: it stays in evaluation mode."""
         super().train(False)
         return self

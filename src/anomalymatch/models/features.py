@@ -152,12 +152,16 @@ def _write_shard(path: Path, shard: Shard) -> Shard:
     with atomic_file(path.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
         np.save(file, shard.rows, allow_pickle=False)
     description = {
-        "crc32": zlib.crc32(np.ascontiguousarray(shard.rows)),
+        "crc32": _checksum(shard.rows),
         "ids": shard.ids,
         "rejects": [[r.id, r.reason] for r in shard.rejects],
     }
     write_text(path.with_suffix(".json"), json.dumps(description))
     return Shard(shard.ids, np.load(path.with_suffix(".npy"), mmap_mode="r"), shard.rejects)
+
+
+def _checksum(rows: Float16[np.ndarray, "n d"]) -> int:
+    return zlib.crc32(np.ascontiguousarray(rows).tobytes())
 
 
 def _read_shard(path: Path) -> Shard | None:
@@ -167,7 +171,7 @@ def _read_shard(path: Path) -> Shard | None:
     try:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         rows = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-        if zlib.crc32(np.ascontiguousarray(rows)) != description["crc32"]:
+        if _checksum(rows) != description["crc32"]:
             raise ValueError("the checksum is wrong")
         return Shard(description["ids"], rows, [Reject(id_, reason) for id_, reason in description["rejects"]])
     except (OSError, ValueError, KeyError, TypeError) as error:

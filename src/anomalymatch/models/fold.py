@@ -31,8 +31,13 @@ def fold_batch_norms(body: nn.Module) -> nn.Module:
     modules = dict(body.named_modules())
     for node in graph.nodes:
         norm = modules.get(node.target) if node.op == "call_module" else None
-        source = node.args[0] if isinstance(norm, _NORM) else None
-        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+        source = node.args[0] if node.args else None
+        if (
+            not isinstance(norm, _NORM)
+            or not isinstance(source, fx.Node)
+            or source.op != "call_module"
+            or len(source.users) != 1
+        ):
             continue
         convolution = modules[str(source.target)]
         if isinstance(convolution, nn.Conv2d):

@@ -68,10 +68,12 @@ class Inference:
         """Images of `image_size` squared pixels that make one batch."""
         return max(1, min(512, self.batch_pixels // image_size**2))
 
-    def run(self, module: Backbone | Network, source: ImageSource, ids: Sequence[str], *, size: int) -> Iterator[OutputBatch]:
+    def run(
+        self, module: Backbone | Network, source: ImageSource, ids: Sequence[str], *, size: int
+    ) -> Iterator[OutputBatch]:
         """Outputs of `module` for `ids`, in order, batch by batch."""
         device = self.torch_device
-        folded = module.folded().eval().to(device, memory_format=torch.channels_last)
+        folded = module.folded().eval().to(device).to(memory_format=torch.channels_last)
         for batch in stream(source, ids, size=size, batch_size=self.batch_size(size), workers=self.workers):
             with torch.inference_mode(), self.autocast():
                 outputs = folded(batch.images.to(device, non_blocking=True)).float().cpu().numpy()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anomalymatch.errors import ConfigError
 from anomalymatch.models.fold import fold_batch_norms
-from anomalymatch.models.weights import load_weights
+from anomalymatch.models.weights import load_weights, pretrained_config
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
     def __init__(self, body: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         super().__init__()
         self.body = body
-        self.features: int = body.num_features
+        self.features = int(cast(int, body.num_features))
         self.register_buffer("mean", torch.as_tensor(mean).view(1, -1, 1, 1) * 255.0)
         self.register_buffer("std", torch.as_tensor(std).view(1, -1, 1, 1) * 255.0)
 
@@ -134,7 +134,7 @@ def build_backbone(
         raise ConfigError(f"model.image_size is {image_size}: it must be at least 16 pixels")
     donor = _create(name, channels=3, image_size=image_size, classifier=True)
     origin = load_weights(donor, weights)
-    mean, std = _statistics(donor.pretrained_cfg, channels)
+    mean, std = _statistics(pretrained_config(donor), channels)
     spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin)
     backbone = empty_backbone(spec)
     _transplant(donor, backbone.body, channels)
@@ -159,7 +159,7 @@ def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
     Returns:
         The number of parameters that learn.
     """
-    groups = group_parameters(body, body.group_matcher(coarse=True), return_values=False)
+    groups = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
     order = sorted(groups)
     learn = order if trainable_groups is None else order[max(0, len(order) - trainable_groups) :]
     names = {name for group in learn for name in groups[group]}
@@ -198,7 +198,7 @@ def _statistics(config: dict[str, Any], channels: int) -> tuple[tuple[float, ...
 def _transplant(donor: nn.Module, body: nn.Module, channels: int) -> None:
     weights = donor.state_dict()
     if channels != 3:
-        first = donor.pretrained_cfg["first_conv"]
+        first = pretrained_config(donor)["first_conv"]
         for name in [first] if isinstance(first, str) else first:
             weights[f"{name}.weight"] = adapt_input_conv(channels, weights[f"{name}.weight"])
     missing = body.load_state_dict({k: v for k, v in weights.items() if k in body.state_dict()}, strict=False)

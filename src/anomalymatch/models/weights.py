@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import requests
 import torch
@@ -54,8 +55,13 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def pretrained_config(model: nn.Module) -> dict[str, Any]:
+    """What timm knows of a model's pretrained weights: hub repository, mean, std, name of the first convolution."""
+    return cast(dict[str, Any], model.pretrained_cfg)
+
+
 def _architecture(model: nn.Module) -> str:
-    return str(model.pretrained_cfg.get("architecture", ""))
+    return str(pretrained_config(model).get("architecture", ""))
 
 
 def _load_auto(model: nn.Module) -> str:
@@ -94,7 +100,7 @@ def _by_order(model: nn.Module, source: Mapping[str, Tensor]) -> dict[str, Tenso
 def _load_hub(model: nn.Module) -> str:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    repository, file = model.pretrained_cfg.get("hf_hub_id"), "model.safetensors"
+    repository, file = pretrained_config(model).get("hf_hub_id"), "model.safetensors"
     if not repository:
         raise DownloadError(f"the hub has no pretrained weights for {_architecture(model)}: set model.weights=none")
     path = try_to_load_from_cache(repository, file)
