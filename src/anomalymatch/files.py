@@ -12,6 +12,7 @@ from anomalymatch.errors import StorageError
 
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space",
+    errno.EFBIG: "the file would be larger than the system allows (ulimit -f)",
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EACCES: "permission denied: choose a folder you can write to",

@@ -23,19 +23,19 @@ from anomalymatch.progress import console
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, float | int | str]
-SHOWN = (
-    "cycle",
-    "labels",
-    "found",
-    "auroc",
-    "ap",
-    "precision_at_1pct",
-    "probe_ap",
-    "heldout_auroc",
-    "heldout_ap",
-    "seconds",
-)
-NOISY = ("pytorch_lightning", "lightning.pytorch", "httpx", "urllib3", "wandb", "matplotlib", "PIL", "huggingface_hub")
+SHOWN = {
+    "cycle": "cycle",
+    "labels": "labels",
+    "found": "found",
+    "auroc": "AUROC",
+    "ap": "AP",
+    "precision_at_1pct": "P@1%",
+    "probe_ap": "probe AP",
+    "heldout_auroc": "held-out AUROC",
+    "heldout_ap": "held-out AP",
+    "seconds": "s",
+}
+NOISY = ("pytorch_lightning", "httpx", "urllib3", "wandb", "matplotlib", "PIL", "huggingface_hub")
 
 
 def main() -> None:
@@ -74,6 +74,7 @@ def _command(config: DictConfig) -> float | None:
     """One job of a run or a sweep; returns the held-out (else the pool's) average precision to a sweeper."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    set_up_logging(config.log_level)
     try:
         if config.resume is not None:
             config = resumed(folder, config, list(hydra_config.overrides.task))
@@ -92,7 +93,6 @@ def _command(config: DictConfig) -> float | None:
 
 def execute(config: DictConfig, folder: Path) -> list[dict[str, float | int | str]]:
     """Run (or go on with) the experiment of `config` in `folder`."""
-    set_up_logging(config.log_level)
     # Imported late: a mistyped word on the command line should not have to wait for torch.
     from anomalymatch.active.run_folder import CONFIG, RunFolder
     from anomalymatch.build import build_loop, build_tracker
@@ -115,7 +115,7 @@ def show(rows: list[dict[str, float | int | str]], folder: Path) -> None:
     columns = [column for column in SHOWN if column in rows[-1]]
     table = Table(title=str(folder), title_justify="left", header_style="bold")
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(SHOWN[column], justify="right")
     for row in rows:
         table.add_row(*(_cell(row.get(column, "")) for column in columns))
     console.print(table)
@@ -123,16 +123,10 @@ def show(rows: list[dict[str, float | int | str]], folder: Path) -> None:
 
 
 def set_up_logging(level: str) -> None:
-    """Our own lines on the terminal, everybody else's only if they are warnings."""
-    logging.basicConfig(
-        level=level.upper(),
-        format="%(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[RichHandler(console=console, show_path=False)],
-        force=True,
-    )
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Our own lines on the terminal, those of chatty libraries only if they are errors."""
+    handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
+    handler.addFilter(lambda record: record.name.split(".")[0] not in NOISY or record.levelno >= logging.ERROR)
+    logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler], force=True)
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """FixMatch as a learner: where it starts from, what learns, and how it ranks."""
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -143,7 +144,12 @@ class FixMatchLearner:
             logger=StepLogger(self.on_step),
             callbacks=[StepProgress(f"Training, cycle {cycle}", self.batch.iterations)],
         )
-        trainer.fit(module, datamodule=data)
+        with warnings.catch_warnings():
+            # Lightning warns of what is meant here: a frozen average in evaluation mode, few loader workers; and its
+            # own dependencies deprecate what it calls.
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            trainer.fit(module, datamodule=data)
         self._student, self._average = network, module.ema.network
 
     def _fitted(self) -> Network:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,7 @@ class Sharpness(_Blend):
 
 
 class AutoContrast(A.ImageOnlyTransform):
-    """Stretch each channel linearly to 0 … 255. (albumentations' own equalises, or overlooks what is 255.)"""
+    """Stretch each channel linearly to 0 … 255; albumentations' own equalises, or overlooks what is 255."""
 
     def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
         """Stretch; a constant channel stays as it is."""
@@ -203,5 +204,7 @@ class View:
 
     def __call__(self, image: Image, seed: int) -> Image:
         """Transform `image`; the same seed gives the same view, in any process."""
-        self._compose.set_random_seed(seed)
+        # One state for all steps: albumentations' set_random_seed gives each step the same seed, so that a vertical
+        # flip would come with every horizontal one, and all magnitudes would be the same draw.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return np.ascontiguousarray(self._compose(image=image)["image"]).reshape(*image.shape)

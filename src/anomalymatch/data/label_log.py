@@ -3,8 +3,8 @@
 import csv
 import io
 import sqlite3
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +22,14 @@ CREATE TABLE IF NOT EXISTS events (
     annotator TEXT NOT NULL,
     at TEXT NOT NULL,        -- UTC, ISO 8601
     cycle INTEGER NOT NULL,  -- training whose ranking was on screen; 0 before the first
-    score REAL               -- score at that moment, where there was one
+    score REAL,              -- score at that moment, where there was one
+    undoes INTEGER           -- sequence of the event that this one takes back, in an undo
 )
 """
 
 
 class LabelEvent(NamedTuple):
-    """One line of the log. `label` is None where a label was taken away."""
+    """One line of the log. `label` is None where a label was taken away; `undoes` is the event that an undo undoes."""
 
     sequence: int
     id: str
@@ -37,6 +38,7 @@ class LabelEvent(NamedTuple):
     at: datetime
     cycle: int
     score: float | None
+    undoes: int | None = None
 
 
 class LabelLog:
@@ -48,12 +50,14 @@ class LabelLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         make_folder(path.parent)
-        with self._errors():
+        with self._errors(), ExitStack() as on_error:
             self._connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            on_error.callback(self._connection.close)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute(_SCHEMA)
             self._connection.commit()
+            on_error.pop_all()
 
     def append(
         self,
@@ -65,19 +69,15 @@ class LabelLog:
     ) -> None:
         """Add one event for each of `labels`, all or none; None takes a label away."""
         now = datetime.now(UTC).isoformat()
-        rows = [
-            (id_, None if label is None else str(Label(label)), annotator, now, cycle, (scores or {}).get(id_))
+        self._insert(
+            (id_, None if label is None else str(Label(label)), annotator, now, cycle, (scores or {}).get(id_), None)
             for id_, label in labels.items()
-        ]
-        with self._errors(), self._connection:
-            self._connection.executemany(
-                "INSERT INTO events (image, label, annotator, at, cycle, score) VALUES (?, ?, ?, ?, ?, ?)", rows
-            )
+        )
 
     def current(self, *, until_cycle: int | None = None) -> dict[str, Label]:
-        """The label that stands for each image: its last event; with `until_cycle`, as it was in that cycle."""
+        """The label of each image: its last event that stands; with `until_cycle`, as it was in that cycle."""
         labels: dict[str, Label] = {}
-        for event in self.events():
+        for event in self._standing():
             if until_cycle is not None and event.cycle > until_cycle:
                 continue
             labels.pop(event.id, None)
@@ -90,23 +90,35 @@ class LabelLog:
         with self._errors():
             rows = self._connection.execute("SELECT * FROM events ORDER BY sequence").fetchall()
         return [
-            LabelEvent(n, id_, Label(label) if label else None, who, datetime.fromisoformat(at), cycle, score)
-            for n, id_, label, who, at, cycle, score in rows
+            LabelEvent(n, id_, Label(label) if label else None, who, datetime.fromisoformat(at), cycle, score, undoes)
+            for n, id_, label, who, at, cycle, score, undoes in rows
         ]
 
     def undo(self, *, annotator: str) -> str | None:
-        """Take back the annotator's last event that still stands, by another event; return its image, if any."""
-        mine = [e for e in self.events() if e.annotator == annotator]
-        stack: list[LabelEvent] = []
-        for event in mine:
-            if event.label is None and stack and stack[-1].id == event.id:
-                stack.pop()
-            else:
-                stack.append(event)
-        if not stack:
+        """Take back the annotator's last event that still stands, by another event; return its image, if any.
+
+        All is then as if that event had never been: an earlier label of the image counts again.
+        """
+        mine = [event for event in self._standing() if event.annotator == annotator]
+        if not mine:
             return None
-        self.append({stack[-1].id: None}, annotator=annotator, cycle=stack[-1].cycle)
-        return stack[-1].id
+        last = mine[-1]
+        now = datetime.now(UTC).isoformat()
+        self._insert([(last.id, None, annotator, now, last.cycle, None, last.sequence)])
+        return last.id
+
+    def _standing(self) -> list[LabelEvent]:
+        """The events that nobody took back, without the undos themselves."""
+        events = self.events()
+        undone = {event.undoes for event in events}
+        return [event for event in events if event.undoes is None and event.sequence not in undone]
+
+    def _insert(self, rows: Iterable[tuple[object, ...]]) -> None:
+        with self._errors(), self._connection:
+            self._connection.executemany(
+                "INSERT INTO events (image, label, annotator, at, cycle, score, undoes) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
 
     def last_cycle(self) -> int | None:
         """The cycle of the newest event; None for an empty log."""

@@ -49,5 +49,7 @@ def anomaly_logit(logits: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
 
 def ema_update(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
     """In place: average <- decay * average + (1 - decay) * value, for each pair."""
+    if not averages:
+        return
     with torch.no_grad():
         torch._foreach_lerp_(averages, values, 1.0 - decay)

@@ -22,9 +22,16 @@ def save_network(network: Network, path: Path, **extra: Any) -> None:
         network: the network that scores.
         path: file name ending in .safetensors.
         extra: more plain values for the JSON, such as the name of the anomaly class.
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written to.
     """
-    with atomic_file(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, temporary)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    try:
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary)
+    except SafetensorError as error:  # its own kind of "the disk is full"
+        raise StorageError(f"cannot write {path}: {error}") from error
     description = {
         "format": FORMAT,
         "network": network.spec.as_dict(),

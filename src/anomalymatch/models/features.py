@@ -1,6 +1,7 @@
 """Pooled features of every image, computed once and kept on disk."""
 
 import hashlib
+import io
 import json
 import logging
 import zlib
@@ -149,8 +150,10 @@ def _chunk(source: ImageSource, start: int) -> Sequence[str]:
 
 def _write_shard(path: Path, shard: Shard) -> Shard:
     """Rows first, then the description with their checksum: without the description there is no shard."""
-    with atomic_file(path.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
-        np.save(file, shard.rows, allow_pickle=False)
+    buffer = io.BytesIO()  # on its way to a real file NumPy would lose the reason why a disk refuses it
+    np.save(buffer, shard.rows, allow_pickle=False)
+    with atomic_file(path.with_suffix(".npy")) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
     description = {
         "crc32": _checksum(shard.rows),
         "ids": shard.ids,

@@ -54,6 +54,9 @@ class FixMatchSpec:
             raise ConfigError(f"algorithm.loss.threshold is {self.threshold}: it must lie in (0, 1]")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"algorithm.loss.ema_decay is {self.ema_decay}: it must lie in [0, 1)")
+        for name, weight in (("unlabelled_weight", self.unlabelled_weight), ("weight_decay", self.weight_decay)):
+            if not weight >= 0.0:
+                raise ConfigError(f"algorithm.loss.{name} is {weight}: it cannot be negative")
 
 
 class FixMatch(LightningModule):
@@ -67,6 +70,9 @@ class FixMatch(LightningModule):
         truth: whether each image of the pool is an anomaly, where a benchmark knows it: only to report how
             trustworthy the pseudo-labels are.
     """
+
+    memory_format = torch.channels_last
+    """Layout of the images; channels-last is the fastest for the backward pass, on CPUs too."""
 
     def __init__(
         self,
@@ -96,7 +102,9 @@ class FixMatch(LightningModule):
         """One FixMatch step: supervised plus weighted consistency loss."""
         x_lb, y_lb = batch["lb"]
         x_ulb_w, x_ulb_s, i_ulb = batch["ulb"]
-        logits_lb, logits_w, logits_s = self._forward(*(_channels_last(x) for x in (x_lb, x_ulb_w, x_ulb_s)))
+        logits_lb, logits_w, logits_s = self._forward(
+            *(x.contiguous(memory_format=self.memory_format) for x in (x_lb, x_ulb_w, x_ulb_s))
+        )
         pseudo = pseudo_labels(logits_w, self.spec.threshold)
         loss_lb = F.cross_entropy(logits_lb, y_lb)
         loss_ulb = consistency_loss(logits_s, pseudo)
@@ -139,7 +147,3 @@ class FixMatch(LightningModule):
             rates["pseudo_precision"] = (mask * right).sum() / mask.sum()
             rates["pseudo_precision_anomaly"] = (anomaly * right).sum() / anomaly.sum()
         return rates
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections import Counter
 
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -29,6 +30,7 @@ def fold_batch_norms(body: nn.Module) -> nn.Module:
         logger.debug("batch norms are not folded, the model cannot be traced: %s", error)
         return body
     modules = dict(body.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
         norm = modules.get(node.target) if node.op == "call_module" else None
         source = node.args[0] if node.args else None
@@ -37,6 +39,7 @@ def fold_batch_norms(body: nn.Module) -> nn.Module:
             or not isinstance(source, fx.Node)
             or source.op != "call_module"
             or len(source.users) != 1
+            or calls[node.target] + calls[source.target] != 2  # shared with another place, which must not change
         ):
             continue
         convolution = modules[str(source.target)]

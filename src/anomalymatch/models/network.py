@@ -1,5 +1,6 @@
 """The network: pretrained normalisation, a timm backbone, and a two-class head on its pooled features."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -110,7 +111,7 @@ class Network(nn.Module):
 
     def folded(self) -> "Network":
         """See `Backbone.folded`."""
-        return Network(self.spec, self.backbone.folded(), self.head)
+        return Network(self.spec, self.backbone.folded(), copy.deepcopy(self.head))
 
 
 def build_backbone(
@@ -132,7 +133,9 @@ def build_backbone(
     """
     if image_size < 16:
         raise ConfigError(f"model.image_size is {image_size}: it must be at least 16 pixels")
-    donor = _create(name, channels=3, image_size=image_size, classifier=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # without pretrained weights too, the same name gives the same network
+        donor = _create(name, channels=3, image_size=image_size, classifier=True)
     origin = load_weights(donor, weights)
     mean, std = _statistics(pretrained_config(donor), channels)
     spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin)
@@ -154,11 +157,17 @@ def empty_backbone(spec: NetworkSpec) -> Backbone:
 def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
     """Let only the last `trainable_groups` layer groups of a timm model learn; None lets all learn.
 
-    Groups are timm's coarse ones; an EfficientNet has the stem, seven stages and the final convolution.
+    Groups are timm's coarse ones; an EfficientNet has eight: the stem, six stages, and the last stage together with
+    the final convolution.
 
     Returns:
         The number of parameters that learn.
+
+    Raises:
+        ConfigError: if `trainable_groups` is negative.
     """
+    if trainable_groups is not None and trainable_groups < 0:
+        raise ConfigError(f"algorithm.learner.trainable_groups is {trainable_groups}: it cannot be negative")
     groups = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
     order = sorted(groups)
     learn = order if trainable_groups is None else order[max(0, len(order) - trainable_groups) :]
@@ -169,7 +178,7 @@ def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two optimiser groups: weights that decay, and normalisation layers and biases that do not."""
+    """Two optimiser groups: what decays, and the parameters of normalisation layers, which do not."""
     exempt = {id(p) for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters()}
     learning = [p for p in module.parameters() if p.requires_grad]
     decay = [p for p in learning if id(p) not in exempt]

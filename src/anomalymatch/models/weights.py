@@ -129,7 +129,7 @@ def _require_hub() -> None:
 def _load_path(model: nn.Module, path: Path) -> str:
     if not path.is_file():
         raise ConfigError(f"model.weights={path} is neither a file nor one of: {CHOICES}")
-    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    tensors = _read_path(path)
     prefix = "backbone.body."
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} or dict(tensors)
     expected = model.state_dict()
@@ -138,6 +138,19 @@ def _load_path(model: nn.Module, path: Path) -> str:
         own |= {name: expected[name] for name in classifier}
     _assign(model, own, str(path))
     return str(path)
+
+
+def _read_path(path: Path) -> Mapping[str, Tensor]:
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    except Exception as error:  # a damaged file can make a reader raise anything
+        raise ConfigError(
+            f"model.weights={path} cannot be read as plain tensors ({type(error).__name__}): it must be an undamaged "
+            f".safetensors or .pth file"
+        ) from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ConfigError(f"model.weights={path} must hold tensors by name: save the model's state_dict()")
+    return tensors
 
 
 def _assign(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:

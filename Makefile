@@ -1,0 +1,48 @@
+# Everything a newcomer needs is `make run` and `make test`; `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# CI runs every test that can run; at home the slow ones wait for `make test MARKERS=`.
+MARKERS ?= $(if $(CI),,not slow)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format types experiments ui clean
+
+help: ## List all targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+run: $(VENV)/installed ## Run the main job on the built-in galaxies: train, rank, label, train again, report
+	$(BIN)/python -m anomalymatch.run +experiment=demo_quick
+
+test: $(VENV)/installed ## Run the tests (MARKERS= runs the slow ones too)
+	$(BIN)/python -m pytest -q -m "$(MARKERS)"
+
+lint: $(VENV)/installed ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/installed ## Check types alone
+	$(BIN)/mypy
+
+experiments: $(VENV)/installed ## Measure the tables of experiments/README.md again (needs ANOMALYMATCH_DATA)
+	$(BIN)/python experiments/probe_miniimagenet.py
+	$(BIN)/python experiments/galaxyzoo1.py
+	$(BIN)/python experiments/warm_start.py
+	$(BIN)/python experiments/speed.py
+
+ui: $(VENV)/installed ## Serve the reports of your runs at http://127.0.0.1:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory runs 8000
+
+clean: ## Remove the environment, caches and build products; runs are kept
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,42 @@
+"""The probe on miniImageNet, five paper classes x three draws, both oracles (README: table 1)."""
+
+from bench import DATA, Job, arguments, measure, table
+
+CLASSES = {
+    "hourglass": "n03544143",
+    "piano": "n04515003",
+    "electric guitar": "n03272010",
+    "photocopier": "n03924679",
+    "orange": "n07747607",
+}
+MEASURES = ("auroc", "ap", "precision_at_1pct", "heldout_auroc", "heldout_ap", "found")
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments(__doc__ or "")
+    classes = dict(list(CLASSES.items())[:1]) if options.quick else CLASSES
+    jobs = [
+        Job(
+            {"oracle": oracle, "class": name, "seed": seed},
+            [
+                "dataset=miniimagenet",
+                f"data.root={DATA / 'miniimagenet'}",
+                f"dataset.anomaly={word_net_id}",
+                f"seed={seed}",
+                f"oracle={oracle}",
+                "algorithm=probe",
+                f"model.image_size={84 if options.quick else 224}",
+            ],
+        )
+        for oracle in ("paper_oracle", "top_k")
+        for name, word_net_id in classes.items()
+        for seed in range(1 if options.quick else 3)
+    ]
+    rows = measure("probe_miniimagenet", jobs, options.runs)
+    print(table(rows, ("oracle", "cycle"), MEASURES))
+    print(table([row for row in rows if row["cycle"] == 3], ("oracle", "class"), MEASURES))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The paper's recipe against the warm start, one class, 128 px, 100 iterations (README: table 3)."""
+
+from bench import DATA, Job, arguments, measure, table
+
+MEASURES = ("auroc", "ap", "precision_at_1pct", "probe_ap", "heldout_ap", "seconds")
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments(__doc__ or "")
+    jobs = [
+        Job(
+            {"algorithm": algorithm, "seed": 0},
+            [
+                "dataset=miniimagenet",
+                f"data.root={DATA / 'miniimagenet'}",
+                "seed=0",
+                f"algorithm={algorithm}",
+                "al.cycles=1",
+                f"trainer.iterations={2 if options.quick else 100}",
+                f"model.image_size={64 if options.quick else 128}",
+            ],
+        )
+        for algorithm in ("fixmatch", "fixmatch_reference")
+    ]
+    rows = measure("warm_start", jobs, options.runs)
+    print(table(rows, ("algorithm", "cycle"), MEASURES))
+
+
+if __name__ == "__main__":
+    main()
