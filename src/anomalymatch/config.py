@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from anomalymatch.errors import ConfigError, StorageError
 
@@ -28,6 +29,8 @@ CHANGEABLE_ON_RESUME = (
     "trainer.workers",
 )
 """What may differ between a run and its continuation: nothing else would leave its numbers the same."""
+
+FILE = "config.yaml"
 
 OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v is not None), replace=True)
 
@@ -83,21 +86,53 @@ def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictC
         StorageError: if there is no run in the folder.
         ConfigError: if an override would change the numbers of the run.
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise StorageError(f"resume={folder}: there is no run in that folder (no config.yaml)")
-    saved = OmegaConf.load(path)
-    if not isinstance(saved, DictConfig):
-        raise StorageError(f"{path} is corrupt: it is no configuration")
+    saved = _load(folder)
+    if saved is None:
+        raise StorageError(f"resume={folder}: there is no run in that folder (no {FILE})")
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group or ""
-        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE_ON_RESUME):
+        if not _changeable(key):
             raise ConfigError(
                 f"{override.input_line} cannot change on resume: only {', '.join(CHANGEABLE_ON_RESUME)} can; "
                 f"start a new run for anything else"
             )
         OmegaConf.update(saved, key, OmegaConf.select(config, key), merge=False)
     return saved
+
+
+def check_same_run(folder: Path, config: DictConfig) -> None:
+    """Refuse to go on in a folder whose run was started with other settings.
+
+    Raises:
+        ConfigError: with the first setting that differs.
+    """
+    saved = _load(folder)
+    if saved is None:
+        return
+    before, now = (
+        dict(_leaves(cast(dict[str, Any], OmegaConf.to_container(c, resolve=True)))) for c in (saved, config)
+    )
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if old != new and not isinstance(old, dict) and not isinstance(new, dict) and not _changeable(key):
+            raise ConfigError(f"{folder} holds a run with {key}={old}, not {new}: choose another folder for this one")
+
+
+def _load(folder: Path) -> DictConfig | None:
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        saved = OmegaConf.load(path)
+    except (OSError, YAMLError) as error:
+        raise StorageError(f"{path} is corrupt: {_first_line(error)}") from error
+    if not isinstance(saved, DictConfig):
+        raise StorageError(f"{path} is corrupt: it is no configuration")
+    return saved
+
+
+def _changeable(key: str) -> bool:
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE_ON_RESUME)
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -148,6 +183,10 @@ def _check_value(override: Override, default: DictConfig) -> None:
         expected = _default_of(key, known[key], default)
         if not _fits(value, expected):
             raise ConfigError(f"{key}={value} is not {_kind(expected)} (the default is {expected})")
+
+
+def _flat(config: DictConfig) -> dict[str, Any]:
+    return dict(_leaves(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))))
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.logging import RichHandler
 from rich.table import Table
 
-from anomalymatch.config import check_overrides, compose, config_folder, resumed
+from anomalymatch.config import FILE, check_overrides, check_same_run, compose, config_folder, resumed
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.files import write_text
 from anomalymatch.progress import console
@@ -94,13 +94,14 @@ def _command(config: DictConfig) -> float | None:
 def execute(config: DictConfig, folder: Path) -> list[dict[str, float | int | str]]:
     """Run (or go on with) the experiment of `config` in `folder`."""
     # Imported late: a mistyped word on the command line should not have to wait for torch.
-    from anomalymatch.active.run_folder import CONFIG, RunFolder
+    from anomalymatch.active.run_folder import RunFolder
     from anomalymatch.build import build_loop, build_tracker
 
     loop = build_loop(config)  # what is wrong with images or values shows here, before anything is written
+    check_same_run(folder, config)
     run_folder = RunFolder(folder)
     try:
-        write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        write_text(folder / FILE, OmegaConf.to_yaml(config, resolve=True))
         tracker = build_tracker(config, folder)
         try:
             return loop.run(run_folder, tracker)

@@ -19,6 +19,14 @@ from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label, Reject
 
 SHEET_IMAGES = 64
+STEP_SERIES = {
+    "labelled\nloss": "loss_lb",
+    "unlabelled\nloss": "loss_ulb",
+    "pass rate": "pass_rate",
+    "pass rate,\nanomaly": "pass_rate_anomaly",
+    "precision,\nanomaly": "pseudo_precision_anomaly",
+}
+"""What training logs at each step, by the name that the plot gives it."""
 TOP, FALSE_POSITIVES = "top64.png", "false_positives.png"
 REPORTED = ("cycle", "labels", "found", "discovery_yield", "auroc", "ap", "auprc", "precision_at_0_1pct",
             "precision_at_1pct", "recall_at_1pct", "probe_auroc", "probe_ap", "heldout_auroc", "heldout_ap",
@@ -152,10 +160,10 @@ def _series(folder: RunFolder, cycles: int) -> dict[str, list[float]]:
     for number in range(1, cycles + 1):
         with (folder.cycle(number) / STEPS).open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                for name in ("loss_lb", "loss_ulb", "pass_rate", "pass_rate_anomaly", "pseudo_precision_anomaly"):
-                    if row.get(name):
-                        series.setdefault(name, []).append(float(row[name]))
-    return series
+                for name, key in STEP_SERIES.items():
+                    if row.get(key):
+                        series.setdefault(name, []).append(float(row[key]))
+    return {name: values for name, values in series.items() if not np.isnan(values).all()}
 
 
 def _write_sheet(path: Path, task: Task, ranking: Ranking, ids: list[str]) -> None:

@@ -29,7 +29,11 @@ def resize(image: Image, size: int) -> UInt8[np.ndarray, "{size} {size} c"]:
     if (height, width) == (size, size):
         return image
     method = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_CUBIC
-    return cv2.resize(np.ascontiguousarray(image), (size, size), interpolation=method).reshape(size, size, channels)
+    parts = [  # OpenCV takes four channels at most
+        cv2.resize(np.ascontiguousarray(image[..., k : k + 4]), (size, size), interpolation=method)
+        for k in range(0, channels, 4)
+    ]
+    return np.dstack(parts) if len(parts) > 1 else parts[0].reshape(size, size, channels)
 
 
 def to_tensor(images: Sequence[Image]) -> UInt8[Tensor, "b c h w"]:
