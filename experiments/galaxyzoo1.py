@@ -19,7 +19,7 @@ def main() -> None:
                 f"oracle={oracle}",
                 f"algorithm={algorithm}",
                 "augment.vertical_flip=0.5",
-                f"trainer.iterations={2 if options.quick else 50}",
+                f"trainer.iterations={2 if options.quick else 30}",
                 *(["algorithm.learner.batch.labelled=8"] if algorithm == "fixmatch" else []),
                 f"model.image_size={64 if options.quick else 128}",
             ],

@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from anomalymatch.active.learner import Learner, ProbeLearner
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
@@ -53,10 +53,13 @@ def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
 
 def build_task(config: DictConfig) -> Task:
     """The images and what is rare among them."""
+    if config.seed < 0:
+        raise ConfigError(f"seed is {config.seed}: it cannot be negative")
     anomaly = config.dataset.anomaly
+    several = isinstance(anomaly, ListConfig)
     return make_task(
         _instantiate(config.dataset.source),
-        anomaly=anomaly if anomaly is None or isinstance(anomaly, str) else list(anomaly),
+        anomaly=None if anomaly is None else [str(name) for name in anomaly] if several else str(anomaly),
         prevalence=_share(config, "prevalence"),
         holdout=_share(config, "holdout") or 0.0,
         seed=config.seed,

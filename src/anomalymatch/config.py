@@ -30,6 +30,19 @@ CHANGEABLE_ON_RESUME = (
 )
 """What may differ between a run and its continuation: nothing else would leave its numbers the same."""
 
+NULLABLE = (
+    "al.pool_size",
+    "algorithm.learner.trainable_groups",
+    "dataset.anomaly",
+    "dataset.holdout",
+    "dataset.source.label_column",
+    "model.bn_momentum",
+)
+"""What has a default and may still be switched off by null."""
+
+ANY_TYPE = ("dataset.anomaly", "trainer.lightning.")
+"""What other programs' words are for: class names may be numbers or a list, Lightning checks its own arguments."""
+
 FILE = "config.yaml"
 
 OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v is not None), replace=True)
@@ -51,27 +64,34 @@ def compose(*overrides: str) -> DictConfig:
     return _compose(overrides)
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
+def check_overrides(overrides: Sequence[str], *, multirun: bool = False, folder: Path | None = None) -> None:
     """Refuse unknown groups, keys and values of the wrong type, in one line; values of a sweep are checked one by one.
 
     The types of the defaults are the schema: whole numbers where a whole number stands, and so on.
 
+    Args:
+        overrides: the words of a command line.
+        multirun: whether a key may have several values.
+        folder: a user's own configurations, beside those of the package.
+
     Raises:
         ConfigError: with the first wrong override, and the nearest right one.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(_first_line(error)) from error
-    parsed = [override for override in parsed if not (override.key_or_group or "").startswith("hydra")]
-    groups = [override for override in parsed if _is_group(override)]
+    folders = [config_folder(), *([folder] if folder else [])]
+    parsed = [override for override in map(_parse, overrides) if not _is_hydra(override)]
+    groups = [override for override in parsed if _choices(override, folders)]
     for override in groups:
-        _check_group(override)
-    default = _compose([choice for override in groups for choice in list(_single(override))[:1]])
+        _check_group(override, _choices(override, folders))
+    default = _compose([choice for override in groups for choice in list(_single(override))[:1]], folder)
     for override in parsed:
+        if override.is_sweep_override() and not multirun:
+            raise ConfigError(f"{override.input_line} gives several values: add -m to run them all")
         if override not in groups:
             _check_value(override, default)
-    _compose([choice for override in parsed for choice in list(_single(override))[:1]])
+    composed = _compose([choice for override in parsed for choice in list(_single(override))[:1]], folder)
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no default: set {missing[0]}=VALUE")
 
 
 def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -109,10 +129,9 @@ def check_same_run(folder: Path, config: DictConfig) -> None:
     saved = _load(folder)
     if saved is None:
         return
-    before, now = (
-        dict(_leaves(cast(dict[str, Any], OmegaConf.to_container(c, resolve=True)))) for c in (saved, config)
-    )
-    for key in sorted({*before, *now}):
+    before, now = _flat(saved), _flat(config)
+    follows = {key for key, value in _flat(config, resolve=False).items() if isinstance(value, str) and "${" in value}
+    for key in sorted({*before, *now} - follows):
         old, new = before.get(key), now.get(key)
         if old != new and not isinstance(old, dict) and not isinstance(new, dict) and not _changeable(key):
             raise ConfigError(f"{folder} holds a run with {key}={old}, not {new}: choose another folder for this one")
@@ -135,20 +154,37 @@ def _changeable(key: str) -> bool:
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE_ON_RESUME)
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def _parse(word: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise ConfigError(f"{word!r} cannot be understood, expected KEY=VALUE: {_first_line(error)}") from error
+    if not override.key_or_group:
+        raise ConfigError(f"{word!r} cannot be understood, expected KEY=VALUE: there is no key")
+    return override
+
+
+def _is_hydra(override: Override) -> bool:
+    return str(override.key_or_group).split(".")[0].split("/")[0] == "hydra"
+
+
+def _compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
     outer = GlobalHydra.instance().hydra  # a notebook's own, or that of a running command
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return hydra_compose("config", overrides=list(overrides))
+            own = [f"hydra.searchpath=['file://{folder.resolve()}']"] if folder else []
+            return hydra_compose("config", overrides=[*overrides, *own])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
     finally:
         GlobalHydra.instance().hydra = outer
 
 
-def _is_group(override: Override) -> bool:
-    return (config_folder() / str(override.key_or_group)).is_dir()
+def _choices(override: Override, folders: Sequence[Path]) -> list[str]:
+    """What a group offers; nothing if the key of the override is no group."""
+    files = (path for folder in folders for path in (folder / str(override.key_or_group)).glob("*.yaml"))
+    return sorted({path.stem for path in files})
 
 
 def _single(override: Override) -> Iterator[str]:
@@ -160,33 +196,44 @@ def _single(override: Override) -> Iterator[str]:
         yield from (f"{key}={value}" for value in override.sweep_string_iterator())
 
 
-def _check_group(override: Override) -> None:
+def _check_group(override: Override, choices: Sequence[str]) -> None:
     group = str(override.key_or_group)
-    choices = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
     for single in _single(override):
         choice = single.partition("=")[2]
-        if choice not in choices:
+        if override.is_delete() or choice not in choices:
             raise ConfigError(f"there is no {group}={choice}: choose one of {', '.join(choices)}")
+        if group == "experiment" and not override.is_add():
+            raise ConfigError(f"an experiment is added to the configuration: write +{group}={choice}")
 
 
 def _check_value(override: Override, default: DictConfig) -> None:
     key = str(override.key_or_group)
-    if override.is_add() or override.is_force_add() or override.is_delete():
-        return
-    known = dict(_leaves(cast(dict[str, Any], OmegaConf.to_container(default))))
+    if override.is_delete():
+        raise ConfigError(f"{override.input_line}: no key can be taken away, only set to another value")
+    known = _flat(default, resolve=False)
     if key not in known:
+        if override.is_add() or override.is_force_add():
+            _check_addition(key, known)
+            return
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else "see `python -m anomalymatch.run --cfg job` for all keys"
         raise ConfigError(f"there is no key {key!r}: {hint}")
     for single in _single(override):
         value = OverridesParser.create().parse_override(single).value()
         expected = _default_of(key, known[key], default)
-        if not _fits(value, expected):
+        if not _fits(key, value, expected):
             raise ConfigError(f"{key}={value} is not {_kind(expected)} (the default is {expected})")
 
 
-def _flat(config: DictConfig) -> dict[str, Any]:
-    return dict(_leaves(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))))
+def _check_addition(key: str, known: dict[str, Any]) -> None:
+    """Only what is built of other libraries' parts (an optimiser, Lightning's Trainer) takes more arguments."""
+    node = known.get(key.rpartition(".")[0])
+    if not isinstance(node, dict) or str(node.get("_target_", "anomalymatch")).startswith("anomalymatch"):
+        raise ConfigError(f"there is no key {key!r}, and none can be added there")
+
+
+def _flat(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    return dict(_leaves(cast(dict[str, Any], OmegaConf.to_container(config, resolve=resolve))))
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -203,24 +250,30 @@ def _default_of(key: str, raw: Any, config: DictConfig) -> Any:
     return None if raw == "???" else raw
 
 
-def _fits(value: Any, default: Any) -> bool:
+def _fits(key: str, value: Any, default: Any) -> bool:
     """Whether `value` may stand where `default` stands; an unset default says nothing of its type."""
     if default is None or (isinstance(value, str) and value.startswith("${")):
+        return True
+    if value is None:
+        return key in NULLABLE
+    if isinstance(default, dict) or isinstance(value, dict):
+        return isinstance(default, dict) and isinstance(value, dict)
+    if key.startswith(ANY_TYPE):
         return True
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     if isinstance(default, int):
-        return value is None or isinstance(value, int)
+        return isinstance(value, int)
     if isinstance(default, float):
-        return value is None or isinstance(value, (int, float))
+        return isinstance(value, int | float)
     if isinstance(default, str):
-        return not isinstance(value, dict)
-    return isinstance(value, (list, dict))
+        return isinstance(value, str)
+    return isinstance(value, list)
 
 
 def _kind(default: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
-    return names.get(type(default), "a list or a group of keys")
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", dict: "a group of keys"}
+    return names.get(type(default), "a list")
 
 
 def _first_line(error: Exception) -> str:

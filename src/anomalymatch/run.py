@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.box import SIMPLE
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from anomalymatch.config import FILE, check_overrides, check_same_run, compose, config_folder, resumed
-from anomalymatch.errors import AnomalyMatchError
+from anomalymatch.errors import AnomalyMatchError, ConfigError
 from anomalymatch.files import write_text
 from anomalymatch.progress import console
 
@@ -35,22 +39,25 @@ SHOWN = {
     "heldout_ap": "held-out AP",
     "seconds": "s",
 }
+LEVELS = ("debug", "info", "warning", "error")
 NOISY = ("pytorch_lightning", "httpx", "urllib3", "wandb", "matplotlib", "PIL", "huggingface_hub")
 
 
 def main() -> None:
     """Entry point of the command: errors that a user can mend are one line, exit code 1; Ctrl-C is 130."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hand errors to the lines below instead of printing them
+    words = get_args_parser().parse_args()
     try:
-        check_overrides([word for word in sys.argv[1:] if "=" in word and not word.startswith("-")])
+        check_overrides(
+            words.overrides, multirun=words.multirun, folder=Path(words.config_dir) if words.config_dir else None
+        )
         _command()
-    except AnomalyMatchError as error:
-        _fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(str(error).splitlines()[0])
+    except (AnomalyMatchError, HydraException, OmegaConfBaseException) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"the system refused: {error}")  # Hydra makes the folder of the run
     except KeyboardInterrupt:
-        console.print("Stopped. What the finished cycles gave is kept; continue with resume=RUN_FOLDER.")
-        sys.exit(130)
+        stop("What the finished cycles gave is kept; continue with resume=RUN_FOLDER.")
 
 
 def run(*overrides: str, folder: Path | str) -> list[dict[str, float | int | str]]:
@@ -74,15 +81,23 @@ def _command(config: DictConfig) -> float | None:
     """One job of a run or a sweep; returns the held-out (else the pool's) average precision to a sweeper."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    set_up_logging(config.log_level)
     try:
+        set_up_logging(config.log_level)
         if config.resume is not None:
             config = resumed(folder, config, list(hydra_config.overrides.task))
         rows = execute(config, folder)
-    except AnomalyMatchError as error:
+    # Both here already, because Hydra adds lines of its own to an exception, and knows no folder.
+    except (AnomalyMatchError, OmegaConfBaseException) as error:
         if hydra_config.mode == RunMode.MULTIRUN:
+            from anomalymatch.sweep import record_failure
+
+            record_failure(folder, hydra_config.overrides.task, error)
+            return None
+        fail(str(error))
+    except KeyboardInterrupt:
+        if hydra_config.mode == RunMode.MULTIRUN or not (folder / FILE).exists():
             raise
-        _fail(str(error))  # here already, because Hydra adds lines of its own to an exception
+        stop(f"Continue with: python -m anomalymatch.run resume={folder}")
     finally:
         _remove_if_empty(folder)
     if hydra_config.mode == RunMode.RUN:
@@ -101,7 +116,7 @@ def execute(config: DictConfig, folder: Path) -> list[dict[str, float | int | st
     check_same_run(folder, config)
     run_folder = RunFolder(folder)
     try:
-        write_text(folder / FILE, OmegaConf.to_yaml(config, resolve=True))
+        write_text(folder / FILE, OmegaConf.to_yaml(config))
         tracker = build_tracker(config, folder)
         try:
             return loop.run(run_folder, tracker)
@@ -114,17 +129,23 @@ def execute(config: DictConfig, folder: Path) -> list[dict[str, float | int | st
 def show(rows: list[dict[str, float | int | str]], folder: Path) -> None:
     """Print the summary table."""
     columns = [column for column in SHOWN if column in rows[-1]]
-    table = Table(title=str(folder), title_justify="left", header_style="bold")
+    table = Table(title=escape(str(folder)), title_justify="left", header_style="bold", box=SIMPLE, padding=0)
     for column in columns:
         table.add_column(SHOWN[column], justify="right")
     for row in rows:
         table.add_row(*(_cell(row.get(column, "")) for column in columns))
     console.print(table)
-    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, markup=False)
 
 
 def set_up_logging(level: str) -> None:
-    """Our own lines on the terminal, those of chatty libraries only if they are errors."""
+    """Our own lines on the terminal, those of chatty libraries only if they are errors.
+
+    Raises:
+        ConfigError: if there is no such level.
+    """
+    if level.lower() not in LEVELS:
+        raise ConfigError(f"log_level is {level!r}: choose one of {', '.join(LEVELS)}")
     handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
     handler.addFilter(lambda record: record.name.split(".")[0] not in NOISY or record.levelno >= logging.ERROR)
     logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler], force=True)
@@ -140,9 +161,17 @@ def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _fail(message: str) -> NoReturn:
-    console.print(f"[bold red]error:[/] {message}", soft_wrap=True, highlight=False)
+def fail(message: str) -> NoReturn:
+    """Print one line and end with exit code 1."""
+    line = " ".join(message.split())
+    console.print(Text.assemble(("error:", "bold red"), f" {line}"), soft_wrap=True, highlight=False)
     sys.exit(1)
+
+
+def stop(message: str) -> NoReturn:
+    """Print one line and end with the exit code of Ctrl-C."""
+    console.print(f"Stopped. {message}", soft_wrap=True, highlight=False, markup=False)
+    sys.exit(130)
 
 
 if __name__ == "__main__":

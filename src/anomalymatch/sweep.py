@@ -2,13 +2,17 @@
 
 import csv
 import logging
+import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from anomalymatch.active.run_folder import to_csv
 from anomalymatch.evaluation.confidence import mean_interval
@@ -28,19 +32,36 @@ MEASURES = (
     "found",
 )
 SHOWN = ("auroc", "ap", "precision_at_1pct", "heldout_ap", "found")
+FAILURE = "error.txt"
 Row = dict[str, float | int | str]
+Run = tuple[dict[str, Any], list[Row]]
 
 
 class SweepSummary(Callback):
-    """Hydra callback: writes summary.csv in the folder of the sweep and prints it."""
+    """Hydra callback: writes summary.csv in the folder of the sweep and prints it, and what went wrong."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forget what failed when the same sweep was last tried."""
+        for path in Path(config.hydra.sweep.dir).glob(f"*/{FAILURE}"):
+            path.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Collect metrics.csv of all jobs."""
+        """Collect metrics.csv of all jobs; exit code 1 if one of them failed."""
         folder = Path(config.hydra.sweep.dir)
+        failures = [path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*/{FAILURE}"))]
         rows = summarise(folder)
         if rows:
             write_text(folder / "summary.csv", to_csv(rows))
             _show(rows, folder)
+        for failure in failures:
+            console.print(Text.assemble(("error:", "bold red"), f" {failure}"), soft_wrap=True, highlight=False)
+        if failures:
+            sys.exit(1)
+
+
+def record_failure(folder: Path, overrides: Sequence[str], error: Exception) -> None:
+    """Write down why a job of a sweep failed: the other jobs go on, and the end of the sweep tells."""
+    write_text(folder / FAILURE, f"job {folder.name} ({' '.join(overrides)}): {' '.join(str(error).split())}")
 
 
 def summarise(folder: Path) -> list[Row]:
@@ -51,7 +72,7 @@ def summarise(folder: Path) -> list[Row]:
         `_low` and `_high`.
     """
     runs = [(_settings(path.parent), _read(path)) for path in sorted(folder.glob("**/metrics.csv"))]
-    varying = [key for key in {k: None for settings, _ in runs for k in settings} if _varies(key, runs)]
+    varying = _columns(runs)
     groups: dict[tuple[Any, ...], list[list[Row]]] = defaultdict(list)
     for settings, cycles in runs:
         groups[tuple(settings.get(key) for key in varying)].append(cycles)
@@ -86,11 +107,27 @@ def _settings(folder: Path) -> dict[str, Any]:
     return flat
 
 
-def _varies(key: str, runs: list[tuple[dict[str, Any], list[Row]]]) -> bool:
-    """Whether a setting tells groups apart; where a whole group of settings was swapped its name is enough."""
-    if key == "seed" or (key.startswith("algorithm.") and key != "algorithm.name"):
-        return False
-    return len({settings.get(key) for settings, _ in runs}) > 1
+def _columns(runs: Sequence[Run]) -> list[str]:
+    """The settings that tell the runs apart, but for the seed; names of groups first.
+
+    A setting that follows from the ones before it (the oracle's class from its name, say) is left out: the groups are
+    the same without it.
+    """
+    keys = sorted({key for settings, _ in runs for key in settings} - {"seed"}, key=lambda key: (_rank(key), key))
+    columns: list[str] = []
+    for key in keys:
+        if _parts(runs, [*columns, key]) > _parts(runs, columns):
+            columns.append(key)
+    return columns
+
+
+def _rank(key: str) -> int:
+    return 0 if key.endswith(".name") else 2 if key.endswith("._target_") else 1
+
+
+def _parts(runs: Sequence[Run], keys: Sequence[str]) -> int:
+    """Into how many groups `keys` part the runs."""
+    return len({tuple(settings.get(key) for key in keys) for settings, _ in runs})
 
 
 def _read(path: Path) -> list[Row]:
@@ -100,7 +137,7 @@ def _read(path: Path) -> list[Row]:
 
 def _show(rows: list[Row], folder: Path) -> None:
     names = [key for key in rows[0] if not key.endswith(("_low", "_high")) and (key in SHOWN or key not in MEASURES)]
-    table = Table(title=f"{folder}: mean and 95 % interval over the runs", title_justify="left")
+    table = Table(title=f"{escape(str(folder))}: mean and 95 % interval over the runs", title_justify="left")
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:

@@ -1,5 +1,6 @@
 """One row of numbers for one cycle."""
 
+import math
 from collections.abc import Mapping
 
 from anomalymatch.active.run_folder import Row
@@ -38,12 +39,13 @@ def cycle_row(cycle: int, task: Task, labels: Mapping[str, Label], ranking: Rank
 
 
 def yield_per_label(rows: list[Row]) -> list[float]:
-    """Anomalies found for each label spent since the start, after each cycle; NaN before the first query."""
+    """Anomalies found for each label spent since the start, after each cycle.
+
+    NaN before the first query, and where a person corrected so many labels that the counts say nothing.
+    """
     first = rows[0]
-    return [
-        discovery_yield(int(row["found"]) - int(first["found"]), int(row["labels"]) - int(first["labels"]))
-        for row in rows
-    ]
+    gains = [(int(row["found"]) - int(first["found"]), int(row["labels"]) - int(first["labels"])) for row in rows]
+    return [discovery_yield(found, spent) if 0 <= found <= spent else math.nan for found, spent in gains]
 
 
 def _measures(prefix: str, metrics: RankingMetrics) -> Row:

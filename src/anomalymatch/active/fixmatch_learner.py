@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from anomalymatch.active.learner import WEIGHTS, Truth, probe_of
@@ -65,6 +66,10 @@ class FixMatchLearner:
     ) -> None:
         if start not in STARTS:
             raise ConfigError(f"algorithm.learner.start is {start!r}: choose one of {', '.join(STARTS)}")
+        try:
+            optimizer([torch.nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"algorithm.learner.optimizer: {error}") from error
         self.embedding, self.seed, self.start, self.carry_over = embedding, seed, start, carry_over
         self.trainable_groups, self.inverse_regularisation = trainable_groups, inverse_regularisation
         self.loss, self.batch, self.optimizer = loss, batch, optimizer
@@ -73,9 +78,9 @@ class FixMatchLearner:
         self._student: Network | None = None
         self._average: Network | None = None
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] = (), cycle: int = 1) -> None:
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
         """See `Learner.fit`."""
-        pool = [id_ for id_ in pool or self.embedding.source.ids if id_ not in labels]
+        pool = [id_ for id_ in (self.embedding.source.ids if pool is None else pool) if id_ not in labels]
         seed = int(np.random.SeedSequence([self.seed, cycle]).generate_state(1)[0])
         data = MixedBatches(
             self.embedding.source,
@@ -139,18 +144,27 @@ class FixMatchLearner:
         )
         if self.carry_over and self._average is not None:
             module.ema.network.load_state_dict(self._average.state_dict())
-        trainer = self.trainer(
-            max_steps=self.batch.iterations,
-            logger=StepLogger(self.on_step),
-            callbacks=[StepProgress(f"Training, cycle {cycle}", self.batch.iterations)],
-        )
+        trainer = self._make_trainer(cycle)
         with warnings.catch_warnings():
             # Lightning warns of what is meant here: a frozen average in evaluation mode, few loader workers; and its
             # own dependencies deprecate what it calls.
             warnings.filterwarnings("ignore", module="pytorch_lightning")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            trainer.fit(module, datamodule=data)
+            try:
+                trainer.fit(module, datamodule=data)
+            except SystemExit:
+                raise KeyboardInterrupt from None  # into which Lightning turns Ctrl-C
         self._student, self._average = network, module.ema.network
+
+    def _make_trainer(self, cycle: int) -> Trainer:
+        try:
+            return self.trainer(
+                max_steps=self.batch.iterations,
+                logger=StepLogger(self.on_step),
+                callbacks=[StepProgress(f"Training, cycle {cycle}", self.batch.iterations)],
+            )
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise ConfigError(f"trainer.lightning: {error}") from error
 
     def _fitted(self) -> Network:
         if self._average is None:

@@ -27,12 +27,12 @@ class Learner(Protocol):
     on_step: StepListener
     """Called with the losses of every training step."""
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] = (), cycle: int = 1) -> None:
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
         """Train.
 
         Args:
             labels: label by image id; unsure and artefact teach nothing.
-            pool: unlabelled images to learn from, where the algorithm does; empty means all of the source.
+            pool: unlabelled images to learn from, where the algorithm does; None means all of the source.
             cycle: number of this training; it only selects the random numbers.
 
         Raises:
@@ -70,7 +70,7 @@ class ProbeLearner:
         self.on_step: StepListener = ignore_step
         self._probe: Probe | None = None
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] = (), cycle: int = 1) -> None:
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
         """See `Learner.fit`; the pool is not needed."""
         self._probe = probe_of(self.embedding, labels, self.inverse_regularisation)
 

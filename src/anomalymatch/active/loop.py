@@ -9,12 +9,13 @@ import numpy as np
 from anomalymatch.active.evaluate import cycle_row
 from anomalymatch.active.learner import Learner
 from anomalymatch.active.oracles import Oracle
-from anomalymatch.active.publish import publish, write_sheets
+from anomalymatch.active.publish import publish, unlabelled_rest, write_sheets
 from anomalymatch.active.run_folder import METRICS, SCORES, STEPS, Row, RunFolder, to_csv, to_json
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.data.label_log import export_csv
 from anomalymatch.data.task import Task, initial_labels
 from anomalymatch.errors import ConfigError, LabelError
+from anomalymatch.evaluation.metrics import curves
 from anomalymatch.files import write_text
 from anomalymatch.ranking import Ranking, write_rejects
 from anomalymatch.types import Label
@@ -91,6 +92,7 @@ class ActiveLoop:
         done = self.folder.finished_cycles()
         if done:
             logger.info("Resuming %s after cycle %d", self.folder.path, done)
+            self._publish(done)  # the run may have been killed before
             if done < self.spec.cycles:
                 self.learner.restore(self.folder.cycle(done))
         for cycle in range(done + 1, self.spec.cycles + 1):
@@ -100,7 +102,11 @@ class ActiveLoop:
                     "No new labels since cycle %d and nobody to ask: label more images, then resume this run", cycle - 1
                 )
                 break
-            self._cycle(cycle, labels)
+            pool = self._pool(cycle, labels)
+            if not pool:
+                self._nothing_left(cycle)
+                break
+            self._cycle(cycle, labels, pool)
         return self.folder.rows()
 
     def _labels(self, cycle: int) -> dict[str, Label] | None:
@@ -144,7 +150,12 @@ class ActiveLoop:
         rng = np.random.default_rng([self.seed, cycle, 0x900])
         return [unlabelled[i] for i in np.sort(rng.choice(len(unlabelled), size, replace=False))]
 
-    def _cycle(self, cycle: int, labels: dict[str, Label]) -> None:
+    def _nothing_left(self, cycle: int) -> None:
+        if cycle == 1:
+            raise LabelError(f"all images of {self.task.source.name} are labelled: there is nothing left to rank")
+        logger.warning("All images are labelled after cycle %d: there is nothing left to find", cycle - 1)
+
+    def _cycle(self, cycle: int, labels: dict[str, Label], pool: list[str]) -> None:
         start = time.monotonic()
         steps: list[Row] = []
 
@@ -153,20 +164,28 @@ class ActiveLoop:
             self.tracker.log_step(cycle, row)
 
         self.learner.on_step = on_step
-        self.learner.fit(labels, pool=self._pool(cycle, labels), cycle=cycle)
+        self.learner.fit(labels, pool=pool, cycle=cycle)
         ranking = self.learner.rank([*self.task.pool, *self.task.holdout])
         row = cycle_row(cycle, self.task, labels, ranking, self._baseline_ranking(labels))
         row["seconds"] = round(time.monotonic() - start, 2)
+        write_rejects(ranking.rejects, self.folder.path / "rejects.parquet")
         with self.folder.write_cycle(cycle) as path:
             ranking.write(path / SCORES)
             self.learner.save(path)
             write_text(path / STEPS, to_csv(steps))
             write_sheets(path, self.task, labels, ranking)
             write_text(path / METRICS, to_json(row))
-        write_rejects(ranking.rejects, self.folder.path / "rejects.parquet")
+        self._publish(cycle)
+
+    def _publish(self, cycle: int) -> None:
+        """Everything that follows from the folders of the finished cycles, the last of which is `cycle`."""
         self.folder.write_metrics()
         publish(self.folder, self.task)
-        self.tracker.log_cycle(cycle, row, self.folder, labels)
+        points = None
+        if self.task.anomalies is not None:
+            rest = unlabelled_rest(self.folder, self.task, cycle)
+            points = curves(rest.logits, self.task.truth(rest.ids))
+        self.tracker.log_cycle(cycle, self.folder.rows()[-1], self.folder, points)
 
     def _baseline_ranking(self, labels: dict[str, Label]) -> Ranking | None:
         if self.baseline is None:

@@ -86,7 +86,7 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
         metrics=[{c: row[c] for c in REPORTED if c in row} for row in table],
         figures=figures,
         notes=_notes(task, rows),
-        config=OmegaConf.to_yaml(config),
+        config=OmegaConf.to_yaml(config, resolve=True),
         command=f"python -m anomalymatch.run resume={folder.path}",
     )
 
@@ -109,7 +109,7 @@ def _notes(task: Task, rows: list[Row]) -> list[str]:
 
 def _draw(folder: RunFolder, task: Task, rows: list[Row]) -> list[ReportFigure]:
     """All plots of the run, in the order of the report."""
-    rankings = {number: _rest(folder, task, number) for number in range(1, len(rows) + 1)}
+    rankings = {number: unlabelled_rest(folder, task, number) for number in range(1, len(rows) + 1)}
     figures: dict[str, tuple[plots.Figure, str, str]] = {}
     if task.anomalies is not None:
         points = {n: curves(r.logits, task.truth(r.ids)) for n, r in rankings.items()}
@@ -134,14 +134,15 @@ def _draw(folder: RunFolder, task: Task, rows: list[Row]) -> list[ReportFigure]:
     return [ReportFigure(t, c, folder.plots / f"{n}.png", kind="plot") for n, (_, t, c) in figures.items()]
 
 
-def _rest(folder: RunFolder, task: Task, cycle: int) -> Ranking:
+def unlabelled_rest(folder: RunFolder, task: Task, cycle: int) -> Ranking:
+    """The ranking of a finished cycle, without the images that were labelled before it and the held-out split."""
     labelled = folder.labels.current(until_cycle=cycle - 1)
     return folder.ranking(cycle).restrict(id_ for id_ in task.pool if id_ not in labelled)
 
 
 def _histogram(folder: RunFolder, task: Task, cycle: int) -> plots.Figure:
     ranking, labels = folder.ranking(cycle), folder.labels.current(until_cycle=cycle - 1)
-    rest = ranking.restrict(id_ for id_ in task.pool if id_ not in labels)
+    rest = unlabelled_rest(folder, task, cycle)
 
     def labelled(label: Label) -> np.ndarray:
         return ranking.restrict(id_ for id_, said in labels.items() if said == label).scores
@@ -176,4 +177,4 @@ def _write_sheet(path: Path, task: Task, ranking: Ranking, ids: list[str]) -> No
     captions = [f"{id_}\n{scores[id_]:.3f} {classes.get(id_, '')}" for id_, _ in shown]
     sheet = contact_sheet([image for _, image in shown], captions, frames=frames)
     with atomic_file(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="PNG")

@@ -88,8 +88,8 @@ class RunFolder:
     def _row(self, number: int) -> Row:
         path = self.cycle(number) / METRICS
         try:
-            row = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            row = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise StorageError(
                 f"{path} is missing or corrupt: delete the folder of that cycle to compute it anew"
             ) from error

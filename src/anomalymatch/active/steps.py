@@ -1,6 +1,7 @@
 """Losses of every training step, handed from Lightning to whoever listens, and its progress bar."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -47,10 +48,11 @@ class StepProgress(Callback):
 
     def __init__(self, description: str, iterations: int) -> None:
         self._bar = progress(description, iterations, unit="steps")
+        self._open = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar."""
-        self._advance = self._bar.__enter__()
+        self._advance = self._open.enter_context(self._bar)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -61,8 +63,8 @@ class StepProgress(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away."""
-        self._bar.__exit__(None, None, None)
+        self._open.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take the bar away also when training breaks off."""
-        self._bar.__exit__(None, None, None)
+        """Take the bar away also when training breaks off, be it before the first step."""
+        self._open.close()

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 from uuid import uuid4
 
+import numpy as np
+
 from anomalymatch.active.learner import WEIGHTS
 from anomalymatch.active.publish import FALSE_POSITIVES, TOP
-from anomalymatch.active.run_folder import Row, RunFolder
+from anomalymatch.active.run_folder import STEPS, Row, RunFolder
 from anomalymatch.errors import ConfigError
+from anomalymatch.evaluation.metrics import Curves
 from anomalymatch.files import write_text
-from anomalymatch.types import Label
 
 MODES = ("auto", "online", "offline")
 RUN_ID = "wandb_run_id"
@@ -25,8 +27,8 @@ class Tracker(Protocol):
         """Losses of one training step."""
         ...
 
-    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, labels: Mapping[str, Label]) -> None:
-        """Metrics, figures, labels and weights of a finished cycle."""
+    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
+        """Metrics, figures, curves, labels and weights of a finished cycle; after a resume once more, of its last."""
         ...
 
     def finish(self) -> None:
@@ -43,7 +45,7 @@ class NoTracker:
     def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
         """Nothing."""
 
-    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, labels: Mapping[str, Label]) -> None:
+    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
         """Nothing."""
 
     def finish(self) -> None:
@@ -94,7 +96,7 @@ class WandbTracker:
         )
         self._run.define_metric("train/*", step_metric="train/step")
         self._run.define_metric("cycle/*", step_metric="cycle/cycle")
-        self._steps = 0
+        self._steps = _steps_done(folder)
 
     def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
         """See `Tracker`; steps count on over the cycles."""
@@ -102,7 +104,7 @@ class WandbTracker:
         self._run.log({f"train/{k}": v for k, v in values.items()} | {"train/step": self._steps, "train/cycle": cycle})
         self._steps += 1
 
-    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, labels: Mapping[str, Label]) -> None:
+    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
         """See `Tracker`."""
         values: dict[str, Any] = {f"cycle/{k}": v for k, v in row.items()}
         pictures = sorted(folder.plots.glob("*.png")) + [folder.cycle(cycle) / n for n in (TOP, FALSE_POSITIVES)]
@@ -112,11 +114,24 @@ class WandbTracker:
         ]
         columns: list[str | int] = ["image", "label", "annotator", "at", "cycle", "score"]
         values["labels"] = self._wandb.Table(columns=columns, data=events)
-        self._run.log(values)
+        self._run.log(values | self._curves(points))
         artifact = self._wandb.Artifact(f"weights-{self._run.id}", type="model", metadata=dict(row))
         for name in (WEIGHTS, str(Path(WEIGHTS).with_suffix(".json"))):
             artifact.add_file(str(folder.cycle(cycle) / name), policy="immutable")
         self._run.log_artifact(artifact, aliases=["latest", f"cycle-{cycle}"])
+
+    def _curves(self, points: Curves | None) -> dict[str, Any]:
+        """Precision-recall and ROC as charts that one can point at and compare between runs."""
+        if points is None or not points.recall.size:
+            return {}
+        charts = {}
+        for title, x, y, xy in (
+            ("Precision and recall", "recall", "precision", (points.recall, points.precision)),
+            ("ROC", "false positive rate", "true positive rate", (points.fpr, points.tpr)),
+        ):
+            table = self._wandb.Table(columns=[x, y], data=np.stack(xy, axis=1).tolist())
+            charts[f"curves/{title}"] = self._wandb.plot.line(table, x=x, y=y, title=f"{title}, unlabelled rest")
+        return charts
 
     def finish(self) -> None:
         """See `Tracker`."""
@@ -129,6 +144,12 @@ def _run_id(folder: Path) -> str:
     if not path.exists():
         write_text(path, uuid4().hex[:8])
     return path.read_text(encoding="utf-8").strip()
+
+
+def _steps_done(folder: Path) -> int:
+    """Steps that the finished cycles took: a resumed run counts on from there."""
+    files = (folder / "cycles").glob(f"[0-9]*/{STEPS}")
+    return sum(max(0, len(path.read_text(encoding="utf-8").splitlines()) - 1) for path in files)
 
 
 def _resolve(mode: str) -> str:

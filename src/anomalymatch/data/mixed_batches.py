@@ -41,9 +41,9 @@ class BatchSpec:
     def __post_init__(self) -> None:
         for name in ("labelled", "unlabelled_ratio", "iterations"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"algorithm.batch.{name} is {getattr(self, name)}: it must be at least 1")
+                raise ConfigError(f"algorithm.learner.batch.{name} is {getattr(self, name)}: it must be at least 1")
         if self.workers < 0:
-            raise ConfigError(f"algorithm.batch.workers is {self.workers}: it cannot be negative")
+            raise ConfigError(f"algorithm.learner.batch.workers is {self.workers}: it cannot be negative")
 
     @property
     def unlabelled(self) -> int:

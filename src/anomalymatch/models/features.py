@@ -177,6 +177,6 @@ def _read_shard(path: Path) -> Shard | None:
         if _checksum(rows) != description["crc32"]:
             raise ValueError("the checksum is wrong")
         return Shard(description["ids"], rows, [Reject(id_, reason) for id_, reason in description["rejects"]])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         logger.warning("Cached features in %s are corrupt (%s): computing them again", path, error)
         return None

@@ -49,14 +49,14 @@ class FixMatchSpec:
     def __post_init__(self) -> None:
         for name, value, choices in (("schedule", self.schedule, SCHEDULES), ("teacher", self.teacher, TEACHERS)):
             if value not in choices:
-                raise ConfigError(f"algorithm.loss.{name} is {value!r}: choose one of {', '.join(choices)}")
+                raise ConfigError(f"algorithm.learner.loss.{name} is {value!r}: choose one of {', '.join(choices)}")
         if not 0.0 < self.threshold <= 1.0:
-            raise ConfigError(f"algorithm.loss.threshold is {self.threshold}: it must lie in (0, 1]")
+            raise ConfigError(f"algorithm.learner.loss.threshold is {self.threshold}: it must lie in (0, 1]")
         if not 0.0 <= self.ema_decay < 1.0:
-            raise ConfigError(f"algorithm.loss.ema_decay is {self.ema_decay}: it must lie in [0, 1)")
+            raise ConfigError(f"algorithm.learner.loss.ema_decay is {self.ema_decay}: it must lie in [0, 1)")
         for name, weight in (("unlabelled_weight", self.unlabelled_weight), ("weight_decay", self.weight_decay)):
             if not weight >= 0.0:
-                raise ConfigError(f"algorithm.loss.{name} is {weight}: it cannot be negative")
+                raise ConfigError(f"algorithm.learner.loss.{name} is {weight}: it cannot be negative")
 
 
 class FixMatch(LightningModule):

@@ -1,0 +1,297 @@
+"""Both learners by what the loop expects of them, and no hyper-parameter without an effect."""
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from anomalymatch.active.learner import Learner
+from anomalymatch.build import build_learner
+from anomalymatch.config import compose
+from anomalymatch.data.augment import Augmentation
+from anomalymatch.data.task import initial_labels, make_task
+from anomalymatch.errors import ConfigError, LabelError
+from anomalymatch.models.features import Features
+
+TINY = (
+    "algorithm.learner.batch.labelled=4",
+    "algorithm.learner.batch.unlabelled_ratio=2",
+    "trainer.iterations=3",
+    # So that a network without pretrained weights, too, makes pseudo-labels, and a few steps change something.
+    "algorithm.learner.loss.threshold=0.5",
+    "algorithm.learner.optimizer.lr=0.05",
+)
+ALGORITHMS = ("probe", "fixmatch", "fixmatch_reference")
+
+
+@pytest.fixture
+def small(make_source):
+    return make_task(make_source(60, size=32), anomaly="rare")
+
+
+@pytest.fixture
+def labels(small):
+    return initial_labels(small, anomalies=2, normals=6, seed=0)
+
+
+@pytest.fixture
+def make(small, make_embedding):
+    def make_learner(algorithm="fixmatch", *overrides, **model):
+        config = compose(f"algorithm={algorithm}", *(() if algorithm == "probe" else TINY), *overrides)
+        return build_learner(config, small, make_embedding(small.source, **model))
+
+    return make_learner
+
+
+def fitted(learner, small, labels, cycles=1):
+    for cycle in range(1, cycles + 1):
+        learner.fit(labels, pool=small.pool, cycle=cycle)
+    return learner
+
+
+def logits(learner, small):
+    return learner.rank([*small.pool, *small.holdout]).logits
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_is_a_learner_whose_numbers_follow_from_the_seed(make, small, labels, algorithm):
+    first = fitted(make(algorithm), small, labels)
+    assert isinstance(first, Learner)
+    ambient = torch.get_rng_state()
+    second = fitted(make(algorithm), small, labels)
+    assert torch.equal(torch.get_rng_state(), ambient)
+    np.testing.assert_array_equal(logits(first, small), logits(second, small))
+    assert first.rank().ids == list(small.source.ids)
+    assert first.rank(small.pool[:3]).ids == small.pool[:3]
+    assert np.std(logits(first, small)) > 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_saved_weights_score_and_train_on_alike(make, small, labels, algorithm, tmp_path):
+    first = fitted(make(algorithm), small, labels)
+    first.save(tmp_path)
+    second = make(algorithm)
+    second.restore(tmp_path)
+    close = {"rtol": 1e-5, "atol": 1e-5} if algorithm == "probe" else {"rtol": 0, "atol": 0}  # 32 bits instead of 64
+    np.testing.assert_allclose(logits(second, small), logits(first, small), **close)
+    for learner in (first, second):
+        learner.fit(labels, pool=small.pool, cycle=2)
+    np.testing.assert_array_equal(logits(second, small), logits(first, small))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_learner_that_was_not_fitted_says_so(make, small, algorithm, tmp_path):
+    with pytest.raises(RuntimeError, match="call fit or restore before rank or save"):
+        make(algorithm).rank(small.pool)
+    with pytest.raises(RuntimeError, match="call fit or restore before rank or save"):
+        make(algorithm).save(tmp_path)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"im000000": "anomaly"}, "none of the 1 labels is 'normal'"),
+        ({"im000001": "normal", "im000002": "unsure"}, "none of the 2 labels is 'anomaly'"),
+        ({"im000000": "anomaly", "im000001": "fine"}, "unknown label 'fine'"),
+    ],
+)
+def test_labels_that_cannot_teach_are_refused(make, small, algorithm, said, message):
+    with pytest.raises(LabelError, match=message):
+        make(algorithm).fit(said, pool=small.pool)
+
+
+def test_the_probe_refuses_labels_of_unknown_images(make, labels):
+    with pytest.raises(LabelError, match="1 labels are of images that are not in the source, the first: 'nowhere'"):
+        make("probe").fit({**labels, "nowhere": "normal"})
+
+
+def test_unsure_and_artefact_teach_nothing(make, small, labels):
+    more = {**labels, small.pool[20]: "unsure", small.pool[21]: "artefact"}
+    np.testing.assert_array_equal(
+        logits(fitted(make("probe"), small, labels), small), logits(fitted(make("probe"), small, more), small)
+    )
+
+
+def test_fixmatch_starts_from_the_probe_and_leaves_the_pretrained_backbone_alone(make, small, labels):
+    learner = make("fixmatch", "algorithm.learner.optimizer.lr=0.0")
+    before = {k: v.clone() for k, v in learner.embedding.network(normalised=True).backbone.state_dict().items()}
+    fitted(learner, small, labels)
+    probe = fitted(make("probe"), small, labels)
+    # The probe sees features in half precision.
+    np.testing.assert_allclose(logits(learner, small), logits(probe, small), atol=0.02)
+    fitted(make("fixmatch"), small, labels)
+    after = learner.embedding.network(normalised=True).backbone.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_fixmatch_tells_its_losses_at_each_step(make, small, labels):
+    learner, rows = make("fixmatch"), []
+    learner.on_step = rows.append
+    fitted(learner, small, labels)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert {"loss", "loss_lb", "loss_ulb", "pass_rate", "pseudo_precision_anomaly"} <= set(rows[0])
+    assert all(row["loss"] == pytest.approx(row["loss_lb"] + row["loss_ulb"], rel=1e-5) for row in rows)
+
+
+def test_fixmatch_never_looks_at_the_held_out_split(make, small, labels):
+    learner, read = make("fixmatch"), []
+    learner.embedding.features.take(small.pool)
+    real = small.source.read
+    small.source.read = lambda ids: read.extend(ids) or real(ids)
+    fitted(learner, small, labels)
+    assert read
+    assert not set(read) & set(small.holdout)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithm.learner.start=warm", "algorithm.learner.start is 'warm': choose one of probe, cold"),
+        ("algorithm.learner.optimizer.lr=-1.0", "algorithm.learner.optimizer: Invalid learning rate"),
+        (
+            "+algorithm.learner.optimizer.warmup=3",
+            "algorithm.learner.optimizer: .*unexpected keyword argument 'warmup'",
+        ),
+        ("algorithm.learner.loss.schedule=linear", "algorithm.learner.loss.schedule is 'linear'"),
+    ],
+)
+def test_wrong_values_are_refused_when_the_learner_is_made(make, override, message):
+    with pytest.raises(ConfigError, match=message):
+        make("fixmatch", override)
+
+
+def test_what_lightning_refuses_is_one_error_and_no_traceback(make, small, labels):
+    with pytest.raises(ConfigError, match=r"trainer\.lightning: .*warp"):
+        fitted(make("fixmatch", "trainer.lightning.accelerator=warp"), small, labels)
+
+
+# --- no dead knobs ---------------------------------------------------------------------------------------------
+
+UNFROZEN = "algorithm.learner.loss.freeze_batch_norm=false"
+STUDENT = "algorithm.learner.loss.teacher=student"
+KNOBS = {
+    "start": ["start=cold"],
+    "carry_over": ["carry_over=true"],
+    "trainable_groups": ["trainable_groups=null"],
+    "inverse_regularisation": ["inverse_regularisation=0.1"],
+    "loss.threshold": ["loss.threshold=0.999"],
+    "loss.unlabelled_weight": ["loss.unlabelled_weight=3.0"],
+    "loss.ema_decay": ["loss.ema_decay=0.5"],
+    "loss.teacher": ["loss.teacher=student"],
+    "loss.schedule": ["loss.schedule=constant"],
+    "loss.weight_decay": ["loss.weight_decay=0.5"],
+    "loss.freeze_batch_norm": ["loss.freeze_batch_norm=false"],
+    "loss.single_forward": ["loss.single_forward=true", UNFROZEN, STUDENT],
+    "batch.labelled": ["batch.labelled=6"],
+    "batch.unlabelled_ratio": ["batch.unlabelled_ratio=1"],
+    "batch.iterations": ["batch.iterations=4"],
+    "optimizer.lr": ["optimizer.lr=0.1"],
+    "optimizer.momentum": ["optimizer.momentum=0.5"],
+    "optimizer.nesterov": ["optimizer.nesterov=false"],
+}
+"""What is changed, then what both sides share: without batch statistics one forward pass or two are the same."""
+SPEED_ONLY = {"batch.workers"}
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        elif (
+            not key.startswith("_") and not str(value).startswith("${augment") and str(value) != "${trainer.lightning}"
+        ):
+            yield f"{prefix}{key}"
+
+
+def test_every_knob_of_fixmatch_is_turned_below():
+    node = OmegaConf.to_container(compose("algorithm=fixmatch").algorithm.learner)
+    assert set(leaves(node)) == set(KNOBS) | SPEED_ONLY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("knob", KNOBS)
+def test_every_knob_of_fixmatch_changes_the_scores(make, small, labels, knob):
+    change, *shared = KNOBS[knob]
+    cycles = 2 if knob == "carry_over" else 1
+    plain = logits(fitted(make("fixmatch", *shared), small, labels, cycles), small)
+    changed = logits(fitted(make("fixmatch", *shared, f"algorithm.learner.{change}"), small, labels, cycles), small)
+    assert np.abs(plain - changed).max() > 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("override", ["seed=1", "trainer.lightning.precision=64-true", "augment.operations=0"])
+def test_what_comes_from_other_groups_changes_the_scores_too(make, small, labels, override):
+    plain = logits(fitted(make("fixmatch"), small, labels), small)
+    assert np.abs(plain - logits(fitted(make("fixmatch", override), small, labels), small)).max() > 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"name": "test_resnet"}, {"image_size": 40}, {"bn_momentum": 0.9}], ids=str)
+def test_every_knob_of_the_model_changes_the_scores(make, small, labels, change):
+    plain = logits(fitted(make("fixmatch", UNFROZEN), small, labels), small)
+    changed = logits(fitted(make("fixmatch", UNFROZEN, **change), small, labels), small)
+    assert np.abs(plain - changed).max() > 1e-6
+
+
+@pytest.mark.slow
+def test_weights_of_the_model_come_from_where_it_says(make, small, labels, tmp_path):
+    source = make("probe")
+    network = source.embedding.network(normalised=True)
+    body = {k: v * 1.1 for k, v in network.backbone.body.state_dict().items() if v.is_floating_point()}
+    donor = dict(__import__("timm").create_model("test_efficientnet").state_dict())
+    torch.save({**donor, **body}, tmp_path / "weights.pth")
+    plain = logits(fitted(source, small, labels), small)
+    other = logits(fitted(make("probe", weights=str(tmp_path / "weights.pth")), small, labels), small)
+    assert np.abs(plain - other).max() > 1e-6
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_but_the_time(make, small, labels):
+    plain = logits(fitted(make("fixmatch"), small, labels), small)
+    np.testing.assert_array_equal(plain, logits(fitted(make("fixmatch", "trainer.workers=2"), small, labels), small))
+
+
+AUGMENT = {
+    "flip": 0.0,
+    "vertical_flip": 0.5,
+    "translate": 0.3,
+    "operations": 1,
+    "factor": [0.5, 0.6],
+    "posterize_bits": [1, 2],
+    "rotate": 90.0,
+    "shear": 1.0,
+    "strong_translate": 0.05,
+    "cutout": 0.0,
+}
+WEAK = {"flip", "vertical_flip", "translate"}
+
+
+def test_every_knob_of_the_augmentation_is_turned_below():
+    assert {key for key in compose().augment if not key.startswith("_")} == set(AUGMENT)
+
+
+@pytest.mark.parametrize("knob", AUGMENT)
+def test_every_knob_of_the_augmentation_changes_its_view(knob):
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    node = {k: v for k, v in OmegaConf.to_container(compose().augment).items() if not k.startswith("_")}
+    plain, changed = Augmentation(**node), Augmentation(**node | {knob: AUGMENT[knob]})
+    for view in ("weak", "strong"):
+        one, other = getattr(plain, view)(3), getattr(changed, view)(3)
+        differ = any(not np.array_equal(one(image, seed), other(image, seed)) for seed in range(60))
+        assert differ == (view == "strong" or knob in WEAK)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.01])
+def test_the_knob_of_the_probe_changes_the_scores(make, small, labels, value):
+    plain = logits(fitted(make("probe"), small, labels), small)
+    other = fitted(make("probe", f"algorithm.learner.inverse_regularisation={value}"), small, labels)
+    assert np.abs(plain - logits(other, small)).max() > 1e-3
+
+
+def test_features_are_computed_once(make, small, labels):
+    first = make("probe")
+    assert isinstance(first.embedding.features, Features)
+    reads = small.source.reads
+    fitted(make("probe"), small, labels)
+    assert small.source.reads == reads

@@ -1,0 +1,244 @@
+import math
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from anomalymatch.active.loop import LoopSpec
+from anomalymatch.active.oracles import PaperOracle
+from anomalymatch.data.label_log import LabelLog, import_csv
+from anomalymatch.data.task import make_task
+from anomalymatch.errors import ConfigError, LabelError
+from anomalymatch.ranking import Ranking
+from anomalymatch.types import Label
+
+
+def events(path):
+    log = LabelLog(path / "labels.sqlite")
+    try:
+        return log.events()
+    finally:
+        log.close()
+
+
+def comparable(path):
+    """What must be equal in two runs of the same numbers."""
+    rows = [{k: repr(v) for k, v in row.items() if k != "seconds"} for row in read_rows(path)]
+    scores = [pq.read_table(p).to_pydict() for p in sorted(path.glob("cycles/*/scores.parquet"))]
+    said = [(e.id, e.label, e.annotator, e.cycle, e.score) for e in events(path)]
+    return rows, scores, said, (path / "labels.csv").read_text()
+
+
+def read_rows(path):
+    from anomalymatch.active.run_folder import RunFolder
+
+    folder = RunFolder(path)
+    try:
+        return folder.rows()
+    finally:
+        folder.close()
+
+
+def test_each_cycle_trains_on_the_labels_given_before_it(task, loop_of, run_in, tmp_path):
+    loop = loop_of(task, cycles=3, budget=5, anomalies=2, normals=6)
+    rows, tracker = run_in(loop, tmp_path / "run")
+    calls = loop.learner.calls
+    assert [len(call["labels"]) for call in calls] == [row["labels"] for row in rows] == [8, 13, 18]
+    assert list(calls[0]["labels"].values()) == [Label.ANOMALY] * 2 + [Label.NORMAL] * 6
+    assert all(label == task.label(id_) for id_, label in calls[2]["labels"].items())
+    assert [row["found"] for row in rows] == [
+        sum(label == Label.ANOMALY for label in call["labels"].values()) for call in calls
+    ]
+    for call in calls:
+        assert not set(call["labels"]) & set(call["pool"])
+        assert not {*call["labels"], *call["pool"]} & set(task.holdout)
+    assert [cycle for cycle, _ in tracker.steps] == [cycle for cycle, _ in tracker.cycles] == [1, 2, 3]
+
+
+def test_the_log_says_who_labelled_what_when_and_why(task, loop_of, run_in, tmp_path):
+    run_in(loop_of(task, cycles=3, budget=5), tmp_path / "run")
+    log = events(tmp_path / "run")
+    assert [(e.annotator, e.cycle) for e in log] == [("start", 0)] * 8 + [("oracle", 1)] * 5 + [("oracle", 2)] * 5
+    assert len({e.id for e in log}) == 18  # never twice
+    assert {e.id for e in log} <= set(task.pool)
+    assert all(e.score is None for e in log[:8])
+    for cycle, asked in ((1, log[8:13]), (2, log[13:])):
+        ranking = Ranking.read(tmp_path / "run" / "cycles" / f"{cycle:02d}" / "scores.parquet")
+        before = {e.id for e in log if e.cycle < cycle}
+        rest = ranking.restrict(id_ for id_ in task.pool if id_ not in before)
+        assert [e.id for e in asked] == rest.top(5)
+        assert {e.id: e.score for e in asked} == rest.score_of(rest.top(5))
+    labels = import_csv(tmp_path / "run" / "labels.csv", set(task.pool))
+    assert labels == {e.id: e.label for e in log}
+
+
+def test_scores_are_of_pool_and_held_out_split(task, loop_of, run_in, tmp_path):
+    run_in(loop_of(task, cycles=1), tmp_path / "run")
+    ranking = Ranking.read(tmp_path / "run" / "cycles" / "01" / "scores.parquet")
+    assert set(ranking.ids) == {*task.pool, *task.holdout}
+
+
+def test_the_pool_is_drawn_anew_each_cycle_and_follows_from_the_seed(task, loop_of, run_in, tmp_path):
+    first, again, other = (loop_of(task, pool_size=20, seed=seed) for seed in (0, 0, 1))
+    for number, loop in enumerate((first, again, other)):
+        run_in(loop, tmp_path / str(number))
+    pools = [[call["pool"] for call in loop.learner.calls] for loop in (first, again, other)]
+    assert all(len(set(pool)) == 20 for pool in pools[0])
+    assert pools[0] == pools[1]
+    assert len({tuple(pool) for pool in (*pools[0], *pools[2])}) == 6
+    assert comparable(tmp_path / "0") == comparable(tmp_path / "1") != comparable(tmp_path / "2")
+
+
+def test_the_paper_oracle_labels_images_of_the_pool_that_was_trained_on(task, loop_of, run_in, tmp_path):
+    loop = loop_of(task, pool_size=30, budget=5, oracle=PaperOracle)
+    run_in(loop, tmp_path / "run")
+    log = events(tmp_path / "run")
+    for cycle, call in enumerate(loop.learner.calls[:-1], 1):
+        assert {e.id for e in log if e.cycle == cycle} <= set(call["pool"])
+    assert [e.label for e in log if e.cycle == 1].count(Label.NORMAL) == 2
+
+
+def test_all_anomalies_found_early_is_no_reason_to_stop(task, loop_of, run_in, tmp_path):
+    loop = loop_of(task, budget=16, oracle=PaperOracle, cycles=4)
+    rows, tracker = run_in(loop, tmp_path / "run")
+    assert [row["found"] for row in rows] == [2, 8, 8, 8]
+    assert [math.isnan(row["ap"]) for row in rows] == [False, True, True, True]
+    assert not math.isnan(rows[-1]["heldout_ap"])
+    assert [points.recall.size > 0 for points in tracker.points] == [True, False, False, False]
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 5
+
+
+def test_a_pool_smaller_than_the_budget_ends_the_run_early(task, loop_of, run_in, tmp_path, caplog):
+    loop = loop_of(task, budget=70, cycles=5)
+    rows, _ = run_in(loop, tmp_path / "run")
+    assert [row["labels"] for row in rows] == [8, 78]
+    assert [len(call["pool"]) for call in loop.learner.calls] == [72, 2]
+    assert "All images are labelled after cycle 2: there is nothing left to find" in caplog.text
+    assert set(import_csv(tmp_path / "run" / "labels.csv", set(task.pool))) == set(task.pool)
+
+
+def test_wrong_protocols_are_refused():
+    for changes, message in (
+        ({"cycles": 0}, "al.cycles is 0: it must be at least 1"),
+        ({"budget": 0}, "al.budget is 0: it must be at least 1"),
+        ({"pool_size": 0}, "al.pool_size is 0: it must be at least 1, or null for all images"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LoopSpec(**{"cycles": 1, "budget": 1, "pool_size": None, "anomalies": 1, "normals": 1} | changes)
+
+
+def test_unreadable_images_are_listed_and_never_asked_for(make_source, loop_of, run_in, tmp_path):
+    bad = ["im000003", "im000010"]
+    task = make_task(make_source(100, size=16, unreadable=bad), anomaly="rare", holdout=0.0)
+    loop = loop_of(task, budget=30)
+    rows, _ = run_in(loop, tmp_path / "run")
+    rejects = pq.read_table(tmp_path / "run" / "rejects.parquet").to_pylist()
+    assert rejects == [{"id": id_, "reason": "the file is truncated"} for id_ in bad]
+    assert [row["rejects"] for row in rows] == [2, 2, 2]
+    asked = {e.id for e in events(tmp_path / "run") if e.annotator == "oracle"}
+    assert len(asked) == 60
+    assert not asked & set(bad)
+
+
+# --- a person's own labels -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(make_source):
+    """Images of which nothing is known."""
+    return make_task(make_source(40, truth=None))
+
+
+GIVEN = {"im000000": Label.ANOMALY, "im000001": Label.NORMAL, "im000002": Label.UNSURE}
+
+
+def test_own_labels_give_one_cycle_and_more_labels_give_the_next(own, loop_of, run_in, tmp_path, caplog):
+    rows, tracker = run_in(loop_of(own, given=GIVEN), tmp_path / "run")
+    assert [(row["labels"], row["found"]) for row in rows] == [(3, 1)]
+    assert tracker.points == [None]
+    assert "No new labels since cycle 1 and nobody to ask: label more images, then resume this run" in caplog.text
+    more = GIVEN | {"im000010": Label.ANOMALY, "im000002": Label.NORMAL}
+    rows, _ = run_in(loop_of(own, given=more, cycles=2), tmp_path / "run")
+    assert [(row["labels"], row["found"]) for row in rows] == [(3, 1), (4, 2)]
+    assert {(e.id, e.label, e.cycle) for e in events(tmp_path / "run")[3:]} == {
+        ("im000010", Label.ANOMALY, 1),
+        ("im000002", Label.NORMAL, 1),
+    }
+
+
+def test_resuming_without_new_labels_changes_nothing(own, loop_of, run_in, tmp_path, caplog):
+    run_in(loop_of(own, given=GIVEN, cycles=1), tmp_path / "run")
+    before = comparable(tmp_path / "run")
+    loop = loop_of(own, given=GIVEN, cycles=2)
+    rows, _ = run_in(loop, tmp_path / "run")
+    assert len(rows) == 1
+    assert loop.learner.calls == []
+    assert "No new labels since cycle 1" in caplog.text
+    assert comparable(tmp_path / "run") == before
+
+
+def test_no_labels_at_all_are_one_sentence(own, loop_of, run_in, tmp_path):
+    with pytest.raises(LabelError, match=r"array has no labels to start from: put a labels\.csv with the columns"):
+        run_in(loop_of(own), tmp_path / "run")
+
+
+def test_nothing_left_to_rank_is_one_sentence(own, loop_of, run_in, tmp_path):
+    everything = dict.fromkeys(own.pool, Label.NORMAL) | {own.pool[0]: Label.ANOMALY}
+    with pytest.raises(LabelError, match="all images of array are labelled: there is nothing left to rank"):
+        run_in(loop_of(own, given=everything), tmp_path / "run")
+
+
+# --- interrupted runs ------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Like a kill, nothing catches it."""
+
+
+@pytest.mark.parametrize("when", ["fit", "rank", "save", "write_metrics", "publish", "log_cycle"])
+@pytest.mark.parametrize("cycle", [1, 2, 3])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(task, loop_of, run_in, tmp_path, monkeypatch, when, cycle):
+    from anomalymatch.active import loop as module
+    from anomalymatch.active.run_folder import RunFolder
+
+    run_in(loop_of(task, pool_size=30), tmp_path / "whole")
+    loop, calls = loop_of(task, pool_size=30), []
+    owner = {"write_metrics": RunFolder, "publish": module}.get(when, loop.learner)
+    if when == "log_cycle":
+        owner = type(run_in(loop_of(task, cycles=1), tmp_path / "other")[1])
+    real = getattr(owner, when)
+
+    def kill_in_cycle(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == cycle:
+            raise Killed
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, when, kill_in_cycle)
+        with pytest.raises(Killed):
+            run_in(loop, tmp_path / "run")
+    again = loop_of(task, pool_size=30)
+    rows, tracker = run_in(again, tmp_path / "run")
+    assert len(rows) == 3
+    assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")
+    lines = [path.read_text().splitlines() for path in (tmp_path / "run/metrics.csv", tmp_path / "whole/metrics.csv")]
+    assert [line.rpartition(",")[0] for line in lines[0]] == [line.rpartition(",")[0] for line in lines[1]]
+    assert tracker.cycles[-1][0] == 3  # also if only that was missing
+    finished = cycle - (when in ("fit", "rank", "save"))
+    assert [call["cycle"] for call in again.learner.calls] == list(range(finished + 1, 4))
+
+
+def test_a_lost_cycle_is_computed_anew(task, loop_of, run_in, tmp_path):
+    run_in(loop_of(task, pool_size=30), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "cycles" / "02")
+    run_in(loop_of(task, pool_size=30), tmp_path / "run")
+    assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")
+
+
+def test_a_longer_run_begins_with_the_shorter_one(task, loop_of, run_in, tmp_path):
+    run_in(loop_of(task, cycles=3), tmp_path / "three")
+    run_in(loop_of(task, cycles=2), tmp_path / "run")
+    run_in(loop_of(task, cycles=3), tmp_path / "run")
+    assert comparable(tmp_path / "run") == comparable(tmp_path / "three")

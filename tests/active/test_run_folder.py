@@ -1,0 +1,126 @@
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from anomalymatch.active.run_folder import METRICS, SCORES, RunFolder, to_csv, to_json
+from anomalymatch.errors import StorageError
+from anomalymatch.ranking import Ranking
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    yield folder
+    folder.close()
+
+
+def finish(folder, number, **row):
+    with folder.write_cycle(number) as path:
+        (path / METRICS).write_text(to_json({"cycle": number, **row}))
+
+
+def test_a_new_folder_has_no_cycles(folder):
+    assert folder.finished_cycles() == 0
+    assert folder.rows() == []
+
+
+def test_cycles_count_up_to_the_first_gap(folder):
+    for number in (1, 2, 4, 12):
+        finish(folder, number)
+    (folder.path / "cycles" / ".03.x.part").mkdir()
+    (folder.path / "cycles" / "notes").mkdir()
+    assert folder.finished_cycles() == 2
+    assert [row["cycle"] for row in folder.rows()] == [1, 2]
+    finish(folder, 3)
+    assert folder.finished_cycles() == 4
+
+
+def test_more_than_99_cycles_are_found(folder):
+    for number in range(1, 102):
+        folder.cycle(number).mkdir(parents=True)
+    assert folder.finished_cycles() == 101
+
+
+def test_a_cycle_appears_whole_or_not_at_all(folder):
+    def fail():
+        with folder.write_cycle(1) as path:
+            (path / METRICS).write_text("{}")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert folder.finished_cycles() == 0
+    assert list((folder.path / "cycles").iterdir()) == []
+
+
+def test_undefined_numbers_survive_as_null(folder):
+    finish(folder, 1, ap=math.nan, auroc=0.5, labels=7)
+    assert json.loads((folder.cycle(1) / METRICS).read_text()) == {"cycle": 1, "ap": None, "auroc": 0.5, "labels": 7}
+    row = folder.rows()[0]
+    assert math.isnan(row["ap"])
+    assert (row["auroc"], row["labels"]) == (0.5, 7)
+    folder.write_metrics()
+    assert (folder.path / "metrics.csv").read_text() == "cycle,ap,auroc,labels\n1,nan,0.5,7\n"
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "\x00\x00"])
+def test_corrupt_metrics_say_what_to_do(folder, content):
+    finish(folder, 1)
+    path = folder.cycle(1) / METRICS
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(StorageError, match=r"cycles/01/metrics.json is missing or corrupt: delete the folder") as error:
+        folder.rows()
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_that_are_no_row_say_so_too(folder):
+    finish(folder, 1)
+    (folder.cycle(1) / METRICS).write_text("[1, 2]")
+    with pytest.raises(StorageError, match="is missing or corrupt"):
+        folder.rows()
+
+
+def test_scores_come_back(folder):
+    with folder.write_cycle(1) as path:
+        Ranking(["a", "b"], np.array([1.5, -2.0])).write(path / SCORES)
+    assert folder.ranking(1).top(2) == ["a", "b"]
+    assert folder.ranking(1).logits.tolist() == [1.5, -2.0]
+    (folder.cycle(1) / SCORES).write_bytes(b"PAR1")
+    with pytest.raises(StorageError, match="missing or corrupt: delete that cycle's folder"):
+        folder.ranking(1)
+
+
+def test_two_in_one_folder_are_one_too_many(folder):
+    with pytest.raises(StorageError, match=r"another process is working in .*run: wait for it or choose another"):
+        RunFolder(folder.path)
+    folder.close()
+    RunFolder(folder.path).close()
+
+
+def test_another_process_is_kept_out(folder):
+    code = f"""
+from pathlib import Path
+from anomalymatch.active.run_folder import RunFolder
+from anomalymatch.errors import StorageError
+try:
+    RunFolder(Path({str(folder.path)!r}))
+except StorageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"another process is working in {folder.path}")
+
+
+def test_a_file_in_the_way_is_one_sentence(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+        RunFolder(tmp_path / "run")
+
+
+def test_csv_has_the_union_of_the_columns():
+    assert to_csv([{"a": 1, "b": math.nan}, {"a": 2, "c": "x,y"}]) == 'a,b,c\n1,nan,\n2,,"x,y"\n'
+    assert to_csv([]) == "\n"

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from anomalymatch.active.strategies import Diverse, Strategy, k_centres, random, top, uncertain
+from anomalymatch.errors import ConfigError
+from anomalymatch.ranking import Ranking
+
+RANKING = Ranking(["a", "b", "c", "d", "e"], np.array([0.1, 3.0, -0.2, -5.0, 3.0]))
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def naive_k_centres(points, count):
+    chosen = [0] if len(points) else []
+    while len(chosen) < min(count, len(points)):
+        rest = [i for i in range(len(points)) if i not in chosen]
+        nearest = [min(float(np.linalg.norm(points[i] - points[c])) for c in chosen) for i in rest]
+        chosen.append(rest[int(np.argmax(nearest))])
+    return chosen
+
+
+def test_top_takes_the_highest_and_breaks_ties_by_id():
+    assert top(RANKING, 3, rng=rng()) == ["b", "e", "a"]
+    shuffled = Ranking(RANKING.ids[::-1], RANKING.logits[::-1].copy())
+    assert top(shuffled, 3, rng=rng()) == ["b", "e", "a"]
+
+
+def test_uncertain_takes_what_is_nearest_to_the_boundary():
+    assert uncertain(RANKING, 3, rng=rng()) == ["a", "c", "b"]
+
+
+def test_random_follows_from_its_generator_and_not_from_the_scores():
+    chosen = random(RANKING, 3, rng=rng(7))
+    other = Ranking(RANKING.ids[::-1], np.arange(5.0))
+    assert chosen == random(other, 3, rng=rng(7))
+    assert len(set(chosen)) == 3
+    assert len({tuple(random(RANKING, 3, rng=rng(seed))) for seed in range(20)}) > 5
+
+
+def test_random_is_fair():
+    counts = dict.fromkeys(RANKING.ids, 0)
+    generator = rng()
+    for _ in range(1000):
+        for id_ in random(RANKING, 2, rng=generator):
+            counts[id_] += 1
+    assert all(abs(n - 400) < 5 * np.sqrt(1000 * 0.4 * 0.6) for n in counts.values())
+
+
+@pytest.mark.parametrize("strategy", [top, uncertain, random])
+def test_fewer_images_than_asked_for_are_all_taken_and_none_twice(strategy):
+    assert isinstance(strategy, Strategy)
+    assert sorted(strategy(RANKING, 50, rng=rng())) == sorted(RANKING.ids)
+    assert strategy(Ranking([], np.empty(0)), 3, rng=rng()) == []
+
+
+# Whole numbers, so that distances are exact and ties are ties.
+@given(
+    arrays(np.int64, st.tuples(st.integers(0, 12), st.integers(1, 3)), elements=st.integers(-3, 3)), st.integers(1, 9)
+)
+def test_k_centres_are_those_of_the_slow_way(points, count):
+    points = points.astype(np.float32)
+    chosen = k_centres(points, count)
+    assert chosen == naive_k_centres(points, count)
+    assert len(set(chosen)) == len(chosen) == min(count, len(points))
+
+
+def test_k_centres_of_a_line_by_hand():
+    points = np.array([[0], [1], [10], [4]], dtype=np.float32)
+    assert k_centres(points, 3) == [0, 2, 3]
+    assert k_centres(np.zeros((3, 2), dtype=np.float32), 2) == [0, 1]
+
+
+def test_diverse_covers_the_top_and_starts_with_the_best(task, make_embedding):
+    embedding = make_embedding(task.source)
+    ids = task.pool[:60]
+    ranking = Ranking(ids, np.linspace(3, -3, 60))
+    chosen = Diverse(embedding, 3)(ranking, 5, rng=rng())
+    assert chosen[0] == ids[0]
+    assert len(set(chosen)) == 5
+    assert set(chosen) <= set(ids[:15])
+    features = embedding.features.take(ids[:15])
+    assert chosen == [ids[i] for i in naive_k_centres(features, 5)]
+    assert chosen == Diverse(embedding, 3)(ranking, 5, rng=rng(1))
+    assert Diverse(embedding, 1)(ranking, 5, rng=rng()) != chosen
+    assert sorted(Diverse(embedding, 1)(ranking, 5, rng=rng())) == sorted(ids[:5])
+    assert sorted(Diverse(embedding, 3)(ranking, 500, rng=rng())) == sorted(ids)
+
+
+def test_diverse_refuses_to_choose_among_nothing(task, make_embedding):
+    with pytest.raises(ConfigError, match=r"al\.strategy\.candidates is 0: it must be at least 1"):
+        Diverse(make_embedding(task.source), 0)

@@ -1,0 +1,138 @@
+"""Shared fixtures. The library is imported inside of them: at the top it would escape the run-time type checks."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no test phones home
+
+# Imported for the first time from inside of the library, these would be compiled anew: its run-time type checks hook
+# into whatever is imported meanwhile, and so much code takes half a minute.
+import albumentations  # noqa: F401
+import numpy as np
+import pytest
+import pytorch_lightning  # noqa: F401
+import sklearn.linear_model  # noqa: F401
+import timm  # noqa: F401
+import torch
+import torchmetrics  # noqa: F401
+
+
+@pytest.fixture
+def make_source() -> Callable[..., Any]:
+    """Make an in-memory image source; pixels follow from the position, so that 100,000 images take no room.
+
+    Each tenth image, from the first on, is `rare`: it has a bright square. `reads` counts the images decoded.
+    """
+    from anomalymatch.data.source import BaseSource
+    from anomalymatch.errors import UnreadableImageError
+
+    class ArraySource(BaseSource):
+        def __init__(self, count: int, size: int, channels: int, unreadable: set[str], **options: Any) -> None:
+            ids = [f"im{i:06d}" for i in range(count)]
+            truth = {id_: "rare" if i % 10 == 0 else "common" for i, id_ in enumerate(ids)}
+            defaults = {"name": "array", "ids": ids, "channels": channels, "truth": truth}
+            super().__init__(**defaults | {"fingerprint": f"array-{count}-{size}"} | options)
+            self.size, self.unreadable, self.reads = size, unreadable, 0
+
+        def _load(self, position: int) -> np.ndarray:
+            self.reads += 1
+            if self.ids[position] in self.unreadable:
+                raise UnreadableImageError("the file is truncated")
+            rng = np.random.default_rng(position)
+            image = rng.integers(0, 120, (self.size, self.size, self.channels), dtype=np.uint8)
+            if position % 10 == 0:
+                image[self.size // 4 : self.size // 2, self.size // 4 : self.size // 2] = 250
+            return image
+
+    def make(
+        count: int = 30, *, size: int = 32, channels: int = 3, unreadable: Any = (), **options: Any
+    ) -> ArraySource:
+        return ArraySource(count, size, channels, set(unreadable), **options)
+
+    return make
+
+
+@pytest.fixture
+def tiny_backbone() -> Iterator[Any]:
+    """A 99,196-parameter EfficientNet with random weights, for 32 px; 256 features."""
+
+    from anomalymatch.models.network import build_backbone
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a network only waits for a second thread
+    yield build_backbone(name="test_efficientnet", weights="none", channels=3, image_size=32)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_network(tiny_backbone: Any) -> Any:
+    """The tiny backbone with a cold head on L2-normalised features, in training mode."""
+
+    from anomalymatch.models.network import Head, Network
+
+    spec, backbone = tiny_backbone
+    head = Head(backbone.features, normalised=True, generator=torch.Generator().manual_seed(0))
+    return Network(spec, backbone, head)
+
+
+@pytest.fixture(scope="session")
+def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of a job that takes about a second a cycle: 120 galaxies of 32 px in the pool, 12 of them rare."""
+    cache = tmp_path_factory.mktemp("cache")
+    return (
+        "dataset=demo dataset.source.count=150 dataset.source.size=32 dataset.image_size=32 "
+        "dataset.source.rare_fraction=0.1 model.name=test_efficientnet model.weights=none "
+        "al.initial.anomalies=3 al.initial.normals=10 al.budget=4 al.cycles=2 trainer.iterations=2 "
+        f"algorithm.learner.batch.labelled=2 inference.workers=1 logger=none data.cache_dir={cache}"
+    ).split()
+
+
+@pytest.fixture
+def probe_job(tiny_job: list[str]) -> list[str]:
+    """The same with the probe, which takes a few milliseconds a cycle."""
+    return ["algorithm=probe", *(word for word in tiny_job if not word.startswith("algorithm"))]
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, contact sheets and the report: they take most of the time of a tiny job."""
+    from anomalymatch.active import loop
+
+    monkeypatch.setattr(loop, "publish", lambda folder, task: folder.path / "report.html")
+    monkeypatch.setattr(loop, "write_sheets", lambda *args: None)
+
+
+class Outcome(NamedTuple):
+    """What a command left on the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Outcome]]:
+    """Call `python -m anomalymatch.run` with these words in this process, in an empty folder."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> Outcome:
+        from anomalymatch.run import main
+
+        monkeypatch.setattr("sys.argv", ["anomalymatch", *words])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    yield call
+    root.handlers[:], root.level = handlers, level

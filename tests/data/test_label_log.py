@@ -1,0 +1,253 @@
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anomalymatch.data.label_log import LabelLog, export_csv, import_csv
+from anomalymatch.errors import LabelError, StorageError
+from anomalymatch.types import Label
+
+A, N, U, X = Label.ANOMALY, Label.NORMAL, Label.UNSURE, Label.ARTEFACT
+IDS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = LabelLog(tmp_path / "run" / "labels.sqlite")
+    yield log
+    log.close()
+
+
+def test_an_event_keeps_who_when_cycle_and_score(log):
+    log.append({"a": A, "b": U}, annotator="Ada", cycle=3, scores={"a": 0.75})
+    first, second = log.events()
+    assert (first.id, first.label, first.annotator, first.cycle, first.score) == ("a", A, "Ada", 3, 0.75)
+    assert (second.id, second.label, second.score, second.undoes) == ("b", U, None, None)
+    assert first.sequence < second.sequence
+    assert timedelta(0) <= datetime.now(UTC) - first.at < timedelta(minutes=1)
+    assert log.last_cycle() == 3
+
+
+def test_an_empty_log(log):
+    assert log.events() == []
+    assert log.current() == {}
+    assert log.last_cycle() is None
+    assert log.undo(annotator="Ada") is None
+    log.append({}, annotator="Ada", cycle=1)
+    assert log.events() == []
+
+
+def test_the_last_event_of_an_image_counts(log):
+    log.append({"a": A, "b": N}, annotator="Ada", cycle=0)
+    log.append({"a": X}, annotator="Bob", cycle=1)
+    log.append({"b": None}, annotator="Ada", cycle=2)
+    assert log.current() == {"a": X}
+    assert log.current(until_cycle=1) == {"b": N, "a": X}
+    assert log.current(until_cycle=0) == {"a": A, "b": N}
+
+
+def test_it_only_grows(log):
+    log.append({"a": A}, annotator="Ada", cycle=0)
+    before = log.events()
+    log.append({"a": N}, annotator="Ada", cycle=1)
+    log.undo(annotator="Ada")
+    log.append({"a": None}, annotator="Ada", cycle=1)
+    assert log.events()[: len(before)] == before
+    assert len(log.events()) == 4
+    assert [event.sequence for event in log.events()] == [1, 2, 3, 4]
+
+
+def test_undo_brings_the_earlier_label_back(log):
+    log.append({"a": A}, annotator="Ada", cycle=1)
+    log.append({"a": N}, annotator="Ada", cycle=2)
+    assert log.undo(annotator="Ada") == "a"
+    assert log.current() == {"a": A}
+    assert log.undo(annotator="Ada") == "a"
+    assert log.current() == {}
+    assert log.undo(annotator="Ada") is None
+
+
+def test_undo_of_a_label_taken_away(log):
+    log.append({"a": A}, annotator="Ada", cycle=1)
+    log.append({"b": N}, annotator="Ada", cycle=1)
+    log.append({"a": None}, annotator="Ada", cycle=1)
+    assert log.undo(annotator="Ada") == "a"
+    assert log.current() == {"a": A, "b": N}
+    assert log.undo(annotator="Ada") == "b"
+    assert log.current() == {"a": A}
+
+
+def test_undo_takes_back_ones_own_labels_only(log):
+    log.append({"a": A}, annotator="Ada", cycle=1)
+    log.append({"a": N, "b": N}, annotator="Bob", cycle=1)
+    assert log.undo(annotator="Ada") == "a"
+    assert log.current() == {"a": N, "b": N}  # Bob's word came later and stands
+    assert log.undo(annotator="Ada") is None
+    assert log.undo(annotator="Bob") == "b"
+    assert log.undo(annotator="Bob") == "a"
+    assert log.current() == {}
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from("abc"), st.sampled_from([A, N, None]), st.sampled_from("PQ")),
+        st.tuples(st.just("undo"), st.none(), st.sampled_from("PQ")),
+    ),
+    max_size=25,
+)
+
+
+@given(EVENTS)
+@settings(max_examples=60, deadline=None)
+def test_undo_of_any_depth_is_as_if_it_had_never_been(events):
+    log, twin = LabelLog(Path(":memory:")), []
+    for id_, label, who in events:
+        if id_ == "undo":
+            own = [place for place, event in enumerate(twin) if event[2] == who]
+            assert log.undo(annotator=who) == (twin.pop(own[-1])[0] if own else None)
+        else:
+            log.append({id_: label}, annotator=who, cycle=1)
+            twin.append((id_, label, who))
+        expected = {}
+        for seen, said, _ in twin:
+            expected[seen] = said
+        assert log.current() == {key: value for key, value in expected.items() if value is not None}
+    log.close()
+
+
+def test_a_batch_is_all_or_none(log):
+    log.append({"a": A}, annotator="Ada", cycle=0)
+    with pytest.raises(ValueError, match="nonsense"):
+        log.append({"b": N, "c": "nonsense"}, annotator="Ada", cycle=0)
+    with pytest.raises(StorageError):
+        log.append({"b": N, None: A}, annotator="Ada", cycle=0)
+    assert log.current() == {"a": A}
+    log.append({"d": N}, annotator="Ada", cycle=0)  # and the log goes on
+    assert log.current() == {"a": A, "d": N}
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from anomalymatch.data.label_log import LabelLog
+from anomalymatch.types import Label
+log = LabelLog(Path(sys.argv[1]))
+for batch in range(100_000):
+    log.append({f"{batch}/{i}": Label.NORMAL for i in range(7)}, annotator="Ada", cycle=batch)
+    print(batch, flush=True)
+"""
+
+
+def test_a_kill_in_the_middle_of_appends_loses_nothing_that_was_said(tmp_path):
+    path = tmp_path / "labels.sqlite"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if int(line) == 20:
+                break
+        time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        told = [int(line) for line in process.stdout.read().splitlines() if line]
+    log = LabelLog(path)
+    labels = log.current()
+    batches = {int(id_.split("/")[0]) for id_ in labels}
+    assert batches == set(range(len(batches)))
+    assert len(labels) == 7 * len(batches)  # no half batch
+    assert len(batches) >= max(told, default=20) + 1
+    log.append({"new": A}, annotator="Ada", cycle=0)
+    assert log.current()["new"] == A
+    log.close()
+
+
+def test_two_processes_write_to_one_log(tmp_path):
+    path = tmp_path / "labels.sqlite"
+    code = KILLED.replace("100_000", "30").replace('f"{batch}/{i}"', 'f"{sys.argv[2]}/{batch}/{i}"')
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), name], stdout=subprocess.DEVNULL) for name in "xy"
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    log = LabelLog(path)
+    assert len(log.current()) == 2 * 30 * 7
+    log.close()
+
+
+def test_it_is_the_same_when_opened_again(tmp_path):
+    path = tmp_path / "labels.sqlite"
+    first = LabelLog(path)
+    first.append({"ä,\n\"'": A}, annotator="Ada", cycle=1, scores={"ä,\n\"'": 0.5})
+    events = first.events()
+    first.close()
+    second = LabelLog(path)
+    assert second.events() == events
+    second.close()
+
+
+@pytest.mark.parametrize(
+    "content", [b"this is no database, it is a text of some length\n" * 40, b"SQLite format 3\0" + b"\xff" * 4000]
+)
+def test_a_corrupt_log(tmp_path, content):
+    path = tmp_path / "labels.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match=r"labels\.sqlite cannot be used \(.*restore it from labels\.csv"):
+        LabelLog(path)
+    assert path.read_bytes() == content
+
+
+def test_a_log_that_becomes_corrupt(log):
+    log.append({f"{i}": A for i in range(500)}, annotator="Ada", cycle=0)
+    log._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = bytearray(log.path.read_bytes())
+    data[4096:] = b"\xa5" * (len(data) - 4096)
+    log.path.write_bytes(bytes(data))
+    again = sqlite3.connect(log.path)
+    again.close()
+    fresh = LabelLog(log.path)
+    with pytest.raises(StorageError, match="cannot be used"):
+        fresh.current()
+    fresh.close()
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+        LabelLog(tmp_path / "file" / "labels.sqlite")
+    (tmp_path / "labels.sqlite").mkdir()
+    with pytest.raises(StorageError, match="cannot be used"):
+        LabelLog(tmp_path / "labels.sqlite")
+
+
+@given(st.dictionaries(IDS, st.sampled_from(list(Label)), min_size=1))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_csv_round_trip(tmp_path, labels):
+    export_csv(labels, tmp_path / "labels.csv")
+    assert import_csv(tmp_path / "labels.csv", labels.keys()) == labels
+
+
+@pytest.mark.parametrize("id_", ["a\rb", "\r", "a\r\nb", "a,b", 'a"b', '"', " a ", "a\nb", "\ufeffa", "a\0b", "银河"])
+def test_csv_round_trip_of_hard_names(tmp_path, id_):
+    if not id_.strip():
+        id_ += "x"
+    export_csv({id_: A, "plain": N}, tmp_path / "labels.csv")
+    assert import_csv(tmp_path / "labels.csv", {id_, "plain"}) == {id_: A, "plain": N}
+
+
+def test_csv_is_what_anomalymatch_reads(tmp_path):
+    export_csv({"a.png": A, "dir/b, c.png": X}, tmp_path / "labels.csv")
+    assert (tmp_path / "labels.csv").read_bytes() == b'filename,label\na.png,anomaly\n"dir/b, c.png",artefact\n'
+
+
+def test_csv_with_other_labels(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("filename,label\na,anomaly\nb,cat\nc,Normal\n")
+    expected = "2 labels are none of anomaly, normal, unsure, artefact; the first: b,cat; c,Normal"
+    with pytest.raises(LabelError, match=re.escape(expected)):
+        import_csv(path, {"a", "b", "c"})
+    with pytest.raises(LabelError, match="there is no such image"):
+        import_csv(path, {"a", "b"})

@@ -1,0 +1,170 @@
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from itertools import islice
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from anomalymatch.data import stream as module
+from anomalymatch.data.stream import resize, stream
+from anomalymatch.errors import DataError
+from anomalymatch.types import Reject
+
+
+def decoders():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30, 100])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_order_and_pixels(make_source, batch_size, workers):
+    source = make_source(30, size=20)
+    ids = [source.ids[i] for i in np.random.default_rng(0).permutation(30)]
+    batches = list(stream(source, ids, size=20, batch_size=batch_size, workers=workers))
+    assert [len(batch.ids) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    assert [id_ for batch in batches for id_ in batch.ids] == ids
+    images = torch.cat([batch.images for batch in batches])
+    expected = torch.from_numpy(np.stack(source.read(ids))).permute(0, 3, 1, 2)
+    assert torch.equal(images, expected)
+    assert images.dtype == torch.uint8
+    assert all(batch.rejects == [] for batch in batches)
+    assert not decoders()
+
+
+def test_order_is_kept_though_later_batches_are_ready_first(make_source, monkeypatch):
+    source = make_source(12)
+    read = source.read
+
+    def slow_first(ids):
+        time.sleep(0.05 if ids[0] in ("im000000", "im000004") else 0)
+        return read(ids)
+
+    monkeypatch.setattr(source, "read", slow_first)
+    batches = list(stream(source, source.ids, size=16, batch_size=2, workers=4))
+    assert [id_ for batch in batches for id_ in batch.ids] == source.ids
+
+
+def test_images_are_channels_last_in_memory(make_source):
+    (batch,) = stream(make_source(3), ["im000000", "im000001"], size=16, batch_size=4)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_unreadable_images_are_reported(make_source):
+    bad = {"im000002", "im000004", "im000005"}
+    batches = list(
+        stream(make_source(8, unreadable=bad, channels=1), [f"im{i:06d}" for i in range(8)], size=16, batch_size=2)
+    )
+    assert [batch.ids for batch in batches] == [["im000000", "im000001"], ["im000003"], [], ["im000006", "im000007"]]
+    assert [reject.id for batch in batches for reject in batch.rejects] == sorted(bad)
+    assert batches[1].rejects == [Reject("im000002", "the file is truncated")]
+    assert batches[2].images.shape == (0, 1, 16, 16)
+    assert batches[2].images.dtype == torch.uint8
+
+
+def test_no_ids(make_source):
+    assert list(stream(make_source(3), [], size=16, batch_size=4)) == []
+
+
+def test_an_error_of_the_source_arrives(make_source):
+    with pytest.raises(DataError, match="no image 'z'"):
+        list(stream(make_source(30), ["im000001", "z"], size=16, batch_size=1))
+    assert not decoders()
+
+
+def test_the_consumer_may_stop_early(make_source):
+    source = make_source(400)
+    batches = stream(source, source.ids, size=16, batch_size=4, workers=2)
+    assert len(list(islice(batches, 3))) == 3
+    batches.close()
+    assert not decoders()
+    assert source.reads <= 4 * (3 + 2 + 2)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_only_a_few_batches_are_in_memory(make_source, monkeypatch, workers):
+    alive, most = 0, 0
+    lock = threading.Lock()
+    to_tensor = module.to_tensor
+
+    def gone():
+        nonlocal alive
+        with lock:
+            alive -= 1
+
+    def counted(images):
+        nonlocal alive, most
+        tensor = to_tensor(images)
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        weakref.finalize(tensor, gone)
+        return tensor
+
+    monkeypatch.setattr(module, "to_tensor", counted)
+    source = make_source(120)
+    for _batch in stream(source, source.ids, size=16, batch_size=2, workers=workers):
+        time.sleep(0.002)  # a slow model: the decoders run ahead as far as they may
+    assert workers <= most <= workers + 2
+
+
+GROWTH = """
+import resource
+import numpy as np
+from anomalymatch.data.source import BaseSource
+from anomalymatch.data.stream import stream
+
+class Source(BaseSource):
+    def _load(self, position):
+        return np.zeros((32, 32, 3), dtype=np.uint8)
+
+source = Source(name="s", ids=[f"{i:06d}" for i in range(100_000)], channels=3, fingerprint="x")
+for count in (1_000, 100_000):
+    done = sum(len(batch.ids) for batch in stream(source, source.ids[:count], size=32, batch_size=64))
+    assert done == count
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the unit of ru_maxrss is the system's own")
+def test_memory_does_not_grow_with_the_number_of_images():
+    output = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
+    thousand, hundred_thousand = map(int, output.split())
+    assert hundred_thousand - thousand < 30_000  # KiB; the pixels of them all are 300,000
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("shape", [(40, 40), (20, 31), (8, 50), (16, 16), (1, 1)])
+def test_resize_any_number_of_channels(shape, channels):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8)
+    resized = resize(image, 16)
+    assert resized.shape == (16, 16, channels)
+    assert resized.dtype == np.uint8
+    for k in range(channels):  # no channel sees another
+        np.testing.assert_allclose(resize(image[..., k : k + 1], 16)[..., 0], resized[..., k].astype(int), atol=1)
+
+
+def test_shrinking_averages_and_enlarging_interpolates():
+    image = np.zeros((32, 32, 1), dtype=np.uint8)
+    image[::2] = 200  # stripes that sampling would turn into all or nothing
+    assert np.unique(resize(image, 16)).tolist() == [100]
+    ramp = np.repeat(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], 16, axis=0)
+    large = resize(ramp, 64)
+    expected = cv2.resize(ramp, (64, 64), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_array_equal(large[..., 0], expected)
+    assert (np.diff(large[0, 8:-8, 0].astype(int)) >= 0).all()
+
+
+def test_the_right_size_is_not_touched():
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    assert resize(image, 16) is image
+
+
+def test_views_that_are_not_contiguous():
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    turned = image[::-1, :, ::-1]
+    np.testing.assert_array_equal(resize(turned, 16), resize(turned.copy(), 16))

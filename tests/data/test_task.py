@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomalymatch.data.source import BaseSource
+from anomalymatch.data.task import initial_labels, make_task
+from anomalymatch.errors import ConfigError, DataError, LabelError
+from anomalymatch.types import Label
+
+
+class Source(BaseSource):
+    """Ids and classes; nobody reads an image of it."""
+
+    def __init__(self, counts, *, order=None, holdout=frozenset(), known=True):
+        truth = {f"{name}/{i:05d}": name for name, count in counts.items() for i in range(count)}
+        ids = list(truth) if order is None else [list(truth)[i] for i in order]
+        super().__init__(
+            name="set", ids=ids, channels=3, fingerprint="x", truth=truth if known else None, holdout=holdout
+        )
+
+    def _load(self, position):
+        raise NotImplementedError
+
+
+COUNTS = {"a": 100, "b": 300, "c": 57}
+
+
+def share(ids, task):
+    return task.truth(ids).mean()
+
+
+def test_pool_and_holdout_divide_the_source():
+    source = Source(COUNTS)
+    task = make_task(source, anomaly="a", holdout=0.2)
+    assert sorted([*task.pool, *task.holdout]) == sorted(source.ids)
+    assert task.anomalies == {id_ for id_ in source.ids if id_.startswith("a/")}
+    for name, count in COUNTS.items():  # the same share of each class
+        assert sum(id_.startswith(f"{name}/") for id_ in task.holdout) == round(0.2 * count)
+
+
+def test_the_order_of_the_source_is_kept():
+    source = Source(COUNTS)
+    task = make_task(source, anomaly="a")
+    assert task.pool == [id_ for id_ in source.ids if id_ in set(task.pool)]
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_the_split_depends_on_neither_order_nor_seed(random, seed):
+    order = list(range(sum(COUNTS.values())))
+    random.shuffle(order)
+    first = make_task(Source(COUNTS), anomaly="a", seed=0)
+    second = make_task(Source(COUNTS, order=order), anomaly="b", seed=seed)
+    assert set(first.holdout) == set(second.holdout)
+
+
+def test_new_images_leave_most_of_the_split_as_it_was():
+    small = set(make_task(Source({"a": 100, "b": 1000}), anomaly="a").holdout)
+    large = set(make_task(Source({"a": 110, "b": 1100}), anomaly="a").holdout)
+    assert len(small & large) > 0.8 * len(small)
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.2, 0.5])
+def test_holdout_changes_the_split(holdout):
+    task = make_task(Source(COUNTS), anomaly="a", holdout=holdout)
+    assert len(task.holdout) == sum(round(holdout * count) for count in COUNTS.values())
+
+
+def test_an_official_holdout_is_kept():
+    official = frozenset({"a/00003", "b/00007", "b/00008"})
+    task = make_task(Source(COUNTS, holdout=official), anomaly="a", holdout=0.5)
+    assert set(task.holdout) == official
+    assert len(task.pool) == sum(COUNTS.values()) - 3
+
+
+@given(
+    rare=st.integers(20, 400), common=st.integers(200, 2000), prevalence=st.floats(0.005, 0.9), seed=st.integers(0, 99)
+)
+@settings(max_examples=60, deadline=None)
+def test_prevalence_is_exact_within_rounding(rare, common, prevalence, seed):
+    source = Source({"rare": rare, "common": common})
+    plain = make_task(source, anomaly="rare")
+    task = make_task(source, anomaly="rare", prevalence=prevalence, seed=seed)
+    for side, whole in ((task.pool, plain.pool), (task.holdout, plain.holdout)):
+        truth = task.truth(side)
+        anomalies, normals = int(truth.sum()), int((~truth).sum())
+        # One anomaly more or less is the rounding, or one normal where those were thinned out.
+        assert abs(anomalies - prevalence * len(side)) <= 1
+        assert set(side) <= set(whole)
+        assert len(set(side)) == len(side)
+        before = plain.truth(whole)
+        # Only the class that was too frequent is thinned out.
+        assert anomalies == before.sum() or normals == (~before).sum()
+
+
+@pytest.mark.parametrize(
+    ("prevalence", "pool"), [(0.01, (3, 320)), (0.25, (80, 240)), (0.5, (80, 80)), (0.2, (80, 320))]
+)
+def test_prevalence_by_hand(prevalence, pool):
+    task = make_task(Source({"rare": 100, "common": 400}), anomaly="rare", prevalence=prevalence)
+    truth = task.truth(task.pool)
+    assert (truth.sum(), (~truth).sum()) == pool
+
+
+def test_the_seed_draws_the_subsample():
+    tasks = [make_task(Source(COUNTS), anomaly="a", prevalence=0.05, seed=seed) for seed in (0, 0, 1)]
+    assert tasks[0].pool == tasks[1].pool
+    assert tasks[0].pool != tasks[2].pool
+
+
+def test_several_classes_may_be_rare():
+    task = make_task(Source(COUNTS), anomaly=["a", "c"])
+    assert len(task.anomalies) == 157
+    assert share(task.pool, task) == pytest.approx(157 / 457, abs=0.005)
+    assert task.label("a/00000") == task.label("c/00001") == Label.ANOMALY
+    assert task.label("b/00000") == Label.NORMAL
+
+
+def test_without_truth_everything_is_pool():
+    source = Source(COUNTS, known=False)
+    task = make_task(source)
+    assert list(task.pool) == list(source.ids)
+    assert list(task.holdout) == []
+    with pytest.raises(DataError, match="nothing says which images are anomalies"):
+        task.truth(task.pool)
+    with pytest.raises(DataError, match="nothing says"):
+        task.label("a/00000")
+
+
+def test_truth_by_id():
+    task = make_task(Source(COUNTS), anomaly="c")
+    np.testing.assert_array_equal(task.truth(["c/00001", "a/00001", "c/00002"]), [True, False, True])
+    assert task.truth([]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"anomaly": "z"}, ConfigError, "set has no class 'z' for dataset.anomaly: choose from a, b, c"),
+        ({"anomaly": ["a", "z"]}, ConfigError, "no class 'z'"),
+        ({"anomaly": ["a", "b", "c"]}, ConfigError, "names every class"),
+        ({"anomaly": "a", "holdout": -0.1}, ConfigError, "dataset.holdout is -0.1"),
+        ({"anomaly": "a", "holdout": 0.9}, ConfigError, "dataset.holdout is 0.9"),
+        ({"anomaly": "a", "prevalence": 0.0}, ConfigError, "dataset.prevalence is 0.0"),
+        ({"anomaly": "a", "prevalence": 1.0}, ConfigError, "dataset.prevalence is 1.0"),
+        ({"prevalence": 0.1}, ConfigError, "dataset.prevalence needs dataset.anomaly"),
+    ],
+)
+def test_refusals(options, error, message):
+    with pytest.raises(error, match=message):
+        make_task(Source(COUNTS), **options)
+
+
+def test_a_class_of_a_set_without_classes():
+    with pytest.raises(DataError, match=r"set has no classes, so dataset.anomaly=a means nothing"):
+        make_task(Source(COUNTS, known=False), anomaly="a")
+
+
+def test_a_long_list_of_classes_is_cut_short():
+    with pytest.raises(ConfigError, match=r"… \(30 in all\)"):
+        make_task(Source({f"c{i:02d}": 2 for i in range(30)}), anomaly="x")
+
+
+def test_initial_labels():
+    task = make_task(Source(COUNTS), anomaly="a")
+    labels = initial_labels(task, anomalies=5, normals=20, seed=0)
+    assert list(labels.values()) == [Label.ANOMALY] * 5 + [Label.NORMAL] * 20
+    assert set(labels) <= set(task.pool)
+    assert all(task.label(id_) == label for id_, label in labels.items())
+    assert labels == initial_labels(task, anomalies=5, normals=20, seed=0)
+    assert labels.keys() != initial_labels(task, anomalies=5, normals=20, seed=1).keys()
+
+
+def test_initial_labels_are_drawn_evenly():
+    task = make_task(Source({"a": 10, "b": 40}), anomaly="a", holdout=0.0)
+    drawn = [id_ for seed in range(400) for id_ in initial_labels(task, anomalies=2, normals=1, seed=seed)]
+    counts = np.array([drawn.count(id_) for id_ in task.pool[:10]])
+    assert ((counts - 80) ** 2 / 80).sum() < 28  # chi-square with 9 degrees of freedom, 0.1 %
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"anomalies": 0, "normals": 5}, "asks for 0 images labelled anomaly: training needs at least one"),
+        ({"anomalies": 5, "normals": 0}, "asks for 0 images labelled normal"),
+        ({"anomalies": 81, "normals": 5}, "81 images labelled anomaly, but the pool of 366 images has only 80"),
+        ({"anomalies": 5, "normals": 999}, "has only 286"),
+    ],
+)
+def test_initial_labels_refuse(options, message):
+    task = make_task(Source(COUNTS), anomaly="a")
+    with pytest.raises(LabelError, match=message):
+        initial_labels(task, seed=0, **options)

@@ -1,0 +1,41 @@
+"""What the tests of FixMatch share."""
+
+import pytest
+
+
+def _images(count, generator):
+    import torch
+
+    return torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture
+def batch():
+    """Make the batch of a seed, as `MixedBatches` would."""
+    import torch
+
+    def make(seed=0, labelled=4, unlabelled=6):
+        generator = torch.Generator().manual_seed(seed)
+        weak, strong = (_images(unlabelled, generator) for _ in range(2))
+        lb = [_images(labelled, generator), torch.arange(labelled) % 2]
+        return {"lb": lb, "ulb": [weak, strong, torch.arange(unlabelled)]}
+
+    return make
+
+
+@pytest.fixture
+def opinionated(tiny_network, batch):
+    """A network whose logits spread, so that some images pass the cut and some do not, as both classes."""
+    import torch
+
+    network = tiny_network.eval()
+    images = torch.cat([batch(seed)["ulb"][0] for seed in range(4)])
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(network.backbone(images))
+        direction = features[1] - features[0]
+        network.head.set_probe(40 * direction, float(-40 * (features @ direction).median()))
+        odds = network(images).diff(dim=1).flatten()
+        scale = 1.5 / odds.std()
+        network.head.linear.weight.mul_(scale)
+        network.head.linear.bias.mul_(scale)
+    return network.train()

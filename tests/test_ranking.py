@@ -1,0 +1,106 @@
+import os
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anomalymatch.errors import StorageError
+from anomalymatch.ranking import Ranking, write_rejects
+from anomalymatch.types import Reject
+
+LOGITS = st.lists(st.floats(-50, 50, width=32), max_size=30)
+
+
+def ranking(logits, rejects=()):
+    return Ranking([f"im{i}" for i in range(len(logits))], np.array(logits, dtype=np.float64), list(rejects))
+
+
+def test_by_hand():
+    result = ranking([0.0, 2.0, -1.0, 2.0])
+    assert len(result) == 4
+    assert result.order.tolist() == [1, 3, 0, 2]
+    assert result.top(3) == ["im1", "im3", "im0"]
+    assert result.top(99) == ["im1", "im3", "im0", "im2"]
+    assert result.top(0) == []
+    np.testing.assert_allclose(result.scores, [0.5, 0.88079708, 0.26894142, 0.88079708])
+
+
+@given(LOGITS, st.randoms(use_true_random=False))
+def test_the_order_is_unique_whatever_order_the_images_came_in(logits, random):
+    first = ranking(logits)
+    places = list(range(len(logits)))
+    random.shuffle(places)
+    second = Ranking([first.ids[i] for i in places], first.logits[places])
+    slow = sorted(first.ids, key=lambda id_: (-logits[int(id_[2:])], id_))
+    assert first.top(len(first)) == second.top(len(second)) == slow
+
+
+def test_saturated_probabilities_keep_their_order():
+    result = ranking([40.0, 60.0, 50.0])
+    assert np.unique(result.scores).size == 1
+    assert result.top(3) == ["im1", "im2", "im0"]
+
+
+def test_restrict_keeps_order_and_rejects():
+    result = ranking([1.0, 2.0, 3.0], [Reject("x", "empty"), Reject("y", "torn")])
+    part = result.restrict(["im2", "im0", "y", "never seen"])
+    assert part.ids == ["im0", "im2"]
+    assert part.logits.tolist() == [1.0, 3.0]
+    assert part.rejects == [Reject("y", "torn")]
+    assert len(result.restrict([])) == 0
+
+
+def test_score_of():
+    result = ranking([0.0, 2.0])
+    assert result.score_of(["im1", "other"]) == {"im1": pytest.approx(0.88079708)}
+
+
+def test_write_and_read(tmp_path):
+    result = Ranking(["b", "a", "ä,\n", "z"], np.array([0.5, 0.5, 700.0, -np.inf]))
+    result.write(tmp_path / "cycle" / "scores.parquet")
+    table = pq.read_table(tmp_path / "cycle" / "scores.parquet")
+    assert table.column_names == ["id", "score", "rank", "logit"]
+    assert table["rank"].to_pylist() == [3, 2, 1, 4]
+    assert table["score"].to_pylist() == result.scores.tolist()
+    back = Ranking.read(tmp_path / "cycle" / "scores.parquet")
+    assert back.ids == result.ids
+    np.testing.assert_array_equal(back.logits, result.logits)
+    assert [p.name for p in (tmp_path / "cycle").iterdir()] == ["scores.parquet"]
+
+
+def test_an_empty_ranking(tmp_path):
+    ranking([]).write(tmp_path / "scores.parquet")
+    back = Ranking.read(tmp_path / "scores.parquet")
+    assert len(back) == 0
+    assert back.top(5) == []
+
+
+@pytest.mark.parametrize(
+    "damage", [os.remove, lambda path: path.write_bytes(b"PAR1 no"), lambda path: path.write_bytes(b"")]
+)
+def test_missing_or_corrupt_scores(tmp_path, damage):
+    path = tmp_path / "scores.parquet"
+    ranking([1.0, 2.0]).write(path)
+    damage(path)
+    with pytest.raises(StorageError, match=r"scores\.parquet are missing or corrupt"):
+        Ranking.read(path)
+
+
+def test_scores_without_the_columns(tmp_path):
+    write_rejects([Reject("a", "b")], tmp_path / "scores.parquet")
+    with pytest.raises(StorageError, match="missing or corrupt"):
+        Ranking.read(tmp_path / "scores.parquet")
+
+
+def test_rejects(tmp_path):
+    write_rejects([Reject("a", "0 bytes"), Reject("b", 'no image, "torn"')], tmp_path / "rejects.parquet")
+    assert pq.read_table(tmp_path / "rejects.parquet").to_pylist() == [
+        {"id": "a", "reason": "0 bytes"},
+        {"id": "b", "reason": 'no image, "torn"'},
+    ]
+    write_rejects([], tmp_path / "rejects.parquet")
+    table = pq.read_table(tmp_path / "rejects.parquet")
+    assert table.num_rows == 0
+    assert [str(kind) for kind in table.schema.types] == ["string", "string"]
