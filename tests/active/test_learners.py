@@ -57,12 +57,17 @@ def logits(learner, small):
 def test_every_algorithm_is_a_learner_whose_numbers_follow_from_the_seed(make, small, labels, algorithm):
     first = fitted(make(algorithm), small, labels)
     assert isinstance(first, Learner)
+    second = make(algorithm)
+    assert len(second.embedding.features.ids) == 60
     ambient = torch.get_rng_state()
-    second = fitted(make(algorithm), small, labels)
+    fitted(second, small, labels)
     assert torch.equal(torch.get_rng_state(), ambient)
     np.testing.assert_array_equal(logits(first, small), logits(second, small))
     assert first.rank().ids == list(small.source.ids)
-    assert first.rank(small.pool[:3]).ids == small.pool[:3]
+    mixed = [small.holdout[2], small.pool[9], small.pool[1]]
+    everything = dict(zip(first.rank().ids, first.rank().logits, strict=True))
+    assert first.rank(mixed).ids == mixed
+    assert first.rank(mixed).logits == pytest.approx([everything[id_] for id_ in mixed], abs=1e-5)
     assert np.std(logits(first, small)) > 0
 
 

@@ -134,6 +134,7 @@ class FixMatchLearner:
         return network
 
     def _train(self, network: Network, data: MixedBatches, pool: Sequence[str], cycle: int) -> None:
+        network.train()  # Lightning leaves the mode as it is, and a restored network predicts
         freeze_lower_groups(network.backbone.body, self.trainable_groups)
         module = FixMatch(
             network,

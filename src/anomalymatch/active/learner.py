@@ -41,7 +41,11 @@ class Learner(Protocol):
         ...
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
-        """Score `ids`, or all images of the source."""
+        """Score `ids` in this order, or all images of the source.
+
+        Raises:
+            DataError: if one of them is not in the source.
+        """
         ...
 
     def save(self, folder: Path) -> None:
@@ -78,8 +82,11 @@ class ProbeLearner:
         """See `Learner.rank`."""
         features, probe = self.embedding.features, self._fitted()
         logits = features.project(probe.coefficients) + probe.intercept
-        everything = Ranking(features.ids, logits, features.rejects)
-        return everything if ids is None else everything.restrict(ids)
+        if ids is None:
+            return Ranking(features.ids, logits, features.rejects)
+        reasons = {reject.id: reject for reject in features.rejects}
+        kept = [id_ for id_ in ids if id_ not in reasons]
+        return Ranking(kept, logits[features.positions(kept)], [reasons[id_] for id_ in ids if id_ in reasons])
 
     def save(self, folder: Path) -> None:
         """See `Learner.save`: the probe becomes the head of a network that scores any image."""

@@ -159,8 +159,8 @@ def export_csv(labels: Mapping[str, Label], path: Path) -> None:
     """Write the CSV `filename,label` that AnomalyMatch and `import_csv` read, atomically."""
     text = io.StringIO()
     # Before Python 3.13 a carriage return is not reason enough for the writer to quote a name.
-    quoting = csv.QUOTE_ALL if any("\r" in id_ for id_ in labels) else csv.QUOTE_MINIMAL
-    writer = csv.writer(text, lineterminator="\n", quoting=quoting)
+    hard = any("\r" in id_ for id_ in labels)
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if hard else csv.QUOTE_MINIMAL)
     writer.writerow(("filename", "label"))
     writer.writerows((id_, str(label)) for id_, label in labels.items())
     write_text(path, text.getvalue())
