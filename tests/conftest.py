@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no test phones home
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from threads, and wait long for busy cores
 
 # Imported for the first time from inside of the library, these would be compiled anew: its run-time type checks hook
 # into whatever is imported meanwhile, and so much code takes half a minute.
