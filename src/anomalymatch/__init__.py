@@ -60,7 +60,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `import anomalymatch` itself takes no time."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    home = import_module(f"{__name__}.{_HOMES[name]}")
+    # `anomalymatch.run` names a module, too; whichever way it was imported it is the same, and can be called.
+    value = home if name == _HOMES[name] else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import hydra
@@ -173,6 +174,15 @@ def stop(message: str) -> NoReturn:
     console.print(f"Stopped. {message}", soft_wrap=True, highlight=False, markup=False)
     sys.exit(130)
 
+
+class _CallableModule(ModuleType):
+    """This module is the function `run` too: `anomalymatch.run(...)` means both."""
+
+    def __call__(self, *overrides: str, folder: Path | str) -> list[dict[str, float | int | str]]:
+        return run(*overrides, folder=folder)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     main()

@@ -1,11 +1,13 @@
 """A learner without a network, to look at the loop alone, and the parts around it."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 
@@ -113,3 +115,38 @@ def run_in(without_pictures: None) -> Callable[..., Any]:
             folder.close()
 
     return run
+
+
+@pytest.fixture
+def events() -> Callable[..., Any]:
+    """The label log of a run folder."""
+    from anomalymatch.data.label_log import LabelLog
+
+    def read(path: Path) -> list[Any]:
+        log = LabelLog(path / "labels.sqlite")
+        try:
+            return log.events()
+        finally:
+            log.close()
+
+    return read
+
+
+@pytest.fixture
+def comparable(events: Any) -> Callable[..., Any]:
+    """What must be equal in two runs of the same numbers: everything but the clock."""
+
+    def read(path: Path) -> dict[str, Any]:
+        with (path / "metrics.csv").open(newline="") as file:
+            rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return {
+            "metrics": rows,
+            "log": [(e.id, e.label, e.annotator, e.cycle, e.score) for e in events(path)],
+            "labels.csv": (path / "labels.csv").read_text(),
+            "rejects": pq.read_table(path / "rejects.parquet").to_pydict(),
+            "scores": {p.parent.name: pq.read_table(p).to_pydict() for p in path.glob("cycles/??/scores.parquet")},
+            "weights": {p.parent.name + p.name: p.read_bytes() for p in path.glob("cycles/??/*.safetensors")},
+            "steps": {p.parent.name: p.read_text() for p in path.glob("cycles/??/steps.csv")},
+        }
+
+    return read

@@ -6,37 +6,11 @@ import pytest
 
 from anomalymatch.active.loop import LoopSpec
 from anomalymatch.active.oracles import PaperOracle
-from anomalymatch.data.label_log import LabelLog, import_csv
+from anomalymatch.data.label_log import import_csv
 from anomalymatch.data.task import make_task
 from anomalymatch.errors import ConfigError, LabelError
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
-
-
-def events(path):
-    log = LabelLog(path / "labels.sqlite")
-    try:
-        return log.events()
-    finally:
-        log.close()
-
-
-def comparable(path):
-    """What must be equal in two runs of the same numbers."""
-    rows = [{k: repr(v) for k, v in row.items() if k != "seconds"} for row in read_rows(path)]
-    scores = [pq.read_table(p).to_pydict() for p in sorted(path.glob("cycles/*/scores.parquet"))]
-    said = [(e.id, e.label, e.annotator, e.cycle, e.score) for e in events(path)]
-    return rows, scores, said, (path / "labels.csv").read_text()
-
-
-def read_rows(path):
-    from anomalymatch.active.run_folder import RunFolder
-
-    folder = RunFolder(path)
-    try:
-        return folder.rows()
-    finally:
-        folder.close()
 
 
 def test_each_cycle_trains_on_the_labels_given_before_it(task, loop_of, run_in, tmp_path):
@@ -55,7 +29,7 @@ def test_each_cycle_trains_on_the_labels_given_before_it(task, loop_of, run_in, 
     assert [cycle for cycle, _ in tracker.steps] == [cycle for cycle, _ in tracker.cycles] == [1, 2, 3]
 
 
-def test_the_log_says_who_labelled_what_when_and_why(task, loop_of, run_in, tmp_path):
+def test_the_log_says_who_labelled_what_when_and_why(task, loop_of, run_in, tmp_path, events):
     run_in(loop_of(task, cycles=3, budget=5), tmp_path / "run")
     log = events(tmp_path / "run")
     assert [(e.annotator, e.cycle) for e in log] == [("start", 0)] * 8 + [("oracle", 1)] * 5 + [("oracle", 2)] * 5
@@ -78,7 +52,7 @@ def test_scores_are_of_pool_and_held_out_split(task, loop_of, run_in, tmp_path):
     assert set(ranking.ids) == {*task.pool, *task.holdout}
 
 
-def test_the_pool_is_drawn_anew_each_cycle_and_follows_from_the_seed(task, loop_of, run_in, tmp_path):
+def test_the_pool_is_drawn_anew_each_cycle_and_follows_from_the_seed(task, loop_of, run_in, tmp_path, comparable):
     first, again, other = (loop_of(task, pool_size=20, seed=seed) for seed in (0, 0, 1))
     for number, loop in enumerate((first, again, other)):
         run_in(loop, tmp_path / str(number))
@@ -89,7 +63,7 @@ def test_the_pool_is_drawn_anew_each_cycle_and_follows_from_the_seed(task, loop_
     assert comparable(tmp_path / "0") == comparable(tmp_path / "1") != comparable(tmp_path / "2")
 
 
-def test_the_paper_oracle_labels_images_of_the_pool_that_was_trained_on(task, loop_of, run_in, tmp_path):
+def test_the_paper_oracle_labels_images_of_the_pool_that_was_trained_on(task, loop_of, run_in, tmp_path, events):
     loop = loop_of(task, pool_size=30, budget=5, oracle=PaperOracle)
     run_in(loop, tmp_path / "run")
     log = events(tmp_path / "run")
@@ -127,7 +101,7 @@ def test_wrong_protocols_are_refused():
             LoopSpec(**{"cycles": 1, "budget": 1, "pool_size": None, "anomalies": 1, "normals": 1} | changes)
 
 
-def test_unreadable_images_are_listed_and_never_asked_for(make_source, loop_of, run_in, tmp_path):
+def test_unreadable_images_are_listed_and_never_asked_for(make_source, loop_of, run_in, tmp_path, events):
     bad = ["im000003", "im000010"]
     task = make_task(make_source(100, size=16, unreadable=bad), anomaly="rare", holdout=0.0)
     loop = loop_of(task, budget=30)
@@ -152,7 +126,7 @@ def own(make_source):
 GIVEN = {"im000000": Label.ANOMALY, "im000001": Label.NORMAL, "im000002": Label.UNSURE}
 
 
-def test_own_labels_give_one_cycle_and_more_labels_give_the_next(own, loop_of, run_in, tmp_path, caplog):
+def test_own_labels_give_one_cycle_and_more_labels_give_the_next(own, loop_of, run_in, tmp_path, caplog, events):
     rows, tracker = run_in(loop_of(own, given=GIVEN), tmp_path / "run")
     assert [(row["labels"], row["found"]) for row in rows] == [(3, 1)]
     assert tracker.points == [None]
@@ -166,7 +140,7 @@ def test_own_labels_give_one_cycle_and_more_labels_give_the_next(own, loop_of, r
     }
 
 
-def test_resuming_without_new_labels_changes_nothing(own, loop_of, run_in, tmp_path, caplog):
+def test_resuming_without_new_labels_changes_nothing(own, loop_of, run_in, tmp_path, caplog, comparable):
     run_in(loop_of(own, given=GIVEN, cycles=1), tmp_path / "run")
     before = comparable(tmp_path / "run")
     loop = loop_of(own, given=GIVEN, cycles=2)
@@ -197,7 +171,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("when", ["fit", "rank", "save", "write_metrics", "publish", "log_cycle"])
 @pytest.mark.parametrize("cycle", [1, 2, 3])
-def test_a_resumed_run_ends_like_an_uninterrupted_one(task, loop_of, run_in, tmp_path, monkeypatch, when, cycle):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    task, loop_of, run_in, tmp_path, monkeypatch, when, cycle, comparable
+):
     from anomalymatch.active import loop as module
     from anomalymatch.active.run_folder import RunFolder
 
@@ -229,7 +205,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(task, loop_of, run_in, tmp
     assert [call["cycle"] for call in again.learner.calls] == list(range(finished + 1, 4))
 
 
-def test_a_lost_cycle_is_computed_anew(task, loop_of, run_in, tmp_path):
+def test_a_lost_cycle_is_computed_anew(task, loop_of, run_in, tmp_path, comparable):
     run_in(loop_of(task, pool_size=30), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "cycles" / "02")
@@ -237,7 +213,7 @@ def test_a_lost_cycle_is_computed_anew(task, loop_of, run_in, tmp_path):
     assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")
 
 
-def test_a_longer_run_begins_with_the_shorter_one(task, loop_of, run_in, tmp_path):
+def test_a_longer_run_begins_with_the_shorter_one(task, loop_of, run_in, tmp_path, comparable):
     run_in(loop_of(task, cycles=3), tmp_path / "three")
     run_in(loop_of(task, cycles=2), tmp_path / "run")
     run_in(loop_of(task, cycles=3), tmp_path / "run")

@@ -1,6 +1,7 @@
 """What W&B is told: read back from the file that an offline run leaves."""
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,10 @@ import wandb
 import yaml
 from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
+from wandb.sdk.launch.sweeps import utils as sweep_utils
 
 import anomalymatch as am
-from anomalymatch.active.tracking import NoTracker, Tracker, WandbTracker
+from anomalymatch.active.tracking import NoTracker, Tracker, WandbTracker, _run_id
 from anomalymatch.build import build_tracker
 from anomalymatch.config import compose, config_folder
 from anomalymatch.errors import ConfigError
@@ -32,28 +33,46 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
+def entries(data):
+    """The entries of a .wandb file: LevelDB's log format behind a header of seven bytes.
+
+    Blocks of 32 KiB; in each, pieces with a header of checksum (4 bytes), length (2) and kind (1: whole, 2: first,
+    3: middle, 4: last); what is shorter than a header at the end of a block is padding.
+    """
+    assert data[:4] == b":W&B"
+    at, entry = 7, b""
+    while at + 7 <= len(data):
+        room = 32768 - at % 32768
+        if room < 7:
+            at += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        entry += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield entry
+            entry = b""
+
+
 def records(path):
     """All records of the .wandb files below `path`, oldest file first."""
-    found = []
-    for file in sorted(Path(path).glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            found.append(record)
-        store._fp.close()
-    return found
+    files = sorted(Path(path).glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    return [wandb_internal_pb2.Record.FromString(entry) for file in files for entry in entries(file.read_bytes())]
 
 
 def history(path):
-    """The logged rows, as dictionaries with dotted keys."""
-    rows = [record.history for record in records(path) if record.WhichOneof("record_type") == "history"]
-    return [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in row.item} for row in rows]
-
-
-def value(row, key):
-    return row[key] if key in row else {k: v for k, v in row.items() if k.startswith(f"{key}/")}
+    """The logged rows; what W&B keeps in pieces is a dictionary again."""
+    rows = []
+    for record in records(path):
+        if record.WhichOneof("record_type") == "history":
+            rows.append({})
+            for item in record.history.item:
+                *parents, last = list(item.nested_key) or [item.key]
+                node = rows[-1]
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[last] = json.loads(item.value_json)
+    return rows
 
 
 @pytest.mark.slow
@@ -84,11 +103,11 @@ def test_an_offline_run_has_everything_and_a_resumed_one_goes_on(tiny_job, tmp_p
         assert len(content["columns"]) == 2
         assert all(0 <= number <= 1 for point in content["data"] for number in point)
 
-    (artifact,) = [r.request for r in records(folder) if r.request.WhichOneof("request_type") == "log_artifact"] or [
-        r for r in records(folder) if r.WhichOneof("record_type") == "artifact"
-    ]
-    assert "weights.safetensors" in str(artifact)
-    assert "cycle-1" in str(artifact)
+    artifacts = [r.artifact for r in records(folder) if r.WhichOneof("record_type") == "artifact"]
+    (weights,) = [artifact for artifact in artifacts if artifact.type == "model"]
+    assert {content.path for content in weights.manifest.contents} == {"weights.safetensors", "weights.json"}
+    assert list(weights.aliases) == ["latest", "cycle-1"]
+    assert json.loads(weights.metadata)["heldout_ap"] == pytest.approx(metrics.heldout_ap)
 
     (run,) = [r.run for r in records(folder) if r.WhichOneof("record_type") == "run"]
     assert (run.project, list(run.tags), run.run_group, run.display_name) == ("trial", ["tiny"], "trials", "run")
@@ -159,7 +178,7 @@ def test_the_mode_follows_the_key_unless_it_is_set(mode, key, variable, expected
 
 
 def test_a_wrong_mode_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="logger.mode is 'loud': choose one of auto, online, offline"):
+    with pytest.raises(ConfigError, match=r"logger\.mode is 'loud': choose one of auto, online, offline"):
         build_tracker(compose("logger=wandb", "logger.mode=loud"), tmp_path)
 
 
@@ -205,11 +224,23 @@ def test_the_sweep_optimises_what_a_run_logs(sweep, task):
     assert sweep["early_terminate"]["type"] == "hyperband"
 
 
-def test_the_agent_of_the_sweep_calls_our_command(sweep):
-    """As `wandb agent` builds it: macros stand alone, and each argument is KEY=VALUE without hyphens."""
-    from wandb.wandb_agent import Agent
+def test_the_agent_of_the_sweep_calls_our_command_with_words_that_we_understand(sweep):
+    """As `wandb agent` builds it: each macro stands alone and is replaced by a list of words."""
+    args = {"algorithm.learner.optimizer.lr": {"value": 0.0021}, "seed": {"value": 2}}
+    macros = sweep_utils.create_sweep_command_args({"args": args})
+    macros |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep["program"]]}
+    words = []
+    for word in sweep_utils.create_sweep_command(sweep["command"]):
+        words += macros[word[2:-1]] if word.startswith("${") else [word]
+    assert words[:4] == ["/usr/bin/env", "python", "-m", "anomalymatch.run"]
+    config = compose(*words[4:])
+    assert (config.seed, config.algorithm.learner.optimizer.lr) == (2, 0.0021)
 
-    text = Path(sys.modules[Agent.__module__].__file__).read_text(encoding="utf-8")
-    assert all(f'"{macro[2:-1]}"' in text for macro in sweep["command"] if macro.startswith("${"))
-    assert sweep["command"][-4:] == ["${interpreter}", "-m", "${program}", "${args_no_hyphens}"]
-    assert sweep["program"] == "anomalymatch.run"
+
+def test_the_run_of_a_sweep_is_the_one_that_its_agent_chose(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+    assert _run_id(tmp_path) == "chosen"
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert _run_id(tmp_path) == "chosen"
+    (tmp_path / "other").mkdir()
+    assert _run_id(tmp_path / "other") != "chosen"

@@ -1,7 +1,7 @@
 """Logging to Weights & Biases: metrics, curves, contact sheets, labels and weights. Never a prompt, never a stop."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 from uuid import uuid4
@@ -74,7 +74,7 @@ class WandbTracker:
         entity: str | None,
         mode: str,
         group: str | None,
-        tags: list[str],
+        tags: Sequence[str],
     ) -> None:
         import wandb
 
@@ -90,7 +90,7 @@ class WandbTracker:
             project=project,
             entity=entity,
             group=group,
-            tags=tags,
+            tags=list(tags),
             name=folder.name,
             mode=cast(Any, _resolve(mode)),
         )
@@ -139,10 +139,10 @@ class WandbTracker:
 
 
 def _run_id(folder: Path) -> str:
-    """The W&B run of this folder, the same after a resume."""
+    """The W&B run of this folder, the same after a resume; the agent of a W&B sweep chooses it."""
     path = folder / RUN_ID
     if not path.exists():
-        write_text(path, uuid4().hex[:8])
+        write_text(path, os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8])
     return path.read_text(encoding="utf-8").strip()
 
 

@@ -1,0 +1,154 @@
+"""Kill a run at any moment: what resumes it ends with the same numbers as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KILLABLE = Path(__file__).with_name("killable.py")
+SIGKILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    """See `killable.py`."""
+    process = subprocess.Popen(
+        [sys.executable, KILLABLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    yield process
+    process.stdin.close()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 0
+
+
+@pytest.fixture
+def job(zygote, tmp_path):
+    """Run the command in a fork; its exit code, its number of writes and what it said."""
+
+    def run(*words, kill_at=0, pictures=False):
+        log = tmp_path / "stderr"
+        order = {"words": words, "stderr": str(log), "kill_at": kill_at, "pictures": pictures}
+        zygote.stdin.write(json.dumps(order) + "\n")
+        zygote.stdin.flush()
+        code = int(zygote.stdout.readline())
+        writes = 0 if code == SIGKILLED else int(Path(f"{log}.writes").read_text())
+        return code, writes, log.read_text()
+
+    return run
+
+
+def words_of(tiny_job, algorithm):
+    keep = [w for w in tiny_job if algorithm != "probe" or not w.startswith("algorithm.")]
+    return [f"algorithm={algorithm}", *keep]
+
+
+def killed_and_resumed(job, words, path, whole, comparable, *, kill_at, pictures=False):
+    code, _, said = job(*words, f"hydra.run.dir={path}", kill_at=kill_at, pictures=pictures)
+    assert code == SIGKILLED, said
+    if not (path / "config.yaml").exists():
+        code, _, said = job(f"resume={path}", pictures=pictures)
+        assert code == 1
+        assert "there is no run in that folder" in said
+        return
+    code, _, said = job(f"resume={path}", pictures=pictures)
+    assert code == 0, said
+    assert comparable(path) == comparable(whole)
+    assert (path / "report.html").is_file()
+    assert not [p for p in path.rglob("*.part") if p.is_file() and p.parent.name == "cycles"]
+
+
+@pytest.mark.slow
+def test_a_probe_can_be_killed_at_every_single_write(job, tiny_job, tmp_path, comparable):
+    words = words_of(tiny_job, "probe")
+    job(*words, f"hydra.run.dir={tmp_path / 'first'}")  # the galaxies and their features are written once
+    code, writes, said = job(*words, f"hydra.run.dir={tmp_path / 'whole'}")
+    assert code == 0, said
+    assert 15 < writes < 40
+    for at in range(1, writes + 1):
+        before_or_after = at if at % 2 else -at
+        killed_and_resumed(job, words, tmp_path / str(at), tmp_path / "whole", comparable, kill_at=before_or_after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["fixmatch", "fixmatch_reference"])
+def test_a_training_can_be_killed_in_any_cycle(job, tiny_job, tmp_path, comparable, algorithm):
+    words = [*words_of(tiny_job, algorithm), "al.cycles=3"]
+    code, writes, said = job(*words, f"hydra.run.dir={tmp_path / 'whole'}")
+    assert code == 0, said
+    # While cycle 1, 2 and 3 are written, and when the last one is there but the report of it is not.
+    for at in (6, writes // 2, writes - 5, writes):
+        killed_and_resumed(job, words, tmp_path / f"at{at}", tmp_path / "whole", comparable, kill_at=at)
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_its_report_is_drawn_gets_it_on_resume(job, probe_job, tmp_path, comparable):
+    code, writes, said = job(*probe_job, f"hydra.run.dir={tmp_path / 'whole'}", pictures=True)
+    assert code == 0, said
+    path = tmp_path / "run"
+    killed_and_resumed(job, probe_job, path, tmp_path / "whole", comparable, kill_at=writes, pictures=True)
+    assert "2 of 2 cycles" in (path / "report.html").read_text(encoding="utf-8")
+    assert {p.name for p in path.glob("plots/*")} == {p.name for p in (tmp_path / "whole").glob("plots/*")}
+
+
+@pytest.mark.slow
+def test_more_cycles_can_be_asked_for_and_nothing_else(job, probe_job, tmp_path, comparable):
+    path = tmp_path / "run"
+    assert job(*probe_job, f"hydra.run.dir={path}")[0] == 0
+    assert job(*probe_job, "al.cycles=3", f"hydra.run.dir={tmp_path / 'three'}")[0] == 0
+    for word in ("seed=1", "dataset=cifar10", "al.initial.normals=20", "oracle=top_k", "+algorithm.learner.x=1"):
+        code, _, said = job(f"resume={path}", word)
+        assert code == 1
+        assert len(said.splitlines()) == 1
+        assert said.startswith("error: ")
+    code, _, said = job(f"resume={path}", "seed=1")
+    assert "seed=1 cannot change on resume: only al.cycles, al.budget" in said
+    assert job(f"resume={path}", "al.cycles=3", "trainer.workers=0", "logger=none")[0] == 0
+    assert comparable(path) == comparable(tmp_path / "three")
+    assert job(f"resume={path}")[0] == 0  # and its length is kept
+    assert comparable(path) == comparable(tmp_path / "three")
+
+
+# --- the real thing --------------------------------------------------------------------------------------------
+
+
+def start(*words):
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "anomalymatch.run", *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(path, process):
+    until = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signal_", "code", "moment"),
+    [(signal.SIGKILL, SIGKILLED, "cycles/01"), (signal.SIGINT, 130, "labels.csv")],
+    ids=["kill", "ctrl-c"],
+)
+def test_the_command_can_be_stopped_and_resumed(job, tiny_job, tmp_path, comparable, signal_, code, moment):
+    words = [*tiny_job, "trainer.iterations=20"]
+    assert job(*words, f"hydra.run.dir={tmp_path / 'whole'}", pictures=True)[0] == 0
+    process = start(*words, f"hydra.run.dir={tmp_path / 'run'}")
+    wait_for(tmp_path / "run" / moment, process)
+    time.sleep(0.5)
+    process.send_signal(signal_)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    if signal_ == signal.SIGINT:
+        assert f"Stopped. Continue with: python -m anomalymatch.run resume={tmp_path / 'run'}" in said.splitlines()[-1]
+        assert "Traceback" not in said
+    resumed = start(f"resume={tmp_path / 'run'}")
+    _, said = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, said
+    assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")
