@@ -28,11 +28,12 @@ def zygote():
 
 @pytest.fixture
 def job(zygote, tmp_path):
-    """Run the command in a fork; its exit code, its number of writes and what it said."""
+    """Run the command, or with a folder the function, in a fork; its exit code, its number of writes and its words."""
 
-    def run(*words, kill_at=0, pictures=False):
+    def run(*words, folder=None, kill_at=0, pictures=False):
         log = tmp_path / "stderr"
-        order = {"words": words, "stderr": str(log), "kill_at": kill_at, "pictures": pictures}
+        order = {"words": words, "folder": folder and str(folder), "stderr": str(log), "kill_at": kill_at}
+        order["pictures"] = pictures
         zygote.stdin.write(json.dumps(order) + "\n")
         zygote.stdin.flush()
         code = int(zygote.stdout.readline())
@@ -47,15 +48,11 @@ def words_of(tiny_job, algorithm):
     return [f"algorithm={algorithm}", *keep]
 
 
-def killed_and_resumed(job, words, path, whole, comparable, *, kill_at, pictures=False):
-    code, _, said = job(*words, f"hydra.run.dir={path}", kill_at=kill_at, pictures=pictures)
+def killed_and_resumed(job, words, path, whole, comparable, *, kill_at, command=True, pictures=False):
+    code, _, said = job(*words, folder=path, kill_at=kill_at, pictures=pictures)
     assert code == SIGKILLED, said
-    if not (path / "config.yaml").exists():
-        code, _, said = job(f"resume={path}", pictures=pictures)
-        assert code == 1
-        assert "there is no run in that folder" in said
-        return
-    code, _, said = job(f"resume={path}", pictures=pictures)
+    resume = {"words": [f"resume={path}"], "folder": None} if command else {"words": words, "folder": path}
+    code, _, said = job(*resume["words"], folder=resume["folder"], pictures=pictures)
     assert code == 0, said
     assert comparable(path) == comparable(whole)
     assert (path / "report.html").is_file()
@@ -65,20 +62,21 @@ def killed_and_resumed(job, words, path, whole, comparable, *, kill_at, pictures
 @pytest.mark.slow
 def test_a_probe_can_be_killed_at_every_single_write(job, tiny_job, tmp_path, comparable):
     words = words_of(tiny_job, "probe")
-    job(*words, f"hydra.run.dir={tmp_path / 'first'}")  # the galaxies and their features are written once
-    code, writes, said = job(*words, f"hydra.run.dir={tmp_path / 'whole'}")
+    job(*words, folder=tmp_path / "first")  # the galaxies and their features are written once
+    code, writes, said = job(*words, folder=tmp_path / "whole")
     assert code == 0, said
     assert 15 < writes < 40
     for at in range(1, writes + 1):
         before_or_after = at if at % 2 else -at
-        killed_and_resumed(job, words, tmp_path / str(at), tmp_path / "whole", comparable, kill_at=before_or_after)
+        path = tmp_path / str(at)
+        killed_and_resumed(job, words, path, tmp_path / "whole", comparable, kill_at=before_or_after, command=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fixmatch", "fixmatch_reference"])
 def test_a_training_can_be_killed_in_any_cycle(job, tiny_job, tmp_path, comparable, algorithm):
     words = [*words_of(tiny_job, algorithm), "al.cycles=3"]
-    code, writes, said = job(*words, f"hydra.run.dir={tmp_path / 'whole'}")
+    code, writes, said = job(*words, folder=tmp_path / "whole")
     assert code == 0, said
     # While cycle 1, 2 and 3 are written, and when the last one is there but the report of it is not.
     for at in (6, writes // 2, writes - 5, writes):
@@ -87,7 +85,7 @@ def test_a_training_can_be_killed_in_any_cycle(job, tiny_job, tmp_path, comparab
 
 @pytest.mark.slow
 def test_a_run_killed_while_its_report_is_drawn_gets_it_on_resume(job, probe_job, tmp_path, comparable):
-    code, writes, said = job(*probe_job, f"hydra.run.dir={tmp_path / 'whole'}", pictures=True)
+    code, writes, said = job(*probe_job, folder=tmp_path / "whole", pictures=True)
     assert code == 0, said
     path = tmp_path / "run"
     killed_and_resumed(job, probe_job, path, tmp_path / "whole", comparable, kill_at=writes, pictures=True)
@@ -98,9 +96,10 @@ def test_a_run_killed_while_its_report_is_drawn_gets_it_on_resume(job, probe_job
 @pytest.mark.slow
 def test_more_cycles_can_be_asked_for_and_nothing_else(job, probe_job, tmp_path, comparable):
     path = tmp_path / "run"
-    assert job(*probe_job, f"hydra.run.dir={path}")[0] == 0
-    assert job(*probe_job, "al.cycles=3", f"hydra.run.dir={tmp_path / 'three'}")[0] == 0
-    for word in ("seed=1", "dataset=cifar10", "al.initial.normals=20", "oracle=top_k", "+algorithm.learner.x=1"):
+    assert job(f"resume={path}")[2].startswith(f"error: resume={path}: there is no run in that folder")
+    assert job(*probe_job, folder=path)[0] == 0
+    assert job(*probe_job, "al.cycles=3", folder=tmp_path / "three")[0] == 0
+    for word in ("dataset=cifar10", "+algorithm.learner.optimizer.x=1"):
         code, _, said = job(f"resume={path}", word)
         assert code == 1
         assert len(said.splitlines()) == 1
@@ -138,7 +137,7 @@ def wait_for(path, process):
 )
 def test_the_command_can_be_stopped_and_resumed(job, tiny_job, tmp_path, comparable, signal_, code, moment):
     words = [*tiny_job, "trainer.iterations=20"]
-    assert job(*words, f"hydra.run.dir={tmp_path / 'whole'}", pictures=True)[0] == 0
+    assert job(*words, folder=tmp_path / "whole")[0] == 0
     process = start(*words, f"hydra.run.dir={tmp_path / 'run'}")
     wait_for(tmp_path / "run" / moment, process)
     time.sleep(0.5)

@@ -1,0 +1,189 @@
+import copy
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from anomalymatch.config import (
+    CHANGEABLE_ON_RESUME,
+    NULLABLE,
+    check_overrides,
+    check_same_run,
+    compose,
+    config_folder,
+    resumed,
+)
+from anomalymatch.errors import ConfigError, StorageError
+
+DATASETS = sorted(path.stem for path in (config_folder() / "dataset").glob("*.yaml"))
+WRONG = {
+    "dataset=nope": "there is no dataset=nope: choose one of cifar10, demo, folder, galaxymnist, galaxyzoo1",
+    "dataset=": "there is no dataset=: choose one of",
+    "dataset=null": "there is no dataset=null: choose one of",
+    "algorithm=fixmach": "there is no algorithm=fixmach: choose one of fixmatch, fixmatch_reference, probe",
+    "+experiment=nope": "there is no experiment=nope: choose one of demo_quick",
+    "experiment=demo_quick": r"an experiment is added to the configuration: write \+experiment=demo_quick",
+    "al=3": "there is no al=3: choose one of default",
+    "al.cylces=3": "there is no key 'al.cylces': did you mean al.cycles?",
+    "seeed=1": "there is no key 'seeed': did you mean seed?",
+    "qqqq=1": "there is no key 'qqqq': see `python -m anomalymatch.run --cfg job` for all keys",
+    "+foo=1": "there is no key 'foo', and none can be added there",
+    "++al.foo=1": "there is no key 'al.foo', and none can be added there",
+    "+augment.zoom=1": "there is no key 'augment.zoom', and none can be added there",
+    "~al.budget": "~al.budget: no key can be taken away, only set to another value",
+    "~dataset": "there is no dataset=",
+    "al.cycles=three": "al.cycles=three is not a whole number (the default is 3)",
+    "al.cycles=1.5": "al.cycles=1.5 is not a whole number",
+    "al.cycles=true": "al.cycles=True is not a whole number",
+    "al.cycles=null": "al.cycles=None is not a whole number",
+    "al.initial.anomalies=null": "al.initial.anomalies=None is not a whole number",
+    "al.compare_probe=3": "al.compare_probe=3 is not true or false",
+    "al.initial=3": "al.initial=3 is not a group of keys",
+    "seed=[1,2]": r"seed=[1, 2] is not a whole number",
+    "dataset.holdout=half": "dataset.holdout=half is not a number (the default is 0.2)",
+    "augment.factor=3": r"augment.factor=3 is not a list (the default is [0.05, 0.95])",
+    "model.name=3": "model.name=3 is not a word",
+    "model.name=null": "model.name=None is not a word",
+    "seed=0,1": "seed=0,1 gives several values: add -m to run them all",
+    "foo": "'foo' cannot be understood, expected KEY=VALUE",
+    "=3": "'=3' cannot be understood, expected KEY=VALUE",
+    "a=b=c": "'a=b=c' cannot be understood, expected KEY=VALUE",
+    "model=any": "model.name has no default: set model.name=VALUE",
+    "al.cycles=${nowhere": "cannot be understood, expected KEY=VALUE",
+}
+
+
+def plain(message):
+    return message.replace("\\", "")
+
+
+@pytest.mark.parametrize("word", WRONG)
+def test_a_wrong_word_is_one_clear_sentence(word):
+    with pytest.raises(ConfigError) as error:
+        check_overrides([word])
+    assert plain(WRONG[word]) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(f"{key}=null" for key in NULLABLE if "label_column" not in key),
+        "dataset.anomaly=3",
+        "dataset.anomaly=[a,b]",
+        "trainer.lightning.devices=auto",
+        "+trainer.lightning.strategy=ddp",
+        "+algorithm.learner.optimizer.dampening=0.1",
+        "++al.cycles=4",
+        "al.budget=${seed}",
+        "dataset.holdout=0",
+        "hydra.run.dir=somewhere",
+        "data.root=/a/b c",
+    ],
+)
+def test_what_is_right_is_let_through(word):
+    check_overrides([word])
+
+
+def test_values_of_a_sweep_are_checked_one_by_one():
+    check_overrides(["seed=0,1", "algorithm=probe,fixmatch"], multirun=True)
+    check_overrides(["seed=range(0,3)"], multirun=True)
+    with pytest.raises(ConfigError, match="seed=x is not a whole number"):
+        check_overrides(["seed=0,x"], multirun=True)
+    with pytest.raises(ConfigError, match="there is no algorithm=prob"):
+        check_overrides(["algorithm=fixmatch,prob"], multirun=True)
+
+
+def test_a_folder_of_ones_own_adds_choices(tmp_path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text("defaults: [demo, _self_]\nname: mine\n")
+    check_overrides(["dataset=mine", "dataset.image_size=48"], folder=tmp_path)
+    with pytest.raises(ConfigError, match="there is no dataset=mine"):
+        check_overrides(["dataset=mine"])
+    with pytest.raises(ConfigError, match="choose one of .*demo.*mine"):
+        check_overrides(["dataset=other"], folder=tmp_path)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_dataset_composes_and_says_what_is_needed(dataset):
+    config = compose(f"dataset={dataset}")
+    assert config.dataset.name == dataset
+    assert {"anomaly", "prevalence", "holdout", "image_size", "start", "source"} <= set(config.dataset)
+    assert config.model.image_size == config.dataset.image_size
+    assert (config.al.initial.anomalies, config.al.initial.normals) == tuple(config.dataset.start.values())
+
+
+def test_a_composition_is_free_of_the_one_before():
+    first = compose()
+    before = copy.deepcopy(OmegaConf.to_container(first, resolve=True))
+    first.seed = 5
+    first.algorithm.learner.loss.threshold = 0.1
+    compose("seed=3", "al.cycles=9")
+    assert OmegaConf.to_container(compose(), resolve=True) == before
+
+
+def test_a_notebook_keeps_its_own_hydra(tmp_path):
+    (tmp_path / "mine.yaml").write_text("x: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        compose("seed=3")
+        with pytest.raises(ConfigError):
+            compose("seed=x")
+        assert hydra_compose("mine").x == 1
+    assert not GlobalHydra.instance().is_initialized()
+    compose()
+    assert not GlobalHydra.instance().is_initialized()
+
+
+# --- going on ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(compose("seed=7", "dataset=folder", "data.root=photos")))
+    return tmp_path
+
+
+def test_a_resumed_run_keeps_its_settings_but_for_the_few_that_may_change(folder):
+    words = ["al.cycles=9", "data.root=moved", "trainer.workers=2", "logger=none"]
+    config = resumed(folder, compose(*words), [*words, f"resume={folder}"])
+    assert (config.seed, config.dataset.name, config.al.cycles) == (7, "folder", 9)
+    assert config.dataset.source.root == "moved"
+    assert config.algorithm.learner.batch.workers == 2
+    assert config.logger._target_.endswith("NoTracker")
+    assert {"al.cycles", "data", "trainer.workers", "logger"} <= set(CHANGEABLE_ON_RESUME)
+
+
+@pytest.mark.parametrize("word", ["seed=1", "dataset=demo", "al.initial.normals=3", "algorithm=probe", "al=default"])
+def test_a_resumed_run_refuses_what_would_change_its_numbers(folder, word):
+    with pytest.raises(ConfigError, match=f"{word} cannot change on resume: only al.cycles"):
+        resumed(folder, compose(word), [word])
+
+
+def test_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(StorageError, match=r"there is no run in that folder \(no config.yaml\)"):
+        resumed(tmp_path, compose(), [])
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", ""])
+def test_a_corrupt_configuration_is_one_sentence(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    try:
+        config = resumed(tmp_path, compose(), [])
+    except StorageError as error:
+        assert "config.yaml is corrupt" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert config == {}  # an empty file is an empty configuration
+
+
+def test_a_folder_takes_only_the_run_it_holds(folder):
+    same = ("seed=7", "dataset=folder", "data.root=photos")
+    check_same_run(folder, compose(*same))
+    check_same_run(folder, compose(*same[:2], "data.root=moved", "data.cache_dir=elsewhere", "trainer.workers=1"))
+    check_same_run(folder / "nothing", compose())
+    with pytest.raises(ConfigError, match="holds a run with seed=7, not 8: choose another folder for this one"):
+        check_same_run(folder, compose("seed=8", *same[1:]))
+    with pytest.raises(ConfigError, match="holds a run with algorithm"):
+        check_same_run(folder, compose("algorithm=probe", *same))
