@@ -64,8 +64,8 @@ def test_any_object_with_the_right_attributes_is_a_source(make_source, tiny_job)
         ("al.strategy.name=best", "al.strategy.name is 'best': choose one of top, uncertain, random, diverse"),
         ("inference.precision=fp8", "inference.precision is 'fp8': choose one of auto, fp32, bf16"),
         ("inference.workers=0", "must be at least 1"),
-        ("augment.factor=[1]", "augment.factor is [1]: it must be [low, high] within 0 to 10"),
-        ("augment.flip=2", "augment.flip is 2: it must lie between 0 and 1"),
+        ("augment.factor=[1.0]", "augment.factor is [1.0]: it must be [low, high] within 0 to 10"),
+        ("augment.flip=2.0", "augment.flip is 2.0: it must lie between 0 and 1"),
         ("algorithm.learner.loss.teacher=parrot", "algorithm.learner.loss.teacher is 'parrot': choose one of"),
         ("trainer.iterations=0", "algorithm.learner.batch.iterations is 0: it must be at least 1"),
     ],
@@ -83,7 +83,7 @@ def test_a_wrong_value_is_one_error_in_our_own_words(tiny, word, cause):
 
 
 def test_images_must_be_there(tmp_path):
-    with pytest.raises(DataError, match="dataset=folder needs data.root=PATH"):
+    with pytest.raises(DataError, match=r"dataset=folder needs data\.root=PATH"):
         open_task("folder")
     with pytest.raises(DataError, match="expected a folder with images, found nothing"):
         open_task("folder", f"data.root={tmp_path / 'nothing'}")

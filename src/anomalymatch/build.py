@@ -17,6 +17,7 @@ from anomalymatch.config import compose
 from anomalymatch.data.task import Task, make_task
 from anomalymatch.errors import AnomalyMatchError, ConfigError
 from anomalymatch.models.embedding import Embedding
+from anomalymatch.types import Label
 
 logger = logging.getLogger(__name__)
 STRATEGIES: dict[str, Strategy] = {"top": top, "uncertain": uncertain, "random": random}
@@ -93,7 +94,7 @@ def build_loop(config: DictConfig) -> ActiveLoop:
         task,
         learner,
         _oracle(config, task, embedding),
-        given=getattr(task.source, "labels", {}),
+        given={id_: Label(label) for id_, label in getattr(task.source, "labels", {}).items()},
         baseline=_probe(config, embedding) if compare else None,
         spec=LoopSpec(
             cycles=config.al.cycles,

@@ -60,11 +60,10 @@ def compose(*overrides: str) -> DictConfig:
     Raises:
         ConfigError: if a key or value is wrong.
     """
-    check_overrides(overrides)
-    return _compose(overrides)
+    return check_overrides(overrides)
 
 
-def check_overrides(overrides: Sequence[str], *, multirun: bool = False, folder: Path | None = None) -> None:
+def check_overrides(overrides: Sequence[str], *, multirun: bool = False, folder: Path | None = None) -> DictConfig:
     """Refuse unknown groups, keys and values of the wrong type, in one line; values of a sweep are checked one by one.
 
     The types of the defaults are the schema: whole numbers where a whole number stands, and so on.
@@ -73,6 +72,9 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False, folder:
         overrides: the words of a command line.
         multirun: whether a key may have several values.
         folder: a user's own configurations, beside those of the package.
+
+    Returns:
+        The configuration that they compose; of a sweep, that of its first job.
 
     Raises:
         ConfigError: with the first wrong override, and the nearest right one.
@@ -92,6 +94,7 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False, folder:
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"{missing[0]} has no default: set {missing[0]}=VALUE")
+    return composed
 
 
 def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -145,7 +148,7 @@ def _load(folder: Path) -> DictConfig | None:
         saved = OmegaConf.load(path)
     except (OSError, YAMLError) as error:
         raise StorageError(f"{path} is corrupt: {_first_line(error)}") from error
-    if not isinstance(saved, DictConfig):
+    if not isinstance(saved, DictConfig) or not saved:
         raise StorageError(f"{path} is corrupt: it is no configuration")
     return saved
 

@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE
 from rich.logging import RichHandler
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -130,7 +129,7 @@ def execute(config: DictConfig, folder: Path) -> list[dict[str, float | int | st
 def show(rows: list[dict[str, float | int | str]], folder: Path) -> None:
     """Print the summary table."""
     columns = [column for column in SHOWN if column in rows[-1]]
-    table = Table(title=escape(str(folder)), title_justify="left", header_style="bold", box=SIMPLE, padding=0)
+    table = Table(header_style="bold", box=SIMPLE, padding=0)
     for column in columns:
         table.add_column(SHOWN[column], justify="right")
     for row in rows:

@@ -80,6 +80,8 @@ class ActiveLoop:
     ) -> None:
         self.task, self.learner, self.oracle, self.given, self.baseline = task, learner, oracle, given, baseline
         self.spec, self.seed = spec, seed
+        if oracle is not None:
+            self._start()  # too few images show here, before anything is written
 
     def run(self, folder: RunFolder, tracker: Tracker) -> list[Row]:
         """Run the cycles that are missing in `folder`; return the metrics of all.
@@ -135,11 +137,14 @@ class ActiveLoop:
                 )
             return new
         if cycle == 1:
-            return initial_labels(self.task, anomalies=self.spec.anomalies, normals=self.spec.normals, seed=self.seed)
+            return self._start()
         unlabelled = [id_ for id_ in self.task.pool if id_ not in known]
         ranking = self.folder.ranking(cycle - 1).restrict(unlabelled)
         pool = frozenset(self._pool(cycle - 1, self.folder.labels.current(until_cycle=cycle - 2)))
         return self.oracle(ranking, pool, self.spec.budget, rng=np.random.default_rng([self.seed, cycle, 0x0AC]))
+
+    def _start(self) -> dict[str, Label]:
+        return initial_labels(self.task, anomalies=self.spec.anomalies, normals=self.spec.normals, seed=self.seed)
 
     def _pool(self, cycle: int, labels: dict[str, Label]) -> list[str]:
         """The unlabelled images that `cycle` trains on, drawn anew for each."""

@@ -1,0 +1,243 @@
+"""The command, as a newcomer meets it: most of it in this process, because a new one takes ten seconds to import."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import anomalymatch as am
+from anomalymatch.errors import ConfigError
+from anomalymatch.ranking import Ranking
+from anomalymatch.run import show
+
+ONE_LINE = [
+    (["dataset=nope"], "there is no dataset=nope: choose one of"),
+    (["al.cylces=3"], "did you mean al.cycles?"),
+    (["al.cycles=three"], "is not a whole number"),
+    (["foo"], "expected KEY=VALUE"),
+    (["-m", "seed=0,x"], "seed=x is not a whole number"),
+    (["seed=0,1"], "gives several values: add -m"),
+    (["resume=nowhere"], "nowhere: there is no run in that folder"),
+    (["dataset=folder"], "dataset=folder needs data.root=PATH"),
+    (["log_level=loud"], "log_level is 'loud': choose one of debug, info, warning, error"),
+    (["augment.factor=[1.0]"], "it must be [low, high] within 0 to 10"),
+    (["al.cycles=0"], "al.cycles is 0: it must be at least 1"),
+    (["al.cycles=${nowhere}"], "nowhere"),
+    (["dataset.anomaly=unicorn"], "demo has no class 'unicorn' for dataset.anomaly: choose from edge_on_disk"),
+    (["al.initial.anomalies=500"], "asks for 500 images labelled anomaly, but the pool of 120 images has only"),
+    (["algorithm.learner.optimizer.lr=-1.0"], "algorithm.learner.optimizer: Invalid learning rate: -1.0"),
+    (["hydra.run.dir=/proc/nowhere"], "/proc/nowhere"),
+    (["hydra/launcher=nope"], "hydra/launcher/nope"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), ONE_LINE, ids=[" ".join(words) for words, _ in ONE_LINE])
+def test_what_is_wrong_gets_one_line_and_leaves_nothing(command, tiny_job, tmp_path, words, message):
+    keys = {word.partition("=")[0] for word in words}
+    job = [w for w in tiny_job if w.partition("=")[0] not in keys and not keys & {"dataset", "resume"}]
+    outcome = command(*sorted([*job, *words], key=lambda word: word != "-m"))
+    assert outcome.code == 1
+    assert outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any((tmp_path / "runs").glob("*"))
+
+
+def test_the_keys_can_be_asked_for(command):
+    outcome = command("--cfg", "job", "al.cycles=7")
+    assert outcome.code == 0
+    assert "cycles: 7" in outcome.out
+    assert "hydra:" not in outcome.out
+    outcome = command("--help")
+    assert outcome.code == 0
+    assert "fixmatch, fixmatch_reference, probe" in outcome.out
+
+
+def test_a_folder_of_ones_own_configurations_joins(command, probe_job, tmp_path, without_pictures):
+    own = tmp_path / "mine" / "experiment"
+    own.mkdir(parents=True)
+    (own / "trial.yaml").write_text("# @package _global_\nal:\n  budget: 6\n")
+    job = [word for word in probe_job if not word.startswith("al.budget")]
+    outcome = command("--config-dir", str(tmp_path / "mine"), *job, "+experiment=trial", "hydra.run.dir=out")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "out" / "labels.csv").read_text().count("\n") == 1 + 13 + 6
+
+
+def test_a_run_ends_with_a_table_that_fits_and_the_way_to_its_report(command, probe_job, tmp_path):
+    outcome = command(*probe_job)
+    assert outcome.code == 0, outcome.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("demo-probe-")
+    assert f"runs/{folder.name}/report.html" in outcome.err.splitlines()[-1]
+    assert all(name in outcome.err for name in ("AUROC", "held-out AP", "P@1%"))
+    assert max(map(len, outcome.err.splitlines()[:-1])) <= 80
+    assert "…" not in outcome.err
+    assert outcome.out == ""
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "labels.sqlite",
+        "labels.csv",
+        "metrics.csv",
+        "rejects.parquet",
+        "report.html",
+        "plots/pr.png",
+        "plots/roc.png",
+        "plots/discovery.png",
+        "plots/scores.png",
+        "cycles/01/scores.parquet",
+        "cycles/02/weights.safetensors",
+        "cycles/02/weights.json",
+        "cycles/02/top64.png",
+        "cycles/02/false_positives.png",
+    } <= files
+    assert not [name for name in files if name.endswith((".part", ".pkl", ".ckpt", ".pt"))]
+
+
+def test_the_table_takes_any_name_as_it_is(capsys, tmp_path):
+    show([{"cycle": 1, "labels": 3, "found": 1, "ap": float("nan"), "seconds": 0.5}], tmp_path / "[red]a")
+    assert "[red]a" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_friendly_line_and_130(command, probe_job, monkeypatch, tmp_path, without_pictures):
+    from anomalymatch.active.learner import ProbeLearner
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    real = ProbeLearner.fit
+    monkeypatch.setattr(ProbeLearner, "fit", interrupt)
+    outcome = command(*probe_job, "hydra.run.dir=out")
+    assert outcome.code == 130
+    (line,) = outcome.err.splitlines()
+    assert line == f"Stopped. Continue with: python -m anomalymatch.run resume={tmp_path / 'out'}"
+    monkeypatch.setattr(ProbeLearner, "fit", real)
+    assert command("resume=out").code == 0
+
+
+def test_a_folder_holds_one_run(command, probe_job, without_pictures):
+    assert command(*probe_job, "hydra.run.dir=out").code == 0
+    outcome = command(*probe_job, "seed=1", "hydra.run.dir=out")
+    assert outcome.code == 1
+    assert "out holds a run with seed=0, not 1: choose another folder for this one" in outcome.err
+
+
+def test_the_function_can_be_called_whichever_way_it_was_imported(probe_job, tmp_path, without_pictures):
+    import anomalymatch.run
+
+    rows = am.run(*probe_job, "al.cycles=1", folder=tmp_path / "run")
+    assert am.run is anomalymatch.run is sys.modules["anomalymatch.run"]
+    assert anomalymatch.run.run(*probe_job, "al.cycles=1", folder=str(tmp_path / "run")) == rows
+    with pytest.raises(ConfigError, match=r"did you mean al\.budget"):
+        am.run("al.budgets=3", folder=tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_the_command_from_a_shell(tiny_job, tmp_path):
+    def call(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "anomalymatch.run", *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=200,
+        )
+
+    done = call("al.cylces=3")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: there is no key 'al.cylces': did you mean al.cycles?\n"
+    done = call(*tiny_job, "hydra.run.dir=out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
+    noise = [line for line in done.stderr.splitlines() if "Warning" in line or "GPU" in line or "litlogger" in line]
+    assert noise == []
+
+
+# --- a folder of one's own images -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Dark images, every fifth with a bright square, and three files that are no images."""
+    folder = tmp_path / "photos"
+    (folder / "night").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        pixels = rng.integers(0, 60, (24, 30, 3), dtype=np.uint8)
+        if i % 5 == 0:
+            pixels[5:15, 5:15] = 240
+        Image.fromarray(pixels).save(folder / ("night" if i % 2 else ".") / f"{i:02d}.png")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "short.png").write_bytes((folder / "00.png").read_bytes()[:200])
+    (folder / "text.jpg").write_text("this is no image")
+    return folder
+
+
+def label(photos, **labels):
+    lines = [f"{name.replace('_', '/')}.png,{said}" for name, said in labels.items()]
+    (photos / "labels.csv").write_text("\n".join(["filename,label", *lines]) + "\n")
+
+
+def test_own_images_from_the_first_labels_to_the_second_cycle(command, photos, tiny_job, tmp_path):
+    model = [w for w in tiny_job if w.startswith(("model.", "data.", "inference.", "dataset.image_size", "logger"))]
+    job = ["dataset=folder", f"data.root={photos}", "algorithm=probe", *model, "hydra.run.dir=out"]
+    outcome = command(*job)
+    assert outcome.code == 1
+    assert "photos has no labels to start from: put a labels.csv with the columns filename,label" in outcome.err
+
+    label(photos, **{"00": "anomaly", "night_01": "normal", "02": "normal", "night_03": "unsure"})
+    outcome = command(*job)
+    assert outcome.code == 0, outcome.err
+    assert "No new labels since cycle 1 and nobody to ask" in " ".join(outcome.err.split())
+    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert [reject["id"] for reject in rejects] == ["empty.png", "short.png", "text.jpg"]
+    assert all(reject["reason"] for reject in rejects)
+    ranking = Ranking.read(tmp_path / "out" / "cycles" / "01" / "scores.parquet")
+    assert len(ranking) == 30
+    assert not {"empty.png", "short.png", "text.jpg"} & set(ranking.ids)
+    assert {"night/05.png", "10.png"} <= set(ranking.top(7))
+    assert "Unreadable images" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+    # More labels, one of them a correction: the counts say nothing of a yield then, and the report is still written.
+    label(photos, **{"00": "anomaly", "night_01": "anomaly", "02": "normal", "night_03": "unsure", "04": "normal"})
+    outcome = command("resume=out", "al.cycles=2")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "out" / "metrics.csv").read_text().splitlines()[1:] == [
+        line for line in (tmp_path / "out" / "metrics.csv").read_text().splitlines()[1:] if line.split(",")[3] == "3"
+    ]
+    rows = [line.split(",")[:4] for line in (tmp_path / "out" / "metrics.csv").read_text().splitlines()]
+    assert rows == [["cycle", "labels", "found", "rejects"], ["1", "4", "1", "3"], ["2", "5", "2", "3"]]
+
+
+@pytest.mark.slow
+def test_fixmatch_learns_from_a_folder_with_unreadable_files(command, photos, tiny_job, tmp_path):
+    keep = ("model.", "data.cache", "inference.", "dataset.image_size", "logger", "algorithm.", "trainer.")
+    label(photos, **{"00": "anomaly", "night_01": "normal", "02": "normal"})
+    job = ["dataset=folder", f"data.root={photos}", *(w for w in tiny_job if w.startswith(keep))]
+    outcome = command(*job, "trainer.iterations=8", "hydra.run.dir=out")
+    assert outcome.code == 0, outcome.err
+    assert pq.read_table(tmp_path / "out" / "rejects.parquet").num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("filename,label\nnowhere.png,anomaly\n", "there is no such image"),
+        ("filename,label\n00.png,anomaly\n00.png,normal\n", "line 2 names it too"),
+        ("filename,label\n00.png,odd\n", "it gives classes beside anomaly, normal, unsure, artefact"),
+        ("filename,label\n00.png,anomaly\n", "none of the 1 labels is 'normal'"),
+        ("name,said\n00.png,anomaly\n", "the first line must be filename,label"),
+    ],
+)
+def test_wrong_labels_are_one_line(command, photos, tiny_job, text, message):
+    (photos / "labels.csv").write_text(text)
+    model = [w for w in tiny_job if w.startswith(("model.", "data.", "inference.", "dataset.image_size", "logger"))]
+    outcome = command("dataset=folder", f"data.root={photos}", "algorithm=probe", *model, "hydra.run.dir=out")
+    assert outcome.code == 1
+    assert outcome.err.count("error: ") == 1
+    assert message in outcome.err

@@ -1,0 +1,148 @@
+import csv
+import math
+
+import pytest
+from scipy import stats
+
+from anomalymatch.active.run_folder import to_csv
+from anomalymatch.sweep import summarise
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Write what a job leaves: its configuration and its metrics."""
+
+    def write(number, config, *aps):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.yaml").write_text(config)
+        rows = [{"cycle": i, "ap": ap, "found": 3 + i} for i, ap in enumerate(aps, 1)]
+        (folder / "metrics.csv").write_text(to_csv(rows))
+
+    return write
+
+
+def settings(seed=0, algorithm="probe", lr=0.1, oracle="top_k", anomaly="cat"):
+    return (
+        f"seed: {seed}\nalgorithm:\n  name: {algorithm}\n  learner: {{_target_: x.{algorithm}, lr: {lr}}}\n"
+        f"oracle: {{name: {oracle}, answer: {{_target_: x.{oracle}}}}}\ndataset: {{name: d, anomaly: {anomaly}}}\n"
+    )
+
+
+def test_mean_and_interval_by_hand(job, tmp_path):
+    for seed, ap in enumerate((0.5, 0.6, 0.8)):
+        job(seed, settings(seed), ap, 0.9)
+    first, second = summarise(tmp_path)
+    assert (first["cycle"], first["runs"], first["found"]) == (1, 3, 4.0)
+    mean = (0.5 + 0.6 + 0.8) / 3
+    deviation = math.sqrt(((0.5 - mean) ** 2 + (0.6 - mean) ** 2 + (0.8 - mean) ** 2) / 2)
+    half = stats.t.ppf(0.975, 2) * deviation / math.sqrt(3)
+    assert half == pytest.approx(4.3027 * 0.152753 / 1.7320508, rel=1e-4)
+    assert first["ap"] == pytest.approx(mean)
+    assert (first["ap_low"], first["ap_high"]) == (pytest.approx(mean - half), pytest.approx(mean + half))
+    assert (second["ap"], second["ap_low"]) == (pytest.approx(0.9), pytest.approx(0.9))
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "column"),
+    [
+        ("algorithm", ("probe", "fixmatch"), "algorithm.name"),
+        ("lr", (0.1, 0.01), "algorithm.learner.lr"),
+        ("oracle", ("top_k", "paper_oracle"), "oracle.name"),
+        ("anomaly", ("cat", "dog"), "dataset.anomaly"),
+    ],
+)
+def test_runs_are_grouped_by_all_that_varies_but_the_seed(job, tmp_path, key, values, column):
+    for number, (value, seed) in enumerate((value, seed) for value in values for seed in (0, 1)):
+        job(number, settings(seed, **{key: value}), 0.1 * number)
+    rows = summarise(tmp_path)
+    assert [(row[column], row["runs"]) for row in rows] == [(str(value), 2) for value in values]
+    assert [row["ap"] for row in rows] == [pytest.approx(0.05), pytest.approx(0.25)]
+    assert list(rows[0])[:3] == [column, "cycle", "runs"]  # what follows from a name takes no column
+
+
+def test_two_swept_keys_take_two_columns(job, tmp_path):
+    combinations = [(o, lr, seed) for o in ("top_k", "paper_oracle") for lr in (0.1, 0.01) for seed in (0, 1)]
+    for number, (oracle, lr, seed) in enumerate(combinations):
+        job(number, settings(seed, oracle=oracle, lr=lr), 0.5)
+    rows = summarise(tmp_path)
+    assert len(rows) == 4
+    assert list(rows[0])[:4] == ["oracle.name", "algorithm.learner.lr", "cycle", "runs"]
+    assert {row["runs"] for row in rows} == {2}
+
+
+def test_a_sweep_of_seeds_alone_has_one_group_and_one_seed_no_interval(job, tmp_path):
+    job(0, settings(0), 0.5)
+    (row,) = summarise(tmp_path)
+    assert list(row)[:2] == ["cycle", "runs"]
+    assert row["ap"] == 0.5
+    assert math.isnan(row["ap_low"])
+    assert summarise(tmp_path / "nothing") == []
+
+
+def test_undefined_values_and_shorter_runs_are_understood(job, tmp_path):
+    job(0, settings(0), 0.5, float("nan"))
+    job(1, settings(1), 0.7, 0.9, 1.0)
+    first, second = summarise(tmp_path)
+    assert (first["ap"], second["ap"]) == (pytest.approx(0.6), 0.9)
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+def check(folder, algorithms, seeds):
+    rows = read(folder / "summary.csv")
+    assert [(row["algorithm.name"], row["cycle"]) for row in rows] == [(a, c) for a in algorithms for c in "12"]
+    jobs = [path.parent for path in sorted(folder.glob("*/metrics.csv"))]
+    assert len(jobs) == len(algorithms) * seeds
+    for row in rows:
+        name = f"name: {row['algorithm.name']}\n"
+        mine = [read(job / "metrics.csv") for job in jobs if name in (job / "config.yaml").read_text()]
+        values = [float(metrics[int(row["cycle"]) - 1]["heldout_ap"]) for metrics in mine]
+        assert len(values) == seeds == int(row["runs"])
+        mean = sum(values) / seeds
+        half = stats.t.ppf(0.975, seeds - 1) * stats.tstd(values) / math.sqrt(seeds)
+        assert float(row["heldout_ap"]) == pytest.approx(mean)
+        assert float(row["heldout_ap_low"]) == pytest.approx(mean - half)
+
+
+@pytest.mark.slow
+def test_a_sweep_over_seeds_and_algorithms(command, tiny_job, tmp_path, without_pictures):
+    job = [word for word in tiny_job if not word.startswith("algorithm")]
+    outcome = command("-m", *job, "algorithm=probe,fixmatch", "seed=0,1,2", "hydra.sweep.dir=out")
+    assert outcome.code == 0, outcome.err
+    check(tmp_path / "out", ("probe", "fixmatch"), 3)
+    assert "mean and 95 % interval over the runs" in outcome.err
+    assert " ± " in outcome.err
+
+
+@pytest.mark.slow
+def test_a_sweep_on_several_processes(command, probe_job, tmp_path):
+    job = [word for word in probe_job if not word.startswith("algorithm")]
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "algorithm=probe", "seed=0,1", "hydra.sweep.dir=out"]
+    outcome = command("-m", *job, *words)
+    assert outcome.code == 0, outcome.err
+    rows = read(tmp_path / "out" / "summary.csv")
+    assert [(row["cycle"], row["runs"]) for row in rows] == [("1", "2"), ("2", "2")]
+
+
+def test_a_failing_job_is_told_and_the_others_count(command, probe_job, tmp_path, without_pictures):
+    job = [word for word in probe_job if not word.startswith("al.initial.anomalies")]
+    sweep = [*job, "al.initial.anomalies=3,500", "hydra.sweep.dir=out"]
+    outcome = command("-m", *sweep)
+    assert outcome.code == 1
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("error: job 1 (")
+    assert "al.initial.anomalies=500" in line
+    assert "asks for 500 images labelled anomaly, but the pool of 120 images has only" in line
+    assert "Traceback" not in outcome.err
+    assert [row["runs"] for row in read(tmp_path / "out" / "summary.csv")] == ["1", "1"]
+    # Corrected, the same sweep goes on where it was.
+    outcome = command("-m", *[word.replace("3,500", "3,4") for word in sweep])
+    assert outcome.code == 0, outcome.err
+    assert len(read(tmp_path / "out" / "summary.csv")) == 4
