@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -181,7 +182,8 @@ class _CallableModule(ModuleType):
         return run(*overrides, folder=folder)
 
 
-sys.modules[__name__].__class__ = _CallableModule
-
 if __name__ == "__main__":
-    main()
+    # By its proper name: a launcher can send only that to other processes.
+    import_module("anomalymatch.run").main()
+else:
+    sys.modules[__name__].__class__ = _CallableModule

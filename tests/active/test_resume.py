@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,9 @@ def test_more_cycles_can_be_asked_for_and_nothing_else(job, probe_job, tmp_path,
 def start(*words):
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "anomalymatch.run", *words]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    # Ctrl-C reaches it as on a terminal, also where the tests themselves were started in the background.
+    ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=ctrl_c)
 
 
 def wait_for(path, process):

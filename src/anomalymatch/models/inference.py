@@ -47,6 +47,12 @@ class Inference:
             raise ConfigError(f"inference.precision is {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
         if self.workers < 1 or self.batch_pixels < 1:
             raise ConfigError("inference.workers and inference.batch_pixels must be at least 1")
+        try:
+            device = self.torch_device
+        except RuntimeError as error:
+            raise ConfigError(f"inference.device is {self.device!r}, which is no device: {error}") from error
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"inference.device is {self.device!r}, but this machine has no such device: take auto")
 
     @property
     def torch_device(self) -> torch.device:
