@@ -71,7 +71,7 @@ def test_a_folder_of_ones_own_configurations_joins(command, probe_job, tmp_path,
 
 
 def test_a_run_ends_with_a_table_that_fits_and_the_way_to_its_report(command, probe_job, tmp_path):
-    outcome = command(*probe_job)
+    outcome = command(*probe_job, "al.cycles=1")
     assert outcome.code == 0, outcome.err
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("demo-probe-")
@@ -93,10 +93,10 @@ def test_a_run_ends_with_a_table_that_fits_and_the_way_to_its_report(command, pr
         "plots/discovery.png",
         "plots/scores.png",
         "cycles/01/scores.parquet",
-        "cycles/02/weights.safetensors",
-        "cycles/02/weights.json",
-        "cycles/02/top64.png",
-        "cycles/02/false_positives.png",
+        "cycles/01/weights.safetensors",
+        "cycles/01/weights.json",
+        "cycles/01/top64.png",
+        "cycles/01/false_positives.png",
     } <= files
     assert not [name for name in files if name.endswith((".part", ".pkl", ".ckpt", ".pt"))]
 
@@ -185,6 +185,7 @@ def label(photos, **labels):
     (photos / "labels.csv").write_text("\n".join(["filename,label", *lines]) + "\n")
 
 
+@pytest.mark.slow
 def test_own_images_from_the_first_labels_to_the_second_cycle(command, photos, tiny_job, tmp_path):
     model = [w for w in tiny_job if w.startswith(("model.", "data.", "inference.", "dataset.image_size", "logger"))]
     job = ["dataset=folder", f"data.root={photos}", "algorithm=probe", *model, "hydra.run.dir=out"]
@@ -209,9 +210,6 @@ def test_own_images_from_the_first_labels_to_the_second_cycle(command, photos, t
     label(photos, **{"00": "anomaly", "night_01": "anomaly", "02": "normal", "night_03": "unsure", "04": "normal"})
     outcome = command("resume=out", "al.cycles=2")
     assert outcome.code == 0, outcome.err
-    assert (tmp_path / "out" / "metrics.csv").read_text().splitlines()[1:] == [
-        line for line in (tmp_path / "out" / "metrics.csv").read_text().splitlines()[1:] if line.split(",")[3] == "3"
-    ]
     rows = [line.split(",")[:4] for line in (tmp_path / "out" / "metrics.csv").read_text().splitlines()]
     assert rows == [["cycle", "labels", "found", "rejects"], ["1", "4", "1", "3"], ["2", "5", "2", "3"]]
 

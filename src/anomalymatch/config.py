@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -84,7 +85,7 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False, folder:
     groups = [override for override in parsed if _choices(override, folders)]
     for override in groups:
         _check_group(override, _choices(override, folders))
-    default = _compose([choice for override in groups for choice in list(_single(override))[:1]], folder)
+    default = _defaults(tuple(choice for override in groups for choice in list(_single(override))[:1]), folder)
     for override in parsed:
         if override.is_sweep_override() and not multirun:
             raise ConfigError(f"{override.input_line} gives several values: add -m to run them all")
@@ -169,6 +170,12 @@ def _parse(word: str) -> Override:
 
 def _is_hydra(override: Override) -> bool:
     return str(override.key_or_group).split(".")[0].split("/")[0] == "hydra"
+
+
+@lru_cache
+def _defaults(groups: tuple[str, ...], folder: Path | None) -> DictConfig:
+    """What the chosen groups give by themselves; never to be changed."""
+    return _compose(groups, folder)
 
 
 def _compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:

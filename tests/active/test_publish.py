@@ -36,6 +36,13 @@ def finish(folder, task, cycle, *, steps=(), **row):
         (path / METRICS).write_text(to_json(values | row))
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Tiny pictures, where only the words matter."""
+    monkeypatch.setattr(module.plots, "save", lambda figure, path: Image.new("RGB", (4, 4)).save(path))
+    monkeypatch.setattr(module, "contact_sheet", lambda images, captions, *, frames: Image.new("RGB", (4, 4)))
+
+
 MEASURED = {"auroc": 0.9, "ap": 0.5, "precision_at_1pct": 1.0, "heldout_ap": 0.4, "seconds": 1.0}
 
 
@@ -73,14 +80,14 @@ def test_the_report_of_an_archive_says_that_nothing_is_measured(folder, make_sou
     assert "Worst false positives" not in html
 
 
-def test_a_training_below_its_probe_is_told(folder, task):
+def test_a_training_below_its_probe_is_told(folder, task, quick):
     finish(folder, task, 1, **MEASURED, probe_ap=0.53)
     assert "below its probe" in publish(folder, task).read_text(encoding="utf-8")
     finish(folder, task, 1, **MEASURED, probe_ap=0.51)
     assert "below its probe" not in publish(folder, task).read_text(encoding="utf-8")
 
 
-def test_rejects_are_told(folder, task):
+def test_rejects_are_told(folder, task, quick):
     finish(folder, task, 1, **MEASURED | {"rejects": 3})
     assert "rejects.parquet lists them" in publish(folder, task).read_text(encoding="utf-8")
 
@@ -92,14 +99,14 @@ def test_undefined_metrics_do_not_stop_the_report(folder, task):
     assert "\N{EN DASH}" in publish(folder, task).read_text(encoding="utf-8")
 
 
-def test_a_corrupt_cycle_is_one_sentence(folder, task):
+def test_a_corrupt_cycle_is_one_sentence(folder, task, quick):
     finish(folder, task, 1, **MEASURED)
     (folder.cycle(1) / SCORES).write_bytes(b"")
     with pytest.raises(StorageError, match="missing or corrupt: delete that cycle's folder"):
         publish(folder, task)
 
 
-def test_the_rest_has_neither_labelled_nor_held_out_images(folder, task):
+def test_the_rest_has_neither_labelled_nor_held_out_images(folder, task, quick):
     folder.labels.append({task.pool[0]: Label.ANOMALY}, annotator="start", cycle=0)
     folder.labels.append({task.pool[1]: Label.NORMAL}, annotator="oracle", cycle=1)
     for cycle in (1, 2):

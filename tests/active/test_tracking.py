@@ -16,7 +16,7 @@ from wandb.sdk.launch.sweeps import utils as sweep_utils
 import anomalymatch as am
 from anomalymatch.active.tracking import NoTracker, Tracker, WandbTracker, _run_id
 from anomalymatch.build import build_tracker
-from anomalymatch.config import compose, config_folder
+from anomalymatch.config import check_overrides, compose, config_folder
 from anomalymatch.errors import ConfigError
 
 OFFLINE = ("logger=wandb", "logger.mode=offline", "logger.project=trial", "logger.tags=[tiny]", "logger.group=trials")
@@ -204,8 +204,8 @@ def test_the_sweep_sets_keys_that_exist_to_values_that_fit(sweep):
     assert sweep["method"] in {"grid", "random", "bayes"}
     for key, parameter in sweep["parameters"].items():
         values = parameter["values"] if "values" in parameter else [parameter["min"], parameter["max"]]
-        for value in values:
-            assert OmegaConf.select(compose(f"{key}={value}"), key) == value
+        config = check_overrides([f"{key}={','.join(map(str, values))}"], multirun=True)
+        assert OmegaConf.select(config, key) == values[0]
         if "distribution" in parameter:
             assert parameter["distribution"] == "log_uniform_values"
             assert 0 < parameter["min"] < parameter["max"]

@@ -86,7 +86,8 @@ def test_captions_are_written_shortened_and_kept_within_the_tile():
 
 
 def test_odd_captions_do_no_harm():
-    contact_sheet([plain(9, 9, 3)] * 4, ["", "\x00\x1b[31m", "银河 🌌", "x" * 5000], tile=16)
+    odd = contact_sheet([plain(9, 9, 3)] * 4, ["", "\x00\x1b[31m", "银河 🌌", "x" * 5000], tile=16)
+    assert odd.size == contact_sheet([plain(9, 9, 3)] * 4, ["a"] * 4, tile=16).size
 
 
 def test_no_images():

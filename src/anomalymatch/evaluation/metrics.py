@@ -79,7 +79,7 @@ class Curves:
 
 
 def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"]) -> RankingMetrics:
-    """Measure how high a ranking puts the anomalies (METHODS, section 1, protocol).
+    """Measure how high a ranking puts the anomalies, by the measures of arXiv 2505.03509.
 
     Only the order of the scores matters: probabilities, logits and distances give the same numbers. Where a top-k cut
     falls among equal scores the expected value over their orders is used.
