@@ -153,7 +153,7 @@ def test_the_command_from_a_shell(tiny_job, tmp_path):
     done = call("al.cylces=3")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: there is no key 'al.cylces': did you mean al.cycles?\n"
-    done = call(*tiny_job, "hydra.run.dir=out")
+    done = call(*tiny_job, "al.cycles=1", "hydra.run.dir=out")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
     noise = [line for line in done.stderr.splitlines() if "Warning" in line or "GPU" in line or "litlogger" in line]

@@ -29,7 +29,7 @@ WRITES = 0
 
 
 def count_and_kill(at: int) -> None:
-    """Every file appears by a rename: count them, and kill this process just before (or just after) number `at`."""
+    """Every file appears by a rename: count them, and kill this process just before number `at`."""
     real = os.replace
 
     def replace(source: str, target: str) -> None:
@@ -38,8 +38,6 @@ def count_and_kill(at: int) -> None:
         if at == WRITES:
             os.kill(os.getpid(), signal.SIGKILL)
         real(source, target)
-        if -at == WRITES:
-            os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = replace
 

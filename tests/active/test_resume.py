@@ -68,9 +68,8 @@ def test_a_probe_can_be_killed_at_every_single_write(job, tiny_job, tmp_path, co
     assert code == 0, said
     assert 15 < writes < 40
     for at in range(1, writes + 1):
-        before_or_after = at if at % 2 else -at
         path = tmp_path / str(at)
-        killed_and_resumed(job, words, path, tmp_path / "whole", comparable, kill_at=before_or_after, command=False)
+        killed_and_resumed(job, words, path, tmp_path / "whole", comparable, kill_at=at, command=False)
 
 
 @pytest.mark.slow
@@ -79,8 +78,8 @@ def test_a_training_can_be_killed_in_any_cycle(job, tiny_job, tmp_path, comparab
     words = [*words_of(tiny_job, algorithm), "al.cycles=3"]
     code, writes, said = job(*words, folder=tmp_path / "whole")
     assert code == 0, said
-    # While cycle 1, 2 and 3 are written, and when the last one is there but the report of it is not.
-    for at in (6, writes // 2, writes - 5, writes):
+    # While cycle 1, 2 and 3 are written.
+    for at in (6, writes // 2, writes - 5):
         killed_and_resumed(job, words, tmp_path / f"at{at}", tmp_path / "whole", comparable, kill_at=at)
 
 
@@ -139,7 +138,7 @@ def wait_for(path, process):
     ids=["kill", "ctrl-c"],
 )
 def test_the_command_can_be_stopped_and_resumed(job, tiny_job, tmp_path, comparable, signal_, code, moment):
-    words = [*tiny_job, "trainer.iterations=20"]
+    words = [*tiny_job, "trainer.iterations=10"]
     assert job(*words, folder=tmp_path / "whole")[0] == 0
     process = start(*words, f"hydra.run.dir={tmp_path / 'run'}")
     wait_for(tmp_path / "run" / moment, process)
@@ -150,7 +149,6 @@ def test_the_command_can_be_stopped_and_resumed(job, tiny_job, tmp_path, compara
     if signal_ == signal.SIGINT:
         assert f"Stopped. Continue with: python -m anomalymatch.run resume={tmp_path / 'run'}" in said.splitlines()[-1]
         assert "Traceback" not in said
-    resumed = start(f"resume={tmp_path / 'run'}")
-    _, said = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, said
+    code, _, said = job(f"resume={tmp_path / 'run'}")
+    assert code == 0, said
     assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")

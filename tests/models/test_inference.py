@@ -66,7 +66,12 @@ def test_batch_size(pixels, size, images):
 
 
 def test_devices_and_precisions(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Inference(device="cuda:1").torch_device == torch.device("cuda", 1)
+    with pytest.raises(
+        ConfigError, match=r"inference.device is 'cuda:2', but this machine has no such device: take auto"
+    ):
+        Inference(device="cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Inference().torch_device == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
