@@ -108,7 +108,7 @@ def build_loop(config: DictConfig) -> ActiveLoop:
 
 
 def _probe(config: DictConfig, embedding: Embedding) -> ProbeLearner:
-    return ProbeLearner(embedding, inverse_regularisation=config.algorithm.learner.inverse_regularisation)
+    return ProbeLearner(embedding, probe=_instantiate(config.probe))
 
 
 def build_tracker(config: DictConfig, folder: Path) -> Tracker:

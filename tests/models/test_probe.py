@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from anomalymatch.errors import ConfigError
 from anomalymatch.models.features import Features, Shard
-from anomalymatch.models.probe import fit_probe
+from anomalymatch.models.probe import ProbeSpec, fit_probe, self_train
 
 
 def clusters(anomalies=5, normals=200, width=24, seed=0):
@@ -85,10 +86,75 @@ def test_one_image_of_each_class_is_enough():
     assert probe.intercept == pytest.approx(0.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
-def test_refuses_an_impossible_regularisation(value):
-    with pytest.raises(ConfigError, match="must be positive"):
-        fit_probe(*clusters(), inverse_regularisation=value)
+SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0.25, limit=200)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inverse_regularisation": 0.0}, "probe.inverse_regularisation is 0.0: it must be positive"),
+        ({"inverse_regularisation": float("nan")}, "must be positive"),
+        ({"rounds": -1}, "probe.rounds=-1 and probe.limit=200 cannot be negative"),
+        ({"limit": -1}, "cannot be negative"),
+        ({"confidence": 0.4}, "probe.confidence is 0.4: it must be at least 0.5 and below 1"),
+        ({"confidence": 1.0}, "below 1"),
+        ({"weight": 0.0}, "probe.weight is 0.0: it must be positive"),
+    ],
+)
+def test_refuses_impossible_values(change, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(SPEC, **change)
+
+
+def test_a_supposed_anomaly_of_weight_one_is_a_labelled_one():
+    anomalies, normals = clusters()
+    # 2 + 3 anomalies against 200 normals; C scales with the number of labelled images, here 202 of 205.
+    split = fit_probe(anomalies[:2], normals, inverse_regularisation=10.0 * 205 / 202, supposed=anomalies[2:])
+    whole = fit_probe(anomalies, normals, inverse_regularisation=10.0)
+    np.testing.assert_allclose(split.coefficients, whole.coefficients, atol=2e-3)
+
+
+def half_shown(noise=0.1, seed=0):
+    """Anomalies that point to 0, 1 and 2, of which two labelled ones show 0 and 1 alone; normals point to 3."""
+    rng = np.random.default_rng(seed)
+
+    def rows(count, *directions):
+        made = rng.normal(size=(count, 64)) * noise
+        made[:, directions] += 1.0
+        return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+
+    pool = np.concatenate([rows(40, 0, 1, 2), rows(960, 3)])
+    return rows(2, 0, 1), rows(200, 3), pool, np.concatenate([rows(50, 2), rows(950, 3)])
+
+
+def test_self_training_learns_from_the_pool_what_the_labels_do_not_show():
+    labelled, normals, pool, hidden = half_shown()
+    alone = fit_probe(labelled, normals, inverse_regularisation=10.0).logits(hidden)
+    helped = self_train(labelled, normals, pool, SPEC).logits(hidden)
+    assert (helped[:50].mean() - helped[50:].mean()) > (alone[:50].mean() - alone[50:].mean()) + 0.2
+
+
+def test_a_pool_without_sure_images_changes_nothing():
+    anomalies, normals = clusters()
+    probe = self_train(anomalies, normals, normals, SPEC)
+    plain = fit_probe(anomalies, normals, inverse_regularisation=10.0)
+    assert plain.logits(normals).max() < np.log(4.0)
+    np.testing.assert_array_equal(probe.coefficients, plain.coefficients)
+
+
+@pytest.mark.parametrize("change", [{"rounds": 1}, {"confidence": 0.98}, {"weight": 1.0}, {"limit": 3}])
+def test_every_value_of_self_training_matters(change):
+    labelled, normals, pool, _ = half_shown(noise=0.3)
+    usual = self_train(labelled, normals, pool, SPEC)
+    changed = self_train(labelled, normals, pool, replace(SPEC, **change))
+    assert np.abs(usual.coefficients - changed.coefficients).max() > 1e-3
+
+
+def test_logits_are_the_features_times_the_coefficients():
+    anomalies, normals = clusters()
+    probe = fit_probe(anomalies, normals, inverse_regularisation=1.0)
+    expected = [float(row.astype(np.float64) @ probe.coefficients) + probe.intercept for row in anomalies]
+    np.testing.assert_allclose(probe.logits(anomalies), expected, atol=1e-5)
 
 
 def test_reranks_a_hundred_thousand_images_in_a_second():

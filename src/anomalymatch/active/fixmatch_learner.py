@@ -21,6 +21,7 @@ from anomalymatch.models.checkpoint import load_network, save_network
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.fixmatch import FixMatch, FixMatchSpec
 from anomalymatch.models.network import Network, freeze_lower_groups
+from anomalymatch.models.probe import ProbeSpec
 from anomalymatch.progress import progress
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Reject
@@ -39,7 +40,7 @@ class FixMatchLearner:
         start: `probe` sets the head to the probe, so that training starts from a good ranking; `cold` draws it anew.
         carry_over: go on from the last cycle's weights instead of starting each cycle from the pretrained ones.
         trainable_groups: how many of the backbone's last layer groups learn; None for all.
-        inverse_regularisation: of the probe.
+        probe: how the probe is fitted.
         loss: hyper-parameters of the losses and the average.
         batch: make-up and number of the batches.
         optimizer: partial of an optimiser.
@@ -56,7 +57,7 @@ class FixMatchLearner:
         start: str,
         carry_over: bool,
         trainable_groups: int | None,
-        inverse_regularisation: float,
+        probe: ProbeSpec,
         loss: FixMatchSpec,
         batch: BatchSpec,
         optimizer: Callable[..., Optimizer],
@@ -71,7 +72,7 @@ class FixMatchLearner:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"algorithm.learner.optimizer: {error}") from error
         self.embedding, self.seed, self.start, self.carry_over = embedding, seed, start, carry_over
-        self.trainable_groups, self.inverse_regularisation = trainable_groups, inverse_regularisation
+        self.trainable_groups, self.probe = trainable_groups, probe
         self.loss, self.batch, self.optimizer = loss, batch, optimizer
         self.augmentation, self.trainer, self.truth = augmentation, trainer, truth
         self.on_step: StepListener = ignore_step
@@ -93,7 +94,7 @@ class FixMatchLearner:
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout and stochastic depth of backbones that have them
-            self._train(self._starting_network(labels, seed), data, pool, cycle)
+            self._train(self._starting_network(labels, pool, seed), data, pool, cycle)
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
@@ -122,14 +123,14 @@ class FixMatchLearner:
         if self.carry_over:
             self._student = load_network(folder / STUDENT)
 
-    def _starting_network(self, labels: Mapping[str, str], seed: int) -> Network:
+    def _starting_network(self, labels: Mapping[str, str], pool: Sequence[str], seed: int) -> Network:
         if self.carry_over and self._student is not None:
             return self._student
         network = self.embedding.network(
             normalised=self.start == "probe", generator=torch.Generator().manual_seed(seed)
         )
         if self.start == "probe":
-            probe = probe_of(self.embedding, labels, self.inverse_regularisation)
+            probe = probe_of(self.embedding, labels, pool, self.probe)
             network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
         return network
 

@@ -12,12 +12,14 @@ from anomalymatch.data.labels import training_ids
 from anomalymatch.errors import LabelError
 from anomalymatch.models.checkpoint import load_network, save_network
 from anomalymatch.models.embedding import Embedding
-from anomalymatch.models.probe import Probe, fit_probe
+from anomalymatch.models.probe import Probe, ProbeSpec, fit_probe, self_train
 from anomalymatch.ranking import Ranking
 
 Truth = Callable[[Sequence[str]], np.ndarray]
 """Whether each image is an anomaly, in a benchmark."""
 WEIGHTS = "weights.safetensors"
+POOL_IMAGES = 10_000
+"""Unlabelled images that the probe looks at, about."""
 
 
 @runtime_checkable
@@ -62,21 +64,18 @@ class ProbeLearner:
 
     Args:
         embedding: the backbone and the images.
-        inverse_regularisation: scikit-learn's C.
+        probe: how it is fitted.
         seed, truth: all learners are built alike; this one has no randomness and needs no truth.
     """
 
-    def __init__(
-        self, embedding: Embedding, *, inverse_regularisation: float, seed: int = 0, truth: Truth | None = None
-    ) -> None:
-        self.embedding = embedding
-        self.inverse_regularisation = inverse_regularisation
+    def __init__(self, embedding: Embedding, *, probe: ProbeSpec, seed: int = 0, truth: Truth | None = None) -> None:
+        self.embedding, self.spec = embedding, probe
         self.on_step: StepListener = ignore_step
         self._probe: Probe | None = None
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
-        """See `Learner.fit`; the pool is not needed."""
-        self._probe = probe_of(self.embedding, labels, self.inverse_regularisation)
+        """See `Learner.fit`."""
+        self._probe = probe_of(self.embedding, labels, pool, self.spec)
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
@@ -107,12 +106,17 @@ class ProbeLearner:
         return self._probe
 
 
-def probe_of(embedding: Embedding, labels: Mapping[str, str], inverse_regularisation: float) -> Probe:
-    """The probe fitted on those of `labels` whose images can be read."""
+def probe_of(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str] | None, spec: ProbeSpec) -> Probe:
+    """The probe fitted on those of `labels` whose images can be read, and on what it is sure of in the pool."""
     features = embedding.features
     unreadable = {reject.id for reject in features.rejects}
     unknown = [id_ for id_ in labels if id_ not in features and id_ not in unreadable]
     if unknown:
         raise LabelError(f"{len(unknown)} labels are of images that are not in the source, the first: {unknown[0]!r}")
     anomalies, normals = training_ids({id_: label for id_, label in labels.items() if id_ not in unreadable})
-    return fit_probe(features.take(anomalies), features.take(normals), inverse_regularisation=inverse_regularisation)
+    known = features.take(anomalies), features.take(normals)
+    if not spec.rounds:
+        return fit_probe(*known, inverse_regularisation=spec.inverse_regularisation)
+    unlabelled = [id_ for id_ in (features.ids if pool is None else pool) if id_ in features and id_ not in labels]
+    step = max(1, len(unlabelled) // POOL_IMAGES)  # enough to learn from, and a round stays in the milliseconds
+    return self_train(*known, features.take(unlabelled[::step]), spec)

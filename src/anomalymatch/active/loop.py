@@ -171,7 +171,7 @@ class ActiveLoop:
         self.learner.on_step = on_step
         self.learner.fit(labels, pool=pool, cycle=cycle)
         ranking = self.learner.rank([*self.task.pool, *self.task.holdout])
-        row = cycle_row(cycle, self.task, labels, ranking, self._baseline_ranking(labels))
+        row = cycle_row(cycle, self.task, labels, ranking, self._baseline_ranking(labels, pool))
         row["seconds"] = round(time.monotonic() - start, 2)
         write_rejects(ranking.rejects, self.folder.path / "rejects.parquet")
         with self.folder.write_cycle(cycle) as path:
@@ -192,8 +192,8 @@ class ActiveLoop:
             points = curves(rest.logits, self.task.truth(rest.ids))
         self.tracker.log_cycle(cycle, self.folder.rows()[-1], self.folder, points)
 
-    def _baseline_ranking(self, labels: dict[str, Label]) -> Ranking | None:
+    def _baseline_ranking(self, labels: dict[str, Label], pool: list[str]) -> Ranking | None:
         if self.baseline is None:
             return None
-        self.baseline.fit(labels)
+        self.baseline.fit(labels, pool=pool)
         return self.baseline.rank([*self.task.pool, *self.task.holdout])

@@ -4,9 +4,42 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
 from anomalymatch.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """How the probe is fitted.
+
+    Attributes:
+        inverse_regularisation: scikit-learn's C; larger fits the labels more closely.
+        rounds: rounds of self-training on unlabelled images; 0 uses the labels alone.
+        confidence: probability from which an unlabelled image is supposed to be an anomaly.
+        weight: of a supposed anomaly beside a labelled one.
+        limit: supposed anomalies at most, the surest.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    inverse_regularisation: float
+    rounds: int
+    confidence: float
+    weight: float
+    limit: int
+
+    def __post_init__(self) -> None:
+        if not self.inverse_regularisation > 0:
+            raise ConfigError(f"probe.inverse_regularisation is {self.inverse_regularisation}: it must be positive")
+        if self.rounds < 0 or self.limit < 0:
+            raise ConfigError(f"probe.rounds={self.rounds} and probe.limit={self.limit} cannot be negative")
+        if not 0.5 <= self.confidence < 1:
+            raise ConfigError(f"probe.confidence is {self.confidence}: it must be at least 0.5 and below 1")
+        if not self.weight > 0:
+            raise ConfigError(f"probe.weight is {self.weight}: it must be positive")
 
 
 @dataclass(frozen=True)
@@ -16,9 +49,45 @@ class Probe:
     coefficients: Float64[np.ndarray, " d"]
     intercept: float
 
+    def logits(self, features: Float32[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
+        """Log-odds of being an anomaly."""
+        return (features @ self.coefficients.astype(np.float32)).astype(np.float64) + self.intercept
+
+
+def self_train(
+    anomalies: Float32[np.ndarray, "a d"],
+    normals: Float32[np.ndarray, "n d"],
+    pool: Float32[np.ndarray, "p d"],
+    spec: ProbeSpec,
+) -> Probe:
+    """Fit the probe, let the unlabelled images that it is sure of join as anomalies of less weight, and fit again.
+
+    This is pseudo-labelling with a confidence cut, as in FixMatch, for the rare class alone. The cut matters more than
+    the number: the surest twenty of a pool with sixteen anomalies would teach mistakes, but few of them pass it.
+
+    Args:
+        anomalies: features of the labelled anomalies.
+        normals: features of the labelled normals.
+        pool: features of unlabelled images.
+        spec: see `ProbeSpec`.
+    """
+    c = spec.inverse_regularisation
+    probe = fit_probe(anomalies, normals, inverse_regularisation=c)
+    for _ in range(spec.rounds):
+        logits = probe.logits(pool)
+        surest = np.argsort(-logits, kind="stable")[: spec.limit]
+        supposed = pool[surest[logits[surest] >= logit(spec.confidence)]]
+        probe = fit_probe(anomalies, normals, inverse_regularisation=c, supposed=supposed, weight=spec.weight)
+    return probe
+
 
 def fit_probe(
-    anomalies: Float32[np.ndarray, "a d"], normals: Float32[np.ndarray, "n d"], *, inverse_regularisation: float
+    anomalies: Float32[np.ndarray, "a d"],
+    normals: Float32[np.ndarray, "n d"],
+    *,
+    inverse_regularisation: float,
+    supposed: Float32[np.ndarray, "s d"] | None = None,
+    weight: float = 1.0,
 ) -> Probe:
     """Fit the probe on L2-normalised features, both classes weighing the same in total.
 
@@ -26,14 +95,15 @@ def fit_probe(
         anomalies: features of the labelled anomalies.
         normals: features of the labelled normals.
         inverse_regularisation: scikit-learn's C; larger fits the labels more closely.
-
-    Raises:
-        ConfigError: if `inverse_regularisation` is not positive.
+        supposed: features of unlabelled images that are taken for anomalies.
+        weight: of one of `supposed` beside a labelled anomaly.
     """
-    if not inverse_regularisation > 0:
-        raise ConfigError(f"the probe's inverse_regularisation is {inverse_regularisation}: it must be positive")
-    features = np.concatenate([anomalies, normals]).astype(np.float64)
-    targets = np.r_[np.ones(len(anomalies)), np.zeros(len(normals))]
-    model = LogisticRegression(C=inverse_regularisation, class_weight="balanced", max_iter=2000, tol=1e-6)
-    model.fit(features, targets)
+    extra = anomalies[:0] if supposed is None else supposed
+    features = np.concatenate([anomalies, extra, normals]).astype(np.float64)
+    positive = np.r_[np.ones(len(anomalies)), np.full(len(extra), weight)]
+    half = (len(anomalies) + len(normals)) / 2  # scikit-learn's class_weight="balanced", for the labelled images
+    weights = np.r_[positive * (half / positive.sum()), np.full(len(normals), half / len(normals))]
+    targets = np.r_[np.ones(len(positive)), np.zeros(len(normals))]
+    model = LogisticRegression(C=inverse_regularisation, max_iter=2000, tol=1e-6)
+    model.fit(features, targets, sample_weight=weights)
     return Probe(model.coef_[0].astype(np.float64), float(model.intercept_[0]))
