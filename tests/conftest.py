@@ -27,6 +27,7 @@ def make_source() -> Callable[..., Any]:
 
     Each tenth image, from the first on, is `rare`: it has a bright square. `reads` counts the images decoded.
     """
+    from anomalymatch.data.rendering import band_names
     from anomalymatch.data.source import BaseSource
     from anomalymatch.errors import UnreadableImageError
 
@@ -34,7 +35,7 @@ def make_source() -> Callable[..., Any]:
         def __init__(self, count: int, size: int, channels: int, unreadable: set[str], **options: Any) -> None:
             ids = [f"im{i:06d}" for i in range(count)]
             truth = {id_: "rare" if i % 10 == 0 else "common" for i, id_ in enumerate(ids)}
-            defaults = {"name": "array", "ids": ids, "channels": channels, "truth": truth}
+            defaults = {"name": "array", "ids": ids, "bands": band_names(None, channels), "truth": truth}
             super().__init__(**defaults | {"fingerprint": f"array-{count}-{size}"} | options)
             self.size, self.unreadable, self.reads = size, unreadable, 0
 

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 Image = UInt8[np.ndarray, "h w c"]
 """A decoded image: 8 bits a channel, channels last, at its native size."""
+
+Pixels = Shaped[np.ndarray, "h w b"]
+"""An image as an archive holds it: any number of bands, 8 or 16 bits, integers or floats."""
 
 
 class Label(StrEnum):

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from anomalymatch.data.source import BaseSource, ImageSource, decode
+from anomalymatch.data.codecs import decode
+from anomalymatch.data.rendering import Rendering, band_names
+from anomalymatch.data.source import BaseSource, ImageSource
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Image, Reject
 

@@ -14,6 +14,7 @@ from jaxtyping import Float32, UInt8
 from scipy.ndimage import gaussian_filter
 
 from anomalymatch.data._galaxies import COMMON, FRAME, RARE, Grid, Scene, Shape, blobs, colour, profile
+from anomalymatch.data.rendering import band_names
 from anomalymatch.data.source import BaseSource
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import atomic_file
@@ -53,7 +54,7 @@ class DemoSource(BaseSource):
     def __init__(self, *, images: Images, classes: list[str], fingerprint: str) -> None:
         ids = [f"demo-{i:06d}" for i in range(len(images))]
         truth = dict(zip(ids, classes, strict=True))
-        super().__init__(name="demo", ids=ids, channels=3, fingerprint=fingerprint, truth=truth)
+        super().__init__(name="demo", ids=ids, bands=band_names(None, 3), fingerprint=fingerprint, truth=truth)
         self._images = images
 
     def _load(self, position: int) -> Image:

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
-from anomalymatch.data.labels_csv import read_labels_csv
-from anomalymatch.data.source import BaseSource, decode
-from anomalymatch.errors import ConfigError, DataError, LabelError, UnreadableImageError
-from anomalymatch.types import Image, Label
+from anomalymatch.data.codecs import decode
+from anomalymatch.data.labels_csv import labels_or_truth
+from anomalymatch.data.rendering import Rendering, band_names
+from anomalymatch.data.source import EIGHT_BITS, BaseSource
+from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
+from anomalymatch.types import Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class FolderSource(BaseSource):
         classes: whether the first folder of the path is the class of an image: "folders" yes, "none" no, "auto" if
             every image lies in a sub-folder and there are at least two of them. A benchmark's labels file comes first.
         channels: channels of the decoded images.
+        rendering: how pixels become 8-bit channels.
 
     Attributes:
         labels: labels by a person, by id; empty without a labels file.
@@ -50,7 +53,13 @@ class FolderSource(BaseSource):
     """
 
     def __init__(
-        self, root: Path, *, labels_file: Path | None = None, classes: Classes = "auto", channels: int = 3
+        self,
+        root: Path,
+        *,
+        labels_file: Path | None = None,
+        classes: Classes = "auto",
+        channels: int = 3,
+        rendering: Rendering = EIGHT_BITS,
     ) -> None:
         self.root = root
         entries, skipped = _scan(root)
@@ -66,17 +75,18 @@ class FolderSource(BaseSource):
         super().__init__(
             name=root.resolve().name,
             ids=ids,
-            channels=channels,
+            bands=band_names(None, channels),
+            rendering=rendering,
             fingerprint=_fingerprint(entries, channels),
             truth=truth if truth is not None else _folder_classes(root, ids, classes),
         )
 
-    def _load(self, position: int) -> Image:
+    def _load(self, position: int) -> Pixels:
         try:
             data = (self.root / self.ids[position]).read_bytes()
         except OSError as error:
             raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
-        return decode(data, self.channels)
+        return decode(data, len(self.bands))
 
 
 def folder_source(
@@ -85,6 +95,7 @@ def folder_source(
     labels_file: str | Path | None = None,
     classes: str = "auto",
     channels: int = 3,
+    rendering: Rendering = EIGHT_BITS,
 ) -> FolderSource:
     """Build a `FolderSource` from configuration values; see there.
 
@@ -97,7 +108,13 @@ def folder_source(
     if root is None:
         raise DataError("dataset=folder needs data.root=PATH, the folder that holds the images")
     labels = None if labels_file is None else Path(labels_file).expanduser()
-    return FolderSource(Path(root).expanduser(), labels_file=labels, classes=cast(Classes, classes), channels=channels)
+    return FolderSource(
+        Path(root).expanduser(),
+        labels_file=labels,
+        classes=cast(Classes, classes),
+        channels=channels,
+        rendering=rendering,
+    )
 
 
 def _scan(root: Path) -> tuple[list[_Entry], Counter[str]]:
@@ -171,16 +188,7 @@ def _read_labels(
     path = root / LABELS_FILE if labels_file is None else labels_file
     if labels_file is None and not path.is_file():
         return {}, None
-    labels = read_labels_csv(path, frozenset(ids))
-    if set(labels.values()) <= set(Label):
-        return labels, None
-    missing = [id_ for id_ in ids if id_ not in labels]
-    if missing:
-        raise LabelError(
-            f"{path}: it gives classes beside {', '.join(Label)}, so it must name every image, but {len(missing):,} of "
-            f"{len(ids):,} are missing, the first is {missing[0]}; add them, or keep to those four labels"
-        )
-    return {}, labels
+    return labels_or_truth(path, ids)
 
 
 def _folder_classes(root: Path, ids: Sequence[str], classes: Classes) -> dict[str, str] | None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image as PillowImage
 
-from anomalymatch.data.source import MODES, BaseSource
+from anomalymatch.data.codecs import MODES, with_channels
+from anomalymatch.data.rendering import band_names
+from anomalymatch.data.source import BaseSource
 from anomalymatch.errors import DataError, UnreadableImageError
-from anomalymatch.types import Image, Reject
+from anomalymatch.types import Image, Pixels, Reject
 
 _CHUNK_CACHE_BYTES = 2**25
 
@@ -63,7 +64,7 @@ class Hdf5Source(BaseSource):
         super().__init__(
             name=name,
             ids=ids,
-            channels=channels,
+            bands=band_names(None, channels),
             fingerprint=_fingerprint(files, f"hdf5 {images} {self.shapes} {channels}"),
             truth=dict(zip(ids, classes, strict=True)) if labels is not None else None,
             holdout=frozenset(
@@ -79,14 +80,11 @@ class Hdf5Source(BaseSource):
 
     def read(self, ids: Sequence[str]) -> list[Image | Reject]:
         """See `ImageSource.read`; rows are fetched in the order in which they lie in the files."""
-        unknown = next((id_ for id_ in ids if id_ not in self._position), None)
-        if unknown is not None:
-            raise DataError(f"{self.name} has no image {unknown!r}")
         order = sorted(range(len(ids)), key=lambda i: self._position[ids[i]])
         images = {i: self._read(ids[i]) for i in order}
         return [images[i] for i in range(len(ids))]
 
-    def _load(self, position: int) -> Image:
+    def _load(self, position: int) -> Pixels:
         file = int(np.searchsorted(self._starts, position, side="right")) - 1
         row = position - int(self._starts[file])
         state = self._state
@@ -99,7 +97,7 @@ class Hdf5Source(BaseSource):
                 pixels = state.files[file][self._images][row]
         except (OSError, KeyError, ValueError) as error:
             raise UnreadableImageError(f"row {row} of {self._files[file]} cannot be read: {error}") from None
-        return _with_channels(pixels, self.channels)
+        return with_channels(pixels, len(self.bands))
 
 
 def hdf5_source(
@@ -184,12 +182,3 @@ def _fingerprint(files: Sequence[Path], salt: str) -> str:
         stat = file.stat()
         digest.update(f"\n{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
     return digest.hexdigest()
-
-
-def _with_channels(pixels: np.ndarray, channels: int) -> Image:
-    if pixels.ndim == 3 and pixels.shape[2] == channels:
-        return pixels
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[..., 0]
-    array = np.array(PillowImage.fromarray(pixels).convert(MODES[channels]))
-    return array.reshape(*array.shape[:2], channels)

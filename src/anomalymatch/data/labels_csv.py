@@ -1,10 +1,11 @@
 """The CSV `filename,label` in which labels come in: checked line by line before one of them is used."""
 
 import csv
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from anomalymatch.errors import LabelError
+from anomalymatch.types import Label
 
 COLUMNS = ("filename", "label")
 QUOTED = 5
@@ -87,3 +88,27 @@ def _fault(row: list[str], columns: tuple[int, int], known_ids: Container[str], 
 def _quote(row: list[str]) -> str:
     text = ",".join(row)
     return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+def labels_or_truth(path: Path, ids: Sequence[str]) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Read a labels file of a source with `ids`, and tell labels by a person from the classes of a benchmark.
+
+    If all labels are among anomaly, normal, unsure and artefact, they are what a person has said so far; any others
+    are classes, and then no image may be missing.
+
+    Returns:
+        The labels and None, or an empty dictionary and the class of every image.
+
+    Raises:
+        LabelError: if the file is missing, wrong, or an incomplete benchmark.
+    """
+    labels = read_labels_csv(path, frozenset(ids))
+    if set(labels.values()) <= set(Label):
+        return labels, None
+    missing = [id_ for id_ in ids if id_ not in labels]
+    if missing:
+        raise LabelError(
+            f"{path}: it gives classes beside {', '.join(Label)}, so it must name every image, but {len(missing):,} of "
+            f"{len(ids):,} are missing, the first is {missing[0]}; add them, or keep to those four labels"
+        )
+    return {}, labels

@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from anomalymatch.data._shards import Columns, Shard, fingerprint, scan
-from anomalymatch.data.source import BaseSource, decode
+from anomalymatch.data.codecs import decode
+from anomalymatch.data.rendering import Rendering, band_names
+from anomalymatch.data.source import EIGHT_BITS, BaseSource
 from anomalymatch.errors import DataError, UnreadableImageError
-from anomalymatch.types import Image, Reject
+from anomalymatch.types import Image, Pixels, Reject
 
 CACHE_BYTES = 2**28
 _BATCH_BYTES = 2**26
@@ -43,6 +45,7 @@ class ParquetSource(BaseSource):
         channels: channels of the decoded images.
         holdout_files: patterns of file names, "test-*" for example, whose images are the official test split.
         cache_bytes: how many bytes of row groups each process keeps; the one in use is kept whatever its size.
+        rendering: how pixels become 8-bit channels.
 
     Raises:
         DataError: if the files are missing, no Parquet, lack a column or a label, or hold ids that are null or not
@@ -60,6 +63,7 @@ class ParquetSource(BaseSource):
         channels: int = 3,
         holdout_files: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
+        rendering: Rendering = EIGHT_BITS,
     ) -> None:
         shards = scan(root, Columns(image_column, label_column, id_column))
         ids = _ids(root, shards, id_column)
@@ -70,7 +74,8 @@ class ParquetSource(BaseSource):
         super().__init__(
             name=name,
             ids=ids,
-            channels=channels,
+            bands=band_names(None, channels),
+            rendering=rendering,
             fingerprint=fingerprint(shards, f"parquet {image_column} {id_column} {channels}"),
             truth=_truth(root, shards, ids),
             holdout=_holdout(root, shards, ids, holdout_files),
@@ -78,9 +83,6 @@ class ParquetSource(BaseSource):
 
     def read(self, ids: Sequence[str]) -> list[Image | Reject]:
         """See `ImageSource.read`; each row group is fetched once, in whatever order its ids come."""
-        unknown = next((id_ for id_ in ids if id_ not in self._position), None)
-        if unknown is not None:
-            raise DataError(f"{self.name} has no image {unknown!r}")
         positions = np.array([self._position[id_] for id_ in ids], dtype=np.int64)
         groups = self._group_of(positions)
         results: dict[int, Image | Reject] = {}
@@ -99,24 +101,24 @@ class ParquetSource(BaseSource):
             return
         for i in members:
             try:
-                yield i, self._decode(column, int(positions[i] - self._starts[group]))
+                yield i, self.rendering(self._decode(column, int(positions[i] - self._starts[group])), self.bands)
             except UnreadableImageError as error:
                 yield i, Reject(ids[i], str(error))
 
-    def _load(self, position: int) -> Image:
+    def _load(self, position: int) -> Pixels:
         group = int(self._group_of(np.array([position]))[0])
         return self._decode(self._row_groups.get(*self._groups[group]), position - int(self._starts[group]))
 
     def _group_of(self, positions: Positions) -> Positions:
         return np.searchsorted(self._starts, positions, side="right") - 1
 
-    def _decode(self, column: pa.ChunkedArray, row: int) -> Image:
+    def _decode(self, column: pa.ChunkedArray, row: int) -> Pixels:
         if row >= len(column):
             raise UnreadableImageError("its file has lost rows since the set was opened")
         data = column[row].as_py()
         if data is None:
             raise UnreadableImageError("there are no bytes in the image column")
-        return decode(data, self.channels)
+        return decode(data, len(self.bands))
 
 
 def parquet_source(
@@ -129,6 +131,7 @@ def parquet_source(
     channels: int = 3,
     holdout_files: Sequence[str] = (),
     cache_bytes: int = CACHE_BYTES,
+    rendering: Rendering = EIGHT_BITS,
 ) -> ParquetSource:
     """Build a `ParquetSource` from configuration values; see there.
 
@@ -146,6 +149,7 @@ def parquet_source(
         channels=channels,
         holdout_files=list(holdout_files),
         cache_bytes=cache_bytes,
+        rendering=rendering,
     )
 
 

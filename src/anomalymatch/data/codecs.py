@@ -1,0 +1,147 @@
+"""Decoding of image files: JPEG through libjpeg-turbo, the rest through Pillow, deep colour through OpenCV."""
+
+import io
+import re
+import warnings
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image as PillowImage
+from PIL import ImageOps, UnidentifiedImageError
+
+from anomalymatch.errors import DataError, UnreadableImageError
+from anomalymatch.types import Pixels
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MAX_PIXELS = 100_000_000
+"""Images that claim more pixels than this are refused before they are decoded (decompression bombs)."""
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
+"""What is decoded. Pillow knows more, among them EPS, for which it would start another program."""
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in grey (ITU-R BT.601), Pillow's and JPEG's own."""
+_IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_JPEG, _PNG, _TIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_HEADER_BYTES = 2**16
+
+
+def decode(data: bytes, channels: int) -> Pixels:
+    """Decode JPEG, PNG, TIFF, WebP … bytes to `channels` channels (1 grey, 3 RGB, 4 RGBA), upright by their EXIF.
+
+    Eight bits stay eight bits, 16-bit integers and floats are returned as such. The array is the caller's own.
+
+    Raises:
+        UnreadableImageError: if the bytes are empty, truncated, no image, or larger than `MAX_PIXELS`.
+        DataError: if there is no such number of channels.
+    """
+    if channels not in MODES:
+        raise DataError(f"channels must be one of {', '.join(map(str, MODES))}, got {channels}")
+    if not data:
+        raise UnreadableImageError("the file is empty (0 bytes)")
+    fast = _decode_jpeg(data, channels) if data.startswith(_JPEG) else None
+    return _decode_any(data, channels) if fast is None else fast
+
+
+def with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Repeat grey, weigh colour to grey, drop or add an opaque alpha: (h, w) or (h, w, c) to (h, w, channels).
+
+    Raises:
+        UnreadableImageError: if there is no meaning in such a conversion.
+    """
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    have = pixels.shape[2]
+    if have == channels:
+        return pixels
+    if have == 1 and channels in (3, 4):
+        pixels = np.repeat(pixels, 3, axis=2)
+    elif have == 4 and channels in (1, 3):
+        pixels = pixels[..., :3]
+    elif have not in (3, 4) or channels not in (1, 3, 4):
+        raise UnreadableImageError(f"it has {have} channels instead of {channels}")
+    if channels == 1:
+        grey = pixels @ LUMA
+        return (np.rint(grey) if pixels.dtype.kind in "iu" else grey).astype(pixels.dtype)[..., None]
+    if channels == 4:
+        opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
+        return np.concatenate([pixels, np.full_like(pixels[..., :1], opaque)], axis=2)
+    return np.ascontiguousarray(pixels)
+
+
+def _decode_jpeg(data: bytes, channels: int) -> Pixels | None:
+    """Decode a JPEG three times as fast as Pillow; None where that one is needed (EXIF, CMYK, damage, alpha)."""
+    if channels == 4 or b"Exif" in data[:_HEADER_BYTES]:
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if space in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
+            return None
+        return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
+    except ValueError:
+        return None
+
+
+def _decode_any(data: bytes, channels: int) -> Pixels:
+    _silence_pillow()
+    try:
+        with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
+            upright = _upright(image)
+            if data.startswith(_PNG) and data[24] == 16 and data[25] in (2, 6):  # Pillow would drop the lower byte
+                return with_channels(_decode_deep(data), channels)
+            return _from_pillow(upright, channels)
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError:
+        if data.startswith(_TIFF):
+            return with_channels(_decode_deep(data), channels)
+        raise UnreadableImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
+    except Exception as error:  # a damaged file can make a codec raise anything, and must not end a run over millions
+        raise UnreadableImageError(f"cannot be decoded: {error or type(error).__name__}") from None
+
+
+def _from_pillow(image: PillowImage.Image, channels: int) -> Pixels:
+    if image.mode.startswith("I") or image.mode == "F":
+        return with_channels(np.array(image), channels)
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # as bytes it has no meaning but for RGBA, and Pillow would warn of it
+    mode = MODES[channels]
+    array = np.array(image if image.mode == mode else image.convert(mode))
+    return array.reshape(*array.shape[:2], channels)
+
+
+def _decode_deep(data: bytes) -> Pixels:
+    """Colour of 16 bits or floats, which Pillow does not know."""
+    try:
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        array = None
+    if array is None:
+        raise UnreadableImageError("cannot be decoded: this kind of TIFF or PNG is damaged or not supported")
+    if array.size > MAX_PIXELS * 4:
+        raise UnreadableImageError(f"{array.shape[1]} x {array.shape[0]} pixels is more than {MAX_PIXELS:,}")
+    if array.ndim == 3 and array.shape[2] >= 3:
+        array[..., :3] = array[..., 2::-1].copy()  # OpenCV's order is blue, green, red
+    return array
+
+
+def _silence_pillow() -> None:
+    """Ignore the warnings of Pillow's own modules; they are about the contents of single files.
+
+    `warnings.catch_warnings` is not safe to use in several threads at once, so the filter is left in place, and put
+    back where something else has taken it away.
+    """
+    if _IGNORE_PILLOW not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_IGNORE_PILLOW[3].pattern)
+
+
+def _upright(image: PillowImage.Image) -> PillowImage.Image:
+    """Turn a photo as its camera says; broken EXIF data leaves it as it is."""
+    image.load()
+    if "exif" not in image.info or image.format == "TIFF":  # Pillow has turned a TIFF already
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the pixels are sound, and EXIF data can be broken in any way
+        return image
