@@ -1,21 +1,25 @@
 import io
+import pickle
 import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from anomalymatch.data.codecs import decode
-from anomalymatch.data.rendering import Rendering, band_names
+from anomalymatch.data import _ids
+from anomalymatch.data._ids import IdIndex
+from anomalymatch.data.codecs import decode, with_channels
+from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import BaseSource, ImageSource
 from anomalymatch.errors import DataError, UnreadableImageError
-from anomalymatch.types import Image, Reject
+from anomalymatch.types import Image, Pixels, Reject
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 RGB = PillowImage.fromarray(PIXELS)
@@ -81,30 +85,54 @@ def test_grey_and_alpha_keeps_the_grey() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bits_are_scaled_by_their_range(kind: str) -> None:
-    values = np.array([[1000, 2000], [3000, 1000]], dtype=np.uint16)
-    assert decode(encode(PillowImage.fromarray(values), kind), 1)[..., 0].tolist() == [[0, 128], [255, 0]]
+def test_deep_grey_keeps_its_values(kind: str) -> None:
+    values = np.array([[1000, 2000], [3000, 65535]], dtype=np.uint16)
+    decoded = decode(encode(PillowImage.fromarray(values), kind), 3)
+    assert decoded.shape == (2, 2, 3)
+    assert all(np.array_equal(decoded[..., k], values) for k in range(3))
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([[0.0, 1.0, 2.0]], [[0, 128, 255]]),
-        ([[np.nan, -1.0, 1.0]], [[0, 0, 255]]),
-        ([[-np.inf, 0.0, 1.0, np.inf]], [[0, 0, 255, 255]]),
-        ([[5.0, 5.0]], [[0, 0]]),
-        ([[3e38, -3e38]], [[255, 0]]),
-    ],
-)
-def test_floats_are_scaled_by_their_finite_range(values: list[list[float]], expected: list[list[int]]) -> None:
-    data = encode(PillowImage.fromarray(np.array(values, dtype=np.float32)), "TIFF")
-    assert decode(data, 1)[..., 0].tolist() == expected
+def test_float_tiff_keeps_its_values() -> None:
+    values = np.array([[np.nan, -1.5], [np.inf, 3e38]], dtype=np.float32)
+    decoded = decode(encode(PillowImage.fromarray(values), "TIFF"), 1)
+    assert decoded.dtype == np.float32
+    np.testing.assert_array_equal(decoded[..., 0], values)
 
 
-def test_image_of_nothing_but_nan_is_refused() -> None:
-    data = encode(PillowImage.fromarray(np.full((2, 2), np.nan, dtype=np.float32)), "TIFF")
-    with pytest.raises(UnreadableImageError, match="no finite pixel value"):
-        decode(data, 1)
+@pytest.mark.parametrize(("suffix", "dtype"), [(".png", np.uint16), (".tiff", np.uint16), (".tiff", np.float32)])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_deep_colour_keeps_its_values_and_the_order_of_its_channels(suffix: str, dtype: type, channels: int) -> None:
+    values = (np.arange(2 * 3 * channels).reshape(2, 3, channels) * 700 + 3).astype(dtype)
+    blue_first = values[..., [2, 1, 0, 3][:channels]]
+    data = cv2.imencode(suffix, blue_first)[1].tobytes()
+    decoded = decode(data, channels)
+    assert decoded.dtype == dtype
+    np.testing.assert_array_equal(decoded, values)
+    with pytest.raises(UnreadableImageError):
+        decode(data[: len(data) // 2], channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_what_pillow_decodes(channels: int) -> None:
+    smooth = PillowImage.fromarray(cv2.GaussianBlur(np.kron(PIXELS, np.ones((8, 8, 1), np.uint8)), (0, 0), 5))
+    for options in ({}, {"progressive": True}, {"subsampling": 0}, {"quality": 20}):
+        data = encode(smooth, "JPEG", **options)
+        pillow = np.asarray(PillowImage.open(io.BytesIO(data)).convert("L" if channels == 1 else "RGB"))
+        difference = decode(data, channels).astype(int) - pillow.reshape(*pillow.shape[:2], channels)
+        assert np.abs(difference).max() <= (2 if channels == 1 else 0)
+
+
+def test_conversions_between_numbers_of_channels() -> None:
+    grey = np.array([[10, 20]], dtype=np.uint16)
+    assert with_channels(grey, 3).tolist() == [[[10, 10, 10], [20, 20, 20]]]
+    assert with_channels(grey, 4)[0, 0].tolist() == [10, 10, 10, 65535]
+    colour = np.array([[[100, 200, 50, 7]]], dtype=np.uint8)
+    assert with_channels(colour, 3)[0, 0].tolist() == [100, 200, 50]
+    assert with_channels(colour, 1)[0, 0].tolist() == [round(0.299 * 100 + 0.587 * 200 + 0.114 * 50)]
+    assert with_channels(colour.astype(np.float32), 1)[0, 0, 0] == pytest.approx(153.0)
+    assert with_channels(colour[..., :3].astype(np.float32), 4)[0, 0].tolist() == [100, 200, 50, 1]
+    with pytest.raises(UnreadableImageError, match="it has 2 channels instead of 3"):
+        with_channels(colour[..., :2], 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
@@ -178,7 +206,7 @@ class _Source(BaseSource):
 
 
 def test_base_source_keeps_the_order_and_rejects_what_is_unreadable() -> None:
-    source = _Source(name="set", ids=["a", "b", "c"], channels=1, fingerprint="x")
+    source = _Source(name="set", ids=["a", "b", "c"], bands=["grey"], fingerprint="x")
     assert isinstance(source, ImageSource)
     assert len(source) == 3
     first, second, third = source.read(["c", "b", "c"])
@@ -188,8 +216,39 @@ def test_base_source_keeps_the_order_and_rejects_what_is_unreadable() -> None:
 
 def test_base_source_refuses_unknown_and_repeated_ids_and_no_ids() -> None:
     with pytest.raises(DataError, match="set has no image 'z'"):
-        _Source(name="set", ids=["a"], channels=1, fingerprint="x").read(["z"])
-    with pytest.raises(DataError, match="1 ids occur more than once"):
-        _Source(name="set", ids=["a", "a"], channels=1, fingerprint="x")
+        _Source(name="set", ids=["a"], bands=["grey"], fingerprint="x").read(["z"])
+    with pytest.raises(DataError, match="ids must be unique, but 'a' occurs more than once"):
+        _Source(name="set", ids=["a", "a"], bands=["grey"], fingerprint="x")
     with pytest.raises(DataError, match="no images"):
-        _Source(name="set", ids=[], channels=1, fingerprint="x")
+        _Source(name="set", ids=[], bands=["grey"], fingerprint="x")
+
+
+def test_base_source_renders_and_its_fingerprint_says_so() -> None:
+    class Deep(BaseSource):
+        def _load(self, position: int) -> Pixels:
+            if position == 2:
+                return np.full((2, 2, 2), np.nan)
+            return np.array([[[0.0, 5.0], [position, 7.0]]])
+
+    def make(rendering: Rendering) -> Deep:
+        return Deep(name="s", ids=["a", "b", "c"], bands=["g", "r"], units="nJy", fingerprint="x", rendering=rendering)
+
+    plain, swapped = make(Rendering()), make(Rendering(combine={"red": {"r": 1.0}, "blue": {"g": 1.0}}))
+    assert (plain.channels, plain.bands, plain.units) == (2, ("g", "r"), "nJy")
+    assert plain.read(["b"])[0].tolist() == [[[0, 0], [255, 255]]]
+    assert plain.read(["c"]) == [Reject("c", "there is no finite pixel value in it")]
+    assert swapped.read(["a"])[0].tolist() == [[[0, 0], [255, 0]]]
+    assert plain.fingerprint == "x" != swapped.fingerprint
+
+
+def test_positions_survive_pickling_and_chance_collisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [f"id-{i}" for i in range(500)]
+    index = pickle.loads(pickle.dumps(IdIndex(ids, "set")))
+    assert [index[id_] for id_ in ids] == list(range(500))
+    assert "id-500" not in index
+    assert 7 not in index
+    monkeypatch.setattr(_ids, "hash", lambda id_: len(id_), raising=False)  # almost all collide
+    index = IdIndex(ids, "set")
+    assert [index[id_] for id_ in ids] == list(range(500))
+    with pytest.raises(DataError, match="ids must be unique, but 'id-3' occurs more than once"):
+        IdIndex(["id-1", "id-3", "id-2", "id-3"], "set")

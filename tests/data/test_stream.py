@@ -122,7 +122,7 @@ class Source(BaseSource):
     def _load(self, position):
         return np.zeros((32, 32, 3), dtype=np.uint8)
 
-source = Source(name="s", ids=[f"{i:06d}" for i in range(100_000)], channels=3, fingerprint="x")
+source = Source(name="s", ids=[f"{i:06d}" for i in range(100_000)], bands=["red", "green", "blue"], fingerprint="x")
 for count in (1_000, 100_000):
     done = sum(len(batch.ids) for batch in stream(source, source.ids[:count], size=32, batch_size=64))
     assert done == count

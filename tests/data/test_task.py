@@ -16,7 +16,7 @@ class Source(BaseSource):
         truth = {f"{name}/{i:05d}": name for name, count in counts.items() for i in range(count)}
         ids = list(truth) if order is None else [list(truth)[i] for i in order]
         super().__init__(
-            name="set", ids=ids, channels=3, fingerprint="x", truth=truth if known else None, holdout=holdout
+            name="set", ids=ids, bands=["grey"], fingerprint="x", truth=truth if known else None, holdout=holdout
         )
 
     def _load(self, position):

@@ -29,11 +29,14 @@ class IdIndex:
         hashes = np.fromiter(map(hash, self.ids), dtype=np.int64, count=len(self.ids))
         self._order: Int64[np.ndarray, " n"] = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._order]
-        same = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
-        for first in same.tolist():  # two hashes can be the same by chance, but almost never are
-            a, b = (self.ids[int(i)] for i in self._order[first : first + 2])
-            if a == b:
-                raise DataError(f"{self.name}: ids must be unique, but {a!r} occurs more than once")
+        same = self._sorted[1:] == self._sorted[:-1]
+        # Two hashes can be the same by chance, but almost never are: only such ids are compared.
+        suspects = np.union1d(np.flatnonzero(same), np.flatnonzero(same) + 1)
+        seen: set[str] = set()
+        for position in self._order[suspects].tolist():
+            if self.ids[position] in seen:
+                raise DataError(f"{self.name}: ids must be unique, but {self.ids[position]!r} occurs more than once")
+            seen.add(self.ids[position])
 
     def __getstate__(self) -> dict[str, object]:
         # Another process hashes strings differently.

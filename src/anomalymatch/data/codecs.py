@@ -7,8 +7,10 @@ import warnings
 import cv2
 import numpy as np
 import simplejpeg
+from jaxtyping import Shaped
 from PIL import Image as PillowImage
 from PIL import ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Pixels
@@ -23,6 +25,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _JPEG, _PNG, _TIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEADER_BYTES = 2**16
+_BITS_PER_SAMPLE = 258  # TIFF tag
 
 
 def decode(data: bytes, channels: int) -> Pixels:
@@ -42,7 +45,7 @@ def decode(data: bytes, channels: int) -> Pixels:
     return _decode_any(data, channels) if fast is None else fast
 
 
-def with_channels(pixels: Pixels, channels: int) -> Pixels:
+def with_channels(pixels: Shaped[np.ndarray, "h w *c"], channels: int) -> Pixels:
     """Repeat grey, weigh colour to grey, drop or add an opaque alpha: (h, w) or (h, w, c) to (h, w, channels).
 
     Raises:
@@ -88,7 +91,7 @@ def _decode_any(data: bytes, channels: int) -> Pixels:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
             upright = _upright(image)
-            if data.startswith(_PNG) and data[24] == 16 and data[25] in (2, 6):  # Pillow would drop the lower byte
+            if _is_deep_colour(data, image):  # Pillow has dropped the lower bytes
                 return with_channels(_decode_deep(data), channels)
             return _from_pillow(upright, channels)
     except UnreadableImageError:
@@ -111,7 +114,15 @@ def _from_pillow(image: PillowImage.Image, channels: int) -> Pixels:
     return array.reshape(*array.shape[:2], channels)
 
 
-def _decode_deep(data: bytes) -> Pixels:
+def _is_deep_colour(data: bytes, image: PillowImage.Image) -> bool:
+    if data.startswith(_PNG):
+        depth, colour = data[24], data[25]
+        return depth == 16 and colour in (2, 6)  # RGB and RGBA
+    bits = image.tag_v2.get(_BITS_PER_SAMPLE, ()) if isinstance(image, TiffImageFile) else ()
+    return len(bits) >= 3 and max(bits) > 8
+
+
+def _decode_deep(data: bytes) -> Shaped[np.ndarray, "h w *c"]:
     """Colour of 16 bits or floats, which Pillow does not know."""
     try:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

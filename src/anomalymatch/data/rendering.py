@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Image, Pixels
@@ -118,7 +118,7 @@ class Rendering:
             channels.append(self._bent(_scaled(plane, float(low), float(high))))
         return np.rint(np.stack(channels, axis=2) * 255.0).astype(np.uint8)
 
-    def _combined(self, pixels: Pixels, bands: Sequence[str]) -> Pixels:
+    def _combined(self, pixels: Pixels, bands: Sequence[str]) -> Float64[np.ndarray, "h w c"]:
         values = pixels.astype(np.float64)
         if self.combine is None:
             return values
@@ -126,7 +126,7 @@ class Rendering:
         # Only what is named is summed: a NaN in another band must not spread.
         return np.stack([values[..., row != 0] @ row[row != 0] for row in matrix], axis=2)
 
-    def _interval(self, values: Pixels, dtype: np.dtype) -> tuple[float, float]:
+    def _interval(self, values: Float64[np.ndarray, "..."], dtype: np.dtype) -> tuple[float, float]:
         finite = values[np.isfinite(values)]
         if not finite.size:
             return 0.0, 0.0
@@ -188,7 +188,7 @@ def band_names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return names
 
 
-def _scaled(plane: Pixels, low: float, high: float) -> Float32[np.ndarray, "h w"]:
+def _scaled(plane: Float64[np.ndarray, "h w"], low: float, high: float) -> Float32[np.ndarray, "h w"]:
     if not high > low:
         return np.zeros(plane.shape, dtype=np.float32)
     with np.errstate(invalid="ignore"):
