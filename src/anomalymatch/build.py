@@ -14,6 +14,7 @@ from anomalymatch.active.oracles import Oracle
 from anomalymatch.active.strategies import Diverse, Strategy, random, top, uncertain
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.config import compose
+from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import Task, make_task
 from anomalymatch.errors import AnomalyMatchError, ConfigError
 from anomalymatch.models.embedding import Embedding
@@ -59,12 +60,17 @@ def build_task(config: DictConfig) -> Task:
     anomaly = config.dataset.anomaly
     several = isinstance(anomaly, ListConfig)
     return make_task(
-        _instantiate(config.dataset.source),
+        build_source(config),
         anomaly=None if anomaly is None else [str(name) for name in anomaly] if several else str(anomaly),
         prevalence=_share(config, "prevalence"),
         holdout=_share(config, "holdout") or 0.0,
         seed=config.seed,
     )
+
+
+def build_source(config: DictConfig) -> ImageSource:
+    """The images alone."""
+    return build(config.dataset.source)
 
 
 def build_embedding(config: DictConfig, task: Task) -> Embedding:
@@ -74,14 +80,14 @@ def build_embedding(config: DictConfig, task: Task) -> Embedding:
         **model,  # type: ignore[arg-type]
         source=task.source,
         cache_dir=Path(config.data.cache_dir),
-        inference=_instantiate(config.inference),
+        inference=build(config.inference),
     )
 
 
 def build_learner(config: DictConfig, task: Task, embedding: Embedding) -> Learner:
     """The algorithm."""
     truth = None if task.anomalies is None else task.truth
-    return _instantiate(config.algorithm.learner)(embedding, seed=config.seed, truth=truth)
+    return build(config.algorithm.learner)(embedding, seed=config.seed, truth=truth)
 
 
 def build_loop(config: DictConfig) -> ActiveLoop:
@@ -108,16 +114,16 @@ def build_loop(config: DictConfig) -> ActiveLoop:
 
 
 def _probe(config: DictConfig, embedding: Embedding) -> ProbeLearner:
-    return ProbeLearner(embedding, probe=_instantiate(config.probe))
+    return ProbeLearner(embedding, probe=build(config.probe))
 
 
 def build_tracker(config: DictConfig, folder: Path) -> Tracker:
     """W&B, or nothing."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return _instantiate(config.logger)(folder=folder, config=plain)
+    return build(config.logger)(folder=folder, config=plain)
 
 
-def _instantiate(node: DictConfig) -> Any:
+def build(node: DictConfig) -> Any:
     """Hydra's `instantiate`, with our own errors as they were raised and everything else as a `ConfigError`.
 
     Raises:
@@ -141,7 +147,7 @@ def _share(config: DictConfig, key: str) -> float | None:
 def _oracle(config: DictConfig, task: Task, embedding: Embedding) -> Oracle | None:
     if task.anomalies is None:
         return None
-    return _instantiate(config.oracle.answer)(task, _strategy(config, embedding))
+    return build(config.oracle.answer)(task, _strategy(config, embedding))
 
 
 def _strategy(config: DictConfig, embedding: Embedding) -> Strategy:

@@ -55,16 +55,22 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "conf"
 
 
-def compose(*overrides: str) -> DictConfig:
+def compose(*overrides: str, name: str = "config") -> DictConfig:
     """Compose the configuration as the command line would: `compose("dataset=folder", "data.root=photos")`.
+
+    Args:
+        overrides: the words of a command line.
+        name: of the primary configuration: `config` is that of the main job, `score` that of scoring.
 
     Raises:
         ConfigError: if a key or value is wrong.
     """
-    return check_overrides(overrides)
+    return check_overrides(overrides, name=name)
 
 
-def check_overrides(overrides: Sequence[str], *, multirun: bool = False, folder: Path | None = None) -> DictConfig:
+def check_overrides(
+    overrides: Sequence[str], *, multirun: bool = False, folder: Path | None = None, name: str = "config"
+) -> DictConfig:
     """Refuse unknown groups, keys and values of the wrong type, in one line; values of a sweep are checked one by one.
 
     The types of the defaults are the schema: whole numbers where a whole number stands, and so on.
@@ -73,6 +79,7 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False, folder:
         overrides: the words of a command line.
         multirun: whether a key may have several values.
         folder: a user's own configurations, beside those of the package.
+        name: of the primary configuration.
 
     Returns:
         The configuration that they compose; of a sweep, that of its first job.
@@ -85,13 +92,13 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False, folder:
     groups = [override for override in parsed if _choices(override, folders)]
     for override in groups:
         _check_group(override, _choices(override, folders))
-    default = _defaults(tuple(choice for override in groups for choice in list(_single(override))[:1]), folder)
+    default = _defaults(tuple(choice for override in groups for choice in list(_single(override))[:1]), folder, name)
     for override in parsed:
         if override.is_sweep_override() and not multirun:
             raise ConfigError(f"{override.input_line} gives several values: add -m to run them all")
         if override not in groups:
             _check_value(override, default)
-    composed = _compose([choice for override in parsed for choice in list(_single(override))[:1]], folder)
+    composed = _compose([choice for override in parsed for choice in list(_single(override))[:1]], folder, name)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"{missing[0]} has no default: set {missing[0]}=VALUE")
@@ -173,18 +180,18 @@ def _is_hydra(override: Override) -> bool:
 
 
 @lru_cache
-def _defaults(groups: tuple[str, ...], folder: Path | None) -> DictConfig:
+def _defaults(groups: tuple[str, ...], folder: Path | None, name: str) -> DictConfig:
     """What the chosen groups give by themselves; never to be changed."""
-    return _compose(groups, folder)
+    return _compose(groups, folder, name)
 
 
-def _compose(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
+def _compose(overrides: Sequence[str], folder: Path | None, name: str) -> DictConfig:
     outer = GlobalHydra.instance().hydra  # a notebook's own, or that of a running command
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             own = [f"hydra.searchpath=['file://{folder.resolve()}']"] if folder else []
-            return hydra_compose("config", overrides=[*overrides, *own])
+            return hydra_compose(name, overrides=[*overrides, *own])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
     finally:

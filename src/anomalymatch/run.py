@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -17,12 +17,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE
-from rich.logging import RichHandler
 from rich.table import Table
-from rich.text import Text
 
+from anomalymatch.cli import fail, set_up_logging, stop
 from anomalymatch.config import FILE, check_overrides, check_same_run, compose, config_folder, resumed
-from anomalymatch.errors import AnomalyMatchError, ConfigError
+from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.files import write_text
 from anomalymatch.progress import console
 
@@ -40,8 +39,6 @@ SHOWN = {
     "heldout_ap": "held-out AP",
     "seconds": "s",
 }
-LEVELS = ("debug", "info", "warning", "error")
-NOISY = ("pytorch_lightning", "httpx", "urllib3", "wandb", "matplotlib", "PIL", "huggingface_hub")
 
 
 def main() -> None:
@@ -139,19 +136,6 @@ def show(rows: list[dict[str, float | int | str]], folder: Path) -> None:
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, markup=False)
 
 
-def set_up_logging(level: str) -> None:
-    """Our own lines on the terminal, those of chatty libraries only if they are errors.
-
-    Raises:
-        ConfigError: if there is no such level.
-    """
-    if level.lower() not in LEVELS:
-        raise ConfigError(f"log_level is {level!r}: choose one of {', '.join(LEVELS)}")
-    handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
-    handler.addFilter(lambda record: record.name.split(".")[0] not in NOISY or record.levelno >= logging.ERROR)
-    logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler], force=True)
-
-
 def _remove_if_empty(folder: Path) -> None:
     """Hydra makes the folder before the job starts; a job that fails at once should leave nothing behind."""
     if folder.is_dir() and not any(folder.iterdir()):
@@ -160,19 +144,6 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def fail(message: str) -> NoReturn:
-    """Print one line and end with exit code 1."""
-    line = " ".join(message.split())
-    console.print(Text.assemble(("error:", "bold red"), f" {line}"), soft_wrap=True, highlight=False)
-    sys.exit(1)
-
-
-def stop(message: str) -> NoReturn:
-    """Print one line and end with the exit code of Ctrl-C."""
-    console.print(f"Stopped. {message}", soft_wrap=True, highlight=False, markup=False)
-    sys.exit(130)
 
 
 class _CallableModule(ModuleType):

@@ -17,7 +17,7 @@ from anomalymatch.data.augment import Augmentation
 from anomalymatch.data.mixed_batches import BatchSpec, MixedBatches
 from anomalymatch.errors import ConfigError
 from anomalymatch.functional.fixmatch import anomaly_logit
-from anomalymatch.models.checkpoint import load_network, save_network
+from anomalymatch.models.checkpoint import describe_input, load_network, save_network
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.fixmatch import FixMatch, FixMatchSpec
 from anomalymatch.models.network import Network, freeze_lower_groups
@@ -113,9 +113,10 @@ class FixMatchLearner:
 
     def save(self, folder: Path) -> None:
         """See `Learner.save`: the average, and the student for a training that goes on from it."""
-        save_network(self._fitted(), folder / WEIGHTS, algorithm="fixmatch")
+        described = describe_input(self.embedding.source)
+        save_network(self._fitted(), folder / WEIGHTS, algorithm="fixmatch", input=described)
         if self.carry_over and self._student is not None:
-            save_network(self._student, folder / STUDENT, algorithm="fixmatch, the student")
+            save_network(self._student, folder / STUDENT, algorithm="fixmatch, the student", input=described)
 
     def restore(self, folder: Path) -> None:
         """See `Learner.restore`."""

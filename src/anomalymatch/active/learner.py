@@ -10,7 +10,7 @@ import torch
 from anomalymatch.active.steps import StepListener, ignore_step
 from anomalymatch.data.labels import training_ids
 from anomalymatch.errors import LabelError
-from anomalymatch.models.checkpoint import load_network, save_network
+from anomalymatch.models.checkpoint import describe_input, load_network, save_network
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.probe import Probe, ProbeSpec, fit_probe, self_train
 from anomalymatch.ranking import Ranking
@@ -92,7 +92,7 @@ class ProbeLearner:
         network = self.embedding.network(normalised=True)
         probe = self._fitted()
         network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
-        save_network(network, folder / WEIGHTS, algorithm="probe")
+        save_network(network, folder / WEIGHTS, algorithm="probe", input=describe_input(self.embedding.source))
 
     def restore(self, folder: Path) -> None:
         """See `Learner.restore`."""

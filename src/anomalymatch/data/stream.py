@@ -1,7 +1,7 @@
 """Decoding ahead of the model: batches of resized 8-bit images, in order, in constant memory."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -50,15 +50,23 @@ def stream(
     are in memory, whatever the length of `ids`. Unreadable images are left out and reported in `rejects`.
     """
     chunks = (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
+    yield from stream_batches(source, chunks, size=size, workers=workers)
+
+
+def stream_batches(
+    source: ImageSource, chunks: Iterable[Sequence[str]], *, size: int, workers: int = 2
+) -> Iterator[ImageBatch]:
+    """As `stream`, for batches that are cut already."""
 
     def load(chunk: Sequence[str]) -> ImageBatch:
-        return _load(source, chunk, size)
+        return load_batch(source, chunk, size)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        yield from _ahead(pool, load, chunks, workers + 1)
+        yield from _ahead(pool, load, iter(chunks), workers + 1)
 
 
-def _load(source: ImageSource, ids: Sequence[str], size: int) -> ImageBatch:
+def load_batch(source: ImageSource, ids: Sequence[str], size: int) -> ImageBatch:
+    """Decode and resize `ids` in this thread."""
     kept: list[str] = []
     images: list[Image] = []
     rejects: list[Reject] = []

@@ -2,17 +2,44 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from anomalymatch.errors import StorageError
+from anomalymatch.data.rendering import Rendering
+from anomalymatch.data.source import ImageSource
+from anomalymatch.errors import DataError, StorageError
 from anomalymatch.files import atomic_file, write_text
 from anomalymatch.models.network import Head, Network, NetworkSpec, empty_backbone
 
-FORMAT = 1
+FORMAT = 2
+
+
+class InputSpec(NamedTuple):
+    """What a network expects of an archive."""
+
+    bands: tuple[str, ...]
+    units: str | None
+    rendering: Rendering
+
+    def check(self, source: ImageSource) -> None:
+        """Refuse an archive whose bands or units are not those of the training.
+
+        Raises:
+            DataError: with what was expected and what came.
+        """
+        if tuple(source.bands) != self.bands:
+            how = "the same in another order" if set(source.bands) == set(self.bands) else "other ones"
+            raise DataError(
+                f"{source.name} has the bands {', '.join(source.bands)}, {how} than those of the training, "
+                f"{', '.join(self.bands)}: name or order them by dataset.source.bands, or train on this archive"
+            )
+        if self.units and source.units and source.units != self.units:
+            raise DataError(
+                f"{source.name} is in {source.units}, but the training was in {self.units}: convert it first"
+            )
 
 
 def save_network(network: Network, path: Path, **extra: Any) -> None:
@@ -37,11 +64,29 @@ def save_network(network: Network, path: Path, **extra: Any) -> None:
         "network": network.spec.as_dict(),
         "head": {"features": network.backbone.features, "normalised": network.head.normalised},
         "classes": ["normal", "anomaly"],
-        "input": "8-bit images, channels first; resized to image_size; the network normalises by mean and std",
+        "pixels": "8-bit images, channels first; resized to image_size; the network normalises by mean and std",
         "score": "sigmoid(logit[1] - logit[0]): probability of an anomaly where both classes are equally frequent",
         **extra,
     }
     write_text(path.with_suffix(".json"), json.dumps(description, indent=2))
+
+
+def describe_input(source: ImageSource) -> dict[str, Any]:
+    """Bands, units and rendering of the images that a network was trained on, as plain values for its JSON."""
+    return {"bands": list(source.bands), "units": source.units, "rendering": source.rendering.as_dict()}
+
+
+def load_input(path: Path) -> InputSpec:
+    """Read what `describe_input` stored beside the weights at `path`.
+
+    Raises:
+        StorageError: if the file is missing, corrupt, or does not say what its input was.
+    """
+    try:
+        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["input"]
+        return InputSpec(tuple(stored["bands"]), stored["units"], Rendering(**stored["rendering"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"the checkpoint {path} is missing or corrupt, or of an older version ({error})") from error
 
 
 def load_network(path: Path) -> Network:
@@ -53,6 +98,8 @@ def load_network(path: Path) -> Network:
     try:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         stored = description["network"]
+        if description["format"] != FORMAT:
+            raise ValueError(f"it has format {description['format']}, this version reads {FORMAT}")
         spec = NetworkSpec(**stored | {"mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
         head = Head(description["head"]["features"], normalised=description["head"]["normalised"])
         network = Network(spec, empty_backbone(spec), head)

@@ -1,0 +1,1 @@
+"""Ranking an archive of any size with a trained run."""
