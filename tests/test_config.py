@@ -19,7 +19,7 @@ from anomalymatch.errors import ConfigError, StorageError
 
 DATASETS = sorted(path.stem for path in (config_folder() / "dataset").glob("*.yaml"))
 WRONG = {
-    "dataset=nope": "there is no dataset=nope: choose one of cifar10, demo, folder, galaxymnist, galaxyzoo1",
+    "dataset=nope": "there is no dataset=nope: choose one of auto, catalogue, cifar10, demo, fits, folder",
     "dataset=": "there is no dataset=: choose one of",
     "dataset=null": "there is no dataset=null: choose one of",
     "algorithm=fixmach": "there is no algorithm=fixmach: choose one of fixmatch, fixmatch_reference, probe",

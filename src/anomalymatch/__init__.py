@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anomalymatch.errors import AnomalyMatchError
     from anomalymatch.ranking import Ranking
     from anomalymatch.run import run
+    from anomalymatch.score import score
     from anomalymatch.types import Label
 
 _HOMES = {
@@ -38,6 +39,7 @@ _HOMES = {
     "make_task": "data.task",
     "open_task": "build",
     "run": "run",
+    "score": "score",
 }
 __all__ = [
     "AnomalyMatchError",
@@ -53,6 +55,7 @@ __all__ = [
     "make_task",
     "open_task",
     "run",
+    "score",
 ]
 
 

@@ -2,7 +2,9 @@
 
 import logging
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NoReturn
 
 from rich.logging import RichHandler
 from rich.text import Text
@@ -38,3 +40,13 @@ def stop(message: str) -> NoReturn:
     """Print one line and end with the exit code of Ctrl-C."""
     console.print(f"Stopped. {message}", soft_wrap=True, highlight=False, markup=False)
     sys.exit(130)
+
+
+def make_callable(module: str, function: Callable[..., Any]) -> None:
+    """Let a module be the function of its own name too: `anomalymatch.run(...)` works whichever was imported."""
+
+    class CallableModule(ModuleType):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+    sys.modules[module].__class__ = CallableModule

@@ -2,11 +2,9 @@
 
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import hydra
@@ -19,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE
 from rich.table import Table
 
-from anomalymatch.cli import fail, set_up_logging, stop
+from anomalymatch.cli import fail, make_callable, set_up_logging, stop
 from anomalymatch.config import FILE, check_overrides, check_same_run, compose, config_folder, resumed
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.files import write_text
@@ -146,15 +144,8 @@ def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-class _CallableModule(ModuleType):
-    """This module is the function `run` too: `anomalymatch.run(...)` means both."""
-
-    def __call__(self, *overrides: str, folder: Path | str) -> list[dict[str, float | int | str]]:
-        return run(*overrides, folder=folder)
-
-
 if __name__ == "__main__":
     # By its proper name: a launcher can send only that to other processes.
     import_module("anomalymatch.run").main()
 else:
-    sys.modules[__name__].__class__ = _CallableModule
+    make_callable(__name__, run)

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE
 from rich.table import Table
 
-from anomalymatch.cli import fail, set_up_logging, stop
+from anomalymatch.cli import fail, make_callable, set_up_logging, stop
 from anomalymatch.config import check_overrides, compose, config_folder
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.progress import console
@@ -36,8 +36,6 @@ def main() -> None:
         _command()
     except (AnomalyMatchError, HydraException, OmegaConfBaseException) as error:
         fail(str(error))
-    except OSError as error:
-        fail(f"the system refused: {error}")
     except KeyboardInterrupt:
         stop("What is scored is kept: the same command goes on from there.")
 
@@ -80,7 +78,9 @@ def _command(config: DictConfig) -> None:
         set_up_logging(config.log_level)
         output, complete = execute(config)
     except (AnomalyMatchError, OmegaConfBaseException) as error:
-        fail(str(error))
+        fail(str(error))  # here, because Hydra adds lines of its own to an exception
+    except OSError as error:
+        fail(f"the system refused: {error}")
     if complete:
         show(output)
 
@@ -112,3 +112,5 @@ def _output(config: DictConfig, archive: str) -> Path:
 if __name__ == "__main__":
     # By its proper name: a launcher can send only that to other processes.
     import_module("anomalymatch.score").main()
+else:
+    make_callable(__name__, score)

@@ -235,7 +235,9 @@ def test_configuration_builds_the_source(name: str, tmp_path: Path) -> None:
     parquet(tmp_path / "test-0.parquet", 8)
     PillowImage.new("RGB", (4, 4)).save(tmp_path / "a.png")
     node = OmegaConf.load(REPOSITORY / f"conf/dataset/{name}.yaml")
-    config = OmegaConf.create({"data": {"root": str(tmp_path), "cache_dir": str(tmp_path)}, "dataset": node})
+    stretch = OmegaConf.load(REPOSITORY / "conf/stretch/linear.yaml")
+    data = {"root": str(tmp_path), "cache_dir": str(tmp_path)}
+    config = OmegaConf.create({"data": data, "dataset": node, "stretch": stretch})
     assert set(config.dataset) >= {"name", "anomaly", "prevalence", "holdout", "source"}
     assert config.dataset.name == name
     source = instantiate(config.dataset.source)
@@ -245,7 +247,8 @@ def test_configuration_builds_the_source(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["folder", "parquet"])
 def test_configuration_needs_a_root(name: str) -> None:
     node = OmegaConf.load(REPOSITORY / f"conf/dataset/{name}.yaml")
-    config = OmegaConf.create({"data": {"root": None, "cache_dir": "."}, "dataset": node})
+    stretch = OmegaConf.load(REPOSITORY / "conf/stretch/linear.yaml")
+    config = OmegaConf.create({"data": {"root": None, "cache_dir": "."}, "dataset": node, "stretch": stretch})
     with pytest.raises(Exception, match=rf"dataset={name} needs data\.root=PATH"):
         instantiate(config.dataset.source)
 

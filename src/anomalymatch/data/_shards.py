@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from anomalymatch.errors import DataError
 
 DEFAULT_LABELS = "label"
+REJECTS_FILE = "rejects.parquet"
+"""Written by `anomalymatch.data.convert` beside its shards; it holds no images."""
 _TAIL_BYTES = 8
 _MAGIC = b"PAR1"
 
@@ -58,7 +60,9 @@ def find_shards(root: Path) -> list[Path]:
     files = sorted(
         file
         for file in root.rglob("*.parquet")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
+        if file.is_file()
+        and file.name != REJECTS_FILE
+        and not any(part.startswith(".") for part in file.relative_to(root).parts)
     )
     if not files:
         raise DataError(f"{root}: expected files that end in .parquet, found none")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomalymatch.data._shards import find_shards, image_columns
+from anomalymatch.data.arrays import ArraySource
 from anomalymatch.data.download import download_lock, fetch, within
-from anomalymatch.data.hdf5 import Hdf5Source
+from anomalymatch.data.hdf5 import hdf5_source
 from anomalymatch.data.parquet import ParquetSource
 from anomalymatch.errors import DataError, DownloadError, StorageError
 from anomalymatch.files import atomic_file, storage_errors
@@ -42,7 +43,7 @@ GALAXYMNIST = {
 }
 
 
-def galaxymnist(root: str | Path | None, cache_dir: str | Path, resolution: int = 64) -> Hdf5Source:
+def galaxymnist(root: str | Path | None, cache_dir: str | Path, resolution: int = 64) -> ArraySource:
     """GalaxyMNIST: 10,000 galaxies of four morphologies; the official test file is the holdout.
 
     Args:
@@ -60,11 +61,14 @@ def galaxymnist(root: str | Path | None, cache_dir: str | Path, resolution: int 
     folder = _given(root, "galaxymnist")
     cache = Path(cache_dir).expanduser() / "galaxymnist" / f"{resolution}px"
     files = [_galaxymnist_file(name, folder, cache, resolution) for name in GALAXYMNIST[resolution]]
-    source = Hdf5Source(
+    source = hdf5_source(
         files,
         name="galaxymnist" if resolution == 64 else f"galaxymnist{resolution}",
+        labels="labels",
         class_names=GALAXYMNIST_CLASSES,
-        holdout_files=files[1:],
+        layout="nhwc",
+        channels=3,
+        holdout_files=[files[1].name],
     )
     for file, shape in zip(files, source.shapes, strict=True):
         if shape[1:3] != (resolution, resolution):

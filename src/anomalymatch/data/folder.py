@@ -4,16 +4,16 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from anomalymatch.data.codecs import decode
+from anomalymatch.data._encoded import EncodedSource
+from anomalymatch.data._remote import is_remote, local_path
 from anomalymatch.data.labels_csv import labels_or_truth
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, BaseSource
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
-from anomalymatch.types import Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class _Entry(NamedTuple):
     mtime_ns: int
 
 
-class FolderSource(BaseSource):
+class FolderSource(EncodedSource):
     """The images below a folder; an id is the POSIX path relative to it. None is opened before it is read.
 
     Hidden files and folders are skipped, and so, with a warning, are links that leave the folder.
@@ -71,22 +71,21 @@ class FolderSource(BaseSource):
         if skipped:
             logger.warning("%s: skipped what was found beside the images%s", root, _describe(skipped))
         ids = [entry.id for entry in entries]
-        self.labels, truth = _read_labels(root, labels_file, ids)
+        self.labels, truth = read_labels(root, labels_file, ids)
         super().__init__(
             name=root.resolve().name,
             ids=ids,
             bands=band_names(None, channels),
             rendering=rendering,
             fingerprint=_fingerprint(entries, channels),
-            truth=truth if truth is not None else _folder_classes(root, ids, classes),
+            truth=truth if truth is not None else folder_classes(root, ids, classes),
         )
 
-    def _load(self, position: int) -> Pixels:
+    def _encoded(self, position: int) -> bytes:
         try:
-            data = (self.root / self.ids[position]).read_bytes()
+            return (self.root / self.ids[position]).read_bytes()
         except OSError as error:
             raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
-        return decode(data, len(self.bands))
 
 
 def folder_source(
@@ -95,9 +94,10 @@ def folder_source(
     labels_file: str | Path | None = None,
     classes: str = "auto",
     channels: int = 3,
+    storage_options: Mapping[str, Any] | None = None,
     rendering: Rendering = EIGHT_BITS,
-) -> FolderSource:
-    """Build a `FolderSource` from configuration values; see there.
+) -> BaseSource:
+    """Build a `FolderSource` from configuration values, or a `RemoteFolderSource` if `root` is a URL; see there.
 
     Raises:
         DataError: if `root` is None, too.
@@ -108,13 +108,12 @@ def folder_source(
     if root is None:
         raise DataError("dataset=folder needs data.root=PATH, the folder that holds the images")
     labels = None if labels_file is None else Path(labels_file).expanduser()
-    return FolderSource(
-        Path(root).expanduser(),
-        labels_file=labels,
-        classes=cast(Classes, classes),
-        channels=channels,
-        rendering=rendering,
-    )
+    options: dict[str, Any] = {"labels_file": labels, "classes": classes, "channels": channels, "rendering": rendering}
+    if is_remote(root):
+        from anomalymatch.data.remote import RemoteFolderSource  # which needs this module
+
+        return RemoteFolderSource(str(root), storage_options=storage_options, **options)
+    return FolderSource(local_path(root, None, ()), **options)
 
 
 def _scan(root: Path) -> tuple[list[_Entry], Counter[str]]:
@@ -181,17 +180,28 @@ def _fingerprint(entries: Sequence[_Entry], channels: int) -> str:
     return digest.hexdigest()
 
 
-def _read_labels(
+def read_labels(
     root: Path, labels_file: Path | None, ids: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, str] | None]:
-    """Return the labels by a person and the classes of a benchmark; one of the two is empty or None."""
+    """Return the labels by a person and the classes of a benchmark; one of the two is empty or None.
+
+    Without a `labels_file` it is `labels.csv` in the folder `root`, where there is one.
+
+    Raises:
+        LabelError: if the file is missing, wrong, or an incomplete benchmark.
+    """
     path = root / LABELS_FILE if labels_file is None else labels_file
     if labels_file is None and not path.is_file():
         return {}, None
     return labels_or_truth(path, ids)
 
 
-def _folder_classes(root: Path, ids: Sequence[str], classes: Classes) -> dict[str, str] | None:
+def folder_classes(root: Path | str, ids: Sequence[str], classes: Classes) -> dict[str, str] | None:
+    """Return the first folder of each path as its class, or None; see `FolderSource` for `classes`.
+
+    Raises:
+        DataError: if `classes` is "folders" and images lie in no folder.
+    """
     if classes == "none":
         return None
     loose = [id_ for id_ in ids if "/" not in id_]

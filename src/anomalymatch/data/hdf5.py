@@ -1,184 +1,150 @@
-"""HDF5 files that hold decoded images as one array."""
+"""HDF5 files as a source: arrays of pixels, or encoded images of variable length."""
 
-import hashlib
-import os
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from anomalymatch.data.codecs import MODES, with_channels
-from anomalymatch.data.rendering import band_names
-from anomalymatch.data.source import BaseSource
-from anomalymatch.errors import DataError, UnreadableImageError
-from anomalymatch.types import Image, Pixels, Reject
+from anomalymatch.data._parts import AUTO, Part, Root, band_list, choose, classes, find, reason, stamp, texts, unit_text
+from anomalymatch.data.arrays import CACHE_BYTES, ArraySource, Opened
+from anomalymatch.data.rendering import Rendering
+from anomalymatch.data.source import EIGHT_BITS
+from anomalymatch.errors import DataError
 
-_CHUNK_CACHE_BYTES = 2**25
-
-
-class Hdf5Source(BaseSource):
-    """Images in a dataset (n, h, w, c) or (n, h, w) of 8-bit integers; several files follow one another.
-
-    Ids are `{file stem}/{row:06d}`. Setting up reads the labels and no image.
-
-    Args:
-        files: the files, no two with the same stem.
-        name: short name for logs and folders.
-        images: name of the dataset with the images.
-        labels: name of the dataset with a class for each image: numbers, or strings; None reads no classes.
-        class_names: names of the classes 0, 1, …; None takes the numbers themselves.
-        channels: channels of the images that are returned; grey is repeated, colour is averaged as in television.
-        holdout_files: those of `files` that are the official test split.
-
-    Raises:
-        DataError: if a file is missing, is no HDF5, or lacks a dataset, or one has another shape or type.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[Path],
-        *,
-        name: str = "hdf5",
-        images: str = "images",
-        labels: str | None = "labels",
-        class_names: Sequence[str] | None = None,
-        channels: int = 3,
-        holdout_files: Sequence[Path] = (),
-    ) -> None:
-        self._files = list(files)
-        self._images = images
-        self._state = _State()
-        if len({file.stem for file in files}) < len(files):
-            raise DataError(f"{name}: two of the files {', '.join(map(str, files))} have the same name, rename one")
-        tables = [_scan(file, images, labels, class_names) for file in files]
-        self.shapes = [table.shape for table in tables]
-        self._starts = np.cumsum([0] + [table.shape[0] for table in tables])
-        names = [
-            [f"{file.stem}/{row:06d}" for row in range(n)] for file, (n, *_) in zip(files, self.shapes, strict=True)
-        ]
-        ids = [id_ for file in names for id_ in file]
-        classes = [label for table in tables for label in table.classes or ()]
-        super().__init__(
-            name=name,
-            ids=ids,
-            bands=band_names(None, channels),
-            fingerprint=_fingerprint(files, f"hdf5 {images} {self.shapes} {channels}"),
-            truth=dict(zip(ids, classes, strict=True)) if labels is not None else None,
-            holdout=frozenset(
-                id_ for file, part in zip(files, names, strict=True) if file in holdout_files for id_ in part
-            ),
-        )
-
-    def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key != "_state"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _state=_State())
-
-    def read(self, ids: Sequence[str]) -> list[Image | Reject]:
-        """See `ImageSource.read`; rows are fetched in the order in which they lie in the files."""
-        order = sorted(range(len(ids)), key=lambda i: self._position[ids[i]])
-        images = {i: self._read(ids[i]) for i in order}
-        return [images[i] for i in range(len(ids))]
-
-    def _load(self, position: int) -> Pixels:
-        file = int(np.searchsorted(self._starts, position, side="right")) - 1
-        row = position - int(self._starts[file])
-        state = self._state
-        if state.pid != os.getpid():
-            state = self._state = _State()
-        try:
-            with state.lock:
-                if file not in state.files:
-                    state.files[file] = _open(self._files[file])
-                pixels = state.files[file][self._images][row]
-        except (OSError, KeyError, ValueError) as error:
-            raise UnreadableImageError(f"row {row} of {self._files[file]} cannot be read: {error}") from None
-        return with_channels(pixels, len(self.bands))
+SUFFIXES = frozenset({".h5", ".hdf5"})
+IDS = ("filenames", "ids")
+LABELS = ("labels", "label")
 
 
 def hdf5_source(
-    files: str | Path | Sequence[str | Path],
+    root: Root | None,
     *,
     name: str = "hdf5",
     images: str = "images",
-    labels: str | None = "labels",
+    ids: str = AUTO,
+    labels: str = AUTO,
     class_names: Sequence[str] | None = None,
-    channels: int = 3,
-) -> Hdf5Source:
-    """Build an `Hdf5Source` from configuration values; see there."""
-    paths = [Path(file).expanduser() for file in ([files] if isinstance(files, str | Path) else files)]
-    return Hdf5Source(paths, name=name, images=images, labels=labels, class_names=class_names, channels=channels)
+    labels_file: str | Path | None = None,
+    layout: str = "auto",
+    bands: Sequence[str] | None = None,
+    channels: int | None = None,
+    holdout_files: Sequence[str] = (),
+    cache_bytes: int = CACHE_BYTES,
+    rendering: Rendering = EIGHT_BITS,
+) -> ArraySource:
+    """Open HDF5 files with a dataset of images.
+
+    Images are rows of integers or floats, (n, h, w), (n, h, w, bands) or (n, bands, h, w), or JPEG, PNG and the like,
+    each as bytes (a dataset (n,) of variable-length uint8, of opaque bytes or of byte strings). The attributes `bands`
+    and `units` (or `BUNIT`) of the dataset, or else of the file, name the bands and what they measure.
+
+    Args:
+        root: a file, a folder in which all files `*.h5` and `*.hdf5`, at any depth, are read in the order of their
+            paths, or a list of both.
+        name: short name for logs and folders.
+        images: name of the dataset with the images.
+        ids: name of the dataset with a unique id for each image; "auto" takes `filenames` or `ids` where there is one,
+            "none" takes `{file stem}/{row:06d}`.
+        labels: name of the dataset with a class for each image: numbers or strings; "auto" takes `labels` or `label`
+            where there is one, "none" reads no classes.
+        class_names: names of the classes 0, 1, …; None takes the numbers themselves.
+        labels_file: see `ArraySource`, as for what follows.
+        layout: order of the axes.
+        bands: names of the bands.
+        channels: 1, 3 or 4 for photographs.
+        holdout_files: patterns of the files of an official test split.
+        cache_bytes: decoded chunks kept in memory.
+        rendering: how pixels become 8-bit channels.
+
+    Raises:
+        DataError: if `root` is None, a file is missing, is no HDF5, or lacks a dataset; further see `ArraySource`.
+    """
+    if root is None:
+        raise DataError("dataset=hdf5 needs data.root=PATH, an HDF5 file, a folder of such files, or a list of them")
+    parts = []
+    for path, stem, _ in find(root, _wanted, "an HDF5 file"):
+        try:
+            with _open(path) as file:
+                parts.append(_describe(file, path, stem, (images, ids, labels), class_names))
+        except DataError:
+            raise
+        except Exception as error:  # damaged files make the library raise anything
+            raise DataError(
+                f"{path}: expected an HDF5 file, but it cannot be read ({reason(error)}); get it again"
+            ) from None
+    return ArraySource(
+        parts,
+        partial(_rows, images=images),
+        name=name,
+        layout=layout,
+        bands=bands,
+        channels=channels,
+        labels_file=labels_file,
+        holdout_files=holdout_files,
+        cache_bytes=cache_bytes,
+        rendering=rendering,
+    )
 
 
-@dataclass
-class _State:
-    """What belongs to one process: open files and locks do not survive a fork."""
-
-    pid: int = field(default_factory=os.getpid)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    files: dict[int, h5py.File] = field(default_factory=dict)
+def _wanted(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    shape: tuple[int, ...]
-    classes: list[str] | None
-
-
-def _open(file: Path) -> h5py.File:
+def _open(path: Path) -> h5py.File:
     # Unlocked, because a lock is refused on read-only and on some network file systems.
-    return h5py.File(file, "r", locking=False, rdcc_nbytes=_CHUNK_CACHE_BYTES)
+    return h5py.File(path, "r", locking=False)
 
 
-def _scan(file: Path, images: str, labels: str | None, class_names: Sequence[str] | None) -> _Table:
-    if not file.is_file():
-        raise DataError(f"{file}: expected an HDF5 file, found nothing")
-    try:
-        with _open(file) as opened:
-            table = _dataset(file, opened, images)
-            _check(file, images, table)
-            classes = None if labels is None else _classes(file, opened, labels, table.shape[0], class_names)
-            return _Table(table.shape, classes)
-    except OSError as error:
-        raise DataError(f"{file}: expected an HDF5 file, but it cannot be read ({error}); get it again") from None
+def _rows(path: Path, images: str) -> Opened:
+    file = _open(path)
+    return Opened(file[images], file.close)
 
 
-def _dataset(file: Path, opened: h5py.File, name: str) -> h5py.Dataset:
-    if not isinstance(opened.get(name), h5py.Dataset):
-        raise DataError(f"{file}: there is no dataset {name}, found {', '.join(opened) or 'nothing'}")
-    return opened[name]
-
-
-def _check(file: Path, name: str, table: h5py.Dataset) -> None:
-    colour = table.shape[3] if table.ndim == 4 else 1
-    if table.ndim not in (3, 4) or colour not in MODES or table.dtype != np.uint8:
+def _describe(
+    file: h5py.File, path: Path, stem: str, names: tuple[str, str, str], class_names: Sequence[str] | None
+) -> Part:
+    table = _dataset(file, path, names[0])
+    encoded = _is_encoded(table)
+    if not encoded and table.dtype.kind not in "iuf":
         raise DataError(
-            f"{file}: expected images of the shape (n, h, w) or (n, h, w, 1, 3 or 4) and the type uint8 in {name}, "
-            f"found {table.shape} and {table.dtype}"
+            f"{path}: expected integers, floats, or encoded images as bytes in {names[0]}, found {table.dtype}"
         )
+    n = table.shape[0] if table.shape else 0
+    id_name = choose("ids", names[1], IDS, file, path)
+    label_name = choose("labels", names[2], LABELS, file, path)
+    own, common = table.attrs, file.attrs
+    size, mtime = stamp(path)
+    return Part(
+        path=path,
+        stem=stem,
+        array=names[0],
+        shape=table.shape,
+        dtype=table.dtype,
+        stamp=(size, mtime),
+        signature=f"{size} {mtime}",
+        encoded=encoded,
+        block=table.chunks[0] if table.chunks and not encoded else 1,
+        ids=None if id_name is None else texts(_dataset(file, path, id_name)[()], id_name, "ids", n, path),
+        classes=None
+        if label_name is None
+        else classes(_dataset(file, path, label_name)[()], label_name, class_names, n, path),
+        bands=band_list(own.get("bands", common.get("bands"))),
+        units=unit_text(*(attributes.get(key) for attributes in (own, common) for key in ("units", "BUNIT"))),
+    )
 
 
-def _classes(file: Path, opened: h5py.File, name: str, n: int, class_names: Sequence[str] | None) -> list[str]:
-    values = _dataset(file, opened, name)[:]
-    if values.shape != (n,):
-        raise DataError(f"{file}: expected {n:,} labels in {name}, one per image, found the shape {values.shape}")
-    if class_names is None or values.dtype.kind not in "iu":
-        return [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
-    if n and (values.min() < 0 or values.max() >= len(class_names)):
-        raise DataError(
-            f"{file}: expected labels from 0 to {len(class_names) - 1} in {name} for the classes "
-            f"{', '.join(class_names)}, found {values.min()} to {values.max()}"
-        )
-    return [class_names[value] for value in values.tolist()]
+def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
+    found: Any = file.get(name)
+    if not isinstance(found, h5py.Dataset):
+        raise DataError(f"{path}: there is no dataset {name}, found {', '.join(file) or 'nothing'}")
+    return found
 
 
-def _fingerprint(files: Sequence[Path], salt: str) -> str:
-    digest = hashlib.sha256(salt.encode())
-    for file in files:
-        stat = file.stat()
-        digest.update(f"\n{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
-    return digest.hexdigest()
+def _is_encoded(table: h5py.Dataset) -> bool:
+    """Whether each row is the bytes of a file; no array of numbers has the shape (n,)."""
+    pieces = h5py.check_vlen_dtype(table.dtype)
+    whole = h5py.check_string_dtype(table.dtype) is not None or table.dtype.kind in "SV"
+    return table.ndim == 1 and table.dtype.names is None and (whole or pieces == np.uint8)

@@ -3,23 +3,26 @@
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
+from anomalymatch.data._encoded import EncodedSource
+from anomalymatch.data._remote import local_path
 from anomalymatch.data._shards import Columns, Shard, fingerprint, scan
 from anomalymatch.data.codecs import decode
 from anomalymatch.data.rendering import Rendering, band_names
-from anomalymatch.data.source import EIGHT_BITS, BaseSource
+from anomalymatch.data.source import EIGHT_BITS
 from anomalymatch.errors import DataError, UnreadableImageError
-from anomalymatch.types import Image, Pixels, Reject
+from anomalymatch.types import Image, Reject
 
 CACHE_BYTES = 2**28
 _BATCH_BYTES = 2**26
@@ -28,7 +31,7 @@ _OPEN_FILES = 64
 Positions = Int64[np.ndarray, " n"]
 
 
-class ParquetSource(BaseSource):
+class ParquetSource(EncodedSource):
     """Encoded images in a column of Parquet files.
 
     The column is a struct{bytes, path} or plain binary. Ids come from `id_column`, else from the paths where every
@@ -101,24 +104,17 @@ class ParquetSource(BaseSource):
             return
         for i in members:
             try:
-                yield i, self.rendering(self._decode(column, int(positions[i] - self._starts[group])), self.bands)
+                data = _row(column, int(positions[i] - self._starts[group]))
+                yield i, self.rendering(decode(data, len(self.bands)), self.bands)
             except UnreadableImageError as error:
                 yield i, Reject(ids[i], str(error))
 
-    def _load(self, position: int) -> Pixels:
+    def _encoded(self, position: int) -> bytes:
         group = int(self._group_of(np.array([position]))[0])
-        return self._decode(self._row_groups.get(*self._groups[group]), position - int(self._starts[group]))
+        return _row(self._row_groups.get(*self._groups[group]), position - int(self._starts[group]))
 
     def _group_of(self, positions: Positions) -> Positions:
         return np.searchsorted(self._starts, positions, side="right") - 1
-
-    def _decode(self, column: pa.ChunkedArray, row: int) -> Pixels:
-        if row >= len(column):
-            raise UnreadableImageError("its file has lost rows since the set was opened")
-        data = column[row].as_py()
-        if data is None:
-            raise UnreadableImageError("there are no bytes in the image column")
-        return decode(data, len(self.bands))
 
 
 def parquet_source(
@@ -131,9 +127,11 @@ def parquet_source(
     channels: int = 3,
     holdout_files: Sequence[str] = (),
     cache_bytes: int = CACHE_BYTES,
+    cache_dir: str | Path | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     rendering: Rendering = EIGHT_BITS,
 ) -> ParquetSource:
-    """Build a `ParquetSource` from configuration values; see there.
+    """Build a `ParquetSource` from configuration values; see there. Shards at a URL are copied to `cache_dir` first.
 
     Raises:
         DataError: if `root` is None, too.
@@ -141,7 +139,7 @@ def parquet_source(
     if root is None:
         raise DataError("dataset=parquet needs data.root=PATH, a Parquet file or the folder that holds such files")
     return ParquetSource(
-        Path(root).expanduser(),
+        local_path(root, cache_dir, (".parquet",), storage_options),
         name=name,
         image_column=image_column,
         label_column=label_column,
@@ -151,6 +149,15 @@ def parquet_source(
         cache_bytes=cache_bytes,
         rendering=rendering,
     )
+
+
+def _row(column: pa.ChunkedArray, row: int) -> bytes:
+    if row >= len(column):
+        raise UnreadableImageError("its file has lost rows since the set was opened")
+    data = column[row].as_py()
+    if data is None:
+        raise UnreadableImageError("there are no bytes in the image column")
+    return data
 
 
 def _ids(root: Path, shards: Sequence[Shard], id_column: str | None) -> list[str]:

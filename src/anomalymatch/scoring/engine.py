@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float32
 
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import stream_batches
@@ -12,6 +13,9 @@ from anomalymatch.scoring.parts import Manifest, Part, PartFolder
 from anomalymatch.scoring.top import TopK
 from anomalymatch.types import Reject
 
+Outputs = Float32[np.ndarray, "_ _"]
+"""Logits and features of a batch; batches differ in length."""
+
 
 def score_parts(
     source: ImageSource,
@@ -20,6 +24,7 @@ def score_parts(
     parts: Sequence[int],
     *,
     size: int,
+    width: int,
     workers: int,
     top: TopK,
     advance: Advance,
@@ -35,6 +40,7 @@ def score_parts(
         folder: where finished parts go.
         parts: their numbers.
         size: side to which images are resized, in pixels.
+        width: features of an image that are kept; 0 keeps none.
         workers: decoding threads.
         top: gets the ids and logits of every part.
         advance: told of every batch.
@@ -44,12 +50,11 @@ def score_parts(
     ids = (source.ids[start:stop] for _, (start, stop) in chunks)
     collected = _Collector()
     for index, batch in enumerate(stream_batches(source, ids, size=size, workers=workers)):
-        outputs = score(batch.images) if len(batch.ids) else np.empty((0, 1), dtype=np.float32)
-        collected.add(batch.ids, outputs, batch.rejects)
+        collected.add(batch.ids, score(batch.images) if len(batch.ids) else None, batch.rejects)
         advance(len(batch.ids) + len(batch.rejects))
         part = chunks[index][0]
         if index + 1 == len(chunks) or chunks[index + 1][0] != part:
-            done = collected.part(features=manifest.features)
+            done = make_part(collected.ids, collected.outputs, collected.rejects, width=width)
             folder.write(part, done)
             top.add(done.ids, done.logits)
             collected = _Collector()
@@ -66,24 +71,28 @@ class _Collector:
 
     def __init__(self) -> None:
         self.ids: list[str] = []
-        self.outputs: list[np.ndarray] = []
+        self.outputs: list[Outputs] = []
         self.rejects: list[Reject] = []
 
-    def add(self, ids: Sequence[str], outputs: np.ndarray, rejects: Sequence[Reject]) -> None:
+    def add(self, ids: Sequence[str], outputs: Outputs | None, rejects: Sequence[Reject]) -> None:
         self.ids += ids
         self.rejects += rejects
-        if len(ids):
+        if outputs is not None:
             self.outputs.append(outputs)
 
-    def part(self, *, features: bool) -> Part:
-        rows = np.concatenate(self.outputs) if self.outputs else np.empty((0, 1), dtype=np.float32)
-        return make_part(self.ids, rows, self.rejects, features=features)
 
+def make_part(ids: Sequence[str], outputs: Sequence[Outputs], rejects: Sequence[Reject], *, width: int) -> Part:
+    """A part from what the backend gave for its batches.
 
-def make_part(ids: Sequence[str], outputs: np.ndarray, rejects: Sequence[Reject], *, features: bool) -> Part:
-    """A part from what the backend gave: the logit in the first column, features in the others."""
+    Args:
+        ids: the readable images.
+        outputs: for each batch the logit in the first column and `width` features in the others.
+        rejects: the others.
+        width: features of an image that are kept, L2-normalised; 0 keeps none.
+    """
+    rows = np.concatenate([np.empty((0, 1 + width), dtype=np.float32), *outputs])
     kept = None
-    if features:
-        norms = np.linalg.norm(outputs[:, 1:], axis=1, keepdims=True)
-        kept = (outputs[:, 1:] / np.maximum(norms, 1e-12)).astype(np.float16)
-    return Part(ids, outputs[:, 0], rejects, kept)
+    if width:
+        norms = np.linalg.norm(rows[:, 1:], axis=1, keepdims=True)
+        kept = (rows[:, 1:] / np.maximum(norms, 1e-12)).astype(np.float16)
+    return Part(ids, rows[:, 0], rejects, kept)

@@ -124,8 +124,17 @@ def _score(
             batch_size=manifest.batch_size,
             features=manifest.features,
         )
-        size = network.spec.image_size
-        score_parts(source, score, folder, missing, size=size, workers=inference.workers, top=top, advance=advance)
+        score_parts(
+            source,
+            score,
+            folder,
+            missing,
+            size=network.spec.image_size,
+            width=network.backbone.features if manifest.features else 0,
+            workers=inference.workers,
+            top=top,
+            advance=advance,
+        )
 
 
 def _alone(lock: Path) -> Any:
