@@ -183,7 +183,8 @@ class Source(BaseSource):
     def _load(self, position):
         print("read", position, flush=True)
         return np.random.default_rng(position).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-source = Source(name="s", ids=[f"{i:03d}" for i in range(int(sys.argv[2]))], bands=["red", "green", "blue"], fingerprint="x")
+ids = [f"{i:03d}" for i in range(int(sys.argv[2]))]
+source = Source(name="s", ids=ids, bands=["red", "green", "blue"], fingerprint="x")
 built = build_backbone(name="test_efficientnet", weights="none", channels=3, image_size=32)
 cache = module.FeatureCache(Path(sys.argv[1]), Inference("cpu", "fp32", 32 * 32 * 5, 1))
 features = cache.features(source, *built)
