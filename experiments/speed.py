@@ -62,7 +62,7 @@ def scoring(task: Task, size: int, repeats: int) -> list[Row]:
     def streamed() -> int:
         return sum(len(out.ids) for out in inference.run(backbone, task.source, ids, size=size))
 
-    rates = _alternate({"model alone": bare, "from Parquet JPEGs": streamed}, repeats)
+    rates = alternate({"model alone": bare, "from Parquet JPEGs": streamed}, repeats)
     return [
         {"what": f"scoring, {name}", "px": size, "per_second": rate, "ratio": rate / rates["model alone"]}
         for name, rate in rates.items()
@@ -76,7 +76,7 @@ def steps(task: Task, size: int, repeats: int) -> list[Row]:
         "two forwards, channels-last, all layers": (PLAIN | {"single_forward": False}, None, True),
         "default: also only the last two stages": (DEFAULT, 2, True),
     }
-    rates = _alternate({name: _step(task, size, *variant) for name, variant in variants.items()}, repeats)
+    rates = alternate({name: _step(task, size, *variant) for name, variant in variants.items()}, repeats)
     plain = next(iter(rates.values()))
     return [
         {"what": f"step, {name}", "px": size, "per_second": rate, "ratio": plain / rate} for name, rate in rates.items()
@@ -118,7 +118,7 @@ def _embedding(task: Task, size: int) -> Embedding:
     return build_embedding(compose("model.weights=bundled", f"model.image_size={size}"), task)
 
 
-def _alternate(work: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
+def alternate(work: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
     """Median rate of each, measured in turns so that a slow moment of the machine hits all alike."""
     for call in work.values():
         call()

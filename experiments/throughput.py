@@ -1,0 +1,296 @@
+"""Scoring throughput by format and backend, memory at ten million ids, and how cost grows (README: table 5)."""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import zarr
+from astropy.io import fits
+from bench import DATA, HERE, Row, arguments, table
+from PIL import Image
+from speed import alternate
+
+from anomalymatch import compose, make_task
+from anomalymatch.active.run_folder import to_csv
+from anomalymatch.build import build_embedding
+from anomalymatch.data.auto import open_path
+from anomalymatch.data.benchmarks import galaxyzoo1
+from anomalymatch.data.convert import convert
+from anomalymatch.data.source import BaseSource, ImageSource
+from anomalymatch.data.stream import resize, stream
+from anomalymatch.errors import ConfigError
+from anomalymatch.files import write_text
+from anomalymatch.models.inference import Inference
+from anomalymatch.models.network import Network
+from anomalymatch.progress import progress
+from anomalymatch.scoring.backends import Scorer, find_batch_size, make_scorer
+from anomalymatch.scoring.engine import score_parts
+from anomalymatch.scoring.finish import finish
+from anomalymatch.scoring.parts import Manifest, PartFolder, open_manifest
+from anomalymatch.scoring.top import TopK
+from anomalymatch.types import Image as Pixels
+
+BACKENDS = ("torch", "compile", "openvino")
+MEASURES = ("per_second", "ratio")
+
+
+def main() -> None:
+    """Measure and print; with `--memory N` or `--start FOLDER`, only that, in this process."""
+    if len(sys.argv) == 3 and sys.argv[1] == "--memory":
+        print(memory(int(sys.argv[2])))
+        return
+    if len(sys.argv) == 3 and sys.argv[1] == "--start":
+        started = time.perf_counter()
+        print(len(open_path(sys.argv[2], cache_dir=tempfile.gettempdir()).ids), time.perf_counter() - started)
+        return
+    options = arguments(__doc__ or "")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in (84,) if options.quick else (84, 150):
+            rows += throughput(Path(folder) / str(size), size, count=128 if options.quick else 2048)
+        rows += growth((1_000, 10_000) if options.quick else (1_000, 10_000, 100_000, 1_000_000))
+        rows += footprint(100_000 if options.quick else 10_000_000)
+        rows += start_up(Path(folder), 1_000 if options.quick else 1_000_000)
+    write_text(HERE / "results" / "throughput.csv", to_csv(rows))
+    print(table(rows, ("what", "px"), MEASURES))
+
+
+def throughput(folder: Path, size: int, count: int) -> list[Row]:
+    """Images a second: every backend alone, then read, decode and the whole way for each format, and a plain loop."""
+    original = galaxyzoo1(DATA / "galaxyzoo1", "unused")
+    network = (
+        build_embedding(
+            compose("model.weights=bundled", f"model.image_size={size}"), make_task(original, anomaly="merger")
+        )
+        .network(normalised=True)
+        .eval()
+    )
+    inference = Inference()
+    batch = find_batch_size(network, inference)
+    backends = {name: scorer for name in BACKENDS if (scorer := _scorer(network, inference, name, batch)) is not None}
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    forward = alternate({name: _bare(scorer, images) for name, scorer in backends.items()}, 3)
+    best = max(forward, key=forward.__getitem__)
+    rows: list[Row] = [_row(f"forward, {name}", size, rate, rate / forward[best]) for name, rate in forward.items()]
+    sources = _formats(folder, original, original.ids[:count], size)
+    work = {"plain loop": _plain_loop(network, folder / "folder", size, batch)}
+    for name, source in sources.items():
+        if hasattr(source, "raw_bytes"):
+            work[f"read, {name}"] = _reading(source)
+        work[f"decode, {name}"] = _decoding(source, size, batch)
+        work[f"end to end, {name}"] = _end_to_end(source, backends[best], network, size, batch)
+    rates = alternate(work, 2)
+    plain = rates.pop("plain loop")
+    rows.append(_row("plain loop: PIL, fp32, NCHW", size, plain, plain / forward[best]))
+    for what, rate in rates.items():
+        step, _, name = what.partition(", ")
+        limit = min(rates[f"decode, {name}"], forward[best]) if step == "end to end" else forward[best]
+        rows.append(_row(what, size, rate, rate / limit))
+    times = max(rate for what, rate in rates.items() if what.startswith("end to end")) / plain
+    return [*rows, _row("best end to end against the plain loop", size, float("nan"), times)]
+
+
+def _scorer(network: Network, inference: Inference, name: str, batch: int) -> Scorer | None:
+    try:
+        return make_scorer(network, inference, backend=name, count=1, batch_size=batch, features=False)[1]
+    except ConfigError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return None
+
+
+def _bare(scorer: Scorer, images: torch.Tensor) -> Callable[[], int]:
+    def run() -> int:
+        for _ in range(4):
+            scorer(images)
+        return 4 * len(images)
+
+    return run
+
+
+def _formats(folder: Path, original: ImageSource, ids: Sequence[str], size: int) -> dict[str, ImageSource]:
+    """The same images, `size` pixels a side, in every format."""
+    images = [resize(image, size) for image in original.read(ids) if not isinstance(image, tuple)]
+    stack = np.stack(images)
+    (folder / "folder").mkdir(parents=True)
+    (folder / "fits").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / "folder" / f"{i:06d}.jpg", quality=92)
+        fits.writeto(folder / "fits" / f"{i:06d}.fits", image.transpose(2, 0, 1))
+    files = open_path(folder / "folder", cache_dir=folder)
+    convert(files, folder / "parquet", encoding="keep")
+    _pack(folder)
+    np.save(folder / "array.npy", stack)
+    with h5py.File(folder / "array.h5", "w") as file:
+        file.create_dataset("images", data=stack, chunks=(64, *stack.shape[1:]))
+    zarr.save_array(str(folder / "array.zarr"), stack, chunks=(64, *stack.shape[1:]))
+    names = {"JPEG folder": "folder", "zip": "images.zip", "WebDataset": "images.tar", "Parquet": "parquet"}
+    names |= {"npy": "array.npy", "HDF5": "array.h5", "Zarr": "array.zarr", "FITS folder": "fits"}
+    return {name: open_path(folder / path, cache_dir=folder) for name, path in names.items()}
+
+
+def _pack(folder: Path) -> None:
+    import tarfile
+    import zipfile
+
+    files = sorted((folder / "folder").iterdir())
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for file in files:
+            archive.write(file, file.name)
+    with tarfile.open(folder / "images.tar", "w") as archive:
+        for file in files:
+            archive.add(file, file.name)
+
+
+def _reading(source: ImageSource) -> Callable[[], int]:
+    return lambda: sum(len(source.raw_bytes(id_)) > 0 for id_ in source.ids)  # type: ignore[attr-defined]
+
+
+def _decoding(source: ImageSource, size: int, batch: int) -> Callable[[], int]:
+    workers = os.cpu_count() or 1
+    return lambda: sum(len(b.ids) for b in stream(source, source.ids, size=size, batch_size=batch, workers=workers))
+
+
+def _end_to_end(source: ImageSource, scorer: Scorer, network: Network, size: int, batch: int) -> Callable[[], int]:
+    def run() -> int:
+        with tempfile.TemporaryDirectory() as out, progress("Scoring", len(source.ids)) as advance:
+            manifest = Manifest("run", source.name, "", len(source.ids), 4096, batch, "", "", False)
+            parts = range(manifest.parts)
+            top = TopK(100)
+            score_parts(
+                source, scorer, PartFolder(Path(out), manifest), parts, size=size, width=0, workers=2, top=top,
+                advance=advance,
+            )  # fmt: skip
+        return len(source.ids)
+
+    return run
+
+
+def _plain_loop(network: Network, folder: Path, size: int, batch: int) -> Callable[[], int]:
+    """What one writes first: open each file, resize, stack, fp32 in PyTorch's default layout, no threads ahead."""
+    files = sorted(folder.iterdir())[:256]
+    plain = network.to(memory_format=torch.contiguous_format)
+
+    def run() -> int:
+        for start in range(0, len(files), batch):
+            chunk = [
+                np.asarray(Image.open(file).convert("RGB").resize((size, size)))
+                for file in files[start : start + batch]
+            ]
+            with torch.no_grad():
+                plain(torch.from_numpy(np.stack(chunk).transpose(0, 3, 1, 2).astype(np.float32).copy()))
+        return len(files)
+
+    return run
+
+
+class Ids(Sequence[str]):
+    """Ten million ids that nobody has to keep."""
+
+    def __init__(self, count: int, start: int = 0) -> None:
+        self.count, self.start = count, start
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, at: int | slice) -> "str | list[str]":  # type: ignore[override]
+        if isinstance(at, slice):
+            return [f"{self.start + i:09d}" for i in range(*at.indices(self.count))]
+        if not -self.count <= at < self.count:
+            raise IndexError(at)
+        return f"{self.start + at % self.count:09d}"
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{self.start + i:09d}" for i in range(self.count))
+
+
+class Synthetic(BaseSource):
+    """Images that cost next to nothing, as many as one likes."""
+
+    def __init__(self, count: int, size: int) -> None:
+        super().__init__(name="synthetic", ids=Ids(count), bands=["red", "green", "blue"], fingerprint=str(count))
+        self.image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+    def _load(self, position: int) -> Pixels:
+        return self.image
+
+
+def _job(count: int, scorer: Scorer, out: Path, size: int) -> None:
+    """A whole job, tables and all."""
+    source = Synthetic(count, size)
+    manifest = Manifest("run", "synthetic", "", count, 16_384, 512, "", "", False)
+    open_manifest(out, manifest)
+    folder, top = PartFolder(out, manifest), TopK(1000)
+    with progress("Scoring", count) as advance:
+        score_parts(
+            source, scorer, folder, range(manifest.parts), size=size, width=0, workers=2, top=top, advance=advance
+        )
+    finish(folder, source, 1000)
+
+
+def growth(counts: Sequence[int]) -> list[Row]:
+    """Images a second of whole jobs of growing size, with the smallest network: a straight line is a constant rate."""
+    embedding = build_embedding(
+        compose("model.name=test_efficientnet", "model.weights=none", "model.image_size=32"),
+        make_task(Synthetic(4, 32)),
+    )
+    _, scorer = make_scorer(
+        embedding.network(normalised=True).eval(), Inference(), backend="torch", count=1, batch_size=512, features=False
+    )
+    rates = {}
+    for count in counts:
+        with tempfile.TemporaryDirectory() as out:
+            start = time.perf_counter()
+            _job(count, scorer, Path(out), 32)
+            rates[count] = count / (time.perf_counter() - start)
+    last = rates[counts[-1]]
+    return [_row(f"growth, {count:,} images", 32, rate, rate / last) for count, rate in rates.items()]
+
+
+def memory(count: int) -> float:
+    """Peak memory in MB of this process after a whole job of `count` images without a network."""
+    rng = np.random.default_rng(0)
+
+    def scorer(images: torch.Tensor) -> np.ndarray:
+        return rng.normal(size=(len(images), 1)).astype(np.float32)
+
+    with tempfile.TemporaryDirectory() as out:
+        _job(count, scorer, Path(out), 16)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def footprint(count: int) -> list[Row]:
+    """Memory of a job in its own process, against one of a thousand images."""
+    peaks = [float(_call("--memory", str(n))) for n in (1_000, count)]
+    return [
+        _row(f"peak memory in MB, {n:,} ids", 16, p, p / peaks[0]) for n, p in zip((1_000, count), peaks, strict=True)
+    ]
+
+
+def start_up(folder: Path, count: int) -> list[Row]:
+    """Seconds until a folder of `count` files is open."""
+    for i in range(count):
+        if i % 1000 == 0:
+            (folder / "many" / f"{i // 1000:04d}").mkdir(parents=True)
+        (folder / "many" / f"{i // 1000:04d}" / f"{i % 1000:03d}.jpg").touch()
+    found, seconds = _call("--start", str(folder / "many")).split()
+    return [_row(f"seconds to open a folder of {int(found):,} files", 0, float(seconds), float("nan"))]
+
+
+def _call(*words: str) -> str:
+    return subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _row(what: str, size: int, rate: float, ratio: float) -> Row:
+    return {"what": what, "px": size, "per_second": rate, "ratio": ratio}
+
+
+if __name__ == "__main__":
+    main()
