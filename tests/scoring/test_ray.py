@@ -1,0 +1,120 @@
+"""The Ray engine gives what the local one gives, also when a worker is killed on the way."""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomalymatch.data.folder import folder_source
+from anomalymatch.errors import ConfigError
+from anomalymatch.scoring.finish import read_scores
+from anomalymatch.scoring.job import run_job
+from anomalymatch.scoring.trained import find_trained
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+
+@pytest.fixture
+def archive(make_source, tmp_path):
+    """Images on disk, which Ray's processes can open; two of them are damaged."""
+    from PIL import Image
+
+    source = make_source(60)
+    (tmp_path / "archive").mkdir()
+    for id_, image in zip(source.ids, source.read(source.ids), strict=True):
+        Image.fromarray(image).save(tmp_path / "archive" / f"{id_}.png")
+    for name in ("im000007.png", "im000041.png"):
+        (tmp_path / "archive" / name).write_bytes(b"broken")
+    return folder_source(tmp_path / "archive")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray of this machine with three cores, for all tests here: starting one takes seconds."""
+    import ray
+
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    ray.init(num_cpus=3, log_to_driver=False, include_dashboard=False)
+    yield ray
+    ray.shutdown()
+
+
+def score_actors():
+    """Process ids of the scoring actors: Ray names its processes after what they do."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # a process that has ended meanwhile
+            if path.read_bytes().startswith(b"ray::") and b"_Score" in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def assert_same_scores(one, other):
+    """The same ids in the same order; the last bit of a logit depends on the number of threads."""
+    first, second = read_scores(one), read_scores(other)
+    assert first["id"].to_pylist() == second["id"].to_pylist()
+    for column in ("logit", "score"):
+        np.testing.assert_allclose(first[column].to_numpy(), second[column].to_numpy(), atol=1e-6)
+    tops = [[line.split(",")[1] for line in (folder / "top.csv").read_text().splitlines()] for folder in (one, other)]
+    assert tops[0] == tops[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the actors in /proc")
+def test_two_actors_of_which_one_is_killed_give_what_the_local_engine_gives(
+    cluster, save_run, spec, cpu, archive, tmp_path, monkeypatch
+):
+    from anomalymatch.scoring import ray_engine
+
+    trained = find_trained(save_run())
+    spec = replace(spec, part_images=6, features=True)
+    run_job(trained, archive, spec, cpu, tmp_path / "local")
+    killed = []
+    real = ray_engine.PartFolder.read
+
+    def read_and_kill(self, number, columns=("id", "logit", "reason")):
+        """The driver reads each part when it is done: at the third one, one of the two actors dies."""
+        if len(list((tmp_path / "ray" / "parts").glob("*"))) >= 3 and not killed:
+            victim = score_actors()[0]
+            killed.append(victim)
+            os.kill(victim, signal.SIGKILL)
+        return real(self, number, columns)
+
+    monkeypatch.setattr(ray_engine.PartFolder, "read", read_and_kill)
+    assert run_job(trained, archive, replace(spec, engine="ray", actors=2), cpu, tmp_path / "ray")
+    assert killed
+    for name in ("rejects.parquet", "summary.json"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    assert_same_scores(tmp_path / "ray", tmp_path / "local")
+    rows = [
+        np.concatenate([np.load(file) for file in sorted((tmp_path / engine / "features").glob("*.npy"))])
+        for engine in ("local", "ray")
+    ]
+    np.testing.assert_allclose(*rows, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ray_goes_on_where_the_local_engine_stopped(cluster, save_run, spec, cpu, archive, tmp_path):
+    trained = find_trained(save_run())
+    spec = replace(spec, part_images=20)
+    run_job(trained, archive, spec, cpu, tmp_path / "whole")
+    run_job(trained, archive, replace(spec, shard="2/3"), cpu, tmp_path / "mixed")
+    assert run_job(trained, archive, replace(spec, engine="ray", actors=1), cpu, tmp_path / "mixed")
+    assert_same_scores(tmp_path / "mixed", tmp_path / "whole")
+
+
+def test_without_ray_it_says_what_to_install(save_run, spec, cpu, make_source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r'scoring.engine=ray needs: pip install "anomalymatch\[ray\]"'):
+        run_job(find_trained(save_run()), make_source(4), replace(spec, engine="ray"), cpu, Path(tmp_path / "out"))
