@@ -161,7 +161,7 @@ def _decoding(source: ImageSource, size: int, batch: int) -> Callable[[], int]:
 def _end_to_end(source: ImageSource, scorer: Scorer, network: Network, size: int, batch: int) -> Callable[[], int]:
     def run() -> int:
         with tempfile.TemporaryDirectory() as out, progress("Scoring", len(source.ids)) as advance:
-            manifest = Manifest("run", source.name, "", len(source.ids), 4096, batch, "", "", False)
+            manifest = Manifest("run", source.name, "", len(source.ids), 4096, batch, "", "", "cpu", False)
             parts = range(manifest.parts)
             top = TopK(100)
             score_parts(
@@ -225,7 +225,7 @@ class Synthetic(BaseSource):
 def _job(count: int, scorer: Scorer, out: Path, size: int) -> None:
     """A whole job, tables and all."""
     source = Synthetic(count, size)
-    manifest = Manifest("run", "synthetic", "", count, 16_384, 512, "", "", False)
+    manifest = Manifest("run", "synthetic", "", count, 16_384, 512, "", "", "cpu", False)
     open_manifest(out, manifest)
     folder, top = PartFolder(out, manifest), TopK(1000)
     with progress("Scoring", count) as advance:

@@ -31,6 +31,7 @@ def spec() -> Any:
         backend="torch",
         batch_size=3,
         part_images=8,
+        decode="cpu",
         shard="1/1",
         top=5,
         features=False,

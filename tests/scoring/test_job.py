@@ -226,6 +226,8 @@ def test_a_corrupt_part_says_what_to_do(save_run, spec, cpu, make_source, tmp_pa
     ("change", "message"),
     [
         ({"engine": "spark"}, "scoring.engine is 'spark': choose one of local, ray"),
+        ({"decode": "tpu"}, "scoring.decode is 'tpu': choose one of cpu, gpu"),
+        ({"decode": "gpu", "engine": "ray"}, "scoring.decode=gpu is for scoring.engine=local"),
         ({"batch_size": 0}, "scoring.batch_size is 0: it must be at least 1"),
         ({"part_images": 0}, "scoring.part_images is 0"),
         ({"top": -1}, "scoring.top is -1: it cannot be negative"),
@@ -256,7 +258,7 @@ def test_weights_are_those_of_the_last_cycle_or_the_one_asked_for(save_run, tmp_
 
 def test_parts_cover_the_archive_once():
     for images, size in ((1, 8), (8, 8), (9, 8), (100, 7)):
-        manifest = Manifest("r", "a", "f", images, size, 3, "torch", "fp32", False)
+        manifest = Manifest("r", "a", "f", images, size, 3, "torch", "fp32", "cpu", False)
         rows = [manifest.rows(part) for part in range(manifest.parts)]
         assert [i for start, stop in rows for i in range(start, stop)] == list(range(images))
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -62,7 +62,7 @@ def stream_batches(
         return load_batch(source, chunk, size)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        yield from _ahead(pool, load, iter(chunks), workers + 1)
+        yield from ahead(pool, load, iter(chunks), workers + 1)
 
 
 def load_batch(source: ImageSource, ids: Sequence[str], size: int) -> ImageBatch:
@@ -80,13 +80,14 @@ def load_batch(source: ImageSource, ids: Sequence[str], size: int) -> ImageBatch
     return ImageBatch(kept, to_tensor(images) if images else empty, rejects)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor,
-    load: Callable[[Sequence[str]], ImageBatch],
-    chunks: Iterator[Sequence[str]],
-    depth: int,
-) -> Iterator[ImageBatch]:
-    waiting: deque[Future[ImageBatch]] = deque()
+T = TypeVar("T")
+
+
+def ahead(
+    pool: ThreadPoolExecutor, load: Callable[[Sequence[str]], T], chunks: Iterator[Sequence[str]], depth: int
+) -> Iterator[T]:
+    """What `load` makes of each of `chunks`, in order; `depth` of them are being made before they are asked for."""
+    waiting: deque[Future[T]] = deque()
     try:
         for chunk in chunks:
             waiting.append(pool.submit(load, chunk))

@@ -71,6 +71,7 @@ def histogram_figure(
     labelled_normals: Real[np.ndarray, " b"] | None = None,
     true_anomalies: Real[np.ndarray, " t"] | None = None,
     bins: int = 60,
+    name: str = "pool",
 ) -> Figure:
     """Draw how the scores are spread, counts on a logarithmic axis so that the few anomalies show.
 
@@ -80,20 +81,21 @@ def histogram_figure(
         labelled_normals: scores of the images labelled normal, shape (b,).
         true_anomalies: scores of the pool's true anomalies where a benchmark knows them, shape (t,).
         bins: number of bins.
+        name: what `scores` are of, for the legend.
     """
     figure, axes = _figure("anomaly score", "images")
-    groups = [(scores, "pool", POOL, 1.0)]
+    groups = [(scores, name, POOL, 1.0)]
     if true_anomalies is not None:
         groups.append((true_anomalies, "true anomalies in the pool", ANOMALY, 0.6))
     labelled = {"labelled normal": labelled_normals, "labelled anomaly": labelled_anomalies}
-    rugs = {name: values for name, values in labelled.items() if values is not None}
+    rugs = {kind: values for kind, values in labelled.items() if values is not None}
     edges = _edges(np.concatenate([scores, *(group[0] for group in groups[1:]), *rugs.values()]), bins)
     tallest = 1
-    for values, name, colour, alpha in groups:
+    for values, title, colour, alpha in groups:
         counts = np.histogram(values, edges)[0]
         tallest = max(tallest, int(counts.max()))
         # An empty bin has no logarithm: its top lies below the axis.
-        tops, label = np.maximum(counts, 0.1), f"{name} ({values.size:,})"
+        tops, label = np.maximum(counts, 0.1), f"{title} ({values.size:,})"
         axes.stairs(tops, edges, baseline=0.1, fill=True, color=colour, alpha=alpha, label=label)
     axes.set_yscale("log")
     axes.set_ylim(0.7, tallest * 2)

@@ -98,10 +98,9 @@ def _has_compiler() -> bool:
 
 def _torch_scorer(module: Callable[[Tensor], Tensor], inference: Inference) -> Scorer:
     device = inference.torch_device
-    pinned = device.type == "cuda"
 
     def score(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
-        moved = images.pin_memory().to(device, non_blocking=True) if pinned else images
+        moved = images if images.device.type == device.type else images.pin_memory().to(device, non_blocking=True)
         with torch.inference_mode(), inference.autocast():
             return module(moved).float().cpu().numpy()
 

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import stream_batches
 from anomalymatch.progress import Advance
 from anomalymatch.scoring.backends import Scorer
+from anomalymatch.scoring.gpu_decode import stream_on_device
 from anomalymatch.scoring.parts import Manifest, Part, PartFolder
 from anomalymatch.scoring.top import TopK
 from anomalymatch.types import Reject
@@ -26,6 +28,7 @@ def score_parts(
     size: int,
     width: int,
     workers: int,
+    decode_on: torch.device | None = None,
     top: TopK,
     advance: Advance,
 ) -> None:
@@ -42,6 +45,7 @@ def score_parts(
         size: side to which images are resized, in pixels.
         width: features of an image that are kept; 0 keeps none.
         workers: decoding threads.
+        decode_on: a GPU that decodes JPEGs; None decodes in the threads.
         top: gets the ids and logits of every part.
         advance: told of every batch.
     """
@@ -49,7 +53,12 @@ def score_parts(
     chunks = [(part, rows) for part in parts for rows in batches_of(manifest, part)]
     ids = (source.ids[start:stop] for _, (start, stop) in chunks)
     collected = _Collector()
-    for index, batch in enumerate(stream_batches(source, ids, size=size, workers=workers)):
+    batches = (
+        stream_batches(source, ids, size=size, workers=workers)
+        if decode_on is None
+        else stream_on_device(source, ids, size=size, workers=workers, device=decode_on)
+    )
+    for index, batch in enumerate(batches):
         collected.add(batch.ids, score(batch.images) if len(batch.ids) else None, batch.rejects)
         advance(len(batch.ids) + len(batch.rejects))
         part = chunks[index][0]

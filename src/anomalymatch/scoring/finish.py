@@ -144,7 +144,8 @@ def _write_votable(path: Path, best: TopK, source: ImageSource) -> None:
 def _write_pictures(path: Path, ordered: Float32[np.ndarray, " m"], best: TopK, source: ImageSource) -> None:
     step = max(1, len(ordered) // HISTOGRAM_IMAGES)
     if len(ordered):
-        save(histogram_figure(expit(ordered[::step].astype(np.float64))), path / "histogram.png")
+        name = "archive" if step == 1 else f"archive, 1 image of {step}"
+        save(histogram_figure(expit(ordered[::step].astype(np.float64)), name=name), path / "histogram.png")
     shown = best.best()[:SHEET]
     images = source.read([id_ for id_, _ in shown])
     pairs = [(image, item) for image, item in zip(images, shown, strict=True) if not isinstance(image, Reject)]

@@ -16,12 +16,14 @@ from anomalymatch.progress import progress
 from anomalymatch.scoring.backends import find_batch_size, make_scorer
 from anomalymatch.scoring.engine import score_parts
 from anomalymatch.scoring.finish import finish, is_finished
+from anomalymatch.scoring.gpu_decode import check_gpu_decode
 from anomalymatch.scoring.parts import Manifest, PartFolder, open_manifest, read_manifest, share_of
 from anomalymatch.scoring.top import RunningTop
 from anomalymatch.scoring.trained import Trained
 
 logger = logging.getLogger(__name__)
 ENGINES = ("local", "ray")
+DECODERS = ("cpu", "gpu")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class ScoringSpec:
         backend: see `backends.make_scorer`.
         batch_size: images in a batch; None finds it.
         part_images: images that are written at once.
+        decode: `cpu`, or `gpu` for JPEGs.
         shard: share `i/n` of a job array.
         top: how many of the most anomalous images are listed and shown.
         features: keep the pooled features.
@@ -44,6 +47,7 @@ class ScoringSpec:
     backend: str
     batch_size: int | None
     part_images: int
+    decode: str
     shard: str
     top: int
     features: bool
@@ -53,6 +57,10 @@ class ScoringSpec:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"scoring.engine is {self.engine!r}: choose one of {', '.join(ENGINES)}")
+        if self.decode not in DECODERS:
+            raise ConfigError(f"scoring.decode is {self.decode!r}: choose one of {', '.join(DECODERS)}")
+        if self.decode == "gpu" and self.engine == "ray":
+            raise ConfigError("scoring.decode=gpu is for scoring.engine=local: Ray decodes on its processors")
         least = {"batch_size": self.batch_size, "part_images": self.part_images, "actors": self.actors}
         for key, value in least.items():
             if value is not None and value < 1:
@@ -81,6 +89,8 @@ def run_job(trained: Trained, source: ImageSource, spec: ScoringSpec, inference:
         StorageError: if the disk is full, or something in the folder is corrupt.
     """
     trained.input.check(source)
+    if spec.decode == "gpu":
+        check_gpu_decode(source, inference.torch_device)
     with storage_errors(output), _alone(make_folder(output) / f".lock-{spec.shard.replace('/', '-')}"):
         if is_finished(output, trained, source):
             logger.info("%s is complete already", output)
@@ -132,6 +142,7 @@ def _score(
             size=network.spec.image_size,
             width=network.backbone.features if manifest.features else 0,
             workers=inference.workers,
+            decode_on=inference.torch_device if spec.decode == "gpu" else None,
             top=top,
             advance=advance,
         )
@@ -169,6 +180,7 @@ def _manifest(trained: Trained, source: ImageSource, spec: ScoringSpec, inferenc
         batch_size=min(batch_size, spec.part_images),
         backend=backend,
         precision="bf16" if inference.computes_bf16 else "fp32",
+        decode=spec.decode,
         features=spec.features,
     )
     open_manifest(output, manifest)

@@ -32,6 +32,7 @@ class Manifest:
         batch_size: images in a batch.
         backend: what computes.
         precision: fp32 or bf16.
+        decode: cpu or gpu.
         features: whether the pooled features are kept.
         format: version of the folder's layout.
     """
@@ -44,6 +45,7 @@ class Manifest:
     batch_size: int
     backend: str
     precision: str
+    decode: str
     features: bool
     format: int = FORMAT
 

@@ -1,0 +1,75 @@
+"""The way of the GPU, on the processor: torchvision decodes on both."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalymatch.data.folder import folder_source
+from anomalymatch.data.rendering import Rendering
+from anomalymatch.data.stream import stream_batches
+from anomalymatch.errors import ConfigError
+from anomalymatch.scoring.gpu_decode import check_gpu_decode, stream_on_device
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Smooth JPEGs of two sizes, a grey one, a photo taken sideways, a PNG, and three that are broken."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        small = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((60, 48) if i % 2 else (32, 32), Image.Resampling.BICUBIC).save(
+            tmp_path / f"{i}.jpg", quality=95
+        )
+    with Image.open(tmp_path / "1.jpg") as photo:
+        photo.convert("L").save(tmp_path / "grey.jpg", quality=95)
+        photo.save(tmp_path / "png.png")
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        photo.save(tmp_path / "sideways.jpg", exif=exif, quality=95)
+        buffer = io.BytesIO()
+        photo.save(buffer, "JPEG")
+    data = buffer.getvalue()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "noise.jpg").write_bytes(data[:30] + bytes(range(256)) + b"\xff\xd9")
+    return tmp_path
+
+
+def both(source, chunks):
+    usual = list(stream_batches(source, chunks, size=32))
+    device = list(stream_on_device(source, chunks, size=32, workers=2, device=CPU))
+    return usual, device
+
+
+def test_it_gives_what_the_usual_way_gives(folder):
+    source = folder_source(folder)
+    chunks = [source.ids[start : start + 5] for start in range(0, len(source.ids), 5)]
+    for one, other in zip(*both(source, chunks), strict=True):
+        assert one.ids == other.ids
+        assert {reject.id for reject in one.rejects} == {reject.id for reject in other.rejects}
+        assert other.images.is_contiguous(memory_format=torch.channels_last)
+        for id_, a, b in zip(one.ids, one.images.int(), other.images.int(), strict=True):
+            assert (a - b).abs().float().mean() < (1.0 if "1" not in id_ else 8.0), id_
+
+
+def test_a_batch_of_nothing_readable_is_empty(folder):
+    source = folder_source(folder)
+    (batch,) = stream_on_device(source, [["cut.jpg", "empty.jpg"]], size=32, workers=1, device=CPU)
+    assert (batch.ids, batch.images.shape, len(batch.rejects)) == ([], (0, 3, 32, 32), 2)
+
+
+def test_what_it_is_not_for_is_refused(folder, make_source):
+    with pytest.raises(ConfigError, match="needs a GPU, not cpu: take"):
+        check_gpu_decode(folder_source(folder), CPU)
+    cuda = torch.device("cuda")
+    check_gpu_decode(folder_source(folder), cuda)
+    for source in (make_source(), folder_source(folder, channels=1)):
+        with pytest.raises(ConfigError, match="is for JPEGs in colour without a stretch"):
+            check_gpu_decode(source, cuda)
+    with pytest.raises(ConfigError, match="without a stretch"):
+        check_gpu_decode(folder_source(folder, rendering=Rendering(curve="log")), cuda)
