@@ -1,0 +1,112 @@
+"""Five deep bands from training to scoring: the same stretch and the same order of the bands, or a refusal."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import anomalymatch as am
+from anomalymatch.errors import DataError
+from anomalymatch.scoring.finish import read_scores
+
+BANDS = ["u", "g", "r", "i", "z"]
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Sixty images of a float survey: sky noise and a source; every sixth is bright in `u` alone."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-16:16, -16:16]
+    images = rng.normal(0, 1, (60, 32, 32, 5)).astype(np.float32)
+    for i, image in enumerate(images):
+        source = 50 * np.exp(-(x**2 + y**2) / rng.uniform(10, 40))
+        image += source[..., None] * ([20, 1, 1, 1, 1] if i % 6 == 0 else [1, 2, 3, 4, 5])
+    images[3, :4, :4] = np.nan
+    np.savez(tmp_path / "survey.npz", images=images, labels=np.array([i % 6 == 0 for i in range(60)]).astype(int))
+    return tmp_path / "survey.npz"
+
+
+def words(archive, tmp_path, *more):
+    return [
+        "dataset=numpy",
+        f"data.root={archive}",
+        f"dataset.source.bands=[{','.join(BANDS)}]",
+        "dataset.anomaly=1",
+        "stretch=asinh",
+        "dataset.image_size=32",
+        "model.name=test_efficientnet",
+        "model.weights=none",
+        "al.initial.anomalies=3",
+        "al.initial.normals=10",
+        "al.cycles=1",
+        "logger=none",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        *more,
+    ]
+
+
+@pytest.mark.slow
+def test_bands_and_stretch_go_from_training_to_scoring(archive, tmp_path):
+    combine = "stretch.combine={hot:{u:1},cool:{r:0.5,i:0.5},red:{z:1}}"
+    fixmatch = ["trainer.iterations=2", "algorithm.learner.batch.labelled=2"]
+    for name, more in {"probe": ["algorithm=probe"], "five": fixmatch, "three": [*fixmatch, combine]}.items():
+        am.run(*words(archive, tmp_path, *more), folder=tmp_path / name)
+        assert (tmp_path / name / "report.html").stat().st_size > 10_000
+        ranking = am.Ranking.read(tmp_path / name / "cycles" / "01" / "scores.parquet")
+        shared = [f"run={tmp_path / name}", "dataset=numpy", f"data.root={archive}", "scoring.backend=torch"]
+        named = f"dataset.source.bands=[{','.join(BANDS)}]"
+        folder = am.score(*shared, named, f"output={tmp_path / name / 'scored'}")
+        again = dict(zip(*(read_scores(folder)[column].to_pylist() for column in ("id", "logit")), strict=True))
+        # The probe ranks by features in half precision.
+        np.testing.assert_allclose([again[id_] for id_ in ranking.ids], ranking.logits, atol=2e-2)
+        with pytest.raises(DataError, match="z, i, r, g, u, the same in another order than those of the training"):
+            am.score(*shared, "dataset.source.bands=[z,i,r,g,u]", f"output={tmp_path / name / 'permuted'}")
+        with pytest.raises(DataError, match="band0, band1, band2, band3, band4"):
+            am.score(*shared, f"output={tmp_path / name / 'unnamed'}")
+
+
+@pytest.mark.slow
+def test_finds_with_coordinates_go_to_a_votable(archive, tmp_path):
+    from astropy.io import fits
+    from astropy.table import Table
+    from astropy.wcs import WCS
+
+    rng = np.random.default_rng(1)
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix, wcs.wcs.cdelt = (
+        ["RA---TAN", "DEC--TAN"],
+        [150, 2],
+        [101, 101],
+        [-1e-4, 1e-4],
+    )
+    fits.writeto(tmp_path / "tile.fits", rng.normal(size=(200, 200)).astype(np.float32), wcs.to_header())
+    with (tmp_path / "catalogue.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "ra", "dec", "tile", "label"])
+        for i in range(40):
+            ra, dec = wcs.pixel_to_world_values(20 + 4 * i, 100)
+            writer.writerow([f"s{i}", float(ra), float(dec), "tile.fits", "odd" if i % 8 == 0 else "plain"])
+    catalogue = [
+        "dataset=catalogue",
+        f"data.root={tmp_path / 'catalogue.csv'}",
+        "dataset.source.size=32",
+        "dataset.source.label_column=label",
+        "dataset.anomaly=odd",
+    ]
+    base = [word for word in words(archive, tmp_path, "algorithm=probe") if not word.startswith(("data", "stretch"))]
+    am.run(
+        *base,
+        *catalogue,
+        "dataset.image_size=32",
+        "stretch=zscale",
+        f"data.cache_dir={tmp_path}",
+        folder=tmp_path / "run",
+    )
+    folder = am.score(f"run={tmp_path / 'run'}", *catalogue, f"output={tmp_path / 'out'}", "scoring.backend=torch")
+    table = Table.read(folder / "top.vot")
+    assert table.colnames == ["id", "ra", "dec", "score", "logit"]
+    assert len(table) == 40
+    row = table[list(table["id"]).index("s3")]
+    expected = wcs.pixel_to_world_values(32, 100)
+    assert (row["ra"], row["dec"]) == pytest.approx((float(expected[0]), float(expected[1])), abs=1e-6)
+    assert (np.diff(table["logit"]) <= 0).all()
