@@ -3,12 +3,14 @@
 Training, scoring and every picture go through the same `Rendering`; it is stored beside the weights.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Bool, Float32, Float64
 
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Image, Pixels
@@ -19,7 +21,12 @@ DEFAULT_BANDS = {1: ("grey",), 2: ("band0", "band1"), 3: ("red", "green", "blue"
 PARAMETERS = {"linear": 0.0, "log": 1000.0, "asinh": 0.1, "midtones": 0.25}
 """`a` of the logarithm, `a` of the arcsinh (astropy.visualization), and where the median goes for the midtones."""
 
-Matrix = Mapping[str, Mapping[str, float]]
+HUGE = 1e150
+"""What is larger counts as infinite: its square overflows, and only fill values are as large."""
+
+Number = int | float
+Pair = Sequence[Number]
+Matrix = Mapping[str, Mapping[str, Number]]
 
 
 @dataclass(frozen=True)
@@ -29,10 +36,11 @@ class Rendering:
     Attributes:
         interval: `auto` (8-bit images as they are, others by their own range), `minmax`, `percentile` or `zscale`.
         curve: `linear`, `log`, `asinh` or `midtones` (the median goes to `parameter`).
-        parameter: of the curve; None takes the usual one.
+        parameter: of the curve; None takes the usual one. The linear curve has none.
         percentiles: lower and upper one for `interval=percentile`.
         limits: fixed interval of a channel by its name, in the units of the archive; the others keep `interval`.
-        per_channel: an interval for each channel; otherwise one for all, which keeps colours.
+        per_channel: an interval for each channel, and a median for midtones; otherwise one for all, which keeps
+            colours.
         combine: output channels as weighted sums of bands, by name: {"red": {"i": 1}, "blue": {"g": 0.5, "u": 0.5}};
             None takes every band as a channel.
 
@@ -42,9 +50,9 @@ class Rendering:
 
     interval: str = "auto"
     curve: str = "linear"
-    parameter: float | None = None
-    percentiles: Sequence[float] = (0.5, 99.5)
-    limits: Mapping[str, Sequence[float]] | None = None
+    parameter: Number | None = None
+    percentiles: Pair = (0.5, 99.5)
+    limits: Mapping[str, Pair] | None = None
     per_channel: bool = True
     combine: Matrix | None = None
 
@@ -54,18 +62,25 @@ class Rendering:
         low, high = _pair("stretch.percentiles", self.percentiles)
         if not 0 <= low < high <= 100:
             raise ConfigError(f"stretch.percentiles are {low} and {high}: they must rise and lie between 0 and 100")
-        for channel, limits in (self.limits or {}).items():
-            low, high = _pair(f"stretch.limits.{channel}", limits)
-            if not low < high:
-                raise ConfigError(f"stretch.limits.{channel} are {low} and {high}: the first must be the smaller one")
-        if self.parameter is not None and not self.parameter > 0:
+        self._check_parameter()
+        # Plain values, whatever they came as: renderings that do the same are equal, and so are their fingerprints.
+        object.__setattr__(self, "percentiles", (low, high))
+        object.__setattr__(self, "limits", _limits(self.limits))
+        object.__setattr__(self, "combine", _matrix(self.combine))
+
+    def _check_parameter(self) -> None:
+        if self.parameter is None:
+            return
+        if self.curve == "linear":
+            raise ConfigError(f"stretch.parameter is {self.parameter}: the linear curve has none, set stretch.curve")
+        if not _number("stretch.parameter", self.parameter) > 0:
             raise ConfigError(f"stretch.parameter is {self.parameter}: it must be positive")
-        if self.curve == "midtones" and not 0 < self._parameter < 1:
+        if self.curve == "midtones" and not self.parameter < 1:
             raise ConfigError(f"stretch.parameter is {self.parameter}: for midtones it must lie between 0 and 1")
 
     @property
     def _parameter(self) -> float:
-        return PARAMETERS[self.curve] if self.parameter is None else self.parameter
+        return float(PARAMETERS[self.curve] if self.parameter is None else self.parameter)
 
     @property
     def keeps_eight_bits(self) -> bool:
@@ -102,32 +117,38 @@ class Rendering:
         """
         if pixels.shape[2] != len(bands):
             raise UnreadableImageError(f"it has {pixels.shape[2]} bands instead of {len(bands)}: {', '.join(bands)}")
+        if not pixels.size:
+            raise UnreadableImageError("it has no pixels")
         if pixels.dtype == np.uint8 and self.keeps_eight_bits:
             return pixels
         if pixels.dtype.kind not in "biuf":
             raise UnreadableImageError(f"its pixels are {pixels.dtype}, which are no real numbers")
+        names = self.channels(bands)
         values = self._combined(pixels, bands)
-        if not np.isfinite(values).any():
+        finite = np.isfinite(values)
+        if not finite.any():
             raise UnreadableImageError("there is no finite pixel value in it")
         fixed = self.limits or {}
-        common = None if self.per_channel else self._interval(values, pixels.dtype)
-        channels = []
-        for k, name in enumerate(self.channels(bands)):
+        common = None if self.per_channel else self._interval(values[finite], pixels.dtype)
+        scaled = []
+        for k, name in enumerate(names):
             plane = values[..., k]
-            low, high = fixed[name] if name in fixed else common or self._interval(plane, pixels.dtype)
-            channels.append(self._bent(_scaled(plane, float(low), float(high))))
-        return np.rint(np.stack(channels, axis=2) * 255.0).astype(np.uint8)
+            low, high = fixed[name] if name in fixed else common or self._interval(plane[finite[..., k]], pixels.dtype)
+            scaled.append(_scaled(plane, float(low), float(high)))
+        return np.rint(self._bent(np.stack(scaled, axis=2), finite) * 255.0).astype(np.uint8)
 
     def _combined(self, pixels: Pixels, bands: Sequence[str]) -> Float64[np.ndarray, "h w c"]:
-        values = pixels.astype(np.float64)
-        if self.combine is None:
-            return values
-        matrix = np.array([[row.get(band, 0.0) for band in bands] for row in self.combine.values()])
-        # Only what is named is summed: a NaN in another band must not spread.
-        return np.stack([values[..., row != 0] @ row[row != 0] for row in matrix], axis=2)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = pixels.astype(np.float64)
+            if self.combine is not None:
+                matrix = np.array([[row.get(band, 0.0) for band in bands] for row in self.combine.values()])
+                # Only what is named is summed: a NaN in another band must not spread.
+                values = np.stack([values[..., row != 0] @ row[row != 0] for row in matrix], axis=2)
+        if pixels.dtype.kind == "f":
+            values = np.where(np.abs(values) > HUGE, np.copysign(np.inf, values), values)
+        return values
 
-    def _interval(self, values: Float64[np.ndarray, "..."], dtype: np.dtype) -> tuple[float, float]:
-        finite = values[np.isfinite(values)]
+    def _interval(self, finite: Float64[np.ndarray, " n"], dtype: np.dtype) -> tuple[float, float]:
         if not finite.size:
             return 0.0, 0.0
         if self.interval == "auto" and dtype == np.uint8:
@@ -142,7 +163,9 @@ class Rendering:
             low, high = finite.min(), finite.max()
         return float(low), float(high)
 
-    def _bent(self, scaled: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    def _bent(
+        self, scaled: Float32[np.ndarray, "h w c"], finite: Bool[np.ndarray, "h w c"]
+    ) -> Float32[np.ndarray, "h w c"]:
         if self.curve == "log":
             from astropy.visualization import LogStretch
 
@@ -151,10 +174,19 @@ class Rendering:
             from astropy.visualization import AsinhStretch
 
             return AsinhStretch(self._parameter)(scaled, clip=False)
-        if self.curve == "midtones":
-            median = float(np.median(scaled))
-            return midtones(scaled, midtones(median, self._parameter)) if 0 < median < 1 else scaled
-        return scaled
+        if self.curve == "midtones" and self.per_channel:
+            planes = [self._to_median(scaled[..., k], finite[..., k]) for k in range(scaled.shape[2])]
+            return np.stack(planes, axis=2)
+        return self._to_median(scaled, finite) if self.curve == "midtones" else scaled
+
+    def _to_median(
+        self, scaled: Float32[np.ndarray, "*shape"], finite: Bool[np.ndarray, "*shape"]
+    ) -> Float32[np.ndarray, "*shape"]:
+        """Bend so that the median comes to the parameter; pixels that are missing have no part in it."""
+        median = float(np.median(scaled[finite])) if finite.any() else 0.0
+        if not 0 < median < 1:
+            return scaled
+        return midtones(scaled.astype(np.float64), midtones(median, self._parameter)).astype(np.float32)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `Rendering(**values)` brings it back."""
@@ -201,7 +233,42 @@ def _choice(key: str, value: str, choices: Sequence[str]) -> None:
         raise ConfigError(f"{key} is {value!r}: choose one of {', '.join(choices)}")
 
 
-def _pair(key: str, values: Sequence[float]) -> tuple[float, float]:
-    if isinstance(values, str) or len(values) != 2:
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigError(f"{key} is {value}: it must be a number")
+    return float(value)
+
+
+def _pair(key: str, values: Any) -> tuple[float, float]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 2:
         raise ConfigError(f"{key} is {values}: it must be a list of two numbers")
-    return float(values[0]), float(values[1])
+    low, high = (_number(key, value) for value in values)
+    return low, high
+
+
+def _limits(given: Any) -> dict[str, tuple[float, float]] | None:
+    limits = {}
+    for channel, pair in _items("stretch.limits", given, "{CHANNEL: [LOW, HIGH]}"):
+        low, high = _pair(f"stretch.limits.{channel}", pair)
+        if not low < high:
+            raise ConfigError(f"stretch.limits.{channel} are {low} and {high}: the first must be the smaller one")
+        limits[channel] = (low, high)
+    return limits or None
+
+
+def _matrix(given: Any) -> dict[str, dict[str, float]] | None:
+    matrix = {}
+    for channel, row in _items("stretch.combine", given, "{CHANNEL: {BAND: WEIGHT}}"):
+        key = f"stretch.combine.{channel}"
+        matrix[channel] = {band: _number(f"{key}.{band}", w) for band, w in _items(key, row, "{BAND: WEIGHT}")}
+        if not any(matrix[channel].values()):
+            raise ConfigError(f"{key} has no band: give it at least one with a weight other than 0")
+    return matrix or None
+
+
+def _items(key: str, given: Any, form: str) -> list[tuple[str, Any]]:
+    if given is None:
+        return []
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{key} is {given}: it must have the form {form}")
+    return [(str(name), value) for name, value in given.items()]

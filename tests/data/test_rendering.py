@@ -1,0 +1,492 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from astropy.visualization import (
+    AsinhStretch,
+    AsymmetricPercentileInterval,
+    LogStretch,
+    MinMaxInterval,
+    ZScaleInterval,
+)
+from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import anomalymatch
+from anomalymatch.config import config_folder
+from anomalymatch.data.rendering import CURVES, DEFAULT_BANDS, INTERVALS, Rendering, band_names, midtones
+from anomalymatch.data.source import EIGHT_BITS
+from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
+
+GRI = ("g", "r", "i")
+STRETCHES = sorted(path.stem for path in (config_folder() / "stretch").glob("*.yaml"))
+RNG = np.random.default_rng(0)
+NOISE = RNG.normal(100, 20, (24, 20, 3)).astype(np.float32)
+RAMP = np.linspace(0, 1, 11).reshape(1, 11, 1)
+
+
+def sky(size=128, seed=0):
+    """A galaxy and stars on a sky whose background was removed, in units of its noise; the position of the galaxy."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size].astype(float)
+    r = np.hypot(x - 60, (y - 68) / 0.6)
+    image = 60 * np.exp(-r / 9) + 400 * np.exp(-r / 2) + rng.normal(0, 1, (size, size))
+    for _ in range(14):
+        cx, cy = rng.uniform(3, size - 3, 2)
+        image += 10 ** rng.uniform(0.7, 3.2) * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 3.92)
+    return image.astype(np.float32)[..., None], (slice(64, 72), slice(56, 64))
+
+
+def curve(rendering, x):
+    """The written-out formulas, one value at a time."""
+    a = rendering.parameter
+    if rendering.curve == "log":
+        a = 1000 if a is None else a
+        return np.log(a * x + 1) / np.log(a + 1)
+    if rendering.curve == "asinh":
+        a = 0.1 if a is None else a
+        return np.arcsinh(x / a) / np.arcsinh(1 / a)
+    return x
+
+
+def slow(rendering, plane, low, high):
+    """Twin of a channel whose interval is known, pixel by pixel."""
+    out = np.zeros(plane.shape, dtype=np.float64)
+    for at, value in np.ndenumerate(plane):
+        if np.isnan(value) or high <= low:
+            continue
+        out[at] = 255 * curve(rendering, (min(max(float(value), low), high) - low) / (high - low))
+    return out
+
+
+def near(image, expected, tolerance=0.501):
+    return np.abs(image.astype(np.float64) - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["linear", "log", "asinh"])
+@pytest.mark.parametrize("parameter", [None, 3.0])
+@pytest.mark.parametrize(
+    ("interval", "astropy"),
+    [
+        ("auto", MinMaxInterval()),
+        ("minmax", MinMaxInterval()),
+        ("percentile", AsymmetricPercentileInterval(2, 90)),
+        ("zscale", ZScaleInterval()),
+    ],
+)
+def test_twin(name, parameter, interval, astropy):
+    rendering = Rendering(interval, name, parameter if name != "linear" else None, percentiles=(2, 90))
+    pixels = np.concatenate([NOISE, NOISE[:4] * 8])
+    image = rendering(pixels, GRI)
+    assert image.dtype == np.uint8
+    for k in range(3):
+        low, high = astropy.get_limits(pixels[..., k])
+        assert near(image[..., k], slow(rendering, pixels[..., k], low, high))
+
+
+def test_values_by_hand():
+    values = {
+        "linear": [0, 26, 51, 76, 102, 128, 153, 178, 204, 230, 255],
+        "log": [0, 170, 196, 211, 221, 229, 236, 242, 247, 251, 255],  # 255 log10(1000x + 1) / log10(1001)
+        "asinh": [0, 75, 123, 155, 178, 197, 212, 225, 236, 246, 255],  # 255 asinh(10x) / asinh(10)
+    }
+    for name, expected in values.items():
+        image = Rendering("minmax", name)(RAMP * 40 - 7, ("grey",))
+        assert np.abs(image[0, :, 0].astype(int) - expected).max() <= (1 if name == "linear" else 0), name
+
+
+@pytest.mark.parametrize(("name", "stretch"), [("log", LogStretch), ("asinh", AsinhStretch)])
+@pytest.mark.parametrize("a", [0.01, 0.1, 1.0, 1000.0])
+def test_curves_are_those_of_astropy(name, stretch, a):
+    x = np.linspace(0, 1, 501).reshape(3, 167, 1)
+    assert near(Rendering("minmax", name, a)(x, ("grey",)), 255 * stretch(a)(x))
+
+
+@given(st.floats(0.001, 0.999), st.floats(0.001, 0.999), st.floats(0.001, 0.999))
+def test_midtones_transfer_function(balance, median, target):
+    assert midtones(0.0, balance) == 0
+    assert midtones(1.0, balance) == pytest.approx(1, rel=1e-9)
+    assert midtones(balance, balance) == pytest.approx(0.5)
+    assert midtones(median, midtones(median, target)) == pytest.approx(target)
+    x = np.linspace(0, 1, 50)
+    assert (np.diff(midtones(x, balance)) > 0).all()
+
+
+@pytest.mark.parametrize("target", [None, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("interval", ["minmax", "percentile"])
+def test_midtones_bring_the_median_to_the_target(target, interval):
+    grey = 255 * (target or 0.25)
+    image = Rendering(interval, "midtones", target)(NOISE[:23, :19], GRI)
+    assert np.abs(np.median(image, axis=(0, 1)) - grey).max() <= 0.501
+    assert image.min() == 0
+    assert image.max() == 255
+
+
+def test_pixels_that_are_missing_have_no_part_in_the_median():
+    """Half of an image at the edge of a field is NaN: the other half looks as it does alone."""
+    rendering = Rendering("minmax", "midtones")
+    pixels = np.concatenate([NOISE, np.full((60, 20, 3), np.nan, np.float32)])
+    pixels[0, 0], pixels[0, 1] = np.inf, -np.inf
+    cut = pixels[:24].copy()
+    assert np.array_equal(rendering(pixels, GRI)[:24], rendering(cut, GRI))
+    assert abs(int(np.median(rendering(pixels, GRI)[:24])) - 64) <= 1
+
+
+def test_midtones_without_a_median_to_move_are_linear():
+    pixels = np.zeros((4, 4, 1))
+    pixels[0, 0] = 8
+    assert Rendering("minmax", "midtones")(pixels, ("grey",)).tolist() == (pixels / 8 * 255).tolist()
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_scale_and_offset_change_nothing(interval, name, per_channel):
+    rendering = Rendering(interval, name, per_channel=per_channel)
+    pixels = np.rint(NOISE).astype(np.float64)
+    before = rendering(pixels, GRI)
+    # Powers of two and small whole numbers are exact; zscale fits a line, which is not.
+    after = rendering(pixels * 1024 + 512, GRI)
+    assert np.abs(before.astype(int) - after).max() <= (interval == "zscale")
+    assert np.array_equal(before, rendering(np.rint(NOISE).astype(np.int16), GRI))
+    if interval != "zscale":
+        assert np.array_equal(before, rendering(np.rint(NOISE).astype(np.uint16), GRI))
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("name", CURVES)
+def test_bands_with_their_names_may_be_permuted(order, name):
+    limits = {"r": (60.0, 160.0)}
+    rendering = Rendering("percentile", name, limits=limits)
+    image = rendering(NOISE, GRI)
+    permuted = rendering(NOISE[..., list(order)], [GRI[k] for k in order])
+    assert np.array_equal(permuted, image[..., list(order)])
+    combined = Rendering("minmax", name, combine={"x": {"g": 2, "i": 1}, "y": {"r": 1}})
+    again = combined(NOISE[..., list(order)], [GRI[k] for k in order])
+    assert np.array_equal(combined(NOISE, GRI), again)
+
+
+def test_one_interval_for_all_keeps_ratios():
+    pixels = np.array([[[0, 10, 100], [20, 40, 80], [50, 100, 200]]], dtype=np.float32)
+    image = Rendering("minmax", per_channel=False)(pixels, GRI)
+    assert image.tolist() == [[[0, 13, 128], [26, 51, 102], [64, 128, 255]]]
+    assert Rendering("minmax")(pixels, GRI).tolist() == [[[0, 0, 42], [102, 85, 0], [255, 255, 255]]]
+
+
+def test_one_balance_for_all_keeps_the_order_of_colours():
+    """With a median for each channel a red image would become grey; with one for all it stays red."""
+    pixels = NOISE * np.array([1, 2, 4], dtype=np.float32)
+    linked = Rendering("minmax", "midtones", per_channel=False)(pixels, GRI)
+    assert (np.diff(np.median(linked, axis=(0, 1))) > 20).all()
+    assert abs(np.median(linked) - 64) <= 1
+    alone = Rendering("minmax", "midtones")(pixels, GRI)
+    assert np.ptp(np.median(alone, axis=(0, 1))) <= 1
+
+
+def test_limits_by_name():
+    pixels = np.array([[[0.0, 0.0], [5.0, 5.0], [10.0, 10.0], [40.0, 40.0]]])
+    image = Rendering("minmax", limits={"r": [0, 10]})(pixels, ("g", "r"))
+    assert image[0, :, 0].tolist() == [0, 32, 64, 255]
+    assert image[0, :, 1].tolist() == [0, 128, 255, 255]
+    common = Rendering("minmax", limits={"r": [0, 10]}, per_channel=False)(pixels * [1, 2], ("g", "r"))
+    assert common[0, :, 0].tolist() == [0, 16, 32, 128]
+    assert common[0, :, 1].tolist() == [0, 255, 255, 255]
+
+
+def test_limits_hold_for_eight_bits_too():
+    pixels = np.array([[[0], [50], [100], [200]]], dtype=np.uint8)
+    assert Rendering(limits={"grey": (0, 100)})(pixels, ("grey",))[0, :, 0].tolist() == [0, 128, 255, 255]
+
+
+def test_bands_are_summed_by_hand():
+    pixels = np.array([[[1, 10, 100], [2, 30, 500]]], dtype=np.int16)
+    limits = {"a": (0, 51), "b": (0, 255)}
+    rendering = Rendering("minmax", combine={"b": {"i": 0.5, "g": -1}, "a": {"r": 1}}, limits=limits)
+    assert rendering.channels(GRI) == ("b", "a")
+    assert rendering(pixels, GRI).tolist() == [[[49, 50], [248, 150]]]
+
+
+def test_a_nan_in_a_band_that_is_not_used_does_not_spread():
+    pixels = NOISE.copy()
+    pixels[..., 1] = np.nan
+    rendering = Rendering(combine={"a": {"g": 1, "r": 0}, "b": {"i": 1}})
+    assert np.array_equal(rendering(pixels, GRI), rendering(NOISE, GRI))
+    pixels[3, 4, 0] = np.nan
+    assert rendering(pixels, GRI)[3, 4, 0] == 0
+    spreads = Rendering(combine={"a": {"g": 1, "r": 1}})
+    with pytest.raises(UnreadableImageError, match="there is no finite pixel value in it"):
+        spreads(pixels, GRI)
+
+
+def test_eight_bits_pass_untouched():
+    pixels = RNG.integers(90, 120, (5, 6, 3), dtype=np.uint8)
+    assert EIGHT_BITS(pixels, GRI) is pixels
+    assert Rendering(combine={}, limits={})(pixels, GRI) is pixels
+    same = Rendering(combine={name: {name: 1} for name in GRI})
+    assert np.array_equal(same(pixels, GRI), pixels)
+    assert np.array_equal(Rendering(curve="log")(pixels, GRI), np.rint(slow(Rendering(curve="log"), pixels, 0, 255)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"interval": "minmax"},
+        {"interval": "percentile"},
+        {"interval": "zscale"},
+        {"curve": "log"},
+        {"curve": "asinh"},
+        {"curve": "midtones"},
+        {"limits": {"g": (0, 100)}},
+        {"combine": {"g": {"r": 1}}},
+    ],
+)
+def test_options_hold_for_eight_bits(options):
+    pixels = RNG.integers(90, 120, (24, 20, 3), dtype=np.uint8)
+    assert not Rendering(**options).keeps_eight_bits
+    assert not np.array_equal(Rendering(**options)(pixels, GRI), pixels[..., : 1 if "combine" in options else 3])
+
+
+CHANGES = [
+    ({}, {"interval": "percentile"}),
+    ({}, {"interval": "zscale"}),
+    ({}, {"curve": "log"}),
+    ({}, {"curve": "asinh"}),
+    ({}, {"curve": "midtones"}),
+    ({"curve": "log"}, {"curve": "log", "parameter": 10}),
+    ({"curve": "asinh"}, {"curve": "asinh", "parameter": 1}),
+    ({"curve": "midtones"}, {"curve": "midtones", "parameter": 0.5}),
+    ({"interval": "percentile"}, {"interval": "percentile", "percentiles": (5, 99.5)}),
+    ({"interval": "percentile"}, {"interval": "percentile", "percentiles": (0.5, 95)}),
+    ({}, {"limits": {"r": (0, 200)}}),
+    ({}, {"per_channel": False}),
+    ({"curve": "midtones", "limits": dict.fromkeys(GRI, (0, 300))}, {"per_channel": False}),
+    ({}, {"combine": {"g": {"g": 1}, "r": {"r": 1, "g": 1}, "i": {"i": 1}}}),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES)
+def test_every_option_changes_the_image_and_the_fingerprint(before, after, make_source):
+    options = [{"interval": "minmax", **values} for values in (before, {**before, **after})]
+    pixels = np.concatenate([NOISE, NOISE[:3] * 5]) * [1, 2, 3]  # the bright rows are what zscale leaves out
+    first, second = (Rendering(**values)(pixels, GRI) for values in options)
+    assert not np.array_equal(first, second)
+    keys = [make_source(bands=GRI, rendering=Rendering(**values)).fingerprint for values in options]
+    assert keys[0] != keys[1]
+
+
+def test_what_is_missing_and_what_is_infinite():
+    pixels = np.array([[[np.nan], [0.0], [5.0], [10.0], [np.inf], [-np.inf], [-np.finfo(float).max]]])
+    for interval in ("auto", "minmax"):
+        assert Rendering(interval)(pixels, ("grey",)).ravel().tolist() == [0, 0, 128, 255, 255, 0, 0]
+    for name in CURVES:
+        image = Rendering("minmax", name)(pixels, ("grey",)).ravel()
+        assert image[[0, 1, 3, 4, 5]].tolist() == [0, 0, 255, 255, 0]
+    assert Rendering("percentile", percentiles=(0, 50))(pixels, ("grey",)).ravel().tolist()[:4] == [0, 0, 255, 255]
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("value", [-3, 0, 7])
+def test_a_constant_channel_becomes_black(interval, name, value):
+    pixels = NOISE.copy()
+    pixels[..., 1] = value
+    pixels[..., 2] = np.nan
+    image = Rendering(interval, name)(pixels, GRI)
+    assert not image[..., 1:].any()
+    assert image[..., 0].any()
+    assert not Rendering(interval, name)(np.full((5, 5, 1), value, np.int32), ("grey",)).any()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (NOISE[..., :2], r"^it has 2 bands instead of 3: g, r, i$"),
+        (NOISE[..., :2].astype(np.uint8), r"^it has 2 bands instead of 3: g, r, i$"),
+        (NOISE.astype(np.complex64), r"^its pixels are complex64, which are no real numbers$"),
+        (NOISE.astype(object), r"^its pixels are object, which are no real numbers$"),
+        (NOISE.astype("U4"), r"^its pixels are <U4, which are no real numbers$"),
+        (NOISE * np.nan, r"^there is no finite pixel value in it$"),
+        (np.full((2, 2, 3), np.inf), r"^there is no finite pixel value in it$"),
+        (NOISE[:0], r"^it has no pixels$"),
+        (NOISE[:0].astype(np.uint8), r"^it has no pixels$"),
+    ],
+)
+def test_images_that_cannot_be_rendered(pixels, message):
+    with pytest.raises(UnreadableImageError, match=message):
+        EIGHT_BITS(pixels, GRI)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"interval": "max"}, r"^stretch.interval is 'max': choose one of auto, minmax, percentile, zscale$"),
+        ({"curve": "sqrt"}, r"^stretch.curve is 'sqrt': choose one of linear, log, asinh, midtones$"),
+        ({"percentiles": (99, 1)}, r"^stretch.percentiles are 99.0 and 1.0: they must rise and lie between 0 and 100$"),
+        ({"percentiles": (-1, 50)}, r"must rise and lie between 0 and 100"),
+        ({"percentiles": (0, 101)}, r"must rise and lie between 0 and 100"),
+        ({"percentiles": (5, 5)}, r"must rise and lie between 0 and 100"),
+        ({"percentiles": (1, 2, 3)}, r"^stretch.percentiles is \(1, 2, 3\): it must be a list of two numbers$"),
+        ({"percentiles": (float("nan"), 5)}, r"^stretch.percentiles is nan: it must be a number$"),
+        ({"limits": {"g": [3, 3]}}, r"^stretch.limits.g are 3.0 and 3.0: the first must be the smaller one$"),
+        ({"limits": {"g": [4, 3]}}, r"^stretch.limits.g are 4.0 and 3.0: the first must be the smaller one$"),
+        ({"limits": {"g": [4]}}, r"^stretch.limits.g is \[4\]: it must be a list of two numbers$"),
+        ({"limits": {"g": [0, float("inf")]}}, r"^stretch.limits.g is inf: it must be a number$"),
+        ({"curve": "log", "parameter": 0}, r"^stretch.parameter is 0: it must be positive$"),
+        ({"curve": "asinh", "parameter": -0.1}, r"^stretch.parameter is -0.1: it must be positive$"),
+        ({"curve": "log", "parameter": float("nan")}, r"^stretch.parameter is nan: it must be a number$"),
+        ({"curve": "midtones", "parameter": 1}, r"^stretch.parameter is 1: for midtones it must lie between 0 and 1$"),
+        ({"parameter": 0.1}, r"^stretch.parameter is 0.1: the linear curve has none, set stretch.curve$"),
+        ({"combine": {"a": {}}}, r"^stretch.combine.a has no band: give it at least one with a weight other than 0$"),
+        ({"combine": {"a": {"g": 0}}}, r"^stretch.combine.a has no band"),
+    ],
+)
+def test_wrong_options_get_one_sentence(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Rendering(**options)
+
+
+WRONG_TYPES = [
+    ("stretch.percentiles=[a, b]", "stretch.percentiles is a: it must be a number"),
+    ("stretch.limits={g: 4}", "stretch.limits.g is 4: it must be a list of two numbers"),
+    ("stretch.limits={g: ab}", "stretch.limits.g is ab: it must be a list of two numbers"),
+    ("stretch.limits=[0, 1]", "stretch.limits is [0, 1]: it must have the form {CHANNEL: [LOW, HIGH]}"),
+    ("stretch.parameter=much", "stretch.parameter is much: it must be a number"),
+    ("stretch.combine={a: {g: x}}", "stretch.combine.a.g is x: it must be a number"),
+    ("stretch.combine={a: {g: true}}", "stretch.combine.a.g is True: it must be a number"),
+    ("stretch.combine={a: g}", "stretch.combine.a is g: it must have the form {BAND: WEIGHT}"),
+    ("stretch.combine=g", "stretch.combine is g: it must have the form {CHANNEL: {BAND: WEIGHT}}"),
+]
+SCRIPT = """
+import sys
+from hydra.utils import instantiate
+import anomalymatch
+for word in sys.argv[1:]:
+    try:
+        instantiate(anomalymatch.compose("stretch=log", word).stretch)
+    except Exception as error:
+        print(error.__cause__ or error)
+"""
+
+
+def test_values_of_a_wrong_type_get_one_sentence():
+    """As on the command line, without the type checks of the tests, which would be first."""
+    words = [word for word, _ in WRONG_TYPES]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [message for _, message in WRONG_TYPES]
+
+
+def test_names_that_are_not_there():
+    with pytest.raises(DataError, match=r"^stretch.combine names the bands u, z, but there are g, r, i$"):
+        Rendering(combine={"red": {"z": 1, "g": 1}, "blue": {"u": 1}}).channels(GRI)
+    with pytest.raises(DataError, match=r"^stretch.limits names the channels red, but there are g, r, i$"):
+        Rendering(limits={"red": (0, 1)}).channels(GRI)
+    with pytest.raises(DataError, match=r"^stretch.limits names the channels g, but there are red$"):
+        Rendering(limits={"g": (0, 1)}, combine={"red": {"g": 1}}).channels(GRI)
+    assert Rendering().channels(GRI) == GRI
+
+
+def test_names_of_bands():
+    assert band_names(None, 1) == ("grey",)
+    assert band_names(None, 5) == ("band0", "band1", "band2", "band3", "band4")
+    assert all(len(names) == count for count, names in DEFAULT_BANDS.items())
+    assert band_names(["u", "g"], 2) == ("u", "g")
+    for names in (["u"], ["u", "u"], ["u", "g", "r"]):
+        with pytest.raises(ConfigError, match=r"^dataset.source.bands=\[.*: expected 2 different names, one for each"):
+            band_names(names, 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"interval": "percentile", "curve": "asinh", "percentiles": [1, 99]},
+        {"curve": "midtones", "parameter": 0.3, "per_channel": False},
+        {"limits": {"red": [0, 1]}, "combine": {"red": {"i": 1}, "blue": {"g": 0.5, "r": 1}}},
+    ],
+)
+def test_comes_back_from_json(options):
+    rendering = Rendering(**options)
+    again = Rendering(**json.loads(json.dumps(rendering.as_dict())))
+    assert again == rendering
+    assert again.as_dict() == rendering.as_dict()
+    assert np.array_equal(again(NOISE, GRI), rendering(NOISE, GRI))
+
+
+def test_a_configured_default_is_the_default(make_source):
+    """However its values came: an equal rendering means an equal fingerprint, and features that are found again."""
+    configured = instantiate(anomalymatch.compose("stretch=linear").stretch)
+    assert configured == EIGHT_BITS == Rendering(percentiles=[0.5, 99.5], limits={}, combine={})
+    assert make_source(rendering=configured).fingerprint == make_source().fingerprint
+
+
+@pytest.mark.parametrize("name", STRETCHES)
+def test_every_configured_stretch_shows_sources_on_a_sky(name):
+    pixels, galaxy = sky()
+    rendering = instantiate(anomalymatch.compose(f"stretch={name}").stretch)
+    image = rendering(pixels, ("grey",))
+    background, source = np.median(image), np.median(image[galaxy])
+    assert source - background > 5 if name == "linear" else source - background > 70
+    assert background < 90, "the sky is dark"
+    assert (image == 255).mean() < 0.1, "few pixels are burnt out"
+    if name != "linear":
+        assert len(np.unique(image)) > 60
+    order = np.argsort(pixels.ravel())
+    assert (np.diff(image.ravel()[order].astype(int)) >= 0).all(), "brighter stays brighter"
+
+
+def test_stretches_are_of_their_names():
+    pixels, _ = sky()
+    built = {name: instantiate(anomalymatch.compose(f"stretch={name}").stretch) for name in STRETCHES}
+    assert STRETCHES == ["asinh", "linear", "log", "midtones", "percentile", "zscale"]
+    assert {n: (r.interval, r.curve) for n, r in built.items()} == {
+        "asinh": ("percentile", "asinh"),
+        "linear": ("auto", "linear"),
+        "log": ("auto", "log"),
+        "midtones": ("percentile", "midtones"),
+        "percentile": ("percentile", "linear"),
+        "zscale": ("zscale", "linear"),
+    }
+    assert len({rendering(pixels, ("grey",)).tobytes() for rendering in built.values()}) == len(STRETCHES)
+    assert all(rendering.parameter is None for rendering in built.values())
+    assert abs(np.median(built["midtones"](pixels, ("grey",))) - 64) <= 1
+
+
+def test_options_of_the_command_line_arrive():
+    words = ["stretch.limits={red: [-0.1, 30]}", "stretch.combine={red: {i: 1}, blue: {g: 0.7, u: 0.3}}"]
+    rendering = instantiate(anomalymatch.compose("stretch=asinh", "stretch.parameter=0.02", *words).stretch)
+    combine = {"red": {"i": 1.0}, "blue": {"g": 0.7, "u": 0.3}}
+    assert rendering == Rendering("percentile", "asinh", 0.02, limits={"red": (-0.1, 30)}, combine=combine)
+    assert rendering.channels("ugri") == ("red", "blue")
+
+
+KINDS = [np.bool_, np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int64, np.float16, np.float32]
+SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([*KINDS, np.float64]).flatmap(lambda kind: hnp.arrays(kind, SHAPES)),
+    st.sampled_from(INTERVALS),
+    st.sampled_from(CURVES),
+    st.booleans(),
+)
+def test_any_pixels_give_an_image_or_a_reason(pixels, interval, name, per_channel):
+    bands = band_names(None, pixels.shape[2])
+    before = pixels.copy()
+    try:
+        image = Rendering(interval, name, per_channel=per_channel)(pixels, bands)
+    except UnreadableImageError:
+        assert not np.isfinite(pixels.astype(np.float64)).any() or np.abs(pixels[np.isfinite(pixels)]).min() > 1e150
+        return
+    assert (image.dtype, image.shape) == (np.uint8, pixels.shape)
+    assert np.array_equal(pixels, before, equal_nan=pixels.dtype.kind == "f"), "the pixels are those of the archive"
+    for k in range(pixels.shape[2]):  # brighter stays brighter
+        plane, shown = pixels[..., k].ravel(), image[..., k].ravel().astype(int)
+        order = np.argsort(plane[~np.isnan(plane)], kind="stable")
+        assert (np.diff(shown[~np.isnan(plane)][order]) >= 0).all()
+        assert not shown[np.isnan(plane)].any()
