@@ -74,7 +74,7 @@ def test_a_wrong_word_is_one_clear_sentence(word):
         "dataset.anomaly=3",
         "dataset.anomaly=[a,b]",
         "trainer.lightning.devices=auto",
-        "+trainer.lightning.strategy=ddp",
+        "trainer.lightning.strategy=ddp_spawn",
         "+algorithm.learner.optimizer.dampening=0.1",
         "++al.cycles=4",
         "al.budget=${seed}",

@@ -181,6 +181,26 @@ def test_wrong_values_are_refused_when_the_learner_is_made(make, override, messa
         make("fixmatch", override)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["devices=2"], "DDPStrategy with 2 devices would start this program anew, or fork it: set .*=ddp_spawn"),
+        (["devices=2", "strategy=ddp"], r"set trainer\.lightning\.strategy=ddp_spawn"),
+        (["devices=1", "strategy=ddp"], r"set trainer\.lightning\.strategy=ddp_spawn"),
+        (["devices=2", "strategy=ddp_fork"], r"set trainer\.lightning\.strategy=ddp_spawn"),
+        (["devices=2", "strategy=ddp_notebook"], r"set trainer\.lightning\.strategy=ddp_spawn"),
+        (["devices=3", "strategy=ddp_spawn"], "batch.labelled is 4: 3 processes train, so it must be a multiple of 3"),
+        (["devices=2", "strategy=ddp_spawn", "+num_nodes=2"], "num_nodes is 2: training is on one host"),
+        (["devices=2", "strategy=ddp_spawn", "+sync_batchnorm=true"], "sync_batchnorm would take the activations out"),
+    ],
+    ids=" ".join,
+)
+def test_several_processes_that_cannot_train_are_refused_when_the_learner_is_made(make, words, message):
+    lightning = [f"+trainer.lightning.{w[1:]}" if w[0] == "+" else f"trainer.lightning.{w}" for w in words]
+    with pytest.raises(ConfigError, match=message):
+        make("fixmatch", "trainer.lightning.accelerator=cpu", *lightning)
+
+
 def test_what_lightning_refuses_is_one_error_and_no_traceback(make, small, labels):
     with pytest.raises(ConfigError, match=r"trainer\.lightning: .*warp"):
         fitted(make("fixmatch", "trainer.lightning.accelerator=warp"), small, labels)

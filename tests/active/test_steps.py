@@ -2,10 +2,11 @@ import io
 
 import pytest
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from anomalymatch import progress as progress_module
-from anomalymatch.active.steps import StepLogger, StepProgress, ignore_step
+from anomalymatch.active.steps import StepLogger, StepProgress, ignore_step, relayed
 
 
 def test_the_logger_passes_rows_on():
@@ -17,6 +18,43 @@ def test_the_logger_passes_rows_on():
     logger.log_hyperparams({"lr": 0.1})
     assert rows == [{"step": 3.0, "loss": 1.5}, {"step": 0.0, "loss": 2.0}]
     assert (logger.name, logger.version) == ("steps", 0)
+
+
+def test_only_the_first_of_several_processes_is_heard(monkeypatch):
+    rows = []
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    StepLogger(rows.append).log_metrics({"loss": 1.5}, step=0)
+    assert rows == []
+
+
+def test_rows_are_relayed_in_order_and_all_of_them():
+    rows = []
+    with relayed(rows.append) as listener:
+        for step in range(2000):  # more than a pipe holds
+            listener({"step": float(step)})
+    assert rows == [{"step": float(step)} for step in range(2000)]
+
+
+def test_an_error_of_the_listener_comes_when_all_is_relayed():
+    rows = []
+
+    def full(row):
+        rows.append(row)
+        raise OSError("the disk is full")
+
+    def tell():
+        with relayed(full) as listener:
+            for step in range(2000):
+                listener({"step": float(step)})
+
+    with pytest.raises(OSError, match="the disk is full"):
+        tell()
+    assert len(rows) == 1
+
+
+def test_an_error_of_the_training_ends_the_relay():
+    with pytest.raises(ValueError, match="the loss is not finite"), relayed(ignore_step):
+        raise ValueError("the loss is not finite")
 
 
 def test_nobody_has_to_listen():

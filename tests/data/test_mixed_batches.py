@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,27 @@ def test_batches_do_not_depend_on_the_number_of_workers(mixed):
     here, there = batches(mixed(workers=0)), batches(mixed(workers=2))
     assert len(here) == len(there) == 5
     assert same(here, there)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_every_batch_out(mixed, processes):
+    whole, parts = batches(mixed()), []
+    for rank in range(processes):
+        data = mixed()
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=processes)
+        parts.append(batches(data))
+    for step, batch in enumerate(whole):
+        for half in ("lb", "ulb"):
+            for i, tensor in enumerate(batch[half]):
+                together = torch.stack([part[step][half][i] for part in parts], dim=1).flatten(0, 1)
+                assert torch.equal(together, tensor)
+
+
+def test_labelled_images_that_cannot_be_shared_out_are_refused():
+    spec = BatchSpec(labelled=6, unlabelled_ratio=2, iterations=9, workers=1)
+    assert spec.shared_by(3) == BatchSpec(labelled=2, unlabelled_ratio=2, iterations=9, workers=1)
+    with pytest.raises(ConfigError, match="labelled is 6: 4 processes train, so it must be a multiple of 4"):
+        spec.shared_by(4)
 
 
 def test_batches_are_the_same_again_whatever_the_state_of_the_generators(mixed):

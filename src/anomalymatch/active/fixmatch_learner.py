@@ -1,18 +1,25 @@
 """FixMatch as a learner: where it starts from, what learns, and how it ranks."""
 
 import logging
+import os
+import re
+import signal
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim import Optimizer
 
+from anomalymatch import errors
 from anomalymatch.active.learner import WEIGHTS, Truth, probe_of
-from anomalymatch.active.steps import StepListener, StepLogger, StepProgress, ignore_step
+from anomalymatch.active.steps import StepListener, StepLogger, StepProgress, ignore_step, quieten_lightning, relayed
 from anomalymatch.data.augment import Augmentation
 from anomalymatch.data.mixed_batches import BatchSpec, MixedBatches
 from anomalymatch.errors import ConfigError
@@ -76,6 +83,8 @@ class FixMatchLearner:
         self.loss, self.batch, self.optimizer = loss, batch, optimizer
         self.augmentation, self.trainer, self.truth = augmentation, trainer, truth
         self.on_step: StepListener = ignore_step
+        # Made once here only to be looked at: what is wrong shows before anything is written.
+        self._spawns = _spawns(self._make_trainer(ignore_step, 1), batch)
         self._student: Network | None = None
         self._average: Network | None = None
 
@@ -147,24 +156,23 @@ class FixMatchLearner:
         )
         if self.carry_over and self._average is not None:
             module.ema.network.load_state_dict(self._average.state_dict())
-        trainer = self._make_trainer(cycle)
         with warnings.catch_warnings():
-            # Lightning warns of what is meant here: a frozen average in evaluation mode, few loader workers; and its
-            # own dependencies deprecate what it calls.
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            try:
-                trainer.fit(module, datamodule=data)
-            except SystemExit:
-                raise KeyboardInterrupt from None  # into which Lightning turns Ctrl-C
+            quieten_lightning()
+            with relayed(self.on_step) if self._spawns else nullcontext(self.on_step) as listener:
+                trainer = self._make_trainer(listener, cycle)
+                with _processes_of(trainer):
+                    trainer.fit(module, datamodule=data)
         self._student, self._average = network, module.ema.network
 
-    def _make_trainer(self, cycle: int) -> Trainer:
+    def _make_trainer(self, listener: StepListener, cycle: int) -> Trainer:
         try:
             return self.trainer(
                 max_steps=self.batch.iterations,
-                logger=StepLogger(self.on_step),
+                logger=StepLogger(listener),
                 callbacks=[StepProgress(f"Training, cycle {cycle}", self.batch.iterations)],
+                # A batch scheduler counts the tasks that it started, not the processes that Lightning starts in one.
+                plugins=[LightningEnvironment()],
+                use_distributed_sampler=False,  # `MixedBatches` shares its batches out itself
             )
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise ConfigError(f"trainer.lightning: {error}") from error
@@ -173,3 +181,48 @@ class FixMatchLearner:
         if self._average is None:
             raise RuntimeError("call fit or restore before rank or save")
         return self._average
+
+
+def _spawns(trainer: Trainer, batch: BatchSpec) -> bool:
+    """Whether `trainer` starts processes of its own; refuses those that would repeat the program, or cannot train.
+
+    Raises:
+        ConfigError: with what to set instead.
+    """
+    launcher = trainer.strategy.launcher
+    # Lightning's `ddp` starts the command line anew for every device: each would go through the whole loop and write
+    # the run folder. A fork inherits threads that stand still and a GPU that it cannot use.
+    if launcher is not None and getattr(launcher, "_start_method", None) != "spawn":
+        raise ConfigError(
+            f"trainer.lightning: {type(trainer.strategy).__name__} with {trainer.num_devices} devices would start this "
+            "program anew, or fork it: set trainer.lightning.strategy=ddp_spawn to train on several devices"
+        )
+    if trainer.num_nodes > 1:
+        raise ConfigError(f"trainer.lightning.num_nodes is {trainer.num_nodes}: training is on one host")
+    if getattr(trainer.strategy, "_layer_sync", None) is not None:
+        raise ConfigError(
+            "trainer.lightning.sync_batchnorm would take the activations out of timm's networks: leave it out, "
+            "the statistics are averaged over the processes after every step"
+        )
+    batch.shared_by(trainer.world_size)
+    return launcher is not None
+
+
+@contextmanager
+def _processes_of(trainer: Trainer) -> Iterator[None]:
+    """Leave none of the processes behind that the block starts, and raise what they raise as if it were raised here."""
+    port = os.environ.get("MASTER_PORT")
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None  # into which Lightning turns Ctrl-C
+    except ProcessRaisedException as error:
+        found = re.search(rf"^{re.escape(errors.__name__)}\.(\w+): (.*)", str(error), re.MULTILINE)
+        if found is None:
+            raise
+        raise getattr(errors, found[1])(found[2]) from error
+    finally:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+            if port is None:  # Lightning chooses one and would keep to it, free or not
+                os.environ.pop("MASTER_PORT", None)

@@ -1,27 +1,95 @@
 """Losses of every training step, handed from Lightning to whoever listens, and its progress bar."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from threading import Event
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
+from anomalymatch.cli import LEVELS, set_up_logging
 from anomalymatch.progress import progress
 
 StepListener = Callable[[dict[str, float]], None]
+POLL_S = 0.05
 
 
 def ignore_step(row: dict[str, float]) -> None:
     """The listener of a learner that nobody listens to."""
 
 
+def quieten_lightning() -> None:
+    """Silence what Lightning warns of and is meant here: a frozen average in evaluation mode, few loader workers.
+
+    Its own dependencies deprecate what it calls, too.
+    """
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
+@contextmanager
+def relayed(listener: StepListener) -> Iterator[StepListener]:
+    """A stand-in for `listener` that can be sent to a spawned process: what it is told there, `listener` hears here.
+
+    Rows arrive as they come, in a thread; when the block ends, all have. An error of the listener is raised then.
+    """
+    reader, writer = get_context("spawn").Pipe(duplex=False)
+    done = Event()
+    with reader, writer, ThreadPoolExecutor(1, "steps") as thread:
+        passing_on = thread.submit(_pass_on, reader, listener, done)
+        try:
+            yield writer.send
+        finally:
+            done.set()
+        passing_on.result()
+
+
+def _pass_on(reader: Connection, listener: StepListener, done: Event) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C has to wake the main thread, not this one
+    failure: Exception | None = None
+    while True:
+        last = done.is_set()  # before looking: what was sent before it was set is there then
+        if reader.poll(0 if last else POLL_S):
+            row = reader.recv()
+            try:
+                if failure is None:
+                    listener(row)
+            except Exception as error:
+                failure = error  # the pipe must be emptied all the same, or the training would wait for it
+        elif last:
+            break
+    if failure is not None:
+        raise failure
+
+
 class StepLogger(Logger):
-    """A Lightning logger that passes each step's metrics on as one plain row."""
+    """A Lightning logger that passes each step's metrics on as one plain row, of several processes from the first."""
 
     def __init__(self, listener: StepListener) -> None:
         super().__init__()
         self._listener = listener
+
+    def __getstate__(self) -> dict[str, Any]:
+        root = logging.getLogger()
+        return self.__dict__ | {"log_level": logging.getLevelName(root.level) if root.handlers else ""}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A spawned process trains, and knows nothing yet of what the one that started it shows on the terminal.
+        level = state.pop("log_level")
+        self.__dict__.update(state)
+        if level.lower() in LEVELS:
+            set_up_logging(level)
+        for name in ("pytorch_lightning", "lightning_fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        quieten_lightning()
 
     @property
     def name(self) -> str:
@@ -36,6 +104,7 @@ class StepLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The run folder keeps the configuration."""
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Pass one row on."""
         row = {k: float(v) for k, v in metrics.items() if k != "epoch"}
@@ -44,16 +113,18 @@ class StepLogger(Logger):
 
 
 class StepProgress(Callback):
-    """A progress bar over the steps, with the loss and the pass rate."""
+    """A progress bar over the steps, with the loss and the pass rate; only the first of several processes shows it."""
 
     def __init__(self, description: str, iterations: int) -> None:
-        self._bar = progress(description, iterations, unit="steps")
+        self._description, self._iterations = description, iterations
         self._open = ExitStack()
 
+    @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar."""
-        self._advance = self._open.enter_context(self._bar)
+        self._advance = self._open.enter_context(progress(self._description, self._iterations, unit="steps"))
 
+    @rank_zero_only
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -1,7 +1,7 @@
 """The LightningDataModule of FixMatch: labelled and unlabelled images mixed in every batch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Int64, UInt8
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from anomalymatch.data.augment import Augmentation, View
 from anomalymatch.data.labels import training_ids
@@ -24,13 +24,13 @@ _WEAK, _STRONG, _LABELLED = 1, 2, 3
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """The make-up of a batch.
+    """The make-up of a batch, which is shared out evenly where several processes train.
 
     Attributes:
-        labelled: labelled images in a batch.
+        labelled: labelled images in a batch, of all processes together.
         unlabelled_ratio: unlabelled images for each labelled one (FixMatch: mu).
         iterations: batches in one training.
-        workers: processes that prepare batches; 0 prepares them in the training process.
+        workers: processes that prepare batches, for each one that trains; 0 prepares them in the training process.
     """
 
     labelled: int = 16
@@ -49,6 +49,19 @@ class BatchSpec:
     def unlabelled(self) -> int:
         """Unlabelled images in a batch."""
         return self.labelled * self.unlabelled_ratio
+
+    def shared_by(self, processes: int) -> "BatchSpec":
+        """What each of `processes` gets of every batch.
+
+        Raises:
+            ConfigError: if the labelled images cannot be shared out evenly.
+        """
+        if self.labelled % processes:
+            raise ConfigError(
+                f"algorithm.learner.batch.labelled is {self.labelled}: {processes} processes train, "
+                f"so it must be a multiple of {processes}"
+            )
+        return replace(self, labelled=self.labelled // processes)
 
 
 def balanced_draws(targets: Int64[np.ndarray, " n"], count: int, rng: np.random.Generator) -> Int64[np.ndarray, " m"]:
@@ -125,7 +138,8 @@ class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w
 class MixedBatches(LightningDataModule):
     """Batches of `x_lb, y_lb` (weak views of labelled images) and `x_ulb_w, x_ulb_s, i_ulb` (pairs of views).
 
-    Every draw and every view follows from `seed` alone, so the batches do not depend on the number of workers.
+    Every draw and every view follows from `seed` alone, so the batches do not depend on the number of workers, nor on
+    the number of processes that train: of each batch, process `r` of `n` gets the draws r, r + n, r + 2n, …
 
     Args:
         source: the images.
@@ -158,11 +172,18 @@ class MixedBatches(LightningDataModule):
         self.strong = augmentation.strong(source.channels)
 
     def train_dataloader(self) -> CombinedLoader:
-        """`iterations` batches, as the dictionary {"lb": …, "ulb": …}."""
-        lb = DataLoader(self.labelled(), batch_size=self.spec.labelled, pin_memory=torch.cuda.is_available())
+        """`iterations` batches, as the dictionary {"lb": …, "ulb": …}; one of several processes gets its share."""
+        rank, processes = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        own = self.spec.shared_by(processes)
+        labelled, unlabelled = self.labelled(), self.unlabelled()
+        lb = DataLoader(
+            Subset(labelled, range(rank, len(labelled), processes)),
+            batch_size=own.labelled,
+            pin_memory=torch.cuda.is_available(),
+        )
         ulb = DataLoader(
-            self.unlabelled(),
-            batch_size=self.spec.unlabelled,
+            Subset(unlabelled, range(rank, len(unlabelled), processes)),
+            batch_size=own.unlabelled,
             num_workers=self.spec.workers,
             prefetch_factor=2 if self.spec.workers else None,
             worker_init_fn=_single_threaded,

@@ -1,10 +1,12 @@
 """FixMatch as a LightningModule: it wires a network, its moving average, the losses and an optimiser."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
 from jaxtyping import Bool, Float
 from pytorch_lightning import LightningModule
@@ -19,6 +21,7 @@ from anomalymatch.models.network import Network, parameter_groups
 
 SCHEDULES = ("constant", "cosine_7_16")
 TEACHERS = ("student", "ema")
+KINDS = ("", "_anomaly")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,20 @@ class FixMatchSpec:
                 raise ConfigError(f"algorithm.learner.loss.{name} is {weight}: it cannot be negative")
 
 
+def over_processes(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Mean over the processes that train together; the values themselves where there is one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 class FixMatch(LightningModule):
     """Trains `network` in place; `ema.network` is the one that scores.
+
+    Where several processes train, each has a share of every batch, and Lightning averages their gradients; the running
+    statistics of batch norms are averaged here, so that network and average stay the same in all of them.
 
     Args:
         network: 8-bit images in, two logits out; parameters that must not learn have `requires_grad` off.
@@ -94,9 +109,10 @@ class FixMatch(LightningModule):
     def on_train_start(self) -> None:
         """Lightning has just set training mode: batch norms that are to keep their statistics leave it again."""
         if self.spec.freeze_batch_norm:
-            for module in self.network.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            for module in self._batch_norms():
+                module.eval()
+        if self.global_rank:
+            torch.manual_seed(torch.initial_seed() + self.global_rank)  # dropout must differ from process to process
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Float[Tensor, ""]:
         """One FixMatch step: supervised plus weighted consistency loss."""
@@ -109,11 +125,12 @@ class FixMatch(LightningModule):
         loss_lb = F.cross_entropy(logits_lb, y_lb)
         loss_ulb = consistency_loss(logits_s, pseudo)
         loss = loss_lb + self.spec.unlabelled_weight * loss_ulb
-        self.log_dict({"loss": loss, "loss_lb": loss_lb, "loss_ulb": loss_ulb, **self._pass_rates(pseudo, i_ulb)})
+        self._log({"loss": loss, "loss_lb": loss_lb, "loss_ulb": loss_ulb}, self._passed(pseudo, i_ulb))
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The average follows after each step of the optimiser."""
+        self._share_statistics()
         self.ema.update(self.network)
 
     def configure_optimizers(self) -> Any:
@@ -136,14 +153,45 @@ class FixMatch(LightningModule):
         with torch.no_grad():
             return logits_lb, teacher(x_ulb_w), logits_s
 
-    def _pass_rates(self, pseudo: PseudoLabels, i_ulb: Tensor) -> dict[str, Tensor]:
-        """Share of images that pass the cut, share that passes as anomaly and, with truth, how many rightly so."""
+    def _passed(self, pseudo: PseudoLabels, i_ulb: Tensor) -> dict[str, Tensor]:
+        """How many images pass the cut, how many as anomaly and, with truth, how many of each rightly so."""
         mask = pseudo.mask.float()
         anomaly = mask * (pseudo.targets == 1)
-        rates = {"pass_rate": mask.mean(), "pass_rate_anomaly": anomaly.mean()}
+        passed = {"images": torch.ones_like(mask), "pass": mask, "pass_anomaly": anomaly}
         if self.truth is not None:
-            truth = self.truth.to(i_ulb.device)[i_ulb]
-            right = (pseudo.targets == truth.long()).float()
-            rates["pseudo_precision"] = (mask * right).sum() / mask.sum()
-            rates["pseudo_precision_anomaly"] = (anomaly * right).sum() / anomaly.sum()
-        return rates
+            right = (pseudo.targets == self.truth.to(i_ulb.device)[i_ulb].long()).float()
+            passed |= {"right": mask * right, "right_anomaly": anomaly * right}
+        return {name: value.sum() for name, value in passed.items()}
+
+    def _log(self, losses: dict[str, Tensor], passed: dict[str, Tensor]) -> None:
+        """Of all processes: losses, the share of images that passes the cut and, with truth, how much rightly so."""
+        both = losses | passed
+        values = over_processes(torch.stack([value.detach() for value in both.values()]))
+        shared = dict(zip(both, values, strict=True))
+        row = {name: shared[name] for name in losses}
+        row |= {f"pass_rate{kind}": shared[f"pass{kind}"] / shared["images"] for kind in KINDS}
+        if self.truth is not None:
+            row |= {f"pseudo_precision{kind}": shared[f"right{kind}"] / shared[f"pass{kind}"] for kind in KINDS}
+        self.log_dict(row)
+
+    def _batch_norms(self) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+        return (m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+    def _share_statistics(self) -> None:
+        """Each process saw other images: all go on with the mean of what they saw."""
+        norms = [] if self.spec.freeze_batch_norm else list(self._batch_norms())
+        statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+        if not statistics or not (dist.is_available() and dist.is_initialized()):
+            return
+        means = over_processes(torch.cat(statistics))
+        for own, mean in zip(statistics, means.split([len(s) for s in statistics]), strict=True):
+            own.copy_(mean)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For a spawned process: sent one by one, every tensor would cost an open file and shared memory.
+        block = io.BytesIO()
+        torch.save(super().__getstate__(), block)
+        return {"block": block.getvalue()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(torch.load(io.BytesIO(state["block"]), weights_only=False))
