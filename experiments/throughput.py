@@ -55,8 +55,8 @@ def main() -> None:
     options = arguments(__doc__ or "")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for size in (84,) if options.quick else (84, 150):
-            rows += throughput(Path(folder) / str(size), size, count=128 if options.quick else 2048)
+        for size, count in ((84, 128),) if options.quick else ((84, 1024), (150, 512)):
+            rows += throughput(Path(folder) / str(size), size, count)
         rows += growth((1_000, 10_000) if options.quick else (1_000, 10_000, 100_000, 1_000_000))
         rows += footprint(100_000 if options.quick else 10_000_000)
         rows += start_up(Path(folder), 1_000 if options.quick else 1_000_000)
@@ -240,8 +240,8 @@ def _job(count: int, scorer: Scorer, out: Path, size: int) -> None:
 def growth(counts: Sequence[int]) -> list[Row]:
     """Images a second of whole jobs of growing size, with the smallest network: a straight line is a constant rate."""
     embedding = build_embedding(
-        compose("model.name=test_efficientnet", "model.weights=none", "model.image_size=32"),
-        make_task(Synthetic(4, 32)),
+        compose("model.name=test_efficientnet", "model.weights=none", "model.image_size=16"),
+        make_task(Synthetic(4, 16)),
     )
     _, scorer = make_scorer(
         embedding.network(normalised=True).eval(), Inference(), backend="torch", count=1, batch_size=512, features=False
@@ -250,10 +250,10 @@ def growth(counts: Sequence[int]) -> list[Row]:
     for count in counts:
         with tempfile.TemporaryDirectory() as out:
             start = time.perf_counter()
-            _job(count, scorer, Path(out), 32)
+            _job(count, scorer, Path(out), 16)
             rates[count] = count / (time.perf_counter() - start)
     last = rates[counts[-1]]
-    return [_row(f"growth, {count:,} images", 32, rate, rate / last) for count, rate in rates.items()]
+    return [_row(f"growth, {count:,} images", 16, rate, rate / last) for count, rate in rates.items()]
 
 
 def memory(count: int) -> float:

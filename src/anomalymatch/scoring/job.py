@@ -95,7 +95,8 @@ def run_job(trained: Trained, source: ImageSource, spec: ScoringSpec, inference:
         if is_finished(output, trained, source):
             logger.info("%s is complete already", output)
             return True
-        folder = PartFolder(output, _manifest(trained, source, spec, inference, output))
+        with FileLock(output / ".lock-manifest"):  # the first of the shares decides for all
+            folder = PartFolder(output, _manifest(trained, source, spec, inference, output))
         parts = share_of(folder.manifest.parts, spec.shard)
         missing = folder.missing(parts)
         top = RunningTop(
