@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^\s+python -m anomalymatch\.run (.+?)\s*(?:#.*)?$", TEXT, flags=re.MULTILINE)
+SCORING = re.findall(r"^\s+python -m anomalymatch\.score (.+?)\s*(?:#.*)?$", TEXT, flags=re.MULTILINE)
 
 
 def test_there_is_code_of_about_ten_lines():
@@ -44,6 +45,14 @@ def test_the_code_runs(block, tiny_job, monkeypatch, tmp_path, capsys):
 def test_the_commands_are_understood(command):
     words = command.split()
     check_overrides([word for word in words if word != "-m"], multirun="-m" in words)
+
+
+@pytest.mark.parametrize("command", SCORING)
+def test_the_commands_of_scoring_are_understood(command):
+    from anomalymatch.score import NAME, expanded
+
+    # Of the job array a shell makes a number.
+    check_overrides([expanded(word.replace("$SLURM_ARRAY_TASK_ID", "3")) for word in command.split()], name=NAME)
 
 
 def test_the_files_it_names_exist():

@@ -28,7 +28,7 @@ SHOWN = 20
 def main() -> None:
     """Entry point of the command: errors that a user can mend are one line, exit code 1; Ctrl-C is 130."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    sys.argv[1:] = [_word(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [expanded(word) for word in sys.argv[1:]]
     words = get_args_parser().parse_args()
     try:
         folder = Path(words.config_dir) if words.config_dir else None
@@ -52,7 +52,7 @@ def score(*overrides: str) -> Path:
     Raises:
         AnomalyMatchError: with one clear sentence.
     """
-    return execute(compose(*map(_word, overrides), name=NAME))[0]
+    return execute(compose(*map(expanded, overrides), name=NAME))[0]
 
 
 def execute(config: DictConfig) -> tuple[Path, bool]:
@@ -98,7 +98,7 @@ def show(output: Path) -> None:
     console.print(f"Scores: {output / 'scores'}   pictures: {output / 'top.png'}", soft_wrap=True, markup=False)
 
 
-def _word(word: str) -> str:
+def expanded(word: str) -> str:
     """`data=PATH` means `data.root=PATH`."""
     return f"data.root={word.removeprefix('data=')}" if word.startswith("data=") and "{" not in word else word
 
