@@ -31,9 +31,11 @@ types: $(VENV)/installed ## Check types alone
 
 experiments: $(VENV)/installed ## Measure the tables of experiments/README.md again (needs ANOMALYMATCH_DATA)
 	$(BIN)/python experiments/probe_miniimagenet.py
+	$(BIN)/python experiments/probe_draws.py
 	$(BIN)/python experiments/galaxyzoo1.py
 	$(BIN)/python experiments/warm_start.py
 	$(BIN)/python experiments/speed.py
+	$(BIN)/python experiments/throughput.py
 
 ui: $(VENV)/installed ## Serve the reports of your runs at http://127.0.0.1:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory runs 8000
