@@ -7,6 +7,7 @@ from anomalymatch.active.oracles import PaperOracle, TopKOracle
 from anomalymatch.active.strategies import Diverse, random, top, uncertain
 from anomalymatch.build import build_embedding, build_loop, build_task, make_learner, open_task
 from anomalymatch.config import compose
+from anomalymatch.data.rendering import Rendering
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError
 
 
@@ -31,6 +32,7 @@ def test_ten_lines_do_what_the_command_does(probe_job, tmp_path, without_picture
 def test_any_object_with_the_right_attributes_is_a_source(make_source, tiny_job):
     class Mine:
         name, channels, fingerprint = "mine", 3, "mine-1"
+        bands, units, rendering = ("red", "green", "blue"), None, Rendering()
         ids = [f"m{i}" for i in range(40)]  # noqa: RUF012
         truth = {id_: "odd" if i % 8 == 0 else "plain" for i, id_ in enumerate(ids)}  # noqa: RUF012
         holdout = frozenset()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from anomalymatch.data import _fits_file, _fits_images
@@ -107,6 +107,7 @@ def test_every_depth_comes_back_exactly(tmp_path: Path, dtype: str) -> None:
     seed=st.integers(0, 99),
 )
 def test_scaling_is_that_of_astropy(tmp_path: Path, dtype: str, scale: float, zero: float, seed: int) -> None:
+    assume((dtype, scale, zero) != ("u1", 1.0, -128.0))  # signed bytes, at which astropy itself fails
     stored = np.random.default_rng(seed).integers(0, 100, (3, 4)).astype(dtype)
     path = tmp_path / "a.fits"
     path.unlink(missing_ok=True)

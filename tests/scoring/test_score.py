@@ -100,6 +100,9 @@ def test_what_is_wrong_gets_one_line(call, save_run, archive, words, message):
     run = save_run()
     code, out, err = call(*(word.format(run=run, archive=archive) for word in words))
     assert (code, out) == (1, "")
-    (line,) = err.splitlines()
+    assert "Traceback" not in err
+    assert "Error executing" not in err
+    *before, line = err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+    assert "error" not in "".join(before)
