@@ -51,7 +51,7 @@ def scoring(task: Task, size: int, repeats: int) -> list[Row]:
     batch = inference.batch_size(size)
     folded = backbone.folded().eval().to(memory_format=torch.channels_last)
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).to(memory_format=torch.channels_last)
-    ids = task.pool[: batch * max(2, 512 // batch)]
+    ids = task.pool[: batch * max(2, 1536 // batch)]
 
     def bare() -> int:
         with torch.inference_mode(), inference.autocast():
