@@ -1,4 +1,4 @@
-"""Mergers and oddities among real galaxies, probe and FixMatch (README: table 2)."""
+"""Mergers and oddities among real galaxies, probe and FixMatch (README: table 3)."""
 
 from bench import DATA, Job, arguments, measure, table
 

@@ -1,4 +1,4 @@
-"""The paper's recipe against the warm start, one class, 128 px, 100 iterations (README: table 3)."""
+"""The paper's recipe against the warm start, one class, 128 px, 100 iterations (README: table 2)."""
 
 from bench import DATA, Job, arguments, measure, table
 
