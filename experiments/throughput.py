@@ -53,15 +53,20 @@ def main() -> None:
         print(len(open_path(sys.argv[2], cache_dir=tempfile.gettempdir()).ids), time.perf_counter() - started)
         return
     options = arguments(__doc__ or "")
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for size, count in ((84, 128),) if options.quick else ((84, 1024), (150, 512)):
-            rows += throughput(Path(folder) / str(size), size, count)
-        rows += growth((1_000, 10_000) if options.quick else (1_000, 10_000, 100_000, 1_000_000))
-        rows += footprint(100_000 if options.quick else 10_000_000)
-        rows += start_up(Path(folder), 1_000 if options.quick else 1_000_000)
-    write_text(HERE / "results" / "throughput.csv", to_csv(rows))
-    print(table(rows, ("what", "px"), MEASURES))
+    quick, rows = options.quick, list[Row]()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        stages: list[Callable[[], list[Row]]] = [
+            lambda: throughput(folder / "84", 84, 128 if quick else 1024),
+            lambda: start_up(folder, 1_000 if quick else 1_000_000),
+            lambda: footprint(100_000 if quick else 10_000_000),
+            lambda: growth((1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_000_000)),
+            *([] if quick else [lambda: throughput(folder / "150", 150, 512)]),
+        ]
+        for stage in stages:  # each is kept when it is done
+            rows += stage()
+            write_text(HERE / "results" / "throughput.csv", to_csv(rows))
+            print(table(rows, ("what", "px"), MEASURES), flush=True)
 
 
 def throughput(folder: Path, size: int, count: int) -> list[Row]:
@@ -91,7 +96,7 @@ def throughput(folder: Path, size: int, count: int) -> list[Row]:
             work[f"read, {name}"] = _reading(source)
         work[f"decode, {name}"] = _decoding(source, size, batch)
         work[f"end to end, {name}"] = _end_to_end(source, backends[best], network, size, batch)
-    rates = alternate(work, 2)
+    rates = alternate(work, 1 if count < 1000 else 2)
     plain, full = rates.pop("plain loop"), rates.pop("forward")
     rows.append(_row(f"forward, {best}, between the following", size, full, 1.0))
     rows.append(_row("plain loop: PIL, fp32, NCHW", size, plain, plain / full))
