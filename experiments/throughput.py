@@ -127,8 +127,7 @@ def _bare(scorer: Scorer, images: torch.Tensor) -> Callable[[], int]:
 
 def _formats(folder: Path, original: ImageSource, ids: Sequence[str], size: int) -> dict[str, ImageSource]:
     """The same images, `size` pixels a side, in every format."""
-    images = [resize(image, size) for image in original.read(ids) if not isinstance(image, tuple)]
-    stack = np.stack(images)
+    stack = np.stack(images := [resize(image, size) for image in original.read(ids)])
     (folder / "folder").mkdir(parents=True)
     (folder / "fits").mkdir()
     for i, image in enumerate(images):
@@ -201,21 +200,21 @@ def _plain_loop(network: Network, folder: Path, size: int, batch: int) -> Callab
 class Ids(Sequence[str]):
     """Ten million ids that nobody has to keep."""
 
-    def __init__(self, count: int, start: int = 0) -> None:
-        self.count, self.start = count, start
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, at: int | slice) -> "str | list[str]":  # type: ignore[override]
         if isinstance(at, slice):
-            return [f"{self.start + i:09d}" for i in range(*at.indices(self.count))]
+            return [f"{i:09d}" for i in range(*at.indices(self.count))]
         if not -self.count <= at < self.count:
             raise IndexError(at)
-        return f"{self.start + at % self.count:09d}"
+        return f"{at % self.count:09d}"
 
     def __iter__(self) -> Iterator[str]:
-        return (f"{self.start + i:09d}" for i in range(self.count))
+        return (f"{i:09d}" for i in range(self.count))
 
 
 class Synthetic(BaseSource):
@@ -231,8 +230,7 @@ class Synthetic(BaseSource):
 
 def _job(count: int, scorer: Scorer, out: Path, size: int) -> None:
     """A whole job, tables and all."""
-    source = Synthetic(count, size)
-    manifest = Manifest("run", "synthetic", "", count, 16_384, 512, "", "", "cpu", False)
+    source, manifest = Synthetic(count, size), Manifest("run", "", "", count, 16_384, 512, "", "", "cpu", False)
     open_manifest(out, manifest)
     folder, top = PartFolder(out, manifest), TopK(1000)
     with progress("Scoring", count) as advance:
@@ -257,8 +255,7 @@ def growth(counts: Sequence[int]) -> list[Row]:
             start = time.perf_counter()
             _job(count, scorer, Path(out), 16)
             rates[count] = count / (time.perf_counter() - start)
-    last = rates[counts[-1]]
-    return [_row(f"growth, {count:,} images", 16, rate, rate / last) for count, rate in rates.items()]
+    return [_row(f"growth, {count:,} images", 16, rate, rate / rates[counts[-1]]) for count, rate in rates.items()]
 
 
 def memory(count: int) -> float:
@@ -277,10 +274,8 @@ def memory(count: int) -> float:
 
 def footprint(count: int) -> list[Row]:
     """Memory of a job in its own process, against one of a thousand images."""
-    peaks = [float(_call("--memory", str(n))) for n in (1_000, count)]
-    return [
-        _row(f"peak memory in MB, {n:,} ids", 16, p, p / peaks[0]) for n, p in zip((1_000, count), peaks, strict=True)
-    ]
+    peaks = {n: float(_call("--memory", str(n))) for n in (1_000, count)}
+    return [_row(f"peak memory in MB, {n:,} ids", 16, peak, peak / peaks[1_000]) for n, peak in peaks.items()]
 
 
 def start_up(folder: Path, count: int) -> list[Row]:
@@ -289,8 +284,8 @@ def start_up(folder: Path, count: int) -> list[Row]:
         if i % 1000 == 0:
             (folder / "many" / f"{i // 1000:04d}").mkdir(parents=True)
         (folder / "many" / f"{i // 1000:04d}" / f"{i % 1000:03d}.jpg").touch()
-    found, seconds = _call("--start", str(folder / "many")).split()
-    return [_row(f"seconds to open a folder of {int(found):,} files", 0, float(seconds), float("nan"))]
+    _, seconds = _call("--start", str(folder / "many")).split()
+    return [_row(f"seconds to open a folder of {count:,} files", 0, float(seconds), float("nan"))]
 
 
 def _call(*words: str) -> str:
