@@ -73,6 +73,7 @@ KINDS = {
     )
 }
 _BY_SUFFIX = {suffix: kind.dataset for kind in KINDS.values() for suffix in kind.suffixes}
+_IMAGES = frozenset(KINDS["folder"].suffixes)
 _ZARR_MARKS = frozenset({"zarr.json", ".zarray", ".zgroup"})
 _POSITIONS = {"ra_column", "x_column"}
 """Options that make any CSV a catalogue."""
@@ -184,6 +185,9 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
+            if not name.startswith(".") and f".{name.rpartition('.')[2].lower()}" in _IMAGES:
+                yield "folder", root  # there may be millions of them: no time for more
+                continue
             dataset = None if name.startswith(".") else _kind_of_file(Path(folder, name))
             if dataset:
                 yield dataset, Path(folder, name)
