@@ -1,8 +1,9 @@
 """The files below a folder that may be read as images: no hidden ones, no links that leave the folder."""
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,16 @@ def describe(skipped: Counter[str]) -> str:
     return " (" + ", ".join(f"{reason}: {n:,}" for reason, n in skipped.items()) + ")" if skipped else ""
 
 
-def _walk(top: str, relative: str, suffixes: tuple[str, ...], skipped: Counter[str]) -> Iterator[Entry]:
+def fingerprint(salt: str, entries: Sequence[Entry]) -> str:
+    """A hash that changes with the names, sizes and times of the files, and with `salt`."""
+    digest = hashlib.sha256(salt.encode())
+    for entry in entries:
+        digest.update(f"\n{entry.id}\0{entry.size}\0{entry.mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _walk(top: str, relative: str, suffixes: tuple[str, ...], skipped: Counter[str]) -> list[Entry]:
+    found: list[Entry] = []
     try:
         with os.scandir(os.path.join(top, relative)) as listing:
             children = list(listing)
@@ -43,14 +53,19 @@ def _walk(top: str, relative: str, suffixes: tuple[str, ...], skipped: Counter[s
         if child.name.startswith("."):
             continue
         if child.is_dir(follow_symlinks=False):
-            yield from _walk(top, path, suffixes, skipped)
+            found += _walk(top, path, suffixes, skipped)
         elif entry := _entry(top, path, child, suffixes, skipped):
-            yield entry
+            found.append(entry)
+    return found
 
 
 def _entry(
     top: str, path: str, child: os.DirEntry[str], suffixes: tuple[str, ...], skipped: Counter[str]
 ) -> Entry | None:
+    """Describe a file or link if it may be read, else count why not.
+
+    Of a file that is no link, the listing itself knows all but size and time: a million files take a million calls.
+    """
     link = child.is_symlink()
     if link and os.path.isdir(child.path):
         skipped["links to folders"] += 1
@@ -58,12 +73,12 @@ def _entry(
         pass
     elif link and not os.path.realpath(child.path).startswith(os.path.join(top, "")):
         skipped["links that leave the folder"] += 1
-    elif not os.path.isfile(child.path):
+    elif not (os.path.isfile(child.path) if link else child.is_file()):
         skipped["links and names of images that are no files"] += 1
-    elif not _is_utf8(path):
+    elif not (path.isascii() or _is_utf8(path)):
         skipped["files whose names are not UTF-8"] += 1
     else:
-        stat = os.stat(child.path)
+        stat = child.stat()
         return Entry(path, stat.st_size, stat.st_mtime_ns)
     return None
 

@@ -73,7 +73,7 @@ KINDS = {
     )
 }
 _BY_SUFFIX = {suffix: kind.dataset for kind in KINDS.values() for suffix in kind.suffixes}
-_IMAGES = frozenset(KINDS["folder"].suffixes)
+_IMAGES = KINDS["folder"].suffixes
 _ZARR_MARKS = frozenset({"zarr.json", ".zarray", ".zgroup"})
 _POSITIONS = {"ra_column", "x_column"}
 """Options that make any CSV a catalogue."""
@@ -185,7 +185,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
-            if not name.startswith(".") and f".{name.rpartition('.')[2].lower()}" in _IMAGES:
+            if name.lower().endswith(_IMAGES) and not name.startswith("."):
                 yield "folder", root  # there may be millions of them: no time for more
                 continue
             dataset = None if name.startswith(".") else _kind_of_file(Path(folder, name))

@@ -1,6 +1,5 @@
 """FITS files as a source: one image per file, its extensions or the planes of its cube as bands."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +70,7 @@ class FitsSource(BaseSource):
             bands=band_names(names if bands is None else bands, count),
             units=units,
             rendering=rendering,
-            fingerprint=_fingerprint(entries, extensions),
+            fingerprint=_tree.fingerprint(f"fits {extensions!r}", entries),
             truth=truth,
         )
 
@@ -178,10 +177,3 @@ def _entries(root: Path) -> list[_tree.Entry]:
 def _labels(root: Path, labels_file: Path | None, ids: Sequence[str]) -> tuple[dict[str, str], dict[str, str] | None]:
     path = root / LABELS_FILE if labels_file is None else labels_file
     return labels_or_truth(path, ids) if labels_file is not None or path.is_file() else ({}, None)
-
-
-def _fingerprint(entries: Sequence[_tree.Entry], extensions: Extensions) -> str:
-    digest = hashlib.sha256(f"fits {extensions!r}".encode())
-    for entry in entries:
-        digest.update(f"\n{entry.id}\0{entry.size}\0{entry.mtime_ns}".encode())
-    return digest.hexdigest()

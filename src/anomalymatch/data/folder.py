@@ -1,13 +1,12 @@
 """A tree of image files as a source: ids are paths relative to its root."""
 
-import hashlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
+from anomalymatch.data import _tree
 from anomalymatch.data._encoded import EncodedSource
 from anomalymatch.data._remote import is_remote, local_path
 from anomalymatch.data.labels_csv import labels_or_truth
@@ -21,12 +20,6 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp",
 LABELS_FILE = "labels.csv"
 
 Classes = Literal["auto", "folders", "none"]
-
-
-class _Entry(NamedTuple):
-    id: str
-    size: int
-    mtime_ns: int
 
 
 class FolderSource(EncodedSource):
@@ -65,11 +58,11 @@ class FolderSource(EncodedSource):
         entries, skipped = _scan(root)
         if not entries:
             raise DataError(
-                f"{root}: there are no images in it{_describe(skipped)}, "
+                f"{root}: there are no images in it{_tree.describe(skipped)}, "
                 f"expected files that end in {', '.join(sorted(SUFFIXES))}"
             )
         if skipped:
-            logger.warning("%s: skipped what was found beside the images%s", root, _describe(skipped))
+            logger.warning("%s: skipped what was found beside the images%s", root, _tree.describe(skipped))
         ids = [entry.id for entry in entries]
         self.labels, truth = read_labels(root, labels_file, ids)
         super().__init__(
@@ -77,7 +70,7 @@ class FolderSource(EncodedSource):
             ids=ids,
             bands=band_names(None, channels),
             rendering=rendering,
-            fingerprint=_fingerprint(entries, channels),
+            fingerprint=_tree.fingerprint(f"folder {channels}", entries),
             truth=truth if truth is not None else folder_classes(root, ids, classes),
         )
 
@@ -116,73 +109,12 @@ def folder_source(
     return FolderSource(local_path(root, None, ()), **options)
 
 
-def _scan(root: Path) -> tuple[list[_Entry], Counter[str]]:
+def _scan(root: Path) -> tuple[list[_tree.Entry], Counter[str]]:
     """List the images below `root`, sorted by id, and count what was skipped, by reason."""
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise DataError(f"{root}: expected a folder with images, found {found}; set data.root to an existing folder")
-    skipped: Counter[str] = Counter()
-    entries = sorted(_walk(os.path.realpath(root), "", skipped))
-    return entries, skipped
-
-
-def _walk(top: str, relative: str, skipped: Counter[str]) -> list[_Entry]:
-    found: list[_Entry] = []
-    try:
-        with os.scandir(os.path.join(top, relative)) as listing:
-            children = list(listing)
-    except OSError as error:
-        raise DataError(f"{os.path.join(top, relative)}: cannot list this folder: {error.strerror}") from None
-    for child in children:
-        path = f"{relative}/{child.name}" if relative else child.name
-        if child.name.startswith("."):
-            continue
-        if child.is_dir(follow_symlinks=False):
-            found += _walk(top, path, skipped)
-        elif entry := _image(top, path, child, skipped):
-            found.append(entry)
-    return found
-
-
-def _image(top: str, path: str, child: os.DirEntry[str], skipped: Counter[str]) -> _Entry | None:
-    """Describe a file or link if it is an image that may be read, else count why not.
-
-    Of a file that is no link, the listing itself knows all but size and time: a million files take a million calls.
-    """
-    link = child.is_symlink()
-    if link and os.path.isdir(child.path):
-        skipped["links to folders"] += 1
-    elif f".{child.name.rpartition('.')[2].lower()}" not in SUFFIXES:
-        pass
-    elif link and not os.path.realpath(child.path).startswith(os.path.join(top, "")):
-        skipped["links that leave the folder"] += 1
-    elif not (os.path.isfile(child.path) if link else child.is_file()):
-        skipped["links and names of images that are no files"] += 1
-    elif not (path.isascii() or _is_utf8(path)):
-        skipped["files whose names are not UTF-8"] += 1
-    else:
-        stat = child.stat()
-        return _Entry(path, stat.st_size, stat.st_mtime_ns)
-    return None
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _describe(skipped: Counter[str]) -> str:
-    return " (" + ", ".join(f"{reason}: {n:,}" for reason, n in skipped.items()) + ")" if skipped else ""
-
-
-def _fingerprint(entries: Sequence[_Entry], channels: int) -> str:
-    digest = hashlib.sha256(f"folder {channels}".encode())
-    for entry in entries:
-        digest.update(f"\n{entry.id}\0{entry.size}\0{entry.mtime_ns}".encode())
-    return digest.hexdigest()
+    return _tree.scan(root, tuple(SUFFIXES))
 
 
 def read_labels(
