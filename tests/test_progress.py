@@ -74,6 +74,7 @@ def test_errors_pass_through(monkeypatch, terminal):
         raise KeyError("stop")
 
 
-def test_an_empty_task(clock):
-    with progress("Ranking", 0) as advance:
+def test_an_empty_task(clock, caplog):
+    with caplog.at_level("INFO"), progress("Ranking", 0) as advance:
         advance(0)
+    assert caplog.records == []

@@ -1,5 +1,6 @@
 """The rows of a catalogue: ids, positions, sizes, tiles and labels as columns, never as an object for each row."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +163,8 @@ class _Ids(Sequence[str]):
             raise IndexError(f"there are {len(self)} ids, and none at {at}")
         return self._at(position)
 
-    def _at(self, position: int) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _at(self, position: int) -> str: ...
 
 
 class _RowNumbers(_Ids):

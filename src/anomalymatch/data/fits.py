@@ -10,7 +10,7 @@ from anomalymatch.data import _tree
 from anomalymatch.data._fits_images import FITS_SUFFIXES, Extensions, FitsImages, check_extensions
 from anomalymatch.data._sky import Sky
 from anomalymatch.data.codecs import MAX_PIXELS
-from anomalymatch.data.labels_csv import labels_or_truth
+from anomalymatch.data.folder import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, BaseSource
 from anomalymatch.errors import DataError, UnreadableImageError
@@ -18,7 +18,6 @@ from anomalymatch.types import Pixels
 
 logger = logging.getLogger(__name__)
 
-LABELS_FILE = "labels.csv"
 TRIED = 10
 """How many files may be unreadable before one that can tell what the bands are."""
 
@@ -63,7 +62,7 @@ class FitsSource(BaseSource):
         ids = [entry.id for entry in entries]
         count, names, units = self._layout(ids)
         self._named = bands is None and names is not None
-        self.labels, truth = _labels(root, labels_file, ids)
+        self.labels, truth = read_labels(root, labels_file, ids)
         super().__init__(
             name=root.resolve().name,
             ids=ids,
@@ -172,8 +171,3 @@ def _entries(root: Path) -> list[_tree.Entry]:
     if skipped:
         logger.warning("%s: skipped what was found beside the images%s", root, _tree.describe(skipped))
     return entries
-
-
-def _labels(root: Path, labels_file: Path | None, ids: Sequence[str]) -> tuple[dict[str, str], dict[str, str] | None]:
-    path = root / LABELS_FILE if labels_file is None else labels_file
-    return labels_or_truth(path, ids) if labels_file is not None or path.is_file() else ({}, None)
