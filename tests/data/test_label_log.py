@@ -3,6 +3,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -136,6 +137,7 @@ def test_a_batch_is_all_or_none(log):
 
 KILLED = """
 import sys
+import threading
 from pathlib import Path
 from anomalymatch.data.label_log import LabelLog
 from anomalymatch.types import Label
@@ -176,6 +178,20 @@ def test_two_processes_write_to_one_log(tmp_path):
     log = LabelLog(path)
     assert len(log.current()) == 2 * 30 * 7
     log.close()
+
+
+def test_it_waits_for_another_one_that_is_opening_the_new_log(tmp_path):
+    """The other one writes before the file is write-ahead; for the switch SQLite itself does not wait."""
+    path = tmp_path / "labels.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    done = threading.Timer(0.3, lambda: other.execute("COMMIT"))
+    done.start()
+    log = LabelLog(path)
+    assert not done.is_alive()
+    assert log._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    log.close()
+    other.close()
 
 
 def test_it_is_the_same_when_opened_again(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import sqlite3
+import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ CREATE TABLE IF NOT EXISTS events (
     undoes INTEGER           -- sequence of the event that this one takes back, in an undo
 )
 """
+
+_PATIENCE_S = 30  # how long a writer waits for another one
 
 
 class LabelEvent(NamedTuple):
@@ -51,9 +54,9 @@ class LabelLog:
         self.path = path
         make_folder(path.parent)
         with self._errors(), ExitStack() as on_error:
-            self._connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            self._connection = sqlite3.connect(path, timeout=_PATIENCE_S, check_same_thread=False)
             on_error.callback(self._connection.close)
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            _write_ahead(self._connection)
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute(_SCHEMA)
             self._connection.commit()
@@ -138,6 +141,19 @@ class LabelLog:
             raise StorageError(
                 f"the label log {self.path} cannot be used ({error}): restore it from labels.csv"
             ) from error
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch the log to write-ahead. SQLite refuses it at once, without its timeout, while another one does so too."""
+    give_up = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
 
 
 def import_csv(path: Path, known_ids: Container[str]) -> dict[str, Label]:
