@@ -187,8 +187,8 @@ def test_it_waits_for_another_one_that_is_opening_the_new_log(tmp_path):
     other.execute("BEGIN IMMEDIATE")
     done = threading.Timer(0.3, lambda: other.execute("COMMIT"))
     done.start()
-    log = LabelLog(path)
-    assert not done.is_alive()
+    log = LabelLog(path)  # raises if it does not wait
+    done.join()
     assert log._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     log.close()
     other.close()
