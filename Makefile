@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 MARKERS ?= $(if $(CI),,not slow)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format types experiments ui clean
+.PHONY: help run test lint format types experiments ui test-ui clean
 
 help: ## List all targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 run: $(VENV)/installed ## Run the main job on the built-in galaxies: train, rank, label, train again, report
 	$(BIN)/python -m anomalymatch.run +experiment=demo_quick
@@ -37,8 +37,12 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/speed.py
 	$(BIN)/python experiments/throughput.py
 
-ui: $(VENV)/installed ## Serve the reports of your runs at http://127.0.0.1:8000
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory runs 8000
+ui: $(VENV)/installed ## Open the labelling page on the built-in galaxies
+	$(BIN)/python -m anomalymatch.label
+
+test-ui: $(VENV)/installed ## Test the page in a real browser, which is installed if there is none
+	command -v chromium >/dev/null || $(BIN)/python -m playwright install chromium
+	$(BIN)/python -m pytest -q -m ui
 
 clean: ## Remove the environment, caches and build products; runs are kept
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info

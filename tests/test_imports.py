@@ -13,8 +13,8 @@ LAYERS = [
     {"models"},
     {"clustering"},
     {"scoring"},
-    {"ui"},
     {"active"},
+    {"ui"},
     {"run", "label", "score", "cluster", "sweep", "build", "config"},
 ]
 """Lowest first; what stands together may import each other. `anomalymatch/__init__.py` is above them all."""

@@ -6,7 +6,7 @@ import pytest
 
 from anomalymatch.active.loop import LoopSpec
 from anomalymatch.active.oracles import PaperOracle
-from anomalymatch.data.label_log import import_csv
+from anomalymatch.data.label_log import LabelLog, import_csv
 from anomalymatch.data.task import make_task
 from anomalymatch.errors import ConfigError, LabelError
 from anomalymatch.ranking import Ranking
@@ -138,6 +138,35 @@ def test_own_labels_give_one_cycle_and_more_labels_give_the_next(own, loop_of, r
         ("im000010", Label.ANOMALY, 1),
         ("im000002", Label.NORMAL, 1),
     }
+
+
+def test_what_was_labelled_during_a_training_is_reason_enough_for_the_next(own, loop_of, run_in, tmp_path):
+    """Such labels carry the number of the ranking that was on screen, the one before that training."""
+    loop = loop_of(own, given=GIVEN, cycles=1)
+    fit = loop.learner.fit
+
+    def fit_while_somebody_labels(labels, **options):
+        log = LabelLog(tmp_path / "run" / "labels.sqlite")
+        log.append({"im000010": Label.ANOMALY}, annotator="ada", cycle=0)
+        log.close()
+        fit(labels, **options)
+
+    loop.learner.fit = fit_while_somebody_labels
+    run_in(loop, tmp_path / "run")
+    later = loop_of(own, given=GIVEN, cycles=3)
+    rows, _ = run_in(later, tmp_path / "run")
+    assert [row["labels"] for row in rows] == [3, 4]
+    assert later.learner.calls[0]["labels"] == GIVEN | {"im000010": Label.ANOMALY}
+
+
+def test_the_file_beside_the_images_does_not_overrule_a_person(own, loop_of, run_in, tmp_path):
+    run_in(loop_of(own, given=GIVEN, cycles=1), tmp_path / "run")
+    log = LabelLog(tmp_path / "run" / "labels.sqlite")
+    log.append({"im000000": Label.NORMAL, "im000001": Label.ANOMALY}, annotator="ada", cycle=0)
+    log.close()
+    later = loop_of(own, given=GIVEN, cycles=2)
+    run_in(later, tmp_path / "run")
+    assert later.learner.calls[0]["labels"] == GIVEN | {"im000000": Label.NORMAL, "im000001": Label.ANOMALY}
 
 
 def test_resuming_without_new_labels_changes_nothing(own, loop_of, run_in, tmp_path, caplog, comparable):

@@ -41,7 +41,7 @@ def test_an_empty_log(log):
     assert log.events() == []
     assert log.current() == {}
     assert log.last_cycle() is None
-    assert log.undo(annotator="Ada") is None
+    assert log.undo(annotator="Ada") == []
     log.append({}, annotator="Ada", cycle=1)
     assert log.events() == []
 
@@ -69,31 +69,45 @@ def test_it_only_grows(log):
 def test_undo_brings_the_earlier_label_back(log):
     log.append({"a": A}, annotator="Ada", cycle=1)
     log.append({"a": N}, annotator="Ada", cycle=2)
-    assert log.undo(annotator="Ada") == "a"
+    assert log.undo(annotator="Ada") == ["a"]
     assert log.current() == {"a": A}
-    assert log.undo(annotator="Ada") == "a"
+    assert log.undo(annotator="Ada") == ["a"]
     assert log.current() == {}
-    assert log.undo(annotator="Ada") is None
+    assert log.undo(annotator="Ada") == []
+
+
+def test_undo_takes_back_a_whole_action(log):
+    log.append({"a": A}, annotator="Ada", cycle=0)
+    log.append({"a": N, "b": N, "c": N}, annotator="Ada", cycle=0)
+    log.append({"d": N}, annotator="Bob", cycle=0)
+    assert log.undo(annotator="Ada") == ["a", "b", "c"]
+    assert log.current() == {"a": A, "d": N}
+
+
+def test_events_after_another_one(log):
+    log.append({"a": A, "b": U}, annotator="Ada", cycle=0)
+    first, second = log.events()
+    assert log.events(after=first.sequence) == [second]
+    assert log.events(after=second.sequence) == []
 
 
 def test_undo_of_a_label_taken_away(log):
     log.append({"a": A}, annotator="Ada", cycle=1)
     log.append({"b": N}, annotator="Ada", cycle=1)
     log.append({"a": None}, annotator="Ada", cycle=1)
-    assert log.undo(annotator="Ada") == "a"
+    assert log.undo(annotator="Ada") == ["a"]
     assert log.current() == {"a": A, "b": N}
-    assert log.undo(annotator="Ada") == "b"
+    assert log.undo(annotator="Ada") == ["b"]
     assert log.current() == {"a": A}
 
 
 def test_undo_takes_back_ones_own_labels_only(log):
     log.append({"a": A}, annotator="Ada", cycle=1)
     log.append({"a": N, "b": N}, annotator="Bob", cycle=1)
-    assert log.undo(annotator="Ada") == "a"
+    assert log.undo(annotator="Ada") == ["a"]
     assert log.current() == {"a": N, "b": N}  # Bob's word came later and stands
-    assert log.undo(annotator="Ada") is None
-    assert log.undo(annotator="Bob") == "b"
-    assert log.undo(annotator="Bob") == "a"
+    assert log.undo(annotator="Ada") == []
+    assert log.undo(annotator="Bob") == ["a", "b"]
     assert log.current() == {}
 
 
@@ -113,7 +127,7 @@ def test_undo_of_any_depth_is_as_if_it_had_never_been(events):
     for id_, label, who in events:
         if id_ == "undo":
             own = [place for place, event in enumerate(twin) if event[2] == who]
-            assert log.undo(annotator=who) == (twin.pop(own[-1])[0] if own else None)
+            assert log.undo(annotator=who) == ([twin.pop(own[-1])[0]] if own else [])
         else:
             log.append({id_: label}, annotator=who, cycle=1)
             twin.append((id_, label, who))

@@ -50,7 +50,7 @@ def curve(rendering, x):
     if rendering.curve == "asinh":
         a = 0.1 if a is None else a
         return np.arcsinh(x / a) / np.arcsinh(1 / a)
-    return x
+    return x**0.5 if rendering.curve == "sqrt" else x
 
 
 def slow(rendering, plane, low, high):
@@ -67,7 +67,7 @@ def near(image, expected, tolerance=0.501):
     return np.abs(image.astype(np.float64) - expected).max() <= tolerance
 
 
-@pytest.mark.parametrize("name", ["linear", "log", "asinh"])
+@pytest.mark.parametrize("name", ["linear", "sqrt", "log", "asinh"])
 @pytest.mark.parametrize("parameter", [None, 3.0])
 @pytest.mark.parametrize(
     ("interval", "astropy"),
@@ -79,7 +79,7 @@ def near(image, expected, tolerance=0.501):
     ],
 )
 def test_twin(name, parameter, interval, astropy):
-    rendering = Rendering(interval, name, parameter if name != "linear" else None, percentiles=(2, 90))
+    rendering = Rendering(interval, name, parameter if name in ("log", "asinh") else None, percentiles=(2, 90))
     pixels = np.concatenate([NOISE, NOISE[:4] * 8])
     image = rendering(pixels, GRI)
     assert image.dtype == np.uint8
@@ -91,6 +91,7 @@ def test_twin(name, parameter, interval, astropy):
 def test_values_by_hand():
     values = {
         "linear": [0, 26, 51, 76, 102, 128, 153, 178, 204, 230, 255],
+        "sqrt": [0, 81, 114, 140, 161, 180, 198, 213, 228, 242, 255],  # 255 sqrt(x)
         "log": [0, 170, 196, 211, 221, 229, 236, 242, 247, 251, 255],  # 255 log10(1000x + 1) / log10(1001)
         "asinh": [0, 75, 123, 155, 178, 197, 212, 225, 236, 246, 255],  # 255 asinh(10x) / asinh(10)
     }
@@ -237,6 +238,7 @@ def test_eight_bits_pass_untouched():
         {"interval": "minmax"},
         {"interval": "percentile"},
         {"interval": "zscale"},
+        {"curve": "sqrt"},
         {"curve": "log"},
         {"curve": "asinh"},
         {"curve": "midtones"},
@@ -253,6 +255,7 @@ def test_options_hold_for_eight_bits(options):
 CHANGES = [
     ({}, {"interval": "percentile"}),
     ({}, {"interval": "zscale"}),
+    ({}, {"curve": "sqrt"}),
     ({}, {"curve": "log"}),
     ({}, {"curve": "asinh"}),
     ({}, {"curve": "midtones"}),
@@ -324,7 +327,8 @@ def test_images_that_cannot_be_rendered(pixels, message):
     ("options", "message"),
     [
         ({"interval": "max"}, r"^stretch.interval is 'max': choose one of auto, minmax, percentile, zscale$"),
-        ({"curve": "sqrt"}, r"^stretch.curve is 'sqrt': choose one of linear, log, asinh, midtones$"),
+        ({"curve": "cubic"}, r"^stretch.curve is 'cubic': choose one of linear, sqrt, log, asinh, midtones$"),
+        ({"curve": "sqrt", "parameter": 2}, r"^stretch.parameter is 2: the sqrt curve has none, set stretch.curve$"),
         ({"percentiles": (99, 1)}, r"^stretch.percentiles are 99.0 and 1.0: they must rise and lie between 0 and 100$"),
         ({"percentiles": (-1, 50)}, r"must rise and lie between 0 and 100"),
         ({"percentiles": (0, 101)}, r"must rise and lie between 0 and 100"),
@@ -442,13 +446,14 @@ def test_every_configured_stretch_shows_sources_on_a_sky(name):
 def test_stretches_are_of_their_names():
     pixels, _ = sky()
     built = {name: instantiate(anomalymatch.compose(f"stretch={name}").stretch) for name in STRETCHES}
-    assert STRETCHES == ["asinh", "linear", "log", "midtones", "percentile", "zscale"]
+    assert STRETCHES == ["asinh", "linear", "log", "midtones", "percentile", "sqrt", "zscale"]
     assert {n: (r.interval, r.curve) for n, r in built.items()} == {
         "asinh": ("percentile", "asinh"),
         "linear": ("auto", "linear"),
         "log": ("auto", "log"),
         "midtones": ("percentile", "midtones"),
         "percentile": ("percentile", "linear"),
+        "sqrt": ("percentile", "sqrt"),
         "zscale": ("zscale", "linear"),
     }
     assert len({rendering(pixels, ("grey",)).tobytes() for rendering in built.values()}) == len(STRETCHES)

@@ -10,9 +10,9 @@ from anomalymatch.active.evaluate import cycle_row
 from anomalymatch.active.learner import Learner
 from anomalymatch.active.oracles import Oracle
 from anomalymatch.active.publish import publish, unlabelled_rest, write_sheets
-from anomalymatch.active.run_folder import METRICS, SCORES, STEPS, Row, RunFolder, to_csv, to_json
+from anomalymatch.active.run_folder import LABELS, METRICS, SCORES, STEPS, Row, RunFolder, to_csv, to_json
 from anomalymatch.active.tracking import Tracker
-from anomalymatch.data.label_log import export_csv
+from anomalymatch.data.label_log import LABELS_FILE, csv_text, export_csv
 from anomalymatch.data.task import Task, initial_labels
 from anomalymatch.errors import ConfigError, LabelError
 from anomalymatch.evaluation.metrics import curves
@@ -118,18 +118,23 @@ class ActiveLoop:
         last = log.last_cycle()
         if last is None or last < previous:
             new = self._ask(cycle)
-            if not new:
+            if not new and not self._learned_without(previous):
                 return None
             scores = self.folder.ranking(previous).score_of(new) if previous else {}
-            log.append(new, annotator="start" if not previous else "oracle", cycle=previous, scores=scores)
+            who = LABELS_FILE if self.oracle is None else "oracle" if previous else "start"
+            log.append(new, annotator=who, cycle=previous, scores=scores)
         labels = log.current(until_cycle=previous)
-        export_csv(labels, self.folder.path / "labels.csv")
+        export_csv(labels, self.folder.path / LABELS)
         return labels
 
+    def _learned_without(self, cycle: int) -> bool:
+        """Whether somebody labelled images while `cycle` was being trained."""
+        path = self.folder.cycle(cycle) / LABELS
+        return path.exists() and path.read_text(encoding="utf-8") != csv_text(self.folder.labels.current())
+
     def _ask(self, cycle: int) -> dict[str, Label]:
-        known = self.folder.labels.current()
         if self.oracle is None:
-            new = {id_: label for id_, label in self.given.items() if known.get(id_) != label}
+            new = self.folder.labels.unsaid(self.given)
             if not new and cycle == 1:
                 raise LabelError(
                     f"{self.task.source.name} has no labels to start from: put a labels.csv with the columns "
@@ -138,6 +143,7 @@ class ActiveLoop:
             return new
         if cycle == 1:
             return self._start()
+        known = self.folder.labels.current()
         unlabelled = [id_ for id_ in self.task.pool if id_ not in known]
         ranking = self.folder.ranking(cycle - 1).restrict(unlabelled)
         pool = frozenset(self._pool(cycle - 1, self.folder.labels.current(until_cycle=cycle - 2)))
@@ -164,12 +170,15 @@ class ActiveLoop:
         start = time.monotonic()
         steps: list[Row] = []
 
-        def on_step(row: dict[str, float]) -> None:
-            steps.append(dict(row))
-            self.tracker.log_step(cycle, row)
+        with self.folder.write_live(cycle) as write_live:
 
-        self.learner.on_step = on_step
-        self.learner.fit(labels, pool=pool, cycle=cycle)
+            def on_step(row: dict[str, float]) -> None:
+                steps.append(dict(row))
+                write_live(row)
+                self.tracker.log_step(cycle, row)
+
+            self.learner.on_step = on_step
+            self.learner.fit(labels, pool=pool, cycle=cycle)
         ranking = self.learner.rank([*self.task.pool, *self.task.holdout])
         row = cycle_row(cycle, self.task, labels, ranking, self._baseline_ranking(labels, pool))
         row["seconds"] = round(time.monotonic() - start, 2)
@@ -177,6 +186,7 @@ class ActiveLoop:
         with self.folder.write_cycle(cycle) as path:
             ranking.write(path / SCORES)
             self.learner.save(path)
+            export_csv(labels, path / LABELS)
             write_text(path / STEPS, to_csv(steps))
             write_sheets(path, self.task, labels, ranking)
             write_text(path / METRICS, to_json(row))

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,21 +18,64 @@ from anomalymatch.ranking import Ranking
 
 Row = dict[str, float | int | str]
 CONFIG, SCORES, METRICS, STEPS = "config.yaml", "scores.parquet", "metrics.json", "steps.csv"
+LABELS, LIVE, LOCK = "labels.csv", "live.jsonl", ".lock"
 
 
-class RunFolder:
-    """Paths and finished cycles of one run.
+class RunReader:
+    """Paths and finished cycles of one run, for whoever only looks.
 
-    A cycle's folder appears by one rename when everything in it is written, so that a kill loses at most the cycle
-    that was being computed.
+    In the folder are
 
         config.yaml  labels.sqlite  labels.csv  metrics.csv  rejects.parquet  report.html  plots/
-        cycles/01/   scores.parquet  weights.safetensors  weights.json  metrics.json  steps.csv  *.png
+        cycles/01/   scores.parquet  weights.safetensors  weights.json  metrics.json  steps.csv  labels.csv  *.png
+        live.jsonl   the steps of the training that goes on, or was the last
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = make_folder(path)
-        self._lock = FileLock(path / ".lock", timeout=0)
+        self.path = path
+
+    def cycle(self, number: int) -> Path:
+        """Folder of a cycle."""
+        return self.path / "cycles" / f"{number:02d}"
+
+    def finished_cycles(self) -> int:
+        """How many cycles are complete, counted from the first."""
+        names = [p.name for p in (self.path / "cycles").glob("*") if re.fullmatch(r"\d+", p.name)]
+        done = {int(name) for name in names}
+        return next(number for number in range(len(done) + 1) if number + 1 not in done)
+
+    def ranking(self, cycle: int) -> Ranking:
+        """Scores of a finished cycle."""
+        return Ranking.read(self.cycle(cycle) / SCORES)
+
+    def live_steps(self) -> list[Row]:
+        """The training steps written so far by `RunFolder.write_live`; a line that is being written is left out."""
+        try:
+            lines = (self.path / LIVE).read_text(encoding="utf-8").split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines]
+
+    def busy(self) -> bool:
+        """Whether a process is working in the folder."""
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            with lock:
+                return False
+        except Timeout:
+            return True
+
+
+class RunFolder(RunReader):
+    """The folder of a run, for the one process that works in it.
+
+    A cycle's folder appears by one rename when everything in it is written, so that a kill loses at most the cycle
+    that was being computed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(make_folder(path))
+        self._lock = FileLock(path / LOCK, timeout=1)  # `busy` holds it for a moment
         with storage_errors(path):
             try:
                 self._lock.acquire()
@@ -52,25 +95,17 @@ class RunFolder:
         """Folder of the figures."""
         return make_folder(self.path / "plots")
 
-    def cycle(self, number: int) -> Path:
-        """Folder of a cycle."""
-        return self.path / "cycles" / f"{number:02d}"
-
     @contextmanager
     def write_cycle(self, number: int) -> Iterator[Path]:
         """Yield a temporary folder that becomes the cycle's when the block succeeds."""
         with atomic_folder(self.cycle(number)) as temporary:
             yield temporary
 
-    def finished_cycles(self) -> int:
-        """How many cycles are complete, counted from the first."""
-        names = [p.name for p in (self.path / "cycles").glob("*") if re.fullmatch(r"\d+", p.name)]
-        done = {int(name) for name in names}
-        return next(number for number in range(len(done) + 1) if number + 1 not in done)
-
-    def ranking(self, cycle: int) -> Ranking:
-        """Scores of a finished cycle."""
-        return Ranking.read(self.cycle(cycle) / SCORES)
+    @contextmanager
+    def write_live(self, cycle: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
+        """Yield a function that writes each training step at once, as one line of JSON, for whoever watches."""
+        with storage_errors(self.path / LIVE), (self.path / LIVE).open("w", encoding="utf-8", buffering=1) as file:
+            yield lambda row: print(to_json({"cycle": cycle, **row}, indent=None), file=file)
 
     def rows(self) -> list[Row]:
         """Metrics of the finished cycles, one row each; undefined values are NaN.
@@ -96,10 +131,10 @@ class RunFolder:
         return {key: math.nan if value is None else value for key, value in row.items()}
 
 
-def to_json(row: Mapping[str, float | int | str]) -> str:
+def to_json(row: Mapping[str, float | int | str], indent: int | None = 2) -> str:
     """A row as JSON, which has no NaN: undefined values become null."""
     plain = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-    return json.dumps(plain, indent=2)
+    return json.dumps(plain, indent=indent)
 
 
 def to_csv(rows: Sequence[Mapping[str, float | int | str]]) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Shaped
 
+from anomalymatch.data._beside import parquet_table
 from anomalymatch.data._handles import Handles
 from anomalymatch.data._parts import Part, check_unique, fingerprint, holdout, reason, stamp, truth
 from anomalymatch.data.codecs import MAX_PIXELS, MODES, decode, with_channels
@@ -64,6 +66,7 @@ class ArraySource(BaseSource):
     Attributes:
         labels: labels by a person, by id; empty without a labels file.
         shapes: of the array of each file.
+        beside: a Parquet file with a row for each image of a file, where there is one.
 
     Raises:
         DataError: if arrays have other shapes or types than images do, if their axes are not clear, files disagree
@@ -96,6 +99,7 @@ class ArraySource(BaseSource):
         self._parts = list(parts)
         self._layouts = [_layout(part, layout) for part in parts]
         self._channels = channels
+        self.beside: Sequence[Path | None] = [None] * len(parts)
         self._starts = np.cumsum([0] + [part.shape[0] for part in parts])
         self._blocks = _Blocks(self._parts, open_, cache_bytes)
         ids = list(chain.from_iterable(part.all_ids() for part in parts))
@@ -122,6 +126,10 @@ class ArraySource(BaseSource):
         order = sorted(range(len(ids)), key=lambda i: self._position[ids[i]])
         images = {i: self._read(ids[i]) for i in order}
         return [images[i] for i in range(len(ids))]
+
+    def metadata(self) -> pa.Table | None:
+        """What the Parquet files beside the arrays hold, as text, a row for each image; None without any."""
+        return parquet_table([(path, part.shape[0]) for path, part in zip(self.beside, self._parts, strict=True)])
 
     def _load(self, position: int) -> Pixels:
         file = int(np.searchsorted(self._starts, position, side="right")) - 1

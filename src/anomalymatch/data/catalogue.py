@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from anomalymatch.data._beside import catalogue_table
 from anomalymatch.data._fits_images import Extensions, check_extensions
 from anomalymatch.data._handles import Handles
 from anomalymatch.data._rows import ColumnNames, labels_or_classes, read_rows
@@ -78,7 +80,7 @@ class CatalogueSource(BaseSource):
         rows = read_rows(root, columns)
         if not len(rows.ids):
             raise DataError(f"{root}: the catalogue has no rows")
-        self.tiles = root.parent if tiles is None else tiles
+        self.catalogue, self.tiles = root, root.parent if tiles is None else tiles
         self.extensions, self.size, self.size_arcsec = extensions, size, size_arcsec
         self._x, self._y, self._ra, self._dec, self._sizes = rows.x, rows.y, rows.ra, rows.dec, rows.size
         self._codes, self.paths = (
@@ -155,6 +157,10 @@ class CatalogueSource(BaseSource):
                 return None if tile.sky is None else tile.sky.at(*self._place(position, tile))
         except UnreadableImageError:
             return None
+
+    def metadata(self) -> pa.Table | None:
+        """All columns of the catalogue as text, a row for each image; see `catalogue_table`."""
+        return catalogue_table(self.catalogue)
 
     def _load(self, position: int) -> Pixels:
         parts, shapes = [], set()

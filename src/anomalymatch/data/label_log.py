@@ -28,6 +28,10 @@ CREATE TABLE IF NOT EXISTS events (
 )
 """
 
+LABELS_FILE = "labels file"
+NOT_PERSONS = ("start", "oracle", LABELS_FILE)
+"""Annotators of the labels that a run starts from, that its oracle gives, and that lie beside the images."""
+
 _PATIENCE_S = 30  # how long a writer waits for another one
 
 
@@ -88,27 +92,28 @@ class LabelLog:
                 labels[event.id] = event.label
         return labels
 
-    def events(self) -> list[LabelEvent]:
-        """The whole log, oldest first."""
+    def events(self, *, after: int = 0) -> list[LabelEvent]:
+        """The log, oldest first: all of it, or what came after the event of that number."""
         with self._errors():
-            rows = self._connection.execute("SELECT * FROM events ORDER BY sequence").fetchall()
+            rows = self._connection.execute(
+                "SELECT * FROM events WHERE sequence > ? ORDER BY sequence", (after,)
+            ).fetchall()
         return [
             LabelEvent(n, id_, Label(label) if label else None, who, datetime.fromisoformat(at), cycle, score, undoes)
             for n, id_, label, who, at, cycle, score, undoes in rows
         ]
 
-    def undo(self, *, annotator: str) -> str | None:
-        """Take back the annotator's last event that still stands, by another event; return its image, if any.
+    def undo(self, *, annotator: str) -> list[str]:
+        """Take back what the annotator did last and still stands, by other events; return its images, if any.
 
-        All is then as if that event had never been: an earlier label of the image counts again.
+        All that one call of `append` said goes at once. It is then as if it had never been said: an earlier label of an
+        image counts again.
         """
         mine = [event for event in self._standing() if event.annotator == annotator]
-        if not mine:
-            return None
-        last = mine[-1]
+        last = [event for event in mine if event.at == mine[-1].at]
         now = datetime.now(UTC).isoformat()
-        self._insert([(last.id, None, annotator, now, last.cycle, None, last.sequence)])
-        return last.id
+        self._insert([(event.id, None, annotator, now, event.cycle, None, event.sequence) for event in last])
+        return [event.id for event in last]
 
     def _standing(self) -> list[LabelEvent]:
         """The events that nobody took back, without the undos themselves."""
@@ -127,6 +132,14 @@ class LabelLog:
         """The cycle of the newest event; None for an empty log."""
         with self._errors():
             return self._connection.execute("SELECT MAX(cycle) FROM events").fetchone()[0]
+
+    def unsaid(self, given: Mapping[str, Label]) -> dict[str, Label]:
+        """Those of `given`, the labels of a file, that the file had not said when it was last read.
+
+        What a person has said since of an image then stays.
+        """
+        said = {event.id: event.label for event in self.events() if event.annotator in NOT_PERSONS}
+        return {id_: label for id_, label in given.items() if said.get(id_) != label}
 
     def close(self) -> None:
         """Close the file."""
@@ -173,10 +186,15 @@ def import_csv(path: Path, known_ids: Container[str]) -> dict[str, Label]:
 
 def export_csv(labels: Mapping[str, Label], path: Path) -> None:
     """Write the CSV `filename,label` that AnomalyMatch and `import_csv` read, atomically."""
+    write_text(path, csv_text(labels))
+
+
+def csv_text(labels: Mapping[str, Label]) -> str:
+    """What `export_csv` writes."""
     text = io.StringIO()
     # Before Python 3.13 a carriage return is not reason enough for the writer to quote a name.
     hard = any("\r" in id_ for id_ in labels)
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if hard else csv.QUOTE_MINIMAL)
     writer.writerow(("filename", "label"))
     writer.writerows((id_, str(label)) for id_, label in labels.items())
-    write_text(path, text.getvalue())
+    return text.getvalue()

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
+from anomalymatch.data._beside import parquet_table
 from anomalymatch.data._encoded import EncodedSource
 from anomalymatch.data._remote import local_path
 from anomalymatch.data._shards import Columns, Shard, fingerprint, scan
@@ -73,6 +74,7 @@ class ParquetSource(EncodedSource):
         rows = [n for shard in shards for n in shard.group_rows]
         self._groups = [(i, group) for i, shard in enumerate(shards) for group in range(len(shard.group_rows))]
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows, dtype=np.int64)])
+        self._own = [name for name in (image_column, label_column) if name]
         self._row_groups = _RowGroups([shard.file for shard in shards], image_column, cache_bytes)
         super().__init__(
             name=name,
@@ -108,6 +110,13 @@ class ParquetSource(EncodedSource):
                 yield i, self.rendering(decode(data, len(self.bands)), self.bands)
             except UnreadableImageError as error:
                 yield i, Reject(ids[i], str(error))
+
+    def metadata(self) -> pa.Table | None:
+        """The columns beside images and classes as text, a row for each image; None without any."""
+        counts: Counter[int] = Counter()
+        for (file, _), rows in zip(self._groups, np.diff(self._starts).tolist(), strict=True):
+            counts[file] += rows
+        return parquet_table([(file, counts[i]) for i, file in enumerate(self._row_groups.files)], self._own)
 
     def _encoded(self, position: int) -> bytes:
         group = int(self._group_of(np.array([position]))[0])

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float32, Float64
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Image, Pixels
 
-CURVES = ("linear", "log", "asinh", "midtones")
+CURVES = ("linear", "sqrt", "log", "asinh", "midtones")
 INTERVALS = ("auto", "minmax", "percentile", "zscale")
 DEFAULT_BANDS = {1: ("grey",), 2: ("band0", "band1"), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
-PARAMETERS = {"linear": 0.0, "log": 1000.0, "asinh": 0.1, "midtones": 0.25}
+PARAMETERS = {"log": 1000.0, "asinh": 0.1, "midtones": 0.25}
 """`a` of the logarithm, `a` of the arcsinh (astropy.visualization), and where the median goes for the midtones."""
 
 HUGE = 1e150
@@ -35,8 +35,8 @@ class Rendering:
 
     Attributes:
         interval: `auto` (8-bit images as they are, others by their own range), `minmax`, `percentile` or `zscale`.
-        curve: `linear`, `log`, `asinh` or `midtones` (the median goes to `parameter`).
-        parameter: of the curve; None takes the usual one. The linear curve has none.
+        curve: `linear`, `sqrt`, `log`, `asinh` or `midtones` (the median goes to `parameter`).
+        parameter: of the curve; None takes the usual one. The linear curve and the square root have none.
         percentiles: lower and upper one for `interval=percentile`.
         limits: fixed interval of a channel by its name, in the units of the archive; the others keep `interval`.
         per_channel: an interval for each channel, and a median for midtones; otherwise one for all, which keeps
@@ -71,8 +71,10 @@ class Rendering:
     def _check_parameter(self) -> None:
         if self.parameter is None:
             return
-        if self.curve == "linear":
-            raise ConfigError(f"stretch.parameter is {self.parameter}: the linear curve has none, set stretch.curve")
+        if self.curve not in PARAMETERS:
+            raise ConfigError(
+                f"stretch.parameter is {self.parameter}: the {self.curve} curve has none, set stretch.curve"
+            )
         if not _number("stretch.parameter", self.parameter) > 0:
             raise ConfigError(f"stretch.parameter is {self.parameter}: it must be positive")
         if self.curve == "midtones" and not self.parameter < 1:
@@ -166,6 +168,8 @@ class Rendering:
     def _bent(
         self, scaled: Float32[np.ndarray, "h w c"], finite: Bool[np.ndarray, "h w c"]
     ) -> Float32[np.ndarray, "h w c"]:
+        if self.curve == "sqrt":
+            return np.sqrt(scaled)
         if self.curve == "log":
             from astropy.visualization import LogStretch
 

@@ -84,6 +84,23 @@ class BaseSource(ABC):
         """See `ImageSource.read`."""
         return [self._read(id_) for id_ in ids]
 
+    def position(self, id_: str) -> int:
+        """Where an image stands in `ids`.
+
+        Raises:
+            DataError: if the id is not in the source.
+        """
+        return self._position[id_]
+
+    def pixels(self, id_: str) -> Pixels:
+        """The image as the archive holds it, before it is rendered: (h, w, band), of its own depth, in `units`.
+
+        Raises:
+            UnreadableImageError: with the reason, if it cannot be read.
+            DataError: if the id is not in the source.
+        """
+        return self._load(self._position[id_])
+
     def _read(self, id_: str) -> Image | Reject:
         position = self._position[id_]
         try:

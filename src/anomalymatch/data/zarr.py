@@ -96,7 +96,7 @@ def zarr_source(
             "{stem}_metadata.parquet beside each of them, and leave metadata at auto"
         )
     parts = [_scan(path, stem, images, metadata, (ids, labels), class_names) for path, stem, _ in stores]
-    return ArraySource(
+    source = ArraySource(
         parts,
         partial(_rows, images=images),
         name=name,
@@ -108,6 +108,8 @@ def zarr_source(
         cache_bytes=cache_bytes,
         rendering=rendering,
     )
+    source.beside = [_metadata_file(path, metadata) for path, *_ in stores]
+    return source
 
 
 class _Written:

@@ -81,15 +81,15 @@ def _draw_tile(
     # The room for a frame is kept free on every tile, so that framed and plain images have the same scale.
     room = tile - 2 * FRAME
     if image.size:
-        fitted = _fit(PillowImage.fromarray(_rgb(image)), room)
+        fitted = _fit(PillowImage.fromarray(as_rgb(image)), room)
         left, top = x + FRAME + (room - fitted.width) // 2, y + FRAME + (room - fitted.height) // 2
         sheet.paste(fitted, (left, top))
     if frame is not None:
         draw.rectangle((x, y, x + tile - 1, y + tile - 1), outline=frame, width=FRAME)
 
 
-def _rgb(image: Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Show any number of channels as three."""
+def as_rgb(image: Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Show any number of channels as three: grey thrice, two as a false colour, of more the first three."""
     channels = image.shape[2]
     if channels == 1:
         return np.repeat(image, 3, axis=2)

@@ -1,16 +1,22 @@
 """A frozen pretrained backbone and the features it gives: what every algorithm starts from."""
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
 
 from anomalymatch.data.source import ImageSource
+from anomalymatch.data.stream import resize, to_tensor
 from anomalymatch.models.features import FeatureCache, Features
 from anomalymatch.models.inference import Inference
 from anomalymatch.models.network import Backbone, Head, Network, NetworkSpec, build_backbone
+from anomalymatch.types import Image
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,26 @@ class Embedding:
     @cached_property
     def features(self) -> Features:
         """Pooled features of all images of the source, from the cache or computed now."""
-        return FeatureCache(Path(self.cache_dir) / "features", self.inference).features(self.source, *self._built)
+        return self._cache.features(self.source, *self._built)
+
+    @property
+    def features_folder(self) -> Path:
+        """Where they are kept."""
+        return self._cache.folder / self._cache.key(self.source, *self._built)
+
+    @property
+    def _cache(self) -> FeatureCache:
+        return FeatureCache(Path(self.cache_dir) / "features", self.inference)
+
+    def encode(self, images: Sequence[Image]) -> Float32[np.ndarray, "n d"]:
+        """Features of images that are not in the source, L2-normalised as those of the source are."""
+        batch = to_tensor([resize(image, self.image_size) for image in images])
+        rows = self._forward(batch)
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+    @cached_property
+    def _forward(self) -> Callable[[UInt8[Tensor, "b c h w"]], Float32[np.ndarray, "b d"]]:
+        return self.inference.prepared(self._built[1])
 
     def network(self, *, normalised: bool, generator: torch.Generator | None = None) -> Network:
         """A new network with the pretrained backbone and a cold head; it may be trained freely."""

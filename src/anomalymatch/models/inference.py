@@ -1,13 +1,14 @@
 """Forward passes at the speed of the hardware: channels-last, reduced precision where the processor has it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
+from torch import Tensor
 
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import stream
@@ -78,12 +79,20 @@ class Inference:
         self, module: Backbone | Network, source: ImageSource, ids: Sequence[str], *, size: int
     ) -> Iterator[OutputBatch]:
         """Outputs of `module` for `ids`, in order, batch by batch."""
+        forward = self.prepared(module)
+        for batch in stream(source, ids, size=size, batch_size=self.batch_size(size), workers=self.workers):
+            yield OutputBatch(batch.ids, forward(batch.images), batch.rejects)
+
+    def prepared(self, module: Backbone | Network) -> Callable[[UInt8[Tensor, "b c h w"]], Float32[np.ndarray, "b d"]]:
+        """`module` as a function of images, on its device and in the form that is fastest."""
         device = self.torch_device
         folded = module.folded().eval().to(device).to(memory_format=torch.channels_last)
-        for batch in stream(source, ids, size=size, batch_size=self.batch_size(size), workers=self.workers):
+
+        def forward(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
             with torch.inference_mode(), self.autocast():
-                outputs = folded(batch.images.to(device, non_blocking=True)).float().cpu().numpy()
-            yield OutputBatch(batch.ids, outputs, batch.rejects)
+                return folded(images.to(device, non_blocking=True)).float().cpu().numpy()
+
+        return forward
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -1,0 +1,128 @@
+"""The labelling page: `python -m anomalymatch.label dataset=folder data.root=PATH`."""
+
+import logging
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from anomalymatch.cli import fail, set_up_logging, stop
+from anomalymatch.config import FILE, check_overrides, check_same_run, config_folder, resumed
+from anomalymatch.errors import AnomalyMatchError, ConfigError
+from anomalymatch.files import make_folder, write_text
+
+if TYPE_CHECKING:
+    from anomalymatch.ui.service import LabelService
+
+logger = logging.getLogger(__name__)
+NAME = "label"
+
+
+def main() -> None:
+    """Entry point of the command: errors that a user can mend are one line, exit code 1; Ctrl-C ends it."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    words = get_args_parser().parse_args()
+    try:
+        folder = Path(words.config_dir) if words.config_dir else None
+        check_overrides(words.overrides, multirun=words.multirun, folder=folder, name=NAME)
+        _command()
+    except (AnomalyMatchError, HydraException, OmegaConfBaseException) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        stop("What was computed is kept: the same command goes on from there.")
+
+
+def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
+    """The images, their features and the run folder as a service; features are computed now if need be.
+
+    Args:
+        config: of the command, or `compose(..., name="label")`.
+        overrides: the words of the command line; with `resume` only a few are allowed.
+
+    Raises:
+        AnomalyMatchError: with one clear sentence.
+    """
+    # Imported late: a mistyped word on the command line should not have to wait for torch.
+    from anomalymatch.build import build, build_embedding, build_source
+    from anomalymatch.data.task import Task
+    from anomalymatch.types import Label
+    from anomalymatch.ui.bank import build_bank
+    from anomalymatch.ui.live import LiveRanking
+    from anomalymatch.ui.service import LabelService
+
+    page = config.ui
+    if config.resume is not None:
+        run = Path(config.resume).expanduser()
+        config = resumed(run, config, [word for word in overrides if not word.startswith("ui.")])
+        source = build_source(config)
+    else:
+        source = build_source(config)
+        run = Path(page.run).expanduser() if page.run else Path("runs") / f"label-{source.name}"
+        config = _begun(run, config)
+    embedding = build_embedding(config, Task(source, source.ids, [], None))
+    bank = build_bank(
+        embedding.features,
+        source.ids,
+        compression=page.compression,
+        dimensions=page.dimensions,
+        folder=embedding.features_folder,
+    )
+    service = LabelService(
+        run,
+        source,
+        LiveRanking(bank, build(config.probe), seed=config.seed),
+        encode=embedding.encode,
+        training_steps=config.trainer.iterations,
+        cache=Path(config.data.cache_dir) / "thumbnails",
+        workers=config.inference.workers,
+        seed=config.seed,
+    )
+    service.take_given({id_: Label(label) for id_, label in getattr(source, "labels", {}).items()})
+    return service
+
+
+@hydra.main(config_path=str(config_folder()), config_name=NAME, version_base="1.3")
+def _command(config: DictConfig) -> None:
+    try:
+        set_up_logging(config.log_level)
+        _serve(config, list(HydraConfig.get().overrides.task))
+    except (AnomalyMatchError, OmegaConfBaseException) as error:
+        fail(str(error))  # here, because Hydra adds lines of its own to an exception
+    except OSError as error:
+        fail(f"the system refused: {error}")
+
+
+def _serve(config: DictConfig, overrides: list[str]) -> None:
+    try:
+        from anomalymatch.ui.web.app import serve
+    except ImportError as error:
+        raise ConfigError(f'the page needs NiceGUI: pip install "anomalymatch[ui]" ({error})') from error
+    service = open_service(config, overrides)
+    page = config.ui
+    try:
+        serve(service, host=page.host, port=page.port, token=page.token, show=page.show)
+    finally:
+        service.close()
+    logger.info("Labels, trainings and rankings are in %s", service.run)
+
+
+def _begun(run: Path, config: DictConfig) -> DictConfig:
+    """The configuration of a run folder that is begun now, or goes on: that of a main job, without the page."""
+    if config.dataset.anomaly is not None:
+        raise ConfigError(f"dataset.anomaly={config.dataset.anomaly}: on the page, a person says what is an anomaly")
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "ui"])
+    check_same_run(run, config)
+    if not (run / FILE).exists():
+        write_text(make_folder(run) / FILE, OmegaConf.to_yaml(config))
+    return config
+
+
+if __name__ == "__main__":
+    import_module("anomalymatch.label").main()

@@ -1,0 +1,177 @@
+"""The state of an archive that is being labelled: labels, scores and their orders, all by position."""
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int8, Int64
+from scipy.special import expit
+
+from anomalymatch.data._ids import IdIndex
+from anomalymatch.data.label_log import LabelEvent
+from anomalymatch.ranking import Ranking
+from anomalymatch.types import Label
+from anomalymatch.ui.book import LabelBook
+from anomalymatch.ui.gallery import CODES, Gallery
+from anomalymatch.ui.live import LiveRanking
+from anomalymatch.ui.scores import Scores
+from anomalymatch.ui.summary import Histogram
+from anomalymatch.ui.tiles import Page, Query, Show, Sort, Tile
+
+FIRST = 200
+"""Images of the diverse batch that an archive without labels begins with."""
+BINS = 60
+FIRST_NOTE = "Nothing to rank by yet: these images are as different from each other as can be. Label what you see."
+
+
+class Board:
+    """Joins the label book, the live ranking and the gallery.
+
+    `refit` is slow for large archives and may run while everything else goes on; all else is fast and has one lock.
+
+    Args:
+        ids: all images of the archive.
+        name: of the archive, for messages.
+        book: the labels.
+        live: the ranking.
+        gallery: the orders.
+    """
+
+    def __init__(self, ids: Sequence[str], name: str, book: LabelBook, live: LiveRanking, gallery: Gallery) -> None:
+        self.ids, self.book, self.live, self.gallery = ids, book, live, gallery
+        self.index = IdIndex(ids, name)
+        self.scores = Scores()
+        self.lock = threading.RLock()
+        self._fitting = threading.Lock()
+        self._codes: Int8[np.ndarray, " n"] = np.zeros(len(ids), dtype=np.int8)
+        self._logits: Float32[np.ndarray, " n"] | None = None
+        self._first = live.first_batch(FIRST)
+        self.show_labels(self.book.labels())
+
+    def positions(self, ids: Sequence[str]) -> Int64[np.ndarray, " k"]:
+        """Where `ids` are.
+
+        Raises:
+            DataError: if one is not in the archive.
+        """
+        return np.array([self.index[id_] for id_ in ids], dtype=np.int64)
+
+    def show_labels(self, changed: Sequence[str] | Mapping[str, Label] | set[str]) -> None:
+        """Take over what the book says of the images `changed`."""
+        with self.lock:
+            for id_ in changed:
+                if id_ in self.index:  # a run folder may know images that have since been deleted
+                    event = self.book.last(id_)
+                    self._codes[self.index[id_]] = 0 if event is None or event.label is None else CODES[event.label]
+            self._show()
+
+    def refit(self, examples: Float32[np.ndarray, "e d"]) -> None:
+        """Fit the probe on the labels of this moment and on `examples`, and rank by it."""
+        with self._fitting:
+            with self.lock:
+                groups = [np.flatnonzero(self._codes == CODES[label]) for label in Label]
+            logits = self.live.fit(groups[0], groups[1], examples, np.concatenate(groups[2:]))
+            with self.lock:
+                self.scores.live = logits
+                self.show_scores()
+
+    def take_training(self, ranking: Ranking) -> None:
+        """Let the scores of a training rank, too."""
+        logits = np.full(len(self.ids), np.nan, dtype=np.float32)
+        for id_, value in zip(ranking.ids, ranking.logits, strict=True):
+            if id_ in self.index:
+                logits[self.index[id_]] = value
+        with self.lock:
+            self.scores.trained = logits
+            self.show_scores()
+
+    def show_scores(self) -> None:
+        """Take over what ranks now."""
+        with self.lock:
+            self._logits = self.scores.logits()
+            self._show()
+
+    def page(self, query: Query) -> Page:
+        """See `LabelService.page`."""
+        with self.lock:
+            like = None if query.like is None else self.neighbours(query.like, 10 * query.size)
+            note = ""
+            if self._logits is None and like is None and query.sort is Sort.SCORE and query.show is Show.UNLABELLED:
+                # Before the first ranking the top of the list is the diverse batch, and chance goes on where it ends.
+                like = np.concatenate([self._first, np.setdiff1d(np.arange(len(self.ids)), self._first)])
+                note = FIRST_NOTE
+            found, total = self.gallery.page(query, like)
+            pages = max(1, -(-total // query.size))
+            return Page(self._tiles(found), total, min(query.page, pages - 1), pages, note)
+
+    def tiles(self, ids: Sequence[str]) -> list[Tile]:
+        """See `LabelService.tiles`."""
+        with self.lock:
+            return self._tiles(self.positions(ids))
+
+    def neighbours(self, id_: str, count: int) -> Int64[np.ndarray, " k"]:
+        """Positions of the images nearest to `id_`, without itself; none if it cannot be read."""
+        at = self.positions([id_])
+        if not self.live.bank.has(at)[0]:
+            return at[:0]
+        nearest = self.live.bank.nearest(self.live.bank.rows(at)[0], count + 1)
+        return nearest[nearest != at[0]][:count]
+
+    def scores_of(self, ids: Sequence[str]) -> dict[str, float]:
+        """Probability by id, for those that have one."""
+        return {tile.id: tile.score for tile in self.tiles(ids) if tile.score is not None}
+
+    def ranking(self) -> Ranking | None:
+        """What ranks now, as a ranking of the readable images."""
+        with self.lock:
+            if self._logits is None:
+                return None
+            kept = np.flatnonzero(np.isfinite(self._logits))
+            return Ranking([self.ids[i] for i in kept.tolist()], self._logits[kept].astype(np.float64))
+
+    def unlabelled_logits(self) -> Float32[np.ndarray, " m"]:
+        """Logits of the images without a label; empty before the first ranking."""
+        with self.lock:
+            return self._codes[:0].astype(np.float32) if self._logits is None else self._logits[self._codes == 0]
+
+    def histogram(self) -> Histogram | None:
+        """Of the scores; None before the first ranking."""
+        with self.lock:
+            if self._logits is None:
+                return None
+            scores = expit(self._logits.astype(np.float64))
+            counts, edges = np.histogram(scores[(self._codes == 0) & np.isfinite(scores)], bins=BINS, range=(0, 1))
+            labelled = {label: scores[(self._codes == CODES[label]) & np.isfinite(scores)] for label in Label}
+            return Histogram(edges, counts.astype(np.int64), labelled)
+
+    def _show(self) -> None:
+        standing: list[LabelEvent] = self.book.standing()
+        known = [event.id for event in reversed(standing) if event.id in self.index]
+        conflicts = [id_ for id_ in self.book.conflicts() if id_ in self.index]
+        self.gallery.update(
+            logits=self._logits,
+            labels=self._codes,
+            newest=self.positions(known),
+            conflicts=self.positions(conflicts),
+            diverse=self.live.diverse,
+        )
+
+    def _tiles(self, positions: Int64[np.ndarray, " k"]) -> list[Tile]:
+        ranks = self.gallery.rank(positions).tolist()
+        logits = None if self._logits is None else self._logits[positions].astype(np.float64)
+        scores = [None] * len(ranks) if logits is None else [float(s) if s == s else None for s in expit(logits)]
+        return [
+            self._tile(self.ids[position], score, rank)
+            for position, score, rank in zip(positions.tolist(), scores, ranks, strict=True)
+        ]
+
+    def _tile(self, id_: str, score: float | None, rank: int) -> Tile:
+        event = self.book.last(id_)
+        return Tile(
+            id=id_,
+            score=score,
+            rank=rank or None,
+            label=None if event is None else event.label,
+            annotator=None if event is None else event.annotator,
+            conflict=self.book.conflict(id_),
+        )

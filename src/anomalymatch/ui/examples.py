@@ -1,0 +1,269 @@
+"""Images that are dropped on the page as examples: they are not in the archive, but their features teach the probe."""
+
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+from PIL import Image as PillowImage
+from PIL import PngImagePlugin
+
+from anomalymatch.data._encoded import EncodedSource
+from anomalymatch.data._fits_images import FitsImages
+from anomalymatch.data.codecs import FORMATS, MODES, decode
+from anomalymatch.data.fits import FitsSource
+from anomalymatch.data.source import BaseSource, ImageSource
+from anomalymatch.errors import DataError, UnreadableImageError
+from anomalymatch.files import atomic_file, make_folder
+from anomalymatch.types import Image, Pixels
+from anomalymatch.ui.originals import suffix_of
+from anomalymatch.ui.thumbnails import averaged, fitted, jpeg, step
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 2**26
+MAX_EXAMPLES = 200
+MAX_SIDE = 1024
+"""Larger examples are kept reduced to this; what a network is given is smaller still."""
+MAX_NAME = 80
+_TITLE = "Title"
+_TRIED, _BLANK = 5, 64
+_COMPRESSED = b"ZIMAGE  ="
+
+Features = Float32[np.ndarray, " d"]
+Encode = Callable[[Image], Features]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An image that was dropped on the page.
+
+    Attributes:
+        id: made from its pixels, so that the same image is kept once.
+        features: its row in the space of the feature bank.
+        name: of the file that was dropped.
+    """
+
+    id: str
+    features: Features
+    name: str = ""
+
+
+class Examples:
+    """The examples of a run, each a PNG in a folder; they are there again after a restart.
+
+    Args:
+        folder: where they are kept.
+        encode: turns an 8-bit image with the channels of the source into a row of the feature bank.
+        source: the archive, whose channels and rendering the examples take on.
+        dimensions: length of such a row; None finds it by encoding a blank image when there are no examples.
+    """
+
+    def __init__(self, folder: Path, encode: Encode, source: ImageSource, *, dimensions: int | None = None) -> None:
+        self.folder, self.encode, self.source = make_folder(folder), encode, source
+        self._dimensions = dimensions
+        self._lock = threading.RLock()
+        self._images: dict[str, Image] = {}
+        self._examples: dict[str, Example] = {}
+        for path in sorted(folder.glob("*.png"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
+            self._restore(path)
+
+    def add(self, name: str, data: bytes) -> Example:
+        """Decode an image file (JPEG, PNG, TIFF, WebP, ... or FITS), keep it, and compute its features.
+
+        Args:
+            name: of the file, to be shown; it has no part in where the image is stored.
+            data: its bytes, at most `MAX_BYTES`.
+
+        Raises:
+            DataError: if it is too large, damaged, no image, or has other bands than the archive, or if there are
+                `MAX_EXAMPLES` already.
+            StorageError: if it cannot be stored.
+        """
+        shown = _shown(name)
+        try:
+            image = self._decoded(data)
+        except UnreadableImageError as error:
+            raise DataError(f"{shown} cannot serve as an example: {error}") from None
+        id_ = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()[:20]
+        with self._lock:
+            if id_ in self._examples:
+                return self._examples[id_]
+            if len(self._examples) >= MAX_EXAMPLES:
+                raise DataError(f"there are {MAX_EXAMPLES} examples already: remove some before you add {shown}")
+            example = Example(id_, np.asarray(self.encode(image), np.float32), shown)
+            _write(self._path(id_), image, shown)
+            self._keep(example, image)
+            return example
+
+    def remove(self, id_: str) -> None:
+        """Forget an example.
+
+        Raises:
+            DataError: if there is no such example.
+        """
+        with self._lock:
+            self._known(id_)
+            self._path(id_).unlink(missing_ok=True)
+            del self._examples[id_], self._images[id_]
+
+    def all(self) -> Sequence[Example]:
+        """The examples, oldest first."""
+        with self._lock:
+            return list(self._examples.values())
+
+    def features(self) -> Float32[np.ndarray, "e d"]:
+        """Their features as rows, in the order of `all`; (0, d) without examples."""
+        rows = [example.features for example in self.all()]
+        if rows:
+            return np.stack(rows)
+        if self._dimensions is None:
+            self._dimensions = len(self.encode(np.zeros((_BLANK, _BLANK, self.source.channels), np.uint8)))
+        return np.zeros((0, self._dimensions), np.float32)
+
+    def thumbnail(self, id_: str, side: int) -> bytes:
+        """JPEG of an example; see `Pictures.thumbnail`.
+
+        Raises:
+            DataError: if there is no such example.
+        """
+        with self._lock:
+            self._known(id_)
+            image = self._images[id_]
+        return jpeg(fitted(image, step(side)))
+
+    def _known(self, id_: str) -> None:
+        if id_ not in self._examples:
+            raise DataError("there is no such example: it has been removed")
+
+    def _path(self, id_: str) -> Path:
+        return self.folder / f"{id_}.png"
+
+    def _keep(self, example: Example, image: Image) -> None:
+        self._examples[example.id], self._images[example.id] = example, image
+
+    def _restore(self, path: Path) -> None:
+        """Take up an example that was stored before; one that no longer fits is left where it is."""
+        try:
+            if path.is_symlink() or path.stat().st_size > 4 * MAX_SIDE**2 * max(4, self.source.channels):
+                raise UnreadableImageError("it is none that was stored here")
+            image, name = _stored(path.read_bytes(), self.source.channels)
+            self._keep(Example(path.stem, np.asarray(self.encode(image), np.float32), name), image)
+        except (DataError, OSError) as error:
+            logger.warning("The example %s is left out: %s", path, error)
+
+    def _decoded(self, data: bytes) -> Image:
+        """Render an uploaded file as the archive's images are rendered, or take it as it is where it is a picture.
+
+        Raises:
+            UnreadableImageError: with the reason, if that cannot be done.
+        """
+        if len(data) > MAX_BYTES:
+            raise UnreadableImageError(f"it has {len(data):,} bytes, which is more than {MAX_BYTES:,}")
+        source = self.source
+        if data.startswith(b"SIMPLE"):
+            return self._decoded_fits(data)
+        _check_header(data)
+        bands = len(source.bands)
+        if bands in MODES:
+            pixels = decode(data, bands)
+            if pixels.dtype != np.uint8 or self._holds_pictures():
+                return source.rendering(_smaller(pixels), source.bands)
+        # A picture of 8 bits beside an archive of deep pixels has been stretched already.
+        pixels = decode(data, source.channels) if source.channels in MODES else np.zeros((0, 0, 0))
+        if pixels.dtype != np.uint8:
+            raise UnreadableImageError(
+                f"the images of this archive have the bands {', '.join(source.bands)}: drop a FITS file that has them"
+            )
+        return _smaller(pixels)
+
+    def _decoded_fits(self, data: bytes) -> Image:
+        if _COMPRESSED in data:  # there is no limit to what a tile of it unpacks to
+            raise UnreadableImageError("it is a compressed FITS file: unpack it by funpack")
+        extensions = self.source.extensions if isinstance(self.source, FitsSource) else None
+        handle, name = tempfile.mkstemp(dir=self.folder, prefix=".upload-", suffix=".fits")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            with FitsImages(Path(name), extensions) as images:
+                height, width = images.shape
+                if height * width * images.bands > MAX_PIXELS:
+                    raise UnreadableImageError(_too_large(width, height))
+                if images.bands != len(self.source.bands):
+                    raise UnreadableImageError(
+                        f"it has {images.bands} bands instead of {len(self.source.bands)}: "
+                        f"{', '.join(self.source.bands)}"
+                    )
+                return self.source.rendering(_smaller(images.cut()), self.source.bands)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def _holds_pictures(self) -> bool:
+        """Whether the images of the archive have 8 bits, by the first that can be read."""
+        if isinstance(self.source, EncodedSource) or not isinstance(self.source, BaseSource):
+            return True
+        for id_ in self.source.ids[:_TRIED]:
+            try:
+                return self.source.pixels(id_).dtype == np.uint8
+            except UnreadableImageError:
+                continue
+        return False
+
+
+def _check_header(data: bytes) -> None:
+    """Refuse what claims to be huge, or is of a format whose size cannot be told, before any pixel is decoded."""
+    if not data:
+        raise UnreadableImageError("it is empty (0 bytes)")
+    try:
+        with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+    except Exception:  # a hostile header can make a parser raise anything
+        raise UnreadableImageError(f"it is not an image in one of the formats {', '.join(FORMATS)}, FITS") from None
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(_too_large(width, height))
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"{width} x {height} pixels is more than {MAX_PIXELS:,}"
+
+
+def _smaller(pixels: Pixels) -> Shaped[np.ndarray, "y x b"]:
+    """Reduced before it is rendered, which takes forty bytes for each number."""
+    height, width = pixels.shape[:2]
+    scale = MAX_SIDE / max(height, width, 1)
+    return pixels if scale >= 1 else averaged(pixels, (max(1, round(width * scale)), max(1, round(height * scale))))
+
+
+def _write(path: Path, image: Image, name: str) -> None:
+    """Store any number of channels as a grey PNG, one below the other."""
+    notes = PngImagePlugin.PngInfo()
+    notes.add_itxt(_TITLE, name)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1)).reshape(-1, image.shape[1])
+    with atomic_file(path) as temporary:
+        PillowImage.fromarray(planes).save(temporary, "PNG", pnginfo=notes)
+
+
+def _stored(data: bytes, channels: int) -> tuple[Image, str]:
+    _check_header(data)
+    planes = decode(data, 1)
+    if suffix_of(data) != ".png" or planes.dtype != np.uint8 or planes.shape[0] % channels:
+        raise UnreadableImageError(f"it does not have {channels} channels, as the images of the archive have")
+    with PillowImage.open(io.BytesIO(data), formats=("PNG",)) as file:
+        name = _shown(str(file.info.get(_TITLE, "")))
+    image = planes.reshape(channels, -1, planes.shape[1]).transpose(1, 2, 0)
+    return np.ascontiguousarray(image), name
+
+
+def _shown(name: str) -> str:
+    """The last part of a file name, on one line and of a length that can be shown."""
+    last = PurePosixPath(name.replace("\\", "/")).name
+    text = "".join(character if character.isprintable() else "?" for character in last)
+    return (text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…") or "the image"

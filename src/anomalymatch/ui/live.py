@@ -1,0 +1,83 @@
+"""The ranking that follows every label: the probe, fitted anew on the bank."""
+
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from anomalymatch.active.learner import POOL_IMAGES
+from anomalymatch.active.strategies import k_centres
+from anomalymatch.models.probe import ProbeSpec, fit_probe, self_train
+from anomalymatch.ui.bank import FeatureBank
+
+SUPPOSED_NORMALS = 200
+FIRST_SAMPLE = 5_000
+
+
+class LiveRanking:
+    """Ranks an archive by a probe on its feature bank; a million images take a fraction of a second.
+
+    Args:
+        bank: features of the archive.
+        probe: how the probe is fitted.
+        seed: of the images that stand for the archive: the pool, the supposed normals, the first batch.
+    """
+
+    def __init__(self, bank: FeatureBank, probe: ProbeSpec, *, seed: int) -> None:
+        self.bank, self.probe, self.seed = bank, probe, seed
+        # Evenly spaced, as the probe's learner does, but fixed: one label must not exchange the whole pool.
+        self._pool = bank.positions[:: max(1, len(bank.positions) // POOL_IMAGES)]
+
+    @cached_property
+    def _pool_rows(self) -> Float32[np.ndarray, "p d"]:
+        return self.bank.rows(self._pool)
+
+    def fit(
+        self,
+        anomalies: Int64[np.ndarray, " a"],
+        normals: Int64[np.ndarray, " b"],
+        extra: Float32[np.ndarray, "e d"],
+        others: Int64[np.ndarray, " o"] | None = None,
+    ) -> Float32[np.ndarray, " n"] | None:
+        """Log-odds of all images, NaN for what cannot be read; None while there is nothing to rank by.
+
+        While fewer than `SUPPOSED_NORMALS` images are labelled normal, random unlabelled ones fill them up: anomalies
+        are rare, so most of these are normal. The labelled ones alone say little of the archive, for they are the
+        first of a ranking: they look like anomalies.
+
+        Args:
+            anomalies: positions of the images labelled anomaly.
+            normals: positions of those labelled normal.
+            extra: features of further anomalies that are not in the archive, in the space of the bank.
+            others: positions of images labelled otherwise: they are not taken for unlabelled ones.
+        """
+        taken = np.concatenate([anomalies, normals, *([] if others is None else [others])])
+        anomalies, normals = (group[self.bank.has(group)] for group in (anomalies, normals))
+        normals = np.concatenate([normals, self._supposed_normals(taken, SUPPOSED_NORMALS - len(normals))])
+        positive = np.concatenate([self.bank.rows(anomalies), extra])
+        if not len(positive) or not len(normals):
+            return None
+        negative = self.bank.rows(normals)
+        if self.probe.rounds:
+            unlabelled = self._pool_rows[~np.isin(self._pool, taken)]
+            probe = self_train(positive, negative, unlabelled, self.probe)
+        else:
+            probe = fit_probe(positive, negative, inverse_regularisation=self.probe.inverse_regularisation)
+        return self.bank.project(probe.coefficients, probe.intercept)
+
+    def first_batch(self, count: int) -> Int64[np.ndarray, " k"]:
+        """Positions of `count` images that differ from each other, to start with; fewer if fewer can be read."""
+        return self.diverse(self._draw(FIRST_SAMPLE), count)
+
+    def diverse(self, candidates: Int64[np.ndarray, " c"], count: int) -> Int64[np.ndarray, " k"]:
+        """Up to `count` of `candidates` that cover them greedily, the first one first; unreadable ones are left out."""
+        readable = candidates[self.bank.has(candidates)]
+        return readable[k_centres(self.bank.rows(readable), count)]
+
+    def _supposed_normals(self, taken: Int64[np.ndarray, " t"], count: int) -> Int64[np.ndarray, " k"]:
+        drawn = self._draw(SUPPOSED_NORMALS + len(taken))
+        return drawn[~np.isin(drawn, taken)][: max(0, count)]
+
+    def _draw(self, count: int) -> Int64[np.ndarray, " k"]:
+        """Random readable images; the first ones stay the same however many are drawn."""
+        return self.bank.positions[np.random.default_rng(self.seed).permutation(len(self.bank.positions))[:count]]

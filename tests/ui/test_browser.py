@@ -1,0 +1,432 @@
+"""The page as a person uses it: a real browser on a real server, on galaxies if they are there, else on the demo."""
+
+import csv
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.ui, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SMALL = [
+    *("dataset=demo", "dataset.source.count=600", "dataset.source.size=32", "dataset.image_size=32"),
+    *("dataset.source.rare_fraction=0.05", "model.name=test_efficientnet", "model.weights=none"),
+    *("inference.workers=1", "logger=none", "algorithm.learner.batch.labelled=2"),
+]
+GALAXIES = ["dataset=galaxyzoo1", "algorithm=probe", "logger=none"]
+WAIT_MS = 60_000
+
+
+class Page:
+    """A page in the browser, and what a person does with it."""
+
+    def __init__(self, context, url):
+        self.page = context.new_page()
+        self.page.set_default_timeout(WAIT_MS)
+        self.complaints, self.foreign = [], []
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._heard)
+        self.page.on("request", lambda request: self._asked(request.url, url))
+        self.page.goto(url)
+        self.page.wait_for_selector("[data-testid=tile].am-cursor")
+
+    def _heard(self, message):
+        if message.type == "error":
+            self.complaints.append(message.text)
+
+    def _asked(self, address, url):
+        if not address.startswith((url, url.replace("http", "ws", 1), "data:", "blob:")):
+            self.foreign.append(address)
+
+    def get(self, name):
+        return self.page.locator(f"[data-testid={name}]")
+
+    def tile(self, id_):
+        return self.page.locator(f'[data-testid=tile][data-id="{id_}"]')
+
+    @property
+    def ids(self):
+        return self.page.eval_on_selector_all("[data-testid=tile]", "tiles => tiles.map(tile => tile.dataset.id)")
+
+    @property
+    def cursor(self):
+        return self.page.locator("[data-testid=tile].am-cursor").get_attribute("data-id")
+
+    def press(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def count(self, label):
+        return int(self.get(f"count-{label}").locator(".am-figure").inner_text().replace(",", ""))
+
+    def counts(self):
+        return {label: self.count(label) for label in ("anomaly", "normal", "unsure", "artefact")}
+
+    def choose(self, name, value):
+        """Take another value of a drop-down list."""
+        self.get(name).click()
+        self.page.get_by_role("option", name=value, exact=True).click()
+
+    def switch(self, name, on):
+        switch = self.get(name)
+        if (switch.get_attribute("aria-checked") == "true") != on:
+            switch.click()
+            self.tile(self.cursor).focus()
+
+    def until(self, condition, what, seconds=60):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"in vain: {what}"
+            self.page.wait_for_timeout(50)
+
+    def label(self, key, label):
+        """Press a key for the tile under the cursor; return its id once the label is on disk, so coloured."""
+        id_ = self.cursor
+        self.press(key)
+        done = f"""id => {{
+            const tile = document.querySelector(`[data-testid=tile][data-id="${{CSS.escape(id)}}"]`);
+            return !tile || tile.dataset.label === "{label}";
+        }}"""
+        self.page.wait_for_function(done, arg=id_)
+        return id_
+
+    def exported(self):
+        """The labels of the CSV file that the page offers."""
+        with self.page.expect_download() as download:
+            self.get("export-csv").click()
+        text = Path(download.value.path()).read_text(encoding="utf-8")
+        return {row["filename"]: row["label"] for row in csv.DictReader(io.StringIO(text))}
+
+
+class Command:
+    """`python -m anomalymatch.label` in a process of its own."""
+
+    def __init__(self, folder, *words):
+        self.folder, self.words, self.url = folder, words, ""
+        self.process = None
+
+    def start(self):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+        words = [*self.words, f"ui.run={self.folder / 'run'}", "ui.port=0", "ui.show=false"]
+        with (self.folder / "stderr.txt").open("a") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "anomalymatch.label", *words],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=self.folder,
+                env=environment,
+            )
+        line = self.process.stdout.readline()
+        assert line, self.said()
+        self.url = re.search(r"http://\S+", line)[0]
+        return self
+
+    def said(self):
+        return (self.folder / "stderr.txt").read_text(encoding="utf-8")
+
+    def end(self, number=signal.SIGINT):
+        """Stop it, and wait until it has stopped."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            self.process.communicate(timeout=60)
+        finally:
+            self.process.kill()
+        return self.process.returncode
+
+
+def trainings(run):
+    """Processes that train in a run folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"anomalymatch.run" in words and f"resume={run}".encode() in words:
+            found.append(int(entry.parent.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser without a window; the test is skipped where none can be found."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        names = ("chromium", "chromium-browser", "google-chrome")
+        found = [os.environ.get("CHROMIUM"), *map(shutil.which, names), playwright.chromium.executable_path]
+        path = next((path for path in found if path and Path(path).exists()), None)
+        if path is None:
+            pytest.skip("no Chromium: install it, or set CHROMIUM to where it is")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium):
+    """Open the page of a command in a browser that has never seen it; at the end nothing must have gone wrong in it."""
+    contexts, pages = [], []
+
+    def opening(command, *, path="", **options):
+        context = chromium.new_context(**{"viewport": {"width": 1440, "height": 900}} | options)
+        contexts.append(context)
+        pages.append(Page(context, command.url + path))
+        return pages[-1]
+
+    yield opening
+    for context in contexts:
+        context.close()
+    assert [page.foreign for page in pages if page.foreign] == []
+
+
+@contextmanager
+def running(folder, *words):
+    command = Command(folder, *words).start()
+    try:
+        yield command
+    finally:
+        command.end()
+        assert "Traceback" not in command.said()
+
+
+@pytest.fixture(scope="module")
+def demo_words(tmp_path_factory):
+    return [*SMALL, f"data.cache_dir={tmp_path_factory.mktemp('cache')}"]
+
+
+@pytest.fixture(scope="module")
+def archive(demo_words):
+    """Words for the command line, the class of each image, and the class that is looked for."""
+    from anomalymatch.build import build_source
+    from anomalymatch.config import compose
+
+    given = os.environ.get("ANOMALYMATCH_DATA")
+    are_there = given is not None and (Path(given) / "galaxyzoo1").is_dir()
+    words, rare = (GALAXIES, "merger") if are_there else (["algorithm=probe", *demo_words], "lens_arc")
+    words = [word for word in words if "algorithm.learner" not in word]
+    return words, dict(build_source(compose(*words, name="label")).truth), rare
+
+
+@pytest.fixture(scope="module")
+def galaxies(archive, tmp_path_factory):
+    """The command on the images of `archive`; tests go on from where the one before stopped."""
+    with running(tmp_path_factory.mktemp("galaxies"), *archive[0]) as command:
+        yield command
+
+
+def judge(page, truth, rare, count):
+    """Label what is under the cursor for what it is, one after the other; return what was said."""
+    said = {}
+    for _ in range(count):
+        is_rare = truth[page.cursor] == rare
+        id_ = page.label("a" if is_rare else "n", "anomaly" if is_rare else "normal")
+        said[id_] = "anomaly" if is_rare else "normal"
+    return said
+
+
+class TestSearch:
+    """One search, from the first label to the export after a crash."""
+
+    said: dict[str, str]
+
+    def test_a_person_finds_some_by_keyboard(self, galaxies, archive, opened):
+        _, truth, rare = archive
+        page = opened(galaxies)
+        assert "as different from each other as can be" in page.get("note").inner_text()
+        said = judge(page, truth, rare, 1)
+        for _ in range(12):
+            # Go through the ranking a few at a time, as a person would: what is on top changes with every answer.
+            said |= judge(page, truth, rare, 10)
+            if sum(label == "anomaly" for label in said.values()) >= 5:
+                break
+        found = sum(label == "anomaly" for label in said.values())
+        assert found >= 1, f"no {rare} among {len(said)} images"
+        page.until(lambda: sum(page.counts().values()) == len(said), "the counts follow")
+        assert page.count("anomaly") == found
+        assert page.exported() == said
+        assert page.complaints == []
+        type(self).said = said
+
+    def test_the_ranking_is_better_than_chance(self, galaxies, archive, opened):
+        _, truth, rare = archive
+        page = opened(galaxies)
+        top = page.ids[:48]
+        share = sum(truth[id_] == rare for id_ in top) / len(top)
+        assert share > sum(name == rare for name in truth.values()) / len(truth)
+        scores = page.page.eval_on_selector_all("[data-testid=tile]", "tiles => tiles.map(tile => tile.ariaLabel)")
+        assert re.match(r"rank 1, score \d\.\d\d, no label", scores[0]) or "rank" in scores[0]
+
+    def test_undo_takes_back_one_after_the_other(self, galaxies, archive, opened):
+        page = opened(galaxies)
+        page.until(lambda: sum(page.counts().values()) == len(self.said), "the counts are there")
+        before = page.exported()
+        page.switch("follow", False)
+        first = page.label("u", "unsure")
+        second = page.label("x", "artefact")
+        page.until(lambda: page.counts()["artefact"] == 1, "the label counts")
+        assert page.exported() == before | {first: "unsure", second: "artefact"}
+        page.press("z")
+        page.until(lambda: page.tile(second).get_attribute("data-label") == "", "the last label is gone")
+        assert page.exported() == before | {first: "unsure"}
+        page.press("z", "z")
+        page.until(lambda: len(page.exported()) == len(before) - 1, "older ones can be taken back too")
+        gone = set(before) - set(page.exported())
+        assert len(gone) == 1
+        self.said.pop(gone.pop())
+
+    def test_a_range_gets_one_label(self, galaxies, opened):
+        page = opened(galaxies)
+        page.switch("follow", False)
+        ids = page.ids[:4]
+        page.press("Home", "Shift+ArrowRight", "Shift+ArrowRight", "Shift+ArrowRight")
+        assert page.get("selection").inner_text() == "4 selected"
+        page.press("u")
+        page.until(lambda: page.counts()["unsure"] == 4, "four labels")
+        assert {id_ for id_, label in page.exported().items() if label == "unsure"} == set(ids)
+        page.press("z")
+        page.until(lambda: page.counts()["unsure"] == 0, "one undo takes back all four")
+
+    def test_it_ranks_anew_when_asked(self, galaxies, archive, opened):
+        page = opened(galaxies)
+        page.press("r")
+        page.page.get_by_text(re.compile(rf"Ranked {len(archive[1]):,} images in \d+\.\d\d s")).wait_for()
+
+    def test_the_large_view_labels_too(self, galaxies, opened):
+        page = opened(galaxies)
+        page.switch("follow", False)
+        id_ = page.cursor
+        page.press(" ")
+        page.get("viewer").wait_for()
+        full = page.get("full").first
+        page.until(lambda: full.evaluate("image => image.naturalWidth") >= 32, "the picture is there")
+        page.until(lambda: page.get("neighbour").count() > 0, "images like it are there")
+        page.press("u")
+        page.until(lambda: page.tile(id_).get_attribute("data-label") == "unsure", "the label is there")
+        page.press("z")
+        page.until(lambda: page.tile(id_).get_attribute("data-label") == "", "it is taken back")
+        page.press("Escape")
+        page.get("viewer").wait_for(state="detached")
+        assert page.complaints == []
+
+    def test_training_ranks_the_archive(self, galaxies, opened):
+        page = opened(galaxies)
+        assert not page.get("mode").is_visible()
+        page.press("t")
+        page.until(lambda: page.get("training-state").inner_text().startswith("Training"), "it begins")
+        before = page.cursor
+        page.press("ArrowRight")  # the page goes on meanwhile
+        assert page.cursor != before
+        page.until(lambda: page.get("training-state").inner_text().startswith("Finished"), "it ends", 900)
+        page.get("mode").wait_for()
+        page.until(lambda: sum(page.counts().values()) == len(self.said), "no label is lost")
+
+    def test_after_a_crash_all_labels_are_there(self, galaxies, archive, opened):
+        _, truth, rare = archive
+        page = opened(galaxies)
+        self.said.update(judge(page, truth, rare, 5))
+        page.press(*"nnn")  # under way while it dies: they may be there or not
+        galaxies.end(signal.SIGKILL)
+        galaxies.start()
+        again = opened(galaxies)
+        again.until(lambda: sum(again.counts().values()) >= len(self.said), "the labels are there")
+        kept = again.exported()
+        assert kept | self.said == kept
+        assert 0 <= len(kept) - len(self.said) <= 3
+        assert again.get("training-state").inner_text().startswith("Finished") or again.get("mode").is_visible()
+        self.said.update(kept)
+        self.said.update(judge(again, truth, rare, 1))
+        assert again.exported() == self.said
+
+    def test_two_people_see_each_other(self, galaxies, opened):
+        first, second = opened(galaxies), opened(galaxies)
+        for page, name in ((first, "ada"), (second, "ben")):
+            page.get("annotator").fill(name)
+            page.press("Tab")
+            page.switch("follow", False)
+        first.press("Home")
+        page_ids = set(second.ids)
+        id_ = first.cursor
+        assert id_ in page_ids
+        first.page.wait_for_timeout(600)  # names wait for a pause in typing
+        first.tile(id_).focus()
+        first.label("a", "anomaly")
+        second.until(lambda: second.tile(id_).get_attribute("data-label") == "anomaly", "ben sees what ada says")
+        second.tile(id_).click()
+        second.label("n", "normal")
+        first.until(lambda: first.tile(id_).get_attribute("data-label") == "normal", "ada sees what ben says")
+        first.until(lambda: first.tile(id_).locator(".am-conflict").count() == 1, "that they disagree is shown")
+        first.get("conflicts").wait_for()
+        first.until(lambda: "ada and ben" in first.get("annotators").inner_text(), "how they agree is shown")
+
+
+class TestTraining:
+    def test_progress_and_losses_are_shown(self, demo_words, tmp_path, opened):
+        with running(tmp_path, *demo_words, "trainer.iterations=40") as command:
+            page = opened(command)
+            page.press("t")
+            page.page.get_by_text("training needs images of both kinds").wait_for()
+            page.label("a", "anomaly")
+            page.label("n", "normal")
+            page.press("t")
+            page.until(lambda: page.get("training-state").inner_text().startswith("Training"), "it begins")
+            page.until(lambda: page.get("losses").count() == 1, "losses are shown", 300)
+            page.until(lambda: page.get("training-state").inner_text().startswith("Finished"), "it ends", 300)
+            assert "step 40 of 40" in page.get("training-state").inner_text()
+            assert page.complaints == []
+
+    def test_it_can_be_stopped_and_its_crash_is_shown(self, demo_words, tmp_path, opened):
+        with running(tmp_path, *demo_words, "trainer.iterations=1000000") as command:
+            page = opened(command)
+            said = {page.label("a", "anomaly"): "anomaly", page.label("n", "normal"): "normal"}
+            page.press("t")
+            page.until(lambda: page.get("losses").count() == 1, "it trains", 300)
+            page.get("training-stop").click()
+            page.until(lambda: "No training yet" in page.get("training-state").inner_text(), "it has stopped", 60)
+            assert not trainings(tmp_path / "run")
+            page.press("t")
+            page.until(lambda: "step" in page.get("training-state").inner_text(), "it trains again", 300)
+            (process,) = trainings(tmp_path / "run")
+            page.until(lambda: not re.search("step 0 ", page.get("training-state").inner_text()), "steps", 300)
+            os.kill(process, signal.SIGKILL)
+            page.until(
+                lambda: "The training failed. All labels are safe." in page.get("training-state").inner_text(),
+                "the crash is shown",
+            )
+            assert "SIGKILL" in page.get("training-message").inner_text()
+            said[page.label("u", "unsure")] = "unsure"
+            assert page.exported() == said
+
+
+class TestToken:
+    def test_a_page_for_the_network_opens_with_its_token_alone(self, demo_words, tmp_path, opened, chromium):
+        with running(tmp_path, *demo_words, "ui.host=0.0.0.0") as command:
+            port, token = re.search(r":(\d+)/\?token=(\S+)", command.url).groups()
+            command.url = f"http://127.0.0.1:{port}/"
+            page = opened(command, path=f"?token={token}")
+            assert page.page.url == command.url
+            said = {page.label("a", "anomaly"): "anomaly"}
+            assert page.exported() == said
+            (cookie,) = page.page.context.cookies()
+            assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+            stranger = chromium.new_context().new_page()
+            assert stranger.goto(command.url).status == 401
+            assert "A token is needed" in stranger.inner_text("body")
+            stranger.context.close()
+
+
+def test_on_a_phone_nothing_is_cut_off(galaxies, opened):
+    page = opened(galaxies, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    width = page.page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 390
+    page.tile(page.cursor).tap()
+    assert page.get("action-anomaly").is_visible()

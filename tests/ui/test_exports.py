@@ -1,0 +1,397 @@
+import base64
+import csv
+import io
+import json
+import zipfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image as PillowImage
+
+from anomalymatch.data.folder import folder_source
+from anomalymatch.data.label_log import LabelEvent, LabelLog, export_csv
+from anomalymatch.data.parquet import parquet_source
+from anomalymatch.errors import ConfigError, DataError, LabelError, StorageError
+from anomalymatch.ranking import Ranking
+from anomalymatch.types import Label
+from anomalymatch.ui import exports, label_studio
+from anomalymatch.ui.exportable import slug
+from anomalymatch.ui.exports import KINDS, export, import_labels
+from anomalymatch.ui.pictures import Pictures
+
+A, N = Label.ANOMALY, Label.NORMAL
+
+
+@dataclass
+class Search:
+    source: Any
+    pictures: Pictures
+    labels: dict[str, Label] = field(default_factory=dict)
+    events: list[LabelEvent] = field(default_factory=list)
+    ranking: Ranking | None = None
+
+    def say(self, id_: str, label: Label, annotator: str = "ada") -> None:
+        at = datetime(2030, 1, 2, 3, 4, len(self.events), tzinfo=UTC)
+        self.events.append(LabelEvent(len(self.events) + 1, id_, label, annotator, at, 0, None))
+        self.labels[id_] = label
+
+
+@pytest.fixture
+def search(tmp_path: Path, make_source: Any) -> Any:
+    made = []
+
+    def make(source: Any = None) -> Search:
+        source = source or make_source(20, unreadable={"im000013"})
+        made.append(Search(source, Pictures(source, tmp_path / "cache", workers=1)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.pictures.close()
+
+
+@pytest.fixture
+def ranked(search: Any) -> Search:
+    """Labels by two people; scores fall with the number of the image; one has none."""
+    one = search()
+    ids = [id_ for id_ in one.source.ids if id_ != "im000013"]
+    one.ranking = Ranking(ids, np.linspace(2, -2, len(ids)))
+    one.say("im000003", N)
+    one.say("im000007", A, "bob")
+    one.say("im000003", A, "bob")
+    one.say("im000013", A)
+    one.say("im000005", Label.UNSURE)
+    return one
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: Any) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sky(tmp_path: Path, ids: list[str], ra: list[Any]) -> Any:
+    (tmp_path / "p").mkdir()
+    columns = {"image": [png(i) for i in range(len(ids))], "name": ids, "ra": ra, "dec": [-1.5] * len(ids)}
+    pq.write_table(pa.table(columns), tmp_path / "p/a.parquet")
+    return parquet_source(tmp_path / "p", id_column="name")
+
+
+def test_kinds(ranked: Search, temporary: Path) -> None:
+    assert KINDS == ("csv", "parquet", "votable", "zip", "labelstudio")
+    ranked.source.name = '../a "b"\r\nSet-Cookie: x/ü'
+    for kind in set(KINDS) - {"votable"}:
+        found = export(kind, ranked)
+        assert found.filename.isascii()
+        assert found.filename.replace("-", "").replace(".", "").replace("_", "").isalnum()
+        assert found.path.parent == temporary
+        assert found.path.stat().st_size > 0
+        assert found.path.stat().st_mode & 0o077 in (0, 0o44)
+        found.path.unlink()
+    assert list(temporary.iterdir()) == []
+    with pytest.raises(ConfigError, match="there is no export 'exe': choose one of csv, parquet, votable, zip, label"):
+        export("exe", ranked)
+
+
+def test_csv_is_what_is_imported(ranked: Search) -> None:
+    found = export("csv", ranked)
+    assert found.filename == "array-labels.csv"
+    text = found.path.read_text()
+    assert text.splitlines()[:2] == ["filename,label", "im000003,anomaly"]
+    assert import_labels(text, frozenset(ranked.source.ids)) == ranked.labels
+
+
+def test_parquet_has_every_image(ranked: Search) -> None:
+    table = pq.read_table(export("parquet", ranked).path)
+    assert table.column_names == ["id", "label", "annotator", "at", "score", "rank"]
+    assert table["id"].to_pylist() == list(ranked.source.ids)
+    rows = {row["id"]: row for row in table.to_pylist()}
+    assert rows["im000003"] == {
+        "id": "im000003",
+        "label": "anomaly",
+        "annotator": "bob",
+        "at": datetime(2030, 1, 2, 3, 4, 2, tzinfo=UTC),
+        "score": pytest.approx(1 / (1 + np.exp(-2 + 3 * 4 / 18))),
+        "rank": 4,
+    }
+    assert [rows["im000013"][name] for name in ("label", "annotator", "score", "rank")] == [
+        "anomaly",
+        "ada",
+        None,
+        None,
+    ]
+    assert [rows["im000000"][name] for name in ("label", "annotator", "at", "rank")] == [None, None, None, 1]
+
+
+def test_without_anything(search: Any, temporary: Path) -> None:
+    one = search()
+    assert export("csv", one).path.read_text() == "filename,label\n"
+    table = pq.read_table(export("parquet", one).path)
+    assert table.num_rows == 20
+    assert table["rank"].null_count == table["label"].null_count == 20
+    for kind, message in (
+        ("votable", r"^there is nothing to export yet: label some images first$"),
+        ("labelstudio", r"^there is nothing to export yet: label some images first$"),
+        ("zip", r"^no image is labelled anomaly yet, so there are no found images to export$"),
+    ):
+        with pytest.raises(DataError, match=message):
+            export(kind, one)
+    assert len(list(temporary.iterdir())) == 2, "what failed leaves nothing"
+
+
+def test_events_that_were_taken_back(tmp_path: Path, ranked: Search) -> None:
+    log = LabelLog(tmp_path / "labels.sqlite")
+    log.append({"im000001": N}, annotator="ada", cycle=0)
+    log.append({"im000001": A, "im000002": A}, annotator="bob", cycle=0)
+    log.undo(annotator="bob")
+    log.append({"im000004": A}, annotator="ada", cycle=0)
+    log.append({"im000004": None}, annotator="bob", cycle=0)
+    ranked.events, ranked.labels = log.events(), log.current()
+    log.close()
+    rows = {row["id"]: row for row in pq.read_table(export("parquet", ranked).path).to_pylist()}
+    assert (rows["im000001"]["label"], rows["im000001"]["annotator"]) == ("normal", "ada")
+    assert rows["im000002"]["label"] is rows["im000004"]["annotator"] is None
+
+
+def test_votable(tmp_path: Path, search: Any) -> None:
+    ids = ["a", 'b"<&>', "c\x07\x1b", "d", "e"]
+    one = search(sky(tmp_path, ids, [10.0, 20.0, 30.0, None, 50.0]))
+    one.ranking = Ranking(["a", "d", "e"], np.array([1.0, 3.0, 2.0]))
+    one.say(ids[1], A, "<ada>")
+    one.say(ids[2], N)
+    found = export("votable", one)
+    assert found.filename == "parquet-sky.vot"
+    ElementTree.parse(found.path)
+    table = Table.read(found.path)
+    assert list(table["id"]) == ['b"<&>', "c??", "e", "a"], "labels first, then the best; without a place none"
+    assert table["ra"].tolist() == [20.0, 30.0, 50.0, 10.0]
+    assert str(table["dec"].unit) == "deg"
+    assert list(table["label"]) == ["anomaly", "normal", "", ""]
+    assert table["annotator"][0] == "<ada>"
+    assert table["rank"].tolist() == [None, None, 2, 3]
+    assert np.ma.getmaskarray(table["score"]).tolist() == [True, True, False, False]
+
+
+def test_no_votable_without_coordinates(ranked: Search) -> None:
+    with pytest.raises(
+        DataError, match=r"^these images have no coordinates, which a VOTable needs: they come from FITS"
+    ):
+        export("votable", ranked)
+
+
+def test_votable_has_a_top(tmp_path: Path, search: Any, monkeypatch: Any) -> None:
+    one = search(sky(tmp_path, list("abcde"), [1.0] * 5))
+    one.ranking = Ranking(list("abcde"), np.arange(5.0))
+    monkeypatch.setattr(exports, "TOP", 2)
+    assert list(Table.read(export("votable", one).path)["id"]) == ["e", "d"]
+
+
+def test_zip_of_the_found(ranked: Search) -> None:
+    found = export("zip", ranked)
+    assert found.filename == "array-anomalies.zip"
+    with zipfile.ZipFile(found.path) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [
+            "images/0001-im000003.png",
+            "images/0002-im000007.png",
+            "images.csv",
+            "labels.csv",
+        ]
+        image = np.asarray(PillowImage.open(io.BytesIO(archive.read("images/0001-im000003.png"))))
+        assert np.array_equal(image, ranked.source.read(["im000003"])[0])
+        assert import_labels(archive.read("labels.csv").decode(), frozenset(ranked.source.ids)) == ranked.labels
+        rows = list(csv.DictReader(io.StringIO(archive.read("images.csv").decode())))
+    assert [(row["file"], row["id"], row["rank"], row["note"]) for row in rows] == [
+        ("images/0001-im000003.png", "im000003", "4", ""),
+        ("images/0002-im000007.png", "im000007", "8", ""),
+        ("", "im000013", "", "unreadable: the file is truncated"),
+    ]
+
+
+def test_zip_has_the_bytes_of_the_archive(tmp_path: Path, search: Any) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    for name in ("one.tar.png", "b/one.tar.png"):
+        (tmp_path / "a" / name).write_bytes(png(9))
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(1))
+    one = search(folder_source(tmp_path / "a"))
+    one.say("one.tar.png", A)
+    one.say("b/one.tar.png", A)
+    with zipfile.ZipFile(export("zip", one).path) as archive:
+        names = archive.namelist()[:2]
+        assert names == ["images/0001-one-tar.png", "images/0002-one-tar.png"]
+        assert archive.read(names[0]) == png(9)
+    (tmp_path / "a/one.tar.png").unlink()
+    (tmp_path / "a/one.tar.png").symlink_to(secret)
+    with zipfile.ZipFile(export("zip", one).path) as archive:
+        assert archive.namelist()[0] == "images/0002-one-tar.png"
+        assert "leaves the folder" in archive.read("images.csv").decode()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x.png", "/etc/passwd", "C:\\x.exe", "a\0b", "..", ".bashrc", "CON", "\n", "ü" * 300, "=1+1"]
+)
+def test_names_in_a_zip_are_safe(tmp_path: Path, search: Any, name: str) -> None:
+    one = search(sky(tmp_path, [name], [1.0]))
+    one.say(name, A)
+    with zipfile.ZipFile(export("zip", one).path) as archive:
+        first, *rest = archive.namelist()
+        assert rest == ["images.csv", "labels.csv"]
+        assert first.startswith("images/0001-")
+        assert first.endswith(".png")
+        assert ".." not in first
+        assert len(first) < 100
+        archive.extractall(tmp_path / "out")
+        rows = list(csv.DictReader(io.StringIO(archive.read("images.csv").decode(), newline="")))
+    assert rows[0]["id"] == name
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"images", "images.csv", "labels.csv"}
+
+
+def test_fits_files_are_exported_as_they_are(tmp_path: Path, search: Any) -> None:
+    from anomalymatch.data.fits import fits_source
+
+    (tmp_path / "f").mkdir()
+    fits.PrimaryHDU(np.arange(64.0).reshape(8, 8)).writeto(tmp_path / "f/a.fits")
+    one = search(fits_source(tmp_path / "f"))
+    one.say("a.fits", A)
+    with zipfile.ZipFile(export("zip", one).path) as archive:
+        assert archive.read("images/0001-a.fits") == (tmp_path / "f/a.fits").read_bytes()
+
+
+def test_tasks_of_label_studio(ranked: Search, monkeypatch: Any) -> None:
+    monkeypatch.setattr(label_studio, "UNLABELLED", 2)
+    tasks = json.loads(export("labelstudio", ranked).path.read_text())
+    by_id = {task["data"]["filename"]: task for task in tasks}
+    assert list(by_id) == ["im000003", "im000007", "im000013", "im000005", "im000000", "im000001"]
+    choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["anomaly"]}}
+    assert by_id["im000007"]["annotations"] == [{"result": [choice]}]
+    assert by_id["im000007"]["predictions"][0] == {
+        "model_version": "anomalymatch",
+        "score": by_id["im000007"]["data"]["score"],
+        "result": [choice],
+    }
+    votes = [vote["result"][0]["value"]["choices"][0] for vote in by_id["im000003"]["annotations"]]
+    assert votes == ["normal", "anomaly"]
+    assert by_id["im000003"]["data"]["annotators"] == "ada, bob"
+    assert "annotations" not in by_id["im000000"]
+    assert "predictions" not in by_id["im000013"]
+    assert by_id["im000000"]["data"]["rank"] == 1
+    for task in tasks:
+        kind, data = task["data"]["image"].split(",")
+        assert kind in ("data:image/jpeg;base64", "data:image/gif;base64")
+        assert max(PillowImage.open(io.BytesIO(base64.b64decode(data))).size) in (1, 512)
+
+
+def test_the_interface_of_label_studio() -> None:
+    root = ElementTree.fromstring(label_studio.CONFIG)
+    image, choices = root
+    assert image.attrib["name"] == choices.attrib["toName"] == "image"
+    assert choices.attrib["name"] == "label"
+    assert [choice.attrib["value"] for choice in choices] == list(Label)
+
+
+def test_low_scores_are_predicted_normal(ranked: Search) -> None:
+    tasks = json.loads(export("labelstudio", ranked).path.read_text())
+    assert len(tasks) == 20
+    for task in tasks:
+        for prediction in task.get("predictions", ()):
+            guess = prediction["result"][0]["value"]["choices"]
+            assert guess == (["anomaly"] if prediction["score"] >= 0.5 else ["normal"])
+
+
+def test_a_label_without_its_event(ranked: Search) -> None:
+    ranked.events = []
+    tasks = json.loads(export("labelstudio", ranked).path.read_text())
+    assert tasks[0]["annotations"][0]["result"][0]["value"]["choices"] == ["anomaly"]
+    rows = pq.read_table(export("parquet", ranked).path).to_pylist()
+    assert (rows[3]["label"], rows[3]["annotator"]) == ("anomaly", None)
+
+
+def test_a_full_disk(ranked: Search, temporary: Path, monkeypatch: Any) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(StorageError, match="the disk is full: free some space"):
+        export("parquet", ranked)
+    assert list(temporary.iterdir()) == []
+
+
+# Import
+
+KNOWN = frozenset({"a.png", "b, c.png", 'd"e.png'})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"^the CSV file: the first line must be filename,label, got"),
+        ("filename,label\n", r"^the CSV file: there are no rows"),
+        ("filename,label\nx.png,anomaly\n", r"^the CSV file: 1 of its lines cannot be used.*there is no such image"),
+        ("filename,label\na.png,weird\n", r"^the CSV file: 1 labels are none of anomaly, normal.*a.png,weird"),
+        ("filename,label\na.png,anomaly\na.png,normal\n", r"line 2 names it too"),
+        ("filename,label\n../../etc/passwd,anomaly\n", r"there is no such image"),
+        ('filename,label\n"a.png,anomaly\n', r"cannot be read as a CSV file"),
+        ("\ud800", r"cannot be read as a CSV file"),
+        ("PK\x03\x04\0\0\0", r"the first line must be filename,label"),
+    ],
+)
+def test_imports_that_are_refused(text: str, message: str, temporary: Path) -> None:
+    with pytest.raises(LabelError, match=message) as caught:
+        import_labels(text, KNOWN)
+    assert str(temporary) not in str(caught.value)
+    assert list(temporary.iterdir()) == []
+
+
+def test_imports_of_any_size(monkeypatch: Any) -> None:
+    monkeypatch.setattr(exports, "MAX_IMPORT", 10)
+    with pytest.raises(LabelError, match="has more than 10 characters: divide it"):
+        import_labels("filename,label\na.png,normal\n", KNOWN)
+
+
+def test_import_of_windows_files() -> None:
+    text = '\ufefffilename,label\r\na.png,anomaly\r\n"b, c.png",unsure\r\n"d""e.png",artefact\r\n'
+    assert import_labels(text, KNOWN) == {"a.png": A, "b, c.png": Label.UNSURE, 'd"e.png': Label.ARTEFACT}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip),
+        st.sampled_from(list(Label)),
+        min_size=1,
+    )
+)
+def test_any_names_come_back(tmp_path: Path, labels: dict[str, Label]) -> None:
+    path = tmp_path / "labels.csv"
+    export_csv(labels, path)
+    text = path.read_bytes().decode()
+    assert import_labels(text, frozenset(labels)) == labels
+
+
+@given(st.text())
+def test_slugs_are_safe(text: str) -> None:
+    made = slug(text)
+    assert made.isascii()
+    assert made.replace("-", "").replace("_", "").isalnum() or set(made) <= {"_", "-"}
+    assert 0 < len(made) <= 60
+    assert not made.startswith((".", "-"))

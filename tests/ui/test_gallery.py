@@ -1,0 +1,280 @@
+import math
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+
+from anomalymatch.types import Label
+from anomalymatch.ui import gallery as module
+from anomalymatch.ui.gallery import CODES, Gallery
+from anomalymatch.ui.recent import Recent
+from anomalymatch.ui.text_filter import TextFilter
+from anomalymatch.ui.tiles import Query, Show, Sort
+
+COUNT = 90
+WORDS = ["Red Spiral", "blue ELLIPTICAL", None, "", "Äther", "50%_.*"]
+IDS = [f"{'North' if i % 3 else 'south'}/im_{i:03d}.JPG" for i in range(COUNT)]
+METADATA = pa.table(
+    {
+        "kind": [WORDS[i % len(WORDS)] for i in range(COUNT)],
+        "magnitude": [i / 4 for i in range(COUNT)],
+        "tags": [[i] for i in range(COUNT)],
+        "survey": pa.array([f"S{i % 2}" for i in range(COUNT)]).dictionary_encode(),
+    }
+)
+TEXT = [
+    "\n".join([id_, row["kind"] or "", f"{row['magnitude']:g}", row["survey"]]).lower()
+    for id_, row in zip(IDS, METADATA.to_pylist(), strict=True)
+]
+
+
+def keep(candidates, count):
+    return candidates[:count]
+
+
+def backwards(candidates, count):
+    """An order of its own that leaves out each fifth image, as if it could not be read."""
+    return candidates[candidates % 5 != 0][::-1][:count]
+
+
+def update(gallery, logits, labels, newest=(), conflicts=(), diverse=keep):
+    gallery.update(
+        logits=logits,
+        labels=np.asarray(labels, dtype=np.int8),
+        newest=np.asarray(newest, dtype=np.int64),
+        conflicts=np.asarray(conflicts, dtype=np.int64),
+        diverse=diverse,
+    )
+
+
+def passes(i, query, logits, labels, conflicts):
+    """The slow twin of the filters."""
+    shown = {
+        Show.ALL: True,
+        Show.UNLABELLED: labels[i] == 0,
+        Show.LABELLED: labels[i] > 0,
+        Show.CONFLICTS: i in conflicts,
+    }
+    if not shown.get(query.show, query.show.value == (["", *Label][labels[i]])):
+        return False
+    score = math.nan if logits is None else float(expit(float(logits[i])))
+    if (query.low > 0 or query.high < 1) and not query.low <= score <= query.high:
+        return False
+    return query.text.lower() in TEXT[i]
+
+
+def ordered(query, logits, newest, audit):
+    """The slow twin of the orders, but for the diverse one."""
+    positions = list(range(COUNT))
+    if query.sort is Sort.AUDIT:
+        return audit
+
+    def by(key):
+        return sorted(positions, key=lambda i: (math.isnan(logits[i]), 0 if math.isnan(logits[i]) else key(i), i))
+
+    score = positions if logits is None else by(lambda i: -logits[i])
+    if query.sort is Sort.NEWEST:
+        return [*newest, *(i for i in score if i not in newest)]
+    if logits is None or query.sort in (Sort.SCORE, Sort.DIVERSE):
+        return score
+    if query.sort is Sort.LOWEST:
+        return by(lambda i: logits[i])
+    if query.sort is Sort.UNCERTAIN:
+        return by(lambda i: abs(logits[i]))
+    if np.isnan(logits).all():
+        return positions
+    median = np.nanmedian(logits)
+    return by(lambda i: abs(logits[i] - median))
+
+
+def all_pages(gallery, query, like=None):
+    """The images of all pages, one after the other; the totals must agree."""
+    found, number = [], 0
+    while True:
+        page = Query(**{**query.__dict__, "page": number})
+        positions, total = gallery.page(page, like)
+        assert positions.dtype == np.int64
+        assert len(positions) == min(query.size, total - len(found))
+        found += positions.tolist()
+        number += 1
+        if len(found) >= total:
+            return found
+
+
+LOGIT = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.5, -1.5, math.nan, 40.0, -40.0, math.inf, -math.inf]), st.floats(-6, 6, width=32)
+)
+STATES = st.fixed_dictionaries(
+    {
+        "logits": st.none() | st.lists(LOGIT, min_size=COUNT, max_size=COUNT),
+        "labels": st.lists(st.sampled_from([0, 0, 0, 1, 2, 3, 4]), min_size=COUNT, max_size=COUNT),
+        "conflicts": st.sets(st.integers(0, COUNT - 1), max_size=10),
+        "seed": st.integers(0, 3),
+    }
+)
+QUERIES = st.builds(
+    Query,
+    sort=st.sampled_from(Sort),
+    show=st.sampled_from(Show),
+    low=st.sampled_from([0.0, 0.0, 0.3, 0.5]),
+    high=st.sampled_from([1.0, 1.0, 0.5, 0.9]),
+    text=st.sampled_from(["", "", "NORTH", "south/", "im_00", "spiral", "äTHER", "%_.*", "2.25", "s1", "nothing"]),
+    size=st.sampled_from([12, 25, 200]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STATES, st.lists(QUERIES, min_size=1, max_size=6))
+def test_every_page_is_what_plain_python_sorts_and_filters(state, queries):
+    logits = None if state["logits"] is None else np.array(state["logits"], dtype=np.float32)
+    if logits is not None and np.isinf(logits).any() and np.isinf(np.nanmedian(logits)):
+        logits[np.isinf(logits)] = 9.0  # an infinite median has no distances
+    labels, conflicts = state["labels"], sorted(state["conflicts"])
+    newest = np.random.default_rng(state["seed"]).permutation(np.flatnonzero(labels)).tolist()
+    gallery = Gallery(IDS, seed=state["seed"], metadata=METADATA)
+    update(gallery, logits, labels, newest, conflicts)
+    audit = np.random.default_rng(state["seed"]).permutation(COUNT).tolist()
+    for query in queries:
+        order = ordered(query, logits, newest, audit)
+        expected = [i for i in order if passes(i, query, logits, labels, conflicts)]
+        assert all_pages(gallery, query) == expected
+        near = list(range(COUNT - 1, -1, -2))
+        expected = [i for i in near if passes(i, query, logits, labels, conflicts)]
+        assert all_pages(gallery, query, np.array(near)) == expected
+
+
+@pytest.mark.parametrize("block", [7, 30, 500])
+@pytest.mark.parametrize("size", [12, 25])
+def test_the_diverse_order_is_that_of_the_blocks(monkeypatch, block, size):
+    monkeypatch.setattr(module, "DIVERSE_BLOCK", block)
+    logits = np.random.default_rng(0).normal(size=COUNT).astype(np.float32)
+    gallery = Gallery(IDS, seed=0, metadata=None)
+    update(gallery, logits, np.zeros(COUNT), diverse=backwards)
+    top, expected = np.argsort(-logits), []
+    for start in range(0, COUNT, block):
+        part = top[start : start + block]
+        first = [i for i in part[::-1] if i % 5]
+        expected += [*first, *(i for i in part if i not in first)]
+    assert all_pages(gallery, Query(sort=Sort.DIVERSE, size=size)) == expected
+    calls = []
+    update(gallery, logits, np.zeros(COUNT), diverse=lambda c, k: calls.append((len(c), k)) or c)
+    assert not calls  # a page that nobody asks for costs nothing
+    for _ in range(2):
+        gallery.page(Query(sort=Sort.DIVERSE, size=12))
+    assert len(calls) == -(-12 // block)
+    assert calls[0] == (min(block, COUNT), min(block, COUNT))
+
+
+def test_ranks_count_the_images_with_a_score():
+    gallery = Gallery(IDS, seed=0, metadata=None)
+    assert gallery.rank(np.array([0, 5])).tolist() == [0, 0]
+    logits = np.full(COUNT, np.nan, dtype=np.float32)
+    logits[[3, 8, 1, 7]] = [0.5, 2.0, 0.5, -1.0]
+    update(gallery, logits, np.zeros(COUNT))
+    assert gallery.rank(np.array([8, 1, 3, 7, 0])).tolist() == [1, 2, 3, 4, 0]
+    everything = gallery.rank(np.arange(COUNT))
+    assert sorted(everything[everything > 0]) == [1, 2, 3, 4]
+
+
+def test_before_the_first_update_all_are_shown_in_their_order():
+    gallery = Gallery(IDS, seed=0, metadata=None)
+    for sort in Sort:
+        if sort is not Sort.AUDIT:
+            assert all_pages(gallery, Query(sort=sort, size=25)) == list(range(COUNT))
+    assert gallery.page(Query(show=Show.LABELLED))[1] == 0
+    assert gallery.page(Query(low=0.1))[0].tolist() == []
+
+
+def test_past_the_end_it_is_the_last_page():
+    gallery = Gallery(IDS, seed=0, metadata=None)
+    assert gallery.page(Query(size=40, page=99))[0].tolist() == list(range(80, 90))
+    assert gallery.page(Query(size=45, page=99))[0].tolist() == list(range(45, 90))
+    assert gallery.page(Query(text="nothing", page=3))[1] == 0
+
+
+def test_the_audit_is_the_same_whatever_the_scores_and_differs_by_seed():
+    gallery = Gallery(IDS, seed=4, metadata=None)
+    query = Query(sort=Sort.AUDIT)
+    first = gallery.page(query)[0].tolist()
+    for seed in range(3):
+        update(gallery, np.random.default_rng(seed).normal(size=COUNT).astype(np.float32), np.zeros(COUNT))
+        assert gallery.page(query)[0].tolist() == first
+    assert Gallery(IDS, seed=5, metadata=None).page(query)[0].tolist() != first
+
+
+def test_labels_are_copied_and_the_same_scores_are_not_sorted_again(monkeypatch):
+    logits = np.random.default_rng(0).normal(size=COUNT).astype(np.float32)
+    labels = np.zeros(COUNT, dtype=np.int8)
+    gallery = Gallery(IDS, seed=0, metadata=None)
+    update(gallery, logits, labels)
+    best = int(gallery.page(Query())[0][0])
+    labels[best] = CODES[Label.ANOMALY]
+    gallery._view.recent = Recent(2)
+    assert gallery.page(Query())[0][0] == best
+
+    def never(_):
+        raise AssertionError("sorted again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_rising", never)
+        update(gallery, logits, labels, newest=[best])
+        assert best not in gallery.page(Query())[0]
+        assert gallery.page(Query(show=Show.ANOMALY))[0].tolist() == [best]
+        assert gallery.page(Query(sort=Sort.NEWEST, show=Show.ALL))[0][0] == best
+        update(gallery, logits.copy(), labels)
+        with pytest.raises(AssertionError, match="sorted again"):
+            gallery.page(Query())
+
+
+def test_the_codes_are_in_the_order_of_the_labels():
+    assert CODES == {Label.ANOMALY: 1, Label.NORMAL: 2, Label.UNSURE: 3, Label.ARTEFACT: 4}
+
+
+def test_pages_while_another_thread_updates():
+    gallery = Gallery(IDS, seed=0, metadata=METADATA)
+    wrong, stop = [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            for sort in Sort:
+                positions, total = gallery.page(Query(sort=sort, show=Show.ALL, size=100))
+                if total != COUNT or sorted(positions) != list(range(COUNT)):
+                    wrong.append(positions)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        update(gallery, rng.normal(size=COUNT).astype(np.float32), rng.integers(0, 5, COUNT), diverse=backwards)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_text_is_found_in_any_case_and_literally():
+    words = TextFilter(IDS, METADATA)
+    assert np.flatnonzero(words.matches("IM_00")).tolist() == list(range(10))
+    assert words.matches("im.00").sum() == 0
+    assert words.matches("50%_.*").sum() == 15
+    assert words.matches("[0]").sum() == 0  # a list has no text
+    assert words.matches("s0").tolist() == [i % 2 == 0 for i in range(COUNT)]
+    assert words.matches("SPIRAL") is words.matches("SPIRAL")
+    assert TextFilter(IDS, None).matches("spiral").sum() == 0
+    chunked = pa.concat_tables([METADATA.slice(0, 40), METADATA.slice(40)])
+    np.testing.assert_array_equal(TextFilter(IDS, chunked).matches("blue"), words.matches("blue"))
+
+
+def test_only_the_results_last_used_are_remembered():
+    recent, made = Recent(2), []
+
+    def get(key):
+        return recent.get(key, lambda: made.append(key) or key * 2)
+
+    assert [get(key) for key in (1, 2, 1, 3, 1, 2)] == [2, 4, 2, 6, 2, 4]
+    assert made == [1, 2, 3, 2]

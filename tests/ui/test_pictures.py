@@ -1,0 +1,629 @@
+import io
+import os
+import sqlite3
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from astropy.io import fits
+from astropy.wcs import WCS
+from PIL import Image as PillowImage
+
+from anomalymatch.data import codecs
+from anomalymatch.data.catalogue import catalogue_source
+from anomalymatch.data.fits import fits_source
+from anomalymatch.data.folder import folder_source
+from anomalymatch.data.parquet import parquet_source
+from anomalymatch.data.rendering import Rendering
+from anomalymatch.data.zarr import zarr_source
+from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
+from anomalymatch.types import Reject
+from anomalymatch.ui import originals, pictures, thumbnails
+from anomalymatch.ui.metadata import metadata_table
+from anomalymatch.ui.pictures import STRETCHES, Pictures
+from anomalymatch.ui.thumbnails import SIDES, ThumbnailCache, fitted, step
+
+RNG = np.random.default_rng(0)
+
+
+def opened(data: bytes) -> np.ndarray:
+    return np.asarray(PillowImage.open(io.BytesIO(data)))
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PillowImage.fromarray(pixels).save(path)
+    return path
+
+
+def field(size: int = 80) -> np.ndarray:
+    """A bright star and a faint galaxy on a noisy sky."""
+    y, x = np.mgrid[:size, :size].astype(float)
+    image = np.random.default_rng(1).normal(100, 3, (size, size)) + 25 * np.exp(-np.hypot(x - 25, y - 30) / 8)
+    return (image + 6e4 * (1 + ((x - 60) ** 2 + (y - 60) ** 2) / 3) ** -2.5).astype(np.float32)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    save(root / "wide.png", RNG.integers(0, 256, (30, 90, 3), dtype=np.uint8))
+    save(root / "sub/small.png", np.full((8, 8, 3), (10, 100, 200), np.uint8))
+    (root / "broken.png").write_bytes((root / "wide.png").read_bytes()[:500])
+    return root
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    made = []
+
+    def pictures_of(source: Any, workers: int = 2) -> Pictures:
+        made.append(Pictures(source, tmp_path / "cache", workers=workers))
+        return made[-1]
+
+    yield pictures_of
+    for one in made:
+        one.close()
+
+
+# Thumbnails
+
+
+def test_sides_are_rounded_up_to_steps() -> None:
+    assert [step(side) for side in (-5, 1, 64, 65, 128, 200, 512, 10**9)] == [64, 64, 64, 96, 128, 256, 512, 512]
+
+
+def test_a_square_is_averaged_over_areas() -> None:
+    board = np.indices((128, 128)).sum(axis=0) % 2 * 255
+    assert np.unique(fitted(board.astype(np.uint8)[..., None], 64)).tolist() == [128]
+    star = np.zeros((512, 512, 3), np.uint8)
+    star[301, 203] = 255
+    small = fitted(star, 64)
+    assert small[37, 25].tolist() == [4, 4, 4]  # 255 / 8 / 8
+    assert small.sum() == 12
+
+
+def test_small_images_are_enlarged_smoothly_and_all_keep_their_shape() -> None:
+    ramp = np.repeat(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], 8, axis=0)
+    large = fitted(ramp, 64)
+    assert large.shape == (32, 64, 3)
+    assert len(np.unique(large)) > 50
+    assert (np.diff(large[16, :, 0].astype(int)) >= 0).all()
+    assert fitted(np.zeros((1, 5000, 1), np.uint8), 64).shape == (1, 64, 3)
+    assert fitted(np.zeros((64, 10, 5), np.uint8), 64).shape == (64, 10, 3)
+
+
+def test_thumbnails_of_a_folder(photos: Path, make: Any) -> None:
+    one = make(folder_source(photos))
+    wide = opened(one.thumbnail("wide.png", 100))
+    assert wide.shape == (43, 128, 3)
+    colour = opened(one.thumbnail("sub/small.png", 64))
+    assert colour.shape == (64, 64, 3)
+    assert np.abs(colour.astype(int) - (10, 100, 200)).max() <= 3
+    with pytest.raises(UnreadableImageError, match="truncated"):
+        one.thumbnail("broken.png", 64)
+    for unknown in ("nothing.png", "../photos/wide.png", "/etc/passwd", ""):
+        for call in (one.full, one.size, one.metadata, one.coordinates, one.original, lambda i: one.thumbnail(i, 64)):
+            with pytest.raises(DataError, match=r"photos"):
+                call(unknown)
+
+
+def test_thumbnails_are_made_once(make: Any, make_source: Any, tmp_path: Path) -> None:
+    source = make_source()
+    one = make(source)
+    first = one.thumbnail("im000003", 128)
+    assert one.thumbnail("im000003", 100) == first
+    assert source.reads == 1
+    assert make(source).thumbnail("im000003", 128) == first
+    assert source.reads == 1, "found on the disk"
+    assert one.thumbnail("im000003", 129) != first
+    assert one.thumbnail("im000004", 128) != first
+    assert make(make_source(fingerprint="changed")).thumbnail("im000003", 128) == first
+    assert source.reads == 3
+    stretched = make(make_source(rendering=Rendering("minmax", "log")))
+    assert stretched.thumbnail("im000003", 128) != first
+
+
+def test_thumbnails_from_many_threads(make: Any, make_source: Any) -> None:
+    busy, most, lock = 0, 0, threading.Lock()
+    source = make_source(30)
+    load = source._load
+
+    def slow(position: int) -> np.ndarray:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        threading.Event().wait(0.01)
+        with lock:
+            busy -= 1
+        return load(position)
+
+    source._load = slow
+    one = make(source, workers=2)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda id_: one.thumbnail(id_, 64), list(source.ids) * 2))
+    assert most == 2
+    assert found[:30] == found[30:]
+    assert len(set(found)) == 30
+
+
+# The cache
+
+
+def key(number: int) -> tuple[str, str, int]:
+    return ("source", f"image {number}", 64)
+
+
+def test_the_cache_is_bounded(tmp_path: Path) -> None:
+    cache = ThumbnailCache(tmp_path / "t.sqlite", memory_bytes=25_000, disk_bytes=300_000)
+    for number in range(100):
+        cache.put(key(number), bytes([number]) * 10_000)
+    assert len(cache._latest) == 2
+    held = [number for number in range(100) if cache.get(key(number)) is not None]
+    assert 15 < len(held) < 35
+    assert held[-5:] == [95, 96, 97, 98, 99], "the oldest go first"
+    assert all(cache.get(key(number)) == bytes([number]) * 10_000 for number in held)
+    cache.close()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 600_000
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"x" * 5000])
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "t.sqlite"
+    path.write_bytes(content)
+    cache = ThumbnailCache(path)
+    cache.put(key(1), b"abc")
+    cache._latest.clear()
+    assert cache.get(key(1)) == b"abc"
+    cache.close()
+
+
+def test_another_table_of_that_name_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "t.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE thumbnails (something TEXT)")
+    connection.commit()
+    connection.close()
+    cache = ThumbnailCache(path)
+    cache.put(key(1), b"abc")
+    cache._latest.clear()
+    assert cache.get(key(1)) == b"abc"
+    cache.close()
+
+
+def test_without_a_place_for_the_cache_memory_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    cache = ThumbnailCache(tmp_path / "file" / "t.sqlite")
+    assert "Thumbnails are not kept" in caplog.text
+    cache.put(key(1), b"abc")
+    assert cache.get(key(1)) == b"abc"
+    assert cache.get(key(2)) is None
+
+
+def test_a_cache_that_breaks_meanwhile_is_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = ThumbnailCache(tmp_path / "t.sqlite")
+    cache._connection.execute("DROP TABLE thumbnails")
+    cache.put(key(1), b"abc")
+    assert "no longer kept" in caplog.text
+    assert cache.get(key(1)) == b"abc"
+    assert cache.get(key(2)) is None
+
+
+def test_programs_share_a_cache(tmp_path: Path) -> None:
+    caches = [ThumbnailCache(tmp_path / "t.sqlite") for _ in range(2)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: caches[n % 2].put(key(n), b"%d" % n), range(200)))
+    for cache in caches:
+        cache._latest.clear()
+        assert [cache.get(key(n)) for n in range(200)] == [b"%d" % n for n in range(200)]
+        cache.close()
+
+
+# The large view
+
+
+def test_full_resolution_is_lossless(photos: Path, make: Any) -> None:
+    one = make(folder_source(photos))
+    pixels = opened((photos / "wide.png").read_bytes())
+    assert np.array_equal(opened(one.full("wide.png")), pixels)
+    assert np.array_equal(opened(one.full("wide.png", stretch="linear")), pixels)
+    assert np.array_equal(opened(one.full("wide.png", channel="green")), np.repeat(pixels[..., 1:2], 3, axis=2))
+    assert one.size("wide.png") == (90, 30)
+    assert tuple(one.channels) == ("red", "green", "blue")
+
+
+def test_every_stretch_shows_something_else(tmp_path: Path, make: Any) -> None:
+    (tmp_path / "fits").mkdir()
+    fits.PrimaryHDU(field(160)).writeto(tmp_path / "fits/a.fits")
+    one = make(fits_source(tmp_path / "fits", rendering=Rendering("minmax")))
+    shown = {stretch: opened(one.full("a.fits", stretch=stretch))[..., 0].astype(float) for stretch in STRETCHES}
+    assert len({image.tobytes() for image in shown.values()}) == len(STRETCHES)
+    galaxy, sky = (slice(28, 33), slice(23, 28)), (slice(100, 160), slice(0, 60))
+    for stretch, image in shown.items():
+        assert image.shape == (160, 160)
+        assert image[60, 60] == 255
+        contrast = np.median(image[galaxy]) - np.median(image[sky])
+        assert contrast < 3 if stretch == "as trained" else contrast > 15, stretch
+    assert np.array_equal(one.source.read(["a.fits"])[0][..., 0], shown["as trained"])
+
+
+@pytest.mark.parametrize("stretch", STRETCHES)
+def test_stretches_hold_for_eight_bits(stretch: str, make: Any, make_source: Any) -> None:
+    one = make(make_source())
+    image, plain = opened(one.full("im000001", stretch=stretch)), opened(one.full("im000001"))
+    assert np.array_equal(image, plain) == (stretch in ("as trained", "linear"))
+
+
+def test_bands_and_combined_channels(make: Any, make_source: Any) -> None:
+    combine = {"red": {"i": 1}, "g": {"r": 1, "i": 1}}
+    source = make_source(channels=3, bands=("g", "r", "i"), rendering=Rendering("minmax", combine=combine))
+    source._load = lambda position: np.random.default_rng(position).normal(0, 1, (9, 9, 3))
+    one = make(source)
+    assert tuple(one.channels) == ("red", "g", "r", "i")
+    trained = source.read(["im000000"])[0]
+    assert np.array_equal(opened(one.full("im000000", channel="g"))[..., 0], trained[..., 1])
+    pixels = source.pixels("im000000")
+    band = Rendering("minmax")(pixels[..., 1:2], ("r",))
+    assert np.array_equal(opened(one.full("im000000", channel="r"))[..., :1], band)
+    assert np.array_equal(opened(one.full("im000000"))[..., 2], trained[..., 1]), "two channels as a false colour"
+    with pytest.raises(ConfigError, match="there is no channel 'u': choose one of red, g, r, i"):
+        one.full("im000000", channel="u")
+    with pytest.raises(ConfigError, match="there is no stretch 'cubic': choose one of as trained, linear"):
+        one.full("im000000", stretch="cubic")
+
+
+def test_limits_of_training_hold_only_there(make: Any, make_source: Any) -> None:
+    source = make_source(rendering=Rendering(limits={"red": (0, 1), "green": (0, 1), "blue": (0, 1)}))
+    one = make(source)
+    assert np.median(opened(one.full("im000001"))) == 255
+    assert np.median(opened(one.full("im000001", stretch="linear"))) < 100
+
+
+def test_an_image_is_read_once_for_all_its_stretches(make: Any, make_source: Any, monkeypatch: Any) -> None:
+    source = make_source()
+    one = make(source)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda stretch: one.full("im000001", stretch=stretch), STRETCHES))
+    assert one.size("im000001") == (32, 32)
+    assert source.reads == 1
+    monkeypatch.setattr(pictures, "KEPT_BYTES", 32 * 32 * 3)
+    one.size("im000002")
+    one.size("im000001")
+    assert source.reads == 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_very_large_images_are_reduced(make: Any, make_source: Any, monkeypatch: Any, dtype: Any) -> None:
+    source = make_source(channels=1)
+    source._load = lambda position: (np.indices((60, 41)).sum(axis=0)[..., None] % 2 * 200).astype(dtype)
+    one = make(source)
+    assert opened(one.full("im000000")).shape == (60, 41, 3)
+    monkeypatch.setattr(pictures, "MAX_VALUES", 1000)
+    monkeypatch.setattr(pictures, "MAX_BYTES", 1000)
+    assert opened(one.full("im000000")).shape == (30, 20, 3)
+    assert one.size("im000000") == (41, 60)
+    assert opened(one.thumbnail("im000000", 64)).shape == (64, 43, 3)
+
+
+def test_a_source_that_is_only_read(make: Any, make_source: Any) -> None:
+    inner = make_source(unreadable={"im000002"})
+
+    class Only:
+        def __init__(self) -> None:
+            for name in ("name", "ids", "channels", "bands", "units", "rendering", "fingerprint", "truth", "holdout"):
+                setattr(self, name, getattr(inner, name))
+
+        def read(self, ids: Any) -> Any:
+            return inner.read(ids)
+
+    one = make(Only())
+    assert np.array_equal(opened(one.full("im000000")), inner.read(["im000000"])[0])
+    assert opened(one.full("im000000", stretch="log", channel="red")).mean() > 0
+    assert one.size("im000000") == (32, 32)
+    assert one.metadata("im000000")["class"] == "rare"
+    assert one.coordinates("im000000") is None
+    assert one.original("im000000") == (one.full("im000000"), ".png")
+    with pytest.raises(UnreadableImageError, match="the file is truncated"):
+        one.full("im000002")
+
+
+# Files that have changed since the archive was opened
+
+
+def test_a_link_that_leaves_the_folder_is_not_followed(photos: Path, make: Any, tmp_path: Path) -> None:
+    secret = save(tmp_path / "secret.png", np.full((9, 9, 3), 7, np.uint8))
+    one = make(folder_source(photos))
+    (photos / "wide.png").unlink()
+    (photos / "wide.png").symlink_to(secret)
+    for call in (one.full, one.size, one.original, lambda id_: one.thumbnail(id_, 64)):
+        with pytest.raises(UnreadableImageError, match="it has become a link that leaves the folder of the archive"):
+            call("wide.png")
+    found = one.metadata("wide.png")
+    assert "leaves the folder" in found["unreadable"]
+    assert str(secret) not in str(found)
+    (photos / "wide.png").unlink()
+    (photos / "wide.png").symlink_to(photos / "sub/small.png")
+    assert one.size("wide.png") == (8, 8), "a link within the folder is fine"
+
+
+def test_a_folder_that_became_a_link_is_not_followed(photos: Path, make: Any, tmp_path: Path) -> None:
+    one = make(folder_source(photos))
+    (photos / "sub").rename(tmp_path / "elsewhere")
+    (photos / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnreadableImageError, match="leaves the folder"):
+        one.full("sub/small.png")
+
+
+def test_a_link_put_there_while_the_file_is_read(photos: Path, make: Any, tmp_path: Path) -> None:
+    secret = save(tmp_path / "secret.png", np.full((9, 9, 3), 7, np.uint8))
+    source = folder_source(photos)
+    load = source._load
+
+    def swap(position: int) -> np.ndarray:
+        (photos / "wide.png").unlink()
+        (photos / "wide.png").symlink_to(secret)
+        return load(position)
+
+    source._load = swap
+    with pytest.raises(UnreadableImageError, match="leaves the folder"):
+        make(source).full("wide.png")
+
+
+def test_what_is_no_file_is_not_opened(photos: Path, make: Any, monkeypatch: Any) -> None:
+    one = make(folder_source(photos))
+    (photos / "wide.png").unlink()
+    with pytest.raises(UnreadableImageError, match="cannot be opened: No such file or directory"):
+        one.full("wide.png")
+    os.mkfifo(photos / "wide.png")  # reading it would wait forever
+    with pytest.raises(UnreadableImageError, match="it is no longer a file"):
+        one.full("wide.png")
+    monkeypatch.setattr(originals, "MAX_BYTES", 10)
+    with pytest.raises(UnreadableImageError, match=r"it has \d+ bytes, which is more than 10"):
+        one.thumbnail("sub/small.png", 64)
+
+
+def test_links_in_fits_archives(tmp_path: Path, make: Any) -> None:
+    root = tmp_path / "fits"
+    root.mkdir()
+    for path in (root / "a.fits", tmp_path / "secret.fits"):
+        fits.PrimaryHDU(field(20)).writeto(path)
+    one = make(fits_source(root))
+    (root / "a.fits").unlink()
+    (root / "a.fits").symlink_to(tmp_path / "secret.fits")
+    for call in (one.full, one.original, one.coordinates):
+        with pytest.raises(UnreadableImageError, match="leaves the folder"):
+            call("a.fits")
+    assert set(one.metadata("a.fits")) == {"unreadable"}
+
+
+def test_decompression_bombs(tmp_path: Path, make: Any) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 12_000, 10_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    one = make(folder_source(tmp_path / "a"))
+    for call in (one.full, one.size, lambda id_: one.thumbnail(id_, 64)):
+        with pytest.raises(UnreadableImageError, match=f"12000 x 10000 pixels is more than {codecs.MAX_PIXELS:,}"):
+            call("bomb.png")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "FITS"])
+def test_damage_never_crashes(tmp_path: Path, make: Any, kind: str) -> None:
+    root = tmp_path / "a"
+    root.mkdir()
+    buffer = io.BytesIO()
+    if kind == "FITS":
+        fits.PrimaryHDU(field(16)).writeto(buffer)
+    else:
+        PillowImage.fromarray(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, kind)
+    whole = buffer.getvalue()
+    path = root / f"a.{kind.lower()}"
+    path.write_bytes(whole)
+    source = fits_source(root) if kind == "FITS" else folder_source(root)
+    one, rng = make(source), np.random.default_rng(5)
+    for number in range(60):
+        data = bytearray(whole[: rng.integers(len(whole))] if number % 2 else whole)
+        for at in rng.integers(0, max(1, len(data)), 3):
+            if data:
+                data[at] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        one._kept.clear()
+        with suppress(UnreadableImageError):
+            assert opened(one.full(path.name)).ndim == 3
+        one._kept.clear()
+        assert isinstance(one.metadata(path.name), dict)
+
+
+# What is known beside the pixels
+
+
+def sky_header(ra: float, dec: float, side: int) -> fits.Header:
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.cdelt = ["RA---TAN", "DEC--TAN"], [ra, dec], [-1e-4, 1e-4]
+    wcs.wcs.crpix = [(side + 1) / 2] * 2
+    return wcs.to_header()
+
+
+def test_metadata_of_fits(tmp_path: Path, make: Any) -> None:
+    header = sky_header(150.0, 2.0, 20)
+    header["TELESCOP"], header["BUNIT"], header["OBJECT"] = "HST", "nJy", "<b>x</b>"
+    main = fits.PrimaryHDU(header=fits.Header({"OBSERVER": "me", "OBJECT": "field 1"}))
+    (tmp_path / "f").mkdir()
+    fits.HDUList([main, fits.ImageHDU(field(20), header, name="SCI")]).writeto(tmp_path / "f/a.fits")
+    one = make(fits_source(tmp_path / "f"))
+    found = one.metadata("a.fits")
+    assert found["size"] == "20 x 20 pixels"
+    assert found["values"].startswith("float32, 9") or found["values"].startswith("float32, 8")
+    assert found["values"].endswith(" nJy in grey")
+    assert {
+        "TELESCOP": "HST",
+        "OBSERVER": "me",
+        "OBJECT": "field 1",
+        "OBJECT (SCI)": "<b>x</b>",
+    }.items() <= found.items()
+    assert not {"SIMPLE", "NAXIS1", "EXTEND"} & set(found)
+    assert found["bytes"] == f"{(tmp_path / 'f/a.fits').stat().st_size:,}"
+    assert found["changed"].endswith("UTC")
+    assert one.coordinates("a.fits") == pytest.approx((150.0, 2.0))
+
+
+def test_long_headers_are_cut(tmp_path: Path, make: Any) -> None:
+    header = fits.Header({f"K{i}": i for i in range(900)})
+    header["LONG"] = "x" * 60
+    (tmp_path / "f").mkdir()
+    fits.PrimaryHDU(field(9), header).writeto(tmp_path / "f/a.fits")
+    assert 390 < len(make(fits_source(tmp_path / "f")).metadata("a.fits")) < 420
+
+
+def test_metadata_of_a_catalogue(tmp_path: Path, make: Any) -> None:
+    np.save(tmp_path / "t.npy", field(40))
+    rows = "id,ra,dec,x,y,tile,survey,mag\na,10.5,-3,20,20,t.npy,deep,21.5\nb,,,10,10,t.npy,,9\n"
+    (tmp_path / "cat.csv").write_text(rows)
+    source = catalogue_source(tmp_path / "cat.csv", x_column="x", y_column="y", size=8)
+    one = make(source)
+    table = metadata_table(source)
+    assert table is not None
+    assert table.column_names == ["id", "ra", "dec", "x", "y", "tile", "survey", "mag"]
+    assert {"survey": "deep", "mag": "21.5", "size": "8 x 8 pixels"}.items() <= one.metadata("a").items()
+    assert "survey" not in one.metadata("b")
+    assert one.coordinates("a") == (10.5, -3.0)
+    assert one.coordinates("b") is None
+
+
+def test_catalogues_of_other_kinds(tmp_path: Path) -> None:
+    from astropy.table import Table
+
+    np.save(tmp_path / "t.npy", field(40))
+    columns = {"id": ["a", "b"], "x": [9, 9], "y": [9, 9], "tile": ["t.npy"] * 2, "n": [10**17 + 1, 2]}
+    Table(columns | {"flux": np.ones((2, 5))}).write(tmp_path / "cat.fits")
+    listed = {name: pa.array(values) for name, values in columns.items()} | {"flux": pa.array([[1.0], [2.0]])}
+    pq.write_table(pa.table(listed), tmp_path / "cat.parquet")
+    for name in ("cat.fits", "cat.parquet"):
+        table = metadata_table(catalogue_source(tmp_path / name, x_column="x", y_column="y"))
+        assert table is not None
+        assert table.column_names == list(columns), "columns of lists are passed over"
+        assert table["n"].to_pylist() == ["100000000000000001", "2"]
+
+
+def encoded(value: int) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_metadata_of_parquet(tmp_path: Path, make: Any) -> None:
+    (tmp_path / "p").mkdir()
+    for name, first in (("a", 0), ("b", 3)):
+        rows = range(first, first + 3)
+        columns: dict[str, Any] = {"image": [encoded(i) for i in rows], "label": ["x"] * 3, "key": list(rows)}
+        extra = {"RA": [10.0 * i for i in rows], "Dec": [i - 1.5 for i in rows]} if name == "b" else {}
+        other = {"vector": [[1, 2]] * 3, "mask": [b"\0"] * 3}
+        pq.write_table(pa.table(columns | extra | other), tmp_path / f"p/{name}.parquet", row_group_size=2)
+    source = parquet_source(tmp_path / "p", id_column="key")
+    one = make(source)
+    table = metadata_table(source)
+    assert table is not None
+    assert table.to_pydict() == {
+        "key": ["0", "1", "2", "3", "4", "5"],
+        "RA": [None, None, None, "30", "40", "50"],
+        "Dec": [None, None, None, "1.5", "2.5", "3.5"],
+    }
+    assert one.coordinates("4") == (40.0, 2.5)
+    assert one.coordinates("1") is None
+    assert {"RA": "40", "class": "x", "format": "PNG"}.items() <= one.metadata("4").items()
+    assert one.original("4") == (encoded(4), ".png")
+    with pytest.raises(DataError):
+        one.coordinates("../4")
+
+
+def test_metadata_of_zarr(tmp_path: Path, make: Any) -> None:
+    zarr = pytest.importorskip("zarr")
+    (tmp_path / "z").mkdir()
+    for name in "ab":
+        group = zarr.open_group(tmp_path / f"z/{name}.zarr", mode="w")
+        group.create_array("images", data=RNG.integers(1, 255, (2, 8, 8, 3), dtype=np.uint8))
+    pq.write_table(pa.table({"filename": ["u", "v"], "z": [0.1, 0.2]}), tmp_path / "z/b_metadata.parquet")
+    source = zarr_source(tmp_path / "z")
+    assert list(source.ids) == ["a/000000", "a/000001", "u", "v"]
+    table = metadata_table(source)
+    assert table is not None
+    assert table.to_pydict() == {"filename": [None, None, "u", "v"], "z": [None, None, "0.1", "0.2"]}
+    one = make(source)
+    assert one.metadata("v")["z"] == "0.2"
+    assert "z" not in one.metadata("a/000000")
+    assert one.original("v")[1] == ".png"
+    pq.write_table(pa.table({"filename": ["u"], "z": [0.1]}), tmp_path / "z/b_metadata.parquet")
+    with pytest.raises(DataError, match=r"b_metadata.parquet: expected 2 rows, one for each image, found 1"):
+        metadata_table(source)
+
+
+def test_columns_that_are_too_large_are_left_out(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+    from anomalymatch.data import _beside
+
+    columns = {"image": [encoded(1)], "short": ["a"], "long": ["b" * 5000], "other": ["c"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    monkeypatch.setattr(_beside, "MAX_BYTES", 1000)
+    table = metadata_table(parquet_source(tmp_path))
+    assert table is not None
+    assert table.column_names == ["short", "other"]
+    assert "the column long is too large" in caplog.text
+
+
+def test_no_metadata(photos: Path, make: Any, make_source: Any) -> None:
+    assert metadata_table(make_source()) is None
+    assert metadata_table(folder_source(photos)) is None
+    one = make(folder_source(photos))
+    found = one.metadata("wide.png")
+    assert found["size"] == "90 x 30 pixels"
+    assert found["format"] == "PNG"
+    assert one.coordinates("wide.png") is None
+    assert one.metadata("broken.png")["unreadable"].startswith("cannot be decoded")
+
+
+def test_texts_are_one_line_of_a_length(tmp_path: Path, make: Any) -> None:
+    pq.write_table(pa.table({"image": [encoded(1)], "note": ["a\n\x1b[1m" + "b" * 500]}), tmp_path / "a.parquet")
+    text = make(parquet_source(tmp_path)).metadata("a/0000000")["note"]
+    assert len(text) == 300
+    assert text.startswith("a  [1mb")
+    assert text.endswith("…")
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("JPEG", ".jpg"), ("WEBP", ".webp"), ("GIF", ".gif"), ("BMP", ".bmp"), ("TIFF", ".tif")]
+)
+def test_suffixes_are_those_of_the_bytes(tmp_path: Path, make: Any, kind: str, suffix: str) -> None:
+    (tmp_path / "a").mkdir()
+    with (tmp_path / "a/wrong.png").open("wb") as file:
+        PillowImage.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, kind)
+    one = make(folder_source(tmp_path / "a"))
+    assert one.original("wrong.png") == ((tmp_path / "a/wrong.png").read_bytes(), suffix)
+    assert originals.suffix_of(b"what is this") == ".bin"
+
+
+def test_pixels_are_public(make_source: Any) -> None:
+    source = make_source(unreadable={"im000001"}, rendering=Rendering("minmax"))
+    assert source.pixels("im000000").max() == 250
+    assert source.read(["im000000"])[0].max() == 255
+    assert isinstance(source.read(["im000001"])[0], Reject)
+    with pytest.raises(UnreadableImageError, match="the file is truncated"):
+        source.pixels("im000001")
+    with pytest.raises(DataError):
+        source.pixels("nothing")
+    assert source.position("im000007") == 7
+
+
+def test_steps_are_few() -> None:
+    assert tuple(sorted(SIDES)) == SIDES
+    assert (SIDES[0], SIDES[-1]) == (64, 512)
+    assert thumbnails.QUALITY > 80

@@ -1,0 +1,692 @@
+import asyncio
+import hmac
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from http.client import HTTPConnection
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+TOKEN = "a secret of 27 characters ü"
+OWN = "http://127.0.0.1:8765"
+LISTEN = "127.0.0.1"
+
+
+async def echo(scope, receive, send):
+    """Reads the whole body and says how long it was; accepts any web socket."""
+    if scope["type"] == "lifespan":
+        return
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 1000})
+        return
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RuntimeError("the client is gone")
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    headers = [(b"content-type", b"text/html; charset=utf-8"), (b"access-control-allow-origin", b"*")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": str(size).encode()})
+
+
+@pytest.fixture
+def guarded():
+    from anomalymatch.ui.web.security import Guard, names_of
+
+    def make(token=None, host=LISTEN, address=None, app=echo, **options):
+        return Guard(app, names=names_of(host, address or host), token=token, **options)
+
+    return make
+
+
+@pytest.fixture
+def browser(guarded):
+    def make(token=None, *, base=OWN, **options):
+        return TestClient(guarded(token, **options), base_url=base, follow_redirects=False)
+
+    return make
+
+
+def ask(app, *, method="GET", path="/", query=b"", headers=(), chunks=(b"",)):
+    """Send a request as bytes, as no client library would; returns status, headers, body, and how much was read."""
+    host = [] if any(name == b"host" for name, _ in headers) else [(b"host", b"127.0.0.1:8765")]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query,
+        "root_path": "",
+        "headers": [*host, *headers],
+        "server": ("127.0.0.1", 8765),
+        "client": ("127.0.0.1", 50000),
+    }
+    waiting, read, sent = list(chunks), [], []
+
+    async def receive():
+        if not waiting:
+            return {"type": "http.disconnect"}
+        body = waiting.pop(0)
+        read.append(len(body))
+        return {"type": "http.request", "body": body, "more_body": bool(waiting)}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    start = next(message for message in sent if message["type"] == "http.response.start")
+    body = b"".join(message.get("body", b"") for message in sent if message["type"] == "http.response.body")
+    return start["status"], {name.decode(): value.decode() for name, value in start["headers"]}, body, sum(read)
+
+
+class TestNames:
+    @pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost:8765", "LocalHost", "[::1]:8765", "localhost:9"])
+    def test_loopback_is_served_under_its_names_at_any_port(self, browser, host):
+        assert browser().get("/", headers={"host": host}).status_code == 200
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            *("evil.example", "evil.example:8765", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.7:8765"),
+            *(
+                "",
+                " ",
+                "localhost:",
+                "localhost:x",
+                "localhost:123456",
+                "localhost/",
+                "localhost,evil",
+                "user@localhost",
+            ),
+            *("localhost.", "[::1", "::1", "0x7f.1", "127.1", "[::ffff:127.0.0.1]", "localhost\x00", "löcalhost"),
+        ],
+    )
+    def test_a_foreign_name_is_refused(self, guarded, host):
+        status, _, body, _ = ask(guarded(), headers=[(b"host", host.encode("utf-8"))])
+        assert (status, body.startswith(b"The server does not go by this name")) == (403, True)
+
+    def test_none_and_two_are_refused(self, guarded):
+        two = [(b"host", b"localhost"), (b"host", b"localhost")]
+        assert ask(guarded(), headers=two)[0] == 403
+
+        async def headless(scope, receive, send):
+            await guarded()(scope | {"headers": []}, receive, send)
+
+        assert ask(headless)[0] == 403
+
+    def test_an_address_is_served_under_itself_and_the_name_of_the_machine(self, browser):
+        client = browser(TOKEN, host="192.168.1.5", base="http://192.168.1.5:80")
+        assert client.get("/").status_code == 401
+        assert client.get("/", headers={"host": socket.gethostname().lower()}).status_code == 401
+        for host in ("evil.example", "192.168.1.6", "localhost"):
+            assert client.get("/", headers={"host": host}).status_code == 403
+
+    def test_all_addresses_are_served_under_numbers(self, browser):
+        client = browser(TOKEN, host="0.0.0.0", base="http://192.168.1.5")
+        for host in ("192.168.1.5", "[fe80::1]:80", "localhost", socket.gethostname()):
+            assert client.get("/", headers={"host": host}).status_code == 401
+        assert client.get("/", headers={"host": "evil.example"}).status_code == 403
+
+    def test_the_name_that_was_asked_for_counts(self, browser):
+        client = browser(host="My.Lab.example", address="127.0.0.1", base="http://my.lab.example:8765")
+        assert client.get("/").status_code == 200
+
+    @given(st.ip_addresses())
+    def test_numbers_are_told_from_names(self, address):
+        from anomalymatch.ui.web.security import names_of
+
+        text = str(address)
+        header = f"[{text}]" if ":" in text else text
+        assert f"{header}:8765" in names_of("0.0.0.0", "0.0.0.0")
+        own = header == "127.0.0.1" or address == ip_address("::1")
+        assert (header in names_of("127.0.0.1", "127.0.0.1")) == own
+
+    def test_what_is_loopback(self):
+        from anomalymatch.ui.web.security import is_loopback
+
+        assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "::1%lo")))
+        assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "192.168.0.1")))
+
+
+class TestOrigins:
+    FOREIGN = (
+        "http://evil.example",
+        "null",
+        "http://localhost:3000",
+        "http://127.0.0.1",
+        "http://127.0.0.1:8765.x",
+        "",
+    )
+
+    @pytest.mark.parametrize("origin", FOREIGN)
+    @pytest.mark.parametrize("path", ["/examples", "/import", "/_nicegui_ws/socket.io/?transport=polling"])
+    def test_post_from_elsewhere_is_refused(self, browser, origin, path):
+        answer = browser().post(path, headers={"origin": origin})
+        assert (answer.status_code, answer.text) == (403, "Only the page itself may ask for this.")
+
+    @pytest.mark.parametrize("origin", FOREIGN)
+    def test_polling_and_web_sockets_from_elsewhere_are_refused(self, browser, origin):
+        assert browser().get("/_nicegui_ws/socket.io/", headers={"origin": origin}).status_code == 403
+        assert browser().options("/examples", headers={"origin": origin}).status_code == 403
+        with (
+            pytest.raises(WebSocketDisconnect),
+            browser().websocket_connect("/_nicegui_ws/socket.io/", headers={"origin": origin}),
+        ):
+            pass  # pragma: no cover
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "FOO"])
+    def test_who_changes_something_must_say_where_from(self, browser, method):
+        assert browser().request(method, "/").status_code == 403
+        assert browser().request(method, "/", headers={"origin": OWN}).status_code == 200
+
+    def test_web_sockets_must_say_where_from(self, browser):
+        with pytest.raises(WebSocketDisconnect), browser().websocket_connect("/", headers={"host": "localhost"}):
+            pass  # pragma: no cover
+        own = {"host": "localhost:8765", "origin": "http://localhost:8765"}
+        with browser().websocket_connect("/", headers=own) as connection:
+            assert connection.receive()["code"] == 1000
+
+    def test_two_origins_are_refused(self, guarded):
+        headers = [(b"origin", OWN.encode()), (b"origin", OWN.encode())]
+        assert ask(guarded(), method="POST", headers=headers)[0] == 403
+
+    def test_a_proxy_with_encryption_is_the_same_place(self, browser):
+        assert browser().post("/", headers={"origin": "https://127.0.0.1:8765"}).status_code == 200
+
+    @pytest.mark.parametrize("site", ["cross-site", "same-site"])
+    def test_another_page_cannot_embed_pictures_or_frames(self, browser, site):
+        image = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
+        frame = {"sec-fetch-site": site, "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}
+        link = {"sec-fetch-site": site, "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+        assert browser().get("/thumb", headers=image).status_code == 403
+        assert browser().get("/", headers=frame).status_code == 403
+        assert browser().get("/", headers=link).status_code == 200
+        assert browser().get("/export/csv", headers=link).status_code == 403
+        for own in ("same-origin", "none"):
+            assert browser().get("/thumb", headers=image | {"sec-fetch-site": own}).status_code == 200
+
+
+class TestToken:
+    def test_it_is_exchanged_for_a_strict_cookie_and_leaves_the_address(self, browser):
+        client = browser(TOKEN)
+        answer = client.get("/", params={"a": "1&2", "token": TOKEN, "b": ""})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/?a=1%262&b=")
+        cookie = answer.headers["set-cookie"]
+        assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(cookie.split("; "))
+        assert TOKEN not in cookie
+        assert answer.headers["cache-control"] == "no-store"
+        assert client.get("/").status_code == 200
+        assert client.get("/thumb").status_code == 200
+        assert client.get("/", params={"token": TOKEN}).headers["location"] == "/"
+
+    @pytest.mark.parametrize("token", ["", TOKEN[:-1], TOKEN[1:], TOKEN + " ", TOKEN.upper(), "x" * 27, "\x00", "ü"])
+    def test_anything_else_is_refused(self, browser, token):
+        client = browser(TOKEN)
+        answer = client.get("/", params={"token": token})
+        assert (answer.status_code, answer.text) == (
+            401,
+            "A token is needed: open the address that the terminal shows.",
+        )
+        assert "set-cookie" not in answer.headers
+        client.cookies.set("anomalymatch", token.encode("ascii", "ignore").decode().strip("\x00"))
+        assert client.get("/thumb").status_code == 401
+
+    def test_bytes_that_are_no_text_are_refused(self, guarded):
+        for query in (b"token=%ff%fe", b"token=\xff", b"token", b"token=" + TOKEN[:5].encode() + b"&token=%00"):
+            assert ask(guarded(TOKEN), query=query)[0] == 401
+        assert ask(guarded(TOKEN), headers=[(b"cookie", b"anomalymatch=\xff\xfe; ;;=; anomalymatch")])[0] == 401
+
+    def test_the_cookie_is_not_the_token(self, guarded):
+        for value in (TOKEN, "", "a secret of 27 characters u"):
+            assert ask(guarded(TOKEN), headers=[(b"cookie", f"anomalymatch={value}".encode())])[0] == 401
+
+    def test_the_cookie_of_another_server_is_refused(self, browser):
+        first, second = browser(TOKEN), browser(TOKEN + "!")
+        value = first.get("/", params={"token": TOKEN}).cookies["anomalymatch"]
+        second.cookies.set("anomalymatch", value)
+        assert second.get("/").status_code == 401
+        third = browser(TOKEN, cookie="anomalymatch_9")
+        third.cookies.set("anomalymatch", value)
+        assert third.get("/").status_code == 401
+
+    def test_only_the_address_of_the_page_takes_it(self, browser):
+        client = browser(TOKEN)
+        for path in ("/thumb", "//evil.example/", "/export/csv"):
+            answer = client.get(f"{OWN}{path}", params={"token": TOKEN})
+            assert (answer.status_code, "location" in answer.headers) == (401, False)
+        assert client.post("/", params={"token": TOKEN}, headers={"origin": OWN}).status_code == 401
+        with (
+            pytest.raises(WebSocketDisconnect),
+            client.websocket_connect("/?token=" + TOKEN, headers={"host": "localhost", "origin": "http://localhost"}),
+        ):
+            pass  # pragma: no cover
+
+    def test_web_sockets_need_the_cookie(self, browser):
+        client, headers = browser(TOKEN), {"host": "127.0.0.1:8765", "origin": OWN}
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/", headers=headers):
+            pass  # pragma: no cover
+        value = client.get("/", params={"token": TOKEN}).cookies["anomalymatch"]
+        with client.websocket_connect("/", headers=headers | {"cookie": f"anomalymatch={value}"}):
+            pass
+        with (
+            pytest.raises(WebSocketDisconnect),
+            client.websocket_connect("/", headers=headers | {"cookie": f"anomalymatch={value[:-1]}"}),
+        ):
+            pass  # pragma: no cover
+
+    def test_secrets_are_compared_in_constant_time(self, browser, monkeypatch):
+        compared = []
+        real = hmac.compare_digest
+        monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+        client = browser(TOKEN)
+        client.get("/", params={"token": "wrong"})
+        client.get("/", headers={"cookie": "anomalymatch=wrong"})
+        assert [a for a, _ in compared] == [b"wrong", b"wrong"]
+
+    def test_a_short_one_is_no_secret(self, guarded):
+        from anomalymatch.errors import ConfigError
+
+        with pytest.raises(ConfigError, match="a token of 15 characters can be guessed: it needs at least 16"):
+            guarded("x" * 15)
+
+
+class TestSizes:
+    POST = ((b"origin", OWN.encode()),)
+
+    def test_a_large_body_is_refused_before_it_is_read(self, guarded):
+        app = guarded(limits={"/import": 1000})
+        headers = [*self.POST, (b"content-length", b"1001")]
+        status, answer, body, read = ask(app, method="POST", path="/import", headers=headers, chunks=[b"x" * 1001])
+        assert (status, body, read) == (413, b"More than 1,000 bytes are not accepted.", 0)
+        assert answer["connection"] == "close"
+
+    @pytest.mark.parametrize("declared", [[], [(b"content-length", b"10")], [(b"transfer-encoding", b"chunked")]])
+    def test_one_that_says_otherwise_is_refused_while_it_comes_in(self, guarded, declared):
+        app = guarded(limits={"/import": 1000})
+        headers, chunks = [*self.POST, *declared], [b"x" * 100] * 1000
+        status, answer, _, read = ask(app, method="POST", path="/import", headers=headers, chunks=chunks)
+        assert (status, read, answer["x-content-type-options"]) == (413, 1100, "nosniff")
+
+    def test_what_fits_passes(self, guarded):
+        app = guarded(limits={"/import": 1000})
+        assert ask(app, method="POST", path="/import", headers=self.POST, chunks=[b"x" * 100] * 10)[2] == b"1000"
+        assert ask(app, method="POST", path="/", headers=self.POST, chunks=[b"x" * 100] * 20)[2] == b"2000"
+        assert ask(app, method="POST", path="/", headers=self.POST, chunks=[b"x" * (1 << 20)] * 9)[0] == 413
+
+    def test_an_application_that_hides_the_end_does_not_matter(self, guarded):
+        async def stubborn(scope, receive, send):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"all is well"})
+
+        app = guarded(app=stubborn, limits={"/": 10})
+        assert ask(app, method="POST", headers=self.POST, chunks=[b"x" * 8] * 4)[0] == 413
+
+    @pytest.mark.parametrize("length", [b"-1", b"ten", b"", b"1e9", b"9" * 5000, b"\xd9\xa1"])
+    def test_a_length_that_is_none_is_refused(self, guarded, length):
+        assert ask(guarded(), method="POST", headers=[*self.POST, (b"content-length", length)])[0] == 413
+
+    def test_a_long_address_is_refused(self, guarded):
+        assert ask(guarded(), path="/thumb", query=b"id=" + b"x" * 20_000)[0] == 414
+        assert ask(guarded(), path="/" + "x" * 20_000)[0] == 414
+        assert ask(guarded(), path="/thumb", query=b"id=" + b"x" * 9_000)[0] == 200
+
+    def test_other_errors_stay_errors(self, guarded):
+        with pytest.raises(RuntimeError, match="the client is gone"):
+            ask(guarded(), method="POST", headers=self.POST, chunks=[])
+
+
+class TestHeaders:
+    def check(self, headers):
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert not [name for name in headers if name.startswith("access-control")]
+
+    def test_every_answer_has_them(self, browser, guarded):
+        client = browser(TOKEN)
+        self.check(client.get("/").headers)
+        self.check(client.get("/", params={"token": TOKEN}).headers)
+        self.check(client.get("/").headers)
+        self.check(client.get("/", headers={"host": "evil"}).headers)
+        self.check(client.post("/", headers={"origin": "http://evil"}).headers)
+        self.check(client.get("/" + "x" * 20_000).headers)
+        self.check(ask(guarded(), method="POST", headers=[*TestSizes.POST, (b"content-length", b"9" * 9)])[1])
+
+    def test_only_pages_may_run_scripts(self, browser):
+        page = browser().get("/").headers["content-security-policy"]
+        assert "script-src 'self'" in page
+        assert "http:" not in page
+        refused = browser().get("/", headers={"host": "evil"}).headers["content-security-policy"]
+        assert "script-src" not in refused
+        assert "sandbox" in refused
+
+    def test_a_refused_web_socket_is_told_why(self, browser):
+        from starlette.testclient import WebSocketDenialResponse
+
+        with (
+            pytest.raises(WebSocketDenialResponse) as error,
+            browser().websocket_connect("/", headers={"host": "evil"}),
+        ):
+            pass  # pragma: no cover
+        assert error.value.status_code == 403
+        self.check(error.value.headers)
+
+    def test_a_server_that_cannot_tell_closes(self, guarded):
+        sent = []
+        scope = {"type": "websocket", "path": "/", "query_string": b"", "headers": [], "raw_path": None}
+
+        async def receive():
+            return {"type": "websocket.connect"}
+
+        async def send(message):
+            sent.append(message)
+
+        asyncio.run(guarded()(scope, receive, send))
+        assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cannot write /home/me/run/a.png: the disk is full", "cannot write a.png: the disk is full"),
+        ("[Errno 2] No such file: '/data/my images/a b.jpg'", "[Errno 2] No such file: 'a b.jpg'"),
+        (r"cannot open C:\Users\me\a.jpg", "cannot open a.jpg"),
+        ('in "/x/y" and (/a/b/c)', 'in "y" and (c)'),
+        ("5 km/s, 3/4, n/a, https://example.org/a/b and galaxies/a.jpg stay", None),
+        ("a/../../b stays", None),
+    ],
+)
+def test_folders_are_left_out_of_messages(text, shown):
+    from anomalymatch.ui.web.security import without_folders
+
+    assert without_folders(text) == (shown or text)
+
+
+SERVER = """
+import asyncio, logging, sys, types
+from nicegui import ui
+
+def build_page(service):
+    @ui.page("/")
+    def page():
+        ui.label("all is well").on("click", lambda: ui.notify("pressed"))
+        ui.upload()
+
+module = types.ModuleType("anomalymatch.ui.web.page")
+module.build_page = build_page
+sys.modules["anomalymatch.ui.web.page"] = module
+
+from anomalymatch.errors import AnomalyMatchError
+from anomalymatch.ui.web.app import serve
+
+class Source:
+    fingerprint = "f"
+
+class Service:
+    name, source, stretches, channels = "stub", Source(), ("as trained",), ()
+
+logging.basicConfig(level="INFO")
+host, port, token = sys.argv[1], int(sys.argv[2]), sys.argv[3] or None
+try:
+    serve(Service(), host=host, port=port, token=token, show=False)
+except AnomalyMatchError as error:
+    sys.exit(f"error: {error}")
+print("closed", flush=True)
+"""
+
+
+class Server:
+    """`serve` in a process of its own, on a page that needs no service."""
+
+    def __init__(self, folder, host=LISTEN, port=0, token=""):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+        self.errors = folder / "errors.txt"
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", SERVER, host, str(port), token],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=folder,
+                env=environment,
+            )
+        self.line = self.process.stdout.readline()
+        match = re.fullmatch(r"stub: (http://[^/]+:(\d+)/(?:\?token=(\S+))?)\n", self.line)
+        self.port, self.token = (int(match[2]), match[3]) if match else (0, None)
+
+    def get(self, path, method="GET", body=None, **headers):
+        connection = HTTPConnection(LISTEN, self.port, timeout=20)
+        try:
+            given = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body=body, headers={"Host": f"{LISTEN}:{self.port}"} | given)
+            answer = connection.getresponse()
+            return answer.status, {n.lower(): v for n, v in answer.getheaders()}, answer.read()
+        finally:
+            connection.close()
+
+    def raw(self, data):
+        with socket.create_connection((LISTEN, self.port), timeout=20) as connection:
+            connection.sendall(data)
+            return connection.recv(65536)
+
+    def end(self, signal_=signal.SIGINT):
+        if self.process.poll() is None:
+            self.process.send_signal(signal_)
+        rest, _ = self.process.communicate(timeout=20)
+        return self.process.returncode, rest, self.errors.read_text()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    code, rest, errors = server.end()
+    assert (code, rest) == (0, "closed\n"), errors
+    assert "Traceback" not in errors
+
+
+@pytest.fixture(scope="module")
+def closed_server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("closed"), token="0123456789abcdef")
+    yield server
+    server.end()
+
+
+def web_socket(server, *, host=None, **options):
+    from websockets.sync.client import connect
+
+    connection = socket.create_connection((LISTEN, server.port), timeout=20)
+    url = f"ws://{host or f'{LISTEN}:{server.port}'}/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
+    return connect(url, sock=connection, open_timeout=20, **options)
+
+
+class TestServer:
+    def test_it_says_where_it_is_in_one_line(self, server):
+        assert server.line == f"stub: http://{LISTEN}:{server.port}/\n"
+        assert server.token is None
+
+    def test_the_page_and_its_scripts_are_served_here(self, server):
+        status, headers, body = server.get("/")
+        assert status == 200
+        assert "all is well" in body.decode()
+        TestHeaders().check(headers)
+        assert "server" not in headers
+        addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']([^"']+)""", body.decode())
+        assert len(addresses) > 5
+        for address in addresses:
+            assert address.startswith(("/", "data:")), address
+            if address.startswith("/"):
+                status, headers, _ = server.get(address)
+                assert status == 200
+                TestHeaders().check(headers)
+
+    @pytest.mark.parametrize("path", ["/nothing", "/docs", "/openapi.json", "/redoc", "/_nicegui/x", "/thumb"])
+    def test_errors_have_the_headers_too(self, server, path):
+        status, headers, body = server.get(path)
+        assert status in (400, 404)
+        TestHeaders().check(headers)
+        assert b"site-packages" not in body
+
+    @pytest.mark.parametrize(
+        "path", ["/..%2f..%2fetc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/_nicegui/../../etc/passwd"]
+    )
+    def test_no_file_comes_out(self, server, path):
+        status, _, body = server.get(path)
+        assert status == 404
+        assert b"root:" not in body
+
+    def test_a_web_socket_of_the_page_is_open(self, server):
+        with web_socket(server, origin=f"http://{LISTEN}:{server.port}") as connection:
+            hello = connection.recv(timeout=20)
+        assert json.loads(hello[1:])["pingTimeout"] >= 10_000
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"origin": "http://evil.example"}, {"origin": None}, {"origin": "null"}, {"host": "evil.example"}],
+    )
+    def test_any_other_is_not(self, server, options):
+        from websockets.exceptions import InvalidStatus
+
+        options = {"origin": f"http://{LISTEN}:{server.port}"} | options
+        with pytest.raises(InvalidStatus) as error, web_socket(server, **options):
+            pass  # pragma: no cover
+        assert error.value.response.status_code == 403
+        TestHeaders().check({name.lower(): value for name, value in error.value.response.headers.raw_items()})
+
+    def test_polling_from_elsewhere_is_refused(self, server):
+        path = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+        status, headers, body = server.get(path)
+        assert status == 200
+        sid = json.loads(body[1:])["sid"]
+        assert "access-control-allow-origin" not in headers
+        assert server.get(path, Origin="http://evil.example")[0] == 403
+        assert server.get(f"{path}&sid={sid}", "POST", "40", Origin="http://evil.example")[0] == 403
+        assert server.get(f"{path}&sid={sid}", "POST", "40")[0] == 403
+        own = f"http://{LISTEN}:{server.port}"
+        assert server.get(f"{path}&sid={sid}", "POST", "40", Origin=own)[0] == 200
+
+    def test_polling_needs_the_token(self, closed_server):
+        path = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+        assert closed_server.get(path)[0] == 401
+        status, headers, _ = closed_server.get(f"/?token={closed_server.token}")
+        assert status == 303
+        cookie = headers["set-cookie"].split(";")[0]
+        assert cookie.startswith(f"anomalymatch_{closed_server.port}=")
+        assert closed_server.get(path, Cookie=cookie)[0] == 200
+        assert closed_server.get(path, Cookie=cookie + "0")[0] == 401
+        with web_socket(
+            closed_server, origin=f"http://{LISTEN}:{closed_server.port}", additional_headers={"Cookie": cookie}
+        ) as connection:
+            assert connection.recv(timeout=20).startswith("0{")
+
+    def test_web_sockets_need_the_token(self, closed_server):
+        from websockets.exceptions import InvalidStatus
+
+        with (
+            pytest.raises(InvalidStatus, match="401"),
+            web_socket(closed_server, origin=f"http://{LISTEN}:{closed_server.port}"),
+        ):
+            pass  # pragma: no cover
+
+    @pytest.mark.parametrize("path", ["/nothing", "/_nicegui_ws/socket.io/?EIO=4&transport=polling", "/import"])
+    def test_an_upload_in_chunks_ends_at_the_limit(self, server, path):
+        start = (
+            f"POST {path} HTTP/1.1\r\nHost: {LISTEN}:{server.port}\r\nOrigin: http://{LISTEN}:{server.port}\r\n"
+            "Transfer-Encoding: chunked\r\nContent-Type: application/octet-stream\r\n\r\n"
+        ).encode()
+        chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+        sent = 0
+        with socket.create_connection((LISTEN, server.port), timeout=20) as connection:
+            connection.sendall(start)
+            try:
+                while sent < 200:
+                    connection.sendall(chunk)
+                    sent += 1
+                answer = b""  # pragma: no cover
+            except OSError:
+                answer = b"closed"
+        assert answer == b"closed"
+        assert sent * 65536 < 12 << 20
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            b"GET /\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01",
+        ],
+    )
+    def test_what_is_no_proper_request_is_refused(self, server, request_):
+        assert server.raw(request_ + b"\r\n\r\n").startswith((b"HTTP/1.1 400", b"HTTP/1.1 403"))
+        assert server.get("/")[0] == 200
+
+    def test_a_long_address_is_refused(self, server):
+        assert server.get("/thumb?id=" + "x" * 60_000)[0] in (400, 414)
+
+    def test_a_port_that_is_taken_is_one_sentence(self, server, tmp_path):
+        code, _, errors = Server(tmp_path, port=server.port).end()
+        assert (code, errors) == (
+            1,
+            f"error: port {server.port} of {LISTEN} is taken: choose another one, or port 0 for any that is free\n",
+        )
+
+    @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+    def test_it_ends_at_once_with_pages_open(self, tmp_path, signal_):
+        server = Server(tmp_path)
+        with web_socket(server, origin=f"http://{LISTEN}:{server.port}") as connection:
+            connection.recv(timeout=20)
+            start = time.monotonic()
+            code, rest, errors = server.end(signal_)
+        assert (code, rest) == (0, "closed\n")
+        assert "Traceback" not in errors
+        assert time.monotonic() - start < 6
+
+    def test_other_addresses_get_a_token_that_is_made_up(self, tmp_path):
+        server = Server(tmp_path, host="0.0.0.0")
+        try:
+            assert len(server.token) >= 40
+            assert server.get("/")[0] == 401
+            assert server.get("/?token=" + server.token)[0] == 303
+        finally:
+            server.end()
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "said"),
+    [
+        ("203.0.113.9", 0, "203.0.113.9 is no address of this machine"),
+        ("no such name", 0, "no such name is no address of this machine: "),
+        ("127.0.0.1", 70_000, "70000 is no port: ports go from 1 to 65,535, and 0 takes any that is free"),
+        ("127.0.0.1", -1, "-1 is no port"),
+    ],
+)
+def test_an_address_that_cannot_be_is_one_sentence(host, port, said):
+    from anomalymatch.errors import ConfigError
+    from anomalymatch.ui.web.binding import listen
+
+    with pytest.raises(ConfigError, match=said):
+        listen(host, port)
