@@ -1,0 +1,144 @@
+"""The command of the labelling page, as far as it goes without a page."""
+
+import os
+import time
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from anomalymatch import label as module
+from anomalymatch.config import compose, resumed
+from anomalymatch.errors import ConfigError, StorageError
+from anomalymatch.label import open_service
+from anomalymatch.types import Label
+from anomalymatch.ui.tiles import Query
+
+A, N = Label.ANOMALY, Label.NORMAL
+
+
+@pytest.fixture
+def archive(make_source, tmp_path):
+    """Forty images in a folder, of which two have been labelled."""
+    source = make_source(40)
+    (tmp_path / "archive").mkdir()
+    for id_, image in zip(source.ids, source.read(source.ids), strict=True):
+        Image.fromarray(image).save(tmp_path / "archive" / f"{id_}.png")
+    (tmp_path / "archive" / "labels.csv").write_text("filename,label\nim000000.png,anomaly\nim000001.png,normal\n")
+    return tmp_path / "archive"
+
+
+@pytest.fixture
+def words(archive, tmp_path):
+    return (
+        f"dataset=folder data.root={archive} dataset.image_size=32 model.name=test_efficientnet model.weights=none "
+        f"trainer.iterations=2 algorithm.learner.batch.labelled=2 inference.workers=1 logger=none "
+        f"data.cache_dir={tmp_path / 'cache'}"
+    ).split()
+
+
+@pytest.fixture
+def open_it(monkeypatch, tmp_path):
+    """Open the service as the command does, in an empty folder."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    opened = []
+
+    def call(*words):
+        opened.append(open_service(compose(*words, name="label"), list(words)))
+        return opened[-1]
+
+    yield call
+    for service in opened:
+        service.close()
+
+
+def test_a_run_folder_is_begun_and_the_same_words_go_on_in_it(open_it, words, tmp_path):
+    service = open_it(*words)
+    assert service.run.resolve() == tmp_path / "work" / "runs" / "label-archive"
+    assert service.labels == {"im000000.png": A, "im000001.png": N}
+    service.label(["im000010.png"], A, "ada")
+    service.close()
+    again = open_it(*words)
+    assert again.labels == {"im000000.png": A, "im000001.png": N, "im000010.png": A}
+    assert [event.annotator for event in again.events] == ["labels file", "labels file", "ada"]
+
+
+def test_other_settings_do_not_go_on_in_the_same_folder(open_it, words):
+    open_it(*words)
+    with pytest.raises(ConfigError, match=r"holds a run with dataset\.image_size=32, not 48"):
+        open_it(*words, "dataset.image_size=48")
+
+
+def test_settings_of_the_page_may_change(open_it, words, tmp_path):
+    open_it(*words)
+    other = open_it(*words, "ui.port=0", "ui.compression=pca", "ui.dimensions=4")
+    assert other._board.live.bank.dimensions == 4
+    assert open_it(*words, f"ui.run={tmp_path / 'mine'}").run == tmp_path / "mine"
+
+
+def test_the_folder_is_that_of_a_main_job(open_it, words):
+    service = open_it(*words)
+    saved = OmegaConf.load(service.run / "config.yaml")
+    assert "ui" not in saved
+    config = resumed(service.run, compose("al.cycles=1"), ["al.cycles=1"])
+    assert config.data.root == saved.data.root
+
+
+def test_resume_takes_the_images_from_the_folder(open_it, words):
+    first = open_it(*words)
+    first.label(["im000010.png"], A, "ada")
+    again = open_it(f"resume={first.run}", "ui.port=0")
+    assert list(again.source.ids) == list(first.source.ids)
+    assert again.labels == first.labels
+    with pytest.raises(ConfigError, match="dataset=demo cannot change on resume"):
+        open_it(f"resume={first.run}", "dataset=demo")
+    with pytest.raises(StorageError, match="there is no run in that folder"):
+        open_it("resume=nowhere")
+
+
+def test_a_person_says_what_is_an_anomaly(open_it, words):
+    with pytest.raises(ConfigError, match="a person says what is an anomaly"):
+        open_it(*words, "dataset.anomaly=merger")
+
+
+def test_wrong_words_are_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["anomalymatch-label", "ui.prot=1"])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert "ui.port" in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_archive_leaves_nothing_behind(open_it, words, tmp_path):
+    wrong = [word if not word.startswith("data.root") else "data.root=nowhere" for word in words]
+    with pytest.raises(Exception, match="nowhere"):
+        open_it(*wrong)
+    assert os.listdir(tmp_path / "work") == []
+
+
+def wait_for(condition, seconds=240):
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, "it never happened"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_real_training_joins_the_ranking_and_a_crash_is_told(open_it, words):
+    service = open_it(*words)
+    service.training.start()
+    wait_for(lambda: not service.training.running)
+    status = service.training.status()
+    assert (status.state, status.cycle, status.step) == ("finished", 1, 2), status
+    wait_for(lambda: service.modes() == ("live", "trained", "both"), 10)
+    assert service.page(Query()).tiles[0].score is not None
+    service.label(["im000010.png"], A, "ada")  # a reason to train again
+    (service.run / "config.yaml").write_text("algorithm: {")
+    service.training.start()
+    wait_for(lambda: not service.training.running)
+    assert service.training.status().state == "failed"
+    assert "config.yaml is corrupt" in service.training.status().message
+    assert service.labels["im000010.png"] is A
