@@ -14,6 +14,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTA
 COMMANDS = re.findall(r"^\s+python -m anomalymatch\.run (.+?)\s*(?:#.*)?$", TEXT, flags=re.MULTILINE)
 SCORING = re.findall(r"^\s+python -m anomalymatch\.score (.+?)\s*(?:#.*)?$", TEXT, flags=re.MULTILINE)
 
+LABELLING = re.findall(r"^\s+python -m anomalymatch\.label (.+?)\s*(?:#.*)?$", TEXT, flags=re.MULTILINE)
+
 
 def test_there_is_code_of_about_ten_lines():
     assert BLOCKS
@@ -53,6 +55,11 @@ def test_the_commands_of_scoring_are_understood(command):
 
     # Of the job array a shell makes a number.
     check_overrides([expanded(word.replace("$SLURM_ARRAY_TASK_ID", "3")) for word in command.split()], name=NAME)
+
+
+@pytest.mark.parametrize("command", LABELLING)
+def test_the_commands_of_labelling_are_understood(command):
+    check_overrides(command.split(), name="label")
 
 
 def test_the_files_it_names_exist():

@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # See the fixtures above: what is imported for the first time by the library would be compiled anew.
@@ -12,7 +13,7 @@ import nicegui
 import plotly.graph_objects  # noqa: F401
 import pytest
 from nicegui.storage import Storage
-from nicegui.testing import User, user_simulation
+from nicegui.testing import User, general, user_simulation
 
 
 def _fake_module() -> Any:
@@ -44,11 +45,13 @@ def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any, Cal
     An error that NiceGUI would only log fails the test.
     """
     monkeypatch.setattr(Storage, "path", tmp_path / "storage")  # else it is the folder one is in
+    # It collects garbage before and after, which takes a second while the whole library is loaded.
+    monkeypatch.setattr(general, "gc", SimpleNamespace(collect=lambda: 0))
+    from anomalymatch.ui.web.page import build_page
+
     kept = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "anomalymatch"}
 
     async def simulate(service: Any, act: Callable[[User], Awaitable[None]]) -> None:
-        from anomalymatch.ui.web.page import build_page
-
         errors: list[Exception] = []
         async with user_simulation(root=lambda: None) as user:
             nicegui.app.on_exception(errors.append)

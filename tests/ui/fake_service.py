@@ -7,16 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image as PillowImage
-
-
-class Change(NamedTuple):
-    kind: str
-    ids: tuple[str, ...]
-    annotator: str
 
 
 @dataclass
@@ -96,17 +90,19 @@ class FakeService:
         self.mode, self.reranks, self.round = "live", 0, 0
         self.events: list[Any] = []
         self.undone: set[int] = set()
-        self.listeners: list[Callable[[Change], None]] = []
+        self.listeners: list[Callable[[Any], None]] = []
         self.kept_examples: dict[str, bytes] = {}
         self._lock = threading.RLock()
         self._scores = np.array([_chance(id_) ** 4 for id_ in source.ids])
         self._position = {id_: place for place, id_ in enumerate(source.ids)}
 
-    def subscribe(self, listener: Callable[[Change], None]) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[Any], None]) -> Callable[[], None]:
         self.listeners.append(listener)
         return lambda: self.listeners.remove(listener) if listener in self.listeners else None
 
     def tell(self, kind: str, ids: Sequence[str] = (), annotator: str = "") -> None:
+        from anomalymatch.ui.changes import Change
+
         for listener in list(self.listeners):
             listener(Change(kind, tuple(ids), annotator))
 

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from jaxtyping import Float16, Float32, Int64
 
-BLOCK_ROWS = 4096
+from anomalymatch.ui.one_thread import one_thread
+
+BLOCK_ROWS = 2048
 
 
 @runtime_checkable
@@ -61,8 +63,9 @@ class HalfRows:
         """See `Rows`."""
         products = torch.empty(len(self))
         weights = torch.from_numpy(np.array(direction))
-        for block, start in zip(self.blocks, self._starts, strict=False):
-            torch.mv(torch.from_numpy(single(block)), weights, out=products[start : start + len(block)])
+        with one_thread():
+            for block, start in zip(self.blocks, self._starts, strict=False):
+                torch.mv(torch.from_numpy(single(block)), weights, out=products[start : start + len(block)])
         return products.numpy()
 
 

@@ -9,6 +9,7 @@ from anomalymatch.active.learner import POOL_IMAGES
 from anomalymatch.active.strategies import k_centres
 from anomalymatch.models.probe import ProbeSpec, fit_probe, self_train
 from anomalymatch.ui.bank import FeatureBank
+from anomalymatch.ui.one_thread import one_thread
 
 SUPPOSED_NORMALS = 200
 FIRST_SAMPLE = 5_000
@@ -58,11 +59,12 @@ class LiveRanking:
         if not len(positive) or not len(normals):
             return None
         negative = self.bank.rows(normals)
-        if self.probe.rounds:
-            unlabelled = self._pool_rows[~np.isin(self._pool, taken)]
-            probe = self_train(positive, negative, unlabelled, self.probe)
-        else:
-            probe = fit_probe(positive, negative, inverse_regularisation=self.probe.inverse_regularisation)
+        unlabelled = self._pool_rows[~np.isin(self._pool, taken)]
+        with one_thread():
+            if self.probe.rounds:
+                probe = self_train(positive, negative, unlabelled, self.probe)
+            else:
+                probe = fit_probe(positive, negative, inverse_regularisation=self.probe.inverse_regularisation)
         return self.bank.project(probe.coefficients, probe.intercept)
 
     def first_batch(self, count: int) -> Int64[np.ndarray, " k"]:

@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from sklearn.cluster import kmeans_plusplus
 
+from anomalymatch.ui.one_thread import one_thread
+
 SUBSPACE = 2
 """Numbers that share a byte."""
 CENTROIDS = 256
@@ -73,7 +75,9 @@ class QuantisedRows:
     def __init__(self, codes: UInt8[np.ndarray, "m s"], quantiser: ProductQuantiser) -> None:
         self.quantiser = quantiser
         self.dimensions = quantiser.dimensions
-        self._codes = np.ascontiguousarray(codes.T)
+        self._codes = np.empty(codes.shape[::-1], dtype=np.uint8)
+        for start in range(0, len(codes), _CHUNK):  # the whole at once would miss the processor's cache at every code
+            self._codes[:, start : start + _CHUNK] = codes[start : start + _CHUNK].T
 
     def __len__(self) -> int:
         return int(self._codes.shape[1])
@@ -107,8 +111,9 @@ def _nearest(points: Float32[np.ndarray, "n k"], centroids: Float32[np.ndarray, 
     augmented = np.concatenate([points, ones], axis=1)
     weights = np.concatenate([centroids, -np.square(centroids).sum(axis=1, keepdims=True) / 2], axis=1).T
     nearest = np.empty(len(points), dtype=np.int64)
-    for start in range(0, len(points), _CHUNK):  # so that the products stay in the processor's cache
-        nearest[start : start + _CHUNK] = (augmented[start : start + _CHUNK] @ weights).argmax(axis=1)
+    with one_thread():
+        for start in range(0, len(points), _CHUNK):  # so that the products stay in the processor's cache
+            nearest[start : start + _CHUNK] = (augmented[start : start + _CHUNK] @ weights).argmax(axis=1)
     return nearest
 
 

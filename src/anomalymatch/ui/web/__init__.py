@@ -1,0 +1,1 @@
+"""The page itself: NiceGUI on top of the service."""

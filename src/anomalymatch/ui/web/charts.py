@@ -1,0 +1,137 @@
+"""The plots of the side panel, as Plotly wants them; their grey reads on dark and on light."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
+from anomalymatch.types import Label
+from anomalymatch.ui.summary import Histogram
+from anomalymatch.ui.web.looks import ACCENT, GREY
+
+AXIS = {"gridcolor": "rgba(138,148,163,0.22)", "zeroline": False, "tickfont": {"size": 10}, "automargin": True}
+CONFIG = {"displayModeBar": False, "responsive": False}
+WIDTH, HEIGHT = 314, 130
+"""Of a plot in CSS pixels. It is fixed, as the panel's width is: Plotly fails to fit a plot that is folded away."""
+RUG_POINTS = 400
+"""Marks of one label below the histogram: more would be a smear, and slow."""
+
+
+def histogram(scores: Histogram | None) -> dict[str, Any]:
+    """Scores of the unlabelled images as a step, on a scale that shows single images; labelled ones as marks below."""
+    if scores is None:
+        return _figure([], note="no ranking yet")
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "bar",
+            "x": ((scores.edges[:-1] + scores.edges[1:]) / 2).tolist(),
+            "y": [count or None for count in scores.counts.tolist()],
+            "width": np.diff(scores.edges).tolist(),
+            "marker": {"color": ACCENT},
+            "hovertemplate": "%{y:,} at %{x:.2f}<extra></extra>",
+        }
+    ]
+    for row, (label, values) in enumerate(scores.labelled.items()):
+        shown = values[np.linspace(0, len(values) - 1, min(len(values), RUG_POINTS)).astype(int)]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "yaxis": "y2",
+                "x": shown.tolist(),
+                "y": [-row] * len(shown),
+                "marker": {"symbol": "line-ns-open", "size": 8, "color": FRAME_COLOURS[label], "line": {"width": 1.5}},
+                "hovertemplate": f"{label}, %{{x:.3f}}<extra></extra>",
+            }
+        )
+    layout = {
+        "yaxis": AXIS | {"type": "log", "domain": [0.3, 1], "dtick": 1, "exponentformat": "power"},
+        "yaxis2": AXIS | {"domain": [0, 0.2], "range": [-3.6, 0.6], "visible": False, "fixedrange": True},
+        "xaxis": AXIS | {"range": [0, 1], "anchor": "free", "position": 0},
+        "bargap": 0,
+    }
+    return _figure(traces, layout)
+
+
+def discovery(spent: Sequence[int], found: Sequence[int]) -> dict[str, Any]:
+    """Anomalies found against labels spent, and the line of one anomaly for each label."""
+    if not len(spent):
+        return _figure([], note="no labels yet")
+    keep = np.unique(np.linspace(0, len(spent) - 1, min(len(spent), 500)).astype(int))
+    curve = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [0, *(int(spent[place]) for place in keep)],
+        "y": [0, *(int(found[place]) for place in keep)],
+        "line": {"color": FRAME_COLOURS[Label.ANOMALY], "width": 2, "shape": "hv"},
+        "hovertemplate": "%{y} found with %{x} labels<extra></extra>",
+    }
+    end = int(spent[-1])
+    ideal = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [0, end],
+        "y": [0, end],
+        "line": {"color": GREY, "width": 1, "dash": "dot"},
+        "hoverinfo": "skip",
+    }
+    top = max(1, int(found[-1])) * 1.15
+    return _figure([ideal, curve], {"xaxis": AXIS | {"range": [0, max(1, end)]}, "yaxis": AXIS | {"range": [0, top]}})
+
+
+def training(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Losses, and shares such as the pass rate on the right from 0 to 1."""
+    colours = [ACCENT, "#E69F00", "#009E73", "#CC79A7", "#D55E00"]
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": name.replace("_", " "),
+            "y": [value if np.isfinite(value) else None for value in values],
+            "yaxis": "y2" if _is_share(name) else "y",
+            "line": {
+                "color": colours[number % len(colours)],
+                "width": 1.5,
+                "dash": "dot" if _is_share(name) else "solid",
+            },
+        }
+        for number, (name, values) in enumerate(losses.items())
+    ]
+    if not any(values for values in losses.values()):
+        return _figure([], note="no steps yet")
+    layout = {
+        "yaxis": AXIS | {"rangemode": "tozero", "nticks": 5},
+        "yaxis2": AXIS | {"overlaying": "y", "side": "right", "range": [0, 1.02], "showgrid": False},
+        "showlegend": True,
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 10}},
+    }
+    return _figure(traces, layout)
+
+
+def _is_share(name: str) -> bool:
+    return "rate" in name or "share" in name or "accuracy" in name
+
+
+def _figure(
+    traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any] | None = None, note: str = ""
+) -> dict[str, Any]:
+    whole: dict[str, Any] = {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "margin": {"l": 34, "r": 10, "t": 6, "b": 22},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": GREY, "size": 11},
+        "showlegend": False,
+        "xaxis": AXIS,
+        "yaxis": AXIS,
+        "hoverlabel": {"font": {"size": 11}},
+    }
+    if note:
+        hidden = {"visible": False}
+        whole |= {"xaxis": hidden, "yaxis": hidden}
+        whole["annotations"] = [
+            {"text": note, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+        ]
+    return {"data": list(traces), "layout": whole | dict(layout or {}), "config": CONFIG}

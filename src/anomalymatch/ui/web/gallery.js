@@ -1,0 +1,299 @@
+// The tiles, and all that a hand on keyboard, mouse or screen does with them, without a round trip to the server.
+const LABELS = { a: "anomaly", n: "normal", u: "unsure", x: "artefact" };
+const COMMANDS = { z: "undo", r: "rerank", t: "train", "?": "help" };
+const SIDES = [64, 96, 128, 192, 256, 384, 512]; // few sizes, so that the server's cache is hit
+const LONG_PRESS_MS = 450;
+const DOUBLE_TAP_MS = 350;
+const GLIMPSE_MS = 250; // nobody judges an image faster
+const CLOSING_MS = 400; // a menu or dialog that closes takes the focus back meanwhile
+
+export default {
+  template: `
+    <section class="am-gallery" @dragover.prevent>
+      <div v-if="page.note" class="am-note" role="note" data-testid="note">{{ page.note }}</div>
+      <div ref="well" class="am-well" tabindex="-1">
+        <div v-if="page.tiles === null" class="am-empty">Looking through the archive…</div>
+        <div v-else-if="!tiles.length" class="am-empty" data-testid="empty">
+          <p>{{ page.empty }}</p>
+          <button v-if="page.filtered" class="am-plain" data-testid="clear-filters" @click="$emit('clear')">
+            Clear the filters</button>
+        </div>
+        <div ref="grid" class="am-grid" role="listbox" aria-multiselectable="true" aria-label="Images"
+             :style="{ '--tile': tile + 'px' }" data-testid="grid">
+          <div v-for="(item, place) in tiles" :key="item.id" role="option" class="am-tile"
+               :class="[item.label ? 'am-' + item.label : '', { 'am-cursor': place === cursor,
+                        'am-chosen': chosen.has(item.id), 'am-pending': pending.has(item.id) }]"
+               :tabindex="place === cursor ? 0 : -1" :aria-selected="chosen.size ? chosen.has(item.id) : place === cursor"
+               :aria-label="spoken(item)" :title="item.id + (broken[item.id] ? ': ' + broken[item.id] : '')" data-testid="tile" :data-id="item.id"
+               :data-label="item.label || ''" :data-place="place"
+               @click="click($event, place)" @dblclick="open(place)" @contextmenu="held($event)"
+               @pointerdown="press($event, place)" @pointerup="release" @pointermove="drag" @pointercancel="release">
+            <div class="am-picture">
+              <div v-if="broken[item.id]" class="am-broken" data-testid="broken"><b>unreadable</b>
+                {{ broken[item.id] }}</div>
+              <img v-else loading="lazy" decoding="async" alt="" draggable="false" :src="address(item)"
+                   @error="fail(item, $event)">
+              <span v-if="item.label" class="am-badge" aria-hidden="true">{{ shapes[item.label] }}</span>
+              <span v-if="item.conflict" class="am-conflict" title="annotators disagree" aria-hidden="true">≠</span>
+            </div>
+            <div class="am-caption" aria-hidden="true">
+              <span>{{ item.rank ? item.rank.toLocaleString("en") : "" }}</span>
+              <span>{{ item.score === null ? "–" : shortScore(item.score) }}</span>
+            </div>
+          </div>
+        </div>
+      </div>
+      <div class="am-actions" role="toolbar" aria-label="Label the selection" data-testid="actions">
+        <button v-for="(label, key) in labels" :key="key" :class="'am-key am-' + label"
+                :aria-label="label + ' (' + key + ')'" :data-testid="'action-' + label" @click="give(label)">
+          <span class="am-shape">{{ shapes[label] }}</span><span class="am-word">{{ label }}</span></button>
+        <button class="am-key" aria-label="take the label away (Backspace)" data-testid="action-clear"
+                @click="give(null)"><span class="am-shape">⌫</span></button>
+        <button class="am-key am-touch" aria-label="large view (Space)" data-testid="action-open"
+                @click="open(cursor)"><span class="am-shape">⤢</span></button>
+        <button class="am-key am-touch" aria-label="undo (z)" data-testid="action-undo"
+                @click="$emit('undo')"><span class="am-shape">↶</span></button>
+        <span class="am-count" aria-live="polite" data-testid="selection">{{ chosen.size > 1
+          ? chosen.size + ' selected' : '' }}</span>
+        <span class="am-paging">
+          <button class="am-key" aria-label="previous page" data-testid="page-previous" :disabled="page.page === 0"
+                  @click="turn(-1, 'first')"><span class="am-shape">‹</span></button>
+          <span class="am-where" data-testid="page-number">{{ (page.page + 1).toLocaleString("en") }} /
+            {{ page.pages.toLocaleString("en") }}</span>
+          <button class="am-key" aria-label="next page" data-testid="page-next"
+                  :disabled="page.page + 1 >= page.pages" @click="turn(1, 'first')">
+            <span class="am-shape">›</span></button>
+        </span>
+      </div>
+    </section>`,
+  props: {
+    page: Object, // tiles, total, page, pages, note, empty, filtered, serial, keep, at
+    tile: Number, // wished side of a tile in CSS pixels
+    advance: Boolean,
+    viewing: String, // id in the large view, empty while it is closed
+    version: String, // of the images, for the browser's cache
+    shapes: Object,
+  },
+  data() {
+    return {
+      labels: LABELS, tiles: [], cursor: 0, anchor: 0, chosen: new Set(), pending: new Set(), broken: {}, side: 128, serial: -1,
+    };
+  },
+  watch: {
+    page: { handler: "arrive", immediate: true },
+    tile() { this.$nextTick(this.measure); },
+    viewing(now) { if (!now) setTimeout(this.regain, CLOSING_MS); },
+  },
+  mounted() {
+    document.addEventListener("keydown", this.key);
+    this.observer = new ResizeObserver(this.measure);
+    this.observer.observe(this.$refs.well);
+    const kept = {};
+    for (const key of Object.keys(localStorage)) {
+      if (key.startsWith("anomalymatch.")) kept[key.slice(13)] = localStorage.getItem(key);
+    }
+    this.$emit("hello", kept);
+  },
+  unmounted() {
+    document.removeEventListener("keydown", this.key);
+    this.observer?.disconnect();
+    clearTimeout(this.timer);
+  },
+  methods: {
+    arrive(page) {
+      if (page.serial === this.serial || page.tiles === null) return;
+      this.serial = page.serial;
+      const [before, seen] = [this.tiles, this.tiles[this.cursor]];
+      this.tiles = page.tiles.map((tile) => ({ ...tile }));
+      this.pending = new Set();
+      const here = new Set(this.tiles.map((tile) => tile.id));
+      this.chosen = new Set([...this.chosen].filter((id) => page.keep && here.has(id)));
+      let place = page.at === "last" ? this.tiles.length - 1 : 0;
+      if (page.keep) {
+        // Labelled tiles that left the page no longer count: the eye stays on the next one to judge.
+        const gone = before.slice(0, this.cursor).filter((tile) => tile.label && !here.has(tile.id)).length;
+        const viewed = this.tiles.findIndex((tile) => tile.id === this.viewing);
+        place = this.viewing && viewed >= 0 ? viewed : this.cursor - gone;
+      }
+      this.cursor = this.anchor = Math.max(0, Math.min(place, this.tiles.length - 1));
+      // A key pressed right after the order changed was meant for what lay under the cursor until then.
+      const swapped = page.keep && seen && !seen.label && this.tiles[this.cursor]?.id !== seen.id;
+      this.glimpse = swapped ? { id: seen.id, until: performance.now() + GLIMPSE_MS } : null;
+      this.$nextTick(() => {
+        this.measure();
+        if (!page.keep && page.at !== "last") this.$refs.well.scrollTop = 0;
+        this.regain();
+        if (!page.keep) setTimeout(this.regain, CLOSING_MS);
+      });
+    },
+    patch(tiles) {
+      const fresh = new Map(tiles.map((tile) => [tile.id, tile]));
+      for (const tile of this.tiles) if (fresh.has(tile.id)) Object.assign(tile, fresh.get(tile.id));
+      for (const id of fresh.keys()) this.pending.delete(id);
+    },
+    remember(key, value) { localStorage.setItem("anomalymatch." + key, value); },
+    measure() {
+      const grid = this.$refs.grid;
+      const width = grid?.firstElementChild?.clientWidth || this.tile;
+      this.side = SIDES.find((side) => side >= width * (window.devicePixelRatio || 1) - 1) || SIDES.at(-1);
+    },
+    columns() { return getComputedStyle(this.$refs.grid).gridTemplateColumns.split(" ").length; },
+    rows() {
+      const height = this.$refs.grid.firstElementChild?.offsetHeight || this.tile;
+      return Math.max(1, Math.floor(this.$refs.well.clientHeight / height));
+    },
+    address(item) {
+      return `${window.path_prefix || ""}/thumb?${new URLSearchParams({ id: item.id, side: this.side, v: this.version })}`;
+    },
+    async fail(item, event) {
+      let reason = "";
+      try {
+        const answer = await fetch(event.target.src);
+        if (!answer.ok) reason = (await answer.text()).slice(0, 160);
+      } catch { reason = "the server does not answer"; }
+      this.broken = { ...this.broken, [item.id]: reason || "it cannot be shown" };
+    },
+    shortScore(score) { return score > 0.9995 ? "1.000" : score.toFixed(3).replace(/^0/, ""); },
+    spoken(item) {
+      const words = [item.rank ? "rank " + item.rank : "no rank"];
+      if (item.score !== null) words.push("score " + item.score.toFixed(2));
+      words.push(item.label || "no label");
+      if (item.conflict) words.push("annotators disagree");
+      return words.join(", ");
+    },
+    isTyping(element) {
+      if (!element) return false;
+      if (element.isContentEditable || element.tagName === "TEXTAREA") return true;
+      if (element.tagName !== "INPUT" || element.readOnly || element.role === "combobox") return false;
+      return !["checkbox", "radio", "range", "file", "button"].includes(element.type);
+    },
+    ids() {
+      if (this.viewing) return [this.viewing];
+      if (this.chosen.size) return this.tiles.filter((tile) => this.chosen.has(tile.id)).map((tile) => tile.id);
+      return this.tiles.length ? [this.tiles[this.cursor].id] : [];
+    },
+    give(label) {
+      const meant = !this.viewing && !this.chosen.size && performance.now() < this.glimpse?.until;
+      const ids = meant ? [this.glimpse.id] : this.ids();
+      this.glimpse = null;
+      if (!ids.length) return;
+      for (const id of ids) this.pending.add(id);
+      this.$emit("label", { ids, label });
+      if (meant) return;
+      const last = this.tiles.reduce((at, tile, place) => (ids.includes(tile.id) ? place : at), -1);
+      this.chosen = new Set();
+      if (label && this.advance && last >= 0) this.move(Math.min(last + 1, this.tiles.length - 1), false);
+    },
+    move(place, extend) {
+      const last = this.tiles.length - 1;
+      if (last < 0) return;
+      this.cursor = Math.max(0, Math.min(place, last));
+      this.glimpse = null;
+      if (extend && !this.viewing) {
+        const [low, high] = [Math.min(this.anchor, this.cursor), Math.max(this.anchor, this.cursor)];
+        this.chosen = new Set(this.tiles.slice(low, high + 1).map((tile) => tile.id));
+      } else {
+        this.anchor = this.cursor;
+        this.chosen = new Set();
+      }
+      if (this.viewing) this.$emit("look", { id: this.tiles[this.cursor].id });
+      else this.$nextTick(this.focus);
+    },
+    regain() { if (!this.isTyping(document.activeElement)) this.focus(); },
+    focus() {
+      const tile = this.$refs.grid?.children[this.cursor];
+      if (!tile || this.viewing || document.querySelector(".q-dialog, .q-menu")) return;
+      tile.focus({ preventScroll: true });
+      tile.scrollIntoView({ block: "nearest" });
+    },
+    turn(step, at) {
+      const to = this.page.page + step;
+      if (to >= 0 && to < this.page.pages) this.$emit("turn", { to, at });
+    },
+    open(place) {
+      if (!this.tiles[place]) return;
+      this.cursor = this.anchor = place;
+      this.$emit("look", { id: this.tiles[place].id });
+    },
+    toggle(place) {
+      const chosen = new Set(this.chosen);
+      const id = this.tiles[place].id;
+      if (!chosen.delete(id)) chosen.add(id);
+      this.chosen = chosen;
+      this.cursor = this.anchor = place;
+      this.focus();
+    },
+    click(event, place) {
+      if (this.wasHeld) return void (this.wasHeld = false);
+      if (event.shiftKey) return this.move(place, true);
+      if (event.ctrlKey || event.metaKey) return this.toggle(place);
+      const tapped = this.touched && this.tap?.place === place && event.timeStamp - this.tap.at < DOUBLE_TAP_MS;
+      this.tap = { place, at: event.timeStamp };
+      this.move(place, false);
+      if (tapped) this.open(place);
+    },
+    press(event, place) {
+      this.touched = event.pointerType === "touch";
+      this.wasHeld = false;
+      if (!this.touched) return;
+      this.from = [event.clientX, event.clientY];
+      this.timer = setTimeout(() => { this.wasHeld = true; this.toggle(place); }, LONG_PRESS_MS);
+    },
+    drag(event) {
+      if (this.from && Math.hypot(event.clientX - this.from[0], event.clientY - this.from[1]) > 10) this.release();
+    },
+    release() { clearTimeout(this.timer); this.from = null; },
+    held(event) { if (this.touched) event.preventDefault(); },
+    key(event) {
+      const target = event.target;
+      if (this.isTyping(target)) {
+        if (event.key !== "Escape" && (event.key !== "Enter" || target.tagName !== "INPUT")) return;
+        target.blur();
+        return this.focus();
+      }
+      if (event.altKey || target.closest?.("[role=combobox], [role=menu], .q-menu")) return;
+      if (!this.viewing && document.querySelector(".q-dialog")) return;
+      const isTaken = target.closest?.("[role=slider], [type=range]") || ((event.key === " " || event.key === "Enter") &&
+        target.closest?.("button, a, [role=switch], [role=button], .q-item"));
+      if (this.command(event) || (!isTaken && this.navigate(event))) event.preventDefault();
+    },
+    command(event) {
+      const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+      if (event.ctrlKey || event.metaKey) {
+        if (key !== "a" || this.viewing) return false;
+        this.chosen = new Set(this.tiles.map((tile) => tile.id));
+        return true;
+      }
+      if (event.repeat && (LABELS[key] || COMMANDS[key])) return true; // a key held down labels no second image
+      if (LABELS[key]) this.give(LABELS[key]);
+      else if (key === "Backspace" || key === "Delete") this.give(null);
+      else if (COMMANDS[key]) this.$emit(COMMANDS[key]);
+      else if (key === "/" && !this.viewing) document.querySelector("[data-testid=filter-text]")?.focus();
+      else return false;
+      return true;
+    },
+    navigate(event) {
+      const across = this.viewing ? 1 : this.columns();
+      const screen = this.viewing ? 10 : across * this.rows();
+      const steps = {
+        ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across, PageUp: -screen, PageDown: screen,
+        Home: -Infinity, End: Infinity,
+      };
+      if (event.key === " ") this.viewing ? this.$emit("shut") : this.open(this.cursor);
+      else if (event.key === "Escape" && !this.viewing) this.move(this.cursor, false);
+      else if (event.key === "Enter" && !this.viewing) this.open(this.cursor);
+      else if (event.key in steps) this.step(event.key, steps[event.key], event.shiftKey);
+      else return false;
+      return true;
+    },
+    step(key, step, extend) {
+      const [to, last] = [this.cursor + step, this.tiles.length - 1];
+      const forth = (key === "ArrowRight" || key === "PageDown") && this.cursor === last;
+      const back = (key === "ArrowLeft" || key === "PageUp") && this.cursor === 0;
+      if (!extend && !this.viewing && forth) this.turn(1, "first");
+      else if (!extend && !this.viewing && back) this.turn(-1, "last");
+      else if ((key === "ArrowUp" && to < 0) || (key === "ArrowDown" && this.cursor === last)) return;
+      else this.move(to, extend);
+    },
+  },
+};

@@ -1,0 +1,239 @@
+"""The large view: one image at full resolution, what is known of it, and what looks like it."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from nicegui import background_tasks, ui
+from nicegui.elements.mixins.text_element import TextElement
+
+from anomalymatch.data.label_log import LabelEvent
+from anomalymatch.types import Label
+from anomalymatch.ui.summary import Details
+from anomalymatch.ui.tiles import Tile
+from anomalymatch.ui.web.gallery import tile_values
+from anomalymatch.ui.web.looks import LEAVE, SHAPES
+from anomalymatch.ui.web.session import Session
+
+NEIGHBOURS, NEIGHBOUR_SIDE = 12, 96
+REST_S = 0.12
+"""Only an image that is looked at this long asks for its neighbours: a held arrow key passes many."""
+ALL_CHANNELS = "all"
+FIELD_DEGREES = 0.05
+
+
+class Zoom(ui.element, component="zoom.js"):
+    """Images under one zoom; `panes` are dictionaries of name, src and alt, `ahead` addresses to fetch early."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._props.update({"panes": [], "ahead": []})
+
+    def show(self, panes: Sequence[dict[str, str]], ahead: Sequence[str]) -> None:
+        """Show other images."""
+        self._props.update({"panes": list(panes), "ahead": list(ahead)})
+        self.update()
+
+
+class Viewer:
+    """A dialog over the whole page.
+
+    Attributes:
+        id: the image that is shown; empty while it is closed.
+    """
+
+    def __init__(self, session: Session, version: str) -> None:
+        self.session, self._version = session, version
+        self.id = ""
+        service = session.service
+        self.dialog = ui.dialog().props("maximized aria-label='Large view'")
+        self.dialog.on_value_change(self._closed)
+        with self.dialog, ui.element("div").classes("am-viewer").props("data-testid=viewer"):
+            with ui.element("div").classes("am-view-bar"):
+                self._stretch = ui.select(list(service.stretches), value=service.stretches[0], on_change=self._draw)
+                self._stretch.props("dense options-dense borderless aria-label=stretch data-testid=stretch")
+                self._stretch.on("popup-hide", js_handler=LEAVE)
+                channels = [ALL_CHANNELS, *service.channels]
+                self._channel = ui.select(channels, value=ALL_CHANNELS, on_change=self._draw)
+                self._channel.props("dense options-dense borderless aria-label=channel data-testid=channel")
+                self._channel.on("popup-hide", js_handler=LEAVE)
+                self._channel.set_visibility(len(service.channels) > 1)
+                self._compare = ui.switch("compare", on_change=self._draw).props("dense data-testid=compare")
+                ui.element("div").classes("am-grow")
+                for icon, key, step in (("chevron_left", "←", -1), ("chevron_right", "→", 1)):
+                    word = "previous" if step < 0 else "next"
+                    button = ui.button(icon=icon, on_click=lambda _, step=step: self._step(step), color=None)
+                    button.props(f"flat dense aria-label='{word} image ({key})' data-testid=view-{word}")
+                close = ui.button(icon="close", on_click=self.close, color=None)
+                close.props("flat dense aria-label='close (Esc)' data-testid=view-close")
+            self._zoom = Zoom().classes("am-view-image")
+            self._zoom.on("pick", lambda event: self._pick(str(event.args)))
+            with ui.element("aside").classes("am-view-side"):
+                self._title = ui.label().classes("am-title am-id").props("data-testid=view-id")
+                self._state = ui.label().classes("am-hint").props("data-testid=view-state aria-live=polite")
+                with ui.row().classes("am-view-labels"):
+                    self._buttons = {}
+                    for label in Label:
+                        self._buttons[label] = button = ui.button(
+                            SHAPES[label], on_click=lambda _, label=label: self._label(label), color=None
+                        )
+                        button.classes(f"am-key am-{label}").props(
+                            f"unelevated dense no-caps aria-label='{label} ({SHAPES[label][-1].lower()})'"
+                            f" data-testid=view-{label}"
+                        )
+                    button = ui.button("⌫", on_click=lambda: self._label(None), color=None).classes("am-key")
+                    button.props("unelevated dense aria-label='take the label away' data-testid=view-clear")
+                self._links = ui.row().classes("am-line").props("data-testid=links")
+                ui.label("More like this").classes("am-heading")
+                self._near = ui.element("div").classes("am-near").props("data-testid=neighbours")
+                button = ui.button("Show all neighbours in the gallery", on_click=self._show_like)
+                button.props("dense flat no-caps size=sm data-testid=like")
+                ui.label("History").classes("am-heading")
+                self._history = ui.element("dl").classes("am-table").props("data-testid=history")
+                ui.label("Metadata").classes("am-heading")
+                self._metadata = ui.element("dl").classes("am-table").props("data-testid=metadata")
+        session.watchers.append(self._watch)
+
+    def open(self, id_: str) -> None:
+        """Show an image."""
+        if self.session.client.is_deleted:
+            return
+        self.id = id_
+        self._title.text = id_
+        self._state.text = ""
+        self._draw()
+        self.session.gallery.set_option("viewing", id_)
+        self.dialog.open()
+        background_tasks.create(self._fill(id_, with_neighbours=True), name="large view")
+
+    def close(self) -> None:
+        """Go back to the gallery."""
+        self.dialog.close()
+
+    def _closed(self) -> None:
+        if not self.dialog.value:
+            self.id = ""
+            self.session.gallery.set_option("viewing", "")
+
+    def _draw(self) -> None:
+        if not self.id:
+            return
+        chosen = str(self._stretch.value)
+        stretches = list(self.session.service.stretches) if self._compare.value else [chosen]
+        panes = [{"name": name, "src": self._address(self.id, name), "alt": self.id} for name in stretches]
+        ids = self.session.gallery.ids
+        place = ids.index(self.id) if self.id in ids else len(ids)
+        beside = ids[place + 1 : place + 2] + ids[max(0, place - 1) : place]
+        self._zoom.show(panes, [] if self._compare.value else [self._address(id_, chosen) for id_ in beside])
+
+    def _address(self, id_: str, stretch: str) -> str:
+        words = {"id": id_, "stretch": stretch, "v": self._version}
+        if self._channel.value != ALL_CHANNELS:
+            words["channel"] = str(self._channel.value)
+        return "/full?" + urlencode(words)
+
+    def _pick(self, stretch: str) -> None:
+        self._compare.value = False
+        self._stretch.value = stretch
+
+    def _step(self, step: int) -> None:
+        ids = self.session.gallery.ids
+        if self.id in ids and 0 <= ids.index(self.id) + step < len(ids):
+            self.open(ids[ids.index(self.id) + step])
+
+    async def _label(self, label: Label | None) -> None:
+        await self.session.label([self.id], label)
+
+    async def _show_like(self) -> None:
+        like = self.id
+        self.close()
+        await self.session.change(like=like)
+
+    def _watch(self, kinds: set[str], ids: set[str]) -> None:
+        if self.id and (self.id in ids or "ranking" in kinds):
+            background_tasks.create(self._fill(self.id, with_neighbours=False), name="large view")
+
+    async def _fill(self, id_: str, *, with_neighbours: bool) -> None:
+        details = await self.session.call(self.session.service.details, id_)
+        if details is None or not self._is_at(id_):
+            return
+        self._show_details(details)
+        if not with_neighbours:
+            return
+        self._near.clear()
+        await asyncio.sleep(REST_S)
+        if not self._is_at(id_):
+            return
+        tiles = await self.session.call(self.session.service.neighbours, id_, NEIGHBOURS)
+        if tiles is not None and self._is_at(id_):
+            self._show_neighbours(tiles)
+
+    def _is_at(self, id_: str) -> bool:
+        return self.id == id_ and not self.session.client.is_deleted
+
+    def _show_details(self, details: Details) -> None:
+        self._state.text = state_text(details.tile)
+        for label, button in self._buttons.items():
+            button.classes(**{"add" if label == details.tile.label else "remove": "am-on"})
+            button.props(f"aria-pressed={'true' if label == details.tile.label else 'false'}")
+        self._links.clear()
+        with self._links:
+            for name, address in sky_links(details.coordinates).items():
+                link = TextElement(tag="a", text=f"{name} ↗").classes("am-link")
+                link.props.update({"href": address, "target": "_blank", "rel": "noopener noreferrer"})
+                link.props["data-testid"] = f"link-{name.split()[0].lower()}"
+        self._links.set_visibility(details.coordinates is not None)
+        _rows(self._history, [history_row(event) for event in reversed(details.history)] or [("", "no label yet")])
+        size = {} if details.size is None else {"size": f"{details.size[0]:,} x {details.size[1]:,} px"}
+        _rows(self._metadata, list((size | dict(details.metadata)).items()))
+
+    def _show_neighbours(self, tiles: Sequence[Tile]) -> None:
+        self._near.clear()
+        with self._near:
+            for tile in tiles:
+                button = ui.element("button").classes(f"am-neighbour am-{tile.label or 'none'}")
+                button.props.update({"title": tile.id, "data-id": tile.id, "data-testid": "neighbour"})
+                button.props["aria-label"] = f"show {tile.id}, {tile.label or 'no label'}"
+                button.on("click", lambda _, id_=tile.id: self.open(id_))
+                with button:
+                    picture = ui.element("img")
+                    words = {"id": tile.id, "side": NEIGHBOUR_SIDE, "v": self._version}
+                    picture.props.update({"src": "/thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
+
+
+def state_text(tile: Tile) -> str:
+    """Rank, score and label in words."""
+    values: dict[str, Any] = tile_values(tile)
+    words = [f"rank {tile.rank:,}"] if tile.rank else []
+    words += [f"score {tile.score:.4f}"] if tile.score is not None else ["no score"]
+    words += [f"{values['label']} (by {tile.annotator})" if tile.label else "no label"]
+    return " · ".join(words + ["annotators disagree"] * tile.conflict)
+
+
+def history_row(event: LabelEvent) -> tuple[str, str]:
+    """When and who, and what."""
+    what = "undo" if event.undoes is not None else str(event.label) if event.label else "label taken away"
+    score = "" if event.score is None else f" at {event.score:.3f}"
+    return f"{event.at:%Y-%m-%d %H:%M:%S}", f"{what} by {event.annotator}{score}"
+
+
+def sky_links(coordinates: tuple[float, float] | None) -> dict[str, str]:
+    """Addresses of sky atlases that show the place (degrees, ICRS); none without coordinates."""
+    if coordinates is None:
+        return {}
+    target = f"{coordinates[0]:.6f} {coordinates[1]:+.6f}"
+    esasky = urlencode({"target": target, "fov": FIELD_DEGREES, "cooframe": "J2000", "sci": "true"})
+    aladin = urlencode({"target": target, "fov": FIELD_DEGREES})
+    return {
+        "ESASky": f"https://sky.esa.int/esasky/?{esasky}",
+        "Aladin Lite": f"https://aladin.cds.unistra.fr/AladinLite/?{aladin}",
+    }
+
+
+def _rows(table: ui.element, rows: Sequence[tuple[str, str]]) -> None:
+    table.clear()
+    with table:
+        for name, value in rows:
+            TextElement(tag="dt", text=name)
+            TextElement(tag="dd", text=value)
