@@ -89,7 +89,11 @@ class Page:
             self.page.wait_for_timeout(50)
 
     def label(self, key, label):
-        """Press a key for the tile under the cursor; return its id once the label is on disk, so coloured."""
+        """Press a key for the tile under the cursor; return its id once the label is on disk, so coloured.
+
+        The order does not follow from here on: the image under the cursor could be another one when the key is pressed.
+        """
+        self.switch("follow", False)
         id_ = self.cursor
         self.press(key)
         self.until(lambda: self.tile(id_).get_attribute("data-label") == label, f"{id_} is labelled {label}")
@@ -229,10 +233,7 @@ def galaxies(archive, tmp_path_factory):
 
 
 def judge(page, truth, rare, count):
-    """Label what is under the cursor for what it is, one after the other; return what was said.
-
-    The order must not follow by itself here: the image under the cursor could be another one when the key is pressed.
-    """
+    """Label what is under the cursor for what it is, one after the other; return what was said."""
     page.switch("follow", False)
     said = {}
     for _ in range(count):

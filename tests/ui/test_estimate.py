@@ -2,62 +2,49 @@ import math
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.stats import betabinom
 
 from anomalymatch.ui.estimate import estimate_left
 
 
-def draw(rng, n, slope=1.2, intercept=-1.0):
-    """Logits, and whether each is an anomaly, by a logistic law."""
-    logits = rng.normal(-4, 2.5, n)
-    return logits, rng.random(n) < expit(intercept + slope * logits)
-
-
-def test_it_finds_the_number_though_only_the_top_was_looked_at():
-    hits = 0
-    for seed in range(40):
+@pytest.mark.parametrize(("rate", "audited"), [(0.02, 100), (0.05, 200), (0.3, 40), (0.002, 300)])
+def test_the_interval_covers_the_truth_though_half_was_found_before(rate, audited):
+    covered = []
+    for seed in range(300):
         rng = np.random.default_rng(seed)
-        logits, anomalous = draw(rng, 20_000)
-        top = np.argsort(-logits)[:200]
-        rest = np.setdiff1d(np.arange(20_000), top)
-        left = estimate_left(logits[top], anomalous[top], logits[rest], seed=0)
-        hits += left.low <= anomalous[rest].sum() <= left.high
-    assert hits >= 30  # 36 expected of a perfect 90 % interval
+        anomalous = rng.random(2000) < rate
+        sample = rng.choice(2000, audited, replace=False)
+        found = anomalous & (rng.random(2000) < 0.5)
+        found[sample] = anomalous[sample]
+        estimate = estimate_left(
+            images=2000,
+            audited=audited,
+            audited_anomalies=int(anomalous[sample].sum()),
+            anomalies=int(found.sum()),
+            seed=0,
+        )
+        covered.append(estimate.low <= (anomalous & ~found).sum() <= estimate.high)
+    assert np.mean(covered) > 0.85
 
 
-def test_an_audit_narrows_it():
-    rng = np.random.default_rng(0)
-    logits, anomalous = draw(rng, 20_000)
-    top = np.argsort(-logits)[:100]
-    both = np.union1d(top, rng.choice(20_000, 400, replace=False))
-    rest = np.setdiff1d(np.arange(20_000), both)
-    narrow, wide = (estimate_left(logits[seen], anomalous[seen], logits[rest], seed=0) for seen in (both, top))
-    assert narrow.high - narrow.low < wide.high - wide.low
+def test_it_is_the_beta_binomial_posterior_where_nothing_else_was_found():
+    estimate = estimate_left(images=1000, audited=100, audited_anomalies=7, anomalies=7, seed=0)
+    expected = betabinom(900, 7.5, 93.5).ppf([0.5, 0.05, 0.95])
+    np.testing.assert_allclose(estimate[:3], expected, atol=2)
 
 
-def test_separable_labels_stay_finite():
-    found = estimate_left([5.0] * 6 + [-5.0] * 6, [True] * 6 + [False] * 6, np.linspace(-9, 2, 1000), seed=0)
-    assert 0 <= found.low <= found.left <= found.high < 1000
-    assert found.reason == ""
+def test_what_was_found_elsewhere_is_not_left():
+    alone = estimate_left(images=1000, audited=100, audited_anomalies=7, anomalies=7, seed=0)
+    more = estimate_left(images=1000, audited=100, audited_anomalies=7, anomalies=27, seed=0)
+    assert more.left == pytest.approx(alone.left - 20, abs=2)
+    assert estimate_left(images=1000, audited=100, audited_anomalies=0, anomalies=400, seed=0).left >= 0
 
 
-def test_unreadable_images_do_not_count():
-    seen = np.array([3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
-    said = np.array([True] * 5 + [False] * 5)
-    rest = np.linspace(-9, 2, 1000)
-    with_nan = np.concatenate([rest, np.full(50, np.nan)])
-    assert estimate_left(seen, said, rest, seed=1) == estimate_left(seen, said, with_nan, seed=1)
+def test_an_archive_that_was_audited_as_a_whole_has_nothing_left():
+    assert estimate_left(images=12, audited=12, audited_anomalies=3, anomalies=3, seed=0)[:3] == (0, 0, 0)
 
 
-def test_a_ranking_that_is_worse_than_chance_is_not_turned_around():
-    found = estimate_left([3.0] * 10 + [-3.0] * 10, [False] * 10 + [True] * 10, np.full(100, -3.0), seed=0)
-    assert found.left == pytest.approx(50, abs=10)
-
-
-@pytest.mark.parametrize(("rare", "others"), [(4, 50), (50, 4), (0, 0)])
-def test_too_little_to_say_anything(rare, others):
-    found = estimate_left([1.0] * (rare + others), [True] * rare + [False] * others, np.zeros(10), seed=0)
-    assert math.isnan(found.left)
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
-    assert f"has {rare} and {others}" in found.reason
+def test_too_little_to_say_anything():
+    estimate = estimate_left(images=1000, audited=19, audited_anomalies=5, anomalies=40, seed=0)
+    assert all(math.isnan(value) for value in estimate[:3])
+    assert estimate.reason == "label 20 images of the random audit for an estimate; so far 19"

@@ -184,7 +184,7 @@ def test_summary(service):
     assert before.histogram is None
     assert before.images == 300
     assert before.unreadable == 1
-    assert "needs 5 anomalies" in before.estimate.reason
+    assert "so far 0" in before.estimate.reason
     service.label(RARE[:1], A, "ada")
     service.rerank()
     service.label(RARE[1:8], A, "ada")
@@ -197,8 +197,21 @@ def test_summary(service):
     assert now.annotators == {"ada": 8, "bob": 6}
     assert now.histogram.counts.sum() == 300 - 1 - 14
     assert len(now.histogram.labelled[A]) == 8
-    assert now.estimate.low <= 22 <= now.estimate.high
     assert now.seconds < 5
+
+
+def test_the_audit_gives_an_estimate_of_what_is_left(service):
+    for page in range(4):
+        for tile in service.page(Query(sort=Sort.AUDIT, show=Show.ALL, size=12, page=page)).tiles:
+            if tile.id != BAD:
+                service.label([tile.id], A if tile.id in RARE else N, "ada")
+    found = service.summary().counts[A]
+    estimate = service.summary().estimate
+    assert estimate.reason == ""
+    assert estimate.low <= 30 - found <= estimate.high
+    other = service.page(Query(sort=Sort.AUDIT, show=Show.UNLABELLED, size=12)).tiles
+    service.label([other[5].id], A, "ada")  # further down in the audit, which is no sample yet
+    assert service.summary().estimate.left == pytest.approx(estimate.left - 1, abs=1)
 
 
 def test_import_says_only_what_is_new(service):

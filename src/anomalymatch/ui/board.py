@@ -129,10 +129,17 @@ class Board:
             kept = np.flatnonzero(np.isfinite(self._logits))
             return Ranking([self.ids[i] for i in kept.tolist()], self._logits[kept].astype(np.float64))
 
-    def unlabelled_logits(self) -> Float32[np.ndarray, " m"]:
-        """Logits of the images without a label; empty before the first ranking."""
+    def audited(self) -> tuple[int, int]:
+        """How many labelled images are a random sample of the archive, and the anomalies among them.
+
+        The random audit has a fixed order: as far as all of it is labelled, for whatever reason, it is such a sample.
+        """
         with self.lock:
-            return self._codes[:0].astype(np.float32) if self._logits is None else self._logits[self._codes == 0]
+            order = self.gallery.audit().astype(np.int64)
+            order = order[self.live.bank.has(order)]
+            codes = self._codes[order]
+            labelled = codes[: int((codes == 0).argmax())] if (codes == 0).any() else codes
+            return len(labelled), int((labelled == CODES[Label.ANOMALY]).sum())
 
     def histogram(self) -> Histogram | None:
         """Of the scores; None before the first ranking."""

@@ -93,6 +93,10 @@ class Gallery:
         """Places by score, 1 for the highest; 0 without one."""
         return self._view.orders.ranks[positions].astype(np.int64)
 
+    def audit(self) -> Order:
+        """All positions in the order of the random audit."""
+        return self._view.orders.audit()
+
     def _mask(self, view: "_View", query: Query) -> Bool[np.ndarray, " n"] | None:
         """Which images pass the filters; None for all."""
         masks = []

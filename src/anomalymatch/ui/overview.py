@@ -1,15 +1,9 @@
 """Everything at one glance, for the side panel."""
 
-import numpy as np
-from scipy.special import logit
-
 from anomalymatch.types import Label
 from anomalymatch.ui.board import Board
 from anomalymatch.ui.estimate import estimate_left
 from anomalymatch.ui.summary import Estimate, Summary
-
-SURE = 1e-9
-"""Scores are kept this far from 0 and 1 where their logits are wanted again."""
 
 
 def summarise(board: Board, *, cycle: int, seconds: float, seed: int) -> Summary:
@@ -43,7 +37,11 @@ def summarise(board: Board, *, cycle: int, seconds: float, seed: int) -> Summary
 
 
 def _estimate(board: Board, seed: int) -> Estimate:
-    seen = [event for event in board.book.standing() if event.score is not None and event.label is not Label.UNSURE]
-    given = np.clip([event.score or 0.0 for event in seen], SURE, 1 - SURE)
-    anomalous = [event.label is Label.ANOMALY for event in seen]
-    return estimate_left(logit(given), anomalous, board.unlabelled_logits(), seed=seed)
+    audited, rare = board.audited()
+    return estimate_left(
+        images=len(board.live.bank.positions),
+        audited=audited,
+        audited_anomalies=rare,
+        anomalies=board.book.counts()[Label.ANOMALY],
+        seed=seed,
+    )

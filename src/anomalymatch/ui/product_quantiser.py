@@ -75,7 +75,7 @@ class QuantisedRows:
     def __init__(self, codes: UInt8[np.ndarray, "m s"], quantiser: ProductQuantiser) -> None:
         self.quantiser = quantiser
         self.dimensions = quantiser.dimensions
-        self._codes = np.empty(codes.shape[::-1], dtype=np.uint8)
+        self._codes = np.empty((codes.shape[1], codes.shape[0]), dtype=np.uint8)
         for start in range(0, len(codes), _CHUNK):  # the whole at once would miss the processor's cache at every code
             self._codes[:, start : start + _CHUNK] = codes[start : start + _CHUNK].T
 

@@ -53,7 +53,10 @@ def serve(service: Any, *, host: str, port: int, token: str | None, show: bool) 
         # What exists now stays until the end. Besides, NiceGUI looks through all objects that can be collected, and
         # some of PyTorch's warn when they are looked at.
         gc.freeze()
-        _Server(_settings(app), ready).run(sockets=[listening])
+        try:
+            _Server(_settings(app), ready).run(sockets=[listening])
+        finally:
+            gc.unfreeze()
 
 
 def build_app(service: Any, *, names: Names, token: str | None, cookie: str = "anomalymatch") -> ASGIApp:
