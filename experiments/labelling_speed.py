@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 from bench import HERE, Row
 
 from anomalymatch.active.run_folder import to_csv
+from anomalymatch.data.source import BaseSource
 from anomalymatch.files import write_text
 from anomalymatch.models.features import SHARD_IMAGES, Features, Shard
 from anomalymatch.models.probe import ProbeSpec
-from anomalymatch.ui.bank import FeatureBank, build_bank
-from anomalymatch.ui.gallery import Gallery
+from anomalymatch.types import Label, Pixels
+from anomalymatch.ui.bank import build_bank
 from anomalymatch.ui.live import LiveRanking
+from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.tiles import Query, Show, Sort
 
 DIMENSIONS = 128
@@ -78,43 +81,52 @@ def read_features(folder: Path, ids: list[str]) -> Features:
     return Features(shards)
 
 
+class Archive(BaseSource):
+    """A million images that are all the same, under names as an archive has them."""
+
+    def __init__(self, ids: list[str]) -> None:
+        super().__init__(name="archive", ids=ids, bands=["red", "green", "blue"], fingerprint=str(len(ids)))
+        self.image = np.zeros((64, 64, 3), dtype=np.uint8)
+
+    def _load(self, position: int) -> Pixels:
+        return self.image
+
+
 def measure(folder: Path, count: int, compression: str) -> list[Row]:
     """Seconds of everything that a person waits for, and the memory in the end."""
-    ids = image_ids(count)
-    features = read_features(folder, ids)
+    archive = Archive(image_ids(count))
+    features = read_features(folder, archive.ids)
 
-    def start() -> tuple[FeatureBank, Gallery]:
-        bank = build_bank(features, ids, compression=compression, dimensions=DIMENSIONS, folder=folder)
-        return bank, Gallery(ids, seed=0, metadata=None)
+    def start() -> LabelService:
+        bank = build_bank(features, archive.ids, compression=compression, dimensions=DIMENSIONS, folder=folder)
+        service = LabelService(
+            folder / compression,
+            archive,
+            LiveRanking(bank, PROBE, seed=0),
+            encode=no_encoder,
+            training_steps=1,
+            cache=folder / "thumbnails",
+            workers=2,
+            seed=0,
+        )
+        service.page(Query())
+        return service
 
-    seconds: dict[str, list[float]] = {"compress, once": [timed(start)]}
+    (folder / compression).mkdir()
+    seconds: dict[str, list[float]] = {"compress, once": [timed(lambda: start().close())]}
+    seconds["first page, without labels"] = [timed(lambda: start().close()) for _ in range(REPEATS)]
+    service = start()
     rng = np.random.default_rng(0)
-    labels = np.zeros(count, dtype=np.int8)
-    anomalies, normals = np.split(rng.choice(count, 60, replace=False), [20])
-    labels[anomalies], labels[normals] = 1, 2
-    no_examples = np.zeros((0, DIMENSIONS), dtype=np.float32)
-
-    def show(gallery: Gallery, live: LiveRanking, logits: np.ndarray) -> None:
-        newest = np.flatnonzero(labels)
-        gallery.update(logits=logits, labels=labels, newest=newest, conflicts=newest[:3], diverse=live.diverse)
-        gallery.rank(gallery.page(Query())[0])
-
-    def first_batch() -> None:
-        bank, _ = start()
-        LiveRanking(bank, PROBE, seed=0).first_batch(48)
-
-    def first_page() -> None:
-        bank, gallery = start()
-        live = LiveRanking(bank, PROBE, seed=0)
-        show(gallery, live, live.fit(anomalies, normals, no_examples))
-
-    seconds["first page, without labels"] = [timed(first_batch) for _ in range(REPEATS)]
-    seconds["first page, with labels"] = [timed(first_page) for _ in range(REPEATS)]
-    bank, gallery = start()
-    live = LiveRanking(bank, PROBE, seed=0)
+    drawn = [archive.ids[i] for i in rng.choice(count, 60, replace=False)]
+    service.label(drawn[:20], Label.ANOMALY, "start")
+    service.label(drawn[20:], Label.NORMAL, "start")
+    service.close()
+    seconds["first page, with labels"] = [timed(lambda: start().close()) for _ in range(REPEATS)]
+    service = start()
     for repeat in range(REPEATS):
-        for what, work in steps(gallery, live, anomalies, normals[repeat:], labels, show):
+        for what, work in steps(service, drawn[repeat]):
             seconds.setdefault(what, []).append(timed(work))
+    service.close()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [
         *(row(compression, count, what, "s", values) for what, values in seconds.items()),
@@ -122,35 +134,35 @@ def measure(folder: Path, count: int, compression: str) -> list[Row]:
     ]
 
 
-def steps(
-    gallery: Gallery,
-    live: LiveRanking,
-    anomalies: np.ndarray,
-    normals: np.ndarray,
-    labels: np.ndarray,
-    show: Callable[[Gallery, LiveRanking, np.ndarray], None],
-) -> Iterator[tuple[str, Callable[[], object]]]:
+def steps(service: LabelService, known: str) -> Iterator[tuple[str, Callable[[], object]]]:
     """What happens while one labels."""
-    state: dict[str, np.ndarray] = {}
-
-    def rerank() -> None:
-        state["logits"] = live.fit(anomalies, normals, np.zeros((0, DIMENSIONS), dtype=np.float32))
-        show(gallery, live, state["logits"])
+    followed = threading.Event()
+    leave = service.subscribe(lambda change: followed.set() if change.kind == "ranking" else None)
 
     def label() -> None:
-        labels[gallery.page(Query())[0][0]] = 1
-        show(gallery, live, state["logits"])
+        followed.clear()
+        service.label([service.page(Query()).tiles[0].id], Label.NORMAL, "annotator")
 
-    yield "re-rank: fit, project, sort, page", rerank
-    yield "next page", lambda: gallery.page(Query(page=1))
-    yield "a label: page without it", label
+    yield "a label: on disk, and gone from the page", label
+    yield "re-rank behind a label", lambda: followed.wait(60)
+    leave()
+    yield "re-rank: fit, project, sort, page", lambda: (service.rerank(), service.page(Query()))
+    yield "next page", lambda: service.page(Query(page=1))
     for sort in Sort:
-        yield f"next page, {sort}: first time", lambda sort=sort: gallery.page(Query(sort=sort, page=1))
-    word = f"{len(normals):02d}7"
-    yield "next page, text filter: first time", lambda: gallery.page(Query(text=word, page=1))
-    yield "next page, text filter: again", lambda: gallery.page(Query(text=word, page=2))
-    yield "next page, all labels, scores 0.2 to 0.4", lambda: gallery.page(Query(show=Show.ALL, low=0.2, high=0.4))
-    yield "neighbours of an image", lambda: live.bank.nearest(live.bank.rows(anomalies[:1])[0], 48)
+        yield f"next page, {sort}: first time", lambda sort=sort: service.page(Query(sort=sort, page=1))
+    word = f"{known[-6:-5]}7{known[-8:-7]}"
+    yield "next page, text filter: first time", lambda: service.page(Query(text=word, page=1))
+    yield "next page, text filter: again", lambda: service.page(Query(text=word, page=2))
+    yield "next page, all labels, scores 0.2 to 0.4", lambda: service.page(Query(show=Show.ALL, low=0.2, high=0.4))
+    yield "neighbours of an image", lambda: service.neighbours(known, 48)
+    yield "the panel", service.summary
+    yield "undo", lambda: service.undo("annotator")
+    time.sleep(1)  # the ranking that follows it belongs to no other step
+
+
+def no_encoder(images: object) -> np.ndarray:
+    """No image is dropped on this page."""
+    raise NotImplementedError
 
 
 def timed(work: Callable[[], object]) -> float:

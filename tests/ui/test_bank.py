@@ -69,6 +69,13 @@ def test_every_bank_keeps_the_protocol_and_the_positions(built, rows):
         bank.rows(np.array([1, 120]))
 
 
+def test_rows_of_no_images(built):
+    _, bank = built
+    nothing = np.array([], dtype=np.int64)
+    assert bank.rows(nothing).shape == (0, bank.dimensions)
+    assert bank.has(nothing).shape == (0,)
+
+
 def test_projections_are_the_inner_products_of_the_rows(built):
     _, bank = built
     direction = np.random.default_rng(1).normal(size=bank.dimensions)

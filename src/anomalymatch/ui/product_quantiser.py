@@ -55,7 +55,7 @@ class ProductQuantiser:
     def decode(self, codes: UInt8[np.ndarray, "n s"]) -> Float32[np.ndarray, "n d"]:
         """The vectors that `codes` stand for."""
         padded = np.empty((len(codes), self.groups.size), dtype=np.float32)
-        padded[:, self.groups.ravel()] = self.centroids[np.arange(len(self.groups)), codes].reshape(len(codes), -1)
+        padded[:, self.groups.ravel()] = self.centroids[np.arange(len(self.groups)), codes].reshape(padded.shape)
         return padded[:, : self.dimensions]
 
     def tables(self, direction: Float32[np.ndarray, " d"]) -> Float32[np.ndarray, "s 256"]:
