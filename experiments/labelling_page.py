@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from anomalymatch import compose
 from anomalymatch.build import build_source
 
-SHORT = ["trainer.iterations=150", "logger=none"]
+SHORT = ["trainer.iterations=60", "logger=none"]
 EXAMPLES, LABELS = 5, 40
 WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
@@ -69,6 +69,10 @@ def views(chromium: Browser, url: str, truth: Mapping[str, str], rare: str) -> I
     page.locator("[data-testid=help]").wait_for(state="detached")
     page.keyboard.press("t")
     page.locator("[data-testid=losses]").wait_for(timeout=600_000)
+    page.wait_for_function(
+        "parseInt(document.querySelector('[data-testid=training-state]').innerText.match(/step (\\d+)/)?.[1]) >= 12",
+        timeout=600_000,
+    )
     page.locator("[data-testid=section-training]").scroll_into_view_if_needed()
     yield "training", settled(page)
     yield "phone", settled(opened(chromium, url, "dark", viewport=PHONE, is_mobile=True, has_touch=True))

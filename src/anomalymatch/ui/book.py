@@ -10,7 +10,7 @@ from anomalymatch.errors import LabelError
 from anomalymatch.types import Label
 from anomalymatch.ui.summary import Agreement
 
-MAX_NAME = 80
+MAX_NAME = 64
 """Characters of an annotator's name."""
 
 

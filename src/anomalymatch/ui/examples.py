@@ -225,6 +225,8 @@ def _check_header(data: bytes) -> None:
     try:
         with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
+    except PillowImage.DecompressionBombError:
+        raise UnreadableImageError(f"it claims to have far more than {MAX_PIXELS:,} pixels") from None
     except Exception:  # a hostile header can make a parser raise anything
         raise UnreadableImageError(f"it is not an image in one of the formats {', '.join(FORMATS)}, FITS") from None
     if width * height > MAX_PIXELS:
