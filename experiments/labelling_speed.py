@@ -95,9 +95,9 @@ class Archive(BaseSource):
 def measure(folder: Path, count: int, compression: str) -> list[Row]:
     """Seconds of everything that a person waits for, and the memory in the end."""
     archive = Archive(image_ids(count))
-    features = read_features(folder, archive.ids)
 
     def start() -> LabelService:
+        features = read_features(folder, archive.ids)
         bank = build_bank(features, archive.ids, compression=compression, dimensions=DIMENSIONS, folder=folder)
         service = LabelService(
             folder / compression,
@@ -126,11 +126,13 @@ def measure(folder: Path, count: int, compression: str) -> list[Row]:
     for repeat in range(REPEATS):
         for what, work in steps(service, drawn[repeat]):
             seconds.setdefault(what, []).append(timed(work))
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     service.close()
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [
         *(row(compression, count, what, "s", values) for what, values in seconds.items()),
-        row(compression, count, "memory", "MB", [memory]),
+        row(compression, count, "memory", "MB", [resident]),
+        row(compression, count, "peak of the memory, when the features were compressed", "MB", [peak]),
     ]
 
 

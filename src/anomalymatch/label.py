@@ -68,7 +68,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         config = _begun(run, config)
     embedding = build_embedding(config, Task(source, source.ids, [], None))
     bank = build_bank(
-        embedding.features,
+        embedding.find_features(),
         source.ids,
         compression=page.compression,
         dimensions=page.dimensions,

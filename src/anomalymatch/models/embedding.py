@@ -59,6 +59,10 @@ class Embedding:
     @cached_property
     def features(self) -> Features:
         """Pooled features of all images of the source, from the cache or computed now."""
+        return self.find_features()
+
+    def find_features(self) -> Features:
+        """As `features`, for those who will not keep them: they are mapped into memory, and not kept here."""
         return self._cache.features(self.source, *self._built)
 
     @property

@@ -173,9 +173,10 @@ def _read_shard(path: Path) -> Shard | None:
         return None
     try:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        rows = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-        if _checksum(rows) != description["crc32"]:
+        # Read, not mapped: mapped, all of a large archive's features would stay in memory for a glance at each.
+        if _checksum(np.load(path.with_suffix(".npy"), allow_pickle=False)) != description["crc32"]:
             raise ValueError("the checksum is wrong")
+        rows = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         return Shard(description["ids"], rows, [Reject(id_, reason) for id_, reason in description["rejects"]])
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         logger.warning("Cached features in %s are corrupt (%s): computing them again", path, error)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float32, Int8, Int64
@@ -45,7 +46,6 @@ class Board:
         self._fitting = threading.Lock()
         self._codes: Int8[np.ndarray, " n"] = np.zeros(len(ids), dtype=np.int8)
         self._logits: Float32[np.ndarray, " n"] | None = None
-        self._first = live.first_batch(FIRST)
         self.show_labels(self.book.labels())
 
     def positions(self, ids: Sequence[str]) -> Int64[np.ndarray, " k"]:
@@ -97,12 +97,18 @@ class Board:
             like = None if query.like is None else self.neighbours(query.like, 10 * query.size)
             note = ""
             if self._logits is None and like is None and query.sort is Sort.SCORE and query.show is Show.UNLABELLED:
-                # Before the first ranking the top of the list is the diverse batch, and chance goes on where it ends.
-                like = np.concatenate([self._first, np.setdiff1d(np.arange(len(self.ids)), self._first)])
-                note = FIRST_NOTE
+                like, note = self._beginning, FIRST_NOTE
             found, total = self.gallery.page(query, like)
             pages = max(1, -(-total // query.size))
             return Page(self._tiles(found), total, min(query.page, pages - 1), pages, note)
+
+    @cached_property
+    def _beginning(self) -> Int64[np.ndarray, " n"]:
+        """The order before the first ranking: a diverse batch, then all others."""
+        first = self.live.first_batch(FIRST)
+        rest = np.ones(len(self.ids), dtype=bool)
+        rest[first] = False
+        return np.concatenate([first, np.flatnonzero(rest)])
 
     def tiles(self, ids: Sequence[str]) -> list[Tile]:
         """See `LabelService.tiles`."""
