@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # CI runs every test that can run; at home the slow ones wait for `make test MARKERS=`.
 MARKERS ?= $(if $(CI),,not slow)
+# Processes that test, a file each; every one needs 1.5 GB.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format types experiments ui test-ui clean
@@ -15,7 +17,7 @@ run: $(VENV)/installed ## Run the main job on the built-in galaxies: train, rank
 	$(BIN)/python -m anomalymatch.run +experiment=demo_quick
 
 test: $(VENV)/installed ## Run the tests (MARKERS= runs the slow ones too)
-	$(BIN)/python -m pytest -q -m "$(MARKERS)"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "$(MARKERS)"
 
 lint: $(VENV)/installed ## Check style, formatting and types
 	$(BIN)/ruff check .
