@@ -109,7 +109,7 @@ def test_only_a_few_batches_are_in_memory(make_source, monkeypatch, workers):
     source = make_source(120)
     for _batch in stream(source, source.ids, size=16, batch_size=2, workers=workers):
         time.sleep(0.002)  # a slow model: the decoders run ahead as far as they may
-    assert workers <= most <= workers + 2
+    assert workers <= most <= workers + 3  # one is in the hands of the model
 
 
 GROWTH = """

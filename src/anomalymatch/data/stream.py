@@ -46,7 +46,7 @@ def stream(
 ) -> Iterator[ImageBatch]:
     """Decode and resize `ids` in `workers` threads, a few batches ahead of the consumer.
 
-    Pillow and OpenCV release the interpreter lock, so decoding runs beside the model. At most `workers + 2` batches
+    Pillow and OpenCV release the interpreter lock, so decoding runs beside the model. At most `workers + 3` batches
     are in memory, whatever the length of `ids`. Unreadable images are left out and reported in `rejects`.
     """
     chunks = (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
