@@ -7,7 +7,8 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ from astropy.io import fits
 from bench import DATA, HERE, Row, arguments, table
 from PIL import Image
 from speed import alternate
+from synthetic import Synthetic
 
 from anomalymatch import compose, make_task
 from anomalymatch.active.run_folder import to_csv
@@ -25,7 +27,8 @@ from anomalymatch.build import build_embedding
 from anomalymatch.data.auto import open_path
 from anomalymatch.data.benchmarks import galaxyzoo1
 from anomalymatch.data.convert import convert
-from anomalymatch.data.source import BaseSource, ImageSource
+from anomalymatch.data.folder import folder_source
+from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import resize, stream
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import write_text
@@ -37,7 +40,6 @@ from anomalymatch.scoring.engine import score_parts
 from anomalymatch.scoring.finish import finish
 from anomalymatch.scoring.parts import Manifest, PartFolder, open_manifest
 from anomalymatch.scoring.top import TopK
-from anomalymatch.types import Image as Pixels
 
 BACKENDS = ("torch", "compile", "openvino")
 MEASURES = ("per_second", "ratio")
@@ -49,19 +51,19 @@ def main() -> None:
         print(memory(int(sys.argv[2])))
         return
     if len(sys.argv) == 3 and sys.argv[1] == "--start":
-        started = time.perf_counter()
-        print(len(open_path(sys.argv[2], cache_dir=tempfile.gettempdir()).ids), time.perf_counter() - started)
+        print(*opening(sys.argv[2]))
         return
     options = arguments(__doc__ or "")
     quick, rows = options.quick, list[Row]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stages: list[Callable[[], list[Row]]] = [
-            lambda: throughput(folder / "84", 84, 128 if quick else 1024),
+            lambda: throughput(folder / "84", 84, 128 if quick else 4096),
             lambda: start_up(folder, 1_000 if quick else 1_000_000),
             lambda: footprint(100_000 if quick else 10_000_000),
             lambda: growth((1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_000_000)),
-            *([] if quick else [lambda: throughput(folder / "150", 150, 512)]),
+            # Without torch.compile, which takes more than four minutes at this size.
+            *([] if quick else [lambda: throughput(folder / "150", 150, 2048, ("torch", "openvino"))]),
         ]
         for stage in stages:  # each is kept when it is done
             rows += stage()
@@ -69,7 +71,7 @@ def main() -> None:
             print(table(rows, ("what", "px"), MEASURES), flush=True)
 
 
-def throughput(folder: Path, size: int, count: int) -> list[Row]:
+def throughput(folder: Path, size: int, count: int, names: Sequence[str] = BACKENDS) -> list[Row]:
     """Images a second: every backend alone, then read, decode and the whole way for each format, and a plain loop."""
     original = galaxyzoo1(DATA / "galaxyzoo1", "unused")
     network = (
@@ -81,15 +83,15 @@ def throughput(folder: Path, size: int, count: int) -> list[Row]:
     )
     inference = Inference()
     batch = find_batch_size(network, inference)
-    backends = {name: scorer for name in BACKENDS if (scorer := _scorer(network, inference, name, batch)) is not None}
+    backends = {name: scorer for name in names if (scorer := _scorer(network, inference, name, batch)) is not None}
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).to(memory_format=torch.channels_last)
-    forward = alternate({name: _bare(scorer, images) for name, scorer in backends.items()}, 3)
+    forward = alternate({name: _bare(scorer, images, 4 * batch) for name, scorer in backends.items()}, 3)
     best = max(forward, key=forward.__getitem__)
     rows: list[Row] = [_row(f"forward, {name}", size, rate, rate / forward[best]) for name, rate in forward.items()]
     sources = _formats(folder, original, original.ids[:count], size)
     work = {
         "plain loop": _plain_loop(network, folder / "folder", size, batch),
-        "forward": _bare(backends[best], images),
+        "forward": _bare(backends[best], images, count),
     }
     for name, source in sources.items():
         if hasattr(source, "raw_bytes"):
@@ -116,11 +118,14 @@ def _scorer(network: Network, inference: Inference, name: str, batch: int) -> Sc
         return None
 
 
-def _bare(scorer: Scorer, images: torch.Tensor) -> Callable[[], int]:
+def _bare(scorer: Scorer, images: torch.Tensor, count: int) -> Callable[[], int]:
+    """At least `count` images: as many as it is compared with, because a machine slows down under load."""
+
     def run() -> int:
-        for _ in range(4):
+        times = -(-count // len(images))
+        for _ in range(times):
             scorer(images)
-        return 4 * len(images)
+        return times * len(images)
 
     return run
 
@@ -197,37 +202,6 @@ def _plain_loop(network: Network, folder: Path, size: int, batch: int) -> Callab
     return run
 
 
-class Ids(Sequence[str]):
-    """Ten million ids that nobody has to keep."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, at: int | slice) -> "str | list[str]":  # type: ignore[override]
-        if isinstance(at, slice):
-            return [f"{i:09d}" for i in range(*at.indices(self.count))]
-        if not -self.count <= at < self.count:
-            raise IndexError(at)
-        return f"{at % self.count:09d}"
-
-    def __iter__(self) -> Iterator[str]:
-        return (f"{i:09d}" for i in range(self.count))
-
-
-class Synthetic(BaseSource):
-    """Images that cost next to nothing, as many as one likes."""
-
-    def __init__(self, count: int, size: int) -> None:
-        super().__init__(name="synthetic", ids=Ids(count), bands=["red", "green", "blue"], fingerprint=str(count))
-        self.image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-    def _load(self, position: int) -> Pixels:
-        return self.image
-
-
 def _job(count: int, scorer: Scorer, out: Path, size: int) -> None:
     """A whole job, tables and all."""
     source, manifest = Synthetic(count, size), Manifest("run", "", "", count, 16_384, 512, "", "", "cpu", False)
@@ -284,8 +258,18 @@ def start_up(folder: Path, count: int) -> list[Row]:
         if i % 1000 == 0:
             (folder / "many" / f"{i // 1000:04d}").mkdir(parents=True)
         (folder / "many" / f"{i // 1000:04d}" / f"{i % 1000:03d}.jpg").touch()
-    _, seconds = _call("--start", str(folder / "many")).split()
-    return [_row(f"seconds to open a folder of {count:,} files", 0, float(seconds), float("nan"))]
+    times = zip(("folder", "auto"), _call("--start", str(folder / "many")).split(), strict=True)
+    return [_row(f"seconds to open {count:,} files, dataset={name}", 0, float(t), float("nan")) for name, t in times]
+
+
+def opening(folder: str) -> list[float]:
+    """Seconds until `folder` is open as dataset=folder and as dataset=auto."""
+    times = []
+    for open_ in (folder_source, partial(open_path, cache_dir=tempfile.gettempdir())):
+        started = time.perf_counter()
+        open_(folder)
+        times.append(time.perf_counter() - started)
+    return times
 
 
 def _call(*words: str) -> str:

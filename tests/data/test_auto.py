@@ -1,6 +1,7 @@
 import importlib.util
 import io
 import logging
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from PIL import Image as PillowImage
 from anomalymatch.config import compose
 from anomalymatch.data import _remote, auto
 from anomalymatch.data.auto import KINDS, open_path
-from anomalymatch.data.folder import SUFFIXES
+from anomalymatch.data.folder import SUFFIXES, folder_source
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import ConfigError, DataError
@@ -172,6 +173,30 @@ def test_tables_with_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "b.csv").unlink()
     open_path(tmp_path, cache_dir=tmp_path)
     assert calls == [("catalogue", tmp_path / "a.csv"), ("catalogue", tmp_path / "b.csv"), ("folder", tmp_path)]
+
+
+def test_images_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b/1.png", "a/2.jpg", "a/notes.txt", ".c/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    listed = []
+    scandir = os.scandir
+
+    def spy(path: str) -> Any:
+        listed.append(Path(path).name)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", spy)
+    source = open_path(tmp_path, cache_dir=tmp_path)
+    assert listed == [tmp_path.name, "a", "b"]
+    assert (source.ids, source.fingerprint) == (["a/2.jpg", "b/1.png"], folder_source(tmp_path).fingerprint)
+
+
+def test_a_folder_of_broken_links_is_one_of_images(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match=r"no images in it \(links and names of images"):
+        open_path(tmp_path, cache_dir=tmp_path)
 
 
 def test_several_kinds_are_listed(tmp_path: Path) -> None:

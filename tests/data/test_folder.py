@@ -1,11 +1,16 @@
+import contextlib
+import hashlib
 import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
+from anomalymatch.data import _tree
 from anomalymatch.data.folder import FolderSource, folder_source
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import ConfigError, DataError, LabelError
@@ -188,3 +193,26 @@ def test_folder_that_cannot_be_listed_is_an_error(root: Path) -> None:
 def test_source_can_be_pickled(root: Path) -> None:
     source: FolderSource = pickle.loads(pickle.dumps(folder_source(root)))
     assert source.read(["b.png"])[0].shape == (4, 5, 3)
+
+
+NAMES = st.text(st.sampled_from("a-./0é~"), min_size=1, max_size=8)
+
+
+@given(names=st.sets(NAMES, min_size=1, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_any_names_come_sorted_and_keep_their_fingerprint(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str]
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    for name in names:
+        if all(part and not part.startswith(".") for part in name.split("/")):
+            with contextlib.suppress(FileExistsError, NotADirectoryError):  # a folder, and a file of the same name
+                path = root / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    expected = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png") if path.is_file())
+    entries = _tree.scan(root, (".png",)).entries
+    assert [entry[0] for entry in entries] == expected
+    stats = [(root / id_).stat() for id_ in expected]
+    lines = [f"\n{id_}\0{stat.st_size}\0{stat.st_mtime_ns}" for id_, stat in zip(expected, stats, strict=True)]
+    assert _tree.fingerprint("salt", entries) == hashlib.sha256("".join(["salt", *lines]).encode()).hexdigest()

@@ -14,7 +14,7 @@ from astropy.io import fits
 from astropy.io.votable import parse_single_table
 from jaxtyping import Float64, Int32
 
-from anomalymatch.data._fits_file import FitsFile, silence_astropy
+from anomalymatch.data._fits_file import FitsFile, Place, silence_astropy
 from anomalymatch.errors import DataError
 
 SUFFIXES = {
@@ -150,7 +150,7 @@ def _open_fits(path: Path) -> tuple[list[str], _Reader]:
         first = next((hdu for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)), None)
         if first is None:
             raise DataError("there is no table in it")
-        file.check_complete(first)
+        file.check_complete(Place.of(first))
         return first
 
     def read(columns: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:

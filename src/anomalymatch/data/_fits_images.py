@@ -1,87 +1,53 @@
 """The images in one FITS file: chosen, scaled to physical values, and in native byte order."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
 from anomalymatch.data._fits_file import FitsFile, fits_errors, silence_astropy
+from anomalymatch.data._fits_units import Extensions, Unit, find_plain, image_shape
 from anomalymatch.errors import ConfigError, UnreadableImageError
 from anomalymatch.types import Pixels
 
-Extensions = int | str | Sequence[int | str] | None
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
 STOKES = {1: "I", 2: "Q", 3: "U", 4: "V"}
 KINDS = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU, fits.BinTableHDU, fits.TableHDU, fits.GroupsHDU)
 
 
-@dataclass(frozen=True)
-class _Scaling:
-    """What the numbers in the file mean: stored * scale + zero, and which of them is no value."""
-
-    scale: float
-    zero: float
-    blank: int | None
-
-    @classmethod
-    def of(cls, header: fits.Header) -> "_Scaling":
-        blank = header.get("BLANK")
-        known = isinstance(blank, int) and header["BITPIX"] > 0
-        return cls(float(header.get("BSCALE", 1)), float(header.get("BZERO", 0)), blank if known else None)
-
-    def __call__(self, stored: np.ndarray) -> np.ndarray:
-        native = stored.astype(stored.dtype.newbyteorder("="))  # a copy, always
-        plain = self.scale == 1 and self.zero == 0
-        if native.dtype.kind == "f":
-            return native if plain else native * self.scale + self.zero
-        if self.blank is None and plain:
-            return native
-        bits = 8 * native.dtype.itemsize
-        if self.blank is None and self.scale == 1 and self.zero == (-128 if bits == 8 else 2 ** (bits - 1)):
-            other = native.view(f"{'i' if bits == 8 else 'u'}{bits // 8}")
-            return other ^ other.dtype.type(1 << (bits - 1) if bits > 8 else -128)
-        values = native.astype(np.float32 if bits <= 16 else np.float64)
-        values = np.multiply(values, self.scale) + self.zero
-        if self.blank is not None:
-            values[native == self.blank] = np.nan
-        return values
-
-
 class _Part:
     """The image of one unit, (plane, h, w)."""
 
-    def __init__(self, file: FitsFile, hdu: Any, mapped: bool) -> None:
-        file.check_complete(hdu)
-        self.file, self.hdu, self.mapped = file, hdu, mapped
-        self.shape = image_shape(hdu)
+    def __init__(self, file: FitsFile, unit: Unit, mapped: bool) -> None:
+        file.check_complete(unit.place)
+        self.file, self.unit, self.mapped = file, unit, mapped
+        self.shape = unit.layout.shape
         self.planes = self.shape[0] if len(self.shape) == 3 else 1
-        self.scaling = _Scaling.of(hdu.header)
         self._map: np.ndarray | None = None
 
     def cut(self, rows: slice, columns: slice) -> np.ndarray:
-        if isinstance(self.hdu, fits.CompImageHDU):
-            lead = (0,) * (len(self.hdu.shape) - len(self.shape)) + (slice(None),) * (len(self.shape) - 2)
-            stored = self.hdu.section[(*lead, rows, columns)]
+        hdu = self.unit.hdu
+        if isinstance(hdu, fits.CompImageHDU):
+            lead = (0,) * (len(hdu.shape) - len(self.shape)) + (slice(None),) * (len(self.shape) - 2)
+            stored = hdu.section[(*lead, rows, columns)]
         else:
             stored = self._stored()[..., rows, columns]
         with np.errstate(all="ignore"):
-            return self.scaling(stored.reshape(self.planes, *stored.shape[-2:]))
+            return self.unit.layout.scaling(stored.reshape(self.planes, *stored.shape[-2:]))
 
     def _stored(self) -> np.ndarray:
-        start, dtype = self.hdu.fileinfo()["datLoc"], np.dtype(fits.BITPIX2DTYPE[self.hdu.header["BITPIX"]])
-        dtype = dtype.newbyteorder(">")
+        (start, size, _), dtype = self.unit.place, self.unit.layout.dtype
         if self._map is not None:
             return self._map
         if self.file.data is not None:
-            return np.frombuffer(self.file.data, dtype, int(np.prod(self.shape)), start).reshape(self.shape)
+            return np.frombuffer(self.file.data, dtype, math.prod(self.shape), start).reshape(self.shape)
         if self.mapped:
             self._map = np.memmap(self.file.path, dtype, "r", start, self.shape)
             return self._map
-        return np.frombuffer(self.file.read(start, self.hdu.size), dtype).reshape(self.shape)
+        return np.frombuffer(self.file.read(start, size), dtype).reshape(self.shape)
 
 
 class FitsImages:
@@ -103,18 +69,19 @@ class FitsImages:
     """
 
     def __init__(self, path: Path, extensions: Extensions = None, *, mapped: bool = False) -> None:
-        self._file = FitsFile(path)
+        self._file, self._mapped = FitsFile(path), mapped
         try:
             with fits_errors():
-                self._parts = [_Part(self._file, hdu, mapped) for hdu in _choose(self._file, extensions)]
+                units = find_plain(self._file, extensions) or _choose(self._file, extensions)
+                self._parts = [_Part(self._file, unit, mapped) for unit in units]
                 sizes = {part.shape[-2:] for part in self._parts}
                 if len(sizes) > 1:
                     described = ", ".join(f"{w} x {h}" for h, w in sorted(sizes))
                     raise UnreadableImageError(f"its extensions have different sizes: {described}")
                 self.shape: tuple[int, int] = self._parts[0].shape[-2:]  # type: ignore[assignment]
                 self.bands = sum(part.planes for part in self._parts)
-                self.names = _names([part.hdu for part in self._parts], self._file, self.bands)
-                self.units = _text(self._parts[0].hdu.header, "BUNIT") or None
+                self.names = _names(units, self.bands)
+                self.units = units[0].layout.words["BUNIT"] or None
         except UnreadableImageError:
             self.close()
             raise
@@ -136,29 +103,20 @@ class FitsImages:
             UnreadableImageError: if they are damaged.
         """
         with fits_errors():
-            if self._file.data is None and self._file.path.stat().st_size < self._file.size:  # or a map would kill us
+            in_file = self._mapped and self._file.data is None
+            if in_file and self._file.path.stat().st_size < self._file.size:  # or a map would kill us
                 raise UnreadableImageError("the file has become shorter since it was opened")
-            planes = np.concatenate([part.cut(rows, columns) for part in self._parts])
-            return np.ascontiguousarray(planes.transpose(1, 2, 0))
+            return np.dstack([plane for part in self._parts for plane in part.cut(rows, columns)])
 
     def wcs(self) -> WCS | None:
         """World coordinates of the first band; None without celestial ones."""
         silence_astropy()
         try:
-            wcs = WCS(self._parts[0].hdu.header, fobj=self._file.hdus, naxis=2)
+            hdus = self._file.hdus
+            wcs = WCS(hdus[self._parts[0].unit.number].header, fobj=hdus, naxis=2)
             return wcs if wcs.has_celestial else None
         except Exception:  # a header can be wrong in any way, and its image still be sound
             return None
-
-
-def image_shape(hdu: Any) -> tuple[int, ...]:
-    """Shape of the image of a unit, (h, w) or (plane, h, w), without leading axes of length 1; empty if it has none."""
-    if not hdu.is_image or isinstance(hdu, fits.GroupsHDU):
-        return ()
-    shape = tuple(hdu.shape)
-    while len(shape) > 3 and shape[0] == 1:
-        shape = shape[1:]
-    return shape if len(shape) in (2, 3) and min(shape) > 0 else ()
 
 
 def check_extensions(extensions: Extensions) -> None:
@@ -171,24 +129,26 @@ def check_extensions(extensions: Extensions) -> None:
         raise ConfigError("dataset.source.extensions=[]: give null, an index, a name, or a list of at least one")
 
 
-def _choose(file: FitsFile, extensions: Extensions) -> list[Any]:
+def _choose(file: FitsFile, extensions: Extensions) -> list[Unit]:
+    """The chosen units by astropy's way through the file."""
     if extensions is None:
         for i, hdu in enumerate(file.hdus):
             # What is skipped must be sound, or a weight map behind a damaged image would be taken for it.
             if not isinstance(hdu, KINDS):
                 raise UnreadableImageError(f"its unit {i}, which comes before any image, is damaged or unknown")
             if image_shape(hdu):
-                return [hdu]
+                return [Unit.of(file, i)]
         raise UnreadableImageError("there is no image of 2 or 3 axes in it")
     chosen = []
     for key in [extensions] if isinstance(extensions, int | str) else extensions:
         try:
-            hdu = file.hdus[key]
+            number = file.hdus.index_of(key)
+            hdu = file.hdus[number]
         except (KeyError, IndexError):
             raise UnreadableImageError(f"there is no extension {key} in it, only {_listing(file)}") from None
         if not image_shape(hdu):
             raise UnreadableImageError(f"its extension {key} is no image of 2 or 3 axes")
-        chosen.append(hdu)
+        chosen.append(Unit.of(file, number))
     return chosen
 
 
@@ -196,28 +156,24 @@ def _listing(file: FitsFile) -> str:
     return ", ".join(f"{i} {hdu.name}".strip() for i, hdu in enumerate(file.hdus))
 
 
-def _names(units: Sequence[Any], file: FitsFile, bands: int) -> tuple[str, ...] | None:
+def _names(units: Sequence[Unit], bands: int) -> tuple[str, ...] | None:
     """Names of the bands from the extensions, from FILTER, or from a third axis that has a meaning."""
-    headers = [unit.header for unit in units]
+    layouts = [unit.layout for unit in units]
     if len(units) > 1:
         for key in ("EXTNAME", "FILTER"):
-            names = tuple(_text(header, key) for header in headers)
+            names = tuple(layout.words[key] for layout in layouts)
             if all(names) and len(set(names)) == bands:
                 return names
         return None
-    words = _text(headers[0], "FILTER") or _text(file.hdus[0].header, "FILTER")
+    words = units[0].filter
     filters = tuple(word.strip() for word in words.split(",")) if bands > 1 else (words,)
     if all(filters) and len(set(filters)) == bands:
         return filters
-    axis = _text(headers[0], "CTYPE3").split("-")[0]
+    axis = layouts[0].words["CTYPE3"].split("-")[0]
     if bands == 1 or not axis or axis == "RGB":
         return None
     if axis == "STOKES":
-        at = [round((i + 1 - headers[0].get("CRPIX3", 1)) * headers[0].get("CDELT3", 1)) for i in range(bands)]
-        return tuple(STOKES.get(round(headers[0].get("CRVAL3", 1)) + i, f"stokes{i}") for i in at)
+        header = layouts[0].header
+        at = [round((i + 1 - header.get("CRPIX3", 1)) * header.get("CDELT3", 1)) for i in range(bands)]
+        return tuple(STOKES.get(round(header.get("CRVAL3", 1)) + i, f"stokes{i}") for i in at)
     return tuple(f"{axis.lower()}{i}" for i in range(bands))
-
-
-def _text(header: fits.Header, key: str) -> str:
-    value = header.get(key)
-    return str(value).strip() if isinstance(value, str | int) else ""

@@ -41,7 +41,7 @@ def tiles_by_position(root: Path, folder: Path, rows: Rows, extensions: Extensio
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder with FITS tiles, found nothing; correct dataset.source.tiles")
     entries, _ = _tree.scan(folder, FITS_SUFFIXES)
-    paths = [entry.id for entry in entries if (folder / entry.id).resolve() != root.resolve()]
+    paths = [path for path, *_ in entries if (folder / path).resolve() != root.resolve()]
     skies = [_sky(folder / path, extensions) for path in paths]
     unknown = skies.count(None)
     if unknown == len(skies):

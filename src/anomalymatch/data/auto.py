@@ -3,7 +3,6 @@
 import csv
 import inspect
 import logging
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from anomalymatch.data import _tree
 from anomalymatch.data._remote import Remote, is_remote, local_path
 from anomalymatch.data._rows import USUAL_DEC, USUAL_RA, USUAL_TILE
 from anomalymatch.data._shards import REJECTS_FILE
@@ -105,32 +105,33 @@ def open_path(
     if root is None:
         raise DataError("dataset=auto needs data.root=PATH, a folder of images, an archive, or a URL of one")
     if is_remote(root):
+        scanned = None
         kind, place = _remote(str(root), cache_dir, storage_options)
         if isinstance(place, str):  # read where it is
             options["storage_options"] = storage_options
     else:
-        kind, place = _kind_of_path(local_path(root, None, ()), bool(_POSITIONS & set(options)))
+        kind, place, scanned = _kind_of_path(local_path(root, None, ()), bool(_POSITIONS & set(options)))
     logger.info("%s: opened as dataset=%s", root, kind.dataset)
     opener = kind.opener()
-    return opener(place, rendering=rendering, **_arguments(kind, opener, cache_dir, labels_file, options))
+    given = options | ({} if labels_file is None else {"labels_file": labels_file})
+    return opener(
+        place, rendering=rendering, **_arguments(kind, opener, given, {"cache_dir": cache_dir, "scanned": scanned})
+    )
 
 
 def _arguments(
-    kind: Kind,
-    opener: Callable[..., ImageSource],
-    cache_dir: str | Path,
-    labels_file: str | Path | None,
-    options: Mapping[str, Any],
+    kind: Kind, opener: Callable[..., ImageSource], given: dict[str, Any], offered: dict[str, Any]
 ) -> dict[str, Any]:
-    known = set(inspect.signature(opener).parameters) - {"root", "rendering"}
-    given = dict(options) | ({} if labels_file is None else {"labels_file": labels_file})
+    """What is `given`, if the opener knows all of it, and what it has use for of what is `offered`."""
+    parameters = set(inspect.signature(opener).parameters)
+    known = parameters - {"root", "rendering", "scanned"}
     unknown = sorted(set(given) - known)
     if unknown:
         raise ConfigError(
             f"dataset=auto found {kind.what}, and dataset={kind.dataset} has no option {', '.join(unknown)}: choose "
             f"from {', '.join(sorted(known))}"
         )
-    return given | ({"cache_dir": cache_dir} if "cache_dir" in known else {})
+    return given | {key: value for key, value in offered.items() if key in parameters}
 
 
 def _remote(url: str, cache_dir: str | Path, storage_options: Mapping[str, Any] | None) -> tuple[Kind, str | Path]:
@@ -149,7 +150,7 @@ def _remote(url: str, cache_dir: str | Path, storage_options: Mapping[str, Any] 
     return kind, local_path(url, cache_dir, kind.suffixes, storage_options)
 
 
-def _kind_of_path(path: Path, with_positions: bool) -> tuple[Kind, Path]:
+def _kind_of_path(path: Path, with_positions: bool) -> tuple[Kind, Path, _tree.Scan | None]:
     if path.is_dir():
         return _kind_of_folder(path)
     if not path.is_file():
@@ -162,39 +163,41 @@ def _kind_of_path(path: Path, with_positions: bool) -> tuple[Kind, Path]:
         wanted = ", ".join(sorted(suffix for suffix in _BY_SUFFIX if _BY_SUFFIX[suffix] != "folder"))
         columns = " with the columns ra and dec, or tile, x and y" if path.suffix.lower() == ".csv" else ""
         raise DataError(f"{path}: expected a folder or a file that ends in {wanted}{columns}; this is none of them")
-    return KINDS[dataset], path
+    return KINDS[dataset], path, None
 
 
-def _kind_of_folder(root: Path) -> tuple[Kind, Path]:
+def _kind_of_folder(root: Path) -> tuple[Kind, Path, _tree.Scan]:
+    """The kind of what is in a folder, where it is, and its images: there may be millions, so that one look must do."""
     found: Counter[str] = Counter()
     last: dict[str, Path] = {}
-    for dataset, path in _walk(root):
-        found[dataset] += 1
-        last[dataset] = path
+
+    def counted() -> Iterator[_tree.Folder]:
+        for folder in _tree.walk(root):
+            for dataset, path in _others_in(root, folder):
+                found[dataset] += 1
+                last[dataset] = path
+            yield folder
+
+    images = _tree.scan(root, _IMAGES, counted())
+    if images.named:
+        found["folder"] = images.named
     dataset = _only_kind(str(root), found)
     # A catalogue is one file.
-    return KINDS[dataset], last[dataset] if dataset == "catalogue" and found[dataset] == 1 else root
+    return KINDS[dataset], last[dataset] if dataset == "catalogue" and found[dataset] == 1 else root, images
 
 
-def _walk(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield everything of a known kind below `root`; a Zarr store counts as one, whatever is in it."""
-    for folder, folders, files in os.walk(root, onerror=_refuse):
-        if _ZARR_MARKS & set(files) or (folder != str(root) and folder.lower().endswith(".zarr")):
-            folders.clear()
-            yield "zarr", Path(folder)
+def _others_in(root: Path, folder: _tree.Folder) -> Iterator[tuple[str, Path]]:
+    """Yield everything in a folder that is of a known kind, but no images; a Zarr store counts as one."""
+    path = root / folder.path
+    if folder.path.lower().endswith(".zarr/") or any(child.name in _ZARR_MARKS for child in folder.files):
+        folder.folders.clear()
+        folder.files.clear()
+        yield "zarr", path
+    for child in folder.files:
+        if child.name.lower().endswith(_IMAGES) or child.name.startswith(".") or child.is_dir():
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if name.lower().endswith(_IMAGES) and not name.startswith("."):
-                yield "folder", root  # there may be millions of them: no time for more
-                continue
-            dataset = None if name.startswith(".") else _kind_of_file(Path(folder, name))
-            if dataset:
-                yield dataset, Path(folder, name)
-
-
-def _refuse(error: OSError) -> None:
-    raise DataError(f"{error.filename}: cannot list this folder: {error.strerror}")
+        if dataset := _kind_of_file(path / child.name):
+            yield dataset, path / child.name
 
 
 def _by_name(name: str) -> str | None:

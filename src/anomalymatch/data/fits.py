@@ -59,7 +59,7 @@ class FitsSource(BaseSource):
         entries = _entries(root)
         self.root = root if root.is_dir() else root.parent
         self.extensions = extensions
-        ids = [entry.id for entry in entries]
+        ids = [entry[0] for entry in entries]
         count, names, units = self._layout(ids)
         self._named = bands is None and names is not None
         self.labels, truth = read_labels(root, labels_file, ids)
@@ -159,7 +159,7 @@ def check_bands(count: int, names: Sequence[str] | None, expected: Sequence[str]
 def _entries(root: Path) -> list[_tree.Entry]:
     if root.is_file():
         stat = root.stat()
-        return [_tree.Entry(root.name, stat.st_size, stat.st_mtime_ns)]
+        return [(root.name, stat.st_size, stat.st_mtime_ns)]
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder with FITS files, found nothing; set data.root to an existing one")
     entries, skipped = _tree.scan(root, FITS_SUFFIXES)

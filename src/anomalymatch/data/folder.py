@@ -1,7 +1,6 @@
 """A tree of image files as a source: ids are paths relative to its root."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -35,6 +34,7 @@ class FolderSource(EncodedSource):
         classes: whether the first folder of the path is the class of an image: "folders" yes, "none" no, "auto" if
             every image lies in a sub-folder and there are at least two of them. A benchmark's labels file comes first.
         channels: channels of the decoded images.
+        scanned: what is in the folder, where that is known already.
         rendering: how pixels become 8-bit channels.
 
     Attributes:
@@ -52,10 +52,11 @@ class FolderSource(EncodedSource):
         labels_file: Path | None = None,
         classes: Classes = "auto",
         channels: int = 3,
+        scanned: _tree.Scan | None = None,
         rendering: Rendering = EIGHT_BITS,
     ) -> None:
         self.root = root
-        entries, skipped = _scan(root)
+        entries, skipped = scanned or _scan(root)
         if not entries:
             raise DataError(
                 f"{root}: there are no images in it{_tree.describe(skipped)}, "
@@ -63,7 +64,7 @@ class FolderSource(EncodedSource):
             )
         if skipped:
             logger.warning("%s: skipped what was found beside the images%s", root, _tree.describe(skipped))
-        ids = [entry.id for entry in entries]
+        ids = [entry[0] for entry in entries]
         self.labels, truth = read_labels(root, labels_file, ids)
         super().__init__(
             name=root.resolve().name,
@@ -88,6 +89,7 @@ def folder_source(
     classes: str = "auto",
     channels: int = 3,
     storage_options: Mapping[str, Any] | None = None,
+    scanned: _tree.Scan | None = None,
     rendering: Rendering = EIGHT_BITS,
 ) -> BaseSource:
     """Build a `FolderSource` from configuration values, or a `RemoteFolderSource` if `root` is a URL; see there.
@@ -106,11 +108,10 @@ def folder_source(
         from anomalymatch.data.remote import RemoteFolderSource  # which needs this module
 
         return RemoteFolderSource(str(root), storage_options=storage_options, **options)
-    return FolderSource(local_path(root, None, ()), **options)
+    return FolderSource(local_path(root, None, ()), scanned=scanned, **options)
 
 
-def _scan(root: Path) -> tuple[list[_tree.Entry], Counter[str]]:
-    """List the images below `root`, sorted by id, and count what was skipped, by reason."""
+def _scan(root: Path) -> _tree.Scan:
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise DataError(f"{root}: expected a folder with images, found {found}; set data.root to an existing folder")
@@ -147,5 +148,5 @@ def folder_classes(root: Path | str, ids: Sequence[str], classes: Classes) -> di
             f"{root}: classes=folders needs every image in a sub-folder named by its class, but {len(loose):,} lie in "
             f"the folder itself, the first is {loose[0]}"
         )
-    truth = {id_: id_.split("/", 1)[0] for id_ in ids} if not loose else {}
+    truth = {id_: id_[: id_.index("/")] for id_ in ids} if not loose else {}
     return truth if classes == "folders" or len(set(truth.values())) > 1 else None
