@@ -1,4 +1,4 @@
-"""A million images on the labelling page: pages, filters, a label, a re-rank, memory (README: table 6)."""
+"""A million images on the labelling page: pages, filters, a label, a re-rank, memory (README: 6)."""
 
 import argparse
 import gc

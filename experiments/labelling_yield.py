@@ -1,4 +1,4 @@
-"""A simulated annotator at the labelling page's service: what 100 labels find on galaxyzoo1 (README: table 7)."""
+"""A simulated annotator at the labelling page's service: what 100 labels find on galaxyzoo1 (README: 7)."""
 
 import argparse
 import tempfile
