@@ -38,7 +38,7 @@ def main() -> None:
         for anomaly in ("merger", "dont_know")
         for order in ORDERS
         for start in ("five examples", "nothing")
-        for seed in range(1 if options.quick else 5)
+        for seed in range(1 if options.quick else 3)
     ]
     write_text(options.results / "labelling_yield.csv", to_csv(rows))
     print(table(rows, ("class", "start", "order"), ("found_50", "found", "estimate", "left", "covered")))
