@@ -8,6 +8,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from anomalymatch.active.cold_start import ColdStart, Shuffled
+from anomalymatch.active.cold_start import Diverse as DiverseStart
 from anomalymatch.active.learner import Learner, ProbeLearner
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
 from anomalymatch.active.oracles import Oracle
@@ -21,6 +23,7 @@ from anomalymatch.models.embedding import Embedding
 from anomalymatch.types import Label
 
 logger = logging.getLogger(__name__)
+COLD_STARTS = ("knn", "msc", "mahalanobis", "pca_residual", "diverse", "random")
 STRATEGIES: dict[str, Strategy] = {"top": top, "uncertain": uncertain, "random": random}
 
 
@@ -42,7 +45,8 @@ def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
     """Make a learner for `task` by the configured name of its algorithm.
 
     Args:
-        algorithm: `probe`, `fixmatch` or `fixmatch_reference`.
+        algorithm: `probe`, `fixmatch`, `fixmatch_reference`, or, without any anomaly, `knn`, `mahalanobis`,
+            `pca_residual` or `msc`.
         task: see `open_task` and `make_task`.
         overrides: as on the command line: `make_learner("fixmatch", task, "model.image_size=128")`.
 
@@ -98,7 +102,7 @@ def build_loop(config: DictConfig) -> ActiveLoop:
     compare = config.al.compare_probe and not isinstance(learner, ProbeLearner)
     return ActiveLoop(
         task,
-        learner,
+        learner if config.al.cold_start is None else ColdStart(learner, _first(config, task, embedding)),
         _oracle(config, task, embedding),
         given={id_: Label(label) for id_, label in getattr(task.source, "labels", {}).items()},
         baseline=_probe(config, embedding) if compare else None,
@@ -111,6 +115,21 @@ def build_loop(config: DictConfig) -> ActiveLoop:
         ),
         seed=config.seed,
     )
+
+
+def _first(config: DictConfig, task: Task, embedding: Embedding) -> Learner:
+    """What ranks while labels are missing."""
+    name = config.al.cold_start
+    if name not in COLD_STARTS:
+        raise ConfigError(f"al.cold_start is {name!r}: choose one of {', '.join(COLD_STARTS)}, or null")
+    if name == "random":
+        return Shuffled(embedding, seed=config.seed)
+    if name == "diverse":
+        return DiverseStart(embedding, seed=config.seed)
+    # As its own file says; all that the file refers to is that of this job.
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "algorithm"])
+    config.algorithm = compose(f"algorithm={name}")._get_node("algorithm")
+    return build_learner(config, task, embedding)
 
 
 def _probe(config: DictConfig, embedding: Embedding) -> ProbeLearner:

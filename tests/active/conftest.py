@@ -14,6 +14,8 @@ import pytest
 class ScriptedLearner:
     """Ranks by a number that it draws for each image and cycle; remembers what it was given."""
 
+    needs_labels = True
+
     def __init__(self, task: Any) -> None:
         self.task, self.cycle, self.calls = task, 0, []
         self.on_step = lambda row: None

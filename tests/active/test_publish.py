@@ -146,5 +146,6 @@ def test_sheets_leave_unreadable_images_out(make_source, tmp_path):
 
 def test_every_plotted_series_is_logged_by_the_training():
     logged = {"loss", "loss_lb", "loss_ulb", "pass_rate", "pass_rate_anomaly", "pseudo_precision_anomaly"}
+    logged |= {"loss_contrast", "loss_angular"}  # of msc
     assert set(module.STEP_SERIES.values()) <= logged
     assert compose().al.compare_probe is True

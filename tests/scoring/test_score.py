@@ -106,3 +106,12 @@ def test_what_is_wrong_gets_one_line(call, save_run, archive, words, message):
     assert line.startswith("error: ")
     assert message in line
     assert "error" not in "".join(before)
+
+
+def test_a_run_without_a_network_that_scores_says_so(call, archive, tmp_path):
+    folder = tmp_path / "run" / "cycles" / "01"
+    folder.mkdir(parents=True)
+    (folder / "novelty.safetensors").write_bytes(b"")
+    code, _, err = call(f"run={tmp_path / 'run'}", "dataset=folder", f"data.root={archive}")
+    assert code == 1
+    assert "its algorithm ranks by distances to stored images" in " ".join(err.split())

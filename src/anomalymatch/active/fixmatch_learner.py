@@ -56,6 +56,8 @@ class FixMatchLearner:
         truth: whether an image is an anomaly, in a benchmark; only to log how right the pseudo-labels are.
     """
 
+    needs_labels = True
+
     def __init__(
         self,
         embedding: Embedding,

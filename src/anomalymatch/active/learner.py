@@ -17,7 +17,8 @@ from anomalymatch.ranking import Ranking
 
 Truth = Callable[[Sequence[str]], np.ndarray]
 """Whether each image is an anomaly, in a benchmark."""
-WEIGHTS = "weights.safetensors"
+WEIGHTS, NOVELTY, BACKBONE = "weights.safetensors", "novelty.safetensors", "backbone.safetensors"
+"""What a cycle may hold: a network that scores, what was learnt of normal images, and a backbone by itself."""
 POOL_IMAGES = 10_000
 """Unlabelled images that the probe looks at, about."""
 
@@ -26,6 +27,8 @@ POOL_IMAGES = 10_000
 class Learner(Protocol):
     """What every algorithm offers."""
 
+    needs_labels: bool
+    """Whether it cannot be fitted without at least one anomaly and one normal."""
     on_step: StepListener
     """Called with the losses of every training step."""
 
@@ -38,7 +41,7 @@ class Learner(Protocol):
             cycle: number of this training; it only selects the random numbers.
 
         Raises:
-            LabelError: if no image is labelled anomaly, or none normal.
+            LabelError: if `needs_labels` and no image is labelled anomaly, or none normal.
         """
         ...
 
@@ -67,6 +70,8 @@ class ProbeLearner:
         probe: how it is fitted.
         seed, truth: all learners are built alike; this one has no randomness and needs no truth.
     """
+
+    needs_labels = True
 
     def __init__(self, embedding: Embedding, *, probe: ProbeSpec, seed: int = 0, truth: Truth | None = None) -> None:
         self.embedding, self.spec = embedding, probe

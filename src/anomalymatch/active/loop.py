@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.evaluate import cycle_row
 from anomalymatch.active.learner import Learner
 from anomalymatch.active.oracles import Oracle
@@ -13,6 +14,7 @@ from anomalymatch.active.publish import publish, unlabelled_rest, write_sheets
 from anomalymatch.active.run_folder import LABELS, METRICS, SCORES, STEPS, Row, RunFolder, to_csv, to_json
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.data.label_log import LABELS_FILE, csv_text, export_csv
+from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task, initial_labels
 from anomalymatch.errors import ConfigError, LabelError
 from anomalymatch.evaluation.metrics import curves
@@ -29,7 +31,7 @@ class LoopSpec:
 
     Attributes:
         cycles: trainings in all; between two of them the oracle labels.
-        budget: labels the oracle gives each time.
+        budget: labels the oracle gives each time; after a cold start, also those of the beginning.
         pool_size: unlabelled images drawn anew each cycle to train on (and for `paper_oracle` to choose from);
             None takes all.
         anomalies: labelled anomalies to start from, in a benchmark.
@@ -59,7 +61,7 @@ class ActiveLoop:
 
     Args:
         task: the images and, in a benchmark, the truth.
-        learner: trains and ranks.
+        learner: trains and ranks. A `ColdStart` also chooses what is labelled first, in place of random labels.
         oracle: answers queries; None where the truth is unknown and a person labels.
         given: labels that came with the images (a labels file), for a task without truth.
         baseline: the probe, reported beside any other learner; None if the learner is the probe itself.
@@ -80,7 +82,7 @@ class ActiveLoop:
     ) -> None:
         self.task, self.learner, self.oracle, self.given, self.baseline = task, learner, oracle, given, baseline
         self.spec, self.seed = spec, seed
-        if oracle is not None:
+        if oracle is not None and not isinstance(learner, ColdStart):
             self._start()  # too few images show here, before anything is written
 
     def run(self, folder: RunFolder, tracker: Tracker) -> list[Row]:
@@ -118,7 +120,7 @@ class ActiveLoop:
         last = log.last_cycle()
         if last is None or last < previous:
             new = self._ask(cycle)
-            if not new and not self._learned_without(previous):
+            if not new and previous and not self._learned_without(previous):
                 return None
             scores = self.folder.ranking(previous).score_of(new) if previous else {}
             who = LABELS_FILE if self.oracle is None else "oracle" if previous else "start"
@@ -135,10 +137,11 @@ class ActiveLoop:
     def _ask(self, cycle: int) -> dict[str, Label]:
         if self.oracle is None:
             new = self.folder.labels.unsaid(self.given)
-            if not new and cycle == 1:
+            if not new and cycle == 1 and self.learner.needs_labels:
                 raise LabelError(
                     f"{self.task.source.name} has no labels to start from: put a labels.csv with the columns "
-                    f"filename,label (anomaly or normal) beside the images, or set dataset.anomaly=CLASS"
+                    f"filename,label (anomaly or normal) beside the images, set dataset.anomaly=CLASS, "
+                    f"or rank without labels by al.cold_start=knn"
                 )
             return new
         if cycle == 1:
@@ -150,6 +153,9 @@ class ActiveLoop:
         return self.oracle(ranking, pool, self.spec.budget, rng=np.random.default_rng([self.seed, cycle, 0x0AC]))
 
     def _start(self) -> dict[str, Label]:
+        if isinstance(self.learner, ColdStart):
+            first = self.learner.first(self._pool(1, {}), self.task.pool, self.spec.budget)
+            return {id_: self.task.label(id_) for id_ in first}
         return initial_labels(self.task, anomalies=self.spec.anomalies, normals=self.spec.normals, seed=self.seed)
 
     def _pool(self, cycle: int, labels: dict[str, Label]) -> list[str]:
@@ -203,7 +209,7 @@ class ActiveLoop:
         self.tracker.log_cycle(cycle, self.folder.rows()[-1], self.folder, points)
 
     def _baseline_ranking(self, labels: dict[str, Label], pool: list[str]) -> Ranking | None:
-        if self.baseline is None:
+        if self.baseline is None or not have_both_classes(labels):
             return None
         self.baseline.fit(labels, pool=pool)
         return self.baseline.rank([*self.task.pool, *self.task.holdout])

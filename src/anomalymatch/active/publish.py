@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from anomalymatch.active.cold_start import MARKER
 from anomalymatch.active.evaluate import yield_per_label
 from anomalymatch.active.run_folder import CONFIG, STEPS, Row, RunFolder
 from anomalymatch.data.task import Task
@@ -25,8 +26,14 @@ STEP_SERIES = {
     "pass rate": "pass_rate",
     "pass rate,\nanomaly": "pass_rate_anomaly",
     "precision,\nanomaly": "pseudo_precision_anomaly",
+    "contrastive\nloss": "loss_contrast",
+    "angular\nterm": "loss_angular",
 }
 """What training logs at each step, by the name that the plot gives it."""
+COLD = (
+    "The labels do not hold an anomaly and a normal yet: the last ranking is that of the cold start. Label images from "
+    "its top, and some that are normal, then resume this run."
+)
 TOP, FALSE_POSITIVES = "top64.png", "false_positives.png"
 REPORTED = ("cycle", "labels", "found", "discovery_yield", "auroc", "ap", "auprc", "precision_at_0_1pct",
             "precision_at_1pct", "recall_at_1pct", "probe_auroc", "probe_ap", "heldout_auroc", "heldout_ap",
@@ -85,7 +92,7 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
         facts=facts,
         metrics=[{c: row[c] for c in REPORTED if c in row} for row in table],
         figures=figures,
-        notes=_notes(task, rows),
+        notes=_notes(task, rows) + ([COLD] if (folder.cycle(len(rows)) / MARKER).exists() else []),
         config=OmegaConf.to_yaml(config, resolve=True),
         command=f"python -m anomalymatch.run resume={folder.path}",
     )

@@ -113,7 +113,7 @@ class StepLogger(Logger):
 
 
 class StepProgress(Callback):
-    """A progress bar over the steps, with the loss and the pass rate; only the first of several processes shows it."""
+    """A progress bar over the steps, with the loss and any pass rate; only the first of several processes shows it."""
 
     def __init__(self, description: str, iterations: int) -> None:
         self._description, self._iterations = description, iterations
@@ -130,7 +130,8 @@ class StepProgress(Callback):
     ) -> None:
         """One step further."""
         metrics = trainer.callback_metrics
-        self._advance(1, f"loss {metrics['loss']:.3f}, pass rate {metrics['pass_rate']:.2f}")
+        passed = f", pass rate {metrics['pass_rate']:.2f}" if "pass_rate" in metrics else ""
+        self._advance(1, f"loss {metrics['loss']:.3f}{passed}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away."""

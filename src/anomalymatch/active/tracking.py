@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from anomalymatch.active.learner import WEIGHTS
+from anomalymatch.active.learner import BACKBONE, NOVELTY, WEIGHTS
 from anomalymatch.active.publish import FALSE_POSITIVES, TOP
 from anomalymatch.active.run_folder import STEPS, Row, RunFolder
 from anomalymatch.errors import ConfigError
@@ -116,8 +116,10 @@ class WandbTracker:
         values["labels"] = self._wandb.Table(columns=columns, data=events)
         self._run.log(values | self._curves(points))
         artifact = self._wandb.Artifact(f"weights-{self._run.id}", type="model", metadata=dict(row))
-        for name in (WEIGHTS, str(Path(WEIGHTS).with_suffix(".json"))):
-            artifact.add_file(str(folder.cycle(cycle) / name), policy="immutable")
+        for path in (folder.cycle(cycle) / name for name in (WEIGHTS, NOVELTY, BACKBONE)):
+            for file in (path, path.with_suffix(".json")):
+                if file.exists():
+                    artifact.add_file(str(file), policy="immutable")
         self._run.log_artifact(artifact, aliases=["latest", f"cycle-{cycle}"])
 
     def _curves(self, points: Curves | None) -> dict[str, Any]:

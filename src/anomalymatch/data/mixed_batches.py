@@ -95,8 +95,8 @@ class LabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], int]]):
 
     def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], int]:
         position = self.draws[draw]
-        view = self.weak(self.images[position], _seed(self.seed, _LABELLED, draw))
-        return _tensor(view), int(self.targets[position])
+        view = self.weak(self.images[position], draw_seed(self.seed, _LABELLED, draw))
+        return image_tensor(view), int(self.targets[position])
 
 
 class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]]):
@@ -121,9 +121,9 @@ class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w
     def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]:
         image, position = self._readable(int(self.draws[draw]))
         image = resize(image, self.size)
-        weak = self.weak(image, _seed(self.seed, _WEAK, draw))
-        strong = self.strong(image, _seed(self.seed, _STRONG, draw))
-        return _tensor(weak), _tensor(strong), position
+        weak = self.weak(image, draw_seed(self.seed, _WEAK, draw))
+        strong = self.strong(image, draw_seed(self.seed, _STRONG, draw))
+        return image_tensor(weak), image_tensor(strong), position
 
     def _readable(self, position: int) -> tuple[Image, int]:
         """The image at `position` of the pool, or the next one that can be read; ranking reports the others."""
@@ -186,7 +186,7 @@ class MixedBatches(LightningDataModule):
             batch_size=own.unlabelled,
             num_workers=self.spec.workers,
             prefetch_factor=2 if self.spec.workers else None,
-            worker_init_fn=_single_threaded,
+            worker_init_fn=single_threaded,
             pin_memory=torch.cuda.is_available(),
         )
         return CombinedLoader({"lb": lb, "ulb": ulb}, mode="min_size")
@@ -214,14 +214,16 @@ class MixedBatches(LightningDataModule):
         return UnlabelledViews(self.source, self.pool, draws, self.weak, self.strong, self.image_size, self.seed)
 
 
-def _tensor(image: Image) -> UInt8[Tensor, "c h w"]:
+def image_tensor(image: Image) -> UInt8[Tensor, "c h w"]:
+    """Channels first, without a copy."""
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def _seed(seed: int, kind: int, draw: int) -> int:
+def draw_seed(seed: int, kind: int, draw: int) -> int:
+    """The seed of one view: of the training with `seed`, the view's kind, and the number of the draw."""
     return int(np.random.SeedSequence([seed, kind, draw]).generate_state(1)[0])
 
 
-def _single_threaded(worker: int) -> None:
+def single_threaded(worker: int) -> None:
     """Workers are the parallelism; OpenCV's own threads would only compete, and do not survive a fork."""
     cv2.setNumThreads(0)

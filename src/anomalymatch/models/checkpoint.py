@@ -1,12 +1,13 @@
 """Checkpoints that nothing has to unpickle: safetensors for the numbers, JSON for what they mean."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
@@ -53,12 +54,7 @@ def save_network(network: Network, path: Path, **extra: Any) -> None:
     Raises:
         StorageError: if the disk is full or the folder cannot be written to.
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    try:
-        with atomic_file(path) as temporary:
-            save_file(tensors, temporary)
-    except SafetensorError as error:  # its own kind of "the disk is full"
-        raise StorageError(f"cannot write {path}: {error}") from error
+    save_tensors(network.state_dict(), path)
     description = {
         "format": FORMAT,
         "network": network.spec.as_dict(),
@@ -69,6 +65,32 @@ def save_network(network: Network, path: Path, **extra: Any) -> None:
         **extra,
     }
     write_text(path.with_suffix(".json"), json.dumps(description, indent=2))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors to `path` (safetensors), atomically.
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written to.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with atomic_file(path) as temporary:
+            save_file(plain, temporary)
+    except SafetensorError as error:  # its own kind of "the disk is full"
+        raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        StorageError: if the file is missing or corrupt.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"the tensors in {path} are missing or corrupt ({error})") from error
 
 
 def describe_input(source: ImageSource) -> dict[str, Any]:

@@ -84,7 +84,11 @@ class Embedding:
     def _forward(self) -> Callable[[UInt8[Tensor, "b c h w"]], Float32[np.ndarray, "b d"]]:
         return self.inference.prepared(self._built[1])
 
+    def backbone(self) -> Backbone:
+        """A copy of the pretrained backbone; it may be trained freely."""
+        return copy.deepcopy(self._built[1])
+
     def network(self, *, normalised: bool, generator: torch.Generator | None = None) -> Network:
         """A new network with the pretrained backbone and a cold head; it may be trained freely."""
-        spec, backbone = self._built[0], copy.deepcopy(self._built[1])
-        return Network(spec, backbone, Head(backbone.features, normalised=normalised, generator=generator))
+        backbone = self.backbone()
+        return Network(self.spec, backbone, Head(backbone.features, normalised=normalised, generator=generator))

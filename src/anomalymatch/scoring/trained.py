@@ -48,6 +48,11 @@ def _weights_of(run: Path, cycle: int | None) -> Path:
     if not run.is_dir():
         raise StorageError(f"run={run}: there is no such run folder or .safetensors file")
     found = sorted(run.glob(f"cycles/[0-9][0-9]*/{WEIGHTS}"), key=lambda path: int(path.parent.name))
+    if not found and any(run.glob("cycles/[0-9][0-9]*/novelty.safetensors")):
+        raise StorageError(
+            f"run={run}: its algorithm ranks by distances to stored images, and has no network that scores by itself: "
+            f"the scores of its own archive are in cycles/, score other archives by a run of probe or fixmatch"
+        )
     if not found:
         raise StorageError(f"run={run}: no cycle of it is finished, finish it with resume={run}")
     if cycle is None:

@@ -24,7 +24,12 @@ POLL_S = 0.5
 PATIENCE_S = 15.0
 """How long a training that was asked to stop may take to do so."""
 SHOWN_STEPS, SHOWN_LINES = 500, 200
-SERIES = {"labelled loss": "loss_lb", "unlabelled loss": "loss_ulb", "pass rate": "pass_rate"}
+SERIES = {
+    "labelled loss": "loss_lb",
+    "unlabelled loss": "loss_ulb",
+    "contrastive loss": "loss_contrast",
+    "pass rate": "pass_rate",
+}
 
 
 @dataclass(frozen=True)

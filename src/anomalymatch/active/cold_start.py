@@ -1,0 +1,118 @@
+"""What ranks while there are no labels yet, and hands over when there are."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.special import logit
+
+from anomalymatch.active.learner import Learner
+from anomalymatch.active.steps import StepListener, ignore_step
+from anomalymatch.active.strategies import k_centres
+from anomalymatch.data.labels import have_both_classes
+from anomalymatch.files import write_text
+from anomalymatch.functional.ranking import midranks
+from anomalymatch.models.embedding import Embedding
+from anomalymatch.ranking import Ranking
+
+MARKER = "cold_start"
+"""File in the folder of a cycle that was ranked without enough labels."""
+CENTRES, CANDIDATES = 200, 5_000
+
+
+class ColdStart:
+    """Ranks by `cold` until there are an anomaly and a normal, by `learner` from then on.
+
+    Args:
+        learner: the configured algorithm.
+        cold: one that needs no labels.
+    """
+
+    needs_labels = False
+
+    def __init__(self, learner: Learner, cold: Learner) -> None:
+        self.learner, self.cold = learner, cold
+        self.on_step: StepListener = ignore_step
+        self._current = learner
+
+    def first(self, pool: Sequence[str], ids: Sequence[str], count: int) -> list[str]:
+        """The first `count` images to label.
+
+        Args:
+            pool: images to learn from.
+            ids: images to choose from.
+            count: how many.
+        """
+        self.cold.fit({}, pool=pool, cycle=0)
+        return self.cold.rank(ids).top(count)
+
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+        """See `Learner.fit`; any labels will do, or none."""
+        warm = have_both_classes(labels) or not self.learner.needs_labels
+        self._current = self.learner if warm else self.cold
+        self._current.on_step = self.on_step
+        self._current.fit(labels, pool=pool, cycle=cycle)
+
+    def rank(self, ids: Sequence[str] | None = None) -> Ranking:
+        """See `Learner.rank`."""
+        return self._current.rank(ids)
+
+    def save(self, folder: Path) -> None:
+        """See `Learner.save`."""
+        self._current.save(folder)
+        if self._current is self.cold:
+            write_text(folder / MARKER, "ranked without an anomaly and a normal\n")
+
+    def restore(self, folder: Path) -> None:
+        """See `Learner.restore`."""
+        self._current = self.cold if (folder / MARKER).exists() else self.learner
+        self._current.restore(folder)
+
+
+class Shuffled:
+    """Any order: what every cold start has to beat. Images that cannot be read are left out.
+
+    Args:
+        embedding: the images.
+        seed: of the order.
+    """
+
+    needs_labels = False
+
+    def __init__(self, embedding: Embedding, *, seed: int) -> None:
+        self.embedding, self.seed = embedding, seed
+        self.on_step: StepListener = ignore_step
+
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+        """There is nothing to learn."""
+
+    def rank(self, ids: Sequence[str] | None = None) -> Ranking:
+        """See `Learner.rank`; the `logits` are log-odds of the rank, from first to last."""
+        features = self.embedding.features
+        reasons = {reject.id: reject for reject in features.rejects}
+        wanted = features.ids if ids is None else [id_ for id_ in ids if id_ not in reasons]
+        rejects = list(features.rejects) if ids is None else [reasons[id_] for id_ in ids if id_ in reasons]
+        return Ranking(wanted, logit(midranks(self.values(wanted))), rejects)
+
+    def values(self, ids: Sequence[str]) -> Float64[np.ndarray, " n"]:
+        """A number for each image; the highest comes first."""
+        return np.random.default_rng([self.seed, 0xC01D]).random(len(ids))
+
+    def save(self, folder: Path) -> None:
+        """Everything follows from the seed."""
+
+    def restore(self, folder: Path) -> None:
+        """Everything follows from the seed."""
+
+
+class Diverse(Shuffled):
+    """Images that differ from each other first, by greedy k-centre on a random sample; then any order."""
+
+    def values(self, ids: Sequence[str]) -> Float64[np.ndarray, " n"]:
+        """See `Shuffled.values`."""
+        values = super().values(ids)
+        sample = np.argsort(-values, kind="stable")[:CANDIDATES]
+        centres = sample[k_centres(self.embedding.features.take([ids[i] for i in sample]), CENTRES)]
+        values[centres] = 1.0 + np.arange(len(centres), 0, -1)
+        return values
