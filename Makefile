@@ -38,6 +38,8 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/warm_start.py
 	$(BIN)/python experiments/speed.py
 	$(BIN)/python experiments/throughput.py
+	$(BIN)/python experiments/labelling_speed.py
+	$(BIN)/python experiments/labelling_yield.py
 
 ui: $(VENV)/installed ## Open the labelling page on the built-in galaxies
 	$(BIN)/python -m anomalymatch.label
