@@ -1,4 +1,4 @@
-"""Every algorithm on every task: what it ranks, what it finds with 200 labels, what it costs (README: section 12).
+"""Every algorithm on every task: what it ranks, what it finds with 200 labels, what it costs.
 
 A cell is one algorithm on one task, from one start, with one oracle; each of its draws is a CSV of its own, so that a
 call goes on where the last one stopped. A cell runs in a process of its own, which gives its peak memory.
@@ -136,7 +136,6 @@ def main() -> None:
     parser.add_argument("--starts", nargs="+", default=["5"], choices=STARTS)
     parser.add_argument("--oracles", nargs="+", default=["top_k"], choices=ORACLES)
     parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--iterations", type=int, default=100, help="steps of what trains the backbone")
     parser.add_argument("--quick", action="store_true", help="the demo alone, small, one draw, two rounds of labels")
     options = parser.parse_args()
     set_up_logging("warning")
@@ -174,7 +173,7 @@ def measure(cell: Cell, draws: list[int], options: argparse.Namespace) -> None:
     rounds = 2 if options.quick else 1 if recipe.fine_tunes else ROUNDS
     for draw in draws:
         words = [f"dataset={problem.dataset}", *problem.words, f"seed={draw}"]
-        words += QUICK if options.quick else (f"model.image_size={size}", f"trainer.iterations={options.iterations}")
+        words += QUICK if options.quick else (f"model.image_size={size}",)
         task = open_task(problem.dataset, *words[1:])
         learner, probe = (make_learner(r.algorithm, task, *words, *r.words) for r in (recipe, RECIPES["probe"]))
         named = {**asdict(cell), "size": size, "draw": draw}

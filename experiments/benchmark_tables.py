@@ -18,11 +18,12 @@ def summary(rows: Sequence[Row]) -> str:
     for start, oracle in sorted({(str(row["start"]), str(row["oracle"])) for row in rows}):
         some = [row for row in rows if (row["start"], row["oracle"]) == (start, oracle)]
         first = [row for row in some if int(row["spent"]) == 0]
-        last = [row for row in some if int(row["spent"]) == max(int(r["spent"]) for r in some)]
+        spent = max(int(row["spent"]) for row in some)
+        last = [row for row in some if int(row["spent"]) == spent]
         parts += [f"Start {start}, {oracle}"]
         parts += ["AP before any label is spent", by_task(first, "ap")]
-        if len(last) and last is not first and oracle == "top_k":
-            parts += [f"Anomalies found with {last[0]['spent']} labels", by_task(last, "found")]
+        if spent and oracle == "top_k":
+            parts += [f"Anomalies found with {spent} labels", by_task(last, "found")]
         parts += ["Against the probe on the same labels, before any is spent", against_probe(first)]
     return "\n\n".join(parts)
 

@@ -50,6 +50,12 @@ class Stages(nn.Module):
         for stage in backbone.body.blocks:
             stage.register_forward_hook(lambda module, inputs, output: self.maps.append(output.float()))
 
+    def widths(self) -> list[int]:
+        """Of all blocks but the last."""
+        with torch.inference_mode():
+            self(torch.zeros(1, 3, 64, 64))
+        return [m.shape[1] for m in self.maps for _ in range(3)]
+
     def folded(self) -> "Stages":
         """As it is: the hooks belong to these very stages."""
         return self
@@ -98,14 +104,12 @@ def features(dataset: str, folder: Path) -> tuple[Rows, Rows, np.ndarray]:
     task = open_task(dataset, *words)
     path = folder / f"{dataset}.npy"
     embedding = build_embedding(compose(f"dataset={dataset}", *words), Task(task.source, task.source.ids, [], None))
-    body = embedding.backbone().eval()
+    stages = Stages(embedding.backbone().eval())
     if not path.exists():
-        parts = embedding.inference.run(Stages(body), task.source, task.source.ids, size=SIZES[dataset])
+        parts = embedding.inference.run(stages, task.source, task.source.ids, size=SIZES[dataset])
         np.save(make_folder(folder) / path.name, np.concatenate([part.outputs for part in parts]).astype(np.float16))
     rows = np.load(path).astype(np.float32)
-    widths = [stage[-1].bn3.num_features if hasattr(stage[-1], "bn3") else stage[-1].bn2.num_features
-              for stage in body.body.blocks for _ in range(3)]  # fmt: skip
-    blocks = np.split(rows, np.cumsum(widths), axis=1)
+    blocks = np.split(rows, np.cumsum(stages.widths()), axis=1)
     truth = np.array([(task.source.truth or {})[id_] for id_ in task.source.ids])
     return normalised(blocks[-1]), normalised(np.concatenate([scaled(block) for block in blocks], axis=1)), truth
 

@@ -64,6 +64,25 @@ def test_a_run_folder_is_begun_and_the_same_words_go_on_in_it(open_it, words, tm
     assert [event.annotator for event in again.events] == ["labels file", "labels file", "ada"]
 
 
+@pytest.mark.parametrize(
+    ("cold_start", "said"),
+    [("diverse", "different from each other"), ("mixed", "by turns"),
+     ("knn", "these images are the least like all others."), ("random", "in random order")],
+)  # fmt: skip
+def test_without_labels_it_begins_as_it_is_told(open_it, words, archive, cold_start, said):
+    (archive / "labels.csv").unlink()
+    assert said in open_it(*words, f"al.cold_start={cold_start}").page(Query()).note
+
+
+def test_the_folder_of_a_job_without_a_cold_start_begins_with_what_differs(open_it, words, archive):
+    (archive / "labels.csv").unlink()
+    run = open_it(*words).run
+    config = (run / "config.yaml").read_text()
+    assert "cold_start: mixed" in config
+    (run / "config.yaml").write_text(config.replace("cold_start: mixed", "cold_start: null"))
+    assert "different from each other" in open_it(f"resume={run}").page(Query()).note
+
+
 def test_other_settings_do_not_go_on_in_the_same_folder(open_it, words):
     open_it(*words)
     with pytest.raises(ConfigError, match=r"holds a run with dataset\.image_size=32, not 48"):

@@ -65,7 +65,8 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         folder=embedding.features_folder,
     )
     cold = config.al.cold_start
-    beginnings = {"mixed": Beginning.MIXED, "diverse": Beginning.DIVERSE, "random": Beginning.RANDOM}
+    diverse, random = Beginning.DIVERSE, Beginning.RANDOM
+    beginnings = {None: diverse, "diverse": diverse, "mixed": Beginning.MIXED, "random": random}
     live = LiveRanking(
         bank,
         build(config.probe),

@@ -212,19 +212,24 @@ def running(folder, *words):
 
 
 @pytest.fixture(scope="module")
-def demo_words(tmp_path_factory):
-    return [*SMALL, f"data.cache_dir={tmp_path_factory.mktemp('cache')}"]
+def cache_word(tmp_path_factory):
+    return f"data.cache_dir={tmp_path_factory.mktemp('cache')}"
 
 
 @pytest.fixture(scope="module")
-def archive(demo_words):
+def demo_words(cache_word):
+    return [*SMALL, cache_word]
+
+
+@pytest.fixture(scope="module")
+def archive(cache_word):
     """Words for the command line, the class of each image, and the class that is looked for."""
     from anomalymatch.build import build_source
     from anomalymatch.config import compose
 
     given = os.environ.get("ANOMALYMATCH_DATA")
     are_there = given is not None and (Path(given) / "galaxyzoo1").is_dir()
-    words, rare = (GALAXIES, "merger") if are_there else ([*LENSES, demo_words[-1]], "lens_arc")
+    words, rare = (GALAXIES, "merger") if are_there else ([*LENSES, cache_word], "lens_arc")
     return words, dict(build_source(compose(*words, name="label")).truth), rare
 
 

@@ -118,10 +118,10 @@ class Diverse(Shuffled):
 
 
 class Mixed:
-    """By turns what is novel and what differs from the rest: no surprise that either of them fails on.
+    """By turns what is novel and what differs from the rest: each finds what the other misses.
 
-    What is rare need not be odd (a class of photographs among a hundred), and what is odd may fill few of the images
-    that cover an archive; experiments/README.md, 10, has the figures.
+    What is rare need not be odd (a class of photographs among a hundred), and what is odd may be few of the images that
+    cover an archive; experiments/README.md, 10, has the figures.
 
     Args:
         novel: ranks by how unlike the others an image is.
