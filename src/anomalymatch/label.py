@@ -44,6 +44,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     from anomalymatch.ui.bank import build_bank
     from anomalymatch.ui.live import LiveRanking
     from anomalymatch.ui.novelty import novelty_of
+    from anomalymatch.ui.seen import build_seen
     from anomalymatch.ui.service import LabelService
     from anomalymatch.ui.tiles import Beginning
 
@@ -57,13 +58,9 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         run = Path(page.run).expanduser() if page.run else Path("runs") / f"label-{source.name}"
         config = _begun(run, config)
     embedding = build_embedding(config, Task(source, source.ids, [], None))
-    bank = build_bank(
-        embedding.find_features(),
-        source.ids,
-        compression=page.compression,
-        dimensions=page.dimensions,
-        folder=embedding.features_folder,
-    )
+    views, folder = embedding.find_views(), embedding.features_folder
+    kept = {"compression": page.compression, "dimensions": page.dimensions, "folder": folder}
+    bank = build_bank(views.last, source.ids, **kept)
     cold = config.al.cold_start
     diverse, random = Beginning.DIVERSE, Beginning.RANDOM
     beginnings = {None: diverse, "diverse": diverse, "mixed": Beginning.MIXED, "random": random}
@@ -71,8 +68,9 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         bank,
         build(config.probe),
         seed=config.seed,
-        novelty=novelty_of(bank, build_detector(config), len(source.ids), folder=embedding.features_folder),
+        novelty=novelty_of(bank, build_detector(config), len(source.ids), folder=folder),
         first=beginnings.get(cold, Beginning.NOVEL),
+        seen=build_seen(bank, views, source.ids, **kept),
     )
     service = LabelService(
         run,

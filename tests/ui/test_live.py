@@ -79,11 +79,11 @@ def test_examples_from_elsewhere_are_anomalies(bank):
 def test_supposed_normals_fill_up_the_labelled_ones(bank, monkeypatch):
     seen = []
 
-    def recorded(anomalies, normals, **options):
+    def recorded(anomalies, normals, *others):
         seen.append((anomalies, normals))
-        return fit_probe(anomalies, normals, **options)
+        return self_train(anomalies, normals, *others)
 
-    monkeypatch.setattr(module, "fit_probe", recorded)
+    monkeypatch.setattr(module, "self_train", recorded)
     live = LiveRanking(bank, PLAIN, seed=0)
     normals = bank.positions[1:250]
     for count in (0, 1, 150, SUPPOSED_NORMALS, 249):

@@ -12,7 +12,7 @@ from anomalymatch.data.labels import training_ids
 from anomalymatch.errors import LabelError
 from anomalymatch.models.checkpoint import describe_input, load_network, save_network
 from anomalymatch.models.embedding import Embedding
-from anomalymatch.models.probe import Probe, ProbeSpec, fit_probe, self_train
+from anomalymatch.models.probe import Probe, ProbeSpec, self_train
 from anomalymatch.ranking import Ranking
 
 Truth = Callable[[Sequence[str]], np.ndarray]
@@ -84,7 +84,7 @@ class ProbeLearner:
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
-        features, probe = self.embedding.features, self._fitted()
+        features, probe = self.embedding.views.features, self._fitted()
         logits = features.project(probe.coefficients) + probe.intercept
         if ids is None:
             return Ranking(features.ids, logits, features.rejects)
@@ -113,15 +113,16 @@ class ProbeLearner:
 
 def probe_of(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str] | None, spec: ProbeSpec) -> Probe:
     """The probe fitted on those of `labels` whose images can be read, and on what it is sure of in the pool."""
-    features = embedding.features
+    views = embedding.views
+    features = views.features
     unreadable = {reject.id for reject in features.rejects}
     unknown = [id_ for id_ in labels if id_ not in features and id_ not in unreadable]
     if unknown:
         raise LabelError(f"{len(unknown)} labels are of images that are not in the source, the first: {unknown[0]!r}")
     anomalies, normals = training_ids({id_: label for id_, label in labels.items() if id_ not in unreadable})
-    known = features.take(anomalies), features.take(normals)
-    if not spec.rounds:
-        return fit_probe(*known, inverse_regularisation=spec.inverse_regularisation)
-    unlabelled = [id_ for id_ in (features.ids if pool is None else pool) if id_ in features and id_ not in labels]
+    unlabelled: list[str] = []
+    if spec.rounds:
+        unlabelled = [id_ for id_ in (features.ids if pool is None else pool) if id_ in features and id_ not in labels]
     step = max(1, len(unlabelled) // POOL_IMAGES)  # enough to learn from, and a round stays in the milliseconds
-    return self_train(*known, features.take(unlabelled[::step]), spec)
+    rows = features.take(anomalies), features.take(normals), features.take(unlabelled[::step])
+    return self_train(*rows, spec, views.scaling)

@@ -105,7 +105,7 @@ class Watch:
         if self._has_ranked or self._probe is None or len(ranking) < ENOUGH:
             return False
         self._has_ranked = True
-        features = self.embedding.features
+        features = self.embedding.views.features
         known = [i for i, id_ in enumerate(ranking.ids) if id_ in features]
         if len(known) < ENOUGH:
             return False
@@ -123,7 +123,7 @@ class Watch:
         return network
 
     def _out_of_fold(self, labels: Mapping[str, str], pool: Sequence[str], refit: Refit, seed: int) -> list[str]:
-        features = self.embedding.features
+        features = self.embedding.views.features
 
         def train_and_score(learnt: dict[str, str], held: list[str]) -> tuple[Scores, Scores]:
             ranking = refit(learnt, held)

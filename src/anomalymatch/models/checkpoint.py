@@ -58,7 +58,11 @@ def save_network(network: Network, path: Path, **extra: Any) -> None:
     description = {
         "format": FORMAT,
         "network": network.spec.as_dict(),
-        "head": {"features": network.backbone.features, "normalised": network.head.normalised},
+        "head": {
+            "features": network.head.features,
+            "stage_features": network.head.stage_features,
+            "normalised": network.head.normalised,
+        },
         "classes": ["normal", "anomaly"],
         "pixels": "8-bit images, channels first; resized to image_size; the network normalises by mean and std",
         "score": "sigmoid(logit[1] - logit[0]): probability of an anomaly where both classes are equally frequent",
@@ -123,7 +127,7 @@ def load_network(path: Path) -> Network:
         if description["format"] != FORMAT:
             raise ValueError(f"it has format {description['format']}, this version reads {FORMAT}")
         spec = NetworkSpec(**stored | {"mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
-        head = Head(description["head"]["features"], normalised=description["head"]["normalised"])
+        head = Head(**description["head"])
         network = Network(spec, empty_backbone(spec), head)
         load_state(network, path)
         return network.eval()

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import resize, to_tensor
-from anomalymatch.models.features import FeatureCache, Features
+from anomalymatch.models.features import FeatureCache, Features, with_unit_last
 from anomalymatch.models.inference import Inference
 from anomalymatch.models.network import Backbone, Head, Network, NetworkSpec, build_backbone
+from anomalymatch.models.views import Views
 from anomalymatch.types import Image
 
 
@@ -31,6 +32,7 @@ class Embedding:
         source: the images.
         cache_dir: folder of the feature cache.
         inference: device, precision and batch size.
+        stages: whether a probe sees features of the earlier stages, too (see `Backbone.forward`).
     """
 
     name: str
@@ -40,6 +42,7 @@ class Embedding:
     source: ImageSource
     cache_dir: Path
     inference: Inference
+    stages: bool = False
 
     @cached_property
     def _built(self) -> tuple[NetworkSpec, Backbone]:
@@ -49,6 +52,7 @@ class Embedding:
             channels=self.source.channels,
             image_size=self.image_size,
             bn_momentum=self.bn_momentum,
+            stages=self.stages,
         )
 
     @property
@@ -58,12 +62,17 @@ class Embedding:
 
     @cached_property
     def features(self) -> Features:
-        """Pooled features of all images of the source, from the cache or computed now."""
-        return self.find_features()
+        """Pooled features of all images of the source, from the cache or computed now: by these they are compared."""
+        return self.views.last
 
-    def find_features(self) -> Features:
-        """As `features`, for those who will not keep them: they are mapped into memory, and not kept here."""
-        return self._cache.features(self.source, *self._built)
+    @cached_property
+    def views(self) -> Views:
+        """All that a probe sees of the images of the source, from the cache or computed now."""
+        return self.find_views()
+
+    def find_views(self) -> Views:
+        """As `views`, for those who will not keep them: they are mapped into memory, and not kept here."""
+        return Views(self._cache.features(self.source, *self._built), self._built[1].features)
 
     @property
     def features_folder(self) -> Path:
@@ -75,20 +84,29 @@ class Embedding:
         return FeatureCache(Path(self.cache_dir) / "features", self.inference)
 
     def encode(self, images: Sequence[Image]) -> Float32[np.ndarray, "n d"]:
-        """Features of images that are not in the source, L2-normalised as those of the source are."""
+        """What a probe sees of images that are not in the source, as `views` has it of those of the source."""
         batch = to_tensor([resize(image, self.image_size) for image in images])
-        rows = self._forward(batch)
-        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return with_unit_last(self._forward(batch), self._built[1].features)
 
     @cached_property
     def _forward(self) -> Callable[[UInt8[Tensor, "b c h w"]], Float32[np.ndarray, "b d"]]:
         return self.inference.prepared(self._built[1])
 
     def backbone(self) -> Backbone:
-        """A copy of the pretrained backbone; it may be trained freely."""
-        return copy.deepcopy(self._built[1])
+        """A copy of the pretrained backbone, without a look into its stages; it may be trained freely."""
+        backbone = self._built[1]
+        return backbone.like(copy.deepcopy(backbone.body), stages=False)
 
     def network(self, *, normalised: bool, generator: torch.Generator | None = None) -> Network:
-        """A new network with the pretrained backbone and a cold head; it may be trained freely."""
-        backbone = self.backbone()
-        return Network(self.spec, backbone, Head(backbone.features, normalised=normalised, generator=generator))
+        """A new network with the pretrained backbone and a cold head; it may be trained freely.
+
+        Args:
+            normalised: whether the head sees what a probe sees; if not, the features of the last layer as they are.
+            generator: of the head's weights.
+        """
+        spec = replace(self.spec, stages=self.stages and normalised)
+        backbone = self._built[1].like(copy.deepcopy(self._built[1].body), stages=spec.stages)
+        head = Head(
+            backbone.features, normalised=normalised, stage_features=backbone.stage_features, generator=generator
+        )
+        return Network(spec, backbone, head)

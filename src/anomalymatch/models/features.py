@@ -39,9 +39,22 @@ class Shard:
 
 @dataclass(frozen=True)
 class Features:
-    """L2-normalised pooled features of a source, in half precision."""
+    """L2-normalised pooled features of a source, in half precision.
+
+    Attributes:
+        shards: all of them, in the order of the source.
+    """
 
     shards: Sequence[Shard]
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a row."""
+        return int(self.shards[0].rows.shape[1])
+
+    def columns(self, wanted: slice) -> "Features":
+        """Some of the columns; nothing is copied."""
+        return Features([Shard(shard.ids, shard.rows[:, wanted], shard.rejects) for shard in self.shards])
 
     @cached_property
     def ids(self) -> list[str]:
@@ -77,7 +90,7 @@ class Features:
         """Features of `ids` in single precision."""
         positions = self.positions(ids)
         starts = np.cumsum([0] + [len(shard.ids) for shard in self.shards])
-        rows = np.empty((len(positions), self.shards[0].rows.shape[1]), dtype=np.float32)
+        rows = np.empty((len(positions), self.dimensions), dtype=np.float32)
         owner = np.searchsorted(starts, positions, side="right") - 1
         for k in np.unique(owner):
             mine = owner == k
@@ -121,6 +134,7 @@ class FeatureCache:
         """Name of the cache entry: a hash of everything that the features depend on."""
         numeric = "bf16" if self.inference.computes_bf16 else "fp32"
         parts = [FORMAT, source.fingerprint, fingerprint(backbone), spec.name, spec.image_size, numeric]
+        parts += [f"{backbone.stage_features} of stages"] if backbone.stage_features else []
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
     def _compute(
@@ -134,14 +148,19 @@ class FeatureCache:
     ) -> Shard:
         kept: list[str] = []
         rejects: list[Reject] = []
-        rows = np.empty((len(ids), backbone.features), dtype=np.float16)
+        rows = np.empty((len(ids), backbone.features + backbone.stage_features), dtype=np.float16)
         for batch in self.inference.run(backbone, source, ids, size=spec.image_size):
-            norms = np.linalg.norm(batch.outputs, axis=1, keepdims=True)
-            rows[len(kept) : len(kept) + len(batch.ids)] = batch.outputs / np.maximum(norms, 1e-12)
+            rows[len(kept) : len(kept) + len(batch.ids)] = with_unit_last(batch.outputs, backbone.features)
             kept += batch.ids
             rejects += batch.rejects
             advance(len(batch.ids) + len(batch.rejects))
         return write_shard(path, Shard(kept, rows[: len(kept)], rejects))
+
+
+def with_unit_last(outputs: Float32[np.ndarray, "n d"], last: int) -> Float32[np.ndarray, "n d"]:
+    """Outputs of a backbone whose first `last` columns, the features of the last layer, have length one."""
+    norms = np.linalg.norm(outputs[:, :last], axis=1, keepdims=True)
+    return np.concatenate([outputs[:, :last] / np.maximum(norms, 1e-12), outputs[:, last:]], axis=1)
 
 
 def _chunk(source: ImageSource, start: int) -> Sequence[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anomalymatch.errors import ConfigError
 from anomalymatch.models.fold import fold_batch_norms
+from anomalymatch.models.stages import stage_statistics, stage_width, stages_of
 from anomalymatch.models.weights import load_weights, pretrained_config
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -30,6 +31,7 @@ class NetworkSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     weights: str
+    stages: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -40,37 +42,69 @@ class Backbone(nn.Module):
     """A timm model without classifier, fed with raw 8-bit images.
 
     Normalising inside the module means that a checkpoint carries it, and that no caller can forget it.
+
+    Args:
+        body: the timm model.
+        mean, std: of the pixels that it was trained on, by channel, 1 being white.
+        stage_features: how many its stages have (see `stage_statistics`), which are put out, too; 0 for none of them.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        mean: Sequence[float] | Tensor,
+        std: Sequence[float] | Tensor,
+        *,
+        stage_features: int = 0,
+    ) -> None:
         super().__init__()
-        self.body = body
-        self.features = int(cast(int, body.num_features))
+        self.body, self.stage_features = body, stage_features
+        # Some models end in a hidden layer of another width than that of their last feature map.
+        self.features = int(cast(int, getattr(body, "head_hidden_size", None) or body.num_features))
+        self._stages = stages_of(body) if stage_features else {}
         self.register_buffer("mean", torch.as_tensor(mean).view(1, -1, 1, 1) * 255.0)
         self.register_buffer("std", torch.as_tensor(std).view(1, -1, 1, 1) * 255.0)
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Pooled features of 8-bit images (values 0 to 255, any dtype)."""
-        return self.body((images.to(self.mean.dtype) - self.mean) / self.std)
+        """Pooled features of 8-bit images (values 0 to 255, any dtype), then those of the stages."""
+        images = (images.to(self.mean.dtype) - self.mean) / self.std
+        if not self._stages:
+            return self.body(images)
+        body = cast(Any, self.body)
+        final, maps = body.forward_intermediates(images, **self._stages)
+        return torch.cat([body.forward_head(final).float(), stage_statistics(maps)], dim=1)
+
+    def like(self, body: nn.Module, *, stages: bool) -> "Backbone":
+        """The same body or a copy of it behind the same normalisation."""
+        width = self.stage_features if stages else 0
+        return Backbone(body, self.mean.flatten() / 255.0, self.std.flatten() / 255.0, stage_features=width)
 
     def folded(self) -> "Backbone":
         """A copy with its batch norms folded into the convolutions: for predicting only, and faster at it."""
-        return Backbone(fold_batch_norms(self.body), self.mean.flatten() / 255.0, self.std.flatten() / 255.0)
+        return self.like(fold_batch_norms(self.body), stages=True)
 
 
 class Head(nn.Module):
     """Linear two-class head on the features, L2-normalised or as they are.
 
     Normalised features are what the probe is fitted on, so its solution can be copied in exactly.
+
+    Args:
+        features: of the last layer.
+        stage_features: further ones, which come normalised.
+        normalised: whether those of the last layer are normalised here.
+        generator: of the initial weights.
     """
 
-    def __init__(self, features: int, *, normalised: bool, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, features: int, *, normalised: bool, stage_features: int = 0, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
-        self.normalised = normalised
-        self.linear = nn.Linear(features, 2)
+        self.features, self.stage_features, self.normalised = features, stage_features, normalised
+        self.linear = nn.Linear(features + stage_features, 2)
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -93,7 +127,10 @@ class Head(nn.Module):
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b 2"]:
         """Logits of (normal, anomaly)."""
-        return self.linear(F.normalize(features, dim=-1) if self.normalised else features)
+        if not self.normalised:
+            return self.linear(features)
+        last, stages = features.split([self.features, self.stage_features], dim=-1)
+        return self.linear(torch.cat([F.normalize(last, dim=-1), stages], dim=-1))
 
 
 class Network(nn.Module):
@@ -115,7 +152,13 @@ class Network(nn.Module):
 
 
 def build_backbone(
-    *, name: str, weights: str, channels: int, image_size: int, bn_momentum: float | None = None
+    *,
+    name: str,
+    weights: str,
+    channels: int,
+    image_size: int,
+    bn_momentum: float | None = None,
+    stages: bool = False,
 ) -> tuple[NetworkSpec, Backbone]:
     """Build a timm backbone with pretrained weights for any number of channels.
 
@@ -126,6 +169,7 @@ def build_backbone(
             or repeated and rescaled).
         image_size: side of the square input, in pixels.
         bn_momentum: momentum of every batch norm; None keeps the model's own.
+        stages: whether the features of the stages are put out, too; a model without such goes without.
 
     Raises:
         ConfigError: if timm does not know the name, or a value is out of range.
@@ -138,7 +182,7 @@ def build_backbone(
         donor = _create(name, channels=3, image_size=image_size, classifier=True)
     origin = load_weights(donor, weights)
     mean, std = _statistics(pretrained_config(donor), channels)
-    spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin)
+    spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin, stages)
     backbone = empty_backbone(spec)
     _transplant(donor, backbone.body, channels)
     return spec, backbone
@@ -151,7 +195,8 @@ def empty_backbone(spec: NetworkSpec) -> Backbone:
         for module in body.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = spec.bn_momentum
-    return Backbone(body, spec.mean, spec.std).to(memory_format=torch.channels_last)
+    width = stage_width(body, spec.channels, spec.image_size) if spec.stages else 0
+    return Backbone(body, spec.mean, spec.std, stage_features=width).to(memory_format=torch.channels_last)
 
 
 def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:

@@ -42,7 +42,7 @@ class ScoringNetwork(nn.Module):
         """Logit, and the features."""
         pooled = self.backbone(images)
         logit = anomaly_logit(self.head(pooled))[:, None]
-        return torch.cat([logit, pooled], dim=1) if self.features else logit
+        return torch.cat([logit, pooled[:, : self.backbone.features]], dim=1) if self.features else logit
 
 
 def make_scorer(

@@ -74,7 +74,7 @@ class Bank:
         store: Rows,
         components: Float32[np.ndarray, "D d"] | None = None,
     ) -> None:
-        self.positions, self.dimensions = positions, store.dimensions
+        self.positions, self.dimensions, self.compressed = positions, store.dimensions, components is not None
         self._ids, self._reasons, self._store, self._components = ids, reasons, store, components
         self._row: Int32[np.ndarray, " n"] = np.full(len(ids), -1, dtype=np.int32)
         self._row[positions] = np.arange(len(positions), dtype=np.int32)
@@ -116,8 +116,14 @@ class Bank:
 
 
 def build_bank(
-    features: Features, ids: Sequence[str], *, compression: str, dimensions: int, folder: Path
-) -> FeatureBank:
+    features: Features,
+    ids: Sequence[str],
+    *,
+    compression: str,
+    dimensions: int,
+    folder: Path,
+    scale: Float32[np.ndarray, " d"] | None = None,
+) -> Bank:
     """The bank of `features`.
 
     Args:
@@ -127,6 +133,7 @@ def build_bank(
             components; `pq` quantises these to a byte for every two; `auto` is `exact` up to 512 MB, else `pca`.
         dimensions: principal components that `pca` and `pq` keep.
         folder: the cache entry of the features, to which the compressed ones are added.
+        scale: of each column, by which compressed features are multiplied; None for one.
 
     Raises:
         ConfigError: if `compression` is unknown or `dimensions` is not positive.
@@ -143,8 +150,9 @@ def build_bank(
         compression = "exact" if 2 * len(exact) * exact.dimensions <= EXACT_BYTES else "pca"
     if compression == "exact" or not len(exact):
         return Bank(ids, positions, reasons, exact)
-    stamp = hashlib.blake2b(positions.tobytes(), digest_size=8).hexdigest()
-    rows, components = compressed(exact, compression, dimensions, folder, stamp)
+    told = positions.tobytes() + (b"" if scale is None else scale.tobytes())
+    stamp = hashlib.blake2b(told, digest_size=8).hexdigest()
+    rows, components = compressed(exact, compression, dimensions, folder, stamp, scale)
     return Bank(ids, positions, reasons, rows, components)
 
 

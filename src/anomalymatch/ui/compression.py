@@ -36,7 +36,14 @@ class Compressed(NamedTuple):
     components: Float32[np.ndarray, "D d"]
 
 
-def compressed(rows: HalfRows, kind: str, dimensions: int, folder: Path, stamp: str) -> Compressed:
+def compressed(
+    rows: HalfRows,
+    kind: str,
+    dimensions: int,
+    folder: Path,
+    stamp: str,
+    scale: Float32[np.ndarray, " D"] | None = None,
+) -> Compressed:
     """Compress `rows`, or read what was compressed before.
 
     Args:
@@ -45,6 +52,7 @@ def compressed(rows: HalfRows, kind: str, dimensions: int, folder: Path, stamp: 
         dimensions: principal components that are kept.
         folder: where the result is kept.
         stamp: tells these rows from others of the same number and length.
+        scale: of each column, by which it is multiplied before; None for one.
 
     Raises:
         StorageError: if the disk is full or `folder` cannot be written to.
@@ -54,17 +62,17 @@ def compressed(rows: HalfRows, kind: str, dimensions: int, folder: Path, stamp: 
     with storage_errors(make_folder(folder)), FileLock(folder / "bank.lock"):
         found = _read(path)
         if found is None:
-            _compute(path, rows, kind, dimensions)
+            _compute(path, rows, kind, dimensions, np.ones(rows.dimensions, np.float32) if scale is None else scale)
             found = _read(path)
     if found is None:
         raise RuntimeError(f"{path} is damaged right after it was written")
     return found
 
 
-def _compute(path: Path, rows: HalfRows, kind: str, dimensions: int) -> None:
+def _compute(path: Path, rows: HalfRows, kind: str, dimensions: int, scale: Float32[np.ndarray, " D"]) -> None:
     rng = np.random.default_rng(_SEED)
     sample = rows.take(np.sort(rng.choice(len(rows), min(SAMPLE, len(rows)), replace=False)))
-    components = principal_components(sample, dimensions)
+    components = scale[:, None] * principal_components(sample * scale, dimensions)
     convert: Callable[[Float32[np.ndarray, "n d"]], Block] = _to_half
     width, dtype = components.shape[1], "float16"
     arrays: dict[str, np.ndarray] = {"components": components}

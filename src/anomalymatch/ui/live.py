@@ -7,9 +7,11 @@ from jaxtyping import Float32, Int64
 
 from anomalymatch.active.learner import POOL_IMAGES
 from anomalymatch.active.strategies import k_centres
-from anomalymatch.models.probe import ProbeSpec, fit_probe, self_train
+from anomalymatch.models.probe import ProbeSpec, self_train
+from anomalymatch.models.views import Scaling
 from anomalymatch.ui.bank import FeatureBank
 from anomalymatch.ui.one_thread import one_thread
+from anomalymatch.ui.seen import Seen
 from anomalymatch.ui.tiles import Beginning
 
 SUPPOSED_NORMALS = 200
@@ -25,6 +27,7 @@ class LiveRanking:
         seed: of the images that stand for the archive: the pool, the supposed normals, the first batch.
         novelty: how unlike the others each image is, see `novelty_of`; None if that is unknown.
         first: the order before the first ranking; a diverse batch if it asks for an unknown novelty.
+        seen: what the probe sees, of the same images; None for `bank` as it is.
     """
 
     def __init__(
@@ -35,8 +38,10 @@ class LiveRanking:
         seed: int,
         novelty: Float32[np.ndarray, " n"] | None = None,
         first: Beginning = Beginning.MIXED,
+        seen: Seen | None = None,
     ) -> None:
         self.bank, self.probe, self.seed, self.novelty = bank, probe, seed, novelty
+        self.seen, self._scaling = seen or Seen(bank, Scaling.plain(bank.dimensions))
         needs_novelty = first in (Beginning.MIXED, Beginning.NOVEL)
         self.first = Beginning.DIVERSE if needs_novelty and novelty is None else first
         # Evenly spaced, as the probe's learner does, but fixed: one label must not exchange the whole pool.
@@ -44,7 +49,7 @@ class LiveRanking:
 
     @cached_property
     def _pool_rows(self) -> Float32[np.ndarray, "p d"]:
-        return self.bank.rows(self._pool)
+        return self.seen.rows(self._pool)
 
     def fit(
         self,
@@ -62,23 +67,20 @@ class LiveRanking:
         Args:
             anomalies: positions of the images labelled anomaly.
             normals: positions of those labelled normal.
-            extra: features of further anomalies that are not in the archive, in the space of the bank.
+            extra: features of further anomalies that are not in the archive, as `seen` has them.
             others: positions of images labelled otherwise: they are not taken for unlabelled ones.
         """
         taken = np.concatenate([anomalies, normals, *([] if others is None else [others])])
         anomalies, normals = (group[self.bank.has(group)] for group in (anomalies, normals))
         normals = np.concatenate([normals, self._supposed_normals(taken, SUPPOSED_NORMALS - len(normals))])
-        positive = np.concatenate([self.bank.rows(anomalies), extra])
+        positive = np.concatenate([self.seen.rows(anomalies), extra])
         if not len(positive) or not len(normals):
             return None
-        negative = self.bank.rows(normals)
-        unlabelled = self._pool_rows[~np.isin(self._pool, taken)]
+        unlabelled = ~np.isin(self._pool, taken) if self.probe.rounds else np.zeros(len(self._pool), dtype=bool)
         with one_thread():
-            if self.probe.rounds:
-                probe = self_train(positive, negative, unlabelled, self.probe)
-            else:
-                probe = fit_probe(positive, negative, inverse_regularisation=self.probe.inverse_regularisation)
-        return self.bank.project(probe.coefficients, probe.intercept)
+            pool = self._pool_rows[unlabelled]
+            probe = self_train(positive, self.seen.rows(normals), pool, self.probe, self._scaling)
+        return self.seen.project(probe.coefficients, probe.intercept)
 
     def first_batch(self, count: int) -> Int64[np.ndarray, " k"]:
         """Positions of `count` images that differ from each other, to start with; fewer if fewer can be read."""

@@ -75,9 +75,9 @@ class LabelService:
         self.stretches, self.channels = STRETCHES, self.pictures.channels
         self.examples = Examples(
             run / "examples",
-            lambda image: live.bank.encode(encode([image]))[0],
+            lambda image: live.seen.encode(encode([image]))[0],
             source,
-            dimensions=live.bank.dimensions,
+            dimensions=live.seen.dimensions,
         )
         gallery = Gallery(source.ids, seed=seed, metadata=self.pictures.metadata_of.table)
         self._board = Board(source.ids, source.name, LabelBook(self._log), live, gallery)
