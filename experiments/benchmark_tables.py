@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 from anomalymatch.evaluation.confidence import mean_interval, paired_difference
 
 Cells = dict[tuple[str, str], list[Row]]
-MISSING = "not run"
+MISSING, PLAIN = "not run", "plain probe"
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -23,7 +23,7 @@ def summary(rows: Sequence[Row]) -> str:
         parts += [f"Start {start}, {oracle}"]
         parts += ["AP before any label is spent", by_task(first, "ap")]
         if spent and oracle == "top_k":
-            parts += [f"Anomalies found with {spent} labels", by_task(last, "found")]
+            parts += [f"Anomalies found with {spent} labels", by_task(last, "found"), times_plain(last)]
         parts += ["Against the probe on the same labels, before any is spent", against_probe(first)]
     return "\n\n".join(parts)
 
@@ -38,6 +38,18 @@ def by_task(rows: Sequence[Row], measure: str) -> str:
         overall = MISSING if any(math.isnan(m) for m in means) else f"{sum(means) / len(means):.3f}"
         lines.append([algorithm, overall, *(_cell(v) for v in values)])
     return _markdown(["algorithm", "all", *tasks], lines)
+
+
+def times_plain(rows: Sequence[Row]) -> str:
+    """What each algorithm finds, over what the plain probe does: the mean ratio over the tasks that both have."""
+    cells, algorithms, tasks = _cells(rows)
+    found = {name: _mean(some, lambda row: float(row["found"])) for name, some in cells.items()}
+    lines = []
+    for algorithm in algorithms:
+        both = [task for task in tasks if found.get((PLAIN, task)) and (algorithm, task) in found]
+        ratios = [found[algorithm, task] / found[PLAIN, task] for task in both]
+        lines.append([algorithm, str(len(both)), f"{sum(ratios) / len(ratios):.2f}" if both else MISSING])
+    return _markdown(["algorithm", "tasks", "times the plain probe's"], lines)
 
 
 def against_probe(rows: Sequence[Row]) -> str:
