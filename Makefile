@@ -46,7 +46,6 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/msc_transfer.py
 	$(BIN)/python experiments/discovery_coverage.py
 	$(BIN)/python experiments/benchmark.py
-	$(BIN)/python experiments/probe_features.py
 
 ui: $(VENV)/installed ## Open the labelling page on the built-in galaxies
 	$(BIN)/python -m anomalymatch.label
