@@ -72,7 +72,7 @@ class Problem:
         """As on the command line."""
         root = [] if self.dataset == "demo" else [f"data.root={DATA / self.dataset}"]
         thinned = [] if self.prevalence is None else [f"dataset.prevalence={self.prevalence}"]
-        return [*root, *thinned, f"dataset.anomaly={self.anomaly}"]
+        return [*root, *thinned, f"dataset.anomaly={self.anomaly}", "dataset.holdout=0"]
 
 
 @dataclass(frozen=True)
