@@ -7,7 +7,7 @@ import anomalymatch as am
 from anomalymatch.active.fixmatch_learner import FixMatchLearner
 from anomalymatch.active.learner import ProbeLearner
 from anomalymatch.active.oracles import PaperOracle, TopKOracle
-from anomalymatch.active.strategies import Diverse, PerCluster, random, top, uncertain
+from anomalymatch.active.strategies import Distinct, Diverse, Mixture, PerCluster, random, top, uncertain
 from anomalymatch.build import build_embedding, build_loop, build_task, make_learner, open_task
 from anomalymatch.config import compose
 from anomalymatch.data.rendering import Rendering
@@ -67,7 +67,7 @@ def test_any_object_with_the_right_attributes_is_a_source(make_source, tiny_job)
         ("model.weights=/nowhere.pth", "model.weights=/nowhere.pth is neither a file nor one of"),
         ("al.cycles=0", "al.cycles is 0: it must be at least 1"),
         ("al.budget=-1", "al.budget is -1: it must be at least 1"),
-        ("al.strategy.name=best", "al.strategy.name is 'best': choose one of top, uncertain, random, diverse"),
+        ("al.strategy.name=best", "al.strategy.name is 'best': choose one of top, uncertain, random, mixture, dist"),
         ("inference.precision=fp8", "inference.precision is 'fp8': choose one of auto, fp32, bf16"),
         ("inference.workers=0", "must be at least 1"),
         ("augment.factor=[1.0]", "augment.factor is [1.0]: it must be [low, high] within 0 to 10"),
@@ -151,6 +151,14 @@ def test_oracles_and_strategies_come_by_name(tiny):
     diverse = build_loop(tiny("oracle=top_k", "al.strategy.name=diverse", "al.strategy.candidates=7")).oracle.strategy
     assert isinstance(diverse, Diverse)
     assert diverse.candidates == 7
+    distinct = build_loop(
+        tiny("oracle=top_k", "al.strategy.name=distinct", "al.strategy.similarity=0.9")
+    ).oracle.strategy
+    assert isinstance(distinct, Distinct)
+    assert (distinct.candidates, distinct.similarity) == (10, 0.9)
+    mixture = build_loop(tiny("oracle=top_k", "al.strategy.name=mixture", "al.strategy.explore=0.5")).oracle.strategy
+    assert isinstance(mixture, Mixture)
+    assert mixture.explore == 0.5
     kinds = build_loop(tiny("oracle=top_k", "al.strategy.name=per_cluster", "seed=3")).oracle.strategy
     assert isinstance(kinds, PerCluster)
     assert (kinds.candidates, kinds.divide.seed) == (10, 3)
@@ -190,6 +198,8 @@ PROTOCOL = {
     "cold_start": "al.cold_start=random",
     "strategy.name": "al.strategy.name=uncertain",
     "strategy.candidates": "al.strategy.candidates=2",
+    "strategy.similarity": "al.strategy.similarity=0.3",
+    "strategy.explore": "al.strategy.explore=0.75",
     "seed": "seed=1",
     "oracle": "oracle=paper_oracle",
 }
@@ -206,8 +216,9 @@ def test_every_knob_of_the_protocol_is_turned_below():
 def test_every_knob_of_the_protocol_changes_the_run(knob, tiny_job, probe_job, tmp_path, without_pictures):
     shared = tiny_job if knob in ("compare_probe", "pool_size") else probe_job
     shared = [*shared, "oracle=paper_oracle" if knob == "pool_size" else "oracle=top_k"]
-    if knob == "strategy.candidates":
-        shared.append("al.strategy.name=diverse")
+    needed = {"candidates": "diverse", "similarity": "distinct", "explore": "mixture"}
+    if (name := needed.get(knob.removeprefix("strategy."))) is not None:
+        shared.append(f"al.strategy.name={name}")
     both = []
     for name, words in (("plain", []), ("changed", [PROTOCOL[knob]])):
         rows = am.run(*shared, *words, folder=tmp_path / name)

@@ -1,6 +1,7 @@
 """From a checked configuration to objects."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from anomalymatch.active.cold_start import Diverse as DiverseStart
 from anomalymatch.active.learner import Learner, ProbeLearner
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
 from anomalymatch.active.oracles import Oracle
-from anomalymatch.active.strategies import Diverse, PerCluster, Strategy, random, top, uncertain
+from anomalymatch.active.strategies import Distinct, Diverse, Mixture, PerCluster, Strategy, random, top, uncertain
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.clustering.divide import Divider
 from anomalymatch.clustering.patches import PatchEmbedding
@@ -31,7 +32,6 @@ DETECTORS = ("knn", "msc", "mahalanobis", "pca_residual")
 """Algorithms that need no anomaly."""
 REFERENCES = 100
 COLD_STARTS = (*DETECTORS, "diverse", "mixed", "random")
-STRATEGIES: dict[str, Strategy] = {"top": top, "uncertain": uncertain, "random": random}
 
 
 def open_task(dataset: str, *overrides: str) -> Task:
@@ -208,12 +208,16 @@ def _oracle(config: DictConfig, task: Task, embedding: Embedding) -> Oracle | No
 
 
 def _strategy(config: DictConfig, embedding: Embedding) -> Strategy:
-    name = config.al.strategy.name
-    if name == "diverse":
-        return Diverse(embedding, config.al.strategy.candidates)
-    if name == "per_cluster":
-        return PerCluster(build_divider(config, embedding), config.al.strategy.candidates)
-    if name not in STRATEGIES:
-        known = ", ".join([*STRATEGIES, "diverse", "per_cluster"])
-        raise ConfigError(f"al.strategy.name is {name!r}: choose one of {known}")
-    return STRATEGIES[name]
+    chosen = config.al.strategy
+    made: dict[str, Callable[[], Strategy]] = {
+        "top": lambda: top,
+        "uncertain": lambda: uncertain,
+        "random": lambda: random,
+        "mixture": lambda: Mixture(chosen.explore),
+        "distinct": lambda: Distinct(embedding, chosen.candidates, chosen.similarity),
+        "diverse": lambda: Diverse(embedding, chosen.candidates),
+        "per_cluster": lambda: PerCluster(build_divider(config, embedding), chosen.candidates),
+    }
+    if chosen.name not in made:
+        raise ConfigError(f"al.strategy.name is {chosen.name!r}: choose one of {', '.join(made)}")
+    return made[chosen.name]()

@@ -4,8 +4,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from anomalymatch.active.strategies import Diverse, PerCluster, Strategy, k_centres, random, top, uncertain
+from anomalymatch.active.strategies import (
+    Distinct,
+    Diverse,
+    Mixture,
+    PerCluster,
+    Strategy,
+    k_centres,
+    random,
+    top,
+    uncertain,
+)
 from anomalymatch.errors import ConfigError
+from anomalymatch.models.features import Features, Shard
 from anomalymatch.ranking import Ranking
 
 RANKING = Ranking(["a", "b", "c", "d", "e"], np.array([0.1, 3.0, -0.2, -5.0, 3.0]))
@@ -94,6 +105,54 @@ def test_diverse_covers_the_top_and_starts_with_the_best(task, make_embedding):
 def test_diverse_refuses_to_choose_among_nothing(task, make_embedding):
     with pytest.raises(ConfigError, match=r"al\.strategy\.candidates is 0: it must be at least 1"):
         Diverse(make_embedding(task.source), 0)
+
+
+def in_directions(embedding, degrees):
+    """The embedding of images whose features are directions in the plane, and a ranking of them in this order."""
+    angles = np.deg2rad(degrees)
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    features = Features([Shard([f"i{k}" for k in range(len(degrees))], rows.astype(np.float16), [])])
+    embedding.__dict__["features"] = features  # where they would be kept
+    return embedding, Ranking(features.ids, -np.arange(float(len(degrees))))
+
+
+def test_distinct_takes_the_best_of_images_that_are_nearly_the_same(task, make_embedding):
+    embedding, ranking = in_directions(make_embedding(task.source), [0, 5, 40, 1, 44, 90])
+    strategy = Distinct(embedding, 10, float(np.cos(np.deg2rad(10))))
+    assert isinstance(strategy, Strategy)
+    assert strategy(ranking, 3, rng=rng()) == ["i0", "i2", "i5"]
+    assert strategy(ranking, 5, rng=rng()) == ["i0", "i2", "i5", "i1", "i3"]
+    assert Distinct(embedding, 1, 0.98)(ranking, 3, rng=rng()) == ["i0", "i2", "i1"]  # looks at three alone
+    assert strategy(Ranking([], np.empty(0)), 3, rng=rng()) == []
+
+
+def test_images_that_differ_are_distinct_as_they_are(task, make_embedding):
+    ranking = Ranking(task.pool[:60], np.linspace(3, -3, 60))
+    strategy = Distinct(make_embedding(task.source), 3, 1.0)
+    assert strategy(ranking, 8, rng=rng()) == top(ranking, 8, rng=rng())
+    assert sorted(strategy(ranking, 500, rng=rng())) == sorted(ranking.ids)
+
+
+@pytest.mark.parametrize("similarity", [0.0, 1.01, -0.5])
+def test_distinct_refuses_a_similarity_that_none_has(similarity, task, make_embedding):
+    with pytest.raises(ConfigError, match=rf"al\.strategy\.similarity is {similarity}"):
+        Distinct(make_embedding(task.source), 3, similarity)
+
+
+def test_a_mixture_is_the_top_and_what_is_uncertain():
+    ranking = Ranking(list("abcdefgh"), np.array([9.0, 8, 7, 6, 0.5, -0.1, -3, -9]))
+    assert isinstance(Mixture(0.25), Strategy)
+    assert Mixture(0.25)(ranking, 4, rng=rng()) == ["a", "b", "c", "f"]
+    assert Mixture(0.5)(ranking, 4, rng=rng()) == ["a", "b", "f", "e"]
+    assert Mixture(0.0)(ranking, 4, rng=rng()) == top(ranking, 4, rng=rng())
+    assert Mixture(1.0)(ranking, 4, rng=rng()) == uncertain(ranking, 4, rng=rng())
+    assert sorted(Mixture(0.5)(ranking, 50, rng=rng())) == ranking.ids
+
+
+@pytest.mark.parametrize("explore", [-0.1, 1.1])
+def test_a_mixture_refuses_what_is_no_part(explore):
+    with pytest.raises(ConfigError, match=rf"al\.strategy\.explore is {explore}"):
+        Mixture(explore)
 
 
 KINDS = Ranking([f"{kind}{i}" for i in range(20) for kind in "ab"[: 1 + i % 2]], -np.arange(30.0))

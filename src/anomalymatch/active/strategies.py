@@ -57,6 +57,56 @@ class Diverse:
         return [ids[i] for i in k_centres(self.embedding.features.take(ids), count)]
 
 
+class Distinct:
+    """The top without repetitions: of images that are nearly the same, the best alone.
+
+    Overlapping cutouts, neighbouring frames and copies of a file would else take labels that tell nothing new.
+
+    Args:
+        embedding: gives the features.
+        candidates: how many of the top are looked at, as a multiple of the number asked for.
+        similarity: cosine of two images' features from which they are nearly the same.
+    """
+
+    def __init__(self, embedding: Embedding, candidates: int, similarity: float) -> None:
+        _check_candidates(candidates)
+        if not 0 < similarity <= 1:
+            raise ConfigError(f"al.strategy.similarity is {similarity}: it must be above 0 and at most 1")
+        self.embedding, self.candidates, self.similarity = embedding, candidates, similarity
+
+    def __call__(self, ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+        """See `Strategy`; repetitions come last, where nothing else is left."""
+        ids = ranking.top(count * self.candidates)
+        rows = self.embedding.features.take(ids)
+        chosen: list[int] = []
+        for i in range(len(ids)):
+            if len(chosen) == count:
+                break
+            if not chosen or float((rows[chosen] @ rows[i]).max()) < self.similarity:
+                chosen.append(i)
+        repeated = [i for i in range(len(ids)) if i not in set(chosen)]
+        return [ids[i] for i in [*chosen, *repeated][:count]]
+
+
+class Mixture:
+    """The top and, for a part of the budget, what the ranking is least sure of.
+
+    Args:
+        explore: that part.
+    """
+
+    def __init__(self, explore: float) -> None:
+        if not 0 <= explore <= 1:
+            raise ConfigError(f"al.strategy.explore is {explore}: it must be between 0 and 1")
+        self.explore = explore
+
+    def __call__(self, ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+        """See `Strategy`; the top comes first."""
+        best = top(ranking, count - round(self.explore * count), rng=rng)
+        rest = ranking.restrict(id_ for id_ in ranking.ids if id_ not in set(best))
+        return [*best, *uncertain(rest, count - len(best), rng=rng)]
+
+
 class PerCluster:
     """Images of the top evenly over its kinds: in turn the best of each group, so that no kind takes all labels.
 
