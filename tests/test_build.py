@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 import anomalymatch as am
 from anomalymatch.active.fixmatch_learner import FixMatchLearner
@@ -140,6 +140,14 @@ def test_the_baseline_is_the_probe_unless_it_is_the_learner_or_unwanted(tiny, pr
     assert isinstance(build_loop(tiny()).baseline, ProbeLearner)
     assert build_loop(tiny("al.compare_probe=false")).baseline is None
     assert build_loop(compose(*probe_job)).baseline is None
+
+
+def test_a_setting_of_another_algorithm_is_one_clear_error(tiny):
+    config = tiny("algorithm=probe")
+    with open_dict(config):
+        config.algorithm.learner.batch = {"labelled": 8}
+    with pytest.raises(ConfigError, match=r"algorithm=probe has no such setting: .*'batch'"):
+        build_loop(config)
 
 
 def test_oracles_and_strategies_come_by_name(tiny):

@@ -98,7 +98,13 @@ def build_embedding(config: DictConfig, task: Task) -> Embedding:
 def build_learner(config: DictConfig, task: Task, embedding: Embedding) -> Learner:
     """The algorithm."""
     truth = None if task.anomalies is None else task.truth
-    return build(config.algorithm.learner)(embedding, seed=config.seed, truth=truth)
+    make = build(config.algorithm.learner)
+    try:
+        return make(embedding, seed=config.seed, truth=truth)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ConfigError(f"algorithm={config.algorithm.name} has no such setting: {error}") from error
 
 
 def build_detector(config: DictConfig) -> Detector:
