@@ -142,8 +142,8 @@ def test_the_baseline_is_the_probe_unless_it_is_the_learner_or_unwanted(tiny, pr
     assert build_loop(compose(*probe_job)).baseline is None
 
 
-def test_a_setting_of_another_algorithm_is_one_clear_error(tiny):
-    config = tiny("algorithm=probe")
+def test_a_setting_of_another_algorithm_is_one_clear_error(probe_job):
+    config = compose(*probe_job)
     with open_dict(config):
         config.algorithm.learner.batch = {"labelled": 8}
     with pytest.raises(ConfigError, match=r"algorithm=probe has no such setting: .*'batch'"):
