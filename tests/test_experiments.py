@@ -101,7 +101,7 @@ def test_the_benchmark_fills_its_tables_and_goes_on_where_it_stopped(tmp_path):
     assert draw.read_bytes() == before
     with (tmp_path / "results" / "benchmark.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["algorithm"] for row in rows} == {"probe", "probe, labels alone", "knn"}
+    assert {row["algorithm"] for row in rows} == {"probe", "probe, last layer", "plain probe", "knn"}
     assert [row["spent"] for row in rows if row["algorithm"] == "knn"] == ["0", "20", "40"]
     assert all(0 <= float(row["ap"]) <= 1 and int(row["peak_mb"]) > 100 for row in rows)
     first = next(row for row in rows if row["algorithm"] == "knn")
