@@ -108,6 +108,18 @@ def test_the_benchmark_fills_its_tables_and_goes_on_where_it_stopped(tmp_path):
     assert f"| knn | {float(first['ap']):.3f} |" in everything
 
 
+@pytest.mark.slow
+@pytest.mark.realdata
+@pytest.mark.skipif("ANOMALYMATCH_DATA" not in os.environ, reason="ANOMALYMATCH_DATA is not set")
+def test_the_clustering_experiment_writes_what_every_method_groups(tmp_path):
+    printed = call("clustering.py", "--quick", "--runs", tmp_path / "runs", "--results", tmp_path, cwd=tmp_path)
+    with (tmp_path / "clustering.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == {"pooled", "average", "hausdorff", "unsupervised"}
+    assert all(0 <= float(row["nmi"]) <= 1 and row["images"] == "48" for row in rows)
+    assert "| neu_steel | 3+4 | 64 | pooled |" in printed
+
+
 def test_gains_over_the_probe_are_paired_by_draw(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     from benchmark_tables import against_probe, by_task

@@ -228,6 +228,17 @@ def test_the_learning_rate_follows_the_schedule(opinionated):
     assert made["lr_scheduler"]["interval"] == "step"
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine_7_16"])
+def test_lower_layers_learn_more_slowly(opinionated, schedule):
+    module = module_of(opinionated, schedule=schedule, lr=0.2, layer_decay=0.5)
+    made = module.configure_optimizers()
+    optimizer = made if schedule == "constant" else made["optimizer"]
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    network = module.network
+    assert rates[id(network.head.linear.weight)] == 0.2
+    assert [rates[id(next(block.parameters()))] for block in network.backbone.body.blocks[-2:]] == [0.05, 0.1]
+
+
 def statistics(network):
     return {name: b.clone() for name, b in network.named_buffers() if "running" in name}
 
@@ -380,6 +391,8 @@ def test_a_module_comes_back_from_its_state_and_from_a_pickle(opinionated, name,
         ({"consistency": "kl"}, "consistency is 'kl': choose one of cross_entropy, squared_error"),
         ({"rampup": 1.5}, "rampup is 1.5: it is a share of the training, from 0 to 1"),
         ({"rampup": math.nan}, "rampup is nan"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0: it must be above 0 and at most 1"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5"),
         ({"weighting": FlexMatch, "threshold": None}, "threshold is null: FlexMatch"),
         ({"weighting": partial(FreeMatch, momentum=0.9, fairness=0.1)}, "threshold is 0.6: FreeMatch follows"),
         ({"alignment": partial(Alignment, prior=2.0, momentum=0.9)}, "alignment.prior is 2.0"),

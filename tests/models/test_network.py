@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from anomalymatch.models.network import (
     build_backbone,
     empty_backbone,
     freeze_lower_groups,
+    layerwise_groups,
     parameter_groups,
 )
 from anomalymatch.models.weights import fingerprint
@@ -215,6 +217,25 @@ def test_parameter_groups_leave_out_what_is_frozen(tiny_network):
     ids = [id(p) for group in parameter_groups(tiny_network, 0.1) for p in group["params"]]
     assert set(ids) == {id(p) for p in tiny_network.parameters() if p.requires_grad}
     assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_layerwise_groups_slow_each_layer_group_below_the_head(name):
+    spec, backbone = tiny(name)
+    network = Network(spec, backbone, Head(backbone.features, normalised=True))
+    groups = layerwise_groups(network, 0.01, 0.5)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    plain = {id(p): g["weight_decay"] for g in parameter_groups(network, 0.01) for p in g["params"]}
+    assert decays == plain
+    assert sum(len(group["params"]) for group in groups) == len(plain)
+    assert scale[id(network.head.linear.weight)] == 1.0
+    blocks = [{scale[id(p)] for p in block.parameters()} for block in backbone.body.blocks]
+    assert all(len(scales) == 1 for scales in blocks)
+    order = [next(iter(scales)) for scales in blocks]
+    assert order[-1] == 0.5
+    assert [low / high for low, high in pairwise(order)] == [0.5] * (len(order) - 1)
+    assert max(scale[id(p)] for n, p in backbone.body.named_parameters() if "blocks" not in n) <= 0.5
 
 
 def test_folded_networks_share_nothing_with_the_original(tiny_network):

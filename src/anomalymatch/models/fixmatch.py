@@ -23,7 +23,7 @@ from anomalymatch.functional.fixmatch import (
 from anomalymatch.functional.thresholds import rampup
 from anomalymatch.models.ema import ExponentialMovingAverage
 from anomalymatch.models.fixmatch_spec import FixMatchSpec as FixMatchSpec  # under which older run folders know it
-from anomalymatch.models.network import Network, parameter_groups
+from anomalymatch.models.network import Network, layerwise_groups
 from anomalymatch.models.processes import over_processes, several
 
 
@@ -104,7 +104,9 @@ class FixMatch(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser with its schedule, stepped after every batch."""
-        optimizer = self.make_optimizer(parameter_groups(self.network, self.spec.weight_decay))
+        optimizer = self.make_optimizer(layerwise_groups(self.network, self.spec.weight_decay, self.spec.layer_decay))
+        for group in optimizer.param_groups:
+            group["lr"] *= group["lr_scale"]
         if self.spec.schedule == "constant":
             return optimizer
         schedule = LambdaLR(optimizer, lambda step: cosine_7_16(step, self.iterations))

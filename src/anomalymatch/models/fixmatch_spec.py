@@ -29,6 +29,7 @@ class FixMatchSpec:
         alignment: makes what aligns the teacher's predictions to a rate of anomalies (a partial); None aligns nothing.
         consistency: `cross_entropy` with the pseudo-labels, or `squared_error` of the softmaxes (mean teacher).
         rampup: share of the training in which the consistency loss gains its weight.
+        layer_decay: learning rate of a layer group of the backbone over that of the one above it.
     """
 
     threshold: float | None
@@ -44,6 +45,7 @@ class FixMatchSpec:
     alignment: Callable[[], Alignment] | None = None
     consistency: str = "cross_entropy"
     rampup: float = 0.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -57,6 +59,8 @@ class FixMatchSpec:
             raise ConfigError(f"{KEY}.ema_decay is {self.ema_decay}: it must lie in [0, 1)")
         if not 0.0 <= self.rampup <= 1.0:
             raise ConfigError(f"{KEY}.rampup is {self.rampup}: it is a share of the training, from 0 to 1")
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise ConfigError(f"{KEY}.layer_decay is {self.layer_decay}: it must be above 0 and at most 1")
         for name, weight in (("unlabelled_weight", self.unlabelled_weight), ("weight_decay", self.weight_decay)):
             if not weight >= 0.0:
                 raise ConfigError(f"{KEY}.{name} is {weight}: it cannot be negative")

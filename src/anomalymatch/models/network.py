@@ -231,6 +231,24 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
+def layerwise_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """The groups of `parameter_groups` for each layer group of the backbone by itself; `lr_scale` slows the lower ones.
+
+    The head learns at the full rate (ELECTRA, arXiv 2003.10555), each layer group below at `layer_decay` of the rate of
+    the one above it.
+    """
+    body = network.backbone.body
+    layers = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
+    depth = {name: place for place, group in enumerate(sorted(layers, reverse=True), 1) for name in layers[group]}
+    places = {id(p): depth[name] for name, p in body.named_parameters()}
+    groups = []
+    for group in parameter_groups(network, weight_decay):
+        for place in sorted({places.get(id(p), 0) for p in group["params"]}):
+            some = [p for p in group["params"] if places.get(id(p), 0) == place]
+            groups.append(group | {"params": some, "lr_scale": layer_decay**place})
+    return groups
+
+
 def _create(name: str, *, channels: int, image_size: int, classifier: bool) -> nn.Module:
     if name not in timm.list_models():
         close = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5]) or "see timm.list_models()"
