@@ -280,6 +280,7 @@ KNOBS = {
     "loss.alignment.momentum": ["loss.alignment.momentum=0.0", PRIOR],
     "loss.consistency": ["loss.consistency=squared_error"],
     "loss.rampup": ["loss.rampup=0.9"],
+    "loss.layer_decay": ["loss.layer_decay=0.1"],
     "loss.unlabelled_weight": ["loss.unlabelled_weight=3.0"],
     "loss.ema_decay": ["loss.ema_decay=0.5"],
     "loss.teacher": ["loss.teacher=student"],
@@ -289,6 +290,8 @@ KNOBS = {
     "loss.single_forward": ["loss.single_forward=true", UNFROZEN, STUDENT],
     "batch.labelled": ["batch.labelled=6"],
     "batch.unlabelled_ratio": ["batch.unlabelled_ratio=1"],
+    "batch.candidates": ["batch.candidates=3"],
+    "batch.candidate_share": ["batch.candidate_share=1.0", "algorithm.learner.batch.candidates=3"],
     "batch.iterations": ["batch.iterations=4"],
     "optimizer.lr": ["optimizer.lr=0.1"],
     "optimizer.momentum": ["optimizer.momentum=0.5"],
@@ -319,6 +322,18 @@ def test_every_knob_of_fixmatch_changes_the_scores(make, small, labels, plain_lo
     plain = plain_logits(make, small, labels, *shared, cycles=cycles)
     changed = logits(fitted(make("fixmatch", *shared, f"algorithm.learner.{change}"), small, labels, cycles), small)
     assert np.abs(plain - changed).max() > 1e-6
+
+
+def test_after_a_training_the_average_ranks_over_all_orientations_again(make, small, labels):
+    one, several = (make("fixmatch", orientations=count, stages=True) for count in (1, 8))
+    assert one.embedding.features_folder != several.embedding.features_folder
+    learner = fitted(several, small, labels)
+    network = learner._fitted()
+    assert network.backbone.orientations == network.spec.orientations == 8
+    image = small.source.read(small.pool[:1])[0]
+    views = [torch.from_numpy(np.ascontiguousarray(v)).permute(2, 0, 1)[None] for v in (image, np.rot90(image))]
+    with torch.inference_mode():
+        torch.testing.assert_close(network(views[0]), network(views[1]), atol=1e-4, rtol=1e-4)
 
 
 OWN = {

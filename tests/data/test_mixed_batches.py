@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomalymatch.data.augment import Augmentation
-from anomalymatch.data.mixed_batches import BatchSpec, MixedBatches, balanced_draws, epoch_draws
+from anomalymatch.data.mixed_batches import BatchSpec, MixedBatches, balanced_draws, epoch_draws, pool_draws
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import resize
 from anomalymatch.errors import ConfigError, DataError, LabelError
@@ -26,7 +27,9 @@ def labels_of(source, anomalies=2, normals=6):
 
 @pytest.fixture
 def mixed(make_source):
-    def make(*, count=40, channels=3, unreadable=(), augmentation=None, seed=0, labels=None, pool=None, **spec):
+    def make(
+        *, count=40, channels=3, unreadable=(), augmentation=None, seed=0, labels=None, pool=None, likely=(), **spec
+    ):
         source = make_source(count, size=32, channels=channels, unreadable=unreadable)
         labels = labels_of(source) if labels is None else labels
         pool = [id_ for id_ in source.ids if id_ not in labels] if pool is None else pool
@@ -38,6 +41,7 @@ def mixed(make_source):
             spec=BatchSpec(**{"labelled": 4, "unlabelled_ratio": 2, "iterations": 5} | spec),
             image_size=SIZE,
             seed=seed,
+            candidates=likely,
         )
 
     return make
@@ -191,6 +195,35 @@ def test_every_pass_over_the_pool_has_an_order_of_its_own():
     assert draws[:50].tolist() != draws[50:].tolist() != list(range(50))
 
 
+@given(st.integers(5, 40), st.integers(1, 4), st.sampled_from([0.25, 0.5, 1.0]), st.integers(0, 5))
+def test_candidates_fill_their_share_of_every_batch_and_the_pool_the_rest(pool, count, share, seed):
+    spec = BatchSpec(labelled=4, unlabelled_ratio=2, iterations=6, candidates=count, candidate_share=share)
+    candidates = np.arange(count) * (pool // count)
+    rng = np.random.default_rng(seed)
+    draws = pool_draws(pool, candidates, spec, rng).reshape(6, 8)
+    own = round(share * 8)
+    counts = np.bincount(draws[:, :own].ravel(), minlength=pool)[candidates]
+    assert np.isin(draws[:, :own], candidates).all()
+    assert counts.max() - counts.min() <= 1
+    plain = epoch_draws(pool, 48, np.random.default_rng(seed)).reshape(6, 8)
+    assert (draws[:, own:] == plain[:, own:]).all()
+
+
+def test_without_candidates_the_draws_are_those_of_the_pool():
+    spec = BatchSpec(labelled=4, unlabelled_ratio=2, iterations=6, candidates=3, candidate_share=0.5)
+    none = np.array([], dtype=np.int64)
+    draws = pool_draws(30, none, spec, np.random.default_rng(1))
+    assert draws.tolist() == epoch_draws(30, 48, np.random.default_rng(1)).tolist()
+
+
+def test_candidates_come_more_often_than_others(mixed):
+    chosen = ["im000015", "im000021"]
+    data = mixed(augmentation=STILL, candidates=2, candidate_share=0.5, likely=chosen)
+    own = {data.pool.index(id_) for id_ in chosen}
+    for batch in batches(data):
+        assert sum(position in own for position in batch["ulb"][2].tolist()) >= 4
+
+
 def test_an_unreadable_image_of_the_pool_is_replaced_by_the_next(mixed):
     data = mixed(unreadable={"im000015", "im000016"}, augmentation=STILL, iterations=8)
     bad = {data.pool.index(id_) for id_ in ("im000015", "im000016")}
@@ -234,6 +267,9 @@ def test_the_fixture_is_a_source(make_source):
         ({"labelled": 0}, "algorithm.learner.batch.labelled is 0"),
         ({"unlabelled_ratio": 0}, "algorithm.learner.batch.unlabelled_ratio is 0"),
         ({"iterations": -3}, "algorithm.learner.batch.iterations is -3"),
+        ({"candidates": -1}, "algorithm.learner.batch.candidates is -1: it cannot be negative"),
+        ({"candidate_share": 1.5}, "candidate_share is 1.5: it is a share, from 0 to 1"),
+        ({"candidate_share": math.nan}, "candidate_share is nan"),
         ({"workers": -1}, "algorithm.learner.batch.workers is -1: it cannot be negative"),
     ],
 )

@@ -34,7 +34,7 @@ from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.fixmatch import FixMatch
 from anomalymatch.models.fixmatch_spec import FixMatchSpec
 from anomalymatch.models.network import Network, freeze_lower_groups
-from anomalymatch.models.probe import ProbeSpec
+from anomalymatch.models.probe import Probe, ProbeSpec
 from anomalymatch.progress import progress
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Reject
@@ -104,6 +104,10 @@ class FixMatchLearner:
         """See `Learner.fit`."""
         pool = [id_ for id_ in (self.embedding.source.ids if pool is None else pool) if id_ not in labels]
         seed = int(np.random.SeedSequence([self.seed, cycle]).generate_state(1)[0])
+        carried = self.carry_over and self._student is not None
+        probe = None
+        if self.batch.wants_candidates or (self.start == "probe" and not carried):
+            probe = probe_of(self.embedding, labels, pool, self.probe)
         data = MixedBatches(
             self.embedding.source,
             labels,
@@ -112,12 +116,12 @@ class FixMatchLearner:
             spec=self.batch,
             image_size=self.embedding.image_size,
             seed=seed,
+            candidates=self._candidates(probe, pool),
         )
-        carried = self.carry_over and self._student is not None
         listener = self.watch.listen(self.on_step, cycle)
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout and stochastic depth of backbones that have them
-            self._train(self._starting_network(labels, pool, seed), data, pool, cycle, listener)
+            self._train(self._starting_network(probe, seed), data, pool, cycle, listener)
 
         if self.watch.finds_harm(
             labels,
@@ -179,14 +183,23 @@ class FixMatchLearner:
         if self.carry_over:  # after a fallback there is none
             self._student = load_network(folder / STUDENT) if (folder / STUDENT).exists() else None
 
-    def _starting_network(self, labels: Mapping[str, str], pool: Sequence[str], seed: int) -> Network:
+    def _candidates(self, probe: Probe | None, pool: Sequence[str]) -> list[str]:
+        """The images of the pool that the probe ranks highest."""
+        if probe is None or not self.batch.wants_candidates:
+            return []
+        features = self.embedding.views.features
+        readable = [id_ for id_ in pool if id_ in features]
+        logits = features.project(probe.coefficients)[features.positions(readable)]
+        return Ranking(readable, logits).top(self.batch.candidates)
+
+    def _starting_network(self, probe: Probe | None, seed: int) -> Network:
         if self.carry_over and self._student is not None:
             return self._student
         network = self.embedding.network(
             normalised=self.start == "probe", generator=torch.Generator().manual_seed(seed)
         )
         if self.start == "probe":
-            probe = probe_of(self.embedding, labels, pool, self.probe)
+            assert probe is not None
             network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
         return network
 
@@ -194,6 +207,7 @@ class FixMatchLearner:
         self, network: Network, data: MixedBatches, pool: Sequence[str], cycle: int, listener: StepListener
     ) -> None:
         carried = self.carry_over and self._student is not None
+        network.backbone.orientations = 1  # the teacher sees one view, too, which augmentation has turned
         network.train()  # Lightning leaves the mode as it is, and a restored network predicts
         freeze_lower_groups(network.backbone.body, self.trainable_groups)
         module = FixMatch(
@@ -213,6 +227,8 @@ class FixMatchLearner:
                 with _processes_of(trainer):
                     trainer.fit(module, datamodule=data)
         self._student, self._average = network, module.ema.network
+        for trained in (self._student, self._average):
+            trained.backbone.orientations = trained.spec.orientations
 
     def _make_trainer(self, listener: StepListener, cycle: int) -> Trainer:
         try:

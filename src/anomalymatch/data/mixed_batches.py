@@ -31,24 +31,39 @@ class BatchSpec:
         unlabelled_ratio: unlabelled images for each labelled one (FixMatch: mu).
         iterations: batches in one training.
         workers: processes that prepare batches, for each one that trains; 0 prepares them in the training process.
+        candidates: images of the pool that are likely anomalies and come more often than others.
+        candidate_share: their share of the unlabelled images in a batch; 0 treats all images alike.
     """
 
     labelled: int = 16
     unlabelled_ratio: int = 5
     iterations: int = 100
     workers: int = 0
+    # Older run folders know nothing of what follows, and go on as they began.
+    candidates: int = 0
+    candidate_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("labelled", "unlabelled_ratio", "iterations"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"algorithm.learner.batch.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.workers < 0:
-            raise ConfigError(f"algorithm.learner.batch.workers is {self.workers}: it cannot be negative")
+        for name in ("workers", "candidates"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"algorithm.learner.batch.{name} is {getattr(self, name)}: it cannot be negative")
+        if not 0.0 <= self.candidate_share <= 1.0:
+            raise ConfigError(
+                f"algorithm.learner.batch.candidate_share is {self.candidate_share}: it is a share, from 0 to 1"
+            )
 
     @property
     def unlabelled(self) -> int:
         """Unlabelled images in a batch."""
         return self.labelled * self.unlabelled_ratio
+
+    @property
+    def wants_candidates(self) -> bool:
+        """Whether some images of the pool come more often than others."""
+        return bool(self.candidates and round(self.candidate_share * self.unlabelled))
 
     def shared_by(self, processes: int) -> "BatchSpec":
         """What each of `processes` gets of every batch.
@@ -74,6 +89,24 @@ def epoch_draws(pool: int, count: int, rng: np.random.Generator) -> Int64[np.nda
     """Positions in 0 … pool-1, reshuffled for every pass, so that none comes twice before all came once."""
     passes = -(-count // pool)
     return np.concatenate([rng.permutation(pool) for _ in range(passes)])[:count]
+
+
+def pool_draws(
+    pool: int, candidates: Int64[np.ndarray, " c"], spec: BatchSpec, rng: np.random.Generator
+) -> Int64[np.ndarray, " m"]:
+    """Positions in 0 … pool-1 for all batches, of which `candidates` fill their share of every batch.
+
+    Args:
+        pool: size of the pool.
+        candidates: positions of the likely anomalies; none of them leaves every batch to the whole pool.
+        spec: the make-up of a batch.
+        rng: the draws' randomness.
+    """
+    draws = epoch_draws(pool, spec.iterations * spec.unlabelled, rng)
+    own = np.arange(len(draws)) % spec.unlabelled < round(spec.candidate_share * spec.unlabelled)
+    if len(candidates):
+        draws[own] = candidates[epoch_draws(len(candidates), int(own.sum()), rng)]
+    return draws
 
 
 class LabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], int]]):
@@ -149,6 +182,8 @@ class MixedBatches(LightningDataModule):
         spec: the make-up of a batch.
         image_size: side of the views, in pixels.
         seed: seed of this training.
+        candidates: ids of the pool that are likely anomalies, for `BatchSpec.candidate_share`. A batch drawn evenly
+            from a pool with one anomaly in a hundred images has hardly anything to learn of them.
     """
 
     def __init__(
@@ -161,12 +196,13 @@ class MixedBatches(LightningDataModule):
         spec: BatchSpec,
         image_size: int,
         seed: int,
+        candidates: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if not pool:
             raise DataError("there are no unlabelled images left to learn from")
         self.source, self.pool, self.spec, self.seed = source, pool, spec, seed
-        self.labels = labels
+        self.labels, self.candidates = labels, frozenset(candidates)
         self.image_size = image_size
         self.weak = augmentation.weak(source.channels)
         self.strong = augmentation.strong(source.channels)
@@ -210,7 +246,8 @@ class MixedBatches(LightningDataModule):
     def unlabelled(self) -> UnlabelledViews:
         """The unlabelled half of all batches, one after the other."""
         rng = np.random.default_rng([self.seed, _WEAK])
-        draws = epoch_draws(len(self.pool), self.spec.iterations * self.spec.unlabelled, rng)
+        candidates = np.array([i for i, id_ in enumerate(self.pool) if id_ in self.candidates], dtype=np.int64)
+        draws = pool_draws(len(self.pool), candidates, self.spec, rng)
         return UnlabelledViews(self.source, self.pool, draws, self.weak, self.strong, self.image_size, self.seed)
 
 

@@ -33,6 +33,7 @@ class Embedding:
         cache_dir: folder of the feature cache.
         inference: device, precision and batch size.
         stages: whether a probe sees features of the earlier stages, too (see `Backbone.forward`).
+        orientations: over how many of them the features of an image are averaged (see `models.network.turned`).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Embedding:
     cache_dir: Path
     inference: Inference
     stages: bool = False
+    orientations: int = 1
 
     @cached_property
     def _built(self) -> tuple[NetworkSpec, Backbone]:
@@ -53,6 +55,7 @@ class Embedding:
             image_size=self.image_size,
             bn_momentum=self.bn_momentum,
             stages=self.stages,
+            orientations=self.orientations,
         )
 
     @property

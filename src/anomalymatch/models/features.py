@@ -135,6 +135,7 @@ class FeatureCache:
         numeric = "bf16" if self.inference.computes_bf16 else "fp32"
         parts = [FORMAT, source.fingerprint, fingerprint(backbone), spec.name, spec.image_size, numeric]
         parts += [f"{backbone.stage_features} of stages"] if backbone.stage_features else []
+        parts += [f"{backbone.orientations} orientations"] if backbone.orientations > 1 else []
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
     def _compute(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anomalymatch.errors import ConfigError
 from anomalymatch.models.fold import fold_batch_norms
+from anomalymatch.models.orientations import ORIENTATIONS, turned
 from anomalymatch.models.stages import stage_statistics, stage_width, stages_of
 from anomalymatch.models.weights import load_weights, pretrained_config
 
@@ -31,7 +32,9 @@ class NetworkSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     weights: str
+    # Older checkpoints know nothing of what follows.
     stages: bool = False
+    orientations: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -47,6 +50,7 @@ class Backbone(nn.Module):
         body: the timm model.
         mean, std: of the pixels that it was trained on, by channel, 1 being white.
         stage_features: how many its stages have (see `stage_statistics`), which are put out, too; 0 for none of them.
+        orientations: over how many of them the features are averaged when predicting (see `turned`).
     """
 
     mean: Tensor
@@ -59,9 +63,10 @@ class Backbone(nn.Module):
         std: Sequence[float] | Tensor,
         *,
         stage_features: int = 0,
+        orientations: int = 1,
     ) -> None:
         super().__init__()
-        self.body, self.stage_features = body, stage_features
+        self.body, self.stage_features, self.orientations = body, stage_features, orientations
         # Some models end in a hidden layer of another width than that of their last feature map.
         self.features = int(cast(int, getattr(body, "head_hidden_size", None) or body.num_features))
         self._stages = stages_of(body) if stage_features else {}
@@ -69,8 +74,16 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.as_tensor(std).view(1, -1, 1, 1) * 255.0)
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Pooled features of 8-bit images (values 0 to 255, any dtype), then those of the stages."""
+        """Pooled features of 8-bit images (values 0 to 255, any dtype), then those of the stages.
+
+        In training mode images are seen as they are, whatever `orientations` says: augmentation turns them there.
+        """
         images = (images.to(self.mean.dtype) - self.mean) / self.std
+        if self.training or self.orientations == 1:
+            return self._seen(images)
+        return torch.stack([self._seen(turned(images, i)) for i in range(self.orientations)]).mean(dim=0)
+
+    def _seen(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         if not self._stages:
             return self.body(images)
         body = cast(Any, self.body)
@@ -80,11 +93,12 @@ class Backbone(nn.Module):
     def like(self, body: nn.Module, *, stages: bool) -> "Backbone":
         """The same body or a copy of it behind the same normalisation."""
         width = self.stage_features if stages else 0
-        return Backbone(body, self.mean.flatten() / 255.0, self.std.flatten() / 255.0, stage_features=width)
+        mean, std = self.mean.flatten() / 255.0, self.std.flatten() / 255.0
+        return Backbone(body, mean, std, stage_features=width, orientations=self.orientations)
 
     def folded(self) -> "Backbone":
         """A copy with its batch norms folded into the convolutions: for predicting only, and faster at it."""
-        return self.like(fold_batch_norms(self.body), stages=True)
+        return self.like(fold_batch_norms(self.body), stages=True).eval()
 
 
 class Head(nn.Module):
@@ -159,6 +173,7 @@ def build_backbone(
     image_size: int,
     bn_momentum: float | None = None,
     stages: bool = False,
+    orientations: int = 1,
 ) -> tuple[NetworkSpec, Backbone]:
     """Build a timm backbone with pretrained weights for any number of channels.
 
@@ -170,6 +185,7 @@ def build_backbone(
         image_size: side of the square input, in pixels.
         bn_momentum: momentum of every batch norm; None keeps the model's own.
         stages: whether the features of the stages are put out, too; a model without such goes without.
+        orientations: 1, 2, 4 or 8, over which the features are averaged when predicting (see `turned`).
 
     Raises:
         ConfigError: if timm does not know the name, or a value is out of range.
@@ -177,12 +193,14 @@ def build_backbone(
     """
     if image_size < 16:
         raise ConfigError(f"model.image_size is {image_size}: it must be at least 16 pixels")
+    if orientations not in ORIENTATIONS:
+        raise ConfigError(f"model.orientations is {orientations}: choose one of {', '.join(map(str, ORIENTATIONS))}")
     with torch.random.fork_rng():
         torch.manual_seed(0)  # without pretrained weights too, the same name gives the same network
         donor = _create(name, channels=3, image_size=image_size, classifier=True)
     origin = load_weights(donor, weights)
     mean, std = _statistics(pretrained_config(donor), channels)
-    spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin, stages)
+    spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin, stages, orientations)
     backbone = empty_backbone(spec)
     _transplant(donor, backbone.body, channels)
     return spec, backbone
@@ -196,7 +214,8 @@ def empty_backbone(spec: NetworkSpec) -> Backbone:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = spec.bn_momentum
     width = stage_width(body, spec.channels, spec.image_size) if spec.stages else 0
-    return Backbone(body, spec.mean, spec.std, stage_features=width).to(memory_format=torch.channels_last)
+    backbone = Backbone(body, spec.mean, spec.std, stage_features=width, orientations=spec.orientations)
+    return backbone.to(memory_format=torch.channels_last)
 
 
 def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
