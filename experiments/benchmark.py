@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from bench import DATA, HERE, Row
+from benchmark_plots import draw as draw_plots
 from benchmark_tables import summary
 from probe_miniimagenet import CLASSES
 
@@ -108,6 +109,11 @@ RECIPES = {
     "probe, Lite2": Recipe("probe", ("model=efficientnet_lite2",)),
     "knn": Recipe("knn"),
     "fixmatch": Recipe("fixmatch", fine_tunes=True),
+    "fixmatch, all alike": Recipe("fixmatch", ("algorithm.learner.batch.candidate_share=0",), fine_tunes=True),
+    "flexmatch": Recipe("flexmatch", fine_tunes=True),
+    "freematch": Recipe("freematch", fine_tunes=True),
+    "softmatch": Recipe("softmatch", fine_tunes=True),
+    "meanteacher": Recipe("meanteacher", fine_tunes=True),
     "fixmatch_reference": Recipe("fixmatch_reference", fine_tunes=True),
 }
 CHEAP = ["probe", "probe, last layer", "plain probe", "knn"]
@@ -149,6 +155,7 @@ def main() -> None:
         fill(Cell(*names), options)
     rows = [row for path in sorted(options.runs.glob("*.csv")) for row in read(path)]
     write_text(options.results / "benchmark.csv", to_csv(rows))
+    draw_plots(rows, options.results)
     print(summary(rows))
 
 

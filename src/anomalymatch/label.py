@@ -64,13 +64,15 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     cold = config.al.cold_start
     diverse, random = Beginning.DIVERSE, Beginning.RANDOM
     beginnings = {None: diverse, "diverse": diverse, "mixed": Beginning.MIXED, "random": random}
+    probe, seen = build(config.probe), build_seen(bank, views, source.ids, **kept)
     live = LiveRanking(
         bank,
-        build(config.probe),
+        probe,
         seed=config.seed,
         novelty=novelty_of(bank, build_detector(config), len(source.ids), folder=folder),
         first=beginnings.get(cold, Beginning.NOVEL),
-        seen=build_seen(bank, views, source.ids, **kept),
+        seen=seen,
+        turned=lambda at: seen.bank.encode(embedding.other_views([source.ids[i] for i in at], probe.orientations)),
     )
     service = LabelService(
         run,

@@ -13,6 +13,7 @@ from anomalymatch.data.augment import Augmentation
 from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import ConfigError, LabelError
 from anomalymatch.models.features import Features
+from anomalymatch.models.orientations import turned
 
 TINY = (
     "algorithm.learner.batch.labelled=4",
@@ -334,6 +335,30 @@ def test_after_a_training_the_average_ranks_over_all_orientations_again(make, sm
     views = [torch.from_numpy(np.ascontiguousarray(v)).permute(2, 0, 1)[None] for v in (image, np.rot90(image))]
     with torch.inference_mode():
         torch.testing.assert_close(network(views[0]), network(views[1]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("orientations", [1, 2, 8])
+def test_other_views_are_those_of_the_turned_images_and_computed_once(make_source, make_embedding, orientations):
+    source = make_source(12, unreadable={"im000003"})
+    embedding = make_embedding(source, stages=True)
+    ids = ["im000001", "im000003", "im000002"]
+    rows = embedding.other_views(ids, orientations)
+    readable = [source.read([id_])[0] for id_ in ("im000001", "im000002")]
+    batches = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in readable]
+    views = [turned(b, i)[0].permute(1, 2, 0).numpy() for b in batches for i in range(1, orientations)]
+    assert rows.shape == (2 * (orientations - 1), embedding.views.features.dimensions)
+    if views:
+        np.testing.assert_allclose(rows, embedding.encode(views), atol=1e-5)
+    source.read = None  # what is known is not read again
+    np.testing.assert_array_equal(embedding.other_views(["im000001", "im000002"], orientations), rows)
+
+
+def test_the_mirror_image_of_an_anomaly_teaches_the_probe(make, small, labels):
+    one, two, eight = (
+        logits(fitted(make("probe", f"probe.orientations={n}"), small, labels), small) for n in (1, 2, 8)
+    )
+    assert np.abs(one - two).max() > 1e-3
+    assert np.abs(eight - two).max() > 1e-3
 
 
 OWN = {

@@ -96,6 +96,7 @@ SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0
         ({"inverse_regularisation": float("nan")}, "must be positive"),
         ({"rounds": -1}, "probe.rounds=-1 and probe.limit=200 cannot be negative"),
         ({"limit": -1}, "cannot be negative"),
+        ({"orientations": 3}, "probe.orientations is 3: choose one of 1, 2, 4, 8"),
         ({"confidence": 0.4}, "probe.confidence is 0.4: it must be at least 0.5 and below 1"),
         ({"confidence": 1.0}, "below 1"),
         ({"weight": 0.0}, "probe.weight is 0.0: it must be positive"),
@@ -125,6 +126,26 @@ def half_shown(noise=0.1, seed=0):
 
     pool = np.concatenate([rows(40, 0, 1, 2), rows(960, 3)])
     return rows(2, 0, 1), rows(200, 3), pool, np.concatenate([rows(50, 2), rows(950, 3)])
+
+
+def test_several_views_of_an_image_weigh_as_much_as_the_image():
+    anomalies, normals = clusters()
+    pool = clusters(seed=1)[1]
+    plain = self_train(anomalies, normals, pool, SPEC)
+    same = self_train(anomalies, normals, pool, SPEC, turned=np.repeat(anomalies, 7, axis=0))
+    np.testing.assert_allclose(same.coefficients, plain.coefficients, atol=1e-3)
+    none = self_train(anomalies, normals, pool, SPEC, turned=anomalies[:0])
+    np.testing.assert_array_equal(none.coefficients, plain.coefficients)
+
+
+def test_other_views_teach_what_an_anomaly_may_look_like():
+    anomalies, normals = clusters()
+    turned = anomalies.copy()
+    turned[:, [0, 1]] = anomalies[:, [1, 0]]  # what sets them apart lies elsewhere in the other view
+    spec = replace(SPEC, rounds=0)
+    alone = self_train(anomalies, normals, normals, spec).logits(turned)
+    taught = self_train(anomalies, normals, normals, spec, turned=turned).logits(turned)
+    assert (taught > alone).all()
 
 
 def test_self_training_learns_from_the_pool_what_the_labels_do_not_show():

@@ -76,12 +76,27 @@ def test_examples_from_elsewhere_are_anomalies(bank):
     assert not np.allclose(np.nan_to_num(both), np.nan_to_num(live.fit(RARE[:2], NONE, no_examples(bank))))
 
 
+def test_other_views_of_the_labelled_anomalies_teach_too(bank):
+    asked = []
+
+    def turned(positions):
+        asked.append(positions.tolist())
+        return np.eye(8, dtype=np.float32)[[3] * len(positions)]
+
+    plain = LiveRanking(bank, PLAIN, seed=0).fit(RARE[:2], NONE, no_examples(bank))
+    taught = LiveRanking(bank, PLAIN, seed=0, turned=turned).fit(np.append(RARE[:2], BAD), NONE, no_examples(bank))
+    assert asked == [RARE[:2].tolist()]  # not of what cannot be read
+    gain = (taught - plain)[bank.positions]
+    towards = bank.rows(bank.positions)[:, 3]
+    assert np.corrcoef(gain, towards)[0, 1] > 0.5
+
+
 def test_supposed_normals_fill_up_the_labelled_ones(bank, monkeypatch):
     seen = []
 
-    def recorded(anomalies, normals, *others):
+    def recorded(anomalies, normals, *others, **options):
         seen.append((anomalies, normals))
-        return self_train(anomalies, normals, *others)
+        return self_train(anomalies, normals, *others, **options)
 
     monkeypatch.setattr(module, "self_train", recorded)
     live = LiveRanking(bank, PLAIN, seed=0)

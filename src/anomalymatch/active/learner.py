@@ -125,4 +125,5 @@ def probe_of(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str
         unlabelled = [id_ for id_ in (features.ids if pool is None else pool) if id_ in features and id_ not in labels]
     step = max(1, len(unlabelled) // POOL_IMAGES)  # enough to learn from, and a round stays in the milliseconds
     rows = features.take(anomalies), features.take(normals), features.take(unlabelled[::step])
-    return self_train(*rows, spec, views.scaling)
+    turned = embedding.other_views(anomalies, spec.orientations)
+    return self_train(*rows, spec, views.scaling, turned=turned)

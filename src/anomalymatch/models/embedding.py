@@ -16,8 +16,9 @@ from anomalymatch.data.stream import resize, to_tensor
 from anomalymatch.models.features import FeatureCache, Features, with_unit_last
 from anomalymatch.models.inference import Inference
 from anomalymatch.models.network import Backbone, Head, Network, NetworkSpec, build_backbone
+from anomalymatch.models.orientations import turned
 from anomalymatch.models.views import Views
-from anomalymatch.types import Image
+from anomalymatch.types import Image, Reject
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,30 @@ class Embedding:
         """What a probe sees of images that are not in the source, as `views` has it of those of the source."""
         batch = to_tensor([resize(image, self.image_size) for image in images])
         return with_unit_last(self._forward(batch), self._built[1].features)
+
+    def other_views(self, ids: Sequence[str], orientations: int) -> Float32[np.ndarray, "v d"]:
+        """What a probe sees of images of the source when they are mirrored and turned, without how they are.
+
+        An image is computed once, and left out when it can no longer be read.
+
+        Args:
+            ids: the images.
+            orientations: how many views of each there are with the one in `views` (see `models.orientations.turned`).
+        """
+        missing = [id_ for id_ in dict.fromkeys(ids) if (id_, orientations) not in self._turned]
+        images = self.source.read(missing) if missing and orientations > 1 else []
+        for id_, image in zip(missing, images, strict=False):
+            if not isinstance(image, Reject):
+                batch = to_tensor([resize(image, self.image_size)])
+                turns = torch.cat([turned(batch, i) for i in range(1, orientations)])
+                self._turned[id_, orientations] = with_unit_last(self._forward(turns), self._built[1].features)
+        rows = [self._turned[id_, orientations] for id_ in ids if (id_, orientations) in self._turned]
+        width = self._built[1].features + self._built[1].stage_features
+        return np.concatenate([np.empty((0, width), np.float32), *rows])
+
+    @cached_property
+    def _turned(self) -> dict[tuple[str, int], Float32[np.ndarray, "v d"]]:
+        return {}
 
     @cached_property
     def _forward(self) -> Callable[[UInt8[Tensor, "b c h w"]], Float32[np.ndarray, "b d"]]:

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 
 from anomalymatch.errors import ConfigError
+from anomalymatch.models.orientations import ORIENTATIONS
 from anomalymatch.models.views import Scaling
 
 FOLDS = 5
@@ -25,6 +26,7 @@ class ProbeSpec:
         confidence: probability from which an unlabelled image is supposed to be an anomaly.
         weight: of a supposed anomaly beside a labelled one.
         limit: supposed anomalies at most, the surest.
+        orientations: views of each labelled anomaly that teach, mirrored and turned; see `models.orientations.turned`.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -35,6 +37,7 @@ class ProbeSpec:
     confidence: float
     weight: float
     limit: int
+    orientations: int = 1
 
     def __post_init__(self) -> None:
         if not self.inverse_regularisation > 0:
@@ -45,6 +48,9 @@ class ProbeSpec:
             raise ConfigError(f"probe.confidence is {self.confidence}: it must be at least 0.5 and below 1")
         if not self.weight > 0:
             raise ConfigError(f"probe.weight is {self.weight}: it must be positive")
+        if self.orientations not in ORIENTATIONS:
+            choices = ", ".join(map(str, ORIENTATIONS))
+            raise ConfigError(f"probe.orientations is {self.orientations}: choose one of {choices}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ def self_train(
     pool: Float32[np.ndarray, "p d"],
     spec: ProbeSpec,
     scaling: Scaling | None = None,
+    *,
+    turned: Float32[np.ndarray, "t d"] | None = None,
 ) -> Probe:
     """Fit the probe, let the unlabelled images that it is sure of join as anomalies of less weight, and fit again.
 
@@ -77,16 +85,20 @@ def self_train(
         pool: features of unlabelled images.
         spec: see `ProbeSpec`.
         scaling: of the features; None takes them as they are. Of several views each counts as `trusted` says.
+        turned: features of the labelled anomalies mirrored and turned: a few examples show few of the ways that their
+            kind can lie. All views of an image together weigh as much as the image.
     """
     c = spec.inverse_regularisation
     gain = None if scaling is None else trusted(anomalies, normals, scaling, inverse_regularisation=c)
-    probe = fit_probe(anomalies, normals, inverse_regularisation=c, gain=gain)
+    views = anomalies if turned is None else np.concatenate([anomalies, turned])
+    share = len(anomalies) / len(views) if len(views) else 1.0
+    probe = fit_probe(views, normals, inverse_regularisation=c, gain=gain, share=share)
     for _ in range(spec.rounds):
         logits = probe.logits(pool)
         surest = np.argsort(-logits, kind="stable")[: spec.limit]
         supposed = pool[surest[logits[surest] >= logit(spec.confidence)]]
         probe = fit_probe(
-            anomalies, normals, inverse_regularisation=c, supposed=supposed, weight=spec.weight, gain=gain
+            views, normals, inverse_regularisation=c, supposed=supposed, weight=spec.weight, gain=gain, share=share
         )
     return probe
 
@@ -99,6 +111,7 @@ def fit_probe(
     supposed: Float32[np.ndarray, "s d"] | None = None,
     weight: float = 1.0,
     gain: Float64[np.ndarray, " d"] | None = None,
+    share: float = 1.0,
 ) -> Probe:
     """Fit the probe, both classes weighing the same in total.
 
@@ -109,6 +122,7 @@ def fit_probe(
         supposed: features of unlabelled images that are taken for anomalies.
         weight: of one of `supposed` beside a labelled anomaly.
         gain: of each column, by which it is multiplied before its coefficient is held back; None for one.
+        share: of an image that a row of `anomalies` is, where they are several views of each.
     """
     extra = anomalies[:0] if supposed is None else supposed
     features = np.concatenate([anomalies, extra, normals]).astype(np.float64)
@@ -116,8 +130,8 @@ def fit_probe(
         features *= gain
     centre = features.mean(axis=0)  # the optimum is the same, the solver is there in a quarter of the steps
     features -= centre
-    positive = np.r_[np.ones(len(anomalies)), np.full(len(extra), weight)]
-    half = (len(anomalies) + len(normals)) / 2  # scikit-learn's class_weight="balanced", for the labelled images
+    positive = np.r_[np.full(len(anomalies), share), np.full(len(extra), weight)]
+    half = (share * len(anomalies) + len(normals)) / 2  # scikit-learn's class_weight="balanced" for labelled images
     weights = np.r_[positive * (half / positive.sum()), np.full(len(normals), half / len(normals))]
     targets = np.r_[np.ones(len(positive)), np.zeros(len(normals))]
     model = LogisticRegression(C=inverse_regularisation, max_iter=2000, tol=1e-6)

@@ -1,5 +1,6 @@
 """The ranking that follows every label: the probe, fitted anew on the bank."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +15,8 @@ from anomalymatch.ui.one_thread import one_thread
 from anomalymatch.ui.seen import Seen
 from anomalymatch.ui.tiles import Beginning
 
+Turned = Callable[[Int64[np.ndarray, " a"]], Float32[np.ndarray, "t d"]]
+"""What the probe sees of images, by their positions, when they are mirrored and turned."""
 SUPPOSED_NORMALS = 200
 FIRST_SAMPLE = 5_000
 
@@ -28,6 +31,7 @@ class LiveRanking:
         novelty: how unlike the others each image is, see `novelty_of`; None if that is unknown.
         first: the order before the first ranking; a diverse batch if it asks for an unknown novelty.
         seen: what the probe sees, of the same images; None for `bank` as it is.
+        turned: gives other views of the labelled anomalies, which teach, too; None for none.
     """
 
     def __init__(
@@ -39,8 +43,9 @@ class LiveRanking:
         novelty: Float32[np.ndarray, " n"] | None = None,
         first: Beginning = Beginning.MIXED,
         seen: Seen | None = None,
+        turned: Turned | None = None,
     ) -> None:
-        self.bank, self.probe, self.seed, self.novelty = bank, probe, seed, novelty
+        self.bank, self.probe, self.seed, self.novelty, self.turned = bank, probe, seed, novelty, turned
         self.seen, self._scaling = seen or Seen(bank, Scaling.plain(bank.dimensions))
         needs_novelty = first in (Beginning.MIXED, Beginning.NOVEL)
         self.first = Beginning.DIVERSE if needs_novelty and novelty is None else first
@@ -77,9 +82,10 @@ class LiveRanking:
         if not len(positive) or not len(normals):
             return None
         unlabelled = ~np.isin(self._pool, taken) if self.probe.rounds else np.zeros(len(self._pool), dtype=bool)
+        turned = self.turned(anomalies) if self.turned else None
         with one_thread():
             pool = self._pool_rows[unlabelled]
-            probe = self_train(positive, self.seen.rows(normals), pool, self.probe, self._scaling)
+            probe = self_train(positive, self.seen.rows(normals), pool, self.probe, self._scaling, turned=turned)
         return self.seen.project(probe.coefficients, probe.intercept)
 
     def first_batch(self, count: int) -> Int64[np.ndarray, " k"]:

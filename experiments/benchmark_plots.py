@@ -1,0 +1,82 @@
+"""The plots of the benchmark: what each algorithm has found by then, and what fine-tuning adds to its probe."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from bench import Row
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from anomalymatch.evaluation.confidence import mean_interval
+from anomalymatch.evaluation.plots import FAINT, INK, PALETTE, canvas, dress, save
+
+ACROSS, PANEL = 4, 1.9
+"""Panels in a row, and the height of one in inches."""
+
+
+def draw(rows: Sequence[Row], folder: Path) -> None:
+    """Write the plots of the rows from five examples that ask for the top."""
+    rows = [row for row in rows if (row["start"], row["oracle"]) == ("5", "top_k")]
+    searches = [row for row in rows if any(_same(row, other) and int(other["spent"]) > 0 for other in rows)]
+    if searches:
+        save(discovery_figure(searches), folder / "benchmark_found.png")
+    fine_tuned = [row for row in rows if row not in searches and int(row["spent"]) == 0]
+    if fine_tuned:
+        save(gain_figure(fine_tuned), folder / "benchmark_gain.png")
+
+
+def discovery_figure(rows: Sequence[Row]) -> Figure:
+    """A panel a task: anomalies found by labels spent, means over the draws, under what could be found at best."""
+    tasks, algorithms = _names(rows, "task"), _names(rows, "algorithm")
+    figure = canvas(PANEL * -(-len(tasks) // ACROSS) + 0.5)
+    figure.set_figwidth(2 * figure.get_figwidth())
+    axes: Axes | None = None
+    for place, task in enumerate(tasks):
+        axes = figure.add_subplot(-(-len(tasks) // ACROSS), ACROSS, place + 1)
+        dress(axes, "labels", "found")
+        axes.set_title(task, fontsize=10, color=INK)
+        some = [row for row in rows if row["task"] == task]
+        spent = sorted({int(row["spent"]) for row in some})
+        best = max(int(row["anomalies"]) for row in some if int(row["spent"]) == 0)
+        axes.plot(spent, np.minimum(spent, best), color=FAINT, linestyle=":", label="at best")
+        for colour, algorithm in zip(PALETTE * len(algorithms), algorithms, strict=False):
+            own = [row for row in some if row["algorithm"] == algorithm]
+            found = [[float(row["found"]) for row in own if int(row["spent"]) == number] for number in spent]
+            if not all(found):
+                continue
+            intervals = [mean_interval(values) for values in found]
+            axes.plot(spent, [i.mean for i in intervals], color=colour, label=algorithm)
+            if not any(math.isnan(i.low) for i in intervals):
+                low, high = ([getattr(i, end) for i in intervals] for end in ("low", "high"))
+                axes.fill_between(spent, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.set_ylim(bottom=0)
+    if axes is not None:
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=INK)
+    return figure
+
+
+def gain_figure(rows: Sequence[Row]) -> Figure:
+    """A point a draw: average precision after a fine-tuning, over that of the probe on the same labels."""
+    algorithms = _names(rows, "algorithm")
+    figure = canvas(4.6)
+    axes = figure.add_subplot()
+    dress(axes, "average precision of the probe", "after fine-tuning")
+    axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":", label="no gain")
+    for colour, algorithm in zip(PALETTE * len(algorithms), algorithms, strict=False):
+        own = [row for row in rows if row["algorithm"] == algorithm]
+        ap, probe = ([float(row[key]) for row in own] for key in ("ap", "probe_ap"))
+        axes.scatter(probe, ap, color=colour, label=algorithm, s=26, alpha=0.8, linewidth=0)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.legend(frameon=False, labelcolor=INK)
+    return figure
+
+
+def _same(row: Row, other: Row) -> bool:
+    return (row["task"], row["algorithm"]) == (other["task"], other["algorithm"])
+
+
+def _names(rows: Sequence[Row], key: str) -> list[str]:
+    return list(dict.fromkeys(str(row[key]) for row in rows))
