@@ -83,7 +83,7 @@ class Recipe:
     Attributes:
         algorithm: its configured name.
         words: further settings.
-        fine_tunes: whether it trains the backbone: minutes a round, so that it gets fewer tasks, draws and rounds.
+        fine_tunes: whether it trains the backbone, for minutes: it gets fewer tasks and draws, and a single training.
     """
 
     algorithm: str
@@ -103,8 +103,10 @@ PROBLEMS = {
 }
 RECIPES = {
     "probe": Recipe("probe"),
-    "probe, last layer": Recipe("probe", ("model.stages=false",)),
-    "plain probe": Recipe("probe", ("model.stages=false", "probe.rounds=0")),
+    "probe, 8 views": Recipe("probe", ("model.orientations=8",)),
+    "probe, not mirrored": Recipe("probe", ("probe.orientations=1",)),
+    "probe, last layer": Recipe("probe", ("model.stages=false", "probe.orientations=1")),
+    "plain probe": Recipe("probe", ("model.stages=false", "probe.orientations=1", "probe.rounds=0")),
     "probe, labels alone": Recipe("probe", ("probe.rounds=0",)),
     "probe, Lite2": Recipe("probe", ("model=efficientnet_lite2",)),
     "knn": Recipe("knn"),
@@ -181,7 +183,7 @@ def measure(cell: Cell, draws: list[int], options: argparse.Namespace) -> None:
     set_up_logging("warning")
     recipe, problem = RECIPES[cell.algorithm], PROBLEMS[cell.task]
     size = min(problem.size, FINE_TUNED_SIZE) if recipe.fine_tunes else problem.size
-    rounds = 2 if options.quick else 1 if recipe.fine_tunes else ROUNDS
+    rounds = 2 if options.quick else 0 if recipe.fine_tunes else ROUNDS
     for draw in draws:
         words = [f"dataset={problem.dataset}", *problem.words, f"seed={draw}"]
         words += QUICK if options.quick else (f"model.image_size={size}",)
