@@ -7,7 +7,9 @@ import torch
 from scipy.stats import spearmanr
 
 from anomalymatch.errors import ConfigError
+from anomalymatch.functional.fixmatch import anomaly_logit
 from anomalymatch.models.inference import Inference
+from anomalymatch.models.network import Head, Network, build_backbone
 from anomalymatch.scoring import backends
 from anomalymatch.scoring.backends import find_batch_size, make_scorer
 
@@ -45,6 +47,23 @@ def test_all_backends_give_the_same_ranking(tiny_network, backend, precision):
     assert spearmanr(expected[:, 0], got[:, 0]).statistic > (0.999 if precision == "fp32" else 0.98)
     if precision == "fp32":
         np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@needs_openvino
+def test_backends_agree_on_a_network_that_sees_all_stages_and_orientations():
+    spec, backbone = build_backbone(
+        name="test_efficientnet", weights="none", channels=3, image_size=32, stages=True, orientations=8
+    )
+    head = Head(backbone.features, normalised=True, stage_features=backbone.stage_features)
+    network = Network(spec, backbone, head).eval()
+    batch = images(16)
+    plain, converted = (
+        make_scorer(network, FP32, backend=name, count=1, batch_size=16, features=False)[1](batch)
+        for name in ("torch", "openvino")
+    )
+    np.testing.assert_allclose(converted, plain, atol=1e-4)
+    with torch.inference_mode():
+        np.testing.assert_allclose(plain[:, 0], anomaly_logit(network(batch)).numpy(), atol=1e-4)
 
 
 def test_features_are_left_out_where_nobody_wants_them(tiny_network):
