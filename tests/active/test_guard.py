@@ -49,7 +49,11 @@ def test_a_head_that_knows_nothing_must_not_pass_everything():
         "100% of the pseudo-labels pass at the first step, of a head that knows nothing yet"
     ]
     assert trained(rows) == []
-    assert trained(steps((0.9, 0.8), *[(0.9, 0.2)] * 20)) == ["80% of the pool pass as anomalies at the first step"]
+    assert trained(steps((0.9, 0.8), *[(0.9, 0.2)] * 20)) == ["80% of the first batch pass as anomalies"]
+    chosen = steps((0.9, 0.7), *[(0.9, 0.2)] * 20)  # half of a batch is chosen; of the rest, four in ten
+    assert check_training(chosen, cold=False, candidates=0.5) == []
+    assert trained(chosen) == ["70% of the first batch pass as anomalies"]
+    assert check_training(steps((0.9, 0.8), (0.9, 0.2)), cold=False, candidates=0.5) != []
 
 
 def test_collapse_to_one_class():

@@ -129,6 +129,7 @@ class FixMatchLearner:
             partial(self._fold, pool=pool, cycle=cycle),
             seed=seed,
             cold=self.start == "cold" and not carried,
+            candidates=self.batch.candidate_share if self.batch.wants_candidates else 0.0,
             decay=self.loss.ema_decay,
             steps=self.batch.iterations * (cycle if self.carry_over else 1),
         ):

@@ -16,7 +16,8 @@ from anomalymatch.evaluation.metrics import ranking_metrics
 
 GUARDS = ("warn", "fallback", "off")
 COLD_PASS, PROBE_PASS = 0.5, 0.5
-"""Share of pseudo-labels above the cut at step 0: of a cold head, and as anomaly of a head set to the probe."""
+"""Share of pseudo-labels above the cut at step 0: of a cold head, and as anomaly, beside the candidates, of a head set
+to the probe."""
 ONE_CLASS = 0.9
 """Of what passes in the last quarter of the steps, the share of anomalies that is a collapse."""
 FEWEST_STEPS = 5
@@ -34,14 +35,15 @@ TrainAndScore = Callable[[dict[str, str], list[str]], tuple[Scores, Scores]]
 """Learns from labels and scores other images, by the network and by the probe."""
 
 
-def check_training(rows: Sequence[Mapping[str, float]], *, cold: bool) -> list[str]:
+def check_training(rows: Sequence[Mapping[str, float]], *, cold: bool, candidates: float = 0.0) -> list[str]:
     """Look at what a training logged.
 
     Args:
         rows: one a step, with `loss`, `pass_rate` and `pass_rate_anomaly`; empty tells nothing.
         cold: whether the head began untrained.
+        candidates: share of a batch that was chosen because it looks like anomalies, and may pass as such.
     """
-    return [finding for finding in (_start(rows, cold), _collapse(rows)) if finding]
+    return [finding for finding in (_start(rows, cold, candidates), _collapse(rows)) if finding]
 
 
 def check_average(decay: float, steps: int) -> list[str]:
@@ -116,14 +118,14 @@ def out_of_fold(labels: Mapping[str, str], seed: int, train_and_score: TrainAndS
     return float(aps[0]), float(aps[1])
 
 
-def _start(rows: Sequence[Mapping[str, float]], cold: bool) -> str:
+def _start(rows: Sequence[Mapping[str, float]], cold: bool, candidates: float) -> str:
     if not rows:
         return ""
     passed, as_anomaly = rows[0].get("pass_rate", 0.0), rows[0].get("pass_rate_anomaly", 0.0)
     if cold and passed > COLD_PASS:
         return f"{passed:.0%} of the pseudo-labels pass at the first step, of a head that knows nothing yet"
-    if not cold and as_anomaly > PROBE_PASS:
-        return f"{as_anomaly:.0%} of the pool pass as anomalies at the first step"
+    if not cold and as_anomaly > candidates + (1.0 - candidates) * PROBE_PASS:
+        return f"{as_anomaly:.0%} of the first batch pass as anomalies"
     return ""
 
 

@@ -76,6 +76,7 @@ class Watch:
         *,
         seed: int,
         cold: bool,
+        candidates: float,
         decay: float,
         steps: int,
     ) -> bool:
@@ -87,6 +88,7 @@ class Watch:
             refit: trains on other labels, to compare out of fold.
             seed: of the folds.
             cold: whether the head began untrained.
+            candidates: share of a batch that was chosen because it looks like anomalies.
             decay: of the average that scores.
             steps: that the average has followed.
         """
@@ -95,7 +97,7 @@ class Watch:
         if self._compares:
             self._probe = probe_of(self.embedding, labels, pool, self.spec)
         self._tell(check_average(decay, steps), grave=False)
-        findings = check_training(self._rows, cold=cold)
+        findings = check_training(self._rows, cold=cold, candidates=candidates)
         if self.mode == "fallback" and not findings:  # two trainings less, where it is decided already
             findings = self._out_of_fold(labels, pool, refit, seed)
         return self._tell(findings)
