@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from bench import Row
-from matplotlib.axes import Axes
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from anomalymatch.evaluation.confidence import mean_interval
@@ -32,7 +32,7 @@ def discovery_figure(rows: Sequence[Row]) -> Figure:
     tasks, algorithms = _names(rows, "task"), _names(rows, "algorithm")
     figure = canvas(PANEL * -(-len(tasks) // ACROSS) + 0.5)
     figure.set_figwidth(2 * figure.get_figwidth())
-    axes: Axes | None = None
+    legend: dict[str, Artist] = {}  # an algorithm may be missing in some panels
     for place, task in enumerate(tasks):
         axes = figure.add_subplot(-(-len(tasks) // ACROSS), ACROSS, place + 1)
         dress(axes, "labels", "found")
@@ -52,9 +52,10 @@ def discovery_figure(rows: Sequence[Row]) -> Figure:
                 low, high = ([getattr(i, end) for i in intervals] for end in ("low", "high"))
                 axes.fill_between(spent, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.set_ylim(bottom=0)
-    if axes is not None:
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=INK)
+        legend |= dict(zip(labels, handles, strict=True))
+    where = {"loc": "outside lower center", "ncols": len(legend), "frameon": False}
+    figure.legend(list(legend.values()), list(legend), labelcolor=INK, **where)
     return figure
 
 

@@ -1,7 +1,9 @@
-"""The tables of the benchmark: a line for each algorithm, a column for each task, and the gain over the probe."""
+"""The tables of the benchmark: a line for each task, a column for each algorithm, and the gain over the probe."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+from statistics import fmean
 
 from bench import Row
 from scipy.stats import ttest_rel
@@ -29,15 +31,15 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def by_task(rows: Sequence[Row], measure: str) -> str:
-    """One line an algorithm, one column a task: the mean over the draws with its 95 % interval."""
+    """One line a task, one column an algorithm: means over the draws with 95 % intervals; the mean of all last."""
     cells, algorithms, tasks = _cells(rows)
-    lines = []
+    values = {(a, t): [float(row[measure]) for row in cells.get((a, t), [])] for a, t in product(algorithms, tasks)}
+    lines = [[task, *(_cell(values[algorithm, task]) for algorithm in algorithms)] for task in tasks]
+    overall = []
     for algorithm in algorithms:
-        values = [[float(row[measure]) for row in cells.get((algorithm, task), [])] for task in tasks]
-        means = [sum(v) / len(v) if v else math.nan for v in values]
-        overall = MISSING if any(math.isnan(m) for m in means) else f"{sum(means) / len(means):.3f}"
-        lines.append([algorithm, overall, *(_cell(v) for v in values)])
-    return _markdown(["algorithm", "all", *tasks], lines)
+        means = [fmean(v) if (v := values[algorithm, task]) else math.nan for task in tasks]
+        overall.append(MISSING if any(math.isnan(m) for m in means) else f"{fmean(means):.3f}")
+    return _markdown(["task", *algorithms], [*lines, ["all", *overall]])
 
 
 def times_plain(rows: Sequence[Row]) -> str:
