@@ -34,7 +34,7 @@ class Embedding:
         cache_dir: folder of the feature cache.
         inference: device, precision and batch size.
         stages: whether a probe sees features of the earlier stages, too (see `Backbone.forward`).
-        orientations: over how many of them the features of an image are averaged (see `models.network.turned`).
+        orientations: over how many of them the features of an image are averaged (see `models.orientations.turned`).
     """
 
     name: str
