@@ -27,6 +27,7 @@ TINY = (
     f"algorithm.learner.batch.labelled={LABELLED}",
     f"trainer.iterations={STEPS}",
     "algorithm.learner.optimizer.lr=0.02",
+    "algorithm.learner.batch.candidate_share=0.0",  # so that no image comes twice
     "trainer.lightning.accelerator=cpu",
 )
 TWO = ("trainer.lightning.devices=2", "trainer.lightning.strategy=ddp_spawn")
