@@ -19,12 +19,13 @@ ACROSS, PANEL = 4, 1.9
 def draw(rows: Sequence[Row], folder: Path) -> None:
     """Write the plots of the rows from five examples that ask for the top."""
     rows = [row for row in rows if (row["start"], row["oracle"]) == ("5", "top_k")]
-    searches = [row for row in rows if any(_same(row, other) and int(other["spent"]) > 0 for other in rows)]
+    searched = {(row["task"], row["algorithm"]) for row in rows if int(row["spent"]) > 0}
+    searches = [row for row in rows if (row["task"], row["algorithm"]) in searched]
     if searches:
         save(discovery_figure(searches), folder / "benchmark_found.png")
-    fine_tuned = [row for row in rows if row not in searches and int(row["spent"]) == 0]
-    if fine_tuned:
-        save(gain_figure(fine_tuned), folder / "benchmark_gain.png")
+    once = [row for row in rows if (row["task"], row["algorithm"]) not in searched]
+    if once:
+        save(gain_figure(once), folder / "benchmark_gain.png")
 
 
 def discovery_figure(rows: Sequence[Row]) -> Figure:
@@ -73,10 +74,6 @@ def gain_figure(rows: Sequence[Row]) -> Figure:
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.legend(frameon=False, labelcolor=INK)
     return figure
-
-
-def _same(row: Row, other: Row) -> bool:
-    return (row["task"], row["algorithm"]) == (other["task"], other["algorithm"])
 
 
 def _names(rows: Sequence[Row], key: str) -> list[str]:
