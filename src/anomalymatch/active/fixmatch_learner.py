@@ -127,6 +127,7 @@ class FixMatchLearner:
             labels,
             pool,
             partial(self._fold, pool=pool, cycle=cycle),
+            probe=probe,
             seed=seed,
             cold=self.start == "cold" and not carried,
             candidates=self.batch.candidate_share if self.batch.wants_candidates else 0.0,

@@ -74,6 +74,7 @@ class Watch:
         pool: Sequence[str],
         refit: Refit,
         *,
+        probe: Probe | None,
         seed: int,
         cold: bool,
         candidates: float,
@@ -86,6 +87,7 @@ class Watch:
             labels: what it learnt from.
             pool: unlabelled images.
             refit: trains on other labels, to compare out of fold.
+            probe: fitted on these labels and this pool, where it is at hand.
             seed: of the folds.
             cold: whether the head began untrained.
             candidates: share of a batch that was chosen because it looks like anomalies.
@@ -95,7 +97,7 @@ class Watch:
         if self.mode == "off":
             return False
         if self._compares:
-            self._probe = probe_of(self.embedding, labels, pool, self.spec)
+            self._probe = probe or probe_of(self.embedding, labels, pool, self.spec)
         self._tell(check_average(decay, steps), grave=False)
         findings = check_training(self._rows, cold=cold, candidates=candidates)
         if self.mode == "fallback" and not findings:  # two trainings less, where it is decided already

@@ -101,14 +101,15 @@ class Embedding:
             ids: the images.
             orientations: how many views of each there are with the one in `views` (see `models.orientations.turned`).
         """
-        missing = [id_ for id_ in dict.fromkeys(ids) if (id_, orientations) not in self._turned]
-        images = self.source.read(missing) if missing and orientations > 1 else []
-        for id_, image in zip(missing, images, strict=False):
+        wanted = ids if orientations > 1 else []
+        missing = [id_ for id_ in dict.fromkeys(wanted) if (id_, orientations) not in self._turned]
+        images = self.source.read(missing) if missing else []
+        for id_, image in zip(missing, images, strict=True):
             if not isinstance(image, Reject):
                 batch = to_tensor([resize(image, self.image_size)])
                 turns = torch.cat([turned(batch, i) for i in range(1, orientations)])
                 self._turned[id_, orientations] = with_unit_last(self._forward(turns), self._built[1].features)
-        rows = [self._turned[id_, orientations] for id_ in ids if (id_, orientations) in self._turned]
+        rows = [self._turned[id_, orientations] for id_ in wanted if (id_, orientations) in self._turned]
         width = self._built[1].features + self._built[1].stage_features
         return np.concatenate([np.empty((0, width), np.float32), *rows])
 

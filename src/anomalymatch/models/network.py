@@ -254,7 +254,7 @@ def layerwise_groups(network: Network, weight_decay: float, layer_decay: float) 
     """The groups of `parameter_groups` for each layer group of the backbone by itself; `lr_scale` slows the lower ones.
 
     The head learns at the full rate (ELECTRA, arXiv 2003.10555), each layer group below at `layer_decay` of the rate of
-    the one above it.
+    the one above it. Groups are those of `freeze_lower_groups`, where timm's `param_groups_layer_decay` goes by block.
     """
     body = network.backbone.body
     layers = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)

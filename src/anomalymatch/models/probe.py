@@ -86,7 +86,7 @@ def self_train(
         spec: see `ProbeSpec`.
         scaling: of the features; None takes them as they are. Of several views each counts as `trusted` says.
         turned: features of the labelled anomalies mirrored and turned: a few examples show few of the ways that their
-            kind can lie. All views of an image together weigh as much as the image.
+            kind can lie. All views together weigh as much as the images.
     """
     c = spec.inverse_regularisation
     gain = None if scaling is None else trusted(anomalies, normals, scaling, inverse_regularisation=c)
