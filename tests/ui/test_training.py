@@ -99,6 +99,21 @@ def test_a_crash_is_told_in_one_line_and_the_next_training_can_begin(make, scrip
     ended(training)
 
 
+def test_who_sees_that_a_training_failed_sees_why(make, monkeypatch):
+    reason = Training._reason
+
+    def slow(one, code):
+        time.sleep(0.3)
+        return reason(one, code)
+
+    monkeypatch.setattr(Training, "_reason", slow)
+    training = make(FAILS)
+    training.start()
+    wait_for(lambda: not training.running)
+    assert training.status().message == "error: the disk is full"
+    assert training.status().seconds > 0
+
+
 def test_stopping_is_no_failure(make):
     training = make(WAITS)
     training.start()

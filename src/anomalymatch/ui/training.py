@@ -119,7 +119,7 @@ class Training:
                     env=os.environ | {"COLUMNS": "160"},  # its lines are for the page, not for a narrow terminal
                     start_new_session=True,  # Ctrl-C in the terminal of the page is not meant for it
                 )
-            self._state, self._message, self._began = "running", "", time.monotonic()
+            self._message, self._began, self._state = "", time.monotonic(), "running"
             self._watch(self._wait)
         self._on_change()
 
@@ -181,10 +181,11 @@ class Training:
         with self._lock:
             done = self._run.finished_cycles() >= self._cycle
             stopped = self._state == "stopping"
-            self._state = "finished" if done else "idle" if stopped else "failed"
-            self._message = self._reason(code) if self._state == "failed" else ""
+            state = "finished" if done else "idle" if stopped else "failed"
+            self._message = self._reason(code) if state == "failed" else ""
             self._ended = time.monotonic()
             self._process = None
+            self._state = state  # last: who sees that it ended, without the lock, also sees how
         if self._message:
             logger.warning("Training %d failed: %s", self._cycle, self._message)
         self._on_change()
