@@ -18,6 +18,7 @@ import numpy as np
 from bench import DATA, HERE, Row
 from benchmark_plots import draw as draw_plots
 from benchmark_tables import summary
+from heads import LabelledHead, NearestLabelled, Prototype
 from probe_miniimagenet import CLASSES
 
 from anomalymatch import Label, compose, initial_labels, make_learner, open_task
@@ -26,7 +27,7 @@ from anomalymatch.active.evaluate import cycle_row
 from anomalymatch.active.learner import Learner
 from anomalymatch.active.oracles import Oracle, PaperOracle, TopKOracle
 from anomalymatch.active.run_folder import to_csv
-from anomalymatch.active.strategies import top
+from anomalymatch.build import build_strategy
 from anomalymatch.cli import set_up_logging
 from anomalymatch.data.task import Task
 from anomalymatch.files import write_text
@@ -41,8 +42,15 @@ OTHERS = {
 }
 ROUND, ROUNDS = 20, 10
 """Labels of a round, and rounds: 200 labels."""
-STARTS = {"5": 5, "10": 10, "0+20": 0}
-"""Labelled anomalies to start from, beside the data set's normals; none: 20 labels of random images."""
+STARTS: dict[str, tuple[int, int | None]] = {
+    "5": (5, None),
+    "10": (10, None),
+    "0+20": (0, None),
+    "5 of 100": (5, 95),
+    "25 of 500": (25, 475),
+    "50 of 1000": (50, 950),
+}
+"""Labelled anomalies and normals to start from (None: as the data set has it); no anomaly: 20 labels at random."""
 QUICK = (
     *("dataset.source.count=300", "dataset.source.size=32", "dataset.source.rare_fraction=0.1"),
     *("dataset.start.normals=20", "model.image_size=32", "trainer.iterations=2"),
@@ -84,11 +92,13 @@ class Recipe:
         algorithm: its configured name.
         words: further settings.
         fine_tunes: whether it trains the backbone, for minutes: it gets fewer tasks and draws, and a single training.
+        head: what learns in its place, on the features of its backbone.
     """
 
     algorithm: str
     words: tuple[str, ...] = ()
     fine_tunes: bool = False
+    head: type[LabelledHead] | None = None
 
 
 PROBLEMS = {
@@ -101,6 +111,24 @@ PROBLEMS = {
     "spirals": Problem("galaxyzoo1", "[spiral_clockwise,spiral_anticlockwise]", 150, 0.01),
     "demo lenses": Problem("demo", "lens_arc", 64),
 }
+ABLATIONS = {
+    "all alike": ("algorithm.learner.batch.candidate_share=0",),
+    "cold": ("algorithm.learner.start=cold",),
+    "threshold 0.6": ("algorithm.learner.loss.threshold=0.6",),
+    "threshold 0.95": ("algorithm.learner.loss.threshold=0.95",),
+    "student teaches": ("algorithm.learner.loss.teacher=student",),
+    "average 0.99": ("algorithm.learner.loss.ema_decay=0.99",),
+    "gentle views": ("augment.operations=1", "augment.cutout=0"),
+    "64 px": ("model.image_size=64",),
+    "128 px": ("model.image_size=128",),
+    "50 iterations": ("trainer.iterations=50",),
+    "250 iterations": ("trainer.iterations=250",),
+    "two stages": ("algorithm.learner.trainable_groups=2",),
+    "all stages": ("algorithm.learner.trainable_groups=null",),
+}
+"""What is changed in `fixmatch`, one thing at a time."""
+STRATEGIES = ("auto", "expected", "mixture", "diverse", "distinct", "uncertain", "random")
+"""That choose what `top_k` labels, instead of `top`."""
 RECIPES = {
     "probe": Recipe("probe"),
     "probe, 8 views": Recipe("probe", ("model.orientations=8",)),
@@ -109,9 +137,12 @@ RECIPES = {
     "plain probe": Recipe("probe", ("model.stages=false", "probe.orientations=1", "probe.rounds=0")),
     "probe, labels alone": Recipe("probe", ("probe.rounds=0",)),
     "probe, Lite2": Recipe("probe", ("model=efficientnet_lite2",)),
+    "prototype": Recipe("probe", head=Prototype),
+    "nearest labelled": Recipe("probe", head=NearestLabelled),
+    **{f"probe, {name}": Recipe("probe", (f"al.strategy.name={name}",)) for name in STRATEGIES},
     "knn": Recipe("knn"),
     "fixmatch": Recipe("fixmatch", fine_tunes=True),
-    "fixmatch, all alike": Recipe("fixmatch", ("algorithm.learner.batch.candidate_share=0",), fine_tunes=True),
+    **{f"fixmatch, {change}": Recipe("fixmatch", words, fine_tunes=True) for change, words in ABLATIONS.items()},
     "flexmatch": Recipe("flexmatch", fine_tunes=True),
     "freematch": Recipe("freematch", fine_tunes=True),
     "softmatch": Recipe("softmatch", fine_tunes=True),
@@ -189,26 +220,37 @@ def measure(cell: Cell, draws: list[int], options: argparse.Namespace) -> None:
         words += QUICK if options.quick else (f"model.image_size={size}",)
         task = open_task(problem.dataset, *words[1:])
         learner, probe = (make_learner(r.algorithm, task, *words, *r.words) for r in (recipe, RECIPES["probe"]))
-        named = {**asdict(cell), "size": size, "draw": draw}
-        start = compose(*words).dataset.start
-        rows = [named | row for row in search(task, learner, probe, cell, draw, rounds, start.normals)]
+        config = compose(*words, *recipe.words)
+        oracle = ORACLES[cell.oracle](task, build_strategy(config, learner.embedding))
+        if recipe.head is not None:
+            learner = recipe.head(learner.embedding)
+        named = {**asdict(cell), "size": config.model.image_size, "draw": draw}
+        anomalies, normals = STARTS[cell.start]
+        start = anomalies, config.dataset.start.normals if normals is None else normals
+        rows = [named | row for row in search(task, learner, probe, oracle, start, draw, rounds)]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         write_text(cell.path(options.runs, draw), to_csv([row | {"peak_mb": peak} for row in rows]))
 
 
 def search(
-    task: Task, learner: Learner, probe: Learner, cell: Cell, draw: int, rounds: int, normals: int
+    task: Task,
+    learner: Learner,
+    probe: Learner,
+    oracle: Oracle,
+    start: tuple[int, int],
+    draw: int,
+    rounds: int,
 ) -> Iterator[Row]:
     """Train, rank, measure, let the oracle label, and again; the probe on the same labels is measured beside it."""
     first = Shuffled(probe.embedding, seed=draw)
     probe.embedding.features  # noqa: B018 (computed once and kept on disk: not what a round costs)
     learner, probe = ColdStart(learner, first), ColdStart(probe, first)
-    answer: Oracle = ORACLES[cell.oracle](task, top)
-    anomalies = STARTS[cell.start]
+    anomalies, normals = start
     if anomalies:
         labels = initial_labels(task, anomalies=anomalies, normals=normals, seed=draw)
     else:
         labels = {id_: task.label(id_) for id_ in first.rank(task.pool).top(ROUND)}
+    last: dict[str, Label] = {}
     given = sum(label == Label.ANOMALY for label in labels.values())
     for number in range(rounds + 1):
         rest = [id_ for id_ in task.pool if id_ not in labels]
@@ -216,14 +258,15 @@ def search(
         learner.fit(labels, pool=rest, cycle=number + 1)
         ranking = learner.rank([*task.pool, *task.holdout])
         seconds = round(time.monotonic() - began, 2)
-        beside = ranking if cell.algorithm == "probe" else None
-        if beside is None and not number:  # later, the two would have found other images
+        beside = None
+        if not number:  # later, the two would have found other images
             probe.fit(labels, pool=rest, cycle=1)
             beside = probe.rank(rest)
         row = cycle_row(number + 1, task, labels, ranking, beside)
         yield row | {"spent": number * ROUND, "found": int(row["found"]) - given, "seconds": seconds}
         rng = np.random.default_rng([draw, number])
-        labels |= answer(ranking.restrict(rest), frozenset(rest), ROUND, rng=rng)
+        last = oracle(ranking.restrict(rest), frozenset(rest), ROUND, rng=rng, last=last)
+        labels |= last
 
 
 def read(path: Path) -> list[Row]:

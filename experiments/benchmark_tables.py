@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 from anomalymatch.evaluation.confidence import mean_interval, paired_difference
 
 Cells = dict[tuple[str, str], list[Row]]
-MISSING, PLAIN = "not run", "plain probe"
+MISSING, PLAIN, CHANGED = "not run", "plain probe", "fixmatch"
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -27,6 +27,7 @@ def summary(rows: Sequence[Row]) -> str:
         if spent and oracle == "top_k":
             parts += [f"Anomalies found with {spent} labels", by_task(last, "found"), times_plain(last)]
         parts += ["Against the probe on the same labels, before any is spent", against_probe(first)]
+        parts += ["What one change does to fixmatch", ablations(first)]
     return "\n\n".join(parts)
 
 
@@ -72,6 +73,25 @@ def against_probe(rows: Sequence[Row]) -> str:
         ])  # fmt: skip
     head = ["algorithm", "tasks", "draws", "gain in AP", "p", "worst task", "seconds", "peak MB"]
     return _markdown(head, lines)
+
+
+def ablations(rows: Sequence[Row]) -> str:
+    """What each change of one setting does to the AP of `fixmatch`, on the tasks and draws that both have."""
+    whole = {(row["task"], row["draw"]): row for row in rows if row["algorithm"] == CHANGED}
+    changes: dict[str, list[Row]] = {}
+    for row in rows:
+        if str(row["algorithm"]).startswith(f"{CHANGED}, ") and (row["task"], row["draw"]) in whole:
+            changes.setdefault(str(row["algorithm"]).removeprefix(f"{CHANGED}, "), []).append(row)
+    lines = []
+    for change, some in changes.items():
+        same = [whole[row["task"], row["draw"]] for row in some]
+        ap, before = ([float(row["ap"]) for row in each] for each in (some, same))
+        slower = _mean(some, lambda row: float(row["seconds"])) / _mean(same, lambda row: float(row["seconds"]))
+        by_task = ", ".join(
+            f"{row['task']} {float(row['ap']) - float(other['ap']):+.3f}" for row, other in zip(some, same, strict=True)
+        )
+        lines.append([change, f"{fmean(before):.3f}", f"{fmean(ap):.3f}", by_task, f"{slower:.2f}"])
+    return _markdown(["change", f"AP of {CHANGED}", "AP with it", "difference by draw", "times the time"], lines)
 
 
 def _cells(rows: Iterable[Row]) -> tuple[Cells, list[str], list[str]]:

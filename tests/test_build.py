@@ -4,10 +4,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 import anomalymatch as am
+from anomalymatch.active.expected import ExpectedDiscovery
 from anomalymatch.active.fixmatch_learner import FixMatchLearner
 from anomalymatch.active.learner import ProbeLearner
 from anomalymatch.active.oracles import PaperOracle, TopKOracle
-from anomalymatch.active.strategies import Distinct, Diverse, Mixture, PerCluster, random, top, uncertain
+from anomalymatch.active.strategies import Auto, Distinct, Diverse, Mixture, PerCluster, random, top, uncertain
 from anomalymatch.build import build_embedding, build_loop, build_task, make_learner, open_task
 from anomalymatch.config import compose
 from anomalymatch.data.rendering import Rendering
@@ -164,6 +165,12 @@ def test_oracles_and_strategies_come_by_name(tiny):
     ).oracle.strategy
     assert isinstance(distinct, Distinct)
     assert (distinct.candidates, distinct.similarity) == (10, 0.9)
+    auto = build_loop(tiny("oracle=top_k", "al.strategy.name=auto", "al.strategy.similarity=0.9")).oracle.strategy
+    assert isinstance(auto, Auto)
+    assert (auto.distinct.similarity, auto.diverse.candidates) == (0.9, 10)
+    expected = build_loop(tiny("oracle=top_k", "al.strategy.name=expected", "al.strategy.horizon=40")).oracle.strategy
+    assert isinstance(expected, ExpectedDiscovery)
+    assert (expected.candidates, expected.horizon) == (10, 40)
     mixture = build_loop(tiny("oracle=top_k", "al.strategy.name=mixture", "al.strategy.explore=0.5")).oracle.strategy
     assert isinstance(mixture, Mixture)
     assert mixture.explore == 0.5
@@ -208,6 +215,7 @@ PROTOCOL = {
     "strategy.candidates": "al.strategy.candidates=2",
     "strategy.similarity": "al.strategy.similarity=0.3",
     "strategy.explore": "al.strategy.explore=0.75",
+    "strategy.horizon": "al.strategy.horizon=1",
     "seed": "seed=1",
     "oracle": "oracle=paper_oracle",
 }
@@ -224,7 +232,7 @@ def test_every_knob_of_the_protocol_is_turned_below():
 def test_every_knob_of_the_protocol_changes_the_run(knob, tiny_job, probe_job, tmp_path, without_pictures):
     shared = tiny_job if knob in ("compare_probe", "pool_size") else probe_job
     shared = [*shared, "oracle=paper_oracle" if knob == "pool_size" else "oracle=top_k"]
-    needed = {"candidates": "diverse", "similarity": "distinct", "explore": "mixture"}
+    needed = {"candidates": "diverse", "similarity": "distinct", "explore": "mixture", "horizon": "expected"}
     if (name := needed.get(knob.removeprefix("strategy."))) is not None:
         shared.append(f"al.strategy.name={name}")
     both = []

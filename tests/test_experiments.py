@@ -139,3 +139,15 @@ def test_gains_over_the_probe_are_paired_by_draw(monkeypatch):
         "| y | 0.400 | not run |",
         "| all | 0.425 | not run |",
     ]
+
+
+def test_a_change_is_compared_on_the_draws_that_both_have(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from benchmark_tables import ablations
+
+    def row(algorithm, draw, ap, seconds):
+        return {"algorithm": algorithm, "task": "x", "draw": draw, "ap": ap, "seconds": seconds}
+
+    rows = [row("fixmatch", "0", 0.5, 10), row("fixmatch", "1", 0.3, 10), row("fixmatch, cold", "0", 0.2, 20)]
+    rows += [row("fixmatch, cold", "2", 0.9, 1), row("fixmatch_reference", "0", 0.1, 1)]
+    assert ablations(rows).splitlines()[2:] == ["| cold | 0.500 | 0.200 | x -0.300 | 2.00 |"]

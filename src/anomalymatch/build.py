@@ -12,10 +12,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from anomalymatch.active.cold_start import ColdStart, Mixed, Shuffled
 from anomalymatch.active.cold_start import Diverse as DiverseStart
+from anomalymatch.active.expected import ExpectedDiscovery
 from anomalymatch.active.learner import Learner, ProbeLearner
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
 from anomalymatch.active.oracles import Oracle
-from anomalymatch.active.strategies import Distinct, Diverse, Mixture, PerCluster, Strategy, random, top, uncertain
+from anomalymatch.active.strategies import (
+    Auto,
+    Distinct,
+    Diverse,
+    Mixture,
+    PerCluster,
+    Strategy,
+    random,
+    top,
+    uncertain,
+)
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.clustering.divide import Divider
 from anomalymatch.clustering.patches import PatchEmbedding
@@ -210,10 +221,11 @@ def _share(config: DictConfig, key: str) -> float | None:
 def _oracle(config: DictConfig, task: Task, embedding: Embedding) -> Oracle | None:
     if task.anomalies is None:
         return None
-    return build(config.oracle.answer)(task, _strategy(config, embedding))
+    return build(config.oracle.answer)(task, build_strategy(config, embedding))
 
 
-def _strategy(config: DictConfig, embedding: Embedding) -> Strategy:
+def build_strategy(config: DictConfig, embedding: Embedding) -> Strategy:
+    """What chooses the images to label."""
     chosen = config.al.strategy
     made: dict[str, Callable[[], Strategy]] = {
         "top": lambda: top,
@@ -222,6 +234,8 @@ def _strategy(config: DictConfig, embedding: Embedding) -> Strategy:
         "mixture": lambda: Mixture(chosen.explore),
         "distinct": lambda: Distinct(embedding, chosen.candidates, chosen.similarity),
         "diverse": lambda: Diverse(embedding, chosen.candidates),
+        "auto": lambda: Auto(embedding, chosen.candidates, chosen.similarity),
+        "expected": lambda: ExpectedDiscovery(embedding, chosen.candidates, chosen.horizon),
         "per_cluster": lambda: PerCluster(build_divider(config, embedding), chosen.candidates),
     }
     if chosen.name not in made:

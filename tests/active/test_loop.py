@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomalymatch.active.loop import LoopSpec
-from anomalymatch.active.oracles import PaperOracle
+from anomalymatch.active.oracles import PaperOracle, TopKOracle
+from anomalymatch.active.strategies import top
 from anomalymatch.data.label_log import LabelLog, import_csv
 from anomalymatch.data.task import make_task
 from anomalymatch.errors import ConfigError, LabelError
@@ -44,6 +45,21 @@ def test_the_log_says_who_labelled_what_when_and_why(task, loop_of, run_in, tmp_
         assert {e.id: e.score for e in asked} == rest.score_of(rest.top(5))
     labels = import_csv(tmp_path / "run" / "labels.csv", set(task.pool))
     assert labels == {e.id: e.label for e in log}
+
+
+def test_the_oracle_hears_what_its_last_query_brought(task, loop_of, run_in, tmp_path, events):
+    loop = loop_of(task, cycles=4, budget=5)
+    heard = []
+
+    def listen(*args, last, **kwargs):
+        heard.append(dict(last))
+        return TopKOracle(task, top)(*args, last=last, **kwargs)
+
+    loop.oracle = listen
+    run_in(loop, tmp_path / "run")
+    given = events(tmp_path / "run")
+    assert heard == [{}, *({e.id: e.label for e in given if e.cycle == cycle} for cycle in (1, 2))]
+    assert [len(last) for last in heard] == [0, 5, 5]
 
 
 def test_scores_are_of_pool_and_held_out_split(task, loop_of, run_in, tmp_path):

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from anomalymatch.active.strategies import (
+    Auto,
     Distinct,
     Diverse,
     Mixture,
@@ -131,6 +132,20 @@ def test_images_that_differ_are_distinct_as_they_are(task, make_embedding):
     strategy = Distinct(make_embedding(task.source), 3, 1.0)
     assert strategy(ranking, 8, rng=rng()) == top(ranking, 8, rng=rng())
     assert sorted(strategy(ranking, 500, rng=rng())) == sorted(ranking.ids)
+
+
+def test_auto_looks_elsewhere_after_a_query_that_found_nothing(task, make_embedding):
+    embedding, ranking = in_directions(make_embedding(task.source), [0, 1, 40, 60, 20, 180, 5, 90])
+    strategy = Auto(embedding, 10, float(np.cos(np.deg2rad(10))))
+    assert isinstance(strategy, Strategy)
+    distinct = ["i0", "i2", "i3", "i4"]
+    assert strategy(ranking, 4, rng=rng()) == distinct
+    assert strategy(ranking, 4, rng=rng(), last={"a": "anomaly", "b": "normal"}) == distinct
+    nothing = {"a": "normal", "b": "unsure"}
+    assert strategy(ranking, 4, rng=rng(), last=nothing) == ["i0", "i2", "i1", "i5"]  # the best left, and the farthest
+    assert strategy(ranking, 1, rng=rng(), last=nothing) == ["i0"]
+    assert sorted(strategy(ranking, 50, rng=rng(), last=nothing)) == sorted(ranking.ids)
+    assert strategy(Ranking([], np.empty(0)), 3, rng=rng(), last=nothing) == []
 
 
 @pytest.mark.parametrize("similarity", [0.0, 1.01, -0.5])

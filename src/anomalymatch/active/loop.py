@@ -158,7 +158,15 @@ class ActiveLoop:
         unlabelled = [id_ for id_ in self.task.pool if id_ not in known]
         ranking = self.folder.ranking(cycle - 1).restrict(unlabelled)
         pool = frozenset(self._pool(cycle - 1, self.folder.labels.current(until_cycle=cycle - 2)))
-        return self.oracle(ranking, pool, self.spec.budget, rng=np.random.default_rng([self.seed, cycle, 0x0AC]))
+        rng = np.random.default_rng([self.seed, cycle, 0x0AC])
+        return self.oracle(ranking, pool, self.spec.budget, rng=rng, last=self._last_answers(cycle))
+
+    def _last_answers(self, cycle: int) -> dict[str, Label]:
+        """What the query before that of `cycle` brought; the labels to start from were none."""
+        if cycle < 3:
+            return {}
+        before = self.folder.labels.current(until_cycle=cycle - 3)
+        return {id_: label for id_, label in self.folder.labels.current().items() if id_ not in before}
 
     def _start(self) -> dict[str, Label]:
         if isinstance(self.learner, ColdStart):

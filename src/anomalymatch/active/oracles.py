@@ -2,9 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
-from anomalymatch.active.strategies import Strategy
+from anomalymatch.active.strategies import NO_LABELS, Labels, Rng, Strategy
 from anomalymatch.data.task import Task
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
@@ -15,7 +13,7 @@ class Oracle(Protocol):
     """Answers queries."""
 
     def __call__(
-        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: np.random.Generator
+        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: Labels = NO_LABELS
     ) -> dict[str, Label]:
         """Label up to `budget` images.
 
@@ -24,6 +22,7 @@ class Oracle(Protocol):
             pool: the current pool, the part of them that this cycle trained on.
             budget: how many labels it may give.
             rng: its randomness.
+            last: what the query before this one brought; nothing before the first.
         """
         ...
 
@@ -38,7 +37,7 @@ class PaperOracle:
         self.task = task
 
     def __call__(
-        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: np.random.Generator
+        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: Labels = NO_LABELS
     ) -> dict[str, Label]:
         """See `Oracle`."""
         order = [ranking.ids[i] for i in ranking.order if ranking.ids[i] in pool]
@@ -56,7 +55,7 @@ class TopKOracle:
         self.task, self.strategy = task, strategy
 
     def __call__(
-        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: np.random.Generator
+        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: Labels = NO_LABELS
     ) -> dict[str, Label]:
         """See `Oracle`."""
-        return {id_: self.task.label(id_) for id_ in self.strategy(ranking, budget, rng=rng)}
+        return {id_: self.task.label(id_) for id_ in self.strategy(ranking, budget, rng=rng, last=last)}

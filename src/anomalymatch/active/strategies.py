@@ -1,7 +1,8 @@
 """Query strategies: which unlabelled images to show next."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -10,28 +11,43 @@ from jaxtyping import Float32
 from anomalymatch.errors import ConfigError
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.ranking import Ranking
+from anomalymatch.types import Label
+
+Rng = np.random.Generator
+Labels = Mapping[str, str]
+NO_LABELS: Labels = MappingProxyType({})
 
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Chooses `count` ids of a ranking of unlabelled images."""
+    """Chooses images to label."""
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
-        """Choose."""
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+        """Choose.
+
+        Args:
+            ranking: the unlabelled images.
+            count: how many of them; all, if there are fewer.
+            rng: its randomness.
+            last: what the query before this one brought; nothing before the first.
+
+        Returns:
+            Their ids, in the order in which to show them.
+        """
         ...
 
 
-def top(ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+def top(ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
     """The highest scores."""
     return ranking.top(count)
 
 
-def uncertain(ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+def uncertain(ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
     """The scores nearest to the decision boundary."""
     return Ranking(ranking.ids, -np.abs(ranking.logits)).top(count)
 
 
-def random(ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+def random(ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
     """Any images."""
     ids = sorted(ranking.ids)
     return [ids[i] for i in rng.choice(len(ids), min(count, len(ids)), replace=False)]
@@ -48,10 +64,10 @@ class Diverse:
     """
 
     def __init__(self, embedding: Embedding, candidates: int) -> None:
-        _check_candidates(candidates)
+        check_candidates(candidates)
         self.embedding, self.candidates = embedding, candidates
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
         """See `Strategy`."""
         ids = ranking.top(count * self.candidates)
         return [ids[i] for i in k_centres(self.embedding.features.take(ids), count)]
@@ -69,12 +85,12 @@ class Distinct:
     """
 
     def __init__(self, embedding: Embedding, candidates: int, similarity: float) -> None:
-        _check_candidates(candidates)
+        check_candidates(candidates)
         if not 0 < similarity <= 1:
             raise ConfigError(f"al.strategy.similarity is {similarity}: it must be above 0 and at most 1")
         self.embedding, self.candidates, self.similarity = embedding, candidates, similarity
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
         """See `Strategy`; repetitions come last, where nothing else is left."""
         ids = ranking.top(count * self.candidates)
         rows = self.embedding.features.take(ids)
@@ -100,11 +116,34 @@ class Mixture:
             raise ConfigError(f"al.strategy.explore is {explore}: it must be between 0 and 1")
         self.explore = explore
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
         """See `Strategy`; the top comes first."""
         best = top(ranking, count - round(self.explore * count), rng=rng)
         rest = ranking.restrict(id_ for id_ in ranking.ids if id_ not in set(best))
         return [*best, *uncertain(rest, count - len(best), rng=rng)]
+
+
+class Auto:
+    """What the last query brought decides: as long as it found something, the top without repetitions, as `Distinct`.
+
+    After a query that found nothing, half of the budget is for images of the top that differ, as `Diverse`: the ranking
+    has run dry, or was misled.
+
+    Args:
+        embedding, candidates, similarity: see `Distinct`.
+    """
+
+    def __init__(self, embedding: Embedding, candidates: int, similarity: float) -> None:
+        self.distinct = Distinct(embedding, candidates, similarity)
+        self.diverse = Diverse(embedding, candidates)
+
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+        """See `Strategy`; the top comes first."""
+        if not last or Label.ANOMALY in last.values():
+            return self.distinct(ranking, count, rng=rng)
+        best = self.distinct(ranking, count - count // 2, rng=rng)
+        rest = ranking.restrict(set(ranking.ids).difference(best))
+        return [*best, *self.diverse(rest, count - len(best), rng=rng)]
 
 
 class PerCluster:
@@ -116,10 +155,10 @@ class PerCluster:
     """
 
     def __init__(self, divide: Callable[[Sequence[str]], Sequence[Sequence[str]]], candidates: int) -> None:
-        _check_candidates(candidates)
+        check_candidates(candidates)
         self.divide, self.candidates = divide, candidates
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: np.random.Generator) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
         """See `Strategy`; what is in no group comes last."""
         ids = ranking.top(count * self.candidates)
         if len(ids) <= count:
@@ -130,7 +169,12 @@ class PerCluster:
         return [*turns, *(id_ for id_ in ids if id_ not in set(turns))][:count]
 
 
-def _check_candidates(candidates: int) -> None:
+def check_candidates(candidates: int) -> None:
+    """Refuse less than the images asked for.
+
+    Raises:
+        ConfigError: with what to set.
+    """
     if candidates < 1:
         raise ConfigError(f"al.strategy.candidates is {candidates}: it must be at least 1")
 

@@ -1,0 +1,83 @@
+"""Heads that were tried in place of the probe's logistic regression, on the same features."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from anomalymatch.active.steps import StepListener, ignore_step
+from anomalymatch.data.labels import training_ids
+from anomalymatch.models.embedding import Embedding
+from anomalymatch.ranking import Ranking
+
+
+class LabelledHead(ABC):
+    """A `Learner` on the frozen features of all stages, for a benchmark.
+
+    Args:
+        embedding: the backbone and the images.
+    """
+
+    needs_labels = True
+
+    def __init__(self, embedding: Embedding) -> None:
+        self.embedding = embedding
+        self.on_step: StepListener = ignore_step
+
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+        """See `Learner.fit`: keep the features of the labelled images, seen from the mean of the normals."""
+        anomalies, normals = (self._rows(ids) for ids in training_ids(dict(labels)))
+        self._centre = normals.mean(axis=0)
+        self._anomalies, self._normals = _unit(anomalies - self._centre), _unit(normals - self._centre)
+
+    def rank(self, ids: Sequence[str] | None = None) -> Ranking:
+        """See `Learner.rank`."""
+        known = self.embedding.views.features
+        wanted = [id_ for id_ in (known.ids if ids is None else ids) if id_ in known]
+        rows = _unit(self._rows(wanted) - self._centre)
+        return Ranking(wanted, self.score(rows, self._anomalies, self._normals).astype(np.float64))
+
+    def save(self, folder: Path) -> None:
+        """A trial is not kept."""
+        raise NotImplementedError
+
+    def restore(self, folder: Path) -> None:
+        """A trial is not kept."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def score(self, rows: np.ndarray, anomalies: np.ndarray, normals: np.ndarray) -> np.ndarray:
+        """How anomalous each row is; all rows have length one."""
+
+    def _rows(self, ids: Sequence[str]) -> np.ndarray:
+        views = self.embedding.views
+        return views.features.take(ids) * views.scaling.scale
+
+
+class Prototype(LabelledHead):
+    """Cosine to the mean of the labelled anomalies, less that to the mean of the normals (arXiv 1703.05175)."""
+
+    def score(self, rows: np.ndarray, anomalies: np.ndarray, normals: np.ndarray) -> np.ndarray:
+        """See `LabelledHead.score`."""
+        near, far = (_unit(side.mean(axis=0, keepdims=True))[0] for side in (anomalies, normals))
+        return rows @ near - rows @ far
+
+
+class NearestLabelled(LabelledHead):
+    """Mean cosine to the five nearest labelled anomalies, less that to the five nearest normals."""
+
+    neighbours = 5
+
+    def score(self, rows: np.ndarray, anomalies: np.ndarray, normals: np.ndarray) -> np.ndarray:
+        """See `LabelledHead.score`."""
+        near, far = (self._nearest(rows @ side.T) for side in (anomalies, normals))
+        return near - far
+
+    def _nearest(self, cosines: np.ndarray) -> np.ndarray:
+        count = min(self.neighbours, cosines.shape[1])
+        return np.sort(cosines, axis=1)[:, -count:].mean(axis=1)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
