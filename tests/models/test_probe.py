@@ -99,6 +99,7 @@ SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0
         ({"orientations": 3}, "probe.orientations is 3: choose one of 1, 2, 4, 8"),
         ({"confidence": 0.4}, "probe.confidence is 0.4: it must be at least 0.5 and below 1"),
         ({"confidence": 1.0}, "below 1"),
+        ({"calibration": "isotonic"}, "probe.calibration is .isotonic.: choose one of none, platt"),
         ({"weight": 0.0}, "probe.weight is 0.0: it must be positive"),
     ],
 )
@@ -169,6 +170,40 @@ def test_every_value_of_self_training_matters(change):
     usual = self_train(labelled, normals, pool, SPEC)
     changed = self_train(labelled, normals, pool, replace(SPEC, **change))
     assert np.abs(usual.coefficients - changed.coefficients).max() > 1e-3
+
+
+def test_calibration_keeps_the_order_and_tells_how_many_are_anomalies():
+    anomalies, normals = clusters(anomalies=40, normals=2000)
+    learnt = anomalies[:20], normals[:1000]
+    rest = np.concatenate([anomalies[20:], normals[1000:]])
+    raw, calibrated = (
+        self_train(*learnt, rest, replace(SPEC, rounds=0, calibration=how)).logits(rest) for how in ("none", "platt")
+    )
+    np.testing.assert_array_equal(np.argsort(raw, kind="stable"), np.argsort(calibrated, kind="stable"))
+    assert expit(raw).sum() > 60  # of twenty
+    assert 10 < expit(calibrated).sum() < 40
+
+
+@pytest.mark.parametrize("counts", [(1, 50), (5, 1)])
+def test_without_two_images_of_a_class_nothing_can_be_calibrated(counts):
+    anomalies, normals = clusters(*counts)
+    raw, calibrated = (
+        self_train(anomalies, normals, normals[:0], replace(SPEC, rounds=0, calibration=how))
+        for how in ("none", "platt")
+    )
+    np.testing.assert_array_equal(raw.coefficients, calibrated.coefficients)
+    assert raw.intercept == calibrated.intercept
+
+
+def test_labels_that_mean_nothing_do_not_turn_the_order_round():
+    rng = np.random.default_rng(0)
+    signs = []
+    for _ in range(20):
+        rows = rng.normal(size=(12, 6)).astype(np.float32)
+        probe = self_train(rows[:4], rows[4:], rows[:0], replace(SPEC, rounds=0, calibration="platt"))
+        plain = self_train(rows[:4], rows[4:], rows[:0], replace(SPEC, rounds=0))
+        signs.append(float(probe.coefficients @ plain.coefficients) > 0)
+    assert all(signs)
 
 
 def test_logits_are_the_features_times_the_coefficients():

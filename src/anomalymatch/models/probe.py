@@ -10,10 +10,12 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 
 from anomalymatch.errors import ConfigError
+from anomalymatch.models.calibration import platt
 from anomalymatch.models.orientations import ORIENTATIONS
 from anomalymatch.models.views import Scaling
 
 FOLDS = 5
+CALIBRATIONS = ("none", "platt")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class ProbeSpec:
         weight: of a supposed anomaly beside a labelled one.
         limit: supposed anomalies at most, the surest.
         orientations: views of each labelled anomaly that teach, mirrored and turned; see `models.orientations.turned`.
+        calibration: `platt` makes log-odds those of the labels, by what is out of fold; `none` leaves them as if both
+            classes were equally frequent. The order stays.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -38,6 +42,7 @@ class ProbeSpec:
     weight: float
     limit: int
     orientations: int = 1
+    calibration: str = "none"
 
     def __post_init__(self) -> None:
         if not self.inverse_regularisation > 0:
@@ -51,6 +56,9 @@ class ProbeSpec:
         if self.orientations not in ORIENTATIONS:
             choices = ", ".join(map(str, ORIENTATIONS))
             raise ConfigError(f"probe.orientations is {self.orientations}: choose one of {choices}")
+        if self.calibration not in CALIBRATIONS:
+            choices = ", ".join(CALIBRATIONS)
+            raise ConfigError(f"probe.calibration is {self.calibration!r}: choose one of {choices}")
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,37 @@ def self_train(
         probe = fit_probe(
             views, normals, inverse_regularisation=c, supposed=supposed, weight=spec.weight, gain=gain, share=share
         )
-    return probe
+    return probe if spec.calibration == "none" else calibrated(probe, anomalies, normals, c, gain)
+
+
+def calibrated(
+    probe: Probe,
+    anomalies: Float32[np.ndarray, "a d"],
+    normals: Float32[np.ndarray, "n d"],
+    inverse_regularisation: float,
+    gain: Float64[np.ndarray, " d"] | None = None,
+) -> Probe:
+    """The probe with the log-odds of the labels; as it is where one image of a class is all there is.
+
+    Args:
+        probe: see `fit_probe`.
+        anomalies: features of the labelled anomalies.
+        normals: features of the labelled normals.
+        inverse_regularisation: see `fit_probe`.
+        gain: see `fit_probe`.
+    """
+    folds = min(FOLDS, len(anomalies), len(normals))
+    if folds < 2:
+        return probe
+    rows = np.concatenate([anomalies, normals])
+    targets = np.repeat([True, False], [len(anomalies), len(normals)])
+    logits = _out_of_fold(
+        rows if gain is None else rows * gain.astype(np.float32), targets, folds, inverse_regularisation
+    )
+    slope, offset = platt(logits, targets)
+    if slope <= 0:  # out of fold it ranks no better than chance: an order turned round would help nobody
+        return probe
+    return Probe(probe.coefficients * slope, probe.intercept * slope + offset)
 
 
 def fit_probe(
@@ -168,18 +206,21 @@ def trusted(
     if folds > 1:
         rows = np.concatenate([anomalies, normals]) * scaling.scale
         targets = np.repeat([True, False], [len(anomalies), len(normals)])
-        trust[:] = [_out_of_fold(rows[:, part], targets, folds, inverse_regularisation) for part in scaling.parts]
+        own = (_out_of_fold(rows[:, part], targets, folds, inverse_regularisation) for part in scaling.parts)
+        trust[:] = [average_precision_score(targets, logits) for logits in own]
     for part, share in zip(scaling.parts, trust / np.linalg.norm(trust), strict=True):
         gain[part] *= share
     return gain
 
 
-def _out_of_fold(rows: Float32[np.ndarray, "n d"], targets: Bool[np.ndarray, " n"], folds: int, c: float) -> float:
-    """Average precision of images, each ranked by a probe that has not seen it."""
+def _out_of_fold(
+    rows: Float32[np.ndarray, "n d"], targets: Bool[np.ndarray, " n"], folds: int, c: float
+) -> Float64[np.ndarray, " n"]:
+    """Log-odds of images, each by a probe that has not seen it."""
     if len(rows) < rows.shape[1]:  # in as many dimensions as there are images the fits are the same
         rows = np.asarray(np.linalg.qr(rows.T, mode="r")).T
     logits = np.empty(len(rows))
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(rows, targets):
         seen, known = rows[train], targets[train]
         logits[test] = fit_probe(seen[known], seen[~known], inverse_regularisation=c).logits(rows[test])
-    return float(average_precision_score(targets, logits))
+    return logits
