@@ -32,6 +32,7 @@ from anomalymatch.cli import set_up_logging
 from anomalymatch.data.task import Task
 from anomalymatch.files import write_text
 from anomalymatch.progress import console
+from anomalymatch.ranking import Ranking
 
 OTHERS = {
     "house finch": "n01532829",
@@ -133,6 +134,7 @@ RECIPES = {
     "probe": Recipe("probe"),
     "probe, 8 views": Recipe("probe", ("model.orientations=8",)),
     "probe, not mirrored": Recipe("probe", ("probe.orientations=1",)),
+    "probe, calibrated": Recipe("probe", ("probe.calibration=platt",)),
     "probe, last layer": Recipe("probe", ("model.stages=false", "probe.orientations=1")),
     "plain probe": Recipe("probe", ("model.stages=false", "probe.orientations=1", "probe.rounds=0")),
     "probe, labels alone": Recipe("probe", ("probe.rounds=0",)),
@@ -263,10 +265,18 @@ def search(
             probe.fit(labels, pool=rest, cycle=1)
             beside = probe.rank(rest)
         row = cycle_row(number + 1, task, labels, ranking, beside)
+        row |= promises(ranking.restrict(rest), task)
         yield row | {"spent": number * ROUND, "found": int(row["found"]) - given, "seconds": seconds}
         rng = np.random.default_rng([draw, number])
         last = oracle(ranking.restrict(rest), frozenset(rest), ROUND, rng=rng, last=last)
         labels |= last
+
+
+def promises(ranking: Ranking, task: Task) -> Row:
+    """How many anomalies the scores, taken as probabilities, say there are, how many there are, and the log loss."""
+    truth = task.truth(ranking.ids)
+    loss = np.logaddexp(0.0, np.where(truth, -ranking.logits, ranking.logits)).mean()
+    return {"promised": float(ranking.scores.sum()), "there": int(truth.sum()), "log_loss": float(loss)}
 
 
 def read(path: Path) -> list[Row]:

@@ -26,6 +26,7 @@ def summary(rows: Sequence[Row]) -> str:
         parts += ["AP before any label is spent", by_task(first, "ap")]
         if spent and oracle == "top_k":
             parts += [f"Anomalies found with {spent} labels", by_task(last, "found"), times_plain(last)]
+        parts += ["What the scores promise", promised(first, *([last] if spent else []))]
         parts += ["Against the probe on the same labels, before any is spent", against_probe(first)]
         parts += ["What one change does to fixmatch", ablations(first)]
     return "\n\n".join(parts)
@@ -53,6 +54,20 @@ def times_plain(rows: Sequence[Row]) -> str:
         ratios = [found[algorithm, task] / found[PLAIN, task] for task in both]
         lines.append([algorithm, str(len(both)), f"{sum(ratios) / len(ratios):.2f}" if both else MISSING])
     return _markdown(["algorithm", "tasks", "times the plain probe's"], lines)
+
+
+def promised(*moments: Sequence[Row]) -> str:
+    """Anomalies that the scores promise for each one there is, and the log loss: means over tasks and draws."""
+    lines = []
+    for rows in moments:
+        cells, algorithms, _ = _cells(row for row in rows if float(row.get("there") or 0))
+        for algorithm in algorithms:
+            every = [row for (name, _), some in cells.items() if name == algorithm for row in some]
+            ratio = _mean(every, lambda row: float(row["promised"]) / float(row["there"]))
+            loss = _mean(every, lambda row: float(row["log_loss"]))
+            tasks = str(len({row["task"] for row in every}))
+            lines.append([algorithm, str(every[0]["spent"]), tasks, f"{ratio:.1f}", f"{loss:.4f}"])
+    return _markdown(["algorithm", "labels spent", "tasks", "promised for each anomaly", "log loss"], lines)
 
 
 def against_probe(rows: Sequence[Row]) -> str:

@@ -151,3 +151,14 @@ def test_a_change_is_compared_on_the_draws_that_both_have(monkeypatch):
     rows = [row("fixmatch", "0", 0.5, 10), row("fixmatch", "1", 0.3, 10), row("fixmatch, cold", "0", 0.2, 20)]
     rows += [row("fixmatch, cold", "2", 0.9, 1), row("fixmatch_reference", "0", 0.1, 1)]
     assert ablations(rows).splitlines()[2:] == ["| cold | 0.500 | 0.200 | x -0.300 | 2.00 |"]
+
+
+def test_what_scores_promise_is_set_against_what_is_there(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from benchmark_tables import promised
+
+    def row(there, promise, loss):
+        return {"algorithm": "a", "task": "x", "spent": "0", "there": there, "promised": promise, "log_loss": loss}
+
+    rows = [row("10", "30", "0.2"), row("20", "20", "0.1"), row("0", "5", "0.9"), row("", "", "")]
+    assert promised(rows).splitlines()[2:] == ["| a | 0 | 1 | 2.0 | 0.1500 |"]
