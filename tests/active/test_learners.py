@@ -4,69 +4,20 @@ import numpy as np
 import pytest
 import timm
 import torch
-from omegaconf import OmegaConf
 
 from anomalymatch.active.learner import Learner
-from anomalymatch.build import build_learner
-from anomalymatch.config import compose
-from anomalymatch.data.augment import Augmentation
-from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import ConfigError, LabelError
 from anomalymatch.models.features import Features
 from anomalymatch.models.orientations import turned
 
-TINY = (
-    "algorithm.learner.batch.labelled=4",
-    "algorithm.learner.batch.unlabelled_ratio=2",
-    "trainer.iterations=3",
-    # So that a few steps change something.
-    "algorithm.learner.optimizer.lr=0.05",
-)
-# So that a network without pretrained weights, too, makes pseudo-labels.
-LOW = ("algorithm.learner.loss.threshold=0.5",)
-LOWERED = {"fixmatch": LOW, "fixmatch_reference": LOW, "flexmatch": LOW}
 SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
 ALGORITHMS = ("probe", "fixmatch", "fixmatch_reference", *SIBLINGS)
-
-
-@pytest.fixture
-def small(make_source):
-    return make_task(make_source(60, size=32), anomaly="rare")
-
-
-@pytest.fixture
-def labels(small):
-    return initial_labels(small, anomalies=2, normals=6, seed=0)
-
-
-@pytest.fixture
-def make(small, make_embedding):
-    def make_learner(algorithm="fixmatch", *overrides, **model):
-        tiny = () if algorithm == "probe" else (*TINY, *LOWERED.get(algorithm, ()))
-        config = compose(f"algorithm={algorithm}", *tiny, *overrides)
-        return build_learner(config, small, make_embedding(small.source, **model))
-
-    return make_learner
 
 
 def fitted(learner, small, labels, cycles=1):
     for cycle in range(1, cycles + 1):
         learner.fit(labels, pool=small.pool, cycle=cycle)
     return learner
-
-
-@pytest.fixture(scope="module")
-def plain_logits():
-    """Scores before any knob is turned, computed once for each set of overrides."""
-    known = {}
-
-    def logits_of(make, small, labels, *overrides, cycles=1):
-        key = (overrides, cycles)
-        if key not in known:
-            known[key] = logits(fitted(make("fixmatch", *overrides), small, labels, cycles), small)
-        return known[key]
-
-    return logits_of
 
 
 def logits(learner, small):
@@ -268,63 +219,6 @@ def test_what_lightning_refuses_is_one_error_and_no_traceback(make, small, label
 
 # --- no dead knobs ---------------------------------------------------------------------------------------------
 
-UNFROZEN = "algorithm.learner.loss.freeze_batch_norm=false"
-STUDENT = "algorithm.learner.loss.teacher=student"
-ALIKE = "algorithm.learner.batch.candidate_share=0.0"
-PRIOR = "algorithm.learner.loss.alignment.prior=0.5"
-KNOBS = {
-    "start": ["start=cold"],
-    "carry_over": ["carry_over=true"],
-    "guard": ["guard=fallback"],  # with so few anomalies nothing can be compared, and the probe stays
-    "trainable_groups": ["trainable_groups=null"],
-    "loss.threshold": ["loss.threshold=0.999"],
-    "loss.alignment.prior": ["loss.alignment.prior=0.01"],
-    "loss.alignment.momentum": ["loss.alignment.momentum=0.0", PRIOR],
-    "loss.consistency": ["loss.consistency=squared_error"],
-    "loss.rampup": ["loss.rampup=0.9"],
-    "loss.layer_decay": ["loss.layer_decay=0.1"],
-    "loss.unlabelled_weight": ["loss.unlabelled_weight=3.0"],
-    "loss.ema_decay": ["loss.ema_decay=0.5"],
-    "loss.teacher": ["loss.teacher=student"],
-    "loss.schedule": ["loss.schedule=constant"],
-    "loss.weight_decay": ["loss.weight_decay=0.5"],
-    "loss.freeze_batch_norm": ["loss.freeze_batch_norm=false"],
-    "loss.single_forward": ["loss.single_forward=true", UNFROZEN, STUDENT],
-    "batch.labelled": ["batch.labelled=6"],
-    "batch.unlabelled_ratio": ["batch.unlabelled_ratio=1"],
-    "batch.candidates": ["batch.candidates=3"],
-    "batch.candidate_share": ["batch.candidate_share=1.0", "algorithm.learner.batch.candidates=3"],
-    "batch.iterations": ["batch.iterations=4"],
-    "optimizer.lr": ["optimizer.lr=0.1"],
-    "optimizer.momentum": ["optimizer.momentum=0.5"],
-    "optimizer.nesterov": ["optimizer.nesterov=false"],
-}
-"""What is changed, then what both sides share: without batch statistics one forward pass or two are the same."""
-SPEED_ONLY = {"batch.workers"}
-
-
-def leaves(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        elif not key.startswith("_") and str(value) not in ("${augment}", "${trainer.lightning}", "${probe}"):
-            yield f"{prefix}{key}"
-
-
-def test_every_knob_of_fixmatch_is_turned_below():
-    node = OmegaConf.to_container(compose("algorithm=fixmatch").algorithm.learner)
-    assert set(leaves(node)) == set(KNOBS) | SPEED_ONLY
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("knob", KNOBS)
-def test_every_knob_of_fixmatch_changes_the_scores(make, small, labels, plain_logits, knob):
-    change, *shared = KNOBS[knob]
-    cycles = 2 if knob == "carry_over" else 1
-    plain = plain_logits(make, small, labels, *shared, cycles=cycles)
-    changed = logits(fitted(make("fixmatch", *shared, f"algorithm.learner.{change}"), small, labels, cycles), small)
-    assert np.abs(plain - changed).max() > 1e-6
-
 
 def test_after_a_training_the_average_ranks_over_all_orientations_again(make, small, labels):
     one, several = (make("fixmatch", orientations=count, stages=True) for count in (1, 8))
@@ -362,82 +256,6 @@ def test_the_mirror_image_of_an_anomaly_teaches_the_probe(make, small, labels):
     assert np.abs(eight - two).max() > 1e-3
 
 
-OWN = {
-    "flexmatch": {"threshold": "0.75"},
-    "freematch": {"threshold": None, "weighting.momentum": "0.5", "weighting.fairness": "5.0"},
-    "softmatch": {"threshold": None, "weighting.momentum": "0.1", "weighting.n_sigma": "9.0"},
-    "meanteacher": {"threshold": "0.95", "consistency": "cross_entropy", "unlabelled_weight": "1.0", "rampup": "1.0"},
-}
-"""What each sibling sets, and what else it may be; None where it can be nothing else."""
-
-
-SHARED = {
-    # So long that most images were sure once: the thresholds are low before.
-    ("flexmatch", "threshold"): ["trainer.iterations=12", ALIKE],
-    # A Gaussian so narrow, or so far along, that it shows.
-    ("softmatch", "weighting.momentum"): ["algorithm.learner.loss.weighting.n_sigma=30.0"],
-    ("softmatch", "weighting.n_sigma"): ["algorithm.learner.loss.weighting.momentum=0.1"],
-}
-"""What both sides need, for the change to have an effect on so few steps of so small a network."""
-
-
-@pytest.mark.parametrize("algorithm", OWN)
-def test_every_knob_that_a_sibling_adds_is_turned_below(algorithm):
-    own, plain = (dict(_values(compose(f"algorithm={name}").algorithm.learner)) for name in (algorithm, "fixmatch"))
-    differ = {key.removeprefix("loss.") for key, value in own.items() if key not in plain or plain[key] != value}
-    assert differ | {"threshold"} == set(OWN[algorithm])
-
-
-def _values(node):
-    """As it stands in the file: what refers to something else is the same everywhere."""
-    plain = OmegaConf.to_container(node, resolve=False)
-    for key in leaves(plain):
-        value = plain
-        for part in key.split("."):
-            value = value[part]
-        yield key, value
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("algorithm", "key"), [(name, key) for name, knobs in OWN.items() for key, value in knobs.items() if value]
-)
-def test_every_knob_that_a_sibling_adds_changes_the_scores(make, small, labels, algorithm, key):
-    shared = SHARED.get((algorithm, key), [])
-    plain = logits(fitted(make(algorithm, *shared), small, labels), small)
-    word = f"algorithm.learner.loss.{key}={OWN[algorithm][key]}"
-    changed = logits(fitted(make(algorithm, *shared, word), small, labels), small)
-    assert np.abs(plain - changed).max() > 1e-6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("algorithm", SIBLINGS)
-def test_any_of_them_can_be_aligned_to_a_prior(make, small, labels, algorithm):
-    plain = logits(fitted(make(algorithm), small, labels), small)
-    word = "algorithm.learner.loss.alignment.prior=0.01"
-    assert np.abs(plain - logits(fitted(make(algorithm, word), small, labels), small)).max() > 1e-6
-    none = logits(fitted(make(algorithm, "algorithm.learner.loss.alignment=null"), small, labels), small)
-    np.testing.assert_array_equal(plain, none)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "override",
-    ["seed=1", "trainer.lightning.precision=bf16-mixed", "augment.operations=0", "probe.inverse_regularisation=0.1"],
-)
-def test_what_comes_from_other_groups_changes_the_scores_too(make, small, labels, plain_logits, override):
-    plain = plain_logits(make, small, labels)
-    assert np.abs(plain - logits(fitted(make("fixmatch", override), small, labels), small)).max() > 1e-6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("change", [{"name": "test_resnet"}, {"image_size": 40}, {"bn_momentum": 0.9}], ids=str)
-def test_every_knob_of_the_model_changes_the_scores(make, small, labels, plain_logits, change):
-    plain = plain_logits(make, small, labels, UNFROZEN)
-    changed = logits(fitted(make("fixmatch", UNFROZEN, **change), small, labels), small)
-    assert np.abs(plain - changed).max() > 1e-6
-
-
 @pytest.mark.slow
 def test_weights_of_the_model_come_from_where_it_says(make, small, labels, tmp_path):
     source = make("probe")
@@ -448,52 +266,6 @@ def test_weights_of_the_model_come_from_where_it_says(make, small, labels, tmp_p
     plain = logits(fitted(source, small, labels), small)
     other = logits(fitted(make("probe", weights=str(tmp_path / "weights.pth")), small, labels), small)
     assert np.abs(plain - other).max() > 1e-6
-
-
-@pytest.mark.slow
-def test_workers_change_nothing_but_the_time(make, small, labels, plain_logits):
-    plain = plain_logits(make, small, labels)
-    np.testing.assert_array_equal(plain, logits(fitted(make("fixmatch", "trainer.workers=2"), small, labels), small))
-
-
-AUGMENT = {
-    "flip": 0.0,
-    "vertical_flip": 0.5,
-    "translate": 0.3,
-    "operations": 1,
-    "factor": [0.5, 0.6],
-    "posterize_bits": [1, 2],
-    "rotate": 90.0,
-    "shear": 1.0,
-    "strong_translate": 0.05,
-    "cutout": 0.0,
-}
-WEAK = {"flip", "vertical_flip", "translate"}
-
-
-def test_every_knob_of_the_augmentation_is_turned_below():
-    assert {key for key in compose().augment if not key.startswith("_")} == set(AUGMENT)
-
-
-@pytest.mark.parametrize("knob", AUGMENT)
-def test_every_knob_of_the_augmentation_changes_its_view(knob):
-    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    node = {k: v for k, v in OmegaConf.to_container(compose().augment).items() if not k.startswith("_")}
-    plain, changed = Augmentation(**node), Augmentation(**node | {knob: AUGMENT[knob]})
-    for view in ("weak", "strong"):
-        one, other = getattr(plain, view)(3), getattr(changed, view)(3)
-        differ = any(not np.array_equal(one(image, seed), other(image, seed)) for seed in range(60))
-        assert differ == (view == "strong" or knob in WEAK)
-
-
-@pytest.mark.parametrize(
-    "change", ["inverse_regularisation=1.0", "rounds=0", "confidence=0.999", "weight=1.0", "limit=1"]
-)
-def test_every_knob_of_the_probe_changes_the_scores(make, small, labels, change):
-    shared = ["probe.inverse_regularisation=100.0"]  # these labels are few: only a close fit is sure of anything
-    plain = logits(fitted(make("probe", *shared), small, labels), small)
-    other = fitted(make("probe", *shared, f"probe.{change}"), small, labels)
-    assert np.abs(plain - logits(other, small)).max() > 1e-3
 
 
 def test_features_are_computed_once(make, small, labels):
