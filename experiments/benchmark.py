@@ -114,7 +114,8 @@ PROBLEMS = {
 }
 ABLATIONS = {
     "all alike": ("algorithm.learner.batch.candidate_share=0",),
-    "cold": ("algorithm.learner.start=cold",),
+    "trained head": ("algorithm.learner.refit=false",),
+    "cold": ("algorithm.learner.start=cold", "algorithm.learner.refit=false"),
     "threshold 0.6": ("algorithm.learner.loss.threshold=0.6",),
     "threshold 0.95": ("algorithm.learner.loss.threshold=0.95",),
     "student teaches": ("algorithm.learner.loss.teacher=student",),

@@ -39,7 +39,12 @@ SIBLINGS = {
     "freematch": ("algorithm.learner.loss.weighting.fairness=5.0", "algorithm.learner.loss.weighting.momentum=0.5"),
     "softmatch": (ALIGNED, "algorithm.learner.loss.weighting.momentum=0.5"),
 }
-JOBS = {"one": (), "two": TWO, "moving": (*TWO, *MOVING), "broken": (*TWO, "algorithm.learner.start=cold")}
+JOBS = {
+    "one": (),
+    "two": TWO,
+    "moving": (*TWO, *MOVING),
+    "broken": (*TWO, "algorithm.learner.start=cold", "algorithm.learner.refit=false"),
+}
 WORDS = {name: ("algorithm=fixmatch", LOW, *words) for name, words in JOBS.items()}
 for sibling, own in SIBLINGS.items():
     WORDS |= {f"one {sibling}": (f"algorithm={sibling}", *own), f"two {sibling}": (f"algorithm={sibling}", *own, *TWO)}

@@ -13,8 +13,9 @@ STUDENT = "algorithm.learner.loss.teacher=student"
 ALIKE = "algorithm.learner.batch.candidate_share=0.0"
 PRIOR = "algorithm.learner.loss.alignment.prior=0.5"
 KNOBS = {
-    "start": ["start=cold"],
+    "start": ["start=cold", "algorithm.learner.refit=false"],
     "carry_over": ["carry_over=true"],
+    "refit": ["refit=false"],
     "guard": ["guard=fallback"],  # with so few anomalies nothing can be compared, and the probe stays
     "trainable_groups": ["trainable_groups=null"],
     "loss.threshold": ["loss.threshold=0.999"],

@@ -90,7 +90,7 @@ def test_unsure_and_artefact_teach_nothing(make, small, labels):
 
 
 def test_fixmatch_starts_from_the_probe_and_leaves_the_pretrained_backbone_alone(make, small, labels):
-    learner = make("fixmatch", "algorithm.learner.optimizer.lr=0.0")
+    learner = make("fixmatch", "algorithm.learner.optimizer.lr=0.0", "algorithm.learner.refit=false")
     before = {k: v.clone() for k, v in learner.embedding.network(normalised=True).backbone.state_dict().items()}
     fitted(learner, small, labels)
     probe = fitted(make("probe"), small, labels)

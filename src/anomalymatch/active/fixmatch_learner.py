@@ -35,6 +35,7 @@ from anomalymatch.models.fixmatch import FixMatch
 from anomalymatch.models.fixmatch_spec import FixMatchSpec
 from anomalymatch.models.network import Network, freeze_lower_groups
 from anomalymatch.models.probe import Probe, ProbeSpec
+from anomalymatch.models.refit import refit_head
 from anomalymatch.progress import progress
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Reject
@@ -59,8 +60,8 @@ class FixMatchLearner:
         optimizer: partial of an optimiser.
         augmentation: weak and strong views.
         trainer: partial of Lightning's Trainer with device, precision and strategy.
-        guard: after training look for signs of harm, and `warn` of them, or `fallback` to the probe's ranking, which
-            is also compared out of fold then, by two more trainings; `off` does not look.
+        guard: `warn` of signs of harm, or `fallback` to the probe (two more trainings compare them), or `off`.
+        refit: after training, let a probe of the labels alone rank, on the features that were learnt.
         truth: whether an image is an anomaly, in a benchmark; only to log how right the pseudo-labels are.
     """
 
@@ -81,18 +82,21 @@ class FixMatchLearner:
         augmentation: Augmentation,
         trainer: Callable[..., Trainer],
         guard: str = "off",
+        refit: bool = False,
         truth: Truth | None = None,
     ) -> None:
         if start not in STARTS:
             raise ConfigError(f"algorithm.learner.start is {start!r}: choose one of {', '.join(STARTS)}")
+        if refit and start != "probe":
+            raise ConfigError("algorithm.learner.refit=true needs start=probe: a cold head has other features")
         try:
             optimizer([torch.nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
             raise ConfigError(f"algorithm.learner.optimizer: {error}") from error
-        self.embedding, self.seed, self.start, self.carry_over = embedding, seed, start, carry_over
-        self.trainable_groups, self.probe = trainable_groups, probe
-        self.loss, self.batch, self.optimizer = loss, batch, optimizer
-        self.augmentation, self.trainer, self.truth = augmentation, trainer, truth
+        self.embedding, self.seed, self.truth = embedding, seed, truth
+        self.start, self.carry_over, self.trainable_groups, self.refit = start, carry_over, trainable_groups, refit
+        self.probe, self.loss, self.batch, self.optimizer = probe, loss, batch, optimizer
+        self.augmentation, self.trainer = augmentation, trainer
         self.watch = Watch(guard, embedding, probe, has_features=start == "probe")
         self.on_step: StepListener = ignore_step
         # Made once here only to be looked at: what is wrong shows before anything is written.
@@ -122,7 +126,8 @@ class FixMatchLearner:
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout and stochastic depth of backbones that have them
             self._train(self._starting_network(probe, seed), data, pool, cycle, listener)
-
+        if self.refit:
+            refit_head(self._fitted(), self.embedding, labels, self.probe)
         if self.watch.finds_harm(
             labels,
             pool,
@@ -197,9 +202,8 @@ class FixMatchLearner:
     def _starting_network(self, probe: Probe | None, seed: int) -> Network:
         if self.carry_over and self._student is not None:
             return self._student
-        network = self.embedding.network(
-            normalised=self.start == "probe", generator=torch.Generator().manual_seed(seed)
-        )
+        generator = torch.Generator().manual_seed(seed)
+        network = self.embedding.network(normalised=self.start == "probe", generator=generator)
         if self.start == "probe":
             assert probe is not None
             network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+
+from anomalymatch.data.task import initial_labels, make_task
+from anomalymatch.models.embedding import Embedding
+from anomalymatch.models.inference import Inference
+from anomalymatch.models.orientations import turned
+from anomalymatch.models.probe import ProbeSpec, self_train
+from anomalymatch.models.refit import refit_head
+
+SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0.25, limit=200, orientations=2)
+
+
+@pytest.fixture
+def task(make_source):
+    return make_task(make_source(60, size=32, unreadable={"im000004"}), anomaly="rare")
+
+
+@pytest.fixture
+def embedding(task, tmp_path):
+    inference = Inference(device="cpu", precision="fp32", workers=1)
+    return Embedding("test_efficientnet", "none", 32, None, task.source, tmp_path, inference, stages=True)
+
+
+@pytest.fixture
+def labels(task):
+    return initial_labels(task, anomalies=3, normals=12, seed=0)
+
+
+def images(task, ids):
+    return torch.stack([torch.from_numpy(task.source.read([id_])[0]).permute(2, 0, 1) for id_ in ids])
+
+
+def features(network, batch):
+    """What the head sees."""
+    with torch.inference_mode():
+        rows = network.eval().backbone(batch).numpy()
+    width = network.backbone.features
+    return np.concatenate(
+        [rows[:, :width] / np.linalg.norm(rows[:, :width], axis=1, keepdims=True), rows[:, width:]], 1
+    )
+
+
+def test_the_head_is_a_probe_of_the_labels_on_the_features_as_they_are_now(task, embedding, labels):
+    network = embedding.network(normalised=True)
+    with torch.no_grad():
+        for parameter in network.backbone.parameters():
+            parameter.mul_(1.1)  # as if it had learnt something
+    anomalies, normals = ([id_ for id_ in sorted(labels) if labels[id_] == kind] for kind in ("anomaly", "normal"))
+    rare = images(task, anomalies)
+    rows, mirrored, others = (features(network, batch) for batch in (rare, turned(rare, 1), images(task, normals)))
+    alone = ProbeSpec(**{**SPEC.__dict__, "rounds": 0})
+    probe = self_train(rows, others, rows[:0], alone, embedding.views.scaling, turned=mirrored)
+    refit_head(network, embedding, labels, SPEC)
+    with torch.inference_mode():
+        logits = network(images(task, task.pool[:9]))
+    expected = probe.logits(features(network, images(task, task.pool[:9])))
+    np.testing.assert_allclose((logits[:, 1] - logits[:, 0]).numpy(), expected, atol=1e-3)
+
+
+def test_it_undoes_what_the_head_alone_has_learnt(task, embedding, labels):
+    one, other = (embedding.network(normalised=True, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    for network in (one, other):
+        refit_head(network, embedding, labels, SPEC)
+    assert torch.equal(one.head.linear.weight, other.head.linear.weight)
+    assert torch.equal(one.head.linear.bias, other.head.linear.bias)
+
+
+def test_images_that_cannot_be_read_teach_nothing(embedding, labels):
+    heads = []
+    for more in ({}, {"im000004": "normal"}, {"im000009": "unsure", "im000011": "artefact"}):
+        network = embedding.network(normalised=True)
+        refit_head(network, embedding, {**labels, **more}, SPEC)
+        heads.append(network.head.linear.weight.clone())
+    assert torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[0], heads[2])
+
+
+def test_without_a_readable_image_of_both_kinds_the_head_stays(embedding, labels):
+    network = embedding.network(normalised=True)
+    before = network.head.linear.weight.clone()
+    readable = {id_: label for id_, label in labels.items() if label == "normal"}
+    refit_head(network, embedding, {**readable, "im000004": "anomaly"}, SPEC)
+    assert torch.equal(network.head.linear.weight, before)
