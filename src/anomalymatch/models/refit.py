@@ -1,6 +1,6 @@
 """After a backbone has learnt, its head anew: the probe of the labels alone, on the features as they are now."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -30,23 +30,21 @@ def refit_head(network: Network, embedding: Embedding, labels: Mapping[str, str]
         labels: those whose images cannot be read are left out.
         spec: how the probe is fitted; it does not train itself here.
     """
-    sides = (ids_labelled(labels, label) for label in (Label.ANOMALY, Label.NORMAL))
-    anomalies, normals = (_features(network, embedding, ids, orientations=range(1)) for ids in sides)
+    backbone, c = network.backbone, spec.inverse_regularisation
+    forward, size = embedding.inference.prepared(backbone), embedding.image_size
+    at_once = embedding.inference.batch_size(size)
+
+    def features(kind: Label, orientations: Iterable[int]) -> Rows:
+        """Of the readable images, in these orientations."""
+        rows = [np.empty((0, backbone.features + backbone.stage_features), np.float32)]
+        for batch in stream(embedding.source, ids_labelled(labels, kind), size=size, batch_size=at_once, workers=1):
+            rows += [forward(turned(batch.images, i)) for i in orientations if batch.ids]
+        return with_unit_last(np.concatenate(rows), backbone.features)
+
+    anomalies, normals = (features(kind, range(1)) for kind in (Label.ANOMALY, Label.NORMAL))
     if not len(anomalies) or not len(normals):
         return
-    other = range(1, spec.orientations)
-    turns = _features(network, embedding, ids_labelled(labels, Label.ANOMALY), orientations=other)
-    views, c = np.concatenate([anomalies, turns]), spec.inverse_regularisation
+    views = np.concatenate([anomalies, features(Label.ANOMALY, range(1, spec.orientations))])
     gain = trusted(anomalies, normals, embedding.views.scaling, inverse_regularisation=c)
     probe = fit_probe(views, normals, inverse_regularisation=c, gain=gain, share=len(anomalies) / len(views))
     network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
-
-
-def _features(network: Network, embedding: Embedding, ids: Sequence[str], *, orientations: Iterable[int]) -> Rows:
-    """Of the readable images, in these orientations."""
-    backbone, inference, size = network.backbone, embedding.inference, embedding.image_size
-    forward = inference.prepared(backbone)
-    rows = [np.empty((0, backbone.features + backbone.stage_features), np.float32)]
-    for batch in stream(embedding.source, ids, size=size, batch_size=inference.batch_size(size), workers=1):
-        rows += [forward(turned(batch.images, i)) for i in orientations if batch.ids]
-    return with_unit_last(np.concatenate(rows), backbone.features)
