@@ -83,3 +83,12 @@ def test_without_a_readable_image_of_both_kinds_the_head_stays(embedding, labels
     readable = {id_: label for id_, label in labels.items() if label == "normal"}
     refit_head(network, embedding, {**readable, "im000004": "anomaly"}, SPEC)
     assert torch.equal(network.head.linear.weight, before)
+
+
+def test_features_that_are_not_finite_leave_the_head_alone(embedding, labels):
+    network = embedding.network(normalised=True)
+    before = network.head.linear.weight.clone()
+    with torch.no_grad():
+        next(network.backbone.body.parameters()).fill_(float("nan"))
+    refit_head(network, embedding, labels, SPEC)
+    assert torch.equal(network.head.linear.weight, before)

@@ -21,6 +21,8 @@ Rows = Float32[np.ndarray, "n d"]
 def refit_head(network: Network, embedding: Embedding, labels: Mapping[str, str], spec: ProbeSpec) -> None:
     """Set the head of `network` to a probe, in place.
 
+    It stays where no image of a class can be read, and where a training went so wrong that features are not finite.
+
     Where anomalies are rare, many pseudo-labels are wrong. The features gain by them all the same, for they move to
     the archive at hand; but a head that has learnt them by heart ranks by them.
 
@@ -42,7 +44,7 @@ def refit_head(network: Network, embedding: Embedding, labels: Mapping[str, str]
         return with_unit_last(np.concatenate(rows), backbone.features)
 
     anomalies, normals = (features(kind, range(1)) for kind in (Label.ANOMALY, Label.NORMAL))
-    if not len(anomalies) or not len(normals):
+    if not len(anomalies) or not len(normals) or not np.isfinite([anomalies.sum(), normals.sum()]).all():
         return
     views = np.concatenate([anomalies, features(Label.ANOMALY, range(1, spec.orientations))])
     gain = trusted(anomalies, normals, embedding.views.scaling, inverse_regularisation=c)
