@@ -10,10 +10,11 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from anomalymatch.evaluation.confidence import mean_interval
-from anomalymatch.evaluation.plots import FAINT, INK, PALETTE, canvas, dress, save
+from anomalymatch.evaluation.plots import FAINT, INK, MARKERS, PALETTE, canvas, dress, save
 
 ACROSS, PANEL = 4, 1.9
 """Panels in a row, and the height of one in inches."""
+LINES = ("-", "--", "-.")
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:
@@ -34,28 +35,29 @@ def discovery_figure(rows: Sequence[Row]) -> Figure:
     figure = canvas(PANEL * -(-len(tasks) // ACROSS) + 0.5)
     figure.set_figwidth(2 * figure.get_figwidth())
     legend: dict[str, Artist] = {}  # an algorithm may be missing in some panels
-    for place, task in enumerate(tasks):
-        axes = figure.add_subplot(-(-len(tasks) // ACROSS), ACROSS, place + 1)
+    for number, task in enumerate(tasks, 1):
+        axes = figure.add_subplot(-(-len(tasks) // ACROSS), ACROSS, number)
         dress(axes, "labels", "found")
         axes.set_title(task, fontsize=10, color=INK)
         some = [row for row in rows if row["task"] == task]
         spent = sorted({int(row["spent"]) for row in some})
         best = max(int(row["anomalies"]) for row in some if int(row["spent"]) == 0)
         axes.plot(spent, np.minimum(spent, best), color=FAINT, linestyle=":", label="at best")
-        for colour, algorithm in zip(PALETTE * len(algorithms), algorithms, strict=False):
+        for place, algorithm in enumerate(algorithms):
+            colour, line = PALETTE[place % len(PALETTE)], LINES[place // len(PALETTE) % len(LINES)]
             own = [row for row in some if row["algorithm"] == algorithm]
-            found = [[float(row["found"]) for row in own if int(row["spent"]) == number] for number in spent]
+            found = [[float(row["found"]) for row in own if int(row["spent"]) == labels] for labels in spent]
             if not all(found):
                 continue
             intervals = [mean_interval(values) for values in found]
-            axes.plot(spent, [i.mean for i in intervals], color=colour, label=algorithm)
+            axes.plot(spent, [i.mean for i in intervals], color=colour, linestyle=line, label=algorithm)
             if not any(math.isnan(i.low) for i in intervals):
                 low, high = ([getattr(i, end) for i in intervals] for end in ("low", "high"))
                 axes.fill_between(spent, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.set_ylim(bottom=0)
-        handles, labels = axes.get_legend_handles_labels()
-        legend |= dict(zip(labels, handles, strict=True))
-    where = {"loc": "outside lower center", "ncols": len(legend), "frameon": False}
+        handles, names = axes.get_legend_handles_labels()
+        legend |= dict(zip(names, handles, strict=True))
+    where = {"loc": "outside lower center", "ncols": min(len(legend), 5), "frameon": False}
     figure.legend(list(legend.values()), list(legend), labelcolor=INK, **where)
     return figure
 
@@ -67,10 +69,11 @@ def gain_figure(rows: Sequence[Row]) -> Figure:
     axes = figure.add_subplot()
     dress(axes, "average precision of the probe", "after fine-tuning")
     axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":", label="no gain")
-    for colour, algorithm in zip(PALETTE * len(algorithms), algorithms, strict=False):
+    for place, algorithm in enumerate(algorithms):
+        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place // len(PALETTE) % len(MARKERS)]
         own = [row for row in rows if row["algorithm"] == algorithm]
         ap, probe = ([float(row[key]) for row in own] for key in ("ap", "probe_ap"))
-        axes.scatter(probe, ap, color=colour, label=algorithm, s=26, alpha=0.8, linewidth=0)
+        axes.scatter(probe, ap, color=colour, marker=marker, label=algorithm, s=26, alpha=0.8, linewidth=0)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.legend(frameon=False, labelcolor=INK)
     return figure
