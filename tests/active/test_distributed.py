@@ -28,6 +28,7 @@ TINY = (
     f"trainer.iterations={STEPS}",
     "algorithm.learner.optimizer.lr=0.02",
     "algorithm.learner.batch.candidate_share=0.0",  # so that no image comes twice
+    "algorithm.learner.refit=false",  # so that what trained is what comes back
     "trainer.lightning.accelerator=cpu",
 )
 TWO = ("trainer.lightning.devices=2", "trainer.lightning.strategy=ddp_spawn")
@@ -43,7 +44,7 @@ JOBS = {
     "one": (),
     "two": TWO,
     "moving": (*TWO, *MOVING),
-    "broken": (*TWO, "algorithm.learner.start=cold", "algorithm.learner.refit=false"),
+    "broken": (*TWO, "algorithm.learner.start=cold"),
 }
 WORDS = {name: ("algorithm=fixmatch", LOW, *words) for name, words in JOBS.items()}
 for sibling, own in SIBLINGS.items():
