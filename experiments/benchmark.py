@@ -1,7 +1,8 @@
 """Every algorithm on every task: what it ranks, what it finds with 200 labels, what it costs.
 
 A cell is one algorithm on one task, from one start, with one oracle; each of its draws is a CSV of its own, so that a
-call goes on where the last one stopped. A cell runs in a process of its own, which gives its peak memory.
+call goes on where the last one stopped, and what the table of the results has already is not measured again. A cell
+runs in a process of its own, which gives its peak memory.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 
@@ -41,6 +42,7 @@ OTHERS = {
     "school bus": "n04146614",
     "cliff": "n09246464",
 }
+RESULTS = "benchmark.csv"
 ROUND, ROUNDS = 20, 10
 """Labels of a round, and rounds: 200 labels."""
 STARTS: dict[str, tuple[int, int | None]] = {
@@ -134,6 +136,8 @@ STRATEGIES = ("auto", "expected", "mixture", "diverse", "distinct", "uncertain",
 RECIPES = {
     "probe": Recipe("probe"),
     "probe, 8 views": Recipe("probe", ("model.orientations=8",)),
+    "probe, 2 views": Recipe("probe", ("model.orientations=2",)),
+    "probe, 5 crops": Recipe("probe", ("model.crops=5",)),
     "probe, not mirrored": Recipe("probe", ("probe.orientations=1",)),
     "probe, calibrated": Recipe("probe", ("probe.calibration=platt",)),
     "probe, last layer": Recipe("probe", ("model.stages=false", "probe.orientations=1")),
@@ -176,7 +180,7 @@ def main() -> None:
     """Measure what is missing, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/benchmark"), help="one CSV a draw")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the tables and plots")
+    parser.add_argument("--results", type=Path, help="folder of the table and plots (default: experiments/results)")
     parser.add_argument("--algorithms", nargs="+", default=CHEAP, choices=RECIPES)
     parser.add_argument("--tasks", nargs="+", default=list(PROBLEMS), choices=PROBLEMS)
     parser.add_argument("--starts", nargs="+", default=["5"], choices=STARTS)
@@ -187,12 +191,25 @@ def main() -> None:
     set_up_logging("warning")
     if options.quick:
         options.runs, options.tasks, options.draws = options.runs / "quick", ["demo lenses"], 1
+    options.results = options.results or (options.runs / "results" if options.quick else HERE / "results")
+    restore(options.results / RESULTS, options.runs)
     for names in product(options.algorithms, options.tasks, options.starts, options.oracles):
         fill(Cell(*names), options)
     rows = [row for path in sorted(options.runs.glob("*.csv")) for row in read(path)]
-    write_text(options.results / "benchmark.csv", to_csv(rows))
+    write_text(options.results / RESULTS, to_csv(rows))
     draw_plots(rows, options.results)
     print(summary(rows))
+
+
+def restore(results: Path, runs: Path) -> None:
+    """Write the draws of a table that are not in `runs`, as in a fresh clone none is."""
+    draws: dict[Path, list[Row]] = {}
+    for row in read(results) if results.exists() else []:
+        cell = Cell(**{field.name: str(row[field.name]) for field in fields(Cell)})
+        draws.setdefault(cell.path(runs, int(row["draw"])), []).append(row)
+    for path, rows in draws.items():
+        if not path.exists():
+            write_text(path, to_csv(rows))
 
 
 def fill(cell: Cell, options: argparse.Namespace) -> None:
@@ -281,7 +298,7 @@ def promises(ranking: Ranking, task: Task) -> Row:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a draw."""
+    """The rows of a draw, or of all."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

@@ -17,7 +17,7 @@ from anomalymatch.files import write_text
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.fixmatch import FixMatch
 from anomalymatch.models.fixmatch_spec import FixMatchSpec
-from anomalymatch.models.network import freeze_lower_groups
+from anomalymatch.models.layer_groups import freeze_lower_groups
 
 PLAIN = {
     "threshold": 0.95,
@@ -50,18 +50,17 @@ def scoring(task: Task, size: int, repeats: int) -> list[Row]:
     embedding = _embedding(task, size)
     inference, backbone = embedding.inference, embedding.network(normalised=True).backbone
     batch = inference.batch_size(size)
-    folded = backbone.folded().eval().to(memory_format=torch.channels_last)
+    forward = inference.prepared(backbone, size=size, count=len(task.source.ids))
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).to(memory_format=torch.channels_last)
     ids = task.pool[: batch * max(2, 1536 // batch)]
 
     def bare() -> int:
-        with torch.inference_mode(), inference.autocast():
-            for _ in range(len(ids) // batch):
-                folded(images)
+        for _ in range(len(ids) // batch):
+            forward(images)
         return len(ids)
 
     def streamed() -> int:
-        return sum(len(out.ids) for out in inference.run(backbone, task.source, ids, size=size))
+        return sum(len(out.ids) for out in inference.run(forward, task.source, ids, size=size))
 
     rates = alternate({"model alone": bare, "from Parquet JPEGs": streamed}, repeats)
     return [

@@ -109,6 +109,9 @@ def test_the_benchmark_fills_its_tables_and_goes_on_where_it_stopped(tmp_path):
     (line,) = [line for line in everything.splitlines() if line.startswith("| all | ")][:1]
     assert f"{float(first['ap']):.3f}" in line
     assert (tmp_path / "results" / "benchmark_found.png").stat().st_size > 10_000
+    words[2] = tmp_path / "elsewhere"
+    assert call("benchmark.py", *words, *several, cwd=tmp_path) == everything  # nothing measured: times are the same
+    assert len(list((tmp_path / "elsewhere" / "quick").glob("*.csv"))) == len(several) - 1
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from anomalymatch.errors import ConfigError
 from anomalymatch.models.fixmatch import FixMatch
 from anomalymatch.models.fixmatch_spec import FixMatchSpec
-from anomalymatch.models.network import freeze_lower_groups
+from anomalymatch.models.layer_groups import freeze_lower_groups
 from anomalymatch.models.weighting import Alignment, FlexMatch, FreeMatch, SoftMatch
 from anomalymatch.models.weights import fingerprint
 

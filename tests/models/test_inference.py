@@ -1,15 +1,20 @@
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 
 from anomalymatch.errors import ConfigError
+from anomalymatch.models import inference as inference_module
 from anomalymatch.models.inference import Inference
 
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 FP32 = Inference(device="cpu", precision="fp32", batch_pixels=32 * 32 * 8, workers=2)
 
 
 def collected(inference, module, source, ids):
-    batches = list(inference.run(module, source, ids, size=32))
+    forward = inference.prepared(module, size=32, count=len(ids))
+    batches = list(inference.run(forward, source, ids, size=32))
     outputs = np.concatenate([batch.outputs for batch in batches])
     return [id_ for batch in batches for id_ in batch.ids], outputs, [r for batch in batches for r in batch.rejects]
 
@@ -58,6 +63,61 @@ def test_bf16_is_close(make_source, tiny_backbone):
     assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
 
 
+@needs_openvino
+@pytest.mark.parametrize("whole", [True, False])
+def test_openvino_gives_the_same_outputs(make_source, tiny_network, whole):
+    source = make_source(21, unreadable={"im000003"})
+    module = tiny_network if whole else tiny_network.backbone
+    converted = Inference("cpu", "fp32", 32 * 32 * 8, backend="openvino")
+    exact, other = (collected(i, module, source, source.ids) for i in (FP32, converted))
+    assert (exact[0], exact[2]) == (other[0], other[2])
+    assert not np.array_equal(exact[1], other[1])  # another library has computed them
+    np.testing.assert_allclose(other[1], exact[1], atol=1e-4)
+
+
+@needs_openvino
+@pytest.mark.parametrize(("count", "size", "converts"), [(4096, 128, True), (4095, 128, False), (100_000, 32, True)])
+def test_auto_converts_where_there_are_many_pixels(tiny_network, monkeypatch, count, size, converts):
+    def converted(images):
+        raise NotImplementedError
+
+    def prepared(**changes):
+        return Inference("cpu", **changes).prepared(tiny_network, size=size, count=count)
+
+    monkeypatch.setattr(inference_module, "openvino_forward", lambda module, **_: converted)
+    assert (prepared() is converted) is converts
+    assert prepared(backend="openvino") is converted
+    assert prepared(backend="torch") is not converted
+    monkeypatch.setattr(inference_module, "has_openvino", lambda: False)
+    assert prepared() is not converted
+
+
+def test_what_cannot_be_converted_is_computed_by_pytorch(make_source, tiny_network, monkeypatch, caplog):
+    def fail(module, **_):
+        raise RuntimeError("an unknown operator")
+
+    monkeypatch.setattr(inference_module, "openvino_forward", fail)
+    monkeypatch.setattr(inference_module, "has_openvino", lambda: True)
+    monkeypatch.setattr(inference_module, "WORTH_CONVERTING", 1)
+    source = make_source(6)
+    with caplog.at_level("INFO"):
+        _, outputs, _ = collected(FP32, tiny_network, source, source.ids)
+    assert "PyTorch computes it: an unknown operator" in caplog.text
+    np.testing.assert_allclose(outputs, slow_outputs(tiny_network, source, source.ids), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"inference.backend=openvino cannot convert this model: an unknown operator"):
+        Inference("cpu", backend="openvino").prepared(tiny_network, size=32, count=1)
+
+
+def test_openvino_where_it_cannot_be_is_refused(monkeypatch):
+    monkeypatch.setattr(inference_module, "has_openvino", lambda: False)
+    with pytest.raises(ConfigError, match=r'inference.backend=openvino needs: pip install "anomalymatch\[openvino\]"'):
+        Inference(backend="openvino")
+    monkeypatch.setattr(inference_module, "has_openvino", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"inference.backend=openvino is for processors, not for cuda:0: take torch"):
+        Inference(device="cuda:0", backend="openvino")
+
+
 @pytest.mark.parametrize(
     ("pixels", "size", "images"), [(1_048_576, 224, 20), (1_048_576, 32, 512), (1, 64, 1), (64 * 64 * 3, 64, 3)]
 )
@@ -91,6 +151,7 @@ def test_auto_takes_bf16_only_where_the_processor_computes_in_it(monkeypatch, av
     ("change", "message"),
     [
         ({"precision": "fp16"}, "inference.precision is 'fp16': choose one of auto, fp32, bf16"),
+        ({"backend": "tpu"}, "inference.backend is 'tpu': choose one of auto, torch, openvino"),
         ({"workers": 0}, "must be at least 1"),
         ({"batch_pixels": 0}, "must be at least 1"),
     ],

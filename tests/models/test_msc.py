@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.functional.msc import angular_term, mean_shifted_contrastive, nt_xent
+from anomalymatch.models.layer_groups import freeze_lower_groups
 from anomalymatch.models.msc import MeanShiftedContrastive, MscSpec
-from anomalymatch.models.network import freeze_lower_groups
 
 STEPS = 3
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

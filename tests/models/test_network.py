@@ -9,16 +9,8 @@ from torch import nn
 
 from anomalymatch.errors import ConfigError
 from anomalymatch.functional.fixmatch import anomaly_logit, pseudo_labels
-from anomalymatch.models.network import (
-    Backbone,
-    Head,
-    Network,
-    build_backbone,
-    empty_backbone,
-    freeze_lower_groups,
-    layerwise_groups,
-    parameter_groups,
-)
+from anomalymatch.models.layer_groups import freeze_lower_groups, layerwise_groups, parameter_groups
+from anomalymatch.models.network import Backbone, Head, Network, build_backbone, empty_backbone
 from anomalymatch.models.weights import fingerprint
 
 CUT = 0.95

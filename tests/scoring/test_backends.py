@@ -88,7 +88,7 @@ def test_auto_takes_what_is_done_first(
 ):
     clock = iter([0.0, seconds_a_batch])
     monkeypatch.setattr(backends.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(backends, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(backends, "has_openvino", lambda: installed)
     monkeypatch.setattr(backends, "_has_compiler", lambda: compiler)
     chosen = backends._choose(lambda batch: None, tiny_network, torch.device("cpu"), count)
     assert chosen == expected
@@ -110,7 +110,7 @@ def test_auto_on_a_gpu(tiny_network, monkeypatch):
     ],
 )
 def test_what_is_not_there_is_one_clear_error(tiny_network, monkeypatch, backend, message):
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends, "has_openvino", lambda: False)
     monkeypatch.setattr(backends, "_has_compiler", lambda: False)
     with pytest.raises(ConfigError, match=message):
         make_scorer(tiny_network, FP32, backend=backend, count=1, batch_size=4, features=False)

@@ -2,12 +2,9 @@
 
 import copy
 import logging
-import os
-import re
-import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +13,11 @@ import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim import Optimizer
 
-from anomalymatch import errors
 from anomalymatch.active.learner import WEIGHTS, Truth, probe_of
 from anomalymatch.active.run_folder import GUARD
+from anomalymatch.active.spawned import processes_of, spawns
 from anomalymatch.active.steps import StepListener, StepLogger, StepProgress, ignore_step, quieten_lightning, relayed
 from anomalymatch.active.watch import Watch
 from anomalymatch.data.augment import Augmentation
@@ -33,7 +29,8 @@ from anomalymatch.models.checkpoint import describe_input, load_network, save_ne
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.fixmatch import FixMatch
 from anomalymatch.models.fixmatch_spec import FixMatchSpec
-from anomalymatch.models.network import Network, freeze_lower_groups
+from anomalymatch.models.layer_groups import freeze_lower_groups
+from anomalymatch.models.network import Network
 from anomalymatch.models.probe import Probe, ProbeSpec
 from anomalymatch.models.refit import refit_head
 from anomalymatch.progress import progress
@@ -100,7 +97,7 @@ class FixMatchLearner:
         self.watch = Watch(guard, embedding, probe, has_features=start == "probe")
         self.on_step: StepListener = ignore_step
         # Made once here only to be looked at: what is wrong shows before anything is written.
-        self._spawns = _spawns(self._make_trainer(ignore_step, 1), batch)
+        self._spawns = spawns(self._make_trainer(ignore_step, 1), batch)
         self._student: Network | None = None
         self._average: Network | None = None
 
@@ -150,13 +147,14 @@ class FixMatchLearner:
         return ranking
 
     def _rank(self, ids: Sequence[str] | None) -> Ranking:
-        network, source = self._fitted(), self.embedding.source
-        wanted = source.ids if ids is None else ids
+        network, source, inference = self._fitted(), self.embedding.source, self.embedding.inference
+        wanted, size = source.ids if ids is None else ids, self.embedding.image_size
+        forward = inference.prepared(network, size=size, count=len(wanted))
         kept: list[str] = []
         logits: list[np.ndarray] = []
         rejects: list[Reject] = []
         with progress("Ranking", len(wanted)) as advance:
-            for batch in self.embedding.inference.run(network, source, wanted, size=self.embedding.image_size):
+            for batch in inference.run(forward, source, wanted, size=size):
                 kept += batch.ids
                 rejects += batch.rejects
                 logits.append(anomaly_logit(torch.from_numpy(batch.outputs)).double().numpy())
@@ -213,7 +211,7 @@ class FixMatchLearner:
         self, network: Network, data: MixedBatches, pool: Sequence[str], cycle: int, listener: StepListener
     ) -> None:
         carried = self.carry_over and self._student is not None
-        network.backbone.orientations = 1  # the teacher sees one view, too, which augmentation has turned
+        network.backbone.averages = False  # the teacher sees one view, too, which augmentation has turned
         network.train()  # Lightning leaves the mode as it is, and a restored network predicts
         freeze_lower_groups(network.backbone.body, self.trainable_groups)
         module = FixMatch(
@@ -230,11 +228,11 @@ class FixMatchLearner:
             quieten_lightning()
             with relayed(listener) if self._spawns else nullcontext(listener) as relay:
                 trainer = self._make_trainer(relay, cycle)
-                with _processes_of(trainer):
+                with processes_of(trainer):
                     trainer.fit(module, datamodule=data)
         self._student, self._average = network, module.ema.network
         for trained in (self._student, self._average):
-            trained.backbone.orientations = trained.spec.orientations
+            trained.backbone.averages = True
 
     def _make_trainer(self, listener: StepListener, cycle: int) -> Trainer:
         try:
@@ -253,48 +251,3 @@ class FixMatchLearner:
         if self._average is None:
             raise RuntimeError("call fit or restore before rank or save")
         return self._average
-
-
-def _spawns(trainer: Trainer, batch: BatchSpec) -> bool:
-    """Whether `trainer` starts processes of its own; refuses those that would repeat the program, or cannot train.
-
-    Raises:
-        ConfigError: with what to set instead.
-    """
-    launcher = trainer.strategy.launcher
-    # Lightning's `ddp` starts the command line anew for every device: each would go through the whole loop and write
-    # the run folder. A fork inherits threads that stand still and a GPU that it cannot use.
-    if launcher is not None and getattr(launcher, "_start_method", None) != "spawn":
-        raise ConfigError(
-            f"trainer.lightning: {type(trainer.strategy).__name__} with {trainer.num_devices} devices would start this "
-            "program anew, or fork it: set trainer.lightning.strategy=ddp_spawn to train on several devices"
-        )
-    if trainer.num_nodes > 1:
-        raise ConfigError(f"trainer.lightning.num_nodes is {trainer.num_nodes}: training is on one host")
-    if getattr(trainer.strategy, "_layer_sync", None) is not None:
-        raise ConfigError(
-            "trainer.lightning.sync_batchnorm would take the activations out of timm's networks: leave it out, "
-            "the statistics are averaged over the processes after every step"
-        )
-    batch.shared_by(trainer.world_size)
-    return launcher is not None
-
-
-@contextmanager
-def _processes_of(trainer: Trainer) -> Iterator[None]:
-    """Leave none of the processes behind that the block starts, and raise what they raise as if it were raised here."""
-    port = os.environ.get("MASTER_PORT")
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None  # into which Lightning turns Ctrl-C
-    except ProcessRaisedException as error:
-        found = re.search(rf"^{re.escape(errors.__name__)}\.(\w+): (.*)", str(error), re.MULTILINE)
-        if found is None:
-            raise
-        raise getattr(errors, found[1])(found[2]) from error
-    finally:
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGKILL)
-            if port is None:  # Lightning chooses one and would keep to it, free or not
-                os.environ.pop("MASTER_PORT", None)

@@ -21,8 +21,9 @@ from anomalymatch.functional.novelty import trimmed_mean
 from anomalymatch.models.checkpoint import load_state, save_tensors
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.inference import OutputBatch
+from anomalymatch.models.layer_groups import freeze_lower_groups
 from anomalymatch.models.msc import MeanShiftedContrastive, MscSpec
-from anomalymatch.models.network import Backbone, freeze_lower_groups
+from anomalymatch.models.network import Backbone
 from anomalymatch.models.novelty import Detector, fit_novelty
 
 PREFIX = "backbone."
@@ -107,8 +108,9 @@ class MscLearner(DistanceLearner):
 
     def features(self, ids: Sequence[str]) -> Iterator[OutputBatch]:
         """See `DistanceLearner.features`: those of the trained backbone."""
-        backbone, inference = self._trained(), self.embedding.inference
-        for batch in inference.run(backbone, self.embedding.source, ids, size=self.embedding.image_size):
+        inference, size = self.embedding.inference, self.embedding.image_size
+        forward = inference.prepared(self._trained(), size=size, count=len(ids))
+        for batch in inference.run(forward, self.embedding.source, ids, size=size):
             norms = np.linalg.norm(batch.outputs, axis=1, keepdims=True)
             rows = (batch.outputs / np.maximum(norms, 1e-12)).astype(np.float16).astype(np.float32)
             yield OutputBatch(batch.ids, rows, batch.rejects)

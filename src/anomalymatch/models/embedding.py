@@ -1,21 +1,21 @@
 """A frozen pretrained backbone and the features it gives: what every algorithm starts from."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
-from torch import Tensor
+from jaxtyping import Float32
 
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import resize, to_tensor
 from anomalymatch.models.features import FeatureCache, Features, with_unit_last
 from anomalymatch.models.inference import Inference
 from anomalymatch.models.network import Backbone, Head, Network, NetworkSpec, build_backbone
+from anomalymatch.models.openvino import Forward
 from anomalymatch.models.orientations import turned
 from anomalymatch.models.views import Views
 from anomalymatch.types import Image, Reject
@@ -34,7 +34,8 @@ class Embedding:
         cache_dir: folder of the feature cache.
         inference: device, precision and batch size.
         stages: whether a probe sees features of the earlier stages, too (see `Backbone.forward`).
-        orientations: over how many of them the features of an image are averaged (see `models.orientations.turned`).
+        orientations: over how many of them the features of an image are averaged (see `models.looks`).
+        crops: how many are averaged with the whole image, too.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Embedding:
     inference: Inference
     stages: bool = False
     orientations: int = 1
+    crops: int = 0
 
     @cached_property
     def _built(self) -> tuple[NetworkSpec, Backbone]:
@@ -57,6 +59,7 @@ class Embedding:
             bn_momentum=self.bn_momentum,
             stages=self.stages,
             orientations=self.orientations,
+            crops=self.crops,
         )
 
     @property
@@ -118,8 +121,8 @@ class Embedding:
         return {}
 
     @cached_property
-    def _forward(self) -> Callable[[UInt8[Tensor, "b c h w"]], Float32[np.ndarray, "b d"]]:
-        return self.inference.prepared(self._built[1])
+    def _forward(self) -> Forward:
+        return self.inference.prepared(self._built[1], size=self.image_size, count=1)
 
     def backbone(self) -> Backbone:
         """A copy of the pretrained backbone, without a look into its stages; it may be trained freely."""

@@ -19,6 +19,7 @@ from anomalymatch.errors import DataError
 from anomalymatch.files import atomic_file, make_folder, storage_errors, write_text
 from anomalymatch.models.inference import Inference
 from anomalymatch.models.network import Backbone, NetworkSpec
+from anomalymatch.models.openvino import Forward
 from anomalymatch.models.weights import fingerprint
 from anomalymatch.progress import Advance, progress
 from anomalymatch.types import Reject
@@ -119,16 +120,17 @@ class FeatureCache:
         entry = make_folder(self.folder / self.key(source, spec, backbone))
         starts = range(0, len(source.ids), SHARD_IMAGES)
         with storage_errors(entry), FileLock(entry / "lock"):
-            shards = [read_shard(entry / f"{start:09d}") for start in starts]
-            missing = sum(len(_chunk(source, s)) for s, shard in zip(starts, shards, strict=True) if shard is None)
-            with progress("Features", missing) as advance:
-                return Features(
-                    [
-                        shard
-                        or self._compute(entry / f"{start:09d}", source, _chunk(source, start), spec, backbone, advance)
-                        for start, shard in zip(starts, shards, strict=True)
-                    ]
-                )
+            found = ((start, read_shard(_shard_path(entry, start))) for start in starts)
+            shards = {start: shard for start, shard in found if shard is not None}
+            missing = {start: _chunk(source, start) for start in starts if start not in shards}
+            if missing:
+                size, count = spec.image_size, sum(map(len, missing.values()))
+                forward = self.inference.prepared(backbone, size=size, count=count)
+                with progress("Features", count) as advance:
+                    for start, ids in missing.items():
+                        shard = self._compute(source, ids, size, backbone, forward, advance)
+                        shards[start] = write_shard(_shard_path(entry, start), shard)
+        return Features([shards[start] for start in starts])
 
     def key(self, source: ImageSource, spec: NetworkSpec, backbone: Backbone) -> str:
         """Name of the cache entry: a hash of everything that the features depend on."""
@@ -136,32 +138,37 @@ class FeatureCache:
         parts = [FORMAT, source.fingerprint, fingerprint(backbone), spec.name, spec.image_size, numeric]
         parts += [f"{backbone.stage_features} of stages"] if backbone.stage_features else []
         parts += [f"{backbone.orientations} orientations"] if backbone.orientations > 1 else []
+        parts += [f"{backbone.crops} crops"] if backbone.crops else []
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
     def _compute(
         self,
-        path: Path,
         source: ImageSource,
         ids: Sequence[str],
-        spec: NetworkSpec,
+        size: int,
         backbone: Backbone,
+        forward: Forward,
         advance: Advance,
     ) -> Shard:
         kept: list[str] = []
         rejects: list[Reject] = []
         rows = np.empty((len(ids), backbone.features + backbone.stage_features), dtype=np.float16)
-        for batch in self.inference.run(backbone, source, ids, size=spec.image_size):
+        for batch in self.inference.run(forward, source, ids, size=size):
             rows[len(kept) : len(kept) + len(batch.ids)] = with_unit_last(batch.outputs, backbone.features)
             kept += batch.ids
             rejects += batch.rejects
             advance(len(batch.ids) + len(batch.rejects))
-        return write_shard(path, Shard(kept, rows[: len(kept)], rejects))
+        return Shard(kept, rows[: len(kept)], rejects)
 
 
 def with_unit_last(outputs: Float32[np.ndarray, "n d"], last: int) -> Float32[np.ndarray, "n d"]:
     """Outputs of a backbone whose first `last` columns, the features of the last layer, have length one."""
     norms = np.linalg.norm(outputs[:, :last], axis=1, keepdims=True)
     return np.concatenate([outputs[:, :last] / np.maximum(norms, 1e-12), outputs[:, last:]], axis=1)
+
+
+def _shard_path(entry: Path, start: int) -> Path:
+    return entry / f"{start:09d}"
 
 
 def _chunk(source: ImageSource, start: int) -> Sequence[str]:

@@ -23,7 +23,8 @@ from anomalymatch.functional.fixmatch import (
 from anomalymatch.functional.thresholds import rampup
 from anomalymatch.models.ema import ExponentialMovingAverage
 from anomalymatch.models.fixmatch_spec import FixMatchSpec as FixMatchSpec  # under which older run folders know it
-from anomalymatch.models.network import Network, layerwise_groups
+from anomalymatch.models.layer_groups import layerwise_groups
+from anomalymatch.models.network import Network
 from anomalymatch.models.processes import over_processes, several
 
 

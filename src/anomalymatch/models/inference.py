@@ -1,6 +1,8 @@
 """Forward passes at the speed of the hardware: channels-last, reduced precision where the processor has it."""
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,9 +16,14 @@ from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import stream
 from anomalymatch.errors import ConfigError
 from anomalymatch.models.network import Backbone, Network
+from anomalymatch.models.openvino import Forward, has_openvino, openvino_forward
 from anomalymatch.types import Reject
 
+logger = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16")
+BACKENDS = ("auto", "torch", "openvino")
+WORTH_CONVERTING = 64 * 1024**2
+"""Pixels from which OpenVINO wins more than the seconds that it takes to convert a network."""
 
 
 class OutputBatch(NamedTuple):
@@ -36,24 +43,32 @@ class Inference:
         precision: `auto` takes bf16 where the hardware computes in it, else fp32.
         batch_pixels: pixels in a batch; the batch size follows from the image size.
         workers: decoding threads.
+        backend: `torch`, or `openvino` on a processor; `auto` takes that where it is installed and images are many.
     """
 
     device: str = "auto"
     precision: str = "auto"
     batch_pixels: int = 1_048_576
     workers: int = 2
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"inference.precision is {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
         if self.workers < 1 or self.batch_pixels < 1:
             raise ConfigError("inference.workers and inference.batch_pixels must be at least 1")
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"inference.backend is {self.backend!r}: choose one of {', '.join(BACKENDS)}")
         try:
             device = self.torch_device
         except RuntimeError as error:
             raise ConfigError(f"inference.device is {self.device!r}, which is no device: {error}") from error
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ConfigError(f"inference.device is {self.device!r}, but this machine has no such device: take auto")
+        if self.backend == "openvino" and not has_openvino():
+            raise ConfigError('inference.backend=openvino needs: pip install "anomalymatch[openvino]"')
+        if self.backend == "openvino" and device.type != "cpu":
+            raise ConfigError(f"inference.backend=openvino is for processors, not for {device}: take torch")
 
     @property
     def torch_device(self) -> torch.device:
@@ -75,24 +90,42 @@ class Inference:
         """Images of `image_size` squared pixels that make one batch."""
         return max(1, min(512, self.batch_pixels // image_size**2))
 
-    def run(
-        self, module: Backbone | Network, source: ImageSource, ids: Sequence[str], *, size: int
-    ) -> Iterator[OutputBatch]:
-        """Outputs of `module` for `ids`, in order, batch by batch."""
-        forward = self.prepared(module)
+    def run(self, forward: Forward, source: ImageSource, ids: Sequence[str], *, size: int) -> Iterator[OutputBatch]:
+        """Outputs for `ids`, in order, batch by batch, of a module that is `prepared`."""
         for batch in stream(source, ids, size=size, batch_size=self.batch_size(size), workers=self.workers):
             yield OutputBatch(batch.ids, forward(batch.images), batch.rejects)
 
-    def prepared(self, module: Backbone | Network) -> Callable[[UInt8[Tensor, "b c h w"]], Float32[np.ndarray, "b d"]]:
-        """`module` as a function of images, on its device and in the form that is fastest."""
+    def prepared(self, module: Backbone | Network, *, size: int, count: int) -> Forward:
+        """`module` as a function of images, on its device and in the form that is fastest.
+
+        Args:
+            module: stays as it is.
+            size: side of the images in pixels.
+            count: of the images that are to come, about.
+        """
         device = self.torch_device
         folded = module.folded().eval().to(device).to(memory_format=torch.channels_last)
+        worth = has_openvino() and device.type == "cpu" and count * size**2 >= WORTH_CONVERTING
+        if self.backend == "openvino" or (self.backend == "auto" and worth):
+            try:
+                return self._converted(folded, size)
+            except Exception as error:  # it runs the model's own code, and converts what it knows: anything may fail
+                if self.backend == "openvino":
+                    raise ConfigError(f"inference.backend=openvino cannot convert this model: {error}") from error
+                logger.info("OpenVINO cannot convert this model, PyTorch computes it: %s", error)
 
         def forward(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
             with torch.inference_mode(), self.autocast():
                 return folded(images.to(device, non_blocking=True)).float().cpu().numpy()
 
         return forward
+
+    def _converted(self, folded: Backbone | Network, size: int) -> Forward:
+        backbone = folded.backbone if isinstance(folded, Network) else folded
+        channels, batch_size = backbone.mean.shape[1], self.batch_size(size)
+        # Its own copy: it needs another memory format.
+        module = copy.deepcopy(folded)
+        return openvino_forward(module, channels=channels, size=size, batch_size=batch_size, bf16=self.computes_bf16)
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.functional.msc import angular_term, has_direction, mean_shifted_contrastive
-from anomalymatch.models.network import Backbone, parameter_groups
+from anomalymatch.models.layer_groups import parameter_groups
+from anomalymatch.models.network import Backbone
 
 
 @dataclass(frozen=True)

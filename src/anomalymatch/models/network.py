@@ -9,16 +9,14 @@ import timm
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
 from jaxtyping import Float, Shaped
-from timm.models import adapt_input_conv, group_parameters
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from anomalymatch.errors import ConfigError
 from anomalymatch.models.fold import fold_batch_norms
-from anomalymatch.models.orientations import ORIENTATIONS, turned
+from anomalymatch.models.looks import check_looks, looks
 from anomalymatch.models.stages import stage_statistics, stage_width, stages_of
 from anomalymatch.models.weights import load_weights, pretrained_config
-
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class NetworkSpec:
     # Older checkpoints know nothing of what follows.
     stages: bool = False
     orientations: int = 1
+    crops: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -50,7 +49,8 @@ class Backbone(nn.Module):
         body: the timm model.
         mean, std: of the pixels that it was trained on, by channel, 1 being white.
         stage_features: how many its stages have (see `stage_statistics`), which are put out, too; 0 for none of them.
-        orientations: over how many of them the features are averaged when predicting (see `turned`).
+        orientations: over how many of them the features are averaged when predicting (see `models.looks`).
+        crops: how many are averaged with the whole image, too.
     """
 
     mean: Tensor
@@ -64,9 +64,11 @@ class Backbone(nn.Module):
         *,
         stage_features: int = 0,
         orientations: int = 1,
+        crops: int = 0,
     ) -> None:
         super().__init__()
-        self.body, self.stage_features, self.orientations = body, stage_features, orientations
+        self.body, self.stage_features = body, stage_features
+        self.orientations, self.crops, self.averages = orientations, crops, True
         # Some models end in a hidden layer of another width than that of their last feature map.
         self.features = int(cast(int, getattr(body, "head_hidden_size", None) or body.num_features))
         self._stages = stages_of(body) if stage_features else {}
@@ -76,12 +78,13 @@ class Backbone(nn.Module):
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Pooled features of 8-bit images (values 0 to 255, any dtype), then those of the stages.
 
-        In training mode images are seen as they are, whatever `orientations` says: augmentation turns them there.
+        In training mode, and while `averages` is off, images are seen as they are: augmentation turns them there.
         """
         images = (images.to(self.mean.dtype) - self.mean) / self.std
-        if self.training or self.orientations == 1:
+        if self.training or not self.averages:
             return self._seen(images)
-        return torch.stack([self._seen(turned(images, i)) for i in range(self.orientations)]).mean(dim=0)
+        seen = [self._seen(look) for look in looks(images, self.orientations, self.crops)]
+        return torch.stack(seen).mean(dim=0)
 
     def _seen(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         if not self._stages:
@@ -92,9 +95,9 @@ class Backbone(nn.Module):
 
     def like(self, body: nn.Module, *, stages: bool) -> "Backbone":
         """The same body or a copy of it behind the same normalisation."""
-        width = self.stage_features if stages else 0
         mean, std = self.mean.flatten() / 255.0, self.std.flatten() / 255.0
-        return Backbone(body, mean, std, stage_features=width, orientations=self.orientations)
+        width = self.stage_features if stages else 0
+        return Backbone(body, mean, std, stage_features=width, orientations=self.orientations, crops=self.crops)
 
     def folded(self) -> "Backbone":
         """A copy with its batch norms folded into the convolutions: for predicting only, and faster at it."""
@@ -174,6 +177,7 @@ def build_backbone(
     bn_momentum: float | None = None,
     stages: bool = False,
     orientations: int = 1,
+    crops: int = 0,
 ) -> tuple[NetworkSpec, Backbone]:
     """Build a timm backbone with pretrained weights for any number of channels.
 
@@ -185,7 +189,8 @@ def build_backbone(
         image_size: side of the square input, in pixels.
         bn_momentum: momentum of every batch norm; None keeps the model's own.
         stages: whether the features of the stages are put out, too; a model without such goes without.
-        orientations: 1, 2, 4 or 8, over which the features are averaged when predicting (see `turned`).
+        orientations: 1, 2, 4 or 8, over which the features are averaged when predicting (see `models.looks`).
+        crops: 0, 1 or 5, which are averaged with the whole image, too.
 
     Raises:
         ConfigError: if timm does not know the name, or a value is out of range.
@@ -193,14 +198,13 @@ def build_backbone(
     """
     if image_size < 16:
         raise ConfigError(f"model.image_size is {image_size}: it must be at least 16 pixels")
-    if orientations not in ORIENTATIONS:
-        raise ConfigError(f"model.orientations is {orientations}: choose one of {', '.join(map(str, ORIENTATIONS))}")
+    check_looks(orientations, crops)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # without pretrained weights too, the same name gives the same network
         donor = _create(name, channels=3, image_size=image_size, classifier=True)
     origin = load_weights(donor, weights)
     mean, std = _statistics(pretrained_config(donor), channels)
-    spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin, stages, orientations)
+    spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin, stages, orientations, crops)
     backbone = empty_backbone(spec)
     _transplant(donor, backbone.body, channels)
     return spec, backbone
@@ -214,58 +218,9 @@ def empty_backbone(spec: NetworkSpec) -> Backbone:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = spec.bn_momentum
     width = stage_width(body, spec.channels, spec.image_size) if spec.stages else 0
-    backbone = Backbone(body, spec.mean, spec.std, stage_features=width, orientations=spec.orientations)
-    return backbone.to(memory_format=torch.channels_last)
-
-
-def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
-    """Let only the last `trainable_groups` layer groups of a timm model learn; None lets all learn.
-
-    Groups are timm's coarse ones; an EfficientNet has eight: the stem, six stages, and the last stage together with
-    the final convolution.
-
-    Returns:
-        The number of parameters that learn.
-
-    Raises:
-        ConfigError: if `trainable_groups` is negative.
-    """
-    if trainable_groups is not None and trainable_groups < 0:
-        raise ConfigError(f"algorithm.learner.trainable_groups is {trainable_groups}: it cannot be negative")
-    groups = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
-    order = sorted(groups)
-    learn = order if trainable_groups is None else order[max(0, len(order) - trainable_groups) :]
-    names = {name for group in learn for name in groups[group]}
-    for name, parameter in body.named_parameters():
-        parameter.requires_grad_(name in names)
-    return sum(p.numel() for p in body.parameters() if p.requires_grad)
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two optimiser groups: what decays, and the parameters of normalisation layers, which do not."""
-    exempt = {id(p) for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters()}
-    learning = [p for p in module.parameters() if p.requires_grad]
-    decay = [p for p in learning if id(p) not in exempt]
-    rest = [p for p in learning if id(p) in exempt]
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def layerwise_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """The groups of `parameter_groups` for each layer group of the backbone by itself; `lr_scale` slows the lower ones.
-
-    The head learns at the full rate (ELECTRA, arXiv 2003.10555), each layer group below at `layer_decay` of the rate of
-    the one above it. Groups are those of `freeze_lower_groups`, where timm's `param_groups_layer_decay` goes by block.
-    """
-    body = network.backbone.body
-    layers = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
-    depth = {name: place for place, group in enumerate(sorted(layers, reverse=True), 1) for name in layers[group]}
-    places = {id(p): depth[name] for name, p in body.named_parameters()}
-    groups = []
-    for group in parameter_groups(network, weight_decay):
-        for place in sorted({places.get(id(p), 0) for p in group["params"]}):
-            some = [p for p in group["params"] if places.get(id(p), 0) == place]
-            groups.append(group | {"params": some, "lr_scale": layer_decay**place})
-    return groups
+    return Backbone(
+        body, spec.mean, spec.std, stage_features=width, orientations=spec.orientations, crops=spec.crops
+    ).to(memory_format=torch.channels_last)
 
 
 def _create(name: str, *, channels: int, image_size: int, classifier: bool) -> nn.Module:

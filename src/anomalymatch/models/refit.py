@@ -33,7 +33,8 @@ def refit_head(network: Network, embedding: Embedding, labels: Mapping[str, str]
         spec: how the probe is fitted; it does not train itself here.
     """
     backbone, c = network.backbone, spec.inverse_regularisation
-    forward, size = embedding.inference.prepared(backbone), embedding.image_size
+    size = embedding.image_size
+    forward = embedding.inference.prepared(backbone, size=size, count=len(labels))
     at_once = embedding.inference.batch_size(size)
 
     def features(kind: Label, orientations: Iterable[int]) -> Rows:

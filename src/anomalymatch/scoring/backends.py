@@ -5,8 +5,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from anomalymatch.errors import ConfigError
 from anomalymatch.functional.fixmatch import anomaly_logit
 from anomalymatch.models.inference import Inference
 from anomalymatch.models.network import Network
+from anomalymatch.models.openvino import Forward, has_openvino, openvino_forward, padded
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ GAIN = {"openvino": 2.5, "compile": 2.0}
 """About how many times faster than plain PyTorch it is then, on a processor."""
 _PROBE_IMAGES = 16
 
-Scorer = Callable[[UInt8[Tensor, "b c h w"]], Float32[np.ndarray, "b d"]]
+Scorer = Forward
 """Logit of the anomaly in the first column, pooled features in the others, if they are kept."""
 
 
@@ -85,7 +84,7 @@ def _choose(plain: Scorer, network: Network, device: torch.device, count: int) -
     plain(images)
     seconds = (time.perf_counter() - start) * count / _PROBE_IMAGES
     total = {"torch": seconds}
-    if find_spec("openvino") is not None:
+    if has_openvino():
         total["openvino"] = SETUP_S["openvino"] + seconds / GAIN["openvino"]
     if _has_compiler():
         total["compile"] = SETUP_S["compile"] + seconds / GAIN["compile"]
@@ -117,48 +116,16 @@ def _compiled_scorer(module: nn.Module, inference: Inference, batch_size: int) -
         module, mode="max-autotune-no-cudagraphs" if inference.torch_device.type == "cuda" else None
     )
     score = _torch_scorer(compiled, inference)
-    return _padded(score, batch_size)
+    return padded(score, batch_size)
 
 
 def _openvino_scorer(module: nn.Module, inference: Inference, network: Network, batch_size: int) -> Scorer:
-    if find_spec("openvino") is None:
+    if not has_openvino():
         raise ConfigError('scoring.backend=openvino needs: pip install "anomalymatch[openvino]"')
     if inference.torch_device.type != "cpu":
         raise ConfigError(f"scoring.backend=openvino is for processors, not for {inference.torch_device}: take torch")
-    import openvino as ov
-
-    size, channels = network.spec.image_size, network.spec.channels
-    example = torch.zeros(batch_size, channels, size, size, dtype=torch.uint8)
-    exported = torch.export.export(module.to(memory_format=torch.contiguous_format), (example,))
-    converted = ov.convert_model(exported)
-    # The decoder's memory is channels-last; the transpose becomes part of the graph.
-    prepared = ov.preprocess.PrePostProcessor(converted)
-    prepared.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-    prepared.input().model().set_layout(ov.Layout("NCHW"))
-    options: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "bf16" if inference.computes_bf16 else "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = ov.Core().compile_model(prepared.build(), "CPU", options)
-
-    def score(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
-        pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-        return np.array(compiled(pixels)[0], dtype=np.float32)
-
-    return _padded(score, batch_size)
-
-
-def _padded(score: Scorer, batch_size: int) -> Scorer:
-    """Fill the last batch up, so that one compiled shape serves all."""
-
-    def padded(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
-        missing = batch_size - len(images)
-        if missing <= 0:
-            return score(images)
-        full = torch.cat([images, images[:1].expand(missing, -1, -1, -1)]).to(memory_format=torch.channels_last)
-        return score(full)[: len(images)]
-
-    return padded
+    spec, bf16 = network.spec, inference.computes_bf16
+    return openvino_forward(module, channels=spec.channels, size=spec.image_size, batch_size=batch_size, bf16=bf16)
 
 
 def find_batch_size(network: Network, inference: Inference) -> int:
