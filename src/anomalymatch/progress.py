@@ -24,6 +24,10 @@ class Advance(Protocol):
         ...
 
 
+def ignore_progress(n: int = 1, note: str = "") -> None:
+    """An `Advance` for what is over at once, or runs while another bar is shown."""
+
+
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
         super().__init__()

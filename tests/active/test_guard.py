@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from anomalymatch.active.guard import check_average, check_out_of_fold, check_ranking, check_training, out_of_fold
+from anomalymatch.active.guard import (
+    check_average,
+    check_out_of_fold,
+    check_ranking,
+    check_stop,
+    check_training,
+    out_of_fold,
+)
 from anomalymatch.active.run_folder import GUARD
 from anomalymatch.build import build_learner, make_learner
 from anomalymatch.config import compose
@@ -122,20 +129,38 @@ def test_each_label_is_ranked_by_what_did_not_learn_from_it():
         assert set(learnt.values()) == {Label.ANOMALY, Label.NORMAL}
         assert sum(id_.startswith("a") for id_ in held) in (2, 3)
         seen.extend(held)
-        return right(held), right(held)
+        return {0: right(held), 7: right(held)}
 
-    assert out_of_fold(labels, 0, train_and_score) == (1, 1)
+    assert out_of_fold(labels, 0, train_and_score) == {0: 1, 7: 1}
     assert sorted(seen) == sorted(set(labels) - {"u"})
 
 
 def test_the_better_one_out_of_fold_is_kept():
     labels, broken = labels_of(4, 20), np.full(12, np.nan)
-    assert out_of_fold(labels, 0, lambda _, held: (right(held), -right(held))) == pytest.approx((1, 2 / 12))  # as one
-    assert out_of_fold(labels, 0, lambda _, held: (broken, right(held))) == pytest.approx((2 / 12, 1))
-    assert np.isnan(out_of_fold(labels_of(3, 90), 0, lambda _, held: (right(held), right(held)))).all()
-    assert check_out_of_fold(0.5, 0.5) == check_out_of_fold(0.6, 0.5) == []
+    worse = out_of_fold(labels, 0, lambda _, held: {0: right(held), 5: -right(held), 9: broken})
+    assert worse == pytest.approx({0: 1, 5: 2 / 12, 9: 2 / 12})  # all alike are ranked as one
+    assert check_stop(worse) == (0, ["out of fold, its average precision is 0.17, below the probe's 1.00"])
+    assert check_out_of_fold(0.5, 0.5) == check_out_of_fold(0.6, 0.5) == check_out_of_fold(math.nan, 0.5) == []
     assert check_out_of_fold(0.5, 0.6) == ["out of fold, its average precision is 0.50, below the probe's 0.60"]
-    assert "too few to compare" in check_out_of_fold(math.nan, math.nan)[0]
+
+
+@pytest.mark.parametrize(
+    ("aps", "best"),
+    [
+        ({0: 0.5, 25: 0.6, 50: 0.7, 100: 0.4}, 50),
+        ({0: 0.5, 25: 0.5, 50: 0.5}, 50),  # nothing speaks for the probe
+        ({0: 0.5, 25: 0.6, 50: 0.6, 100: 0.2}, 50),
+    ],
+)
+def test_a_training_stops_where_it_ranks_best(aps, best):
+    assert check_stop(aps) == (best, [])
+
+
+def test_with_too_few_labels_the_probe_stays():
+    assert out_of_fold(labels_of(3, 90), 0, lambda _, held: {0: right(held), 5: right(held)}) == {}
+    best, (finding,) = check_stop({})
+    assert best == 0
+    assert "too few to compare" in finding
 
 
 # --- a real training -----------------------------------------------------------------------------------------
@@ -176,7 +201,7 @@ def test_warning_changes_no_number(train, small):
 
 
 def test_a_training_that_collapses_is_told_of(train, small, caplog, tmp_path):
-    learner = train(COLLAPSE)
+    learner = train(COLLAPSE, "algorithm.learner.guard=warn")
     learner.rank(small.pool)
     assert learner.watch.notes
     assert all(f"Training, cycle 1: {note}" in caplog.text for note in learner.watch.notes)
@@ -185,9 +210,10 @@ def test_a_training_that_collapses_is_told_of(train, small, caplog, tmp_path):
     assert not np.allclose(learner.rank(small.pool).logits, train(algorithm="probe").rank(small.pool).logits, atol=1e-3)
 
 
+@pytest.mark.parametrize("guard", ["fallback", "retrain"])
 @pytest.mark.parametrize("algorithm", ["fixmatch", "fixmatch_reference"])
-def test_a_training_that_collapses_falls_back_to_the_probe(train, small, labels, tmp_path, algorithm):
-    learner = train("algorithm.learner.guard=fallback", COLLAPSE, algorithm=algorithm)
+def test_a_training_that_collapses_falls_back_to_the_probe(train, small, labels, tmp_path, algorithm, guard):
+    learner = train(f"algorithm.learner.guard={guard}", COLLAPSE, algorithm=algorithm)
     probe = train(algorithm="probe").rank(small.pool)
     ranking = learner.rank(small.pool)
     assert any("the ranking of the probe is kept" in note for note in learner.watch.notes)
@@ -201,25 +227,59 @@ def test_a_training_that_collapses_falls_back_to_the_probe(train, small, labels,
     assert np.isfinite(other.rank(small.pool).logits).all()
 
 
-def test_a_sound_training_is_compared_out_of_fold(train, small, monkeypatch):
+@pytest.fixture
+def with_aps(train, monkeypatch):
+    """A learner that trained with these average precisions out of fold, and what was compared in truth."""
     from anomalymatch.active import watch
 
-    compared = []
-    real = watch.check_out_of_fold
+    def trained(aps):
+        compared = []
 
-    def spy(network, probe):
-        assert 0 < network <= 1
-        assert 0 < probe <= 1
-        compared.append(real(network, probe))
-        return compared[-1]
+        def judge(real):
+            compared.append(real)
+            return check_stop(aps)
 
-    monkeypatch.setattr(watch, "check_out_of_fold", spy)
-    learner = train("algorithm.learner.guard=fallback")
-    plain, probe = train("algorithm.learner.guard=off").rank(small.pool), train(algorithm="probe").rank(small.pool)
-    (findings,) = compared
-    kept = learner.rank(small.pool)
-    np.testing.assert_allclose(kept.logits, (probe if learner.watch.notes else plain).logits, rtol=1e-3, atol=1e-3)
-    assert bool(findings) <= bool(learner.watch.notes)
+        monkeypatch.setattr(watch, "check_stop", judge)
+        return train("algorithm.learner.guard=retrain"), compared
+
+    return trained
+
+
+def test_a_training_stops_where_the_halves_of_the_labels_rank_best(train, small, with_aps):
+    learner, (compared,) = with_aps({0: 0.1, 1: 0.2, 2: 0.1, 3: 0.3, 4: 0.2})
+    assert list(compared) == [0, 1, 2, 3, 4]  # the quarters of four steps
+    assert all(0 < ap <= 1 for ap in compared.values())
+    stopped, plain = learner.rank(small.pool), train("algorithm.learner.guard=off").rank(small.pool)
+    assert learner.watch.notes == []
+    assert not np.array_equal(stopped.logits, plain.logits)
+    whole = with_aps({0: 0.1, 4: 0.2})[0].rank(small.pool)
+    np.testing.assert_array_equal(whole.logits, plain.logits)
+
+
+def test_where_the_halves_speak_for_the_probe_nothing_is_trained(train, small, with_aps, monkeypatch):
+    learner, _ = with_aps({0: 0.3, 2: 0.2, 4: 0.1})
+    assert learner.watch.notes == [
+        "out of fold, its average precision is 0.20, below the probe's 0.30: the ranking of the probe is kept"
+    ]
+    probe = train(algorithm="probe").rank(small.pool)
+    np.testing.assert_allclose(learner.rank(small.pool).logits, probe.logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("refitted", "falls_back"), [(0.0, True), (1.0, False)])
+def test_features_that_were_spoilt_are_not_kept(train, small, monkeypatch, refitted, falls_back):
+    from anomalymatch.active import fixmatch_learner
+
+    real = fixmatch_learner.refit_head
+
+    def refit(*args):
+        assert 0 < real(*args) <= 1
+        return refitted
+
+    monkeypatch.setattr(fixmatch_learner, "refit_head", refit)
+    learner = train()  # as it is by default
+    assert any("out of fold" in note for note in learner.watch.notes) is falls_back
+    other = train("algorithm.learner.guard=off") if not falls_back else train(algorithm="probe")
+    np.testing.assert_allclose(learner.rank(small.pool).logits, other.rank(small.pool).logits, rtol=1e-3, atol=1e-3)
 
 
 def test_an_average_that_lags_is_told_but_not_undone(train, small, monkeypatch):
@@ -249,5 +309,5 @@ def test_drift_shows_when_the_ranking_is_made(train, small, monkeypatch):
 
 
 def test_a_mode_that_there_is_not(small):
-    with pytest.raises(ConfigError, match=r"algorithm\.learner\.guard is 'maybe': choose one of warn, fallback, off"):
+    with pytest.raises(ConfigError, match=r"guard is 'maybe': choose one of warn, fallback, retrain, off"):
         make_learner("fixmatch", small, "algorithm.learner.guard=maybe", "model.name=test_efficientnet")

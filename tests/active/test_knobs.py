@@ -16,7 +16,7 @@ KNOBS = {
     "start": ["start=cold", "algorithm.learner.refit=false"],
     "carry_over": ["carry_over=true"],
     "refit": ["refit=false"],
-    "guard": ["guard=fallback"],  # with so few anomalies nothing can be compared, and the probe stays
+    "guard": ["guard=retrain"],  # with so few anomalies nothing can be compared, and the probe stays
     "trainable_groups": ["trainable_groups=null"],
     "loss.threshold": ["loss.threshold=0.999"],
     "loss.alignment.prior": ["loss.alignment.prior=0.01"],

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
@@ -18,7 +19,15 @@ from torch.optim import Optimizer
 from anomalymatch.active.learner import WEIGHTS, Truth, probe_of
 from anomalymatch.active.run_folder import GUARD
 from anomalymatch.active.spawned import processes_of, spawns
-from anomalymatch.active.steps import StepListener, StepLogger, StepProgress, ignore_step, quieten_lightning, relayed
+from anomalymatch.active.steps import (
+    AtSteps,
+    StepListener,
+    StepLogger,
+    StepProgress,
+    ignore_step,
+    quieten_lightning,
+    relayed,
+)
 from anomalymatch.active.watch import Watch
 from anomalymatch.data.augment import Augmentation
 from anomalymatch.data.mixed_batches import BatchSpec, MixedBatches
@@ -33,13 +42,15 @@ from anomalymatch.models.layer_groups import freeze_lower_groups
 from anomalymatch.models.network import Network
 from anomalymatch.models.probe import Probe, ProbeSpec
 from anomalymatch.models.refit import refit_head
-from anomalymatch.progress import progress
+from anomalymatch.progress import Advance, ignore_progress, progress
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Reject
 
 logger = logging.getLogger(__name__)
 STARTS = ("probe", "cold")
 STUDENT = "student.safetensors"
+QUARTERS = 4
+"""Of a training, after each of which it may be found best to stop."""
 
 
 class FixMatchLearner:
@@ -57,7 +68,7 @@ class FixMatchLearner:
         optimizer: partial of an optimiser.
         augmentation: weak and strong views.
         trainer: partial of Lightning's Trainer with device, precision and strategy.
-        guard: `warn` of signs of harm, or `fallback` to the probe (two more trainings compare them), or `off`.
+        guard: see `Watch`.
         refit: after training, let a probe of the labels alone rank, on the features that were learnt.
         truth: whether an image is an anomaly, in a benchmark; only to log how right the pseudo-labels are.
     """
@@ -97,7 +108,9 @@ class FixMatchLearner:
         self.watch = Watch(guard, embedding, probe, has_features=start == "probe")
         self.on_step: StepListener = ignore_step
         # Made once here only to be looked at: what is wrong shows before anything is written.
-        self._spawns = spawns(self._make_trainer(ignore_step, 1), batch)
+        self._callbacks: list[Callback] = []
+        self._doing = "Training"
+        self._spawns = spawns(self._make_trainer(ignore_step, 1, batch.iterations), batch)
         self._student: Network | None = None
         self._average: Network | None = None
 
@@ -109,6 +122,12 @@ class FixMatchLearner:
         probe = None
         if self.batch.wants_candidates or (self.start == "probe" and not carried):
             probe = probe_of(self.embedding, labels, pool, self.probe)
+        listener = self.watch.listen(self.on_step, cycle)
+        retrain = partial(self._fold, pool=pool, cycle=cycle)
+        steps = self.watch.stop(labels, pool, retrain, probe=probe, seed=seed, steps=self.batch.iterations)
+        if not steps:
+            self._fall_back()
+            return
         data = MixedBatches(
             self.embedding.source,
             labels,
@@ -119,22 +138,19 @@ class FixMatchLearner:
             seed=seed,
             candidates=self._candidates(probe, pool),
         )
-        listener = self.watch.listen(self.on_step, cycle)
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout and stochastic depth of backbones that have them
-            self._train(self._starting_network(probe, seed), data, pool, cycle, listener)
-        if self.refit:
-            refit_head(self._fitted(), self.embedding, labels, self.probe)
+            self._train(self._starting_network(probe, seed), data, pool, cycle, listener, steps)
+        refitted = refit_head(self._fitted(), self.embedding, labels, self.probe) if self.refit else math.nan
         if self.watch.finds_harm(
             labels,
             pool,
-            partial(self._fold, pool=pool, cycle=cycle),
             probe=probe,
-            seed=seed,
+            refitted=refitted,
             cold=self.start == "cold" and not carried,
             candidates=self.batch.candidate_share if self.batch.wants_candidates else 0.0,
             decay=self.loss.ema_decay,
-            steps=self.batch.iterations * (cycle if self.carry_over else 1),
+            steps=steps * (cycle if self.carry_over else 1),
         ):
             self._fall_back()
 
@@ -147,31 +163,47 @@ class FixMatchLearner:
         return ranking
 
     def _rank(self, ids: Sequence[str] | None) -> Ranking:
-        network, source, inference = self._fitted(), self.embedding.source, self.embedding.inference
-        wanted, size = source.ids if ids is None else ids, self.embedding.image_size
-        forward = inference.prepared(network, size=size, count=len(wanted))
+        wanted = self.embedding.source.ids if ids is None else ids
+        with progress("Ranking", len(wanted)) as advance:
+            return self._ranked_by(self._fitted(), wanted, advance)
+
+    def _ranked_by(self, network: Network, ids: Sequence[str], advance: Advance = ignore_progress) -> Ranking:
+        source, inference, size = self.embedding.source, self.embedding.inference, self.embedding.image_size
         kept: list[str] = []
         logits: list[np.ndarray] = []
         rejects: list[Reject] = []
-        with progress("Ranking", len(wanted)) as advance:
-            for batch in inference.run(forward, source, wanted, size=size):
-                kept += batch.ids
-                rejects += batch.rejects
-                logits.append(anomaly_logit(torch.from_numpy(batch.outputs)).double().numpy())
-                advance(len(batch.ids) + len(batch.rejects))
+        forward = inference.prepared(network, size=size, count=len(ids))
+        for batch in inference.run(forward, source, ids, size=size):
+            kept += batch.ids
+            rejects += batch.rejects
+            logits.append(anomaly_logit(torch.from_numpy(batch.outputs)).double().numpy())
+            advance(len(batch.ids) + len(batch.rejects))
         return Ranking(kept, np.concatenate(logits), rejects)
 
     def _fall_back(self) -> None:
         """Rank as the probe does; what went wrong is not carried on, either."""
         self._student, self._average = None, self.watch.probe_network()
 
-    def _fold(self, learnt: Mapping[str, str], held: Sequence[str], *, pool: Sequence[str], cycle: int) -> Ranking:
-        """Train anew on other labels, and rank."""
-        other = copy.copy(self)
+    def _fold(
+        self, learnt: Mapping[str, str], held: Sequence[str], *, pool: Sequence[str], cycle: int
+    ) -> dict[int, Ranking]:
+        """Train anew on other labels, and rank after every quarter of the steps."""
+        rankings: dict[int, Ranking] = {}
+
+        def look(steps: int, network: Network) -> None:
+            if self.refit:
+                refit_head(network, self.embedding, learnt, self.probe)
+            rankings[steps] = self._ranked_by(network, held)
+
+        other, every = copy.copy(self), self.batch.iterations
         other.watch, other.on_step = Watch("off", self.embedding, self.probe, has_features=False), ignore_step
         other._student = other._average = None
+        other._doing = "Training on half of the labels"
+        if not self._spawns:  # another process would keep what it sees to itself
+            other._callbacks = [AtSteps({every * quarter // QUARTERS for quarter in range(1, QUARTERS)} - {0}, look)]
         other.fit(learnt, pool=pool, cycle=cycle)
-        return other._rank(held)
+        rankings[every] = self._ranked_by(other._fitted(), held)
+        return rankings
 
     def save(self, folder: Path) -> None:
         """See `Learner.save`: the average, and the student for a training that goes on from it."""
@@ -208,7 +240,13 @@ class FixMatchLearner:
         return network
 
     def _train(
-        self, network: Network, data: MixedBatches, pool: Sequence[str], cycle: int, listener: StepListener
+        self,
+        network: Network,
+        data: MixedBatches,
+        pool: Sequence[str],
+        cycle: int,
+        listener: StepListener,
+        steps: int,
     ) -> None:
         carried = self.carry_over and self._student is not None
         network.backbone.averages = False  # the teacher sees one view, too, which augmentation has turned
@@ -227,19 +265,19 @@ class FixMatchLearner:
         with warnings.catch_warnings():
             quieten_lightning()
             with relayed(listener) if self._spawns else nullcontext(listener) as relay:
-                trainer = self._make_trainer(relay, cycle)
+                trainer = self._make_trainer(relay, cycle, steps)
                 with processes_of(trainer):
                     trainer.fit(module, datamodule=data)
         self._student, self._average = network, module.ema.network
         for trained in (self._student, self._average):
             trained.backbone.averages = True
 
-    def _make_trainer(self, listener: StepListener, cycle: int) -> Trainer:
+    def _make_trainer(self, listener: StepListener, cycle: int, steps: int) -> Trainer:
         try:
             return self.trainer(
-                max_steps=self.batch.iterations,
+                max_steps=steps,
                 logger=StepLogger(listener),
-                callbacks=[StepProgress(f"Training, cycle {cycle}", self.batch.iterations)],
+                callbacks=[StepProgress(f"{self._doing}, cycle {cycle}", steps), *self._callbacks],
                 # A batch scheduler counts the tasks that it started, not the processes that Lightning starts in one.
                 plugins=[LightningEnvironment()],
                 use_distributed_sampler=False,  # `MixedBatches` shares its batches out itself

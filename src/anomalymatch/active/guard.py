@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from anomalymatch.data.labels import training_ids
 from anomalymatch.evaluation.metrics import ranking_metrics
 
-GUARDS = ("warn", "fallback", "off")
+GUARDS = ("warn", "fallback", "retrain", "off")
 COLD_PASS, PROBE_PASS = 0.5, 0.5
 """Share of pseudo-labels above the cut at step 0: of a cold head, and as anomaly, beside the candidates, of a head set
 to the probe."""
@@ -31,8 +31,8 @@ FOLDS, PER_FOLD = 2, 2
 """Folds of the labels, and the fewest anomalies and normals in each."""
 
 Scores = Float64[np.ndarray, " n"]
-TrainAndScore = Callable[[dict[str, str], list[str]], tuple[Scores, Scores]]
-"""Learns from labels and scores other images, by the network and by the probe."""
+TrainAndScore = Callable[[dict[str, str], list[str]], Mapping[int, Scores]]
+"""Learns from labels and scores other images, by the network after so many steps; after none, it is the probe."""
 
 
 def check_training(rows: Sequence[Mapping[str, float]], *, cold: bool, candidates: float = 0.0) -> list[str]:
@@ -85,16 +85,29 @@ def check_ranking(network: Scores, probe: Scores) -> list[str]:
 
 
 def check_out_of_fold(network: float, probe: float) -> list[str]:
-    """Whether the network may stay, by the average precisions of `out_of_fold`; unless that is known, it may not."""
-    if math.isnan(network):
-        return [f"fewer than {FOLDS * PER_FOLD} anomalies or normals are labelled: too few to compare with the probe"]
-    if network >= probe:
-        return []
-    return [f"out of fold, its average precision is {network:.2f}, below the probe's {probe:.2f}"]
+    """Compare average precisions out of fold; where one is not known, nothing is found."""
+    if network < probe:
+        return [f"out of fold, its average precision is {network:.2f}, below the probe's {probe:.2f}"]
+    return []
 
 
-def out_of_fold(labels: Mapping[str, str], seed: int, train_and_score: TrainAndScore) -> tuple[float, float]:
-    """Average precision of network and probe on labels that neither has seen; NaN where there are too few.
+def check_stop(aps: Mapping[int, float]) -> tuple[int, list[str]]:
+    """After how many steps a training ranks best: of equals, the most. Unless that is known, none may stay.
+
+    Args:
+        aps: average precision by steps, as `out_of_fold` has it.
+    """
+    if not aps:
+        return 0, [
+            f"fewer than {FOLDS * PER_FOLD} anomalies or normals are labelled: too few to compare with the probe"
+        ]
+    best = max(aps, key=lambda steps: (aps[steps], steps))
+    others = max(ap for steps, ap in aps.items() if steps)
+    return best, [] if best else check_out_of_fold(others, aps[0])
+
+
+def out_of_fold(labels: Mapping[str, str], seed: int, train_and_score: TrainAndScore) -> dict[int, float]:
+    """Average precision on labels that were not learnt from, by steps; empty where there are too few.
 
     Each half of the labels is ranked by what learnt from the other. With few anomalies that is a rough measure (with
     five, one image that changes places moves it by a tenth); it is the one at hand, and errs towards neither side.
@@ -106,16 +119,17 @@ def out_of_fold(labels: Mapping[str, str], seed: int, train_and_score: TrainAndS
     """
     sides = training_ids(labels)
     if min(map(len, sides)) < FOLDS * PER_FOLD:
-        return math.nan, math.nan
+        return {}
     rng = np.random.default_rng([seed, 0x0F0])
     fold = {id_: place % FOLDS for ids in sides for place, id_ in enumerate(rng.permutation(ids).tolist())}
-    aps = np.zeros(2)
+    aps: dict[int, float] = {}
     for number in range(FOLDS):
         held = [id_ for id_ in fold if fold[id_] == number]
         learnt = {id_: labels[id_] for id_ in fold if fold[id_] != number}
         truth = np.isin(held, sides[0])
-        aps += [ranking_metrics(_finite(s), truth).ap / FOLDS for s in train_and_score(learnt, held)]
-    return float(aps[0]), float(aps[1])
+        for steps, scores in train_and_score(learnt, held).items():
+            aps[steps] = aps.get(steps, 0.0) + ranking_metrics(_finite(scores), truth).ap / FOLDS
+    return aps
 
 
 def _start(rows: Sequence[Mapping[str, float]], cold: bool, candidates: float) -> str:

@@ -1,21 +1,24 @@
 """Losses of every training step, handed from Lightning to whoever listens, and its progress bar."""
 
+import copy
 import logging
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from threading import Event
-from typing import Any
+from typing import Any, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from anomalymatch.cli import LEVELS, set_up_logging
+from anomalymatch.models.fixmatch import FixMatch
+from anomalymatch.models.network import Network
 from anomalymatch.progress import progress
 
 StepListener = Callable[[dict[str, float]], None]
@@ -110,6 +113,25 @@ class StepLogger(Logger):
         row = {k: float(v) for k, v in metrics.items() if k != "epoch"}
         if row:
             self._listener({"step": float(step or 0), **row})
+
+
+class AtSteps(Callback):
+    """Shows the average that scores, a copy of it, after some of the steps.
+
+    Args:
+        steps: after how many.
+        look: gets their number and the network.
+    """
+
+    def __init__(self, steps: Collection[int], look: Callable[[int, Network], None]) -> None:
+        self._steps, self._look = steps, look
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Before the next step begins, when the average has followed the last one."""
+        if trainer.global_step in self._steps:
+            network = copy.deepcopy(cast(FixMatch, pl_module).ema.network)
+            network.backbone.averages = True
+            self._look(trainer.global_step, network)
 
 
 class StepProgress(Callback):

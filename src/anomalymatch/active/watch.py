@@ -1,6 +1,7 @@
 """Watches over a fine-tuning: collects what the checks need, tells what they find, and has the probe ready."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,30 +13,34 @@ from anomalymatch.active.guard import (
     check_average,
     check_out_of_fold,
     check_ranking,
+    check_stop,
     check_training,
     out_of_fold,
 )
 from anomalymatch.active.learner import probe_of
 from anomalymatch.active.steps import StepListener
+from anomalymatch.data.labels import training_ids
 from anomalymatch.errors import ConfigError
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.network import Network
-from anomalymatch.models.probe import Probe, ProbeSpec
+from anomalymatch.models.probe import Probe, ProbeSpec, out_of_fold_ap, trusted
 from anomalymatch.ranking import Ranking
 
 logger = logging.getLogger(__name__)
 KEPT = "the ranking of the probe is kept"
 ENOUGH = 50
 """Images from which two rankings can be compared."""
-Refit = Callable[[dict[str, str], Sequence[str]], Ranking]
-"""Trains anew on these labels, and ranks these images."""
+Retrain = Callable[[dict[str, str], Sequence[str]], Mapping[int, Ranking]]
+"""Trains anew on these labels, and ranks these images, by steps."""
+FALLS_BACK = ("fallback", "retrain")
 
 
 class Watch:
     """What one learner is guarded by.
 
     Args:
-        mode: `warn`, `fallback` or `off`.
+        mode: `warn` of signs of harm; `fallback` to the probe where there are any; `retrain` on halves of the labels
+            before, too, to find when to stop; or `off`.
         embedding: the backbone and the images, for the probe.
         spec: how the probe is fitted.
         has_features: whether the features of the archive are there anyway. Where they are not, `warn` leaves out what
@@ -49,7 +54,7 @@ class Watch:
         if mode not in GUARDS:
             raise ConfigError(f"algorithm.learner.guard is {mode!r}: choose one of {', '.join(GUARDS)}")
         self.mode, self.embedding, self.spec = mode, embedding, spec
-        self._compares = mode == "fallback" or (mode == "warn" and has_features)
+        self._compares = mode in FALLS_BACK or (mode == "warn" and has_features)
         self.notes: list[str] = []
         """What was found since the last training began, as sentences."""
         self._rows: list[dict[str, float]] = []
@@ -68,14 +73,43 @@ class Watch:
 
         return keep
 
+    def stop(
+        self,
+        labels: Mapping[str, str],
+        pool: Sequence[str],
+        retrain: Retrain,
+        *,
+        probe: Probe | None,
+        seed: int,
+        steps: int,
+    ) -> int:
+        """After how many steps a training is to stop; none where the probe is to stay.
+
+        Args:
+            labels: to learn from.
+            pool: unlabelled images.
+            retrain: trains on other labels, to compare out of fold.
+            probe: fitted on these labels and this pool, where it is at hand.
+            seed: of the folds.
+            steps: of a whole training.
+        """
+        if self.mode != "retrain":
+            return steps
+        self._probe = probe or probe_of(self.embedding, labels, pool, self.spec)
+        aps = self._out_of_fold(labels, pool, retrain, seed)
+        told = ", ".join(f"{ap:.2f} after {n} steps" for n, ap in sorted(aps.items()))
+        logger.info("Out of fold, the average precision is %s", told or "unknown")
+        best, findings = check_stop(aps)
+        self._tell(findings)
+        return best
+
     def finds_harm(
         self,
         labels: Mapping[str, str],
         pool: Sequence[str],
-        refit: Refit,
         *,
         probe: Probe | None,
-        seed: int,
+        refitted: float,
         cold: bool,
         candidates: float,
         decay: float,
@@ -86,9 +120,8 @@ class Watch:
         Args:
             labels: what it learnt from.
             pool: unlabelled images.
-            refit: trains on other labels, to compare out of fold.
             probe: fitted on these labels and this pool, where it is at hand.
-            seed: of the folds.
+            refitted: what `refit_head` gave; NaN where there is no such head.
             cold: whether the head began untrained.
             candidates: share of a batch that was chosen because it looks like anomalies.
             decay: of the average that scores.
@@ -100,8 +133,8 @@ class Watch:
             self._probe = probe or probe_of(self.embedding, labels, pool, self.spec)
         self._tell(check_average(decay, steps), grave=False)
         findings = check_training(self._rows, cold=cold, candidates=candidates)
-        if self.mode == "fallback" and not findings:  # two trainings less, where it is decided already
-            findings = self._out_of_fold(labels, pool, refit, seed)
+        if self._compares and not math.isnan(refitted):
+            findings += check_out_of_fold(refitted, self._frozen(labels))
         return self._tell(findings)
 
     def finds_drift(self, ranking: Ranking) -> bool:
@@ -126,22 +159,32 @@ class Watch:
         network.head.set_probe(torch.from_numpy(self._probe.coefficients), self._probe.intercept)
         return network
 
-    def _out_of_fold(self, labels: Mapping[str, str], pool: Sequence[str], refit: Refit, seed: int) -> list[str]:
+    def _frozen(self, labels: Mapping[str, str]) -> float:
+        """What `refit_head` gives, on the features from before the training."""
+        views, c = self.embedding.views, self.spec.inverse_regularisation
+        anomalies, normals = (
+            views.features.take(id_ for id_ in ids if id_ in views.features) for ids in training_ids(labels)
+        )
+        gain = trusted(anomalies, normals, views.scaling, inverse_regularisation=c)
+        return out_of_fold_ap(anomalies, normals, inverse_regularisation=c, gain=gain)
+
+    def _out_of_fold(
+        self, labels: Mapping[str, str], pool: Sequence[str], retrain: Retrain, seed: int
+    ) -> dict[int, float]:
         features = self.embedding.views.features
 
-        def train_and_score(learnt: dict[str, str], held: list[str]) -> tuple[Scores, Scores]:
-            ranking = refit(learnt, held)
-            places = dict(zip(ranking.ids, ranking.logits.tolist(), strict=True))
-            probe = probe_of(self.embedding, learnt, pool, self.spec)
-            return np.array([places[id_] for id_ in held]), probe.logits(features.take(held))
+        def train_and_score(learnt: dict[str, str], held: list[str]) -> dict[int, Scores]:
+            scores = {0: probe_of(self.embedding, learnt, pool, self.spec).logits(features.take(held))}
+            for steps, ranking in retrain(learnt, held).items():
+                places = dict(zip(ranking.ids, ranking.logits.tolist(), strict=True))
+                scores[steps] = np.array([places[id_] for id_ in held])
+            return scores
 
         known = {id_: label for id_, label in labels.items() if id_ in features}
-        network, probe = out_of_fold(known, seed, train_and_score)
-        logger.info("Out of fold, the average precision is %.2f; the probe's is %.2f", network, probe)
-        return check_out_of_fold(network, probe)
+        return out_of_fold(known, seed, train_and_score)
 
     def _tell(self, findings: Sequence[str], *, grave: bool = True) -> bool:
-        falls_back = grave and self.mode == "fallback" and bool(findings)
+        falls_back = grave and self.mode in FALLS_BACK and bool(findings)
         for finding in findings:
             note = f"{finding}: {KEPT}" if falls_back else finding
             logger.warning("Training, cycle %d: %s", self._cycle, note)

@@ -1,5 +1,6 @@
 """The probe: a logistic regression on frozen features. Cheap, and the bar for everything that trains."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,14 +128,10 @@ def calibrated(
         inverse_regularisation: see `fit_probe`.
         gain: see `fit_probe`.
     """
-    folds = min(FOLDS, len(anomalies), len(normals))
-    if folds < 2:
+    judged = _judged(anomalies, normals, inverse_regularisation, gain)
+    if judged is None:
         return probe
-    rows = np.concatenate([anomalies, normals])
-    targets = np.repeat([True, False], [len(anomalies), len(normals)])
-    logits = _out_of_fold(
-        rows if gain is None else rows * gain.astype(np.float32), targets, folds, inverse_regularisation
-    )
+    logits, targets = judged
     slope, offset = platt(logits, targets)
     if slope <= 0:  # out of fold it ranks no better than chance: an order turned round would help nobody
         return probe
@@ -211,6 +208,40 @@ def trusted(
     for part, share in zip(scaling.parts, trust / np.linalg.norm(trust), strict=True):
         gain[part] *= share
     return gain
+
+
+def out_of_fold_ap(
+    anomalies: Float32[np.ndarray, "a d"],
+    normals: Float32[np.ndarray, "n d"],
+    *,
+    inverse_regularisation: float,
+    gain: Float64[np.ndarray, " d"],
+) -> float:
+    """Average precision of labelled images that are ranked by probes which have not seen them; NaN if one is alone.
+
+    Args:
+        anomalies: features of the labelled anomalies.
+        normals: features of the labelled normals.
+        inverse_regularisation: see `fit_probe`.
+        gain: see `fit_probe`.
+    """
+    judged = _judged(anomalies, normals, inverse_regularisation, gain)
+    return math.nan if judged is None else float(average_precision_score(judged[1], judged[0]))
+
+
+def _judged(
+    anomalies: Float32[np.ndarray, "a d"],
+    normals: Float32[np.ndarray, "n d"],
+    c: float,
+    gain: Float64[np.ndarray, " d"] | None,
+) -> tuple[Float64[np.ndarray, " m"], Bool[np.ndarray, " m"]] | None:
+    """Log-odds out of fold, and which are of anomalies; None where one image of a class is all there is."""
+    folds = min(FOLDS, len(anomalies), len(normals))
+    if folds < 2:
+        return None
+    rows = np.concatenate([anomalies, normals])
+    targets = np.repeat([True, False], [len(anomalies), len(normals)])
+    return _out_of_fold(rows if gain is None else rows * gain.astype(np.float32), targets, folds, c), targets
 
 
 def _out_of_fold(

@@ -1,5 +1,6 @@
 """After a backbone has learnt, its head anew: the probe of the labels alone, on the features as they are now."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -12,13 +13,13 @@ from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.features import with_unit_last
 from anomalymatch.models.network import Network
 from anomalymatch.models.orientations import turned
-from anomalymatch.models.probe import ProbeSpec, fit_probe, trusted
+from anomalymatch.models.probe import ProbeSpec, fit_probe, out_of_fold_ap, trusted
 from anomalymatch.types import Label
 
 Rows = Float32[np.ndarray, "n d"]
 
 
-def refit_head(network: Network, embedding: Embedding, labels: Mapping[str, str], spec: ProbeSpec) -> None:
+def refit_head(network: Network, embedding: Embedding, labels: Mapping[str, str], spec: ProbeSpec) -> float:
     """Set the head of `network` to a probe, in place.
 
     It stays where no image of a class can be read, and where a training went so wrong that features are not finite.
@@ -31,6 +32,10 @@ def refit_head(network: Network, embedding: Embedding, labels: Mapping[str, str]
         embedding: where it came from, with the images.
         labels: those whose images cannot be read are left out.
         spec: how the probe is fitted; it does not train itself here.
+
+    Returns:
+        The average precision of the labelled images, each ranked by a probe that has not seen it. Their features have:
+        a low one tells of features that were spoilt, a high one alone does not tell of good ones. NaN if there is none.
     """
     backbone, c = network.backbone, spec.inverse_regularisation
     size = embedding.image_size
@@ -46,8 +51,9 @@ def refit_head(network: Network, embedding: Embedding, labels: Mapping[str, str]
 
     anomalies, normals = (features(kind, range(1)) for kind in (Label.ANOMALY, Label.NORMAL))
     if not len(anomalies) or not len(normals) or not np.isfinite([anomalies.sum(), normals.sum()]).all():
-        return
+        return math.nan
     views = np.concatenate([anomalies, features(Label.ANOMALY, range(1, spec.orientations))])
     gain = trusted(anomalies, normals, embedding.views.scaling, inverse_regularisation=c)
     probe = fit_probe(views, normals, inverse_regularisation=c, gain=gain, share=len(anomalies) / len(views))
     network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
+    return out_of_fold_ap(anomalies, normals, inverse_regularisation=c, gain=gain)
