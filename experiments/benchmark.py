@@ -131,6 +131,9 @@ ABLATIONS = {
     "all stages": ("algorithm.learner.trainable_groups=null",),
 }
 """What is changed in `fixmatch`, one thing at a time."""
+ALONE = "algorithm.learner.guard=warn"
+"""What is compared ranks by itself: a guard would put the probe in its place where it does harm."""
+SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
 STRATEGIES = ("auto", "expected", "mixture", "diverse", "distinct", "uncertain", "random")
 """That choose what `top_k` labels, instead of `top`."""
 RECIPES = {
@@ -149,11 +152,8 @@ RECIPES = {
     **{f"probe, {name}": Recipe("probe", (f"al.strategy.name={name}",)) for name in STRATEGIES},
     "knn": Recipe("knn"),
     "fixmatch": Recipe("fixmatch", fine_tunes=True),
-    **{f"fixmatch, {change}": Recipe("fixmatch", words, fine_tunes=True) for change, words in ABLATIONS.items()},
-    "flexmatch": Recipe("flexmatch", fine_tunes=True),
-    "freematch": Recipe("freematch", fine_tunes=True),
-    "softmatch": Recipe("softmatch", fine_tunes=True),
-    "meanteacher": Recipe("meanteacher", fine_tunes=True),
+    **{f"fixmatch, {name}": Recipe("fixmatch", (*words, ALONE), fine_tunes=True) for name, words in ABLATIONS.items()},
+    **{name: Recipe(name, (ALONE,), fine_tunes=True) for name in SIBLINGS},
     "fixmatch_reference": Recipe("fixmatch_reference", fine_tunes=True),
 }
 CHEAP = ["probe", "probe, last layer", "plain probe", "knn"]
