@@ -46,6 +46,7 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/msc_transfer.py
 	$(BIN)/python experiments/discovery_coverage.py
 	$(BIN)/python experiments/benchmark.py
+	$(BIN)/python experiments/final_head.py
 
 ui: $(VENV)/installed ## Open the labelling page on the built-in galaxies
 	$(BIN)/python -m anomalymatch.label

@@ -263,7 +263,8 @@ def search(
 ) -> Iterator[Row]:
     """Train, rank, measure, let the oracle label, and again; the probe on the same labels is measured beside it."""
     first = Shuffled(probe.embedding, seed=draw)
-    probe.embedding.features  # noqa: B018 (computed once and kept on disk: not what a round costs)
+    for each in (learner, probe):
+        each.embedding.features  # noqa: B018 (computed once and kept on disk: not what a round costs)
     learner, probe = ColdStart(learner, first), ColdStart(probe, first)
     anomalies, normals = start
     if anomalies:

@@ -115,6 +115,32 @@ def test_the_benchmark_fills_its_tables_and_goes_on_where_it_stopped(tmp_path):
 
 
 @pytest.mark.slow
+def test_one_training_gives_all_heads_and_is_not_repeated(tmp_path):
+    words = [
+        "--tasks",
+        "demo lenses",
+        "--size",
+        32,
+        "--draws",
+        1,
+        "--iterations",
+        2,
+        "--results",
+        tmp_path / "heads.csv",
+    ]
+    printed = call("final_head.py", *words, cwd=tmp_path)
+    before = (tmp_path / "heads.csv").read_bytes()
+    (row,) = csv.DictReader(before.decode().splitlines())
+    assert (row["task"], row["size"], row["draw"]) == ("demo lenses", "32", "0")
+    aps = [float(row[name]) for name in ("probe", "trained", "refitted", "mean")]
+    assert all(0 < ap <= 1 for ap in aps)
+    assert len(set(aps)) == 4
+    assert f"| demo lenses | 32 | 1 | {' | '.join(f'{ap:.3f}' for ap in aps)} |" in printed
+    assert call("final_head.py", *words, cwd=tmp_path) == printed
+    assert (tmp_path / "heads.csv").read_bytes() == before
+
+
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif("ANOMALYMATCH_DATA" not in os.environ, reason="ANOMALYMATCH_DATA is not set")
 def test_the_clustering_experiment_writes_what_every_method_groups(tmp_path):

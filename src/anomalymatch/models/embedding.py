@@ -134,11 +134,14 @@ class Embedding:
 
         Args:
             normalised: whether the head sees what a probe sees; if not, the features of the last layer as they are.
-            generator: of the head's weights.
+            generator: of the head's weights; None for one of its own, so that the caller's is left alone.
         """
         spec = replace(self.spec, stages=self.stages and normalised)
         backbone = self._built[1].like(copy.deepcopy(self._built[1].body), stages=spec.stages)
         head = Head(
-            backbone.features, normalised=normalised, stage_features=backbone.stage_features, generator=generator
+            backbone.features,
+            normalised=normalised,
+            stage_features=backbone.stage_features,
+            generator=generator or torch.Generator(),
         )
         return Network(spec, backbone, head)

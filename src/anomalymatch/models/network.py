@@ -121,7 +121,7 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.features, self.stage_features, self.normalised = features, stage_features, normalised
-        self.linear = nn.Linear(features + stage_features, 2)
+        self.linear = nn.utils.skip_init(nn.Linear, features + stage_features, 2)
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
