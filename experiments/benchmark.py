@@ -141,6 +141,7 @@ RECIPES = {
     "probe, 8 views": Recipe("probe", ("model.orientations=8",)),
     "probe, 2 views": Recipe("probe", ("model.orientations=2",)),
     "probe, 5 crops": Recipe("probe", ("model.crops=5",)),
+    "probe, 5 crops, auto": Recipe("probe", ("model.crops=5", "al.strategy.name=auto")),
     "probe, not mirrored": Recipe("probe", ("probe.orientations=1",)),
     "probe, calibrated": Recipe("probe", ("probe.calibration=platt",)),
     "probe, last layer": Recipe("probe", ("model.stages=false", "probe.orientations=1")),
