@@ -107,9 +107,9 @@ class FixMatchLearner:
         self.augmentation, self.trainer = augmentation, trainer
         self.watch = Watch(guard, embedding, probe, has_features=start == "probe")
         self.on_step: StepListener = ignore_step
-        # Made once here only to be looked at: what is wrong shows before anything is written.
         self._callbacks: list[Callback] = []
         self._doing = "Training"
+        # Made once here only to be looked at: what is wrong shows before anything is written.
         self._spawns = spawns(self._make_trainer(ignore_step, 1, batch.iterations), batch)
         self._student: Network | None = None
         self._average: Network | None = None

@@ -105,10 +105,18 @@ class Inference:
         """
         device = self.torch_device
         folded = module.folded().eval().to(device).to(memory_format=torch.channels_last)
-        worth = has_openvino() and device.type == "cpu" and count * size**2 >= WORTH_CONVERTING
+        backbone = folded.backbone if isinstance(folded, Network) else folded
+        pixels = count * size**2 * backbone.orientations * (1 + backbone.crops)
+        worth = has_openvino() and device.type == "cpu" and pixels >= WORTH_CONVERTING
         if self.backend == "openvino" or (self.backend == "auto" and worth):
             try:
-                return self._converted(folded, size)
+                return openvino_forward(
+                    copy.deepcopy(folded),  # which is put into another memory format
+                    channels=backbone.mean.shape[1],
+                    size=size,
+                    batch_size=self.batch_size(size),
+                    bf16=self.computes_bf16,
+                )
             except Exception as error:  # it runs the model's own code, and converts what it knows: anything may fail
                 if self.backend == "openvino":
                     raise ConfigError(f"inference.backend=openvino cannot convert this model: {error}") from error
@@ -119,13 +127,6 @@ class Inference:
                 return folded(images.to(device, non_blocking=True)).float().cpu().numpy()
 
         return forward
-
-    def _converted(self, folded: Backbone | Network, size: int) -> Forward:
-        backbone = folded.backbone if isinstance(folded, Network) else folded
-        channels, batch_size = backbone.mean.shape[1], self.batch_size(size)
-        # Its own copy: it needs another memory format.
-        module = copy.deepcopy(folded)
-        return openvino_forward(module, channels=channels, size=size, batch_size=batch_size, bf16=self.computes_bf16)
 
 
 def _has_bf16(device: torch.device) -> bool:
