@@ -140,6 +140,7 @@ RECIPES = {
     "probe": Recipe("probe"),
     "probe, 8 views": Recipe("probe", ("model.orientations=8",)),
     "probe, 2 views": Recipe("probe", ("model.orientations=2",)),
+    "probe, 1 crop": Recipe("probe", ("model.crops=1",)),
     "probe, 5 crops": Recipe("probe", ("model.crops=5",)),
     "probe, 5 crops, auto": Recipe("probe", ("model.crops=5", "al.strategy.name=auto")),
     "probe, not mirrored": Recipe("probe", ("probe.orientations=1",)),
