@@ -113,7 +113,8 @@ class WandbTracker:
 
     def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
         """See `Tracker`."""
-        values: dict[str, Any] = {f"cycle/{k}": v for k, v in row.items()}
+        known = {k: v for k, v in row.items() if v == v}  # without an audit, what is left is not a number
+        values: dict[str, Any] = {f"cycle/{k}": v for k, v in known.items()}
         pictures = sorted(folder.plots.glob("*.png")) + [folder.cycle(cycle) / n for n in (TOP, FALSE_POSITIVES)]
         values |= {f"figures/{p.stem}": self._wandb.Image(str(p)) for p in pictures if p.exists()}
         events = [
@@ -122,7 +123,7 @@ class WandbTracker:
         columns: list[str | int] = ["image", "label", "annotator", "at", "cycle", "score"]
         values["labels"] = self._wandb.Table(columns=columns, data=events)
         self._run.log(values | self._curves(points))
-        artifact = self._wandb.Artifact(f"weights-{self._run.id}", type="model", metadata=dict(row))
+        artifact = self._wandb.Artifact(f"weights-{self._run.id}", type="model", metadata=known)
         for path in (folder.cycle(cycle) / name for name in (WEIGHTS, NOVELTY, BACKBONE)):
             for file in (path, path.with_suffix(".json")):
                 if file.exists():
