@@ -27,10 +27,15 @@ class Job:
 
 def arguments(description: str) -> argparse.Namespace:
     """The options that every experiment has."""
+    return make_parser(description).parse_args()
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The same, for an experiment that has more."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="folder of the run folders")
     parser.add_argument("--quick", action="store_true", help="the smallest form that still runs every part")
-    return parser.parse_args()
+    return parser
 
 
 def measure(experiment: str, jobs: Iterable[Job], runs: Path) -> list[Row]:

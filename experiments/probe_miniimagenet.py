@@ -1,6 +1,6 @@
 """The probe on miniImageNet, five paper classes x three draws, both oracles (README: table 1)."""
 
-from bench import DATA, Job, arguments, measure, table
+from bench import DATA, Job, make_parser, measure, table
 
 CLASSES = {
     "hourglass": "n03544143",
@@ -14,7 +14,9 @@ MEASURES = ("auroc", "ap", "precision_at_1pct", "heldout_auroc", "heldout_ap", "
 
 def main() -> None:
     """Measure and print."""
-    options = arguments(__doc__ or "")
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--crops", type=int, default=0, help="model.crops")
+    options = parser.parse_args()
     classes = dict(list(CLASSES.items())[:1]) if options.quick else CLASSES
     jobs = [
         Job(
@@ -27,13 +29,14 @@ def main() -> None:
                 f"oracle={oracle}",
                 "algorithm=probe",
                 f"model.image_size={84 if options.quick else 224}",
+                f"model.crops={options.crops}",
             ],
         )
         for oracle in ("paper_oracle", "top_k")
         for name, word_net_id in classes.items()
         for seed in range(1 if options.quick else 3)
     ]
-    rows = measure("probe_miniimagenet", jobs, options.runs)
+    rows = measure("probe_miniimagenet" + (f"_{options.crops}_crops" if options.crops else ""), jobs, options.runs)
     print(table(rows, ("oracle", "cycle"), MEASURES))
     print(table([row for row in rows if row["cycle"] == 3], ("oracle", "class"), MEASURES))
 
