@@ -16,6 +16,7 @@ def main() -> None:
     """Measure and print."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--crops", type=int, default=0, help="model.crops")
+    parser.add_argument("--oracles", nargs="+", default=["paper_oracle", "top_k"])
     options = parser.parse_args()
     classes = dict(list(CLASSES.items())[:1]) if options.quick else CLASSES
     jobs = [
@@ -32,7 +33,7 @@ def main() -> None:
                 f"model.crops={options.crops}",
             ],
         )
-        for oracle in ("paper_oracle", "top_k")
+        for oracle in options.oracles
         for name, word_net_id in classes.items()
         for seed in range(1 if options.quick else 3)
     ]
