@@ -1,13 +1,15 @@
 """The paper's recipe against the warm start, one class, 128 px, 100 iterations (README: table 2)."""
 
-from bench import DATA, Job, arguments, measure, table
+from bench import DATA, Job, make_parser, measure, table
 
 MEASURES = ("auroc", "ap", "precision_at_1pct", "probe_ap", "heldout_ap", "seconds")
 
 
 def main() -> None:
     """Measure and print."""
-    options = arguments(__doc__ or "")
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--algorithms", nargs="+", default=["fixmatch", "fixmatch_reference"])
+    options = parser.parse_args()
     jobs = [
         Job(
             {"algorithm": algorithm, "seed": 0},
@@ -21,7 +23,7 @@ def main() -> None:
                 f"model.image_size={64 if options.quick else 128}",
             ],
         )
-        for algorithm in ("fixmatch", "fixmatch_reference")
+        for algorithm in options.algorithms
     ]
     rows = measure("warm_start", jobs, options.runs)
     print(table(rows, ("algorithm", "cycle"), MEASURES))
