@@ -50,6 +50,17 @@ def known_scores():
 
 
 @pytest.fixture
+def scores_of(scores_of):
+    """Without a guard: on so few steps it would often put the same probe in the place of both."""
+
+    def scores(algorithm, *overrides, **options):
+        unguarded = [] if algorithm == "probe" else ["algorithm.learner.guard=off"]
+        return scores_of(algorithm, *unguarded, *overrides, **options)
+
+    return scores
+
+
+@pytest.fixture
 def plain_scores(scores_of, known_scores):
     """Scores of fixmatch before any knob is turned, computed once for each set of overrides."""
 
