@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from bench import HERE, Row, table
-from benchmark import PROBLEMS
+from recipes import PROBLEMS
 
 from anomalymatch import compose, initial_labels, make_learner, open_task
 from anomalymatch.active.learner import WEIGHTS

@@ -1,0 +1,115 @@
+"""What the benchmark compares: tasks, and algorithms with their settings."""
+
+from dataclasses import dataclass
+
+from bench import DATA
+from heads import LabelledHead, NearestLabelled, Prototype
+from probe_miniimagenet import CLASSES
+
+OTHERS = {
+    "house finch": "n01532829",
+    "golden retriever": "n02099601",
+    "frying pan": "n03400231",
+    "school bus": "n04146614",
+    "cliff": "n09246464",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A data set with its rare class.
+
+    Attributes:
+        dataset: its configured name.
+        anomaly: the rare class or classes, as on the command line.
+        size: side of the images in pixels.
+        prevalence: to which the anomalies are thinned out; None keeps them all.
+        fine_tuned: whether algorithms that train the backbone are measured, too.
+    """
+
+    dataset: str
+    anomaly: str
+    size: int
+    prevalence: float | None = None
+    fine_tuned: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """As on the command line."""
+        root = [] if self.dataset == "demo" else [f"data.root={DATA / self.dataset}"]
+        thinned = [] if self.prevalence is None else [f"dataset.prevalence={self.prevalence}"]
+        return [*root, *thinned, f"dataset.anomaly={self.anomaly}", "dataset.holdout=0"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An algorithm with its settings.
+
+    Attributes:
+        algorithm: its configured name.
+        words: further settings.
+        fine_tunes: whether it trains the backbone, for minutes: it gets fewer tasks and draws, and a single training.
+        head: what learns in its place, on the features of its backbone.
+    """
+
+    algorithm: str
+    words: tuple[str, ...] = ()
+    fine_tunes: bool = False
+    head: type[LabelledHead] | None = None
+
+
+PROBLEMS = {
+    **{name: Problem("miniimagenet", id_, 84, None, name in ("hourglass", "piano")) for name, id_ in CLASSES.items()},
+    **{name: Problem("miniimagenet", id_, 84) for name, id_ in OTHERS.items()},
+    "airplane": Problem("cifar10", "airplane", 64, 0.01),
+    "merger": Problem("galaxyzoo1", "merger", 150, fine_tuned=True),
+    "don't know": Problem("galaxyzoo1", "dont_know", 150, fine_tuned=True),
+    "edge-on": Problem("galaxyzoo1", "edge_on", 150, 0.01),
+    "spirals": Problem("galaxyzoo1", "[spiral_clockwise,spiral_anticlockwise]", 150, 0.01),
+    "demo lenses": Problem("demo", "lens_arc", 64),
+}
+ABLATIONS = {
+    "all alike": ("algorithm.learner.batch.candidate_share=0",),
+    "trained head": ("algorithm.learner.refit=false",),
+    "cold": ("algorithm.learner.start=cold", "algorithm.learner.refit=false"),
+    "threshold 0.6": ("algorithm.learner.loss.threshold=0.6",),
+    "threshold 0.95": ("algorithm.learner.loss.threshold=0.95",),
+    "student teaches": ("algorithm.learner.loss.teacher=student",),
+    "average 0.99": ("algorithm.learner.loss.ema_decay=0.99",),
+    "gentle views": ("augment.operations=1", "augment.cutout=0"),
+    "64 px": ("model.image_size=64",),
+    "128 px": ("model.image_size=128",),
+    "50 iterations": ("trainer.iterations=50",),
+    "250 iterations": ("trainer.iterations=250",),
+    "two stages": ("algorithm.learner.trainable_groups=2",),
+    "all stages": ("algorithm.learner.trainable_groups=null",),
+}
+"""What is changed in `fixmatch`, one thing at a time."""
+ALONE = "algorithm.learner.guard=warn"
+"""What is compared ranks by itself: a guard would put the probe in its place where it does harm."""
+SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
+STRATEGIES = ("auto", "expected", "mixture", "diverse", "distinct", "uncertain", "random")
+"""That choose what `top_k` labels, instead of `top`."""
+RECIPES = {
+    "probe": Recipe("probe"),
+    "probe, 8 views": Recipe("probe", ("model.orientations=8",)),
+    "probe, 2 views": Recipe("probe", ("model.orientations=2",)),
+    "probe, 1 crop": Recipe("probe", ("model.crops=1",)),
+    "probe, 5 crops": Recipe("probe", ("model.crops=5",)),
+    "probe, 5 crops, auto": Recipe("probe", ("model.crops=5", "al.strategy.name=auto")),
+    "probe, not mirrored": Recipe("probe", ("probe.orientations=1",)),
+    "probe, calibrated": Recipe("probe", ("probe.calibration=platt",)),
+    "probe, last layer": Recipe("probe", ("model.stages=false", "probe.orientations=1")),
+    "plain probe": Recipe("probe", ("model.stages=false", "probe.orientations=1", "probe.rounds=0")),
+    "probe, labels alone": Recipe("probe", ("probe.rounds=0",)),
+    "probe, Lite2": Recipe("probe", ("model=efficientnet_lite2",)),
+    "prototype": Recipe("probe", head=Prototype),
+    "nearest labelled": Recipe("probe", head=NearestLabelled),
+    **{f"probe, {name}": Recipe("probe", (f"al.strategy.name={name}",)) for name in STRATEGIES},
+    "knn": Recipe("knn"),
+    "fixmatch": Recipe("fixmatch", fine_tunes=True),
+    **{f"fixmatch, {name}": Recipe("fixmatch", (*words, ALONE), fine_tunes=True) for name, words in ABLATIONS.items()},
+    **{name: Recipe(name, (ALONE,), fine_tunes=True) for name in SIBLINGS},
+    "fixmatch_reference": Recipe("fixmatch_reference", fine_tunes=True),
+}
+CHEAP = ["probe", "probe, last layer", "plain probe", "knn"]
