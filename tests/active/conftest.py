@@ -78,9 +78,9 @@ def make_embedding(tmp_path: Path) -> Callable[..., Any]:
     from anomalymatch.models.inference import Inference
 
     def make(source: Any, **changes: Any) -> Embedding:
-        values = {"name": "test_efficientnet", "weights": "none", "image_size": 32, "bn_momentum": 0.01}
-        inference = Inference(device="cpu", precision="fp32", workers=1)
-        return Embedding(**values | changes, source=source, cache_dir=tmp_path / "cache", inference=inference)
+        values: dict[str, Any] = {"name": "test_efficientnet", "weights": "none", "image_size": 32, "bn_momentum": 0.01}
+        values["inference"] = Inference(device="cpu", precision="fp32", workers=1)
+        return Embedding(**values | changes, source=source, cache_dir=tmp_path / "cache")
 
     return make
 

@@ -8,6 +8,9 @@ import torch
 from anomalymatch.active.learner import Learner
 from anomalymatch.errors import ConfigError, LabelError
 from anomalymatch.models.features import Features
+from anomalymatch.models.fixmatch import FixMatch
+from anomalymatch.models.inference import Inference
+from anomalymatch.models.openvino import has_openvino
 from anomalymatch.models.orientations import turned
 
 SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
@@ -230,6 +233,27 @@ def test_after_a_training_the_average_ranks_over_all_orientations_again(make, sm
     views = [torch.from_numpy(np.ascontiguousarray(v)).permute(2, 0, 1)[None] for v in (image, np.rot90(image))]
     with torch.inference_mode():
         torch.testing.assert_close(network(views[0]), network(views[1]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
+@pytest.mark.parametrize("algorithm", ["fixmatch", "meanteacher"])
+def test_frozen_stages_that_are_computed_apart_teach_the_same(make, small, labels, algorithm, monkeypatch):
+    words = "trainer.iterations=3", "algorithm.learner.guard=off", "algorithm.learner.trainable_groups=1"
+    rankings, shortcuts = [], []
+    step = FixMatch.training_step
+    for backend in ("torch", "openvino"):
+        learner = make(algorithm, *words, inference=Inference("cpu", "fp32", workers=1, backend=backend))
+
+        def noted(module, batch, batch_idx):
+            shortcuts.append([net.backbone.shortcut for net in (module.network, module.ema.network)])
+            return step(module, batch, batch_idx)
+
+        monkeypatch.setattr(FixMatch, "training_step", noted)
+        rankings.append(logits(fitted(learner, small, labels), small))
+        assert learner._fitted().backbone.shortcut is None
+    assert all(map(all, shortcuts[3:]))
+    assert not any(map(any, shortcuts[:3]))
+    assert np.corrcoef(rankings)[0, 1] > 0.999
 
 
 @pytest.mark.parametrize("orientations", [1, 2, 8])

@@ -5,7 +5,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -266,11 +266,16 @@ class FixMatchLearner:
             quieten_lightning()
             with relayed(listener) if self._spawns else nullcontext(listener) as relay:
                 trainer = self._make_trainer(relay, cycle, steps)
-                with processes_of(trainer):
+                here = not self._spawns and trainer.strategy.root_device.type == "cpu"
+                with processes_of(trainer), self._apart(module, steps) if here else nullcontext():
                     trainer.fit(module, datamodule=data)
         self._student, self._average = network, module.ema.network
         for trained in (self._student, self._average):
             trained.backbone.averages = True
+
+    def _apart(self, module: FixMatch, steps: int) -> AbstractContextManager[None]:
+        count = steps * (self.batch.labelled + 2 * self.batch.unlabelled)
+        return module.frozen_apart(self.embedding.inference, batch_size=self.batch.labelled, count=count)
 
     def _make_trainer(self, listener: StepListener, cycle: int, steps: int) -> Trainer:
         try:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from anomalymatch.functional.fixmatch import (
 from anomalymatch.functional.thresholds import rampup
 from anomalymatch.models.ema import ExponentialMovingAverage
 from anomalymatch.models.fixmatch_spec import FixMatchSpec as FixMatchSpec  # under which older run folders know it
+from anomalymatch.models.frozen_stages import frozen_apart
+from anomalymatch.models.inference import Inference
 from anomalymatch.models.layer_groups import layerwise_groups
 from anomalymatch.models.network import Network
 from anomalymatch.models.processes import over_processes, several
@@ -112,6 +115,13 @@ class FixMatch(LightningModule):
             return optimizer
         schedule = LambdaLR(optimizer, lambda step: cosine_7_16(step, self.iterations))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def frozen_apart(self, inference: Inference, *, batch_size: int, count: int) -> AbstractContextManager[None]:
+        """For training on a processor: see `models.frozen_stages.frozen_apart`."""
+        if not self.spec.freeze_batch_norm:
+            return nullcontext()
+        backbones, size = [self.network.backbone, self.ema.network.backbone], self.network.spec.image_size
+        return frozen_apart(backbones, inference, size=size, batch_size=batch_size, count=count)
 
     def _forward(
         self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import stream
@@ -106,27 +106,46 @@ class Inference:
         device = self.torch_device
         folded = module.folded().eval().to(device).to(memory_format=torch.channels_last)
         backbone = folded.backbone if isinstance(folded, Network) else folded
-        pixels = count * size**2 * backbone.orientations * (1 + backbone.crops)
-        worth = has_openvino() and device.type == "cpu" and pixels >= WORTH_CONVERTING
-        if self.backend == "openvino" or (self.backend == "auto" and worth):
-            try:
-                return openvino_forward(
-                    copy.deepcopy(folded),  # which is put into another memory format
-                    channels=backbone.mean.shape[1],
-                    size=size,
-                    batch_size=self.batch_size(size),
-                    bf16=self.computes_bf16,
-                )
-            except Exception as error:  # it runs the model's own code, and converts what it knows: anything may fail
-                if self.backend == "openvino":
-                    raise ConfigError(f"inference.backend=openvino cannot convert this model: {error}") from error
-                logger.info("OpenVINO cannot convert this model, PyTorch computes it: %s", error)
+        converted = self.converted(
+            copy.deepcopy(folded),  # which is put into another memory format
+            channels=backbone.mean.shape[1],
+            size=size,
+            batch_size=self.batch_size(size),
+            count=count * backbone.orientations * (1 + backbone.crops),
+            bf16=self.computes_bf16,
+        )
+        if converted is not None:
+            return converted
 
         def forward(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
             with torch.inference_mode(), self.autocast():
                 return folded(images.to(device, non_blocking=True)).float().cpu().numpy()
 
         return forward
+
+    def converted(
+        self, module: nn.Module, *, channels: int, size: int, batch_size: int, count: int, bf16: bool
+    ) -> Forward | None:
+        """`module` through OpenVINO; None where PyTorch is to compute it.
+
+        Args:
+            module: see `openvino_forward`.
+            channels: of the images.
+            size: side of the images in pixels.
+            batch_size: of every batch but the last.
+            count: of the images that are to come, about, each look at one for itself.
+            bf16: whether to compute in half precision.
+        """
+        worth = has_openvino() and self.torch_device.type == "cpu" and count * size**2 >= WORTH_CONVERTING
+        if self.backend != "openvino" and not (self.backend == "auto" and worth):
+            return None
+        try:
+            return openvino_forward(module, channels=channels, size=size, batch_size=batch_size, bf16=bf16)
+        except Exception as error:  # it runs the model's own code, and converts what it knows: anything may fail
+            if self.backend == "openvino":
+                raise ConfigError(f"inference.backend=openvino cannot convert this model: {error}") from error
+            logger.info("OpenVINO cannot convert this model, PyTorch computes it: %s", error)
+            return None
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -1,7 +1,7 @@
 """The network: pretrained normalisation, a timm backbone, and a two-class head on its pooled features."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -69,6 +69,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.body, self.stage_features = body, stage_features
         self.orientations, self.crops, self.averages = orientations, crops, True
+        self.shortcut: Callable[[Tensor], Tensor] | None = None
         # Some models end in a hidden layer of another width than that of their last feature map.
         self.features = int(cast(int, getattr(body, "head_hidden_size", None) or body.num_features))
         self._stages = stages_of(body) if stage_features else {}
@@ -79,12 +80,16 @@ class Backbone(nn.Module):
         """Pooled features of 8-bit images (values 0 to 255, any dtype), then those of the stages.
 
         In training mode, and while `averages` is off, images are seen as they are: augmentation turns them there.
+        A `shortcut` to the same features serves for that (see `models.frozen_stages`).
         """
-        images = (images.to(self.mean.dtype) - self.mean) / self.std
         if self.training or not self.averages:
-            return self._seen(images)
-        seen = [self._seen(look) for look in looks(images, self.orientations, self.crops)]
+            return self._seen(self.normalise(images)) if self.shortcut is None else self.shortcut(images)
+        seen = [self._seen(look) for look in looks(self.normalise(images), self.orientations, self.crops)]
         return torch.stack(seen).mean(dim=0)
+
+    def normalise(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """8-bit images in units of the deviation from what the body was trained on."""
+        return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def _seen(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         if not self._stages:
