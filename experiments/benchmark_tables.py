@@ -45,15 +45,22 @@ def by_task(rows: Sequence[Row], measure: str) -> str:
 
 
 def times_plain(rows: Sequence[Row]) -> str:
-    """What each algorithm finds, over what the plain probe does: the mean ratio over the tasks that both have."""
+    """What each algorithm finds, over what the plain probe does: the mean of the tasks' ratios, on draws of both."""
     cells, algorithms, tasks = _cells(rows)
-    found = {name: _mean(some, lambda row: float(row["found"])) for name, some in cells.items()}
     lines = []
     for algorithm in algorithms:
-        both = [task for task in tasks if found.get((PLAIN, task)) and (algorithm, task) in found]
-        ratios = [found[algorithm, task] / found[PLAIN, task] for task in both]
-        lines.append([algorithm, str(len(both)), f"{sum(ratios) / len(ratios):.2f}" if both else MISSING])
-    return _markdown(["algorithm", "tasks", "times the plain probe's"], lines)
+        ratios, draws = [], 0
+        for task in tasks:
+            own, plain = (
+                {row["draw"]: float(row["found"]) for row in cells.get((name, task), [])} for name in (algorithm, PLAIN)
+            )
+            both = [draw for draw in own if draw in plain]
+            if sum(plain[draw] for draw in both):
+                ratios.append(sum(own[draw] for draw in both) / sum(plain[draw] for draw in both))
+                draws += len(both)
+        mean = f"{fmean(ratios):.2f}" if ratios else MISSING
+        lines.append([algorithm, str(len(ratios)), str(draws), mean])
+    return _markdown(["algorithm", "tasks", "draws", "times the plain probe's"], lines)
 
 
 def promised(*moments: Sequence[Row]) -> str:

@@ -90,6 +90,10 @@ ALONE = "algorithm.learner.guard=warn"
 SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
 STRATEGIES = ("auto", "expected", "mixture", "diverse", "distinct", "uncertain", "random")
 """That choose what `top_k` labels, instead of `top`."""
+PLAIN = ("model.stages=false", "probe.orientations=1", "probe.rounds=0")
+LITE2 = ("model=efficientnet_lite2",)
+SIZES = (128, 160, 224, 300)
+"""In pixels, to which images are magnified."""
 RECIPES = {
     "probe": Recipe("probe"),
     "probe, 8 views": Recipe("probe", ("model.orientations=8",)),
@@ -100,9 +104,14 @@ RECIPES = {
     "probe, not mirrored": Recipe("probe", ("probe.orientations=1",)),
     "probe, calibrated": Recipe("probe", ("probe.calibration=platt",)),
     "probe, last layer": Recipe("probe", ("model.stages=false", "probe.orientations=1")),
-    "plain probe": Recipe("probe", ("model.stages=false", "probe.orientations=1", "probe.rounds=0")),
+    "plain probe": Recipe("probe", PLAIN),
     "probe, labels alone": Recipe("probe", ("probe.rounds=0",)),
-    "probe, Lite2": Recipe("probe", ("model=efficientnet_lite2",)),
+    "probe, Lite2": Recipe("probe", LITE2),
+    **{
+        f"{name}, {size} px": Recipe("probe", (*words, f"model.image_size={size}"))
+        for name, words in (("probe", ()), ("plain probe", PLAIN), ("probe, Lite2", LITE2))
+        for size in SIZES
+    },
     "prototype": Recipe("probe", head=Prototype),
     "nearest labelled": Recipe("probe", head=NearestLabelled),
     **{f"probe, {name}": Recipe("probe", (f"al.strategy.name={name}",)) for name in STRATEGIES},

@@ -192,3 +192,24 @@ def test_what_scores_promise_is_set_against_what_is_there(monkeypatch):
 
     rows = [row("10", "30", "0.2"), row("20", "20", "0.1"), row("0", "5", "0.9"), row("", "", "")]
     assert promised(rows).splitlines()[2:] == ["| a | 0 | 1 | 2.0 | 0.1500 |"]
+
+
+def test_what_is_found_is_compared_on_the_draws_that_both_have(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from benchmark_tables import times_plain
+
+    def rows(algorithm, task, *found):
+        return [{"algorithm": algorithm, "task": task, "draw": d, "found": n} for d, n in enumerate(found)]
+
+    table = times_plain([
+        *rows("plain probe", "merger", 10, 20, 90),
+        *rows("plain probe", "orange", 0, 100),
+        *rows("plain probe", "spirals", 0),
+        *rows("probe", "merger", 30, 30),
+        *rows("probe", "orange", 50, 100),
+        *rows("probe", "spirals", 5),  # no multiple of nothing
+        *rows("kNN", "edge-on", 7),
+    ])  # fmt: skip
+    assert "| plain probe | 2 | 5 | 1.00 |" in table
+    assert "| probe | 2 | 4 | 1.75 |" in table  # 60 / 30 and 150 / 100
+    assert "| kNN | 0 | 0 | not run |" in table
