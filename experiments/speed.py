@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 from bench import DATA, HERE, Row, arguments, table
@@ -19,7 +20,7 @@ from anomalymatch.models.fixmatch import FixMatch
 from anomalymatch.models.fixmatch_spec import FixMatchSpec
 from anomalymatch.models.layer_groups import freeze_lower_groups
 
-PLAIN = {
+PLAIN: dict[str, float | str | bool] = {
     "threshold": 0.95,
     "unlabelled_weight": 1.0,
     "ema_decay": 0.99,
@@ -72,12 +73,14 @@ def scoring(task: Task, size: int, repeats: int) -> list[Row]:
 def steps(task: Task, size: int, repeats: int) -> list[Row]:
     """Training steps a second of 16 + 80 + 80 views: plain, the same layers as two forwards, and the default."""
     variants = {
-        "plain: one forward, NCHW, all layers": (PLAIN, None, False),
-        "two forwards, channels-last, all layers": (PLAIN | {"single_forward": False}, None, True),
-        "default: also only the last four stages": (DEFAULT, 4, True),
-        "the last two stages alone": (DEFAULT, 2, True),
+        "plain: one forward, NCHW, all layers": (PLAIN, None, False, "torch"),
+        "two forwards, channels-last, all layers": (PLAIN | {"single_forward": False}, None, True, "torch"),
+        "also only the last four stages": (DEFAULT, 4, True, "torch"),
+        "default: also the others by OpenVINO": (DEFAULT, 4, True, "openvino"),
+        "the last two stages alone": (DEFAULT, 2, True, "openvino"),
     }
-    rates = alternate({name: _step(task, size, *variant) for name, variant in variants.items()}, repeats)
+    with ExitStack() as apart:
+        rates = alternate({name: _step(task, size, apart, *variant) for name, variant in variants.items()}, repeats)
     plain = next(iter(rates.values()))
     return [
         {"what": f"step, {name}", "px": size, "per_second": rate, "ratio": plain / rate} for name, rate in rates.items()
@@ -85,9 +88,16 @@ def steps(task: Task, size: int, repeats: int) -> list[Row]:
 
 
 def _step(
-    task: Task, size: int, values: dict[str, float | str | bool], groups: int | None, channels_last: bool
+    task: Task,
+    size: int,
+    apart: ExitStack,
+    values: dict[str, float | str | bool],
+    groups: int | None,
+    channels_last: bool,
+    backend: str,
 ) -> Callable[[], int]:
-    network = _embedding(task, size).network(normalised=True)
+    embedding = _embedding(task, size, backend)
+    network = embedding.network(normalised=True)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network.to(memory_format=layout)
     freeze_lower_groups(network.backbone.body, groups)
@@ -97,6 +107,8 @@ def _step(
     module.memory_format = layout
     module.train()
     module.on_train_start()
+    device = torch.device("cpu")
+    apart.enter_context(module.frozen_apart(embedding.inference, device=device, batch_size=16, count=100 * 176))
     made = module.configure_optimizers()
     optimizer = made["optimizer"] if isinstance(made, dict) else made
 
@@ -115,8 +127,9 @@ def _step(
     return step
 
 
-def _embedding(task: Task, size: int) -> Embedding:
-    return build_embedding(compose("model.weights=bundled", f"model.image_size={size}"), task)
+def _embedding(task: Task, size: int, backend: str = "auto") -> Embedding:
+    words = "model.weights=bundled", f"model.image_size={size}", f"inference.backend={backend}"
+    return build_embedding(compose(*words), task)
 
 
 def alternate(work: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:

@@ -13,6 +13,9 @@ from anomalymatch.build import build_learner
 from anomalymatch.config import compose
 from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import ConfigError, DataError, LabelError, StorageError
+from anomalymatch.models.inference import Inference
+from anomalymatch.models.msc import MeanShiftedContrastive
+from anomalymatch.models.openvino import has_openvino
 from anomalymatch.models.weights import fingerprint
 
 FROZEN = ("knn", "mahalanobis", "pca_residual")
@@ -262,6 +265,27 @@ def test_msc_trains_only_the_upper_stages_keeps_batch_norms_and_leaves_the_pretr
     assert not any("running" in name for name in changed)
     assert all(name.startswith(("body.blocks.4", "body.blocks.5", "body.conv_head", "body.bn2")) for name in changed)
     assert fingerprint(learner.embedding.backbone()) == kept
+
+
+@pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
+def test_frozen_stages_that_are_computed_apart_teach_msc_the_same(make, small, labels, monkeypatch):
+    step, shortcuts, rankings = MeanShiftedContrastive.training_step, [], []
+
+    def noted(module, batch, batch_idx):
+        shortcuts.append(module.backbone.shortcut)
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(MeanShiftedContrastive, "training_step", noted)
+    for backend in ("torch", "openvino"):
+        inference = Inference("cpu", "fp32", workers=1, backend=backend)
+        learner = fitted(make("msc", "algorithm.learner.trainable_groups=1", inference=inference), small, labels)
+        assert learner._backbone.shortcut is None
+        rankings.append(logits(learner, small))
+    half = len(shortcuts) // 2
+    assert shortcuts[:half] == [None] * half
+    assert half
+    assert None not in shortcuts[half:]
+    assert np.corrcoef(rankings)[0, 1] > 0.99
 
 
 def test_without_epochs_msc_is_the_frozen_distance(make, small, labels):

@@ -36,8 +36,8 @@ def features_and_gradients(backbone, pixels):
     return features.detach(), [p.grad for p in backbone.parameters() if p.requires_grad]
 
 
-def apart(*backbones, inference=OPENVINO, count=10**6):
-    return frozen_apart(backbones, inference, size=64, batch_size=4, count=count)
+def apart(*backbones, inference=OPENVINO, device="cpu", count=10**6):
+    return frozen_apart(backbones, inference, device=torch.device(device), size=64, batch_size=4, count=count)
 
 
 @pytest.mark.parametrize(
@@ -119,16 +119,19 @@ def test_it_ends_with_the_block_even_by_an_error():
 
 
 @pytest.mark.parametrize(
-    ("inference", "learning", "count"),
+    ("backend", "learning", "device", "count"),
     [
-        (Inference("cpu", backend="torch"), 4, 10**6),
-        (Inference("cpu"), 4, 100),  # too few images
-        (Inference("cpu"), None, 10**6),  # all learn
+        ("torch", 4, "cpu", 10**6),
+        ("auto", 4, "cpu", 100),  # too few images
+        ("auto", None, "cpu", 10**6),  # all learn
+        ("openvino", 4, "cuda", 10**6),  # which has precisions of its own
     ],
 )
-def test_where_it_does_not_pay_all_is_as_it_was(inference, learning, count):
+def test_where_it_does_not_pay_all_is_as_it_was(backend, learning, device, count):
+    if backend == "openvino" and not has_openvino():
+        pytest.skip("needs OpenVINO")
     backbone = backbone_of(learning=learning)
-    with apart(backbone, inference=inference, count=count):
+    with apart(backbone, inference=Inference("cpu", backend=backend), device=device, count=count):
         assert backbone.shortcut is None
 
 

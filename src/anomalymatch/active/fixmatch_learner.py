@@ -266,16 +266,18 @@ class FixMatchLearner:
             quieten_lightning()
             with relayed(listener) if self._spawns else nullcontext(listener) as relay:
                 trainer = self._make_trainer(relay, cycle, steps)
-                here = not self._spawns and trainer.strategy.root_device.type == "cpu"
-                with processes_of(trainer), self._apart(module, steps) if here else nullcontext():
+                with processes_of(trainer), self._apart(trainer, module, steps):
                     trainer.fit(module, datamodule=data)
         self._student, self._average = network, module.ema.network
         for trained in (self._student, self._average):
             trained.backbone.averages = True
 
-    def _apart(self, module: FixMatch, steps: int) -> AbstractContextManager[None]:
-        count = steps * (self.batch.labelled + 2 * self.batch.unlabelled)
-        return module.frozen_apart(self.embedding.inference, batch_size=self.batch.labelled, count=count)
+    def _apart(self, trainer: Trainer, module: FixMatch, steps: int) -> AbstractContextManager[None]:
+        if self._spawns:
+            return nullcontext()
+        device, batch = trainer.strategy.root_device, self.batch
+        count = steps * (batch.labelled + 2 * batch.unlabelled)
+        return module.frozen_apart(self.embedding.inference, device=device, batch_size=batch.labelled, count=count)
 
     def _make_trainer(self, listener: StepListener, cycle: int, steps: int) -> Trainer:
         try:

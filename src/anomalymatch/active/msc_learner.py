@@ -20,6 +20,7 @@ from anomalymatch.errors import ConfigError
 from anomalymatch.functional.novelty import trimmed_mean
 from anomalymatch.models.checkpoint import load_state, save_tensors
 from anomalymatch.models.embedding import Embedding
+from anomalymatch.models.frozen_stages import frozen_apart
 from anomalymatch.models.inference import OutputBatch
 from anomalymatch.models.layer_groups import freeze_lower_groups
 from anomalymatch.models.msc import MeanShiftedContrastive, MscSpec
@@ -149,7 +150,17 @@ class MscLearner(DistanceLearner):
             callbacks = [StepProgress(f"Training, cycle {cycle}", steps)]
         with warnings.catch_warnings():
             quieten_lightning()
-            self._make_trainer(callbacks, steps).fit(module, datamodule=data)
+            trainer = self._make_trainer(callbacks, steps)
+            apart = frozen_apart(
+                [backbone],
+                self.embedding.inference,
+                device=trainer.strategy.root_device,
+                size=self.embedding.image_size,
+                batch_size=min(self.batch_size, 16),
+                count=2 * len(ids) * self.epochs,
+            )
+            with apart:
+                trainer.fit(module, datamodule=data)
 
     def _after(self, epoch: int, ids: list[str]) -> None:
         assert self.on_epoch is not None

@@ -116,12 +116,14 @@ class FixMatch(LightningModule):
         schedule = LambdaLR(optimizer, lambda step: cosine_7_16(step, self.iterations))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def frozen_apart(self, inference: Inference, *, batch_size: int, count: int) -> AbstractContextManager[None]:
-        """For training on a processor: see `models.frozen_stages.frozen_apart`."""
+    def frozen_apart(
+        self, inference: Inference, *, device: torch.device, batch_size: int, count: int
+    ) -> AbstractContextManager[None]:
+        """See `models.frozen_stages.frozen_apart`."""
         if not self.spec.freeze_batch_norm:
             return nullcontext()
         backbones, size = [self.network.backbone, self.ema.network.backbone], self.network.spec.image_size
-        return frozen_apart(backbones, inference, size=size, batch_size=batch_size, count=count)
+        return frozen_apart(backbones, inference, device=device, size=size, batch_size=batch_size, count=count)
 
     def _forward(
         self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor

@@ -89,19 +89,26 @@ def frozen_stages(body: nn.Module) -> int:
 
 @contextmanager
 def frozen_apart(
-    backbones: Sequence[Backbone], inference: Inference, *, size: int, batch_size: int, count: int
+    backbones: Sequence[Backbone],
+    inference: Inference,
+    *,
+    device: torch.device,
+    size: int,
+    batch_size: int,
+    count: int,
 ) -> Iterator[None]:
     """Within it the frozen stages of these backbones are computed by OpenVINO, where that pays, in full precision.
 
     Args:
         backbones: of one architecture, whose frozen stages are the same, batch norms included.
-        inference: says whether, and on how many threads.
+        inference: says whether and how.
+        device: on which they are trained; on any but a processor, all stays as it is.
         size: side of the images in pixels.
         batch_size: of which most batches are multiples.
         count: of the images that are to come, about.
     """
     first = backbones[0]
-    stages = frozen_stages(first.body)
+    stages = frozen_stages(first.body) if device.type == "cpu" else 0
     forward = None
     if stages:
         lower, channels = FrozenStages(first.folded(), stages), first.mean.shape[1]
