@@ -82,6 +82,17 @@ def test_without_anything_that_learns_the_features_are_the_same():
 
 
 @needs_openvino
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_precision_learns_too(dtype):
+    backbone = backbone_of()
+    features, _ = features_and_gradients(backbone, images())
+    with apart(backbone):
+        other, gradients = features_and_gradients(backbone.to(dtype), images())
+    assert {gradient.dtype for gradient in gradients} == {dtype}
+    assert torch.corrcoef(torch.stack([features.flatten(), other.flatten()]))[0, 1] > 0.99
+
+
+@needs_openvino
 def test_each_goes_on_with_stages_of_its_own():
     student, average = backbone_of(), backbone_of()
     average.averages = False

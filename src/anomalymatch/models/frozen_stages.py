@@ -69,7 +69,7 @@ class Shortcut:
         rows = torch.from_numpy(np.concatenate([self.forward(part) for part in images.split(self.batch_size)]))
         below, statistics = rows.split([math.prod(self.shape), rows.shape[1] - math.prod(self.shape)], dim=1)
         body = cast(EfficientNet, self.backbone.body)
-        x = below.unflatten(1, self.shape).contiguous(memory_format=torch.channels_last)
+        x = below.unflatten(1, self.shape).to(self.backbone.mean.dtype).contiguous(memory_format=torch.channels_last)
         maps = []
         for stage in body.blocks[self.count :]:
             x = stage(x)
