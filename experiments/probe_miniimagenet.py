@@ -15,11 +15,12 @@ MEASURES = ("auroc", "ap", "precision_at_1pct", "heldout_auroc", "heldout_ap", "
 def main() -> None:
     """Measure and print."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--model", default="efficientnet_lite0")
-    parser.add_argument("--orientations", type=int, default=1, help="model.orientations")
-    parser.add_argument("--crops", type=int, default=0, help="model.crops")
+    parser.add_argument("words", nargs="*", help="other settings, as on the command line: model.crops=5")
+    parser.add_argument("--name", default="", help="of the table, with other settings: 5_crops")
     parser.add_argument("--oracles", nargs="+", default=["paper_oracle", "top_k"])
     options = parser.parse_args()
+    if bool(options.words) != bool(options.name):
+        parser.error("other settings need a name, and a name needs other settings")
     classes = dict(list(CLASSES.items())[:1]) if options.quick else CLASSES
     jobs = [
         Job(
@@ -32,19 +33,14 @@ def main() -> None:
                 f"oracle={oracle}",
                 "algorithm=probe",
                 f"model.image_size={84 if options.quick else 224}",
-                f"model={options.model}",
-                f"model.orientations={options.orientations}",
-                f"model.crops={options.crops}",
+                *options.words,
             ],
         )
         for oracle in options.oracles
         for name, word_net_id in classes.items()
         for seed in range(1 if options.quick else 3)
     ]
-    name = "probe_miniimagenet" + options.model.removeprefix("efficientnet").replace("_lite0", "")
-    name += f"_{options.orientations}_views" if options.orientations > 1 else ""
-    name += f"_{options.crops}_crops" if options.crops else ""
-    rows = measure(name, jobs, options.runs)
+    rows = measure("probe_miniimagenet" + (f"_{options.name}" if options.name else ""), jobs, options.runs)
     print(table(rows, ("oracle", "cycle"), MEASURES))
     print(table([row for row in rows if row["cycle"] == 3], ("oracle", "class"), MEASURES))
 
