@@ -9,6 +9,7 @@ CLASSES = {
     "photocopier": "n03924679",
     "orange": "n07747607",
 }
+ORACLES = ["paper_oracle", "top_k"]
 MEASURES = ("auroc", "ap", "precision_at_1pct", "heldout_auroc", "heldout_ap", "found")
 
 
@@ -17,7 +18,7 @@ def main() -> None:
     parser = make_parser(__doc__ or "")
     parser.add_argument("words", nargs="*", help="other settings, as on the command line: model.crops=5")
     parser.add_argument("--name", default="", help="of the table, with other settings: 5_crops")
-    parser.add_argument("--oracles", nargs="+", default=["paper_oracle", "top_k"])
+    parser.add_argument("--oracles", nargs="+", default=ORACLES, choices=ORACLES)
     options = parser.parse_args()
     if bool(options.words) != bool(options.name):
         parser.error("other settings need a name, and a name needs other settings")
