@@ -96,6 +96,7 @@ SIZES = (128, 160, 224, 300)
 """In pixels, to which images are magnified."""
 RECIPES = {
     "probe": Recipe("probe"),
+    "probe, as configured": Recipe("probe", ("model.image_size=${dataset.image_size}",)),
     "probe, 8 views": Recipe("probe", ("model.orientations=8",)),
     "probe, 2 views": Recipe("probe", ("model.orientations=2",)),
     "probe, 1 crop": Recipe("probe", ("model.crops=1",)),
