@@ -107,7 +107,7 @@ class Inference:
         folded = module.folded().eval().to(device).to(memory_format=torch.channels_last)
         backbone = folded.backbone if isinstance(folded, Network) else folded
         converted = self.converted(
-            copy.deepcopy(folded),  # which is put into another memory format
+            folded,
             channels=backbone.mean.shape[1],
             size=size,
             batch_size=self.batch_size(size),
@@ -129,7 +129,7 @@ class Inference:
         """`module` through OpenVINO; None where PyTorch is to compute it.
 
         Args:
-            module: see `openvino_forward`.
+            module: see `openvino_forward`; it stays as it is.
             channels: of the images.
             size: side of the images in pixels.
             batch_size: of every batch but the last.
@@ -140,7 +140,8 @@ class Inference:
         if self.backend != "openvino" and not (self.backend == "auto" and worth):
             return None
         try:
-            return openvino_forward(module, channels=channels, size=size, batch_size=batch_size, bf16=bf16)
+            own = copy.deepcopy(module)  # which is put into another memory format
+            return openvino_forward(own, channels=channels, size=size, batch_size=batch_size, bf16=bf16)
         except Exception as error:  # it runs the model's own code, and converts what it knows: anything may fail
             if self.backend == "openvino":
                 raise ConfigError(f"inference.backend=openvino cannot convert this model: {error}") from error
