@@ -133,9 +133,10 @@ def measure(cell: Cell, draws: list[int], options: argparse.Namespace) -> None:
     rounds = 2 if options.quick else 0 if recipe.fine_tunes else ROUNDS
     for draw in draws:
         words = [f"dataset={problem.dataset}", *problem.words, f"seed={draw}"]
-        words += QUICK if options.quick else (f"model.image_size={size}",)
+        words += [*(QUICK if options.quick else (f"model.image_size={size}",)), "model.crops=0"]
         task = open_task(problem.dataset, *words[1:])
-        learner, probe = (make_learner(r.algorithm, task, *words, *r.words) for r in (recipe, RECIPES["probe"]))
+        learner = make_learner(recipe.algorithm, task, *words, *recipe.words)
+        probe = make_learner("probe", task, *words, *(recipe.backbone if recipe.fine_tunes else ()))
         config = compose(*words, *recipe.words)
         oracle = ORACLES[cell.oracle](task, build_strategy(config, learner.embedding))
         if recipe.head is not None:

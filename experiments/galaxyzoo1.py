@@ -22,6 +22,7 @@ def main() -> None:
                 f"trainer.iterations={2 if options.quick else 30}",
                 *(["algorithm.learner.batch.labelled=8"] if algorithm == "fixmatch" else []),
                 f"model.image_size={64 if options.quick else 128}",
+                "model.crops=0",
             ],
         )
         for algorithm, seeds in (("probe", 3), ("fixmatch", 1))

@@ -71,6 +71,7 @@ def words(seed: int, size: int) -> list[str]:
         f"data.root={DATA / 'galaxyzoo1'}",
         f"seed={seed}",
         f"model.image_size={size}",
+        "model.crops=0",
         "al.cycles=1",
     ]
 

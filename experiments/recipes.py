@@ -57,6 +57,11 @@ class Recipe:
     fine_tunes: bool = False
     head: type[LabelledHead] | None = None
 
+    @property
+    def backbone(self) -> tuple[str, ...]:
+        """Those of its settings that say how the backbone sees: its own probe sees like that, too."""
+        return tuple(word for word in self.words if word.startswith("model."))
+
 
 PROBLEMS = {
     **{name: Problem("miniimagenet", id_, 84, None, name in ("hourglass", "piano")) for name, id_ in CLASSES.items()},
@@ -76,6 +81,7 @@ ABLATIONS = {
     "threshold 0.95": ("algorithm.learner.loss.threshold=0.95",),
     "student teaches": ("algorithm.learner.loss.teacher=student",),
     "average 0.99": ("algorithm.learner.loss.ema_decay=0.99",),
+    "5 crops": ("model.crops=5",),
     "gentle views": ("augment.operations=1", "augment.cutout=0"),
     "64 px": ("model.image_size=64",),
     "128 px": ("model.image_size=128",),
@@ -91,12 +97,13 @@ SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
 STRATEGIES = ("auto", "expected", "mixture", "diverse", "distinct", "uncertain", "random")
 """That choose what `top_k` labels, instead of `top`."""
 PLAIN = ("model.stages=false", "probe.orientations=1", "probe.rounds=0")
+AS_CONFIGURED = ("model.image_size=${dataset.image_size}", "model.crops=${oc.select:dataset.crops,0}")
 LITE2 = ("model=efficientnet_lite2",)
 SIZES = (128, 160, 224, 300)
 """In pixels, to which images are magnified."""
 RECIPES = {
     "probe": Recipe("probe"),
-    "probe, as configured": Recipe("probe", ("model.image_size=${dataset.image_size}",)),
+    "probe, as configured": Recipe("probe", AS_CONFIGURED),
     "probe, 8 views": Recipe("probe", ("model.orientations=8",)),
     "probe, 2 views": Recipe("probe", ("model.orientations=2",)),
     "probe, 1 crop": Recipe("probe", ("model.crops=1",)),

@@ -18,6 +18,7 @@ from anomalymatch.config import (
 from anomalymatch.errors import ConfigError, StorageError
 
 DATASETS = sorted(path.stem for path in (config_folder() / "dataset").glob("*.yaml"))
+ANY = ("model=any", "model.name=convnext_tiny.fb_in1k")
 WRONG = {
     "dataset=nope": "there is no dataset=nope: choose one of auto, catalogue, cifar10, demo, fits, folder",
     "dataset=": "there is no dataset=: choose one of",
@@ -114,6 +115,11 @@ def test_every_dataset_composes_and_says_what_is_needed(dataset):
     assert {"anomaly", "prevalence", "holdout", "image_size", "start", "source"} <= set(config.dataset)
     assert config.model.image_size == config.dataset.image_size
     assert (config.al.initial.anomalies, config.al.initial.normals) == tuple(config.dataset.start.values())
+
+
+def test_a_dataset_may_ask_for_crops_and_the_command_line_decides():
+    assert compose("dataset=demo").model.crops == compose("dataset=galaxyzoo1", "model.crops=0").model.crops == 0
+    assert compose("dataset=galaxyzoo1").model.crops == compose("dataset=galaxyzoo1", *ANY).model.crops == 5
 
 
 def test_a_composition_is_free_of_the_one_before():
