@@ -8,7 +8,7 @@ from statistics import fmean
 from bench import Row
 from scipy.stats import ttest_rel
 
-from anomalymatch.evaluation.confidence import mean_interval, paired_difference
+from anomalymatch.evaluation.confidence import Interval, mean_interval, paired_difference
 
 Cells = dict[tuple[str, str], list[Row]]
 MISSING, PLAIN, CHANGED = "not run", "plain probe", "fixmatch"
@@ -89,7 +89,7 @@ def against_probe(rows: Sequence[Row]) -> str:
         worst = min(own, key=lambda task: _mean(own[task], _gain))
         p = ttest_rel(ap, probe).pvalue if len(ap) > 1 and ap != probe else math.nan
         lines.append([
-            algorithm, str(len(own)), str(len(every)), f"{gain.mean:+.3f} ± {(gain.high - gain.low) / 2:.3f}",
+            algorithm, str(len(own)), str(len(every)), _with_interval(gain, "+.3f"),
             MISSING if math.isnan(p) else f"{p:.2g}", f"{worst}: {_mean(own[worst], _gain):+.3f}",
             f"{_mean(every, lambda row: float(row['seconds'])):.1f}", str(max(int(row["peak_mb"]) for row in every)),
         ])  # fmt: skip
@@ -134,9 +134,12 @@ def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
 def _cell(values: Sequence[float]) -> str:
     if not values:
         return MISSING
-    interval = mean_interval(values)
+    return _with_interval(mean_interval(values), ".3f")
+
+
+def _with_interval(interval: Interval, form: str) -> str:
     half = (interval.high - interval.low) / 2
-    return f"{interval.mean:.3f}" if math.isnan(half) else f"{interval.mean:.3f} ± {half:.3f}"
+    return f"{interval.mean:{form}}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

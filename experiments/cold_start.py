@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if name != "msc"], choices=METHODS)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--size", type=int, help="side in pixels; that of the data set's features if not given")
+    parser.add_argument("--crops", type=int, default=0, help="that features are averaged over, too")
     parser.add_argument("--epochs", type=int, default=3, help="of msc")
     parser.add_argument("--neighbours", type=int, default=10, help="of knn and msc")
     parser.add_argument("--drop", type=float, default=0.0, help="share of the images that is not learnt from")
@@ -70,7 +71,8 @@ def main() -> None:
         print(table(rows, ("stored", "method"), ("first_seconds", "seconds_per_10000")))
         return
     rows = [row for dataset in options.datasets for row in of_dataset(dataset, options)]
-    write_text(options.results / "cold_start.csv", to_csv(rows))
+    suffix = f"_{options.crops}_crops" if options.crops else ""
+    write_text(options.results / f"cold_start{suffix}.csv", to_csv(rows))
     measures = ("auroc", "found", "found_after_100_more")
     print(table(rows, ("dataset", "anomaly", "size", "method"), measures))
 
@@ -78,7 +80,7 @@ def main() -> None:
 def of_dataset(dataset: str, options: argparse.Namespace) -> Iterator[Row]:
     """All draws and methods; a ranking knows nothing of what is rare, so that it serves for all rare classes."""
     size = options.size or SIZES[dataset]
-    words = [f"data.root={DATA / dataset}", f"model.image_size={size}", "model.crops=0"]
+    words = [f"data.root={DATA / dataset}", f"model.image_size={size}", f"model.crops={options.crops}"]
     task = open_task(dataset, *words)
     everything = [*task.pool, *task.holdout]
     for draw in range(options.draws):
@@ -88,6 +90,7 @@ def of_dataset(dataset: str, options: argparse.Namespace) -> Iterator[Row]:
         for method in options.methods:
             name = f"{dataset}-{size}-{method}-{draw}-{options.neighbours}-{options.drop}"
             name += f"-{options.epochs}" if method == "msc" else ""
+            name += f"-{options.crops} crops" if options.crops else ""
             path = options.runs / f"{'quick-' * options.quick}{name}.csv"
             if not path.exists():
                 console.print(f"cold_start: {name}", highlight=False)

@@ -163,12 +163,21 @@ def test_gains_over_the_probe_are_paired_by_draw(monkeypatch):
     first, second = against_probe(rows).splitlines()[2:]
     assert first.startswith("| a | 2 | 3 | +0.033 ± 0.517 | ")
     assert "| y: -0.200 | 2.0 | 300 |" in first
-    assert "| b | 1 | 1 | +0.000 ± nan | not run | x: +0.000 |" in second
+    assert "| b | 1 | 1 | +0.000 | not run | x: +0.000 |" in second
     assert by_task(rows, "ap").splitlines()[2:] == [
         "| x | 0.450 ± 1.906 | 0.100 |",
         "| y | 0.400 | not run |",
         "| all | 0.425 | not run |",
     ]
+
+
+def test_the_probe_beside_a_training_sees_the_images_as_it_does(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from recipes import RECIPES
+
+    assert RECIPES["fixmatch, 5 crops"].backbone == ("model.crops=5",)
+    assert RECIPES["fixmatch, 128 px"].backbone == ("model.image_size=128",)
+    assert RECIPES["fixmatch, threshold 0.6"].backbone == ()
 
 
 def test_a_change_is_compared_on_the_draws_that_both_have(monkeypatch):
