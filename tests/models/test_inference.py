@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from anomalymatch.data.stream import stream
 from anomalymatch.errors import ConfigError
 from anomalymatch.models import inference as inference_module
 from anomalymatch.models.inference import Inference
@@ -73,6 +74,16 @@ def test_openvino_gives_the_same_outputs(make_source, tiny_network, whole):
     assert (exact[0], exact[2]) == (other[0], other[2])
     assert not np.array_equal(exact[1], other[1])  # another library has computed them
     np.testing.assert_allclose(other[1], exact[1], atol=1e-4)
+
+
+@needs_openvino
+@pytest.mark.parametrize("count", [1, 8, 9, 21])
+def test_openvino_takes_batches_of_any_length(make_source, tiny_network, count):
+    source = make_source(count)
+    converted = Inference("cpu", "fp32", 32 * 32 * 8, backend="openvino")
+    (batch,) = stream(source, source.ids, size=32, batch_size=count)
+    outputs = converted.prepared(tiny_network, size=32, count=count)(batch.images)
+    np.testing.assert_allclose(outputs, FP32.prepared(tiny_network, size=32, count=count)(batch.images), atol=1e-4)
 
 
 @needs_openvino

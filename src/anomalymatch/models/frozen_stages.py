@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from timm.models.efficientnet import EfficientNet
@@ -57,16 +56,14 @@ class Shortcut:
         count: of the stages below.
         shape: of the feature map between them: channels, height, width.
         forward: computes `FrozenStages` of so many stages.
-        batch_size: of what `forward` takes at once.
     """
 
-    def __init__(self, backbone: Backbone, count: int, shape: Sequence[int], forward: Forward, batch_size: int) -> None:
-        self.backbone, self.count, self.shape = backbone, count, tuple(shape)
-        self.forward, self.batch_size = forward, batch_size
+    def __init__(self, backbone: Backbone, count: int, shape: Sequence[int], forward: Forward) -> None:
+        self.backbone, self.count, self.shape, self.forward = backbone, count, tuple(shape), forward
 
     def __call__(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """See `Backbone.forward`."""
-        rows = torch.from_numpy(np.concatenate([self.forward(part) for part in images.split(self.batch_size)]))
+        rows = torch.from_numpy(self.forward(images))
         below, statistics = rows.split([math.prod(self.shape), rows.shape[1] - math.prod(self.shape)], dim=1)
         body = cast(EfficientNet, self.backbone.body)
         x = below.unflatten(1, self.shape).to(self.backbone.mean.dtype).contiguous(memory_format=torch.channels_last)
@@ -119,7 +116,7 @@ def frozen_apart(
         )
     if forward is not None:
         for backbone in backbones:
-            backbone.shortcut = Shortcut(backbone, stages, shape, forward, batch_size)
+            backbone.shortcut = Shortcut(backbone, stages, shape, forward)
     try:
         yield
     finally:

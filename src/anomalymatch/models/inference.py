@@ -132,7 +132,7 @@ class Inference:
             module: see `openvino_forward`; it stays as it is.
             channels: of the images.
             size: side of the images in pixels.
-            batch_size: of every batch but the last.
+            batch_size: images that it computes at once.
             count: of the images that are to come, about, each look at one for itself.
             bf16: whether to compute in half precision.
         """

@@ -19,7 +19,7 @@ def has_openvino() -> bool:
 
 
 def openvino_forward(module: nn.Module, *, channels: int, size: int, batch_size: int, bf16: bool) -> Forward:
-    """`module`, converted, for batches of `batch_size` images or fewer.
+    """`module`, converted.
 
     It takes as many threads as PyTorch would.
 
@@ -27,7 +27,7 @@ def openvino_forward(module: nn.Module, *, channels: int, size: int, batch_size:
         module: 8-bit images in, one tensor out; in evaluation mode, and for nothing else after this.
         channels: of the images.
         size: side of the images in pixels.
-        batch_size: of every batch but the last.
+        batch_size: images that it computes at once.
         bf16: whether to compute in half precision.
     """
     import openvino as ov
@@ -49,17 +49,20 @@ def openvino_forward(module: nn.Module, *, channels: int, size: int, batch_size:
         pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
         return np.array(compiled(pixels)[0], dtype=np.float32)
 
-    return padded(forward, batch_size)
+    return in_batches(forward, batch_size)
 
 
-def padded(forward: Forward, batch_size: int) -> Forward:
-    """Fill the last batch up, so that one compiled shape serves all."""
+def in_batches(forward: Forward, batch_size: int) -> Forward:
+    """Cut what is longer and fill up what is shorter, so that one compiled shape serves all."""
 
-    def filled(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
+    def of_one(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
         missing = batch_size - len(images)
-        if missing <= 0:
+        if not missing:
             return forward(images)
         full = torch.cat([images, images[:1].expand(missing, -1, -1, -1)]).to(memory_format=torch.channels_last)
         return forward(full)[: len(images)]
 
-    return filled
+    def of_any(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
+        return np.concatenate([of_one(part) for part in images.split(batch_size)])
+
+    return of_any

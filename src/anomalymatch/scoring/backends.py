@@ -15,7 +15,7 @@ from anomalymatch.errors import ConfigError
 from anomalymatch.functional.fixmatch import anomaly_logit
 from anomalymatch.models.inference import Inference
 from anomalymatch.models.network import Network
-from anomalymatch.models.openvino import Forward, has_openvino, openvino_forward, padded
+from anomalymatch.models.openvino import Forward, has_openvino, in_batches, openvino_forward
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _compiled_scorer(module: nn.Module, inference: Inference, batch_size: int) -
         module, mode="max-autotune-no-cudagraphs" if inference.torch_device.type == "cuda" else None
     )
     score = _torch_scorer(compiled, inference)
-    return padded(score, batch_size)
+    return in_batches(score, batch_size)
 
 
 def _openvino_scorer(module: nn.Module, inference: Inference, network: Network, batch_size: int) -> Scorer:
