@@ -19,7 +19,7 @@ from anomalymatch.types import Label
 def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
     (folder.path / CONFIG).write_text(
-        "algorithm: {name: fixmatch}\nmodel: {name: tiny, image_size: '${dataset.image_size}'}\nseed: 7\n"
+        "algorithm: {name: fixmatch}\nmodel: {name: tiny, image_size: '${dataset.image_size}', crops: 5}\nseed: 7\n"
         "dataset: {anomaly: rare, image_size: 32}\nal: {cycles: 3}\noracle: {name: top_k}\n"
     )
     yield folder
@@ -59,7 +59,7 @@ def test_the_report_shows_every_figure_of_a_benchmark(folder, task):
         "The top 64",
         "Worst false positives",
         "fixmatch",
-        "tiny at 32 px",
+        "tiny at 32 px, 5 crops",
         "2 of 3 cycles, top_k",
         "rare: 8 of",
     ):
