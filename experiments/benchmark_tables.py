@@ -97,13 +97,19 @@ def against_probe(rows: Sequence[Row]) -> str:
     return _markdown(head, lines)
 
 
+def change_of(row: Row) -> str:
+    """What one setting of `fixmatch` was changed to, "cold"; empty for all other rows."""
+    _, _, change = str(row["algorithm"]).partition(f"{CHANGED}, ")
+    return change
+
+
 def ablations(rows: Sequence[Row]) -> str:
     """What each change of one setting does to the AP of `fixmatch`, on the tasks and draws that both have."""
     whole = {(row["task"], row["draw"]): row for row in rows if row["algorithm"] == CHANGED}
     changes: dict[str, list[Row]] = {}
     for row in rows:
-        if str(row["algorithm"]).startswith(f"{CHANGED}, ") and (row["task"], row["draw"]) in whole:
-            changes.setdefault(str(row["algorithm"]).removeprefix(f"{CHANGED}, "), []).append(row)
+        if (change := change_of(row)) and (row["task"], row["draw"]) in whole:
+            changes.setdefault(change, []).append(row)
     lines = []
     for change, some in changes.items():
         same = [whole[row["task"], row["draw"]] for row in some]

@@ -222,3 +222,16 @@ def test_what_is_found_is_compared_on_the_draws_that_both_have(monkeypatch):
     assert "| plain probe | 2 | 5 | 1.00 |" in table
     assert "| probe | 2 | 4 | 1.75 |" in table  # 60 / 30 and 150 / 100
     assert "| kNN | 0 | 0 | not run |" in table
+
+
+def test_the_changes_to_fixmatch_are_for_the_tables_and_not_for_the_plot(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import benchmark_plots
+
+    drawn = []
+    monkeypatch.setattr(benchmark_plots, "gain_figure", lambda rows: drawn.extend(row["algorithm"] for row in rows))
+    monkeypatch.setattr(benchmark_plots, "save", lambda figure, path: None)
+    names = "fixmatch", "fixmatch, cold", "fixmatch_reference", "softmatch"
+    row = {"task": "merger", "start": "5", "oracle": "top_k", "spent": 0}
+    benchmark_plots.draw([row | {"algorithm": name} for name in names], tmp_path)
+    assert drawn == ["fixmatch", "fixmatch_reference", "softmatch"]
