@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # CI runs every test that can run; at home the slow ones wait for `make test MARKERS=`.
 MARKERS ?= $(if $(CI),,not slow)
-# Processes that test, a file each; every one needs 1.5 GB.
+# Processes that test, a file each; every one needs 1.5 GB. One that dies ends the run and its test is named: started
+# again, it would wait for ever (pytest-xdist 3.8, whose `loadfile` gives it no work).
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
@@ -17,7 +18,7 @@ run: $(VENV)/installed ## Run the main job on the built-in galaxies: train, rank
 	$(BIN)/python -m anomalymatch.run +experiment=demo_quick
 
 test: $(VENV)/installed ## Run the tests (MARKERS= runs the slow ones too)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "$(MARKERS)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --max-worker-restart=0 -m "$(MARKERS)"
 
 lint: $(VENV)/installed ## Check style, formatting and types
 	$(BIN)/ruff check .

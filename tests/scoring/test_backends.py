@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -20,7 +22,6 @@ OTHERS = [
     pytest.param("openvino", "fp32", marks=needs_openvino),
     pytest.param("openvino", "bf16", marks=needs_openvino),
     pytest.param("torch", "bf16"),
-    pytest.param("compile", "fp32", marks=[needs_compiler, pytest.mark.slow]),
 ]
 
 
@@ -34,12 +35,11 @@ def scores(scorer, batches):
     return np.concatenate([scorer(batch) for batch in batches])
 
 
-@pytest.mark.parametrize(("backend", "precision"), OTHERS)
-def test_all_backends_give_the_same_ranking(tiny_network, backend, precision):
+def check_ranking(network, backend, precision):
     batches = [images(16, seed) for seed in range(12)] + [images(5, 99)]  # the last one is not full
-    _, plain = make_scorer(tiny_network, FP32, backend="torch", count=1, batch_size=16, features=True)
+    _, plain = make_scorer(network, FP32, backend="torch", count=1, batch_size=16, features=True)
     name, other = make_scorer(
-        tiny_network, Inference("cpu", precision), backend=backend, count=1, batch_size=16, features=True
+        network, Inference("cpu", precision), backend=backend, count=1, batch_size=16, features=True
     )
     expected, got = scores(plain, batches), scores(other, batches)
     assert name == backend
@@ -47,6 +47,20 @@ def test_all_backends_give_the_same_ranking(tiny_network, backend, precision):
     assert spearmanr(expected[:, 0], got[:, 0]).statistic > (0.999 if precision == "fp32" else 0.98)
     if precision == "fp32":
         np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("backend", "precision"), OTHERS)
+def test_all_backends_give_the_same_ranking(tiny_network, backend, precision):
+    check_ranking(tiny_network, backend, precision)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_compiled_network_gives_the_same_ranking():
+    """In a process of its own, this file as a script: a compiler that dies fails this test and takes no other along."""
+    ended = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=550)
+    assert ended.returncode == 0, ended.stderr
 
 
 @needs_openvino
@@ -131,3 +145,8 @@ def test_a_gpu_gives_the_same_ranking(tiny_network, backend):
     assert find_batch_size(tiny_network, gpu) >= 32
     _, other = make_scorer(tiny_network, gpu, backend=backend, count=1, batch_size=16, features=False)
     assert spearmanr(expected[:, 0], scores(other, batches)[:, 0]).statistic > 0.999
+
+
+if __name__ == "__main__":
+    SPEC, BACKBONE = build_backbone(name="test_efficientnet", weights="none", channels=3, image_size=32)
+    check_ranking(Network(SPEC, BACKBONE, Head(BACKBONE.features, normalised=True)), "compile", "fp32")
