@@ -1,7 +1,7 @@
 """The network: pretrained normalisation, a timm backbone, and a two-class head on its pooled features."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anomalymatch.errors import ConfigError
 from anomalymatch.models.fold import fold_batch_norms
 from anomalymatch.models.looks import check_looks, looks
+from anomalymatch.models.side_by_side import SEPARATOR, SideBySide, Statistics, feature_width
 from anomalymatch.models.stages import stage_statistics, stage_width, stages_of
 from anomalymatch.models.weights import load_weights, pretrained_config
 
@@ -70,8 +71,7 @@ class Backbone(nn.Module):
         self.body, self.stage_features = body, stage_features
         self.orientations, self.crops, self.averages = orientations, crops, True
         self.shortcut: Callable[[Tensor], Tensor] | None = None
-        # Some models end in a hidden layer of another width than that of their last feature map.
-        self.features = int(cast(int, getattr(body, "head_hidden_size", None) or body.num_features))
+        self.features = feature_width(body)
         self._stages = stages_of(body) if stage_features else {}
         self.register_buffer("mean", torch.as_tensor(mean).view(1, -1, 1, 1) * 255.0)
         self.register_buffer("std", torch.as_tensor(std).view(1, -1, 1, 1) * 255.0)
@@ -187,7 +187,8 @@ def build_backbone(
     """Build a timm backbone with pretrained weights for any number of channels.
 
     Args:
-        name: any timm model name; `tf_efficientnet_lite0` is the paper's.
+        name: any timm model name; `tf_efficientnet_lite0` is the paper's. Several with a plus between them stand side
+            by side (see `models.side_by_side`), and have no stages to look into.
         weights: see `models.weights.load_weights`.
         channels: channels of the images; the first convolution is adapted as timm does it (three summed into one,
             or repeated and rescaled).
@@ -206,18 +207,29 @@ def build_backbone(
     check_looks(orientations, crops)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # without pretrained weights too, the same name gives the same network
-        donor = _create(name, channels=3, image_size=image_size, classifier=True)
-    origin = load_weights(donor, weights)
-    mean, std = _statistics(pretrained_config(donor), channels)
+        donors = [_create(each, channels=3, image_size=image_size, classifier=True) for each in name.split(SEPARATOR)]
+    origins = [load_weights(donor, weights) for donor in donors]
+    statistics = [_statistics(pretrained_config(donor), channels) for donor in donors]
+    mean, std = statistics[0] if len(donors) == 1 else ((0.0,) * channels, (1.0,) * channels)
+    origin = ", ".join(dict.fromkeys(origins))
     spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin, stages, orientations, crops)
     backbone = empty_backbone(spec)
-    _transplant(donor, backbone.body, channels)
+    bodies: Iterable[nn.Module] = [backbone.body]
+    if isinstance(backbone.body, SideBySide):
+        backbone.body.set_statistics(statistics)
+        bodies = backbone.body.models
+    for donor, body in zip(donors, bodies, strict=True):
+        _transplant(donor, body, channels)
     return spec, backbone
 
 
 def empty_backbone(spec: NetworkSpec) -> Backbone:
     """The architecture of `spec` with untrained weights, ready for a checkpoint to be loaded into it."""
-    body = _create(spec.name, channels=spec.channels, image_size=spec.image_size, classifier=False)
+    bodies = [
+        _create(name, channels=spec.channels, image_size=spec.image_size, classifier=False)
+        for name in spec.name.split(SEPARATOR)
+    ]
+    body = bodies[0] if len(bodies) == 1 else SideBySide(bodies, spec.channels)
     if spec.bn_momentum is not None:
         for module in body.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -239,7 +251,7 @@ def _create(name: str, *, channels: int, image_size: int, classifier: bool) -> n
         return timm.create_model(name, pretrained=False, **options)
 
 
-def _statistics(config: dict[str, Any], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(config: dict[str, Any], channels: int) -> Statistics:
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if channels == len(mean):
         return mean, std
