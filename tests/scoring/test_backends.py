@@ -130,6 +130,21 @@ def test_what_is_not_there_is_one_clear_error(tiny_network, monkeypatch, backend
         make_scorer(tiny_network, FP32, backend=backend, count=1, batch_size=4, features=False)
 
 
+@needs_openvino
+def test_what_openvino_cannot_convert_is_left_to_pytorch_unless_it_is_asked_for(monkeypatch):
+    spec, backbone = build_backbone(name="test_vit", weights="none", channels=3, image_size=32)
+    network = Network(spec, backbone, Head(backbone.features, normalised=True)).eval()
+    options = {"count": 1_000_000, "batch_size": 4, "features": False}
+    monkeypatch.setattr(backends, "_choose", lambda *args: "openvino")
+    name, scorer = make_scorer(network, FP32, backend="auto", **options)
+    assert name == "torch"
+    np.testing.assert_array_equal(
+        scorer(images(4)), make_scorer(network, FP32, backend="torch", **options)[1](images(4))
+    )
+    with pytest.raises(ConfigError, match=r"scoring\.backend=openvino cannot convert this model, take torch: "):
+        make_scorer(network, FP32, backend="openvino", **options)
+
+
 def test_the_batch_size_on_a_processor_follows_from_the_image_size(tiny_network):
     assert find_batch_size(tiny_network, Inference("cpu", batch_pixels=32 * 32 * 24)) == 24
 

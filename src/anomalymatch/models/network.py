@@ -205,9 +205,7 @@ def build_backbone(
     if image_size < 16:
         raise ConfigError(f"model.image_size is {image_size}: it must be at least 16 pixels")
     check_looks(orientations, crops)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # without pretrained weights too, the same name gives the same network
-        donors = [_create(each, channels=3, image_size=image_size, classifier=True) for each in name.split(SEPARATOR)]
+    donors = [_donor(each, image_size) for each in name.split(SEPARATOR)]
     origins = [load_weights(donor, weights) for donor in donors]
     statistics = [_statistics(pretrained_config(donor), channels) for donor in donors]
     mean, std = statistics[0] if len(donors) == 1 else ((0.0,) * channels, (1.0,) * channels)
@@ -238,6 +236,12 @@ def empty_backbone(spec: NetworkSpec) -> Backbone:
     return Backbone(
         body, spec.mean, spec.std, stage_features=width, orientations=spec.orientations, crops=spec.crops
     ).to(memory_format=torch.channels_last)
+
+
+def _donor(name: str, image_size: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # without pretrained weights too, the same name gives the same network
+        return _create(name, channels=3, image_size=image_size, classifier=True)
 
 
 def _create(name: str, *, channels: int, image_size: int, classifier: bool) -> nn.Module:

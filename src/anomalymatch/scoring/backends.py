@@ -1,5 +1,6 @@
 """What computes the forward pass: PyTorch, compiled PyTorch or OpenVINO, all with the same result."""
 
+import copy
 import logging
 import os
 import shutil
@@ -65,12 +66,16 @@ def make_scorer(
     device = inference.torch_device
     module = ScoringNetwork(network.folded(), features=features).eval().to(device).to(memory_format=torch.channels_last)
     plain = _torch_scorer(module, inference)
-    if backend == "auto":
-        backend = _choose(plain, network, device, count)
-    if backend == "compile":
-        return backend, _compiled_scorer(module, inference, batch_size)
-    if backend == "openvino":
-        return backend, _openvino_scorer(module, inference, network, batch_size)
+    chosen = _choose(plain, network, device, count) if backend == "auto" else backend
+    if chosen == "compile":
+        return chosen, _compiled_scorer(module, inference, batch_size)
+    if chosen == "openvino":
+        try:
+            return chosen, _openvino_scorer(module, inference, network, batch_size)
+        except ConfigError as error:
+            if backend == "openvino":
+                raise
+            logger.info("PyTorch computes this model: %s", error)
     return "torch", plain
 
 
@@ -125,7 +130,11 @@ def _openvino_scorer(module: nn.Module, inference: Inference, network: Network, 
     if inference.torch_device.type != "cpu":
         raise ConfigError(f"scoring.backend=openvino is for processors, not for {inference.torch_device}: take torch")
     spec, bf16 = network.spec, inference.computes_bf16
-    return openvino_forward(module, channels=spec.channels, size=spec.image_size, batch_size=batch_size, bf16=bf16)
+    own = copy.deepcopy(module)  # which is put into another memory format
+    try:
+        return openvino_forward(own, channels=spec.channels, size=spec.image_size, batch_size=batch_size, bf16=bf16)
+    except Exception as error:  # it runs the model's own code, and converts what it knows: anything may fail
+        raise ConfigError(f"scoring.backend=openvino cannot convert this model, take torch: {error}") from error
 
 
 def find_batch_size(network: Network, inference: Inference) -> int:
