@@ -26,7 +26,7 @@ class Embedding:
     """How images become features.
 
     Attributes:
-        name: any timm model name.
+        name: any timm model name, or several with a plus between them (see `models.side_by_side`).
         weights: `auto`, `hub`, `bundled`, `none` or a path (see `models.weights.load_weights`).
         image_size: side to which images are resized, in pixels.
         bn_momentum: momentum of every batch norm while training; None keeps the model's own.
