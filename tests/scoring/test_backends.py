@@ -1,3 +1,4 @@
+import logging
 import shutil
 import subprocess
 import sys
@@ -136,8 +137,11 @@ def test_what_openvino_cannot_convert_is_left_to_pytorch_unless_it_is_asked_for(
     network = Network(spec, backbone, Head(backbone.features, normalised=True)).eval()
     options = {"count": 1_000_000, "batch_size": 4, "features": False}
     monkeypatch.setattr(backends, "_choose", lambda *args: "openvino")
+    root = logging.getLogger()
+    logged = root.level, root.filters[:], root.handlers[:]
     name, scorer = make_scorer(network, FP32, backend="auto", **options)
     assert name == "torch"
+    assert (root.level, root.filters, root.handlers) == logged
     np.testing.assert_array_equal(
         scorer(images(4)), make_scorer(network, FP32, backend="torch", **options)[1](images(4))
     )
