@@ -9,6 +9,13 @@ CLASSES = {
     "photocopier": "n03924679",
     "orange": "n07747607",
 }
+OTHERS = {
+    "house finch": "n01532829",
+    "golden retriever": "n02099601",
+    "frying pan": "n03400231",
+    "school bus": "n04146614",
+    "cliff": "n09246464",
+}
 ORACLES = ["paper_oracle", "top_k"]
 MEASURES = ("auroc", "ap", "precision_at_1pct", "heldout_auroc", "heldout_ap", "found")
 
@@ -19,10 +26,11 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="other settings, as on the command line: model.crops=5")
     parser.add_argument("--name", default="", help="of the table, with other settings: 5_crops")
     parser.add_argument("--oracles", nargs="+", default=ORACLES, choices=ORACLES)
+    parser.add_argument("--others", action="store_true", help="five other classes")
     options = parser.parse_args()
     if bool(options.words) != bool(options.name):
         parser.error("other settings need a name, and a name needs other settings")
-    classes = dict(list(CLASSES.items())[:1]) if options.quick else CLASSES
+    classes = OTHERS if options.others else CLASSES
     jobs = [
         Job(
             {"oracle": oracle, "class": name, "seed": seed},
@@ -38,10 +46,11 @@ def main() -> None:
             ],
         )
         for oracle in options.oracles
-        for name, word_net_id in classes.items()
+        for name, word_net_id in list(classes.items())[: 1 if options.quick else None]
         for seed in range(1 if options.quick else 3)
     ]
-    rows = measure("probe_miniimagenet" + (f"_{options.name}" if options.name else ""), jobs, options.runs)
+    which = [word for word in ("others" if options.others else "", options.name) if word]
+    rows = measure("_".join(["probe_miniimagenet", *which]), jobs, options.runs)
     print(table(rows, ("oracle", "cycle"), MEASURES))
     print(table([row for row in rows if row["cycle"] == 3], ("oracle", "class"), MEASURES))
 

@@ -4,15 +4,7 @@ from dataclasses import dataclass
 
 from bench import DATA
 from heads import LabelledHead, NearestLabelled, Prototype
-from probe_miniimagenet import CLASSES
-
-OTHERS = {
-    "house finch": "n01532829",
-    "golden retriever": "n02099601",
-    "frying pan": "n03400231",
-    "school bus": "n04146614",
-    "cliff": "n09246464",
-}
+from probe_miniimagenet import CLASSES, OTHERS
 
 
 @dataclass(frozen=True)
