@@ -48,6 +48,7 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/discovery_coverage.py
 	$(BIN)/python experiments/benchmark.py
 	$(BIN)/python experiments/final_head.py
+	$(BIN)/python experiments/all_labels.py
 
 ui: $(VENV)/installed ## Open the labelling page on the built-in galaxies
 	$(BIN)/python -m anomalymatch.label

@@ -1,17 +1,22 @@
 """The tables of the benchmark: a line for each task, a column for each algorithm, and the gain over the probe."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from statistics import fmean
 
 from bench import Row
+from recipes import SIBLINGS
 from scipy.stats import ttest_rel
 
 from anomalymatch.evaluation.confidence import Interval, mean_interval, paired_difference
 
 Cells = dict[tuple[str, str], list[Row]]
 MISSING, PLAIN, CHANGED = "not run", "plain probe", "fixmatch"
+TRAINED = (CHANGED, "fixmatch_reference", *SIBLINGS)
+FROZEN = (PLAIN, "probe, labels alone", "probe")
+"""What a training may be set against: each knows more than the one before, and none touches the backbone."""
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -28,6 +33,7 @@ def summary(rows: Sequence[Row]) -> str:
             parts += [f"Anomalies found with {spent} labels", by_task(last, "found"), times_plain(last)]
         parts += ["What the scores promise", promised(first, *([last] if spent else []))]
         parts += ["Against the probe on the same labels, before any is spent", against_probe(first)]
+        parts += ["What training the backbone adds to what is frozen, at the same size", over_frozen(first)]
         parts += ["What one change does to fixmatch", ablations(first)]
     return "\n\n".join(parts)
 
@@ -97,6 +103,27 @@ def against_probe(rows: Sequence[Row]) -> str:
     return _markdown(head, lines)
 
 
+def over_frozen(rows: Sequence[Row]) -> str:
+    """The gain in AP of each of `TRAINED` over each of `FROZEN` at its size, on the tasks and draws that both have."""
+    frozen: dict[str, dict[object, float]] = {name: {} for name in FROZEN}
+    trained: dict[str, list[Row]] = {}
+    for row in rows:
+        name = re.sub(r", \d+ px$", "", str(row["algorithm"]))
+        if name in frozen:
+            frozen[name][_scene(row)] = float(row["ap"])
+        elif name in TRAINED:
+            trained.setdefault(name, []).append(row)
+    lines = []
+    for algorithm, some in trained.items():
+        line = [algorithm]
+        for known in frozen.values():
+            both = [row for row in some if _scene(row) in known]
+            gain = paired_difference([float(row["ap"]) for row in both], [known[_scene(row)] for row in both])
+            line.append(f"{_with_interval(gain, '+.3f')} ({len(both)})" if both else MISSING)
+        lines.append(line)
+    return _markdown(["algorithm", *(f"gain over {name} (draws)" for name in FROZEN)], lines)
+
+
 def change_of(row: Row) -> str:
     """What one setting of `fixmatch` was changed to, "cold"; empty for all other rows."""
     _, _, change = str(row["algorithm"]).partition(f"{CHANGED}, ")
@@ -127,6 +154,11 @@ def _cells(rows: Iterable[Row]) -> tuple[Cells, list[str], list[str]]:
     for row in rows:
         cells.setdefault((str(row["algorithm"]), str(row["task"])), []).append(row)
     return cells, list(dict.fromkeys(a for a, _ in cells)), list(dict.fromkeys(t for _, t in cells))
+
+
+def _scene(row: Row) -> tuple[object, ...]:
+    """What two rows share whose ranking may be compared: the images as they are seen, and the labels."""
+    return row["task"], int(row["size"]), int(row["draw"])
 
 
 def _gain(row: Row) -> float:

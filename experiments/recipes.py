@@ -91,8 +91,10 @@ STRATEGIES = ("auto", "expected", "mixture", "diverse", "distinct", "uncertain",
 PLAIN = ("model.stages=false", "probe.orientations=1", "probe.rounds=0")
 AS_CONFIGURED = ("model.image_size=${dataset.image_size}", "model.crops=${oc.select:dataset.crops,0}")
 LITE2 = ("model=efficientnet_lite2",)
-SIZES = (128, 160, 224, 300)
+LABELS_ALONE = ("probe.rounds=0",)
+SIZES = (96, 128, 160, 224, 300)
 """In pixels, to which images are magnified."""
+SIZED = {"probe": (), "plain probe": PLAIN, "probe, Lite2": LITE2, "probe, labels alone": LABELS_ALONE}
 RECIPES = {
     "probe": Recipe("probe"),
     "probe, as configured": Recipe("probe", AS_CONFIGURED),
@@ -102,17 +104,19 @@ RECIPES = {
     "probe, 5 crops": Recipe("probe", ("model.crops=5",)),
     "probe, 5 crops, auto": Recipe("probe", ("model.crops=5", "al.strategy.name=auto")),
     "probe, 5 crops, 2 views": Recipe("probe", ("model.crops=5", "model.orientations=2")),
+    "probe, 5 crops, 8 views": Recipe("probe", ("model.crops=5", "model.orientations=8", "probe.orientations=1")),
+    "probe, confidence 0.9": Recipe("probe", ("probe.confidence=0.9",)),
     "probe, 5 crops, turned": Recipe("probe", ("model.crops=5", "probe.orientations=8")),
     "probe, turned": Recipe("probe", ("probe.orientations=8",)),
     "probe, not mirrored": Recipe("probe", ("probe.orientations=1",)),
     "probe, calibrated": Recipe("probe", ("probe.calibration=platt",)),
     "probe, last layer": Recipe("probe", ("model.stages=false", "probe.orientations=1")),
     "plain probe": Recipe("probe", PLAIN),
-    "probe, labels alone": Recipe("probe", ("probe.rounds=0",)),
+    "probe, labels alone": Recipe("probe", LABELS_ALONE),
     "probe, Lite2": Recipe("probe", LITE2),
     **{
         f"{name}, {size} px": Recipe("probe", (*words, f"model.image_size={size}"))
-        for name, words in (("probe", ()), ("plain probe", PLAIN), ("probe, Lite2", LITE2))
+        for name, words in SIZED.items()
         for size in SIZES
     },
     "prototype": Recipe("probe", head=Prototype),

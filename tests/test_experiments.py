@@ -152,6 +152,20 @@ def test_the_clustering_experiment_writes_what_every_method_groups(tmp_path):
     assert "| neu_steel | 3+4 | 64 | pooled |" in printed
 
 
+@pytest.mark.slow
+def test_what_all_labels_would_find_is_no_more_than_there_is(tmp_path):
+    words = ["dataset.source.count=400", "dataset.source.size=32", "dataset.source.rare_fraction=0.1"]
+    words += ["dataset.start.normals=20", "model.name=test_efficientnet", "model.weights=none", "model.image_size=32"]
+    words += ["model.stages=false", "probe.rounds=0"]
+    results = tmp_path / "all.csv"
+    call("all_labels.py", *words, "--tasks", "demo lenses", "--draws", 2, "--results", results, cwd=tmp_path)
+    with results.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["draw"], row["there"]) for row in rows] == [("0", "35"), ("1", "35")]
+    assert all(20 <= int(row["found"]) <= 35 for row in rows)  # 200 of 375 at random find 19
+    assert rows[0]["ap"] != rows[1]["ap"]
+
+
 def test_gains_over_the_probe_are_paired_by_draw(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     from benchmark_tables import against_probe, by_task
@@ -178,6 +192,27 @@ def test_the_probe_beside_a_training_sees_the_images_as_it_does(monkeypatch):
     assert RECIPES["fixmatch, 5 crops"].backbone == ("model.crops=5",)
     assert RECIPES["fixmatch, 128 px"].backbone == ("model.image_size=128",)
     assert RECIPES["fixmatch, threshold 0.6"].backbone == ()
+
+
+def test_a_training_is_set_against_what_is_frozen_at_its_size(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from benchmark_tables import over_frozen
+
+    def row(algorithm, size, draw, ap):
+        return {"algorithm": algorithm, "task": "x", "size": str(size), "draw": str(draw), "ap": str(ap)}
+
+    table = over_frozen([
+        row("plain probe", 150, 0, 0.9),  # of larger images
+        row("plain probe, 96 px", 96, 0, 0.1),
+        row("probe, labels alone", 96, 0, 0.2),
+        row("probe, labels alone", 96, 1, 0.4),
+        row("fixmatch", 96, 0, 0.5),
+        row("fixmatch", 96, 1, 0.5),
+        row("softmatch", 96, 2, 0.5),
+    ])  # fmt: skip
+    first, second = table.splitlines()[2:]
+    assert first == "| fixmatch | +0.400 (1) | +0.200 ± 1.271 (2) | not run |"
+    assert second == "| softmatch | not run | not run | not run |"
 
 
 def test_a_change_is_compared_on_the_draws_that_both_have(monkeypatch):

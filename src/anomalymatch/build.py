@@ -1,6 +1,7 @@
 """From a checked configuration to objects."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,9 +114,13 @@ def build_learner(config: DictConfig, task: Task, embedding: Embedding) -> Learn
     try:
         return make(embedding, seed=config.seed, truth=truth)
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
             raise
-        raise ConfigError(f"algorithm={config.algorithm.name} has no such setting: {error}") from error
+        raise ConfigError(
+            f"algorithm={config.algorithm.name} has no setting algorithm.learner.{unknown[1]}, which the command line "
+            "or the experiment sets for another algorithm: leave it out"
+        ) from error
 
 
 def build_detector(config: DictConfig) -> Detector:
