@@ -1,7 +1,9 @@
 """Shared fixtures. The library is imported inside of them: at the top it would escape the run-time type checks."""
 
+import faulthandler
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,19 @@ from hypothesis import settings
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+STDERR = pytest.StashKey[int]()
+"""The terminal, while tests write elsewhere."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STDERR] = os.dup(sys.__stderr__.fileno())
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let a process that crashes say where: each training of Lightning resets the signals, these among them."""
+    faulthandler.disable()
+    faulthandler.enable(item.config.stash[STDERR])
 
 
 @pytest.fixture
