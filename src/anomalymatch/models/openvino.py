@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -47,13 +48,26 @@ def openvino_forward(module: nn.Module, *, channels: int, size: int, batch_size:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    compiled = ov.Core().compile_model(prepared.build(), "CPU", options)
+    compiled = _core().compile_model(prepared.build(), "CPU", options)
 
     def forward(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
         pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
         return np.array(compiled(pixels)[0], dtype=np.float32)
 
     return in_batches(forward, batch_size)
+
+
+@cache
+def _core() -> Any:
+    """The one runtime of the process, for as long as it lives.
+
+    A runtime gives the thread that made it a stack for its signal handlers, and frees it when the runtime goes. Where
+    another thread drops it (so may any garbage collection), the first one keeps an address that is no more, and the
+    next signal with a handler, a Ctrl-C or a data loader's worker that ends, kills the process without a word.
+    """
+    import openvino as ov
+
+    return ov.Core()
 
 
 @contextmanager
