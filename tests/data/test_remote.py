@@ -191,6 +191,7 @@ def test_other_processes(server: Server, tmp_path: Path) -> None:
     child.start()
     child.join(20)
     assert queue.get() == [0, 1, 2]
+    assert colours(source) == [0, 1, 2]
 
 
 def test_images_over_http(server: Server, tmp_path: Path) -> None:
