@@ -133,7 +133,7 @@ def measure(cell: Cell, draws: list[int], options: argparse.Namespace) -> None:
     rounds = 2 if options.quick else 0 if recipe.fine_tunes else ROUNDS
     for draw in draws:
         words = [f"dataset={problem.dataset}", *problem.words, f"seed={draw}"]
-        words += [*(QUICK if options.quick else (f"model.image_size={size}",)), "model.crops=0"]
+        words += [*(QUICK if options.quick else (f"model.image_size={size}",)), "model.crops=0", "probe.orientations=2"]
         task = open_task(problem.dataset, *words[1:])
         learner = make_learner(recipe.algorithm, task, *words, *recipe.words)
         probe = make_learner("probe", task, *words, *(recipe.backbone if recipe.fine_tunes else ()))

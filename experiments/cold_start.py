@@ -81,6 +81,7 @@ def of_dataset(dataset: str, options: argparse.Namespace) -> Iterator[Row]:
     """All draws and methods; a ranking knows nothing of what is rare, so that it serves for all rare classes."""
     size = options.size or SIZES[dataset]
     words = [f"data.root={DATA / dataset}", f"model.image_size={size}", f"model.crops={options.crops}"]
+    words += ["probe.orientations=2"]
     task = open_task(dataset, *words)
     everything = [*task.pool, *task.holdout]
     for draw in range(options.draws):

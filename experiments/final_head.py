@@ -56,7 +56,8 @@ def main() -> None:
 def measure(name: str, draw: int, size: int, iterations: int) -> Row:
     """Average precision of each head on the unlabelled images, after one training."""
     problem = PROBLEMS[name]
-    words = [f"dataset={problem.dataset}", *problem.words, f"seed={draw}", f"model.image_size={size}", "model.crops=0"]
+    words = [f"dataset={problem.dataset}", *problem.words, f"seed={draw}", f"model.image_size={size}"]
+    words += ["model.crops=0", "probe.orientations=2"]
     task = open_task(problem.dataset, *words[1:])
     config = compose(*words)
     labels = initial_labels(task, anomalies=5, normals=config.dataset.start.normals, seed=draw)

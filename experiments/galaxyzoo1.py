@@ -23,6 +23,7 @@ def main() -> None:
                 *(["algorithm.learner.batch.labelled=8"] if algorithm == "fixmatch" else []),
                 f"model.image_size={64 if options.quick else 128}",
                 "model.crops=0",
+                "probe.orientations=2",
             ],
         )
         for algorithm, seeds in (("probe", 3), ("fixmatch", 1))

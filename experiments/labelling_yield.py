@@ -85,7 +85,7 @@ def opened(seed: int, first: str) -> Iterator[LabelService]:
     """The service on galaxyzoo1, in a run folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["dataset=galaxyzoo1", f"data.root={DATA / 'galaxyzoo1'}", f"seed={seed}", f"ui.run={folder}/run"]
-        words += [f"al.cold_start={first}", "model.crops=0"]
+        words += [f"al.cold_start={first}", "model.crops=0", "probe.orientations=2"]
         service = open_service(compose(*words, name="label"), words)
         try:
             yield service

@@ -72,6 +72,7 @@ def words(seed: int, size: int) -> list[str]:
         f"seed={seed}",
         f"model.image_size={size}",
         "model.crops=0",
+        "probe.orientations=2",
         "al.cycles=1",
     ]
 

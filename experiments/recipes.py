@@ -89,8 +89,13 @@ SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
 STRATEGIES = ("auto", "expected", "mixture", "diverse", "distinct", "uncertain", "random")
 """That choose what `top_k` labels, instead of `top`."""
 PLAIN = ("model.stages=false", "probe.orientations=1", "probe.rounds=0")
-AS_CONFIGURED = ("model.image_size=${dataset.image_size}", "model.crops=${oc.select:dataset.crops,0}")
+AS_CONFIGURED = (
+    "model.image_size=${dataset.image_size}",
+    "model.crops=${oc.select:dataset.crops,0}",
+    "probe.orientations=${oc.select:dataset.orientations,2}",
+)
 LITE2 = ("model=efficientnet_lite2",)
+LITES = ("model=efficientnet_lites", "model.stages=true", "model.orientations=1")
 LABELS_ALONE = ("probe.rounds=0",)
 SIZES = (96, 128, 160, 224, 300)
 """In pixels, to which images are magnified."""
@@ -106,6 +111,7 @@ RECIPES = {
     "probe, 5 crops, 2 views": Recipe("probe", ("model.crops=5", "model.orientations=2")),
     "probe, 5 crops, 8 views": Recipe("probe", ("model.crops=5", "model.orientations=8", "probe.orientations=1")),
     "probe, confidence 0.9": Recipe("probe", ("probe.confidence=0.9",)),
+    "probe, 5 crops, lites": Recipe("probe", (*LITES, "model.crops=5")),
     "probe, 5 crops, turned": Recipe("probe", ("model.crops=5", "probe.orientations=8")),
     "probe, turned": Recipe("probe", ("probe.orientations=8",)),
     "probe, not mirrored": Recipe("probe", ("probe.orientations=1",)),
