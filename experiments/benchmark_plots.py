@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from bench import Row
-from benchmark_tables import change_of
+from benchmark_tables import unchanged
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
@@ -33,7 +33,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     if searches:
         save(discovery_figure(searches), folder / "benchmark_found.png")
     trained = [row for row in rows if (row["task"], row["algorithm"]) not in searched]
-    once = [row for row in trained if not change_of(row)]
+    once = [row for row in trained if not unchanged(row)]
     if once:
         save(gain_figure(once), folder / "benchmark_gain.png")
 

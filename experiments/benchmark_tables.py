@@ -7,14 +7,16 @@ from itertools import product
 from statistics import fmean
 
 from bench import Row
-from recipes import SIBLINGS
+from recipes import RECIPES
 from scipy.stats import ttest_rel
 
 from anomalymatch.evaluation.confidence import Interval, mean_interval, paired_difference
 
 Cells = dict[tuple[str, str], list[Row]]
-MISSING, PLAIN, CHANGED = "not run", "plain probe", "fixmatch"
-TRAINED = (CHANGED, "fixmatch_reference", *SIBLINGS)
+MISSING, PLAIN = "not run", "plain probe"
+CHANGED = ("fixmatch", "fixmatch of 200")
+"""Of which one setting at a time is changed: "fixmatch, cold"."""
+TRAINED = [name for name, recipe in RECIPES.items() if recipe.fine_tunes and ", " not in name]
 FROZEN = (PLAIN, "probe, labels alone", "probe")
 """What a training may be set against: each knows more than the one before, and none touches the backbone."""
 
@@ -108,11 +110,11 @@ def over_frozen(rows: Sequence[Row]) -> str:
     frozen: dict[str, dict[object, float]] = {name: {} for name in FROZEN}
     trained: dict[str, list[Row]] = {}
     for row in rows:
-        name = re.sub(r", \d+ px$", "", str(row["algorithm"]))
-        if name in frozen:
+        algorithm = str(row["algorithm"])
+        if (name := re.sub(r", \d+ px$", "", algorithm)) in frozen:
             frozen[name][_scene(row)] = float(row["ap"])
-        elif name in TRAINED:
-            trained.setdefault(name, []).append(row)
+        elif algorithm in TRAINED:
+            trained.setdefault(algorithm, []).append(row)
     lines = []
     for algorithm, some in trained.items():
         line = [algorithm]
@@ -124,29 +126,29 @@ def over_frozen(rows: Sequence[Row]) -> str:
     return _markdown(["algorithm", *(f"gain over {name} (draws)" for name in FROZEN)], lines)
 
 
-def change_of(row: Row) -> str:
-    """What one setting of `fixmatch` was changed to, "cold"; empty for all other rows."""
-    _, _, change = str(row["algorithm"]).partition(f"{CHANGED}, ")
-    return change
+def unchanged(row: Row) -> str:
+    """The one of `CHANGED` that a row of "fixmatch, cold" is a change to; empty for all other rows."""
+    base, _, change = str(row["algorithm"]).partition(", ")
+    return base if change and base in CHANGED else ""
 
 
 def ablations(rows: Sequence[Row]) -> str:
-    """What each change of one setting does to the AP of `fixmatch`, on the tasks and draws that both have."""
-    whole = {(row["task"], row["draw"]): row for row in rows if row["algorithm"] == CHANGED}
+    """What each change of one setting does to the AP of `CHANGED`, on the tasks and draws that both have."""
+    whole = {(row["algorithm"], row["task"], row["draw"]): row for row in rows if row["algorithm"] in CHANGED}
     changes: dict[str, list[Row]] = {}
     for row in rows:
-        if (change := change_of(row)) and (row["task"], row["draw"]) in whole:
-            changes.setdefault(change, []).append(row)
+        if (unchanged(row), row["task"], row["draw"]) in whole:
+            changes.setdefault(str(row["algorithm"]), []).append(row)
     lines = []
     for change, some in changes.items():
-        same = [whole[row["task"], row["draw"]] for row in some]
+        same = [whole[unchanged(row), row["task"], row["draw"]] for row in some]
         ap, before = ([float(row["ap"]) for row in each] for each in (some, same))
         slower = _mean(some, lambda row: float(row["seconds"])) / _mean(same, lambda row: float(row["seconds"]))
         by_task = ", ".join(
             f"{row['task']} {float(row['ap']) - float(other['ap']):+.3f}" for row, other in zip(some, same, strict=True)
         )
         lines.append([change, f"{fmean(before):.3f}", f"{fmean(ap):.3f}", by_task, f"{slower:.2f}"])
-    return _markdown(["change", f"AP of {CHANGED}", "AP with it", "difference by draw", "times the time"], lines)
+    return _markdown(["change", "AP without it", "AP with it", "difference by draw", "times the time"], lines)
 
 
 def _cells(rows: Iterable[Row]) -> tuple[Cells, list[str], list[str]]:

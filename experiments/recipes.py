@@ -65,7 +65,13 @@ PROBLEMS = {
     "spirals": Problem("galaxyzoo1", "[spiral_clockwise,spiral_anticlockwise]", 150, 0.01),
     "demo lenses": Problem("demo", "lens_arc", 64),
 }
+UPRIGHT = "augment.vertical_flip=0"
+FEW = ("algorithm.learner.batch.candidates=200", "algorithm.learner.batch.candidate_share=0.5")
+OF_200 = (*FEW, UPRIGHT)
+"""`fixmatch` as it was when siblings and changes were measured: with fewer candidates, and galaxies not upside down."""
 ABLATIONS = {
+    "200 candidates": FEW,
+    "upright": (UPRIGHT,),
     "all alike": ("algorithm.learner.batch.candidate_share=0",),
     "trained head": ("algorithm.learner.refit=false",),
     "cold": ("algorithm.learner.start=cold", "algorithm.learner.refit=false"),
@@ -130,8 +136,15 @@ RECIPES = {
     **{f"probe, {name}": Recipe("probe", (f"al.strategy.name={name}",)) for name in STRATEGIES},
     "knn": Recipe("knn"),
     "fixmatch": Recipe("fixmatch", fine_tunes=True),
-    **{f"fixmatch, {name}": Recipe("fixmatch", (*words, ALONE), fine_tunes=True) for name, words in ABLATIONS.items()},
+    "fixmatch at 128 px": Recipe("fixmatch", ("model.image_size=128",), fine_tunes=True),
+    "fixmatch of 200": Recipe("fixmatch", OF_200, fine_tunes=True),
+    **{
+        f"{base}, {name}": Recipe("fixmatch", (*older, *words, ALONE), fine_tunes=True)
+        for base, older in {"fixmatch": (), "fixmatch of 200": OF_200}.items()
+        for name, words in ABLATIONS.items()
+    },
     **{name: Recipe(name, (ALONE,), fine_tunes=True) for name in SIBLINGS},
-    "fixmatch_reference": Recipe("fixmatch_reference", fine_tunes=True),
+    **{f"{name} of 200": Recipe(name, (*OF_200, ALONE), fine_tunes=True) for name in SIBLINGS},
+    "fixmatch_reference": Recipe("fixmatch_reference", (UPRIGHT,), fine_tunes=True),
 }
 CHEAP = ["probe", "probe, last layer", "plain probe", "knn"]

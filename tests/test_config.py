@@ -117,12 +117,15 @@ def test_every_dataset_composes_and_says_what_is_needed(dataset):
     assert (config.al.initial.anomalies, config.al.initial.normals) == tuple(config.dataset.start.values())
 
 
-def test_a_dataset_may_ask_for_crops_and_orientations_and_the_command_line_decides():
+def test_a_dataset_may_ask_for_crops_orientations_and_flips_and_the_command_line_decides():
     assert compose("dataset=demo").model.crops == compose("dataset=galaxyzoo1", "model.crops=0").model.crops == 0
     assert compose("dataset=galaxyzoo1").model.crops == compose("dataset=galaxyzoo1", *ANY).model.crops == 5
     assert compose("dataset=demo").probe.orientations == 2
     assert compose("dataset=galaxyzoo1").probe.orientations == 8
     assert compose("dataset=galaxyzoo1", "probe.orientations=1").probe.orientations == 1
+    assert compose("dataset=demo").augment.vertical_flip == 0.0
+    assert compose("dataset=galaxyzoo1").augment.vertical_flip == 0.5
+    assert compose("dataset=galaxyzoo1", "augment.vertical_flip=0").augment.vertical_flip == 0.0
 
 
 def test_a_composition_is_free_of_the_one_before():

@@ -209,6 +209,7 @@ def test_a_training_is_set_against_what_is_frozen_at_its_size(monkeypatch):
         row("fixmatch", 96, 0, 0.5),
         row("fixmatch", 96, 1, 0.5),
         row("softmatch", 96, 2, 0.5),
+        row("fixmatch, 128 px", 128, 0, 0.5),  # a change to it, not itself
     ])  # fmt: skip
     first, second = table.splitlines()[2:]
     assert first == "| fixmatch | +0.400 (1) | +0.200 ± 1.271 (2) | not run |"
@@ -224,7 +225,11 @@ def test_a_change_is_compared_on_the_draws_that_both_have(monkeypatch):
 
     rows = [row("fixmatch", "0", 0.5, 10), row("fixmatch", "1", 0.3, 10), row("fixmatch, cold", "0", 0.2, 20)]
     rows += [row("fixmatch, cold", "2", 0.9, 1), row("fixmatch_reference", "0", 0.1, 1)]
-    assert ablations(rows).splitlines()[2:] == ["| cold | 0.500 | 0.200 | x -0.300 | 2.00 |"]
+    rows += [row("fixmatch of 200", "0", 0.4, 10), row("fixmatch of 200, cold", "0", 0.1, 5)]
+    assert ablations(rows).splitlines()[2:] == [
+        "| fixmatch, cold | 0.500 | 0.200 | x -0.300 | 2.00 |",
+        "| fixmatch of 200, cold | 0.400 | 0.100 | x -0.300 | 0.50 |",
+    ]
 
 
 def test_what_scores_promise_is_set_against_what_is_there(monkeypatch):
