@@ -200,7 +200,7 @@ def test_every_knob_of_the_augmentation_is_turned_below():
 @pytest.mark.parametrize("knob", AUGMENT)
 def test_every_knob_of_the_augmentation_changes_its_view(knob):
     image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    node = {k: v for k, v in OmegaConf.to_container(compose().augment).items() if not k.startswith("_")}
+    node = {k: v for k, v in OmegaConf.to_container(compose().augment, resolve=True).items() if not k.startswith("_")}
     plain, changed = Augmentation(**node), Augmentation(**node | {knob: AUGMENT[knob]})
     for view in ("weak", "strong"):
         one, other = getattr(plain, view)(3), getattr(changed, view)(3)

@@ -209,6 +209,13 @@ def test_candidates_fill_their_share_of_every_batch_and_the_pool_the_rest(pool, 
     assert (draws[:, own:] == plain[:, own:]).all()
 
 
+def test_a_fifth_of_a_small_pool_are_candidates():
+    spec = BatchSpec(candidates=1000)
+    pools = {10**6: 1000, 5001: 1000, 5000: 1000, 4999: 1000, 4995: 999, 11: 3, 1: 1, 0: 0}
+    assert {pool: spec.candidates_of(pool) for pool in pools} == pools
+    assert BatchSpec().candidates_of(10**6) == 0
+
+
 def test_without_candidates_the_draws_are_those_of_the_pool():
     spec = BatchSpec(labelled=4, unlabelled_ratio=2, iterations=6, candidates=3, candidate_share=0.5)
     none = np.array([], dtype=np.int64)

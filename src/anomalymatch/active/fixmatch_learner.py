@@ -227,7 +227,7 @@ class FixMatchLearner:
         features = self.embedding.views.features
         readable = [id_ for id_ in pool if id_ in features]
         logits = features.project(probe.coefficients)[features.positions(readable)]
-        return Ranking(readable, logits).top(self.batch.candidates)
+        return Ranking(readable, logits).top(self.batch.candidates_of(len(readable)))
 
     def _starting_network(self, probe: Probe | None, seed: int) -> Network:
         if self.carry_over and self._student is not None:

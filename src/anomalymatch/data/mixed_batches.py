@@ -20,6 +20,8 @@ from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Image, Reject
 
 _WEAK, _STRONG, _LABELLED = 1, 2, 3
+IMAGES_A_CANDIDATE = 5
+"""At least, in the pool: of a small one, too, the candidates are a choice."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class BatchSpec:
         unlabelled_ratio: unlabelled images for each labelled one (FixMatch: mu).
         iterations: batches in one training.
         workers: processes that prepare batches, for each one that trains; 0 prepares them in the training process.
-        candidates: images of the pool that are likely anomalies and come more often than others.
+        candidates: images of the pool that are likely anomalies and come more often than others; see `candidates_of`.
         candidate_share: their share of the unlabelled images in a batch; 0 treats all images alike.
     """
 
@@ -64,6 +66,10 @@ class BatchSpec:
     def wants_candidates(self) -> bool:
         """Whether some images of the pool come more often than others."""
         return bool(self.candidates and round(self.candidate_share * self.unlabelled))
+
+    def candidates_of(self, pool: int) -> int:
+        """How many of the images of a pool are candidates: a fifth at most."""
+        return min(self.candidates, -(-pool // IMAGES_A_CANDIDATE))
 
     def shared_by(self, processes: int) -> "BatchSpec":
         """What each of `processes` gets of every batch.
