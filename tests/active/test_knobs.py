@@ -173,6 +173,15 @@ def test_every_knob_of_the_model_changes_the_scores(scores_of, plain_scores, cha
 
 
 @pytest.mark.slow
+def test_a_fifth_of_a_small_pool_are_candidates(scores_of, plain_scores, small, labels):
+    unlabelled = len(set(small.pool) - set(labels))
+    fifth = -(-unlabelled // 5)
+    np.testing.assert_array_equal(plain_scores(), scores_of("fixmatch", f"algorithm.learner.batch.candidates={fifth}"))
+    fewer = scores_of("fixmatch", f"algorithm.learner.batch.candidates={fifth - 1}")
+    assert np.abs(plain_scores() - fewer).max() > 1e-6
+
+
+@pytest.mark.slow
 def test_workers_change_nothing_but_the_time(scores_of, plain_scores):
     plain = plain_scores()
     np.testing.assert_array_equal(plain, scores_of("fixmatch", "trainer.workers=2"))
