@@ -136,6 +136,7 @@ RECIPES = {
     **{f"probe, {name}": Recipe("probe", (f"al.strategy.name={name}",)) for name in STRATEGIES},
     "knn": Recipe("knn"),
     "fixmatch": Recipe("fixmatch", fine_tunes=True),
+    # With its guard, as the default has it: "fixmatch, 128 px" is the change of one setting, and has none.
     "fixmatch at 128 px": Recipe("fixmatch", ("model.image_size=128",), fine_tunes=True),
     "fixmatch of 200": Recipe("fixmatch", OF_200, fine_tunes=True),
     **{
