@@ -53,8 +53,8 @@ QUICK = (
 ORACLES = {"top_k": TopKOracle, "paper_oracle": PaperOracle}
 
 
-FINE_TUNED_SIZE, FINE_TUNED_DRAWS = 96, 3
-"""Side in pixels, and draws, of what trains the backbone: what two cores can do."""
+FINE_TUNED_SIZE = 96
+"""Side in pixels of what trains the backbone: what two cores can do."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ def fill(cell: Cell, options: argparse.Namespace) -> None:
     fine_tunes = RECIPES[cell.algorithm].fine_tunes
     if fine_tunes and not (PROBLEMS[cell.task].fine_tuned or options.quick):
         return
-    count = min(options.draws, FINE_TUNED_DRAWS) if fine_tunes else options.draws
-    draws = [draw for draw in range(count) if not cell.path(options.runs, draw).exists()]
+    draws = [draw for draw in range(options.draws) if not cell.path(options.runs, draw).exists()]
     if not draws:
         return
     console.print(f"benchmark: {cell.algorithm} on {cell.task}, from {cell.start}, {cell.oracle}", highlight=False)

@@ -67,11 +67,16 @@ PROBLEMS = {
 }
 UPRIGHT = "augment.vertical_flip=0"
 FEW = ("algorithm.learner.batch.candidates=200", "algorithm.learner.batch.candidate_share=0.5")
-OF_200 = (*FEW, UPRIGHT)
-"""`fixmatch` as it was when siblings and changes were measured: with fewer candidates, and galaxies not upside down."""
+THREE_ROUNDS, TAUGHT_BY_LABELS = "algorithm.learner.start_rounds=null", "algorithm.learner.refit_confidence=null"
+OF_200 = (*FEW, UPRIGHT, THREE_ROUNDS, TAUGHT_BY_LABELS)
+"""`fixmatch` as it was when siblings and changes were first measured: with fewer candidates, galaxies not upside down,
+more self-training before, and a probe of the labels alone to rank."""
 ABLATIONS = {
     "200 candidates": FEW,
     "upright": (UPRIGHT,),
+    "labels alone": (TAUGHT_BY_LABELS,),
+    "3 rounds": (THREE_ROUNDS,),
+    "3 rounds, labels alone": (THREE_ROUNDS, TAUGHT_BY_LABELS),
     "all alike": ("algorithm.learner.batch.candidate_share=0",),
     "trained head": ("algorithm.learner.refit=false",),
     "cold": ("algorithm.learner.start=cold", "algorithm.learner.refit=false"),
@@ -102,10 +107,16 @@ AS_CONFIGURED = (
 )
 LITE2 = ("model=efficientnet_lite2",)
 LITES = ("model=efficientnet_lites", "model.stages=true", "model.orientations=1")
-LABELS_ALONE = ("probe.rounds=0",)
+LABELS_ALONE, ONE_ROUND = ("probe.rounds=0",), ("probe.rounds=1",)
 SIZES = (96, 128, 160, 224, 300)
 """In pixels, to which images are magnified."""
-SIZED = {"probe": (), "plain probe": PLAIN, "probe, Lite2": LITE2, "probe, labels alone": LABELS_ALONE}
+SIZED = {
+    "probe": (),
+    "plain probe": PLAIN,
+    "probe, Lite2": LITE2,
+    "probe, labels alone": LABELS_ALONE,
+    "probe, 1 round": ONE_ROUND,
+}
 RECIPES = {
     "probe": Recipe("probe"),
     "probe, as configured": Recipe("probe", AS_CONFIGURED),
@@ -125,6 +136,7 @@ RECIPES = {
     "probe, last layer": Recipe("probe", ("model.stages=false", "probe.orientations=1")),
     "plain probe": Recipe("probe", PLAIN),
     "probe, labels alone": Recipe("probe", LABELS_ALONE),
+    "probe, 1 round": Recipe("probe", ONE_ROUND),
     "probe, Lite2": Recipe("probe", LITE2),
     **{
         f"{name}, {size} px": Recipe("probe", (*words, f"model.image_size={size}"))

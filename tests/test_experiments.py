@@ -208,12 +208,13 @@ def test_a_training_is_set_against_what_is_frozen_at_its_size(monkeypatch):
         row("probe, labels alone", 96, 1, 0.4),
         row("fixmatch", 96, 0, 0.5),
         row("fixmatch", 96, 1, 0.5),
+        row("probe, 1 round, 96 px", 96, 2, 0.3),
         row("softmatch", 96, 2, 0.5),
         row("fixmatch, 128 px", 128, 0, 0.5),  # a change to it, not itself
     ])  # fmt: skip
     first, second = table.splitlines()[2:]
-    assert first == "| fixmatch | +0.400 (1) | +0.200 ± 1.271 (2) | not run |"
-    assert second == "| softmatch | not run | not run | not run |"
+    assert first == "| fixmatch | +0.400 (1) | +0.200 ± 1.271 (2) | not run | not run |"
+    assert second == "| softmatch | not run | not run | +0.200 (1) | not run |"
 
 
 def test_a_change_is_compared_on_the_draws_that_both_have(monkeypatch):

@@ -15,7 +15,9 @@ PRIOR = "algorithm.learner.loss.alignment.prior=0.5"
 KNOBS = {
     "start": ["start=cold", "algorithm.learner.refit=false"],
     "carry_over": ["carry_over=true"],
+    "start_rounds": ["start_rounds=0"],
     "refit": ["refit=false"],
+    "refit_confidence": ["refit_confidence=0.5"],
     "guard": ["guard=retrain"],  # with so few anomalies nothing can be compared, and the probe stays
     "trainable_groups": ["trainable_groups=null"],
     "loss.threshold": ["loss.threshold=0.999"],

@@ -164,6 +164,22 @@ def test_a_pool_without_sure_images_changes_nothing():
     np.testing.assert_array_equal(probe.coefficients, plain.coefficients)
 
 
+def test_what_teaches_has_to_be_sure_to_two_probes_on_average():
+    labelled, normals, pool, _ = half_shown()
+    spec = replace(SPEC, rounds=1)
+    own = fit_probe(labelled, normals, inverse_regularisation=10.0).logits(pool)
+    doubts = self_train(labelled, normals, pool, spec, second=-own - 9.0)
+    np.testing.assert_array_equal(doubts.coefficients, self_train(labelled, normals, pool[:0], spec).coefficients)
+    agrees = self_train(labelled, normals, pool, spec, second=own)
+    np.testing.assert_array_equal(agrees.coefficients, self_train(labelled, normals, pool, spec).coefficients)
+    wanted, sure = np.array([3, 500, 70]), np.log(4.0)  # a probability of 0.8, in log-odds
+    second = np.full(len(pool), -99.0)
+    second[wanted] = 2 * sure - own[wanted] + 1e-6
+    insists = self_train(labelled, normals, pool, spec, second=second)
+    by_hand = fit_probe(labelled, normals, inverse_regularisation=10.0, supposed=pool[wanted], weight=spec.weight)
+    np.testing.assert_allclose(insists.coefficients, by_hand.coefficients, atol=1e-4)
+
+
 @pytest.mark.parametrize("change", [{"rounds": 1}, {"confidence": 0.98}, {"weight": 1.0}, {"limit": 3}])
 def test_every_value_of_self_training_matters(change):
     labelled, normals, pool, _ = half_shown(noise=0.3)

@@ -1,13 +1,17 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from anomalymatch.data.task import initial_labels, make_task
+from anomalymatch.errors import ConfigError
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.inference import Inference
 from anomalymatch.models.orientations import turned
-from anomalymatch.models.probe import ProbeSpec, self_train
-from anomalymatch.models.refit import refit_head
+from anomalymatch.models.probe import ProbeSpec, fit_probe, self_train, trusted
+from anomalymatch.models.refit import refit_head, refit_spec
+from anomalymatch.ranking import Ranking
 
 SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0.25, limit=200, orientations=2)
 
@@ -57,6 +61,47 @@ def test_the_head_is_a_probe_of_the_labels_on_the_features_as_they_are_now(task,
         logits = network(images(task, task.pool[:9]))
     expected = probe.logits(features(network, images(task, task.pool[:9])))
     np.testing.assert_allclose((logits[:, 1] - logits[:, 0]).numpy(), expected, atol=1e-3)
+
+
+def test_what_the_probe_before_and_the_new_one_are_sure_of_teaches_it(task, embedding, labels):
+    network = embedding.network(normalised=True)
+    anomalies, normals = ([id_ for id_ in sorted(labels) if labels[id_] == kind] for kind in ("anomaly", "normal"))
+    pool = [id_ for id_ in task.pool if id_ not in labels][:20]
+    readable = [id_ for id_ in pool if id_ != "im000004"]
+    before = np.linspace(12.0, -12.0, len(pool))
+    rare = images(task, anomalies)
+    rows, mirrored, others, theirs = (
+        features(network, batch) for batch in (rare, turned(rare, 1), images(task, normals), images(task, readable))
+    )
+    gain = trusted(rows, others, embedding.views.scaling, inverse_regularisation=10.0)
+    fit = partial(
+        fit_probe, np.concatenate([rows, mirrored]), others, inverse_regularisation=10.0, gain=gain, share=0.5
+    )
+    probe = fit()
+    kept = np.array([before[pool.index(id_)] for id_ in readable])
+    for _ in range(3):
+        supposed = theirs[(probe.logits(theirs) + kept) / 2 >= np.log(9.0)]  # a probability of 0.9
+        assert 0 < len(supposed) < len(readable)
+        probe = fit(supposed=supposed, weight=0.25)
+    refit_head(network, embedding, labels, refit_spec(SPEC, 0.9), Ranking(pool, before))
+    with torch.inference_mode():
+        logits = network(images(task, task.pool[:4]))
+    expected = probe.logits(features(network, images(task, task.pool[:4])))
+    np.testing.assert_allclose((logits[:, 1] - logits[:, 0]).numpy(), expected, atol=1e-3)
+
+
+def test_without_a_cut_the_labels_alone_teach_it(task, embedding, labels):
+    alone, asked = embedding.network(normalised=True), embedding.network(normalised=True)
+    pool = [id_ for id_ in task.pool if id_ not in labels]
+    refit_head(alone, embedding, labels, SPEC)
+    refit_head(asked, embedding, labels, refit_spec(SPEC, None), Ranking(pool, np.full(len(pool), 99.0)))
+    assert torch.equal(alone.head.linear.weight, asked.head.linear.weight)
+
+
+@pytest.mark.parametrize("confidence", [0.4, 1.0])
+def test_a_cut_is_a_probability_that_says_anomaly(confidence):
+    with pytest.raises(ConfigError, match=rf"algorithm\.learner\.refit_confidence is {confidence}"):
+        refit_spec(SPEC, confidence)
 
 
 def test_it_undoes_what_the_head_alone_has_learnt(task, embedding, labels):

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
-from anomalymatch.active.learner import WEIGHTS, Truth, probe_of
+from anomalymatch.active.learner import WEIGHTS, Truth, likeliest, probe_of
 from anomalymatch.active.run_folder import GUARD
 from anomalymatch.active.spawned import processes_of, spawns
 from anomalymatch.active.steps import (
@@ -41,7 +42,7 @@ from anomalymatch.models.fixmatch_spec import FixMatchSpec
 from anomalymatch.models.layer_groups import freeze_lower_groups
 from anomalymatch.models.network import Network
 from anomalymatch.models.probe import Probe, ProbeSpec
-from anomalymatch.models.refit import refit_head
+from anomalymatch.models.refit import refit_head, refit_spec
 from anomalymatch.progress import Advance, ignore_progress, progress
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Reject
@@ -62,14 +63,16 @@ class FixMatchLearner:
         start: `probe` sets the head to the probe, so that training starts from a good ranking; `cold` draws it anew.
         carry_over: go on from the last cycle's weights instead of starting each cycle from the pretrained ones.
         trainable_groups: how many of the backbone's last layer groups learn; None for all.
-        probe: how the probe is fitted.
+        probe: how probes are fitted.
+        start_rounds: of self-training at most, of the probe that it starts from; None for as many as `probe` says.
         loss: hyper-parameters of the losses and the average.
         batch: make-up and number of the batches.
         optimizer: partial of an optimiser.
         augmentation: weak and strong views.
         trainer: partial of Lightning's Trainer with device, precision and strategy.
         guard: see `Watch`.
-        refit: after training, let a probe of the labels alone rank, on the features that were learnt.
+        refit: after training, let a new probe rank, on the features that were learnt.
+        refit_confidence: probability from which a candidate teaches it; None for the labels alone.
         truth: whether an image is an anomaly, in a benchmark; only to log how right the pseudo-labels are.
     """
 
@@ -89,8 +92,10 @@ class FixMatchLearner:
         optimizer: Callable[..., Optimizer],
         augmentation: Augmentation,
         trainer: Callable[..., Trainer],
+        start_rounds: int | None = None,
         guard: str = "off",
         refit: bool = False,
+        refit_confidence: float | None = None,
         truth: Truth | None = None,
     ) -> None:
         if start not in STARTS:
@@ -102,10 +107,13 @@ class FixMatchLearner:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"algorithm.learner.optimizer: {error}") from error
         self.embedding, self.seed, self.truth = embedding, seed, truth
-        self.start, self.carry_over, self.trainable_groups, self.refit = start, carry_over, trainable_groups, refit
-        self.probe, self.loss, self.batch, self.optimizer = probe, loss, batch, optimizer
-        self.augmentation, self.trainer = augmentation, trainer
-        self.watch = Watch(guard, embedding, probe, has_features=start == "probe")
+        self.start, self.carry_over, self.trainable_groups = start, carry_over, trainable_groups
+        self.refit, self._likely = refit, Ranking([], np.empty(0))
+        self.last_probe = refit_spec(probe, refit_confidence)
+        self.probe = probe if start_rounds is None else replace(probe, rounds=min(start_rounds, probe.rounds))
+        self.loss, self.batch, self.optimizer, self.trainer = loss, batch, optimizer, trainer
+        self.augmentation = augmentation
+        self.watch = Watch(guard, embedding, self.probe, has_features=start == "probe")
         self.on_step: StepListener = ignore_step
         self._callbacks: list[Callback] = []
         self._doing = "Training"
@@ -128,6 +136,7 @@ class FixMatchLearner:
         if not steps:
             self._fall_back()
             return
+        self._likely = likeliest(self.embedding, probe, pool, self.batch.candidates_of)
         data = MixedBatches(
             self.embedding.source,
             labels,
@@ -136,12 +145,12 @@ class FixMatchLearner:
             spec=self.batch,
             image_size=self.embedding.image_size,
             seed=seed,
-            candidates=self._candidates(probe, pool),
+            candidates=self._likely.ids if self.batch.wants_candidates else [],
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout and stochastic depth of backbones that have them
             self._train(self._starting_network(probe, seed), data, pool, cycle, listener, steps)
-        refitted = refit_head(self._fitted(), self.embedding, labels, self.probe) if self.refit else math.nan
+        refitted = self._refit(self._fitted(), labels)
         if self.watch.finds_harm(
             labels,
             pool,
@@ -191,8 +200,7 @@ class FixMatchLearner:
         rankings: dict[int, Ranking] = {}
 
         def look(steps: int, network: Network) -> None:
-            if self.refit:
-                refit_head(network, self.embedding, learnt, self.probe)
+            other._refit(network, learnt)
             rankings[steps] = self._ranked_by(network, held)
 
         other, every = copy.copy(self), self.batch.iterations
@@ -220,14 +228,8 @@ class FixMatchLearner:
         if self.carry_over:  # after a fallback there is none
             self._student = load_network(folder / STUDENT) if (folder / STUDENT).exists() else None
 
-    def _candidates(self, probe: Probe | None, pool: Sequence[str]) -> list[str]:
-        """The images of the pool that the probe ranks highest."""
-        if probe is None or not self.batch.wants_candidates:
-            return []
-        features = self.embedding.views.features
-        readable = [id_ for id_ in pool if id_ in features]
-        logits = features.project(probe.coefficients)[features.positions(readable)]
-        return Ranking(readable, logits).top(self.batch.candidates_of(len(readable)))
+    def _refit(self, network: Network, labels: Mapping[str, str]) -> float:
+        return refit_head(network, self.embedding, labels, self.last_probe, self._likely) if self.refit else math.nan
 
     def _starting_network(self, probe: Probe | None, seed: int) -> Network:
         if self.carry_over and self._student is not None:

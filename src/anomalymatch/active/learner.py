@@ -127,3 +127,23 @@ def probe_of(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str
     rows = features.take(anomalies), features.take(normals), features.take(unlabelled[::step])
     turned = embedding.other_views(anomalies, spec.orientations)
     return self_train(*rows, spec, views.scaling, turned=turned)
+
+
+def likeliest(
+    embedding: Embedding, probe: Probe | None, pool: Sequence[str], count_of: Callable[[int], int]
+) -> Ranking:
+    """The images of the pool that a probe ranks highest, best first.
+
+    Args:
+        embedding: the images.
+        probe: see `probe_of`; without one, no image.
+        pool: those that cannot be read are left out.
+        count_of: how many are wanted of so many.
+    """
+    if probe is None:
+        return Ranking([], np.empty(0))
+    features = embedding.views.features
+    readable = [id_ for id_ in pool if id_ in features]
+    logits = features.project(probe.coefficients)[features.positions(readable)] + probe.intercept
+    first = Ranking(readable, logits).order[: count_of(len(readable))]
+    return Ranking([readable[i] for i in first], logits[first])

@@ -50,8 +50,7 @@ class ProbeSpec:
             raise ConfigError(f"probe.inverse_regularisation is {self.inverse_regularisation}: it must be positive")
         if self.rounds < 0 or self.limit < 0:
             raise ConfigError(f"probe.rounds={self.rounds} and probe.limit={self.limit} cannot be negative")
-        if not 0.5 <= self.confidence < 1:
-            raise ConfigError(f"probe.confidence is {self.confidence}: it must be at least 0.5 and below 1")
+        check_confidence("probe.confidence", self.confidence)
         if not self.weight > 0:
             raise ConfigError(f"probe.weight is {self.weight}: it must be positive")
         if self.orientations not in ORIENTATIONS:
@@ -60,6 +59,16 @@ class ProbeSpec:
         if self.calibration not in CALIBRATIONS:
             choices = ", ".join(CALIBRATIONS)
             raise ConfigError(f"probe.calibration is {self.calibration!r}: choose one of {choices}")
+
+
+def check_confidence(key: str, value: float) -> None:
+    """Refuse a cut that takes for an anomaly what is more likely none.
+
+    Raises:
+        ConfigError: which names the key.
+    """
+    if not 0.5 <= value < 1:
+        raise ConfigError(f"{key} is {value}: it must be at least 0.5 and below 1")
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ def self_train(
     scaling: Scaling | None = None,
     *,
     turned: Float32[np.ndarray, "t d"] | None = None,
+    second: Float64[np.ndarray, " p"] | None = None,
 ) -> Probe:
     """Fit the probe, let the unlabelled images that it is sure of join as anomalies of less weight, and fit again.
 
@@ -96,6 +106,8 @@ def self_train(
         scaling: of the features; None takes them as they are. Of several views each counts as `trusted` says.
         turned: features of the labelled anomalies mirrored and turned: a few examples show few of the ways that their
             kind can lie. All views together weigh as much as the images.
+        second: log-odds of the pool by a probe that sees it in another way. The mean of both is what has to be sure
+            then: neither teaches itself its own mistakes (co-training: Blum and Mitchell, COLT 1998).
     """
     c = spec.inverse_regularisation
     gain = None if scaling is None else trusted(anomalies, normals, scaling, inverse_regularisation=c)
@@ -103,7 +115,7 @@ def self_train(
     share = len(anomalies) / len(views) if len(views) else 1.0
     probe = fit_probe(views, normals, inverse_regularisation=c, gain=gain, share=share)
     for _ in range(spec.rounds):
-        logits = probe.logits(pool)
+        logits = probe.logits(pool) if second is None else (probe.logits(pool) + second) / 2
         surest = np.argsort(-logits, kind="stable")[: spec.limit]
         supposed = pool[surest[logits[surest] >= logit(spec.confidence)]]
         probe = fit_probe(
