@@ -35,6 +35,8 @@ NULLABLE = (
     "al.pool_size",
     "algorithm.learner.loss.alignment",
     "algorithm.learner.loss.threshold",
+    "algorithm.learner.refit_confidence",
+    "algorithm.learner.start_rounds",
     "algorithm.learner.trainable_groups",
     "clustering.patches.components",
     "dataset.anomaly",
