@@ -68,15 +68,15 @@ PROBLEMS = {
 UPRIGHT = "augment.vertical_flip=0"
 FEW = ("algorithm.learner.batch.candidates=200", "algorithm.learner.batch.candidate_share=0.5")
 THREE_ROUNDS, TAUGHT_BY_LABELS = "algorithm.learner.start_rounds=null", "algorithm.learner.refit_confidence=null"
-OF_200 = (*FEW, UPRIGHT, THREE_ROUNDS, TAUGHT_BY_LABELS)
-"""`fixmatch` as it was when siblings and changes were first measured: with fewer candidates, galaxies not upside down,
-more self-training before, and a probe of the labels alone to rank."""
+OF_3_ROUNDS = (THREE_ROUNDS, TAUGHT_BY_LABELS)
+"""`fixmatch` with more self-training before it starts, and a probe of the labels alone to rank."""
+OF_200 = (*FEW, UPRIGHT, *OF_3_ROUNDS)
+"""As that, with fewer candidates, and galaxies not upside down: so siblings and changes were first measured."""
 ABLATIONS = {
     "200 candidates": FEW,
     "upright": (UPRIGHT,),
     "labels alone": (TAUGHT_BY_LABELS,),
     "3 rounds": (THREE_ROUNDS,),
-    "3 rounds, labels alone": (THREE_ROUNDS, TAUGHT_BY_LABELS),
     "all alike": ("algorithm.learner.batch.candidate_share=0",),
     "trained head": ("algorithm.learner.refit=false",),
     "cold": ("algorithm.learner.start=cold", "algorithm.learner.refit=false"),
@@ -150,6 +150,8 @@ RECIPES = {
     "fixmatch": Recipe("fixmatch", fine_tunes=True),
     # With its guard, as the default has it: "fixmatch, 128 px" is the change of one setting, and has none.
     "fixmatch at 128 px": Recipe("fixmatch", ("model.image_size=128",), fine_tunes=True),
+    "fixmatch of 3 rounds": Recipe("fixmatch", OF_3_ROUNDS, fine_tunes=True),
+    "fixmatch of 3 rounds at 128 px": Recipe("fixmatch", (*OF_3_ROUNDS, "model.image_size=128"), fine_tunes=True),
     "fixmatch of 200": Recipe("fixmatch", OF_200, fine_tunes=True),
     **{
         f"{base}, {name}": Recipe("fixmatch", (*older, *words, ALONE), fine_tunes=True)
