@@ -84,7 +84,7 @@ def gain_figure(rows: Sequence[Row]) -> Figure:
         ap, probe = ([float(row[key]) for row in own] for key in ("ap", "probe_ap"))
         axes.scatter(probe, ap, color=colour, marker=marker, label=algorithm, s=26, alpha=0.8, linewidth=0)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.legend(frameon=False, labelcolor=INK)
+    figure.legend(loc="outside right upper", frameon=False, labelcolor=INK)
     return figure
 
 
