@@ -284,13 +284,9 @@ def _fits(key: str, value: Any, default: Any) -> bool:
         return True
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
-    if isinstance(default, int):
-        return isinstance(value, int)
     if isinstance(default, float):
         return isinstance(value, int | float)
-    if isinstance(default, str):
-        return isinstance(value, str)
-    return isinstance(value, list)
+    return isinstance(value, type(default) if isinstance(default, int | str) else list)
 
 
 def _kind(default: Any) -> str:
