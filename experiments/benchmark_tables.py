@@ -18,7 +18,7 @@ CHANGED = ("fixmatch", "fixmatch of 200")
 """Of which one setting at a time is changed: "fixmatch, cold"."""
 TRAINED = [name for name, recipe in RECIPES.items() if recipe.fine_tunes and ", " not in name]
 FROZEN = (PLAIN, "probe, labels alone", "probe, 1 round", "probe")
-"""What a training may be set against, and none touches the backbone: from the third it starts, the last is default."""
+"""What a training may be set against. None touches the backbone; the third is where it starts, the last the default."""
 
 
 def summary(rows: Sequence[Row]) -> str:
