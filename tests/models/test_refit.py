@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 
 from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import ConfigError
+from anomalymatch.functional.fixmatch import anomaly_logit
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.inference import Inference
 from anomalymatch.models.orientations import turned
@@ -96,6 +98,18 @@ def test_without_a_cut_the_labels_alone_teach_it(task, embedding, labels):
     refit_head(alone, embedding, labels, SPEC)
     refit_head(asked, embedding, labels, refit_spec(SPEC, None), Ranking(pool, np.full(len(pool), 99.0)))
     assert torch.equal(alone.head.linear.weight, asked.head.linear.weight)
+
+
+def test_it_is_calibrated_where_a_probe_is(task, embedding, labels):
+    plain, calibrated = embedding.network(normalised=True), embedding.network(normalised=True)
+    refit_head(plain, embedding, labels, SPEC)
+    refit_head(calibrated, embedding, labels, replace(SPEC, calibration="platt"))
+    with torch.inference_mode():
+        before, after = (anomaly_logit(each(images(task, task.pool[5:25]))) for each in (plain, calibrated))
+    slope, offset = np.polyfit(before.numpy(), after.numpy(), 1)
+    np.testing.assert_allclose(after.numpy(), slope * before.numpy() + offset, atol=1e-3)
+    assert slope > 0
+    assert abs(slope - 1) + abs(offset) > 0.1
 
 
 @pytest.mark.parametrize("confidence", [0.4, 1.0])
