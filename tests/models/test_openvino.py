@@ -2,8 +2,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from anomalymatch.models.openvino import has_openvino
+from anomalymatch.models.openvino import has_openvino, in_batches
 
 SIGNAL_AFTER_THE_MODEL = """
 import gc, os, signal, threading
@@ -34,3 +35,13 @@ os.kill(os.getpid(), signal.SIGUSR1)
 def test_a_signal_is_handled_after_another_thread_dropped_the_model():
     done = subprocess.run([sys.executable, "-c", SIGNAL_AFTER_THE_MODEL], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.split()[-1:]) == (0, ["handled"]), done.stderr
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4, 5])
+def test_one_compiled_shape_serves_any_number_of_images_even_none(count):
+    def forward(images):
+        assert images.shape == (4, 3, 8, 8)
+        return images.float().mean(dim=(2, 3)).numpy()
+
+    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 8, 8)
+    assert in_batches(forward, 4)(images).tolist() == [[float(i)] * 3 for i in range(count)]

@@ -89,7 +89,8 @@ def in_batches(forward: Forward, batch_size: int) -> Forward:
         missing = batch_size - len(images)
         if not missing:
             return forward(images)
-        full = torch.cat([images, images[:1].expand(missing, -1, -1, -1)]).to(memory_format=torch.channels_last)
+        black = images.new_zeros(missing, *images.shape[1:])  # where no image of a batch can be read, it is all black
+        full = torch.cat([images, black]).to(memory_format=torch.channels_last)
         return forward(full)[: len(images)]
 
     def of_any(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
