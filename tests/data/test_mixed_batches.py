@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomalymatch.data.augment import Augmentation
-from anomalymatch.data.mixed_batches import BatchSpec, MixedBatches, balanced_draws, epoch_draws, pool_draws
+from anomalymatch.data.mixed_batches import (
+    BatchSpec,
+    MixedBatches,
+    balanced_draws,
+    epoch_draws,
+    pool_draws,
+    pool_weights,
+)
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import resize
 from anomalymatch.errors import ConfigError, DataError, LabelError
@@ -221,6 +228,25 @@ def test_without_candidates_the_draws_are_those_of_the_pool():
     none = np.array([], dtype=np.int64)
     draws = pool_draws(30, none, spec, np.random.default_rng(1))
     assert draws.tolist() == epoch_draws(30, 48, np.random.default_rng(1)).tolist()
+
+
+@given(st.integers(5, 60), st.integers(0, 4), st.sampled_from([0.0, 0.25, 0.5, 0.75]), st.integers(0, 5))
+def test_with_its_weights_a_mean_over_the_batches_is_one_over_the_pool(pool, count, share, seed):
+    spec = BatchSpec(labelled=4, unlabelled_ratio=2, iterations=4000, candidates=count, candidate_share=share)
+    candidates = np.arange(count) * (pool // max(count, 1))
+    draws = pool_draws(pool, candidates, spec, np.random.default_rng(seed))
+    weights = pool_weights(pool, candidates, spec)[draws]
+    assert weights.mean() == pytest.approx(1.0, abs=0.02)
+    counts = np.bincount(draws, weights=weights, minlength=pool) / weights.sum()
+    np.testing.assert_allclose(counts, 1 / pool, rtol=0.2)
+
+
+def test_the_weights_of_a_pool_by_hand():
+    spec = BatchSpec(labelled=4, unlabelled_ratio=2, candidates=2, candidate_share=0.75)  # six of eight are candidates
+    weights = pool_weights(10, np.array([3, 7]), spec)
+    assert weights[3] == weights[7] == pytest.approx(1 / (0.75 * 5 + 0.25))
+    assert np.delete(weights, [3, 7]).tolist() == [4.0] * 8
+    assert pool_weights(10, np.array([], dtype=np.int64), spec).tolist() == [1.0] * 10
 
 
 def test_candidates_come_more_often_than_others(mixed):

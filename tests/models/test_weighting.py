@@ -179,6 +179,14 @@ def test_alignment_moves_towards_the_prior():
     assert not aligned.requires_grad
 
 
+def test_the_mean_prediction_is_weighted():
+    alignment, even = Alignment(prior=0.05, momentum=0.9), Alignment(prior=0.05, momentum=0.9)
+    alignment(logits_of(0.9, 0.8, 0.1), torch.tensor([0.5, 0.5, 3.0]))
+    assert alignment.means[1].item() == pytest.approx((0.5 * 0.9 + 0.5 * 0.8 + 3 * 0.1) / 4)
+    alike = even(logits_of(0.9, 0.8, 0.1), torch.full((3,), 7.0))
+    torch.testing.assert_close(alike, Alignment(prior=0.05, momentum=0.9)(logits_of(0.9, 0.8, 0.1)))
+
+
 def test_the_mean_prediction_is_plain_at_first_and_moves_then():
     alignment = Alignment(prior=0.01, momentum=0.75)
     seen = [0.1, 0.5, 0.3, 0.1, 0.9]

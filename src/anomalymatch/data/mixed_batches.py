@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
@@ -65,7 +65,12 @@ class BatchSpec:
     @property
     def wants_candidates(self) -> bool:
         """Whether some images of the pool come more often than others."""
-        return bool(self.candidates and round(self.candidate_share * self.unlabelled))
+        return bool(self.candidates and self.candidate_places)
+
+    @property
+    def candidate_places(self) -> int:
+        """How many unlabelled images of a batch they are."""
+        return round(self.candidate_share * self.unlabelled)
 
     def candidates_of(self, pool: int) -> int:
         """How many of the images of a pool are candidates: a fifth at most."""
@@ -109,10 +114,36 @@ def pool_draws(
         rng: the draws' randomness.
     """
     draws = epoch_draws(pool, spec.iterations * spec.unlabelled, rng)
-    own = np.arange(len(draws)) % spec.unlabelled < round(spec.candidate_share * spec.unlabelled)
-    if len(candidates):
+    own = np.arange(len(draws)) % spec.unlabelled < spec.candidate_places
+    if len(candidates) and own.any():
         draws[own] = candidates[epoch_draws(len(candidates), int(own.sum()), rng)]
     return draws
+
+
+def pool_weights(pool: int, candidates: Int64[np.ndarray, " c"], spec: BatchSpec) -> Float32[np.ndarray, " pool"]:
+    """By what each image of the pool counts, so that a mean over the batches of `pool_draws` is one over the pool.
+
+    The inverse of how often it comes, compared with an even draw.
+
+    Args:
+        pool: size of the pool.
+        candidates: positions of the likely anomalies.
+        spec: the make-up of a batch.
+
+    Raises:
+        ConfigError: if no image but candidates ever comes: they are no sample of the pool, whatever their weights.
+    """
+    rates = np.ones(pool, np.float32)
+    if len(candidates):
+        share = spec.candidate_places / spec.unlabelled
+        if share == 1.0:
+            raise ConfigError(
+                f"algorithm.learner.batch.candidate_share is {spec.candidate_share}: aligning to a rate of anomalies "
+                f"in the pool needs other images of it, too, so choose less than 1"
+            )
+        rates *= 1.0 - share
+        rates[candidates] += share * pool / len(candidates)
+    return 1.0 / rates
 
 
 class LabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], int]]):
@@ -208,7 +239,9 @@ class MixedBatches(LightningDataModule):
         if not pool:
             raise DataError("there are no unlabelled images left to learn from")
         self.source, self.pool, self.spec, self.seed = source, pool, spec, seed
-        self.labels, self.candidates = labels, frozenset(candidates)
+        chosen = frozenset(candidates)
+        self.labels = labels
+        self.candidates = np.array([i for i, id_ in enumerate(pool) if id_ in chosen], dtype=np.int64)
         self.image_size = image_size
         self.weak = augmentation.weak(source.channels)
         self.strong = augmentation.strong(source.channels)
@@ -252,9 +285,12 @@ class MixedBatches(LightningDataModule):
     def unlabelled(self) -> UnlabelledViews:
         """The unlabelled half of all batches, one after the other."""
         rng = np.random.default_rng([self.seed, _WEAK])
-        candidates = np.array([i for i, id_ in enumerate(self.pool) if id_ in self.candidates], dtype=np.int64)
-        draws = pool_draws(len(self.pool), candidates, self.spec, rng)
+        draws = pool_draws(len(self.pool), self.candidates, self.spec, rng)
         return UnlabelledViews(self.source, self.pool, draws, self.weak, self.strong, self.image_size, self.seed)
+
+    def weights(self) -> Float32[np.ndarray, " pool"]:
+        """See `pool_weights`."""
+        return pool_weights(len(self.pool), self.candidates, self.spec)
 
 
 def image_tensor(image: Image) -> UInt8[Tensor, "c h w"]:

@@ -47,6 +47,7 @@ class FixMatch(LightningModule):
         truth: whether each image of the pool is an anomaly, where a benchmark knows it: only to report how
             trustworthy the pseudo-labels are.
         pool: images in the pool, for a weighting that remembers each of them.
+        weights: of each image of the pool, for alignment (see `Alignment.forward`).
     """
 
     memory_format = torch.channels_last
@@ -61,6 +62,7 @@ class FixMatch(LightningModule):
         iterations: int,
         truth: Bool[Tensor, " pool"] | None = None,
         pool: int = 0,
+        weights: Float[Tensor, " pool"] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -68,7 +70,7 @@ class FixMatch(LightningModule):
         self.spec = spec
         self.make_optimizer = optimizer
         self.iterations = iterations
-        self.truth = truth
+        self.truth, self.weights = truth, weights
         self.weighting = spec.make_weighting(pool)
         self.alignment = spec.make_alignment()
 
@@ -87,7 +89,7 @@ class FixMatch(LightningModule):
         logits_lb, logits_w, logits_s = self._forward(
             *(x.contiguous(memory_format=self.memory_format) for x in (x_lb, x_ulb_w, x_ulb_s))
         )
-        logits_w = self.alignment(logits_w)
+        logits_w = self.alignment(logits_w, _at(self.weights, i_ulb))
         pseudo = self.weighting(logits_w, i_ulb)
         losses = {
             "loss_lb": F.cross_entropy(logits_lb, y_lb),
@@ -148,8 +150,7 @@ class FixMatch(LightningModule):
 
     def _log(self, losses: dict[str, Tensor], pseudo: PseudoLabels, i_ulb: Tensor) -> None:
         """Of all processes: losses, which shares pass and, with truth, how much rightly so; and the thresholds."""
-        truth = None if self.truth is None else self.truth.to(i_ulb.device)[i_ulb]
-        both = losses | pass_counts(pseudo, truth)
+        both = losses | pass_counts(pseudo, _at(self.truth, i_ulb))
         values = over_processes(torch.stack([value.detach() for value in both.values()]))
         shared = dict(zip(both, values, strict=True))
         rates = pass_rates({name: value for name, value in shared.items() if name not in losses})
@@ -176,3 +177,8 @@ class FixMatch(LightningModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(torch.load(io.BytesIO(state["block"]), weights_only=False))
+
+
+def _at(values: Tensor | None, i_ulb: Tensor) -> Tensor | None:
+    """Of those of the pool, the ones of a batch."""
+    return None if values is None else values.to(i_ulb.device)[i_ulb]

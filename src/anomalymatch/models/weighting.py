@@ -187,6 +187,9 @@ class SoftMatch(Weighting):
 class Alignment(nn.Module):
     """Distribution alignment of ReMixMatch (Berthelot et al. 2019, arXiv 1911.09785) to a known rate of anomalies.
 
+    The rate is that of the pool. Where a batch is no even sample of it, the mean is taken with the weights that make
+    it one: candidates hold several times as many anomalies, which alignment would otherwise take away.
+
     Args:
         prior: rate of anomalies in the pool; None aligns nothing.
         momentum: of the mean prediction. The paper takes the mean over the last 128 batches; this is the plain mean
@@ -209,14 +212,21 @@ class Alignment(nn.Module):
         self.register_buffer("means", torch.full((CLASSES,), 1.0 / CLASSES))
         self.register_buffer("batches", torch.tensor(0.0))
 
-    def forward(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-        """The logits of weak views, aligned; no gradient flows back to those that it aligns."""
+    def forward(self, logits: Float[Tensor, "b k"], weights: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b k"]:
+        """The logits of weak views, aligned; no gradient flows back to those that it aligns.
+
+        Args:
+            logits: of the weak views.
+            weights: see `data.mixed_batches.pool_weights`; None where every image of the pool comes equally often.
+        """
         if not self.aligns:
             return logits
         logits = logits.detach().float()
         self.batches += 1.0
         newest = (1.0 / self.batches).clamp(min=1.0 - self.momentum)
-        self.means.lerp_(over_processes(logits.softmax(dim=-1).mean(dim=0)), newest)
+        own = logits.new_ones(len(logits)) if weights is None else weights.to(logits)
+        total = over_processes((own[:, None] * logits.softmax(dim=-1)).sum(dim=0))
+        self.means.lerp_(total / total.sum(), newest)
         return align(logits, self.means, self.prior)
 
 
