@@ -25,5 +25,9 @@ class LabelError(AnomalyMatchError):
     """Labels name unknown images or classes, contradict each other, or are too few to train on."""
 
 
+class TrainingError(AnomalyMatchError):
+    """A training diverged, and nothing is there to rank by in its place."""
+
+
 class StorageError(AnomalyMatchError):
     """The disk is full, the folder is read-only, or a file written earlier is corrupt."""

@@ -17,7 +17,7 @@ from anomalymatch.active.run_folder import GUARD
 from anomalymatch.build import build_learner, make_learner
 from anomalymatch.config import compose
 from anomalymatch.data.task import initial_labels, make_task
-from anomalymatch.errors import ConfigError
+from anomalymatch.errors import ConfigError, TrainingError
 from anomalymatch.types import Label
 
 
@@ -26,8 +26,8 @@ def steps(*rows):
     return [{"step": float(n), "loss": 0.5, "pass_rate": p, "pass_rate_anomaly": a} for n, (p, a) in enumerate(rows)]
 
 
-def trained(rows, *, cold=False):
-    return check_training(rows, cold=cold)
+def trained(rows, *, cold=False, cuts=True):
+    return check_training(rows, cold=cold, cuts=cuts)
 
 
 # --- the steps -----------------------------------------------------------------------------------------------
@@ -56,6 +56,7 @@ def test_a_head_that_knows_nothing_must_not_pass_everything():
         "100% of the pseudo-labels pass at the first step, of a head that knows nothing yet"
     ]
     assert trained(rows) == []
+    assert trained(rows, cold=True, cuts=False) == []  # a threshold that adapts begins low
     assert trained(steps((0.9, 0.8), *[(0.9, 0.2)] * 20)) == ["80% of the first batch pass as anomalies"]
     chosen = steps((0.9, 0.7), *[(0.9, 0.2)] * 20)  # half of a batch is chosen; of the rest, four in ten
     assert check_training(chosen, cold=False, candidates=0.5) == []
@@ -201,13 +202,38 @@ def test_warning_changes_no_number(train, small):
 
 
 def test_a_training_that_collapses_is_told_of(train, small, caplog, tmp_path):
-    learner = train(COLLAPSE, "algorithm.learner.guard=warn")
-    learner.rank(small.pool)
+    learner = train("algorithm.learner.optimizer.lr=30", "algorithm.learner.guard=warn")
+    assert np.isfinite(learner.rank(small.pool).logits).all()
     assert learner.watch.notes
     assert all(f"Training, cycle 1: {note}" in caplog.text for note in learner.watch.notes)
     learner.save(tmp_path)
     assert (tmp_path / GUARD).read_text().splitlines() == learner.watch.notes
     assert not np.allclose(learner.rank(small.pool).logits, train(algorithm="probe").rank(small.pool).logits, atol=1e-3)
+
+
+DIVERGE = "algorithm.learner.optimizer.lr=1e38"
+
+
+@pytest.mark.parametrize("guard", ["off", "warn"])
+def test_what_has_diverged_is_one_clear_sentence(train, small, guard):
+    learner = train(DIVERGE, "trainer.iterations=1", f"algorithm.learner.guard={guard}")
+    with pytest.raises(TrainingError, match=r"scores are not finite: the training has diverged\. Choose a lower algo"):
+        learner.rank(small.pool)
+
+
+@pytest.mark.parametrize("count", [20, 96])
+def test_what_has_diverged_at_its_last_step_falls_back_however_few_are_ranked(train, small, count):
+    learner = train(DIVERGE, "trainer.iterations=1")
+    ranking, probe = learner.rank(small.pool[:count]), train(algorithm="probe").rank(small.pool[:count])
+    np.testing.assert_allclose(ranking.logits, probe.logits, rtol=1e-3, atol=1e-3)
+    assert any("scores are not finite: the ranking of the probe is kept" in note for note in learner.watch.notes)
+
+
+@pytest.mark.parametrize("algorithm", ["flexmatch", "freematch", "softmatch", "meanteacher"])
+def test_a_cold_start_whose_threshold_adapts_is_no_harm(train, algorithm):
+    cold = ("algorithm.learner.start=cold", "algorithm.learner.refit=false", "algorithm.learner.trainable_groups=null")
+    notes = train(*cold, "algorithm.learner.guard=fallback", algorithm=algorithm).watch.notes
+    assert not any("knows nothing yet" in note for note in notes)
 
 
 @pytest.mark.parametrize("guard", ["fallback", "retrain"])

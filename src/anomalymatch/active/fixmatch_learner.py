@@ -17,7 +17,8 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
-from anomalymatch.active.learner import WEIGHTS, Truth, likeliest, probe_of
+from anomalymatch.active.guard import require_finite
+from anomalymatch.active.learner import WEIGHTS, Truth, likeliest, probe_of, ranked_by
 from anomalymatch.active.run_folder import GUARD
 from anomalymatch.active.spawned import processes_of, spawns
 from anomalymatch.active.steps import (
@@ -34,8 +35,7 @@ from anomalymatch.data.augment import Augmentation
 from anomalymatch.data.mixed_batches import BatchSpec, MixedBatches
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import write_text
-from anomalymatch.functional.fixmatch import anomaly_logit
-from anomalymatch.models.checkpoint import describe_input, load_network, save_network
+from anomalymatch.models.checkpoint import describe_input, described_as, load_network, save_network
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.fixmatch import FixMatch
 from anomalymatch.models.fixmatch_spec import FixMatchSpec
@@ -43,9 +43,8 @@ from anomalymatch.models.layer_groups import freeze_lower_groups
 from anomalymatch.models.network import Network
 from anomalymatch.models.probe import Probe, ProbeSpec
 from anomalymatch.models.refit import refit_head, refit_spec
-from anomalymatch.progress import Advance, ignore_progress, progress
+from anomalymatch.progress import progress
 from anomalymatch.ranking import Ranking
-from anomalymatch.types import Reject
 
 logger = logging.getLogger(__name__)
 STARTS = ("probe", "cold")
@@ -102,6 +101,9 @@ class FixMatchLearner:
             raise ConfigError(f"algorithm.learner.start is {start!r}: choose one of {', '.join(STARTS)}")
         if refit and start != "probe":
             raise ConfigError("algorithm.learner.refit=true needs start=probe: a cold head has other features")
+        for name, value in (("start_rounds", start_rounds), ("trainable_groups", trainable_groups)):
+            if value is not None and value < 0:
+                raise ConfigError(f"algorithm.learner.{name} is {value}: it cannot be negative")
         try:
             optimizer([torch.nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
@@ -110,10 +112,11 @@ class FixMatchLearner:
         self.start, self.carry_over, self.trainable_groups = start, carry_over, trainable_groups
         self.refit, self._likely = refit, Ranking([], np.empty(0))
         self.last_probe = refit_spec(probe, refit_confidence)
-        self.probe = probe if start_rounds is None else replace(probe, rounds=min(start_rounds, probe.rounds))
+        rounds = probe.rounds if start_rounds is None else min(start_rounds, probe.rounds)
+        self.probe = replace(probe, rounds=rounds, calibration="none")  # what cuts its scores expects balanced classes
         self.loss, self.batch, self.optimizer, self.trainer = loss, batch, optimizer, trainer
         self.augmentation = augmentation
-        self.watch = Watch(guard, embedding, self.probe, has_features=start == "probe")
+        self.watch = Watch(guard, embedding, probe, has_features=start == "probe")
         self.on_step: StepListener = ignore_step
         self._callbacks: list[Callback] = []
         self._doing = "Training"
@@ -121,6 +124,7 @@ class FixMatchLearner:
         self._spawns = spawns(self._make_trainer(ignore_step, 1, batch.iterations), batch)
         self._student: Network | None = None
         self._average: Network | None = None
+        self._followed = 0  # steps, by the average
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
         """See `Learner.fit`."""
@@ -132,7 +136,7 @@ class FixMatchLearner:
             probe = probe_of(self.embedding, labels, pool, self.probe)
         listener = self.watch.listen(self.on_step, cycle)
         retrain = partial(self._fold, pool=pool, cycle=cycle)
-        steps = self.watch.stop(labels, pool, retrain, probe=probe, seed=seed, steps=self.batch.iterations)
+        steps = self.watch.stop(labels, pool, retrain, seed=seed, steps=self.batch.iterations)
         if not steps:
             self._fall_back()
             return
@@ -150,16 +154,17 @@ class FixMatchLearner:
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout and stochastic depth of backbones that have them
             self._train(self._starting_network(probe, seed), data, pool, cycle, listener, steps)
+        self._followed = steps + (self._followed if carried else 0)
         refitted = self._refit(self._fitted(), labels)
         if self.watch.finds_harm(
             labels,
             pool,
-            probe=probe,
             refitted=refitted,
             cold=self.start == "cold" and not carried,
+            cuts=self.loss.cuts,
             candidates=self.batch.candidate_share if self.batch.wants_candidates else 0.0,
             decay=self.loss.ema_decay,
-            steps=steps * (cycle if self.carry_over else 1),
+            steps=self._followed,
         ):
             self._fall_back()
 
@@ -168,26 +173,14 @@ class FixMatchLearner:
         ranking = self._rank(ids)
         if self.watch.finds_drift(ranking):
             self._fall_back()
-            return self._rank(ids)
+            ranking = self._rank(ids)
+        require_finite(ranking)
         return ranking
 
     def _rank(self, ids: Sequence[str] | None) -> Ranking:
         wanted = self.embedding.source.ids if ids is None else ids
         with progress("Ranking", len(wanted)) as advance:
-            return self._ranked_by(self._fitted(), wanted, advance)
-
-    def _ranked_by(self, network: Network, ids: Sequence[str], advance: Advance = ignore_progress) -> Ranking:
-        source, inference, size = self.embedding.source, self.embedding.inference, self.embedding.image_size
-        kept: list[str] = []
-        logits: list[np.ndarray] = []
-        rejects: list[Reject] = []
-        forward = inference.prepared(network, size=size, count=len(ids))
-        for batch in inference.run(forward, source, ids, size=size):
-            kept += batch.ids
-            rejects += batch.rejects
-            logits.append(anomaly_logit(torch.from_numpy(batch.outputs)).double().numpy())
-            advance(len(batch.ids) + len(batch.rejects))
-        return Ranking(kept, np.concatenate(logits), rejects)
+            return ranked_by(self._fitted(), self.embedding, wanted, advance)
 
     def _fall_back(self) -> None:
         """Rank as the probe does; what went wrong is not carried on, either."""
@@ -201,16 +194,16 @@ class FixMatchLearner:
 
         def look(steps: int, network: Network) -> None:
             other._refit(network, learnt)
-            rankings[steps] = self._ranked_by(network, held)
+            rankings[steps] = ranked_by(network, self.embedding, held)
 
         other, every = copy.copy(self), self.batch.iterations
-        other.watch, other.on_step = Watch("off", self.embedding, self.probe, has_features=False), ignore_step
+        other.watch, other.on_step = Watch("off", self.embedding, self.last_probe, has_features=False), ignore_step
         other._student = other._average = None
         other._doing = "Training on half of the labels"
         if not self._spawns:  # another process would keep what it sees to itself
             other._callbacks = [AtSteps({every * quarter // QUARTERS for quarter in range(1, QUARTERS)} - {0}, look)]
         other.fit(learnt, pool=pool, cycle=cycle)
-        rankings[every] = self._ranked_by(other._fitted(), held)
+        rankings[every] = ranked_by(other._fitted(), self.embedding, held)
         return rankings
 
     def save(self, folder: Path) -> None:
@@ -218,7 +211,8 @@ class FixMatchLearner:
         described = describe_input(self.embedding.source)
         save_network(self._fitted(), folder / WEIGHTS, algorithm="fixmatch", input=described)
         if self.carry_over and self._student is not None:
-            save_network(self._student, folder / STUDENT, algorithm="fixmatch, the student", input=described)
+            name, steps = "fixmatch, the student", self._followed
+            save_network(self._student, folder / STUDENT, algorithm=name, input=described, steps=steps)
         if self.watch.notes:
             write_text(folder / GUARD, "\n".join(self.watch.notes) + "\n")
 
@@ -226,7 +220,9 @@ class FixMatchLearner:
         """See `Learner.restore`."""
         self._average = load_network(folder / WEIGHTS)
         if self.carry_over:  # after a fallback there is none
-            self._student = load_network(folder / STUDENT) if (folder / STUDENT).exists() else None
+            student = folder / STUDENT
+            self._student = load_network(student) if student.exists() else None
+            self._followed = int(described_as(student).get("steps", 0)) if student.exists() else 0
 
     def _refit(self, network: Network, labels: Mapping[str, str]) -> float:
         return refit_head(network, self.embedding, labels, self.last_probe, self._likely) if self.refit else math.nan
@@ -261,6 +257,7 @@ class FixMatchLearner:
             iterations=self.batch.iterations,
             truth=None if self.truth is None else torch.from_numpy(self.truth(pool)),
             pool=len(pool),
+            weights=torch.from_numpy(data.weights()) if self.loss.make_alignment().aligns else None,
         )
         if carried and self._average is not None:
             module.ema.network.load_state_dict(self._average.state_dict())

@@ -12,7 +12,9 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from anomalymatch.data.labels import training_ids
+from anomalymatch.errors import TrainingError
 from anomalymatch.evaluation.metrics import ranking_metrics
+from anomalymatch.ranking import Ranking
 
 GUARDS = ("warn", "fallback", "retrain", "off")
 COLD_PASS, PROBE_PASS = 0.5, 0.5
@@ -35,15 +37,18 @@ TrainAndScore = Callable[[dict[str, str], list[str]], Mapping[int, Scores]]
 """Learns from labels and scores other images, by the network after so many steps; after none, it is the probe."""
 
 
-def check_training(rows: Sequence[Mapping[str, float]], *, cold: bool, candidates: float = 0.0) -> list[str]:
+def check_training(
+    rows: Sequence[Mapping[str, float]], *, cold: bool, cuts: bool = True, candidates: float = 0.0
+) -> list[str]:
     """Look at what a training logged.
 
     Args:
         rows: one a step, with `loss`, `pass_rate` and `pass_rate_anomaly`; empty tells nothing.
         cold: whether the head began untrained.
+        cuts: whether a fixed threshold decides what passes. What adapts lets all pass at first, by design.
         candidates: share of a batch that was chosen because it looks like anomalies, and may pass as such.
     """
-    return [finding for finding in (_start(rows, cold, candidates), _collapse(rows)) if finding]
+    return [finding for finding in (_start(rows, cold, cuts, candidates), _collapse(rows)) if finding]
 
 
 def check_average(decay: float, steps: int) -> list[str]:
@@ -61,6 +66,25 @@ def check_average(decay: float, steps: int) -> list[str]:
     return [f"the average that scores lags behind: {old:.0%} of it are the weights from before the first step"]
 
 
+def check_finite(scores: Scores) -> list[str]:
+    """Whether there is a number for every image."""
+    bad = int(np.count_nonzero(~np.isfinite(scores)))
+    return [f"{bad:,} of {scores.size:,} scores are not finite"] if bad else []
+
+
+def require_finite(ranking: Ranking) -> None:
+    """Refuse what cannot be ranked.
+
+    Raises:
+        TrainingError: with what to do.
+    """
+    for finding in check_finite(ranking.logits):
+        raise TrainingError(
+            f"{finding}: the training has diverged. Choose a lower algorithm.learner.optimizer.lr, or "
+            f"algorithm.learner.guard=fallback, which keeps the probe's ranking then"
+        )
+
+
 def check_ranking(network: Scores, probe: Scores) -> list[str]:
     """Compare the scores of a network with those of the probe that it should improve on.
 
@@ -68,11 +92,8 @@ def check_ranking(network: Scores, probe: Scores) -> list[str]:
         network: log-odds, shape (n,).
         probe: those of the same images, shape (n,).
     """
-    bad = int(np.count_nonzero(~np.isfinite(network)))
-    if bad:
-        return [f"{bad:,} of {network.size:,} scores are not finite"]
-    if network.size < 2:
-        return []
+    if (bad := check_finite(network)) or network.size < 2:
+        return bad
     if float(np.std(network)) < SPREAD:
         return ["all scores are the same"]
     findings = []
@@ -132,11 +153,11 @@ def out_of_fold(labels: Mapping[str, str], seed: int, train_and_score: TrainAndS
     return aps
 
 
-def _start(rows: Sequence[Mapping[str, float]], cold: bool, candidates: float) -> str:
+def _start(rows: Sequence[Mapping[str, float]], cold: bool, cuts: bool, candidates: float) -> str:
     if not rows:
         return ""
     passed, as_anomaly = rows[0].get("pass_rate", 0.0), rows[0].get("pass_rate_anomaly", 0.0)
-    if cold and passed > COLD_PASS:
+    if cold and cuts and passed > COLD_PASS:
         return f"{passed:.0%} of the pseudo-labels pass at the first step, of a head that knows nothing yet"
     if not cold and as_anomaly > candidates + (1.0 - candidates) * PROBE_PASS:
         return f"{as_anomaly:.0%} of the first batch pass as anomalies"

@@ -10,10 +10,14 @@ import torch
 from anomalymatch.active.steps import StepListener, ignore_step
 from anomalymatch.data.labels import training_ids
 from anomalymatch.errors import LabelError
+from anomalymatch.functional.fixmatch import anomaly_logit
 from anomalymatch.models.checkpoint import describe_input, load_network, save_network
 from anomalymatch.models.embedding import Embedding
+from anomalymatch.models.network import Network
 from anomalymatch.models.probe import Probe, ProbeSpec, self_train
+from anomalymatch.progress import Advance, ignore_progress
 from anomalymatch.ranking import Ranking
+from anomalymatch.types import Reject
 
 Truth = Callable[[Sequence[str]], np.ndarray]
 """Whether each image is an anomaly, in a benchmark."""
@@ -127,6 +131,30 @@ def probe_of(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str
     rows = features.take(anomalies), features.take(normals), features.take(unlabelled[::step])
     turned = embedding.other_views(anomalies, spec.orientations)
     return self_train(*rows, spec, views.scaling, turned=turned)
+
+
+def ranked_by(
+    network: Network, embedding: Embedding, ids: Sequence[str], advance: Advance = ignore_progress
+) -> Ranking:
+    """Images in the order of a network's logits.
+
+    Args:
+        network: see `Network`; its features need not be those of `embedding` any more.
+        embedding: the images, and how they are computed.
+        ids: which of them.
+        advance: called with the number of images that are done.
+    """
+    inference, size = embedding.inference, embedding.image_size
+    kept: list[str] = []
+    logits = [np.empty(0)]
+    rejects: list[Reject] = []
+    forward = inference.prepared(network, size=size, count=len(ids))
+    for batch in inference.run(forward, embedding.source, ids, size=size):
+        kept += batch.ids
+        rejects += batch.rejects
+        logits.append(anomaly_logit(torch.from_numpy(batch.outputs)).double().numpy())
+        advance(len(batch.ids) + len(batch.rejects))
+    return Ranking(kept, np.concatenate(logits), rejects)
 
 
 def likeliest(

@@ -11,6 +11,7 @@ from anomalymatch.active.guard import (
     GUARDS,
     Scores,
     check_average,
+    check_finite,
     check_out_of_fold,
     check_ranking,
     check_stop,
@@ -79,7 +80,6 @@ class Watch:
         pool: Sequence[str],
         retrain: Retrain,
         *,
-        probe: Probe | None,
         seed: int,
         steps: int,
     ) -> int:
@@ -89,13 +89,12 @@ class Watch:
             labels: to learn from.
             pool: unlabelled images.
             retrain: trains on other labels, to compare out of fold.
-            probe: fitted on these labels and this pool, where it is at hand.
             seed: of the folds.
             steps: of a whole training.
         """
         if self.mode != "retrain":
             return steps
-        self._probe = probe or probe_of(self.embedding, labels, pool, self.spec)
+        self._probe = probe_of(self.embedding, labels, pool, self.spec)
         aps = self._out_of_fold(labels, pool, retrain, seed)
         told = ", ".join(f"{ap:.2f} after {n} steps" for n, ap in sorted(aps.items()))
         logger.info("Out of fold, the average precision is %s", told or "unknown")
@@ -108,9 +107,9 @@ class Watch:
         labels: Mapping[str, str],
         pool: Sequence[str],
         *,
-        probe: Probe | None,
         refitted: float,
         cold: bool,
+        cuts: bool,
         candidates: float,
         decay: float,
         steps: int,
@@ -120,26 +119,30 @@ class Watch:
         Args:
             labels: what it learnt from.
             pool: unlabelled images.
-            probe: fitted on these labels and this pool, where it is at hand.
             refitted: what `refit_head` gave; NaN where there is no such head.
             cold: whether the head began untrained.
+            cuts: whether a fixed threshold lets pseudo-labels pass; what adapts lets all pass at first, by design.
             candidates: share of a batch that was chosen because it looks like anomalies.
             decay: of the average that scores.
             steps: that the average has followed.
         """
         if self.mode == "off":
             return False
-        if self._compares:
-            self._probe = probe or probe_of(self.embedding, labels, pool, self.spec)
+        if self._compares and self._probe is None:
+            self._probe = probe_of(self.embedding, labels, pool, self.spec)
         self._tell(check_average(decay, steps), grave=False)
-        findings = check_training(self._rows, cold=cold, candidates=candidates)
+        findings = check_training(self._rows, cold=cold, cuts=cuts, candidates=candidates)
         if self._compares and not math.isnan(refitted):
             findings += check_out_of_fold(refitted, self._frozen(labels))
         return self._tell(findings)
 
     def finds_drift(self, ranking: Ranking) -> bool:
         """Check the first ranking after a training; whether to fall back to the probe."""
-        if self._has_ranked or self._probe is None or len(ranking) < ENOUGH:
+        if self._has_ranked or self._probe is None:
+            return False
+        if bad := check_finite(ranking.logits):
+            return self._tell(bad)
+        if len(ranking) < ENOUGH:
             return False
         self._has_ranked = True
         features = self.embedding.views.features

@@ -102,6 +102,16 @@ def describe_input(source: ImageSource) -> dict[str, Any]:
     return {"bands": list(source.bands), "units": source.units, "rendering": source.rendering.as_dict()}
 
 
+def described_as(path: Path) -> dict[str, Any]:
+    """The JSON beside the weights at `path`.
+
+    Raises:
+        OSError: if it is missing.
+        ValueError: if it is corrupt.
+    """
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
 def load_input(path: Path) -> InputSpec:
     """Read what `describe_input` stored beside the weights at `path`.
 
@@ -109,7 +119,7 @@ def load_input(path: Path) -> InputSpec:
         StorageError: if the file is missing, corrupt, or does not say what its input was.
     """
     try:
-        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["input"]
+        stored = described_as(path)["input"]
         return InputSpec(tuple(stored["bands"]), stored["units"], Rendering(**stored["rendering"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"the checkpoint {path} is missing or corrupt, or of an older version ({error})") from error
@@ -122,7 +132,7 @@ def load_network(path: Path) -> Network:
         StorageError: if a file is missing or corrupt.
     """
     try:
-        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        description = described_as(path)
         stored = description["network"]
         if description["format"] != FORMAT:
             raise ValueError(f"it has format {description['format']}, this version reads {FORMAT}")

@@ -68,6 +68,11 @@ class FixMatchSpec:
         self.make_weighting(0)
         self.make_alignment()
 
+    @property
+    def cuts(self) -> bool:
+        """Whether a fixed threshold decides from the first step which pseudo-labels teach."""
+        return self.threshold is not None and isinstance(self.make_weighting(0), FixedThreshold)
+
     def make_weighting(self, pool: int) -> Weighting:
         """A fresh weighting for a pool of so many images."""
         return self.weighting(pool, self.threshold)
