@@ -73,6 +73,17 @@ def test_a_probe_in_the_head_is_the_probe():
     torch.testing.assert_close(logits.softmax(1)[:, 1], expected.sigmoid(), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_logits_are_not_rounded_to_half_precision(normalised):
+    head = Head(64, normalised=normalised, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(500, 64, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(features.bfloat16())
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, head(features.bfloat16().float()))
+    assert len(anomaly_logit(logits).unique()) > 495
+
+
 def test_images_are_normalised_as_the_weights_were_trained():
     spec, backbone = tiny()
     config = timm.create_model("test_efficientnet").pretrained_cfg
@@ -127,6 +138,27 @@ def test_any_timm_model_at_any_size(name, channels, size, features):
     assert spec.weights == "random initialisation"
     network = Network(spec, backbone, Head(features, normalised=True)).eval()
     assert network(noise(3, channels, size)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_efficientnet.r160_in1k"])
+def test_a_name_may_say_which_weights(name):
+    spec, backbone = build_backbone(name=name, weights="none", channels=3, image_size=32)
+    assert spec.name == name
+    again = empty_backbone(spec)
+    assert again.state_dict().keys() == backbone.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("test_vit.r16_in1k", r"timm has no weights 'r16_in1k' of test_vit; did you mean test_vit\.r160_in1k"),
+        ("resnet188", r"timm has no model 'resnet188'; did you mean resnet18"),
+        ("0000", r"timm has no model '0000': timm\.list_models\(\) gives all names"),
+    ],
+)
+def test_a_wrong_name_is_told_with_the_nearest_right_ones(name, message):
+    with pytest.raises(ConfigError, match=message):
+        build_backbone(name=name, weights="none", channels=3, image_size=32)
 
 
 def test_the_same_name_without_weights_is_the_same_network_in_any_state_of_the_generator():
@@ -251,7 +283,7 @@ def test_an_empty_backbone_has_the_same_tensors():
     ("name", "size", "message"),
     [
         ("tf_efficientnet_light0", 32, "no model 'tf_efficientnet_light0'"),
-        ("efficientnet_lite0x", 32, "see timm.list_models"),
+        ("efficientnet_lite0x", 32, "did you mean efficientnet_lite0, "),
         ("resnet18", 8, "image_size is 8: it must be at least 16"),
     ],
 )

@@ -1,6 +1,7 @@
 """The network: pretrained normalisation, a timm backbone, and a two-class head on its pooled features."""
 
 import copy
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -148,7 +149,14 @@ class Head(nn.Module):
             self.linear.bias.copy_(torch.tensor([-intercept / 2, intercept / 2]))
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b 2"]:
-        """Logits of (normal, anomaly)."""
+        """Logits of (normal, anomaly), in single precision: in bf16 many images of a large archive would tie."""
+        device, features = features.device.type, features.to(self.linear.weight)
+        if not torch.is_autocast_enabled(device):  # what is exported knows no autocast
+            return self._logits(features)
+        with torch.autocast(device, enabled=False):
+            return self._logits(features)
+
+    def _logits(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b 2"]:
         if not self.normalised:
             return self.linear(features)
         last, stages = features.split([self.features, self.stage_features], dim=-1)
@@ -245,14 +253,24 @@ def _donor(name: str, image_size: int) -> nn.Module:
 
 
 def _create(name: str, *, channels: int, image_size: int, classifier: bool) -> nn.Module:
-    if name not in timm.list_models():
-        close = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5]) or "see timm.list_models()"
-        raise ConfigError(f"timm has no model {name!r}; did you mean: {close}?")
+    if not timm.is_model(name):
+        raise ConfigError(f"timm has no model {name!r}{_nearest(name, timm.list_models())}")
     options: dict[str, Any] = {"in_chans": channels} | ({} if classifier else {"num_classes": 0})
     try:  # transformers need to know the size, convolutional networks refuse to be told
         return timm.create_model(name, pretrained=False, img_size=image_size, **options)
     except TypeError:
         return timm.create_model(name, pretrained=False, **options)
+    except RuntimeError as error:
+        architecture, _, tag = name.partition(".")
+        known = timm.list_pretrained(f"{architecture}.*")
+        if not tag or name in known:
+            raise
+        raise ConfigError(f"timm has no weights {tag!r} of {architecture}{_nearest(name, known)}") from error
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ": timm.list_models() gives all names"
 
 
 def _statistics(config: dict[str, Any], channels: int) -> Statistics:
