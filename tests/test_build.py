@@ -180,6 +180,38 @@ def test_oracles_and_strategies_come_by_name(tiny):
     assert build_loop(tiny("dataset.anomaly=null")).oracle is None
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("oracle=paper_oracle", "al.strategy.name=distinct"), "this oracle chooses by the truth; add oracle=top_k"),
+        (("dataset.anomaly=null", "al.strategy.name=auto"), "it is for a benchmark, whose truth answers what it asks"),
+        (("oracle=top_k", "al.strategy.name=distinct"), ""),
+        (("oracle=paper_oracle",), ""),
+        (("dataset.anomaly=null",), ""),
+    ],
+)
+def test_a_strategy_that_nobody_asks_is_told_of(tiny, caplog, words, told):
+    build_loop(tiny(*words))
+    assert ("is not used" in caplog.text) == bool(told)
+    assert told in caplog.text
+
+
+def test_images_that_would_not_be_looked_at_are_refused(tiny):
+    with pytest.raises(ConfigError, match=r"data\.root=photos is not used by dataset=demo: add dataset=auto"):
+        build_task(tiny("data.root=photos"))
+
+
+def test_an_audit_that_nobody_answers_is_told_of(tiny, caplog):
+    build_loop(tiny("dataset.anomaly=null", "al.audit=9"))
+    assert "al.audit=9 is not used" in caplog.text
+
+
+@pytest.mark.parametrize("words", [("oracle=paper_oracle",), ("dataset.anomaly=null",)])
+def test_a_strategy_that_there_is_not_is_refused_even_where_it_is_not_used(tiny, words):
+    with pytest.raises(ConfigError, match=r"al\.strategy\.name is 'best': choose one of top, "):
+        build_loop(tiny(*words, "al.strategy.name=best"))
+
+
 def test_every_knob_of_the_demo_set_changes_the_task(tiny):
     def fingerprint(*words):
         task = build_task(tiny(*words))

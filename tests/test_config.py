@@ -42,7 +42,7 @@ WRONG = {
     "al.cycles=null": "al.cycles=None is not a whole number",
     "al.initial.anomalies=null": "al.initial.anomalies=None is not a whole number",
     "al.compare_probe=3": "al.compare_probe=3 is not true or false",
-    "al.initial=3": "al.initial=3 is not a group of keys",
+    "al.initial=3": "al.initial=3 is not a group of keys (set al.initial.anomalies=…)",
     "seed=[1,2]": r"seed=[1, 2] is not a whole number",
     "dataset.holdout=half": "dataset.holdout=half is not a number (the default is 0.2)",
     "augment.factor=3": r"augment.factor=3 is not a list (the default is [0.05, 0.95])",

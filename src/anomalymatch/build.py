@@ -16,7 +16,7 @@ from anomalymatch.active.cold_start import Diverse as DiverseStart
 from anomalymatch.active.expected import ExpectedDiscovery
 from anomalymatch.active.learner import Learner, ProbeLearner
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
-from anomalymatch.active.oracles import Oracle
+from anomalymatch.active.oracles import Oracle, PaperOracle
 from anomalymatch.active.strategies import (
     Auto,
     Distinct,
@@ -92,7 +92,16 @@ def build_task(config: DictConfig) -> Task:
 
 
 def build_source(config: DictConfig) -> ImageSource:
-    """The images alone."""
+    """The images alone.
+
+    Raises:
+        ConfigError: if the data set has no use for `data.root`, or something is wrong with its settings.
+    """
+    if config.data.root is not None and "root" not in config.dataset.source:
+        raise ConfigError(
+            f"data.root={config.data.root} is not used by dataset={config.dataset.name}: add dataset=auto for your own "
+            f"images, or leave it out"
+        )
     return build(config.dataset.source)
 
 
@@ -224,9 +233,13 @@ def _share(config: DictConfig, key: str) -> float | None:
 
 
 def _oracle(config: DictConfig, task: Task, embedding: Embedding) -> Oracle | None:
-    if task.anomalies is None:
-        return None
-    return build(config.oracle.answer)(task, build_strategy(config, embedding))
+    strategy, name = build_strategy(config, embedding), config.al.strategy.name
+    oracle: Oracle | None = None if task.anomalies is None else build(config.oracle.answer)(task, strategy)
+    if name != "top" and oracle is None:
+        logger.warning("al.strategy.name=%s is not used: it is for a benchmark, whose truth answers what it asks", name)
+    elif name != "top" and isinstance(oracle, PaperOracle):
+        logger.warning("al.strategy.name=%s is not used: this oracle chooses by the truth; add oracle=top_k", name)
+    return oracle
 
 
 def build_strategy(config: DictConfig, embedding: Embedding) -> Strategy:

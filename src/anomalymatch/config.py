@@ -244,7 +244,8 @@ def _check_value(override: Override, default: DictConfig) -> None:
         value = OverridesParser.create().parse_override(single).value()
         expected = _default_of(key, known[key], default)
         if not _fits(key, value, expected):
-            raise ConfigError(f"{key}={value} is not {_kind(expected)} (the default is {expected})")
+            told = f"set {key}.{next(iter(expected))}=…" if isinstance(expected, dict) else f"the default is {expected}"
+            raise ConfigError(f"{key}={value} is not {_kind(expected)} ({told})")
 
 
 def _check_addition(key: str, known: dict[str, Any]) -> None:

@@ -93,6 +93,14 @@ def test_a_batch_is_as_large_as_asked_for_without_repetitions(archive):
     assert strategy(Ranking([], np.empty(0)), 3, rng=rng) == []
 
 
+def test_no_more_compete_than_the_work_allows(archive, monkeypatch):
+    monkeypatch.setattr(expected, "COMPETING", 6)
+    rng = np.random.default_rng(2)
+    embedding, ranking = archive(rng.normal(size=(30, 4)), rng.random(30) * 0.98 + 0.01)
+    assert set(ExpectedDiscovery(embedding, 10, 100)(ranking, 3, rng=rng)) <= set(ranking.top(6))
+    assert len(set(ExpectedDiscovery(embedding, 10, 100)(ranking, 9, rng=rng))) == 9
+
+
 def test_a_horizon_of_nothing_is_refused(archive):
     embedding, _ = archive([[1.0, 0.0]], [0.5])
     with pytest.raises(ConfigError, match=r"al\.strategy\.horizon is 0: it must be at least 1"):

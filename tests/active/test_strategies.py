@@ -134,6 +134,11 @@ def test_images_that_differ_are_distinct_as_they_are(task, make_embedding):
     assert sorted(strategy(ranking, 500, rng=rng())) == sorted(ranking.ids)
 
 
+def test_of_an_image_and_its_copy_one_is_distinct(task, make_embedding):
+    embedding, ranking = in_directions(make_embedding(task.source), [17, 17, 17, 18])
+    assert Distinct(embedding, 10, 1.0)(ranking, 2, rng=rng()) == ["i0", "i3"]
+
+
 def test_auto_looks_elsewhere_after_a_query_that_found_nothing(task, make_embedding):
     embedding, ranking = in_directions(make_embedding(task.source), [0, 1, 40, 60, 20, 180, 5, 90])
     strategy = Auto(embedding, 10, float(np.cos(np.deg2rad(10))))

@@ -11,6 +11,8 @@ from anomalymatch.ranking import Ranking
 
 FOLLOWED, NEIGHBOURS = 2000, 30
 """Images of the top whose probabilities are followed, and how many of them an answer moves."""
+COMPETING = 500
+"""Images that compete at most, or as many as are asked for: the work of a query grows with the square of that."""
 PRIOR, LIKENESS = 2.0, 8.0
 """What a ranking's own probability weighs, and what an answer weighs for an image that looks the same."""
 BALANCED = 2.0
@@ -26,7 +28,7 @@ class ExpectedDiscovery:
 
     Args:
         embedding: gives the features.
-        candidates: how many of the top compete, as a multiple of the number asked for.
+        candidates: how many of the top compete, as a multiple of the number asked for, up to `COMPETING`.
         horizon: labels that can still be given, this query's included.
     """
 
@@ -38,7 +40,7 @@ class ExpectedDiscovery:
 
     def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
         """See `Strategy`."""
-        competing = count * self.candidates
+        competing = max(count, min(count * self.candidates, COMPETING))
         followed = ranking.order[: max(FOLLOWED, competing)]
         ids = [ranking.ids[i] for i in followed]
         if len(ids) <= count:

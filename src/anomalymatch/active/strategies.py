@@ -16,6 +16,8 @@ from anomalymatch.types import Label
 Rng = np.random.Generator
 Labels = Mapping[str, str]
 NO_LABELS: Labels = MappingProxyType({})
+ROUNDING = 1e-6
+"""By how much the cosine of an image with its copy falls short of one."""
 
 
 @runtime_checkable
@@ -94,11 +96,12 @@ class Distinct:
         """See `Strategy`; repetitions come last, where nothing else is left."""
         ids = ranking.top(count * self.candidates)
         rows = self.embedding.features.take(ids)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True).clip(ROUNDING)  # half precision: not quite of length one
         chosen: list[int] = []
         for i in range(len(ids)):
             if len(chosen) == count:
                 break
-            if not chosen or float((rows[chosen] @ rows[i]).max()) < self.similarity:
+            if not chosen or float((rows[chosen] @ rows[i]).max()) < self.similarity - ROUNDING:
                 chosen.append(i)
         repeated = [i for i in range(len(ids)) if i not in set(chosen)]
         return [ids[i] for i in [*chosen, *repeated][:count]]
@@ -119,7 +122,7 @@ class Mixture:
     def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
         """See `Strategy`; the top comes first."""
         best = top(ranking, count - round(self.explore * count), rng=rng)
-        rest = ranking.restrict(id_ for id_ in ranking.ids if id_ not in set(best))
+        rest = ranking.restrict(set(ranking.ids).difference(best))
         return [*best, *uncertain(rest, count - len(best), rng=rng)]
 
 
