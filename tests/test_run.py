@@ -63,6 +63,14 @@ def test_the_keys_can_be_asked_for(command):
     assert known in " ".join(outcome.out.split())
 
 
+@pytest.mark.parametrize("word", ["--help", "--cfg"])
+def test_what_a_command_needs_can_be_asked_for_without_it(tmp_path, word):
+    words = [sys.executable, "-m", "anomalymatch.score", word, *(["job"] if word == "--cfg" else [])]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "backend:" in done.stdout
+
+
 def test_a_folder_of_ones_own_configurations_joins(command, probe_job, tmp_path, without_pictures):
     own = tmp_path / "mine" / "experiment"
     own.mkdir(parents=True)
@@ -232,7 +240,10 @@ def test_fixmatch_learns_from_a_folder_with_unreadable_files(command, photos, ti
     [
         ("filename,label\nnowhere.png,anomaly\n", "there is no such image"),
         ("filename,label\n00.png,anomaly\n00.png,normal\n", "line 2 names it too"),
-        ("filename,label\n00.png,odd\n", "it gives classes beside anomaly, normal, unsure, artefact"),
+        (
+            "filename,label\n00.png,odd\n",
+            "00.png has the label 'odd', which is none of anomaly, normal, unsure, artefact",
+        ),
         ("filename,label\n00.png,anomaly\n", "none of the 1 labels is 'normal'"),
         ("name,said\n00.png,anomaly\n", "the first line must be filename,label"),
     ],

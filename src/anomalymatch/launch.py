@@ -27,7 +27,8 @@ def launch(command: Callable[[], object], *, name: str = "config", stopped: str)
     folder = Path(words.config_dir) if words.config_dir else None
     try:
         with errors_in_a_line():
-            check_overrides(words.overrides, multirun=words.multirun, folder=folder, name=name)
+            if not (words.help or words.cfg):  # who asks what there is to set need not have set anything
+                check_overrides(words.overrides, multirun=words.multirun, folder=folder, name=name)
             command()  # Hydra makes the folder of the run, which may fail, too
     except KeyboardInterrupt:
         stop(stopped)

@@ -196,6 +196,14 @@ def test_resuming_without_new_labels_changes_nothing(own, loop_of, run_in, tmp_p
     assert comparable(tmp_path / "run") == before
 
 
+def test_resuming_what_is_done_says_how_to_go_on(task, loop_of, run_in, tmp_path, caplog):
+    caplog.set_level("INFO")
+    run_in(loop_of(task, cycles=1), tmp_path / "run")
+    assert "cycles are done" not in caplog.text
+    run_in(loop_of(task, cycles=1), tmp_path / "run")
+    assert "All 1 cycles are done: with al.cycles=2 it goes on" in caplog.text
+
+
 def test_no_labels_at_all_are_one_sentence(own, loop_of, run_in, tmp_path):
     with pytest.raises(LabelError, match=r"array has no labels to start from: put a labels\.csv with the columns"):
         run_in(loop_of(own), tmp_path / "run")

@@ -65,6 +65,8 @@ def test_the_report_shows_every_figure_of_a_benchmark(folder, task):
     ):
         assert text in html
     assert f"resume={folder.path}" in html
+    assert "al.cycles=" not in html  # of three cycles one is left
+    assert "orange frames are true anomalies" in html
     assert "image_size: 32" in html  # the configuration, resolved
     assert not re.search(r'(src|href)="(https?:)?//', html)
 
@@ -78,6 +80,13 @@ def test_the_report_of_an_archive_says_that_nothing_is_measured(folder, make_sou
     assert "The truth is not known, so nothing is measured" in html
     assert "own labels" in html
     assert "Worst false positives" not in html
+    assert "orange frames" not in html
+
+
+def test_a_run_that_is_done_says_how_to_go_on(folder, task, quick):
+    for cycle in (1, 2, 3):
+        finish(folder, task, cycle, **MEASURED)
+    assert f"resume={folder.path} al.cycles=4" in publish(folder, task).read_text(encoding="utf-8")
 
 
 def test_what_is_left_is_told_where_it_was_audited(folder, task):
@@ -97,9 +106,9 @@ def test_what_is_left_is_told_where_it_was_audited(folder, task):
 
 def test_a_training_below_its_probe_is_told(folder, task, quick):
     finish(folder, task, 1, **MEASURED, probe_ap=0.53)
-    assert "below its probe" in publish(folder, task).read_text(encoding="utf-8")
+    assert "worse than the probe" in publish(folder, task).read_text(encoding="utf-8")
     finish(folder, task, 1, **MEASURED, probe_ap=0.51)
-    assert "below its probe" not in publish(folder, task).read_text(encoding="utf-8")
+    assert "worse than the probe" not in publish(folder, task).read_text(encoding="utf-8")
 
 
 def test_rejects_are_told(folder, task, quick):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anomalymatch.data.labels_csv import read_labels_csv
+from anomalymatch.data.labels_csv import labels_or_truth, read_labels_csv
 from anomalymatch.errors import LabelError
 
 IDS = frozenset({"a.png", "b.png", "dir/c d.png", 'q"uote,comma.png'})
@@ -74,3 +74,21 @@ def test_what_csv_writes_is_read_back(tmp_path: Path, labels: dict[str, str]) ->
         writer.writerows(labels.items())
     if labels:
         assert read_labels_csv(path, labels.keys()) == labels
+
+
+def test_labels_by_hand_may_begin_with_a_capital(tmp_path: Path) -> None:
+    path = write(tmp_path, "filename,label\na.png,Anomaly\nb.png, NORMAL\n")
+    assert labels_or_truth(path, sorted(IDS)) == ({"a.png": "anomaly", "b.png": "normal"}, None)
+
+
+def test_classes_of_a_benchmark_keep_their_case(tmp_path: Path) -> None:
+    path = write(tmp_path, "filename,label\na.png,Anomaly\nb.png,Normal\n")
+    assert labels_or_truth(path, ["a.png", "b.png"]) == ({}, {"a.png": "Anomaly", "b.png": "Normal"})
+
+
+def test_a_misspelt_label_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "filename,label\na.png,Anomaly\nb.png,anomoly\n")
+    with pytest.raises(
+        LabelError, match=r"b\.png has the label 'anomoly', which is none of .*of which 2 of 4 are miss"
+    ):
+        labels_or_truth(path, sorted(IDS))

@@ -11,7 +11,7 @@ from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.evaluate import cycle_row
 from anomalymatch.active.learner import Learner
 from anomalymatch.active.oracles import Oracle
-from anomalymatch.active.publish import publish, unlabelled_rest, write_sheets
+from anomalymatch.active.publish import COLD_NOTE, publish, unlabelled_rest, write_sheets
 from anomalymatch.active.run_folder import LABELS, METRICS, SCORES, STEPS, Row, RunFolder, to_csv, to_json
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.data.label_log import LABELS_FILE, csv_text, export_csv
@@ -88,6 +88,8 @@ class ActiveLoop:
         self.task, self.learner, self.oracle, self.given, self.baseline = task, learner, oracle, given, baseline
         self.spec, self.seed = spec, seed
         self._sealed = {} if task.anomalies is None else sealed_labels(task, spec.audit, seed)
+        if task.anomalies is None and spec.audit:
+            logger.warning("al.audit=%d is not used: label in the page's order of a random audit instead", spec.audit)
         if oracle is not None and not isinstance(learner, ColdStart):
             self._start()  # too few images show here, before anything is written
 
@@ -107,6 +109,8 @@ class ActiveLoop:
             self._publish(done)  # the run may have been killed before
             if done < self.spec.cycles:
                 self.learner.restore(self.folder.cycle(done))
+            else:
+                logger.info("All %d cycles are done: with al.cycles=%d it goes on", done, done + 1)
         for cycle in range(done + 1, self.spec.cycles + 1):
             labels = self._labels(cycle)
             if labels is None:
@@ -225,6 +229,8 @@ class ActiveLoop:
         todo = advise(self.folder, rows)
         if todo:
             logger.info("Cycle %d: %s", cycle, todo)
+        if self.folder.began_cold(cycle):
+            logger.warning("Cycle %d: %s", cycle, COLD_NOTE)
         points = None
         if self.task.anomalies is not None:
             rest = unlabelled_rest(self.folder, self.task, cycle)

@@ -63,10 +63,12 @@ def publish(folder: RunFolder, task: Task) -> Path:
     rows = folder.rows()
     last = len(rows)
     figures = _draw(folder, task, rows)
+    frames = "" if task.anomalies is None else "; orange frames are true anomalies, blue ones normal"
     figures.append(
-        ReportFigure("The top 64", f"Highest-scored unlabelled images of cycle {last}; orange frames are true "
-                     "anomalies, blue ones normal, where the truth is known.", folder.cycle(last) / TOP)
-    )  # fmt: skip
+        ReportFigure(
+            "The top 64", f"Highest-scored unlabelled images of cycle {last}{frames}.", folder.cycle(last) / TOP
+        )
+    )
     if task.anomalies is not None:
         figures.append(
             ReportFigure("Worst false positives", f"Highest-scored normal images of cycle {last}.",
@@ -96,6 +98,7 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
     if task.anomalies is not None:
         rare = sum(id_ in task.anomalies for id_ in task.pool)
         facts["Anomaly"] = f"{config.dataset.anomaly}: {rare:,} of the pool ({rare / len(task.pool):.2%})"
+    further = f" al.cycles={len(rows) + 1}" if len(rows) >= config.al.cycles else ""  # as it is, nothing is left to do
     return Report(
         title=f"{task.source.name}, {config.algorithm.name}",
         subtitle=f"{len(rows)} of {config.al.cycles} cycles, {config.oracle.name if task.anomalies else 'own labels'}",
@@ -104,7 +107,7 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
         figures=figures,
         notes=_left_notes(folder, rows) + _notes(task, rows) + _guard_notes(folder, rows),
         config=OmegaConf.to_yaml(config, resolve=True),
-        command=f"python -m anomalymatch.run resume={folder.path}",
+        command=f"python -m anomalymatch.run resume={folder.path}{further}",
     )
 
 
@@ -137,7 +140,7 @@ def _notes(task: Task, rows: list[Row]) -> list[str]:
     if rows[-1]["rejects"]:
         notes.append("Some images could not be read: rejects.parquet lists them with the reasons.")
     if any("probe_ap" in row and float(row["ap"]) < float(row["probe_ap"]) - 0.02 for row in rows):
-        notes.append("The training ended below its probe in at least one cycle: prefer algorithm=probe here.")
+        notes.append("The ranking is worse than the probe's in at least one cycle: prefer algorithm=probe here.")
     return notes
 
 

@@ -107,8 +107,12 @@ def labels_or_truth(path: Path, ids: Sequence[str]) -> tuple[dict[str, str], dic
         return labels, None
     missing = [id_ for id_ in ids if id_ not in labels]
     if missing:
+        meant = {id_: label.strip().lower() for id_, label in labels.items()}
+        if set(meant.values()) <= set(Label):  # written by hand: Anomaly
+            return meant, None
+        odd, label = next((id_, labels[id_]) for id_ in labels if meant[id_] not in set(Label))
         raise LabelError(
-            f"{path}: it gives classes beside {', '.join(Label)}, so it must name every image, but {len(missing):,} of "
-            f"{len(ids):,} are missing, the first is {missing[0]}; add them, or keep to those four labels"
+            f"{path}: {odd} has the label {label!r}, which is none of {', '.join(Label)}: correct it; or, if it is a "
+            f"class of a benchmark, name every image, of which {len(missing):,} of {len(ids):,} are missing"
         )
     return {}, labels
