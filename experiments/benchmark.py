@@ -132,7 +132,7 @@ def measure(cell: Cell, draws: list[int], options: argparse.Namespace) -> None:
     set_up_logging("warning")
     recipe, problem = RECIPES[cell.algorithm], PROBLEMS[cell.task]
     size = min(problem.size, FINE_TUNED_SIZE) if recipe.fine_tunes else problem.size
-    rounds = 2 if options.quick else 0 if recipe.fine_tunes else ROUNDS
+    rounds = 2 if options.quick else 0 if recipe.fine_tunes and not recipe.searches else ROUNDS
     for draw in draws:
         words = [f"dataset={problem.dataset}", *problem.words, f"seed={draw}"]
         words += [*(QUICK if options.quick else (f"model.image_size={size}",)), "model.crops=0", "probe.orientations=2"]

@@ -5,11 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from sklearn import semi_supervised
 
 from anomalymatch.active.steps import StepListener, ignore_step
 from anomalymatch.data.labels import training_ids
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.ranking import Ranking
+
+NEIGHBOURS = 10
+"""Of an image, in the graph that labels spread along."""
 
 
 class LabelledHead(ABC):
@@ -77,6 +81,17 @@ class NearestLabelled(LabelledHead):
     def _nearest(self, cosines: np.ndarray) -> np.ndarray:
         count = min(self.neighbours, cosines.shape[1])
         return np.sort(cosines, axis=1)[:, -count:].mean(axis=1)
+
+
+class LabelSpreading(LabelledHead):
+    """What spreads from the labels along a graph of nearest neighbours (Zhou et al., NIPS 2003), by scikit-learn."""
+
+    def score(self, rows: np.ndarray, anomalies: np.ndarray, normals: np.ndarray) -> np.ndarray:
+        """See `LabelledHead.score`."""
+        targets = np.repeat([1, 0, -1], [len(anomalies), len(normals), len(rows)])
+        model = semi_supervised.LabelSpreading(kernel="knn", n_neighbors=NEIGHBOURS)
+        model.fit(np.concatenate([anomalies, normals, rows]), targets)
+        return model.label_distributions_[-len(rows) :, 1]
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bench import DATA
-from heads import LabelledHead, NearestLabelled, Prototype
+from heads import LabelledHead, LabelSpreading, NearestLabelled, Prototype
 from probe_miniimagenet import CLASSES, OTHERS
 
 
@@ -41,12 +41,14 @@ class Recipe:
         algorithm: its configured name.
         words: further settings.
         fine_tunes: whether it trains the backbone, for minutes: it gets fewer tasks and draws, and a single training.
+        searches: whether it trains anew after each round of labels all the same.
         head: what learns in its place, on the features of its backbone.
     """
 
     algorithm: str
     words: tuple[str, ...] = ()
     fine_tunes: bool = False
+    searches: bool = False
     head: type[LabelledHead] | None = None
 
     @property
@@ -78,6 +80,7 @@ ABLATIONS = {
     "labels alone": (TAUGHT_BY_LABELS,),
     "3 rounds": (THREE_ROUNDS,),
     "all alike": ("algorithm.learner.batch.candidate_share=0",),
+    "prior 0.01": ("algorithm.learner.loss.alignment.prior=0.01",),
     "trained head": ("algorithm.learner.refit=false",),
     "cold": ("algorithm.learner.start=cold", "algorithm.learner.refit=false"),
     "threshold 0.6": ("algorithm.learner.loss.threshold=0.6",),
@@ -145,9 +148,11 @@ RECIPES = {
     },
     "prototype": Recipe("probe", head=Prototype),
     "nearest labelled": Recipe("probe", head=NearestLabelled),
+    "label spreading": Recipe("probe", head=LabelSpreading),
     **{f"probe, {name}": Recipe("probe", (f"al.strategy.name={name}",)) for name in STRATEGIES},
     "knn": Recipe("knn"),
     "fixmatch": Recipe("fixmatch", fine_tunes=True),
+    "fixmatch in each round": Recipe("fixmatch", fine_tunes=True, searches=True),
     # With its guard, as the default has it: "fixmatch, 128 px" is the change of one setting, and has none.
     "fixmatch at 128 px": Recipe("fixmatch", ("model.image_size=128",), fine_tunes=True),
     "fixmatch of 3 rounds": Recipe("fixmatch", OF_3_ROUNDS, fine_tunes=True),

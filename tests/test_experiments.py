@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from scipy.stats import ttest_1samp
 
 from anomalymatch.config import compose, config_folder
 
@@ -97,7 +99,7 @@ def test_the_benchmark_fills_its_tables_and_goes_on_where_it_stopped(tmp_path):
     assert "| probe | 1 | 1 | +0.000" in some
     (draw,) = (tmp_path / "runs" / "quick").glob("*.csv")
     before = draw.read_bytes()
-    several = ["--algorithms", "probe", "plain probe", "nearest labelled", "knn"]
+    several = ["--algorithms", "probe", "plain probe", "nearest labelled", "knn", "fixmatch", "fixmatch, cold"]
     everything = call("benchmark.py", *words, *several, cwd=tmp_path)
     assert draw.read_bytes() == before
     with (tmp_path / "results" / "benchmark.csv").open(encoding="utf-8", newline="") as file:
@@ -177,12 +179,45 @@ def test_gains_over_the_probe_are_paired_by_draw(monkeypatch):
     first, second = against_probe(rows).splitlines()[2:]
     assert first.startswith("| a | 2 | 3 | +0.033 ± 0.517 | ")
     assert "| y: -0.200 | 2.0 | 300 |" in first
-    assert "| b | 1 | 1 | +0.000 | not run | x: +0.000 |" in second
+    p_tasks = ttest_1samp([0.15, -0.2], 0.0).pvalue  # the mean gains of x and y
+    assert f" | {p_tasks:.2g} | y: -0.200" in first
+    assert "| b | 1 | 1 | +0.000 | not run | not run | x: +0.000 |" in second
     assert by_task(rows, "ap").splitlines()[2:] == [
         "| x | 0.450 ± 1.906 | 0.100 |",
         "| y | 0.400 | not run |",
         "| all | 0.425 | not run |",
     ]
+
+
+@pytest.mark.parametrize("name", ["prototype", "nearest labelled", "label spreading"])
+def test_a_head_that_is_tried_ranks_what_is_like_the_anomalies_first(monkeypatch, name):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from recipes import RECIPES
+
+    angles = np.deg2rad(np.r_[np.linspace(0, 20, 15), np.linspace(90, 160, 60)])
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    scores = RECIPES[name].head(None).score(rows, rows[[3, 9]], rows[20::4])
+    assert scores.shape == (75,)
+    assert scores[:15].min() > scores[15:].max()
+
+
+def test_trainings_are_compared_where_all_have_as_many_draws(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from benchmark_tables import summary
+
+    def row(algorithm, task, draw, ap):
+        scene = {"algorithm": algorithm, "task": task, "draw": draw, "size": 84, "start": "5", "oracle": "top_k"}
+        return scene | {"ap": ap, "probe_ap": 0.5, "spent": 0, "found": 0, "seconds": 2, "peak_mb": 300}
+
+    rows = [row("fixmatch", "hourglass", draw, 0.6 + draw / 5) for draw in range(2)] + [
+        row("fixmatch", "cliff", 0, 0.4)
+    ]
+    text = summary([*rows, row("plain probe", "cliff", 0, 0.3), row("plain probe", "hourglass", 0, 0.2)])
+    four, first = (part for part in text.split("\n\n") if "p of tasks" in part)
+    assert "| fixmatch | 1 | 2 | +0.200 ± 1.271 | 0.3 | not run | hourglass: +0.200 |" in four
+    assert "| plain probe | 2 | 2 | -0.250" in four
+    assert "| fixmatch | 2 | 2 | +0.000" in first
+    assert "plain probe" not in first
 
 
 def test_the_probe_beside_a_training_sees_the_images_as_it_does(monkeypatch):
