@@ -114,7 +114,10 @@ def test_a_run_ends_with_a_table_that_fits_and_the_way_to_its_report(command, pr
 
 def test_the_table_takes_any_name_as_it_is(capsys, tmp_path):
     show([{"cycle": 1, "labels": 3, "found": 1, "ap": float("nan"), "seconds": 0.5}], tmp_path / "[red]a")
-    assert "[red]a" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "[red]a" in said
+    assert "nan" not in said
+    assert " - " in said
 
 
 def test_ctrl_c_is_one_friendly_line_and_130(command, probe_job, monkeypatch, tmp_path, without_pictures):

@@ -1,5 +1,6 @@
 """The result of a ranking: one score an image, and the ids that could not be read."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,8 @@ from scipy.special import expit
 from anomalymatch.errors import StorageError
 from anomalymatch.files import atomic_file
 from anomalymatch.types import Reject
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,13 @@ class Ranking:
 
 
 def write_rejects(rejects: Iterable[Reject], path: Path) -> None:
-    """Write `id, reason` of unreadable images to a Parquet file, atomically."""
+    """Write `id, reason` of unreadable images to a Parquet file, atomically, and say that there are some."""
     rows = list(rejects)
+    if rows:
+        first = rows[0]
+        logger.warning(
+            "Images that cannot be read: %d, as %s (%s); %s has all", len(rows), first.id, first.reason, path
+        )
     table = pa.table(
         {
             "id": pa.array([r.id for r in rows], pa.string()),

@@ -1,6 +1,7 @@
 """The main job: `python -m anomalymatch.run dataset=galaxymnist al.cycles=3`."""
 
 import logging
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -127,7 +128,9 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_wrong_protocols_are_refused():
             LoopSpec(**{"cycles": 1, "budget": 1, "pool_size": None, "anomalies": 1, "normals": 1} | changes)
 
 
-def test_unreadable_images_are_listed_and_never_asked_for(make_source, loop_of, run_in, tmp_path, events):
+def test_unreadable_images_are_listed_and_never_asked_for(make_source, loop_of, run_in, tmp_path, events, caplog):
     bad = ["im000003", "im000010"]
     task = make_task(make_source(100, size=16, unreadable=bad), anomaly="rare", holdout=0.0)
     loop = loop_of(task, budget=30)
@@ -125,6 +125,7 @@ def test_unreadable_images_are_listed_and_never_asked_for(make_source, loop_of, 
     rejects = pq.read_table(tmp_path / "run" / "rejects.parquet").to_pylist()
     assert rejects == [{"id": id_, "reason": "the file is truncated"} for id_ in bad]
     assert [row["rejects"] for row in rows] == [2, 2, 2]
+    assert "Images that cannot be read: 2, as im000003 (the file is truncated); " in caplog.text
     asked = {e.id for e in events(tmp_path / "run") if e.annotator == "oracle"}
     assert len(asked) == 60
     assert not asked & set(bad)

@@ -247,7 +247,7 @@ def test_weights_are_those_of_the_last_cycle_or_the_one_asked_for(save_run, tmp_
     assert find_trained(run).weights.parent.name == "02"
     assert find_trained(run, 1).weights.parent.name == "01"
     assert find_trained(run, 1).run_id.startswith("run/01-")
-    with pytest.raises(StorageError, match=r"there are no weights in .*07"):
+    with pytest.raises(StorageError, match=r"there is no cycle=7 with weights, choose one of 1, 2"):
         find_trained(run, 7)
     with pytest.raises(StorageError, match="there is no such run folder"):
         find_trained(tmp_path / "nowhere")

@@ -80,7 +80,7 @@ def test_the_stretch_of_the_training_is_used(save_run, make_source, tmp_path):
         (["run=nowhere", "data=."], "run=nowhere: there is no such run folder or .safetensors file"),
         (["run={run}"], "needs data.root=PATH"),
         (["run={run}", "data=/nowhere/at/all"], "/nowhere/at/all"),
-        (["run={run}", "data={archive}", "cycle=9"], "there are no weights in"),
+        (["run={run}", "data={archive}", "cycle=9"], "there is no cycle=9 with weights, choose one of 1"),
         (["run={run}", "data={archive}", "scoring.shard=9/2"], "scoring.shard is '9/2'"),
         (["run={run}", "data={archive}", "dataset=folder", "dataset.source.channels=1"], "has the bands grey"),
         (["run={run}", "data={archive}", "output=/proc/nowhere"], "/proc/nowhere"),

@@ -57,4 +57,8 @@ def _weights_of(run: Path, cycle: int | None) -> Path:
         raise StorageError(f"run={run}: no cycle of it is finished, finish it with resume={run}")
     if cycle is None:
         return found[-1]
-    return run / "cycles" / f"{cycle:02d}" / WEIGHTS
+    by_number = {int(path.parent.name): path for path in found}
+    if cycle not in by_number:
+        numbers = ", ".join(map(str, by_number))
+        raise StorageError(f"run={run}: there is no cycle={cycle} with weights, choose one of {numbers}")
+    return by_number[cycle]
