@@ -138,6 +138,17 @@ def test_one_cycle_has_no_changes(tmp_path):
     assert not any("since" in text for text in page.texts if "cycle before" not in text)
 
 
+def test_what_is_held_out_is_shown_large_for_it_tells_of_progress(tmp_path):
+    rows = [
+        {"cycle": 1, "ap": 0.4, "heldout_ap": 0.2, "found": 5},
+        {"cycle": 2, "ap": 0.1, "heldout_ap": 0.7, "found": 30},
+    ]
+    _, page = write(tmp_path, Report(title="t", metrics=rows))
+    changes = [text for text in page.texts if text.endswith("since the first cycle")]
+    assert changes == ["+0.500 since the first cycle"]  # not that of the rest, which falls
+    assert "0.700" in page.texts
+
+
 def test_a_falling_measure_is_shown_with_a_minus(tmp_path):
     _, page = write(tmp_path, Report(title="t", metrics=[{"cycle": 0, "ap": 0.9}, {"cycle": 1, "ap": 0.85}]))
     assert "\N{MINUS SIGN}0.050" in page.texts

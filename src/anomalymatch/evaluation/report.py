@@ -19,7 +19,10 @@ Value = float | int | str
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 UNDEFINED, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 KEY_COLUMNS = ("auroc", "ap", "precision_at_1pct", "recall_at_1pct", "discovery_yield", "found", "anomalies_found")
-"""Columns shown large at the top, in this order, of those that the metrics have."""
+"""Columns shown large at the top, in this order, of those that the metrics have.
+
+Of what is held out where there is such: what was found leaves the rest, whose measures fall as a search succeeds.
+"""
 COLUMN_NAMES = {
     "auroc": "AUROC",
     "ap": "AP",
@@ -181,7 +184,8 @@ def _key_numbers(metrics: Sequence[Mapping[str, Value]]) -> list[_KeyNumber]:
         return []
     first, last = metrics[0], metrics[-1]
     before = first if len(metrics) > 1 else {}
-    return [_KeyNumber(column_name(key), _cell(last[key], before.get(key))) for key in KEY_COLUMNS if key in last]
+    keys = (held if (held := f"heldout_{key}") in last else key for key in KEY_COLUMNS if key in last)
+    return [_KeyNumber(column_name(key), _cell(last[key], before.get(key))) for key in keys]
 
 
 def _picture(figure: ReportFigure) -> _Picture:
