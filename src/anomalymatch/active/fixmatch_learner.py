@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -27,7 +26,7 @@ from anomalymatch.active.steps import (
     StepLogger,
     StepProgress,
     ignore_step,
-    quieten_lightning,
+    quiet_lightning,
     relayed,
 )
 from anomalymatch.active.watch import Watch
@@ -261,12 +260,10 @@ class FixMatchLearner:
         )
         if carried and self._average is not None:
             module.ema.network.load_state_dict(self._average.state_dict())
-        with warnings.catch_warnings():
-            quieten_lightning()
-            with relayed(listener) if self._spawns else nullcontext(listener) as relay:
-                trainer = self._make_trainer(relay, cycle, steps)
-                with processes_of(trainer), self._apart(trainer, module, steps):
-                    trainer.fit(module, datamodule=data)
+        with quiet_lightning(), relayed(listener) if self._spawns else nullcontext(listener) as relay:
+            trainer = self._make_trainer(relay, cycle, steps)
+            with processes_of(trainer), self._apart(trainer, module, steps):
+                trainer.fit(module, datamodule=data)
         self._student, self._average = network, module.ema.network
         for trained in (self._student, self._average):
             trained.backbone.averages = True
@@ -278,6 +275,7 @@ class FixMatchLearner:
         count = steps * (batch.labelled + 2 * batch.unlabelled)
         return module.frozen_apart(self.embedding.inference, device=device, batch_size=batch.labelled, count=count)
 
+    @quiet_lightning()
     def _make_trainer(self, listener: StepListener, cycle: int, steps: int) -> Trainer:
         try:
             return self.trainer(

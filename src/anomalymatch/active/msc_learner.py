@@ -1,6 +1,5 @@
 """Mean-shifted contrastive learning as a learner: what it learns from, what learns, and how it ranks."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 
 from anomalymatch.active.learner import BACKBONE, Truth
 from anomalymatch.active.novelty_learner import DistanceLearner
-from anomalymatch.active.steps import StepLogger, StepProgress, quieten_lightning
+from anomalymatch.active.steps import StepLogger, StepProgress, quiet_lightning
 from anomalymatch.data.two_views import TwoViewAugmentation, TwoViewBatches
 from anomalymatch.errors import ConfigError
 from anomalymatch.functional.novelty import trimmed_mean
@@ -148,8 +147,7 @@ class MscLearner(DistanceLearner):
         callbacks: list[Callback] = [_Epochs(data.steps, lambda epoch: self._after(epoch, ids))]
         if self.on_epoch is None:  # which shows bars of its own
             callbacks = [StepProgress(f"Training, cycle {cycle}", steps)]
-        with warnings.catch_warnings():
-            quieten_lightning()
+        with quiet_lightning():
             trainer = self._make_trainer(callbacks, steps)
             apart = frozen_apart(
                 [backbone],
@@ -167,6 +165,7 @@ class MscLearner(DistanceLearner):
         self._learn(*self._read(ids), 0.0)
         self.on_epoch(epoch)
 
+    @quiet_lightning()
     def _make_trainer(self, callbacks: list[Callback], steps: int) -> Trainer:
         try:
             trainer = self.trainer(

@@ -39,6 +39,20 @@ def quieten_lightning() -> None:
 
 
 @contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Within it Lightning warns of nothing that is meant, lists no devices and advertises nothing."""
+    talk = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = talk.level
+    with warnings.catch_warnings():
+        quieten_lightning()
+        talk.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            talk.setLevel(level)
+
+
+@contextmanager
 def relayed(listener: StepListener) -> Iterator[StepListener]:
     """A stand-in for `listener` that can be sent to a spawned process: what it is told there, `listener` hears here.
 
