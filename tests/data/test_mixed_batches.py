@@ -4,18 +4,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 
 from anomalymatch.data.augment import Augmentation
-from anomalymatch.data.mixed_batches import (
-    BatchSpec,
-    MixedBatches,
-    balanced_draws,
-    epoch_draws,
-    pool_draws,
-    pool_weights,
-)
+from anomalymatch.data.draws import BatchSpec, balanced_draws, epoch_draws, pool_draws, pool_weights
+from anomalymatch.data.mixed_batches import MixedBatches
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import resize
 from anomalymatch.errors import ConfigError, DataError, LabelError
@@ -315,3 +310,9 @@ def test_wrong_values_are_refused(change, message):
 def test_every_number_changes_the_batches(mixed, change):
     shapes = [[tuple(x.shape) for x in flat(batch)] for batch in batches(mixed(**change))]
     assert shapes != [[tuple(x.shape) for x in flat(batch)] for batch in batches(mixed())]
+
+
+def test_run_folders_from_before_know_the_make_up_of_a_batch_by_its_old_name():
+    assert instantiate({"_target_": "anomalymatch.data.mixed_batches.BatchSpec", "labelled": 3}) == BatchSpec(
+        labelled=3
+    )

@@ -31,7 +31,8 @@ from anomalymatch.active.steps import (
 )
 from anomalymatch.active.watch import Watch
 from anomalymatch.data.augment import Augmentation
-from anomalymatch.data.mixed_batches import BatchSpec, MixedBatches
+from anomalymatch.data.draws import BatchSpec
+from anomalymatch.data.mixed_batches import MixedBatches
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import write_text
 from anomalymatch.models.checkpoint import describe_input, described_as, load_network, save_network

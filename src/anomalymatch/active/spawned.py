@@ -10,7 +10,7 @@ from pytorch_lightning import Trainer
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from anomalymatch import errors
-from anomalymatch.data.mixed_batches import BatchSpec
+from anomalymatch.data.draws import BatchSpec
 from anomalymatch.errors import ConfigError
 
 

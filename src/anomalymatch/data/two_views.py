@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from anomalymatch.data.augment import View
-from anomalymatch.data.mixed_batches import draw_seed, epoch_draws, image_tensor, single_threaded
+from anomalymatch.data.draws import epoch_draws
+from anomalymatch.data.mixed_batches import draw_seed, image_tensor, single_threaded
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import resize
 from anomalymatch.errors import ConfigError, DataError

@@ -217,7 +217,7 @@ class Alignment(nn.Module):
 
         Args:
             logits: of the weak views.
-            weights: see `data.mixed_batches.pool_weights`; None where every image of the pool comes equally often.
+            weights: see `data.draws.pool_weights`; None where every image of the pool comes equally often.
         """
         if not self.aligns:
             return logits
