@@ -227,7 +227,7 @@ def test_without_candidates_the_draws_are_those_of_the_pool():
 
 @given(st.integers(5, 60), st.integers(0, 4), st.sampled_from([0.0, 0.25, 0.5, 0.75]), st.integers(0, 5))
 def test_with_its_weights_a_mean_over_the_batches_is_one_over_the_pool(pool, count, share, seed):
-    spec = BatchSpec(labelled=4, unlabelled_ratio=2, iterations=4000, candidates=count, candidate_share=share)
+    spec = BatchSpec(labelled=4, unlabelled_ratio=2, iterations=20000, candidates=count, candidate_share=share)
     candidates = np.arange(count) * (pool // max(count, 1))
     draws = pool_draws(pool, candidates, spec, np.random.default_rng(seed))
     weights = pool_weights(pool, candidates, spec)[draws]

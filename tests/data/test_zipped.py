@@ -97,7 +97,9 @@ def test_labels_inside(tmp_path: Path) -> None:
     write(tmp_path / "in/c.zip", {"x.png": 1, "labels.csv": "filename,label\nx.png,dog\n"})
     assert zip_source(tmp_path / "in").truth == {"b/x.png": "cat", "c/x.png": "dog"}
     write(tmp_path / "in/d.zip", {"x.png": 1})
-    with pytest.raises(LabelError, match=r"labels\.csv in .*in: it gives classes .* 1 of 3 are missing, .*d/x\.png"):
+    with pytest.raises(
+        LabelError, match=r"labels\.csv in .*in: b/x\.png has the label 'cat'.* 1 of 3 are missing, .*d/x\.png"
+    ):
         zip_source(tmp_path / "in")
 
 

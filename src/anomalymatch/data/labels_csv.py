@@ -113,6 +113,7 @@ def labels_or_truth(path: Path, ids: Sequence[str]) -> tuple[dict[str, str], dic
         odd, label = next((id_, labels[id_]) for id_ in labels if meant[id_] not in set(Label))
         raise LabelError(
             f"{path}: {odd} has the label {label!r}, which is none of {', '.join(Label)}: correct it; or, if it is a "
-            f"class of a benchmark, name every image, of which {len(missing):,} of {len(ids):,} are missing"
+            f"class of a benchmark, name every image: {len(missing):,} of {len(ids):,} are missing, the first is "
+            f"{missing[0]}"
         )
     return {}, labels
