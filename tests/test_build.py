@@ -9,7 +9,7 @@ from anomalymatch.active.fixmatch_learner import FixMatchLearner
 from anomalymatch.active.learner import ProbeLearner
 from anomalymatch.active.oracles import PaperOracle, TopKOracle
 from anomalymatch.active.strategies import Auto, Distinct, Diverse, Mixture, PerCluster, random, top, uncertain
-from anomalymatch.build import build_embedding, build_loop, build_task, make_learner, open_task
+from anomalymatch.build import build_embedding, build_loop, build_source, build_task, make_learner, open_task
 from anomalymatch.config import compose
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError
@@ -199,6 +199,13 @@ def test_a_strategy_that_nobody_asks_is_told_of(tiny, caplog, words, told):
 def test_images_that_would_not_be_looked_at_are_refused(tiny):
     with pytest.raises(ConfigError, match=r"data\.root=photos is not used by dataset=demo: add dataset=auto"):
         build_task(tiny("data.root=photos"))
+
+
+def test_a_source_may_call_the_folder_what_it_likes(tiny):
+    config = tiny("data.root=photos")
+    with open_dict(config.dataset):
+        config.dataset.source = {"_target_": "builtins.dict", "folder": "${data.root}/raw"}
+    assert build_source(config) == {"folder": "photos/raw"}
 
 
 def test_an_audit_that_nobody_answers_is_told_of(tiny, caplog):

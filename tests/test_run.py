@@ -71,6 +71,12 @@ def test_what_a_command_needs_can_be_asked_for_without_it(tmp_path, word):
     assert "backend:" in done.stdout
 
 
+def test_who_asks_for_the_keys_is_told_of_a_wrong_one(command):
+    outcome = command("--cfg", "job", "al.cylces=3")
+    assert outcome.code == 1
+    assert "did you mean al.cycles?" in outcome.err
+
+
 def test_a_folder_of_ones_own_configurations_joins(command, probe_job, tmp_path, without_pictures):
     own = tmp_path / "mine" / "experiment"
     own.mkdir(parents=True)

@@ -97,12 +97,13 @@ def build_source(config: DictConfig) -> ImageSource:
     Raises:
         ConfigError: if the data set has no use for `data.root`, or something is wrong with its settings.
     """
-    if config.data.root is not None and "root" not in config.dataset.source:
+    source = config.dataset.source
+    if config.data.root is not None and "root" not in source and "data.root" not in OmegaConf.to_yaml(source):
         raise ConfigError(
             f"data.root={config.data.root} is not used by dataset={config.dataset.name}: add dataset=auto for your own "
             f"images, or leave it out"
         )
-    return build(config.dataset.source)
+    return build(source)
 
 
 def build_embedding(config: DictConfig, task: Task) -> Embedding:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from anomalymatch.errors import ConfigError, StorageError
+from anomalymatch.errors import ConfigError, MissingValueError, StorageError
 
 CHANGEABLE_ON_RESUME = (
     "al.cycles",
@@ -106,7 +106,7 @@ def check_overrides(
     composed = _compose([choice for override in parsed for choice in list(_single(override))[:1]], folder, name)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
-        raise ConfigError(f"{missing[0]} has no default: set {missing[0]}=VALUE")
+        raise MissingValueError(f"{missing[0]} has no default: set {missing[0]}=VALUE")
     return composed
 
 

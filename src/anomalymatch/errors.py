@@ -9,6 +9,10 @@ class ConfigError(AnomalyMatchError):
     """A key or value of the configuration is wrong."""
 
 
+class MissingValueError(ConfigError):
+    """A key that has no default was not set."""
+
+
 class DataError(AnomalyMatchError):
     """A dataset, archive or image folder is missing, empty or not what it claims to be."""
 

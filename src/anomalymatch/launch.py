@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from anomalymatch.cli import fail, stop
 from anomalymatch.config import check_overrides
-from anomalymatch.errors import AnomalyMatchError
+from anomalymatch.errors import AnomalyMatchError, MissingValueError
 
 
 def launch(command: Callable[[], object], *, name: str = "config", stopped: str) -> None:
@@ -27,7 +27,8 @@ def launch(command: Callable[[], object], *, name: str = "config", stopped: str)
     folder = Path(words.config_dir) if words.config_dir else None
     try:
         with errors_in_a_line():
-            if not (words.help or words.cfg):  # who asks what there is to set need not have set anything
+            # Who asks what there is to set need not have set it.
+            with suppress(MissingValueError) if words.help or words.cfg else nullcontext():
                 check_overrides(words.overrides, multirun=words.multirun, folder=folder, name=name)
             command()  # Hydra makes the folder of the run, which may fail, too
     except KeyboardInterrupt:

@@ -149,6 +149,11 @@ def test_what_is_held_out_is_shown_large_for_it_tells_of_progress(tmp_path):
     assert "0.700" in page.texts
 
 
+def test_what_is_held_out_without_an_anomaly_tells_nothing(tmp_path):
+    _, page = write(tmp_path, Report(title="t", metrics=[{"cycle": 1, "ap": 0.4, "heldout_ap": math.nan}]))
+    assert page.texts.count("AP") == 2  # large, and in the table
+
+
 def test_a_falling_measure_is_shown_with_a_minus(tmp_path):
     _, page = write(tmp_path, Report(title="t", metrics=[{"cycle": 0, "ap": 0.9}, {"cycle": 1, "ap": 0.85}]))
     assert "\N{MINUS SIGN}0.050" in page.texts

@@ -39,7 +39,7 @@ from anomalymatch.models.checkpoint import describe_input, described_as, load_ne
 from anomalymatch.models.embedding import Embedding
 from anomalymatch.models.fixmatch import FixMatch
 from anomalymatch.models.fixmatch_spec import FixMatchSpec
-from anomalymatch.models.layer_groups import freeze_lower_groups
+from anomalymatch.models.layer_groups import check_not_negative, freeze_lower_groups
 from anomalymatch.models.network import Network
 from anomalymatch.models.probe import Probe, ProbeSpec
 from anomalymatch.models.refit import refit_head, refit_spec
@@ -101,9 +101,8 @@ class FixMatchLearner:
             raise ConfigError(f"algorithm.learner.start is {start!r}: choose one of {', '.join(STARTS)}")
         if refit and start != "probe":
             raise ConfigError("algorithm.learner.refit=true needs start=probe: a cold head has other features")
-        for name, value in (("start_rounds", start_rounds), ("trainable_groups", trainable_groups)):
-            if value is not None and value < 0:
-                raise ConfigError(f"algorithm.learner.{name} is {value}: it cannot be negative")
+        check_not_negative("start_rounds", start_rounds)
+        check_not_negative("trainable_groups", trainable_groups)
         try:
             optimizer([torch.nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
@@ -197,7 +196,7 @@ class FixMatchLearner:
             rankings[steps] = ranked_by(network, self.embedding, held)
 
         other, every = copy.copy(self), self.batch.iterations
-        other.watch, other.on_step = Watch("off", self.embedding, self.last_probe, has_features=False), ignore_step
+        other.watch, other.on_step = Watch("off", self.embedding, self.watch.spec, has_features=False), ignore_step
         other._student = other._average = None
         other._doing = "Training on half of the labels"
         if not self._spawns:  # another process would keep what it sees to itself

@@ -184,7 +184,8 @@ def _key_numbers(metrics: Sequence[Mapping[str, Value]]) -> list[_KeyNumber]:
         return []
     first, last = metrics[0], metrics[-1]
     before = first if len(metrics) > 1 else {}
-    keys = (held if (held := f"heldout_{key}") in last else key for key in KEY_COLUMNS if key in last)
+    held_out = {key for key in KEY_COLUMNS if not math.isnan(float(last.get(f"heldout_{key}", math.nan)))}
+    keys = (f"heldout_{key}" if key in held_out else key for key in KEY_COLUMNS if key in last)
     return [_KeyNumber(column_name(key), _cell(last[key], before.get(key))) for key in keys]
 
 

@@ -23,8 +23,7 @@ def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
     Raises:
         ConfigError: if `trainable_groups` is negative.
     """
-    if trainable_groups is not None and trainable_groups < 0:
-        raise ConfigError(f"algorithm.learner.trainable_groups is {trainable_groups}: it cannot be negative")
+    check_not_negative("trainable_groups", trainable_groups)
     groups = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
     order = sorted(groups)
     learn = order if trainable_groups is None else order[max(0, len(order) - trainable_groups) :]
@@ -32,6 +31,16 @@ def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
     for name, parameter in body.named_parameters():
         parameter.requires_grad_(name in names)
     return sum(p.numel() for p in body.parameters() if p.requires_grad)
+
+
+def check_not_negative(setting: str, value: int | None) -> None:
+    """Refuse a setting of a learner that counts something; None stands for all.
+
+    Raises:
+        ConfigError: if it is negative.
+    """
+    if value is not None and value < 0:
+        raise ConfigError(f"algorithm.learner.{setting} is {value}: it cannot be negative")
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
