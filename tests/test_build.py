@@ -201,11 +201,14 @@ def test_images_that_would_not_be_looked_at_are_refused(tiny):
         build_task(tiny("data.root=photos"))
 
 
-def test_a_source_may_call_the_folder_what_it_likes(tiny):
-    config = tiny("data.root=photos")
+def test_a_source_may_call_the_folder_what_it_likes(tiny, make_source, monkeypatch):
+    from anomalymatch import build
+
+    config, own = tiny("data.root=photos"), make_source(3)
     with open_dict(config.dataset):
-        config.dataset.source = {"_target_": "builtins.dict", "folder": "${data.root}/raw"}
-    assert build_source(config) == {"folder": "photos/raw"}
+        config.dataset.source = {"folder": "${data.root}/raw"}
+    monkeypatch.setattr(build, "build", lambda node: own if node.folder == "photos/raw" else None)
+    assert build_source(config) is own
 
 
 def test_an_audit_that_nobody_answers_is_told_of(tiny, caplog):
