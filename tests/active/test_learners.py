@@ -1,10 +1,7 @@
 """Both learners by what the loop expects of them, and no hyper-parameter without an effect."""
 
-import logging
-
 import numpy as np
 import pytest
-import pytorch_lightning
 import timm
 import torch
 
@@ -28,22 +25,6 @@ def fitted(learner, small, labels, cycles=1):
 
 def logits(learner, small):
     return learner.rank([*small.pool, *small.holdout]).logits
-
-
-def test_lightning_says_nothing_meanwhile_and_as_much_as_before_afterwards(make, small, labels):
-    talk, heard = logging.getLogger("pytorch_lightning.utilities.rank_zero"), []
-    ear = logging.Handler()
-    ear.emit = heard.append
-    talk.addHandler(ear)
-    level = talk.level
-    try:
-        make("fixmatch").fit(labels, pool=small.pool)
-        assert [record.getMessage() for record in heard] == []
-        assert talk.level == level
-        pytorch_lightning.Trainer(accelerator="cpu", logger=False)
-        assert heard
-    finally:
-        talk.removeHandler(ear)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -1,4 +1,5 @@
 import io
+import logging
 
 import pytest
 from pytorch_lightning import LightningModule, Trainer
@@ -98,3 +99,19 @@ def test_the_bar_goes_away_when_training_breaks_off_even_before_it_began(termina
         callback.on_train_start(*lightning)
     callback.on_exception(*lightning, ValueError())
     assert not terminal._live_stack
+
+
+def test_lightning_says_nothing_meanwhile_and_as_much_as_before_afterwards(make, small, labels):
+    talk, heard = logging.getLogger("pytorch_lightning.utilities.rank_zero"), []
+    ear = logging.Handler()
+    ear.emit = heard.append
+    talk.addHandler(ear)
+    level = talk.level
+    try:
+        make("fixmatch").fit(labels, pool=small.pool)
+        assert [record.getMessage() for record in heard] == []
+        assert talk.level == level
+        Trainer(accelerator="cpu", logger=False)
+        assert heard
+    finally:
+        talk.removeHandler(ear)
