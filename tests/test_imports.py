@@ -6,7 +6,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "anomalymatch"
 FILES = sorted(path for path in ROOT.rglob("*.py"))
 LAYERS = [
-    {"errors", "types", "files", "progress", "ranking", "cli"},
+    {"errors", "types", "text", "files", "checks", "cache", "lru", "progress", "tables", "votable", "ranking", "cli"},
     {"functional"},
     {"evaluation"},
     {"data"},

@@ -1,0 +1,90 @@
+"""Checks of configuration values: ranges and choices."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Real
+
+from anomalymatch.errors import ConfigError
+
+Number = float | int
+
+
+def check_range(
+    key: str,
+    value: object,
+    *,
+    low: Number | None = None,
+    high: Number | None = None,
+    above: Number | None = None,
+    below: Number | None = None,
+    null: bool = False,
+) -> None:
+    """Check that a number lies in a range.
+
+    Args:
+        key: the configuration key, for the message.
+        value: a number; NaN is in no range.
+        low: smallest value allowed.
+        high: largest value allowed.
+        above: the value must be larger than this.
+        below: the value must be smaller than this; `math.inf` allows finite numbers only.
+        null: also allow None.
+
+    Raises:
+        ConfigError: if it is no number or out of range.
+    """
+    if value is None and null:
+        return
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        if (
+            not math.isnan(number)
+            and (low is None or number >= low)
+            and (high is None or number <= high)
+            and (above is None or number > above)
+            and (below is None or number < below)
+        ):
+            return
+    raise ConfigError(f"{key} is {value}: it must be {_range(low, high, above, below)}{', or null' if null else ''}")
+
+
+def check_choice(key: str, value: object, choices: Iterable[object], *, null: bool = False) -> None:
+    """Check that a value is one of a few.
+
+    Args:
+        key: the configuration key, for the message.
+        value: the value.
+        choices: what is allowed.
+        null: also allow None.
+
+    Raises:
+        ConfigError: if it is none of them; the message has the most similar one.
+    """
+    names = list(choices)
+    if value in names or (value is None and null):
+        return
+    allowed = ", ".join(map(str, names)) + (", or null" if null else "")
+    close = nearest(str(value), map(str, names))
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise ConfigError(f"{key} is {value!r}: choose one of {allowed}{hint}")
+
+
+def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """Return the `count` most similar of the known words, best first; fewer, or none, if they are not similar."""
+    return difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+
+
+def _range(low: Number | None, high: Number | None, above: Number | None, below: Number | None) -> str:
+    if low is not None and high is not None:
+        return f"between {_shown(low)} and {_shown(high)}"
+    limits = [
+        f"{word} {_shown(limit)}"
+        for word, limit in (("at least", low), ("above", above), ("at most", high), ("below", below))
+        if limit is not None and limit != math.inf
+    ]
+    return " and ".join((["finite"] if below == math.inf else []) + limits) or "a number"
+
+
+def _shown(limit: Number) -> str:
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"

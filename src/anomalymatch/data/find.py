@@ -1,0 +1,69 @@
+"""Search for the files of a dataset: archives, shards and stores below one or several roots."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from anomalymatch.data._tree import walk
+from anomalymatch.errors import DataError
+
+
+class FoundFile(NamedTuple):
+    """A file, its name in ids, and its POSIX path below the root."""
+
+    path: Path
+    stem: str
+    relative: str
+
+
+def find_files(root: str | Path | Sequence[str | Path], wanted: Callable[[Path], bool], kind: str) -> list[FoundFile]:
+    """Find files at or below `root`, sorted by path; hidden files are left out, links to folders not followed.
+
+    Args:
+        root: a file, a folder, or several of both.
+        wanted: tells whether a path is such a file. A folder can be one too (a Zarr store); nothing in it is searched.
+        kind: of file, for messages: "a zip archive".
+
+    Returns:
+        Files with stems: names without suffix, or paths below the root where two names are equal.
+
+    Raises:
+        DataError: if there is nothing, a folder cannot be listed, or two files have the same stem.
+    """
+    tops = [Path(top).expanduser() for top in ([root] if isinstance(root, str | Path) else root)]
+    found = [(file, top) for top in tops for file in _files(top, wanted, kind)]
+    if not found:
+        raise DataError(f"expected {kind}, but the list is empty")
+    stems = [_stem(file) for file, _ in found]
+    if len(set(stems)) < len(stems):
+        stems = [Path(_below(file, top)).with_name(_stem(file)).as_posix() for file, top in found]
+    if len(set(stems)) < len(stems):
+        raise DataError(f"two of the files {', '.join(str(file) for file, _ in found)} have the same name, rename one")
+    return [FoundFile(file, stem, _below(file, top)) for (file, top), stem in zip(found, stems, strict=True)]
+
+
+def _files(top: Path, wanted: Callable[[Path], bool], kind: str) -> list[Path]:
+    if top.is_file() or wanted(top):
+        return [top]
+    if not top.is_dir():
+        raise DataError(f"{top}: expected {kind} or a folder with such files, found nothing")
+    files = sorted(_below_folder(top, wanted))
+    if not files:
+        raise DataError(f"{top}: expected {kind} or a folder with such files, found none")
+    return files
+
+
+def _below_folder(top: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    for folder in walk(top):
+        inner = [name for name in folder.folders if wanted(top / folder.path / name)]
+        folder.folders[:] = [name for name in folder.folders if name not in inner]
+        names = [*inner, *(child.name for child in folder.files if not child.name.startswith("."))]
+        yield from (path for path in (top / folder.path / name for name in names) if path.exists() and wanted(path))
+
+
+def _below(file: Path, top: Path) -> str:
+    return file.name if file == top else file.relative_to(top).as_posix()
+
+
+def _stem(file: Path) -> str:
+    return file.name[:-4].removesuffix(".zarr") if file.suffix.lower() == ".zip" else file.stem

@@ -1,0 +1,76 @@
+import pytest
+
+from anomalymatch.data.find import find_files
+from anomalymatch.errors import DataError
+
+
+def make(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return root
+
+
+def is_tar(path):
+    return path.name.lower().endswith(".tar")
+
+
+def is_store(path):
+    return path.suffix == ".zarr" or (path / "zarr.json").is_file()
+
+
+def found(root, wanted=is_tar):
+    return [(file.stem, file.relative) for file in find_files(root, wanted, "a tar shard")]
+
+
+def test_files_at_any_depth_in_the_order_of_their_paths(tmp_path):
+    make(tmp_path, "b.tar", "a/z.TAR", "a.tar", "a-b/y.tar", "a/notes.txt")
+    assert found(tmp_path) == [("z", "a/z.TAR"), ("y", "a-b/y.tar"), ("a", "a.tar"), ("b", "b.tar")]
+    assert find_files(tmp_path, is_tar, "a tar shard")[0].path == tmp_path / "a" / "z.TAR"
+
+
+def test_hidden_files_dead_links_and_links_to_folders_are_left_out(tmp_path):
+    root = make(tmp_path / "set", "a.tar", ".b.tar", ".hidden/c.tar")
+    other = make(tmp_path / "other", "d.tar")
+    (root / "link.tar").symlink_to(other / "d.tar")
+    (root / "dead.tar").symlink_to(other / "no.tar")
+    (root / "folder").symlink_to(other)
+    assert found(root) == [("a", "a.tar"), ("link", "link.tar")]
+
+
+def test_a_folder_can_be_a_file(tmp_path):
+    make(tmp_path, "x/one.zarr/zarr.json", "x/one.zarr/inner.zarr/zarr.json", "two/zarr.json", "two/c/0")
+    assert found(tmp_path, is_store) == [("two", "two"), ("one", "x/one.zarr")]
+    assert found(tmp_path / "two", is_store) == [("two", "two")]
+
+
+def test_equal_names_are_told_apart_by_their_folders(tmp_path):
+    make(tmp_path, "a/x.tar", "b/x.tar")
+    assert found(tmp_path) == [("a/x", "a/x.tar"), ("b/x", "b/x.tar")]
+    with pytest.raises(DataError, match=r"x\.tar"):
+        found([tmp_path / "a", tmp_path / "b"])
+
+
+def test_several_roots_in_their_order(tmp_path):
+    make(tmp_path, "b/y.tar", "a/x.tar", "z.tar")
+    assert found([tmp_path / "z.tar", str(tmp_path / "b"), tmp_path / "a"]) == [
+        ("z", "z.tar"),
+        ("y", "y.tar"),
+        ("x", "x.tar"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["set.zarr.zip", "set.zip"])
+def test_the_stem_of_a_zipped_store(tmp_path, name):
+    make(tmp_path, name)
+    assert found(tmp_path, lambda path: path.suffix == ".zip") == [("set", name)]
+
+
+def test_nothing_is_found(tmp_path):
+    with pytest.raises(DataError, match="a tar shard"):
+        found(tmp_path)
+    with pytest.raises(DataError, match="missing"):
+        found(tmp_path / "missing")
+    with pytest.raises(DataError, match="empty"):
+        found([])
