@@ -1,6 +1,6 @@
 import pytest
 
-from anomalymatch.data.find import find_files
+from anomalymatch.data.find import find_files, walk
 from anomalymatch.errors import DataError
 
 
@@ -74,3 +74,14 @@ def test_nothing_is_found(tmp_path):
         found(tmp_path / "missing")
     with pytest.raises(DataError, match="empty"):
         found([])
+
+
+def test_walk_lists_folders_that_are_not_taken_away(tmp_path):
+    make(tmp_path, "b/c/x", "a/y", ".h/z", "e/.k/w", "f.txt", ".g")
+    seen = []
+    for folder in walk(tmp_path):
+        seen.append((folder.path, [child.name for child in folder.files]))
+        folder.folders[:] = [name for name in folder.folders if name != "a"]
+    assert seen == [("", [".g", "f.txt"]), ("b/", []), ("b/c/", ["x"]), ("e/", [])]
+    with pytest.raises(DataError, match="missing"):
+        list(walk(tmp_path / "missing"))

@@ -1,11 +1,26 @@
-"""Search for the files of a dataset: archives, shards and stores below one or several roots."""
+"""Search of folders for the files of a dataset: archives, shards and stores below one or several roots."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from anomalymatch.data._tree import walk
 from anomalymatch.errors import DataError
+
+
+class Folder(NamedTuple):
+    """Contents of one folder below a root.
+
+    Attributes:
+        path: relative to the root; ends in a slash, unless it is the root's, which is empty.
+        folders: names of the folders in it, without hidden ones and links; names that are removed are not entered.
+        files: everything else, sorted by name.
+    """
+
+    path: str
+    folders: list[str]
+    files: list[os.DirEntry[str]]
 
 
 class FoundFile(NamedTuple):
@@ -14,6 +29,30 @@ class FoundFile(NamedTuple):
     path: Path
     stem: str
     relative: str
+
+
+def walk(root: Path) -> Iterator[Folder]:
+    """Yield `root` and the folders below it.
+
+    Raises:
+        DataError: if `root` or a folder in it cannot be listed.
+    """
+    top = os.path.realpath(root)
+    waiting = [""]
+    while waiting:
+        folder = _list(top, waiting.pop())
+        yield folder
+        waiting += [f"{folder.path}{name}/" for name in reversed(folder.folders)]
+
+
+def _list(top: str, path: str) -> Folder:
+    try:
+        with os.scandir(os.path.join(top, path)) as listing:
+            children = sorted(listing, key=attrgetter("name"))
+    except OSError as error:
+        raise DataError(f"{os.path.join(top, path)}: cannot list this folder: {error.strerror}") from None
+    folders = [child.name for child in children if child.is_dir(follow_symlinks=False) and child.name[0] != "."]
+    return Folder(path, folders, [child for child in children if not child.is_dir(follow_symlinks=False)])
 
 
 def find_files(root: str | Path | Sequence[str | Path], wanted: Callable[[Path], bool], kind: str) -> list[FoundFile]:
