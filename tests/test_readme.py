@@ -1,4 +1,4 @@
-"""The README's code runs, and what it names exists."""
+"""Test that the README's code runs and that the files and options it names exist."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ SCORING = re.findall(r"^\s+python -m anomalymatch\.score (.+?)\s*(?:#.*)?$", TEX
 LABELLING = re.findall(r"^\s+python -m anomalymatch\.label (.+?)\s*(?:#.*)?$", TEXT, flags=re.MULTILINE)
 
 
-def test_there_is_code_of_about_ten_lines():
+def test_the_first_example_is_short():
     assert BLOCKS
     assert all(5 <= block.count("\n") <= 20 for block in BLOCKS[:1])
     assert COMMANDS
@@ -25,7 +25,7 @@ def test_there_is_code_of_about_ten_lines():
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_code_runs(block, tiny_job, monkeypatch, tmp_path, capsys):
-    """As it stands, but with fewer and smaller galaxies and a tiny network."""
+    """Run the block with fewer and smaller galaxies and a tiny network."""
     data = [w for w in tiny_job if w.startswith(("dataset.", "data."))]
     model = [w for w in tiny_job if w.startswith(("model.", "data.", "inference.", "dataset.image_size"))]
     open_task, make_learner, initial_labels = am.open_task, am.make_learner, am.initial_labels
@@ -44,25 +44,25 @@ def test_the_code_runs(block, tiny_job, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_are_understood(command):
+def test_run_commands_are_valid(command):
     words = command.split()
     check_overrides([word for word in words if word != "-m"], multirun="-m" in words)
 
 
 @pytest.mark.parametrize("command", SCORING)
-def test_the_commands_of_scoring_are_understood(command):
+def test_score_commands_are_valid(command):
     from anomalymatch.score import NAME, expanded
 
-    # Of the job array a shell makes a number.
+    # A shell replaces the variable by a number.
     check_overrides([expanded(word.replace("$SLURM_ARRAY_TASK_ID", "3")) for word in command.split()], name=NAME)
 
 
 @pytest.mark.parametrize("command", LABELLING)
-def test_the_commands_of_labelling_are_understood(command):
+def test_label_commands_are_valid(command):
     check_overrides(command.split(), name="label")
 
 
-def test_the_files_it_names_exist():
+def test_linked_files_and_named_choices_exist():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
