@@ -24,9 +24,9 @@ from recipes import CHEAP, PROBLEMS, RECIPES
 from anomalymatch import Label, compose, initial_labels, make_learner, open_task
 from anomalymatch.active.cold_start import ColdStart, Shuffled
 from anomalymatch.active.evaluate import cycle_row
-from anomalymatch.active.learner import Learner
 from anomalymatch.active.oracles import Oracle, PaperOracle, TopKOracle
 from anomalymatch.active.run_folder import to_csv
+from anomalymatch.algorithms.base import Learner
 from anomalymatch.build import build_strategy
 from anomalymatch.cli import set_up_logging
 from anomalymatch.data.task import Task

@@ -20,6 +20,13 @@ from anomalymatch.active.run_folder import to_csv
 from anomalymatch.build import build, build_embedding, build_source
 from anomalymatch.cli import set_up_logging
 from anomalymatch.clustering.analysis import SAMPLED, embed
+from anomalymatch.clustering.distances import (
+    hausdorff_distances,
+    normal_scores,
+    patch_weights,
+    relative_scores,
+    unsupervised_scores,
+)
 from anomalymatch.clustering.group import EXACT_IMAGES, cut_tree, ward_tree
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
 from anomalymatch.clustering.quality import agreement
@@ -27,13 +34,6 @@ from anomalymatch.config import compose
 from anomalymatch.data.task import make_task
 from anomalymatch.evaluation.confidence import mean_interval, paired_difference
 from anomalymatch.files import write_text
-from anomalymatch.functional.clustering import (
-    hausdorff_distances,
-    normal_scores,
-    patch_weights,
-    relative_scores,
-    unsupervised_scores,
-)
 from anomalymatch.progress import console
 
 SETS = ("neu_steel", "magnetic_tile", "magnetic_tile_defects", "miniimagenet_5", "miniimagenet_10")

@@ -19,13 +19,13 @@ from sklearn.metrics import roc_auc_score
 
 from anomalymatch import Label, make_learner, open_task
 from anomalymatch.active.cold_start import Diverse, Mixed, Shuffled
-from anomalymatch.active.learner import Learner
 from anomalymatch.active.run_folder import to_csv
+from anomalymatch.algorithms.base import Learner
+from anomalymatch.algorithms.novelty.distances import nearest_distances
 from anomalymatch.cli import set_up_logging
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task
 from anomalymatch.files import write_text
-from anomalymatch.models.neighbours import nearest_distances
 from anomalymatch.progress import console
 from anomalymatch.ranking import Ranking
 

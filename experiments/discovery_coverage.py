@@ -19,10 +19,10 @@ from scipy.stats import beta
 
 from anomalymatch.active.audit import ALL, HIGH, TOPS
 from anomalymatch.active.run_folder import to_csv
+from anomalymatch.algorithms.probe.regression import fit_probe
 from anomalymatch.evaluation.advice import ABOVE, FEW, MISSED, advice, recent_yield
+from anomalymatch.evaluation.discovery import LEVEL, Count, anomalies_among, anomalies_left
 from anomalymatch.files import write_text
-from anomalymatch.functional.discovery import LEVEL, Count, anomalies_among, anomalies_left
-from anomalymatch.models.probe import fit_probe
 
 PREVALENCES, AUDITS = (0.001, 0.005, 0.01, 0.05), (20, 50, 100, 200, 500, 2000)
 DIMENSIONS, CLOUDS, BATCH, START = 16, 5, 20, (3, 97)

@@ -15,16 +15,16 @@ from bench import HERE, Row, table
 from recipes import OF_200, PROBLEMS
 
 from anomalymatch import compose, initial_labels, make_learner, open_task
-from anomalymatch.active.learner import WEIGHTS
 from anomalymatch.active.run_folder import to_csv
+from anomalymatch.algorithms.base import WEIGHTS
+from anomalymatch.algorithms.fixmatch.loss import anomaly_logit
+from anomalymatch.algorithms.fixmatch.refit import refit_head
+from anomalymatch.backbones.checkpoint import load_network
+from anomalymatch.backbones.network import Head
 from anomalymatch.build import build
 from anomalymatch.cli import set_up_logging
 from anomalymatch.evaluation.metrics import ranking_metrics
 from anomalymatch.files import write_text
-from anomalymatch.functional.fixmatch import anomaly_logit
-from anomalymatch.models.checkpoint import load_network
-from anomalymatch.models.network import Head
-from anomalymatch.models.refit import refit_head
 from anomalymatch.progress import console
 
 RESULTS = HERE / "results" / "final_head.csv"

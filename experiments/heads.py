@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from sklearn import semi_supervised
 
-from anomalymatch.active.steps import StepListener, ignore_step
+from anomalymatch.algorithms.lightning import StepListener, ignore_step
+from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.data.labels import training_ids
-from anomalymatch.models.embedding import Embedding
 from anomalymatch.ranking import Ranking
 
 NEIGHBOURS = 10

@@ -17,17 +17,17 @@ import numpy as np
 from bench import HERE, Row
 
 from anomalymatch.active.run_folder import to_csv
+from anomalymatch.algorithms.novelty.detectors import Neighbours
+from anomalymatch.algorithms.probe.regression import ProbeSpec
+from anomalymatch.backbones.features import SHARD_IMAGES, Features, Shard
 from anomalymatch.data.source import BaseSource
 from anomalymatch.files import write_text
-from anomalymatch.models.features import SHARD_IMAGES, Features, Shard
-from anomalymatch.models.novelty import Neighbours
-from anomalymatch.models.probe import ProbeSpec
 from anomalymatch.types import Label, Pixels
-from anomalymatch.ui.bank import build_bank
+from anomalymatch.ui.features import build_bank
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.novelty import novelty_of
 from anomalymatch.ui.service import LabelService
-from anomalymatch.ui.tiles import Query, Show, Sort
+from anomalymatch.ui.views import Query, Show, Sort
 
 DIMENSIONS = 128
 COMPRESSIONS = ("exact", "pca", "pq")

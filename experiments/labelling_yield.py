@@ -15,7 +15,7 @@ from anomalymatch.files import write_text
 from anomalymatch.label import open_service
 from anomalymatch.types import Label
 from anomalymatch.ui.service import LabelService
-from anomalymatch.ui.tiles import Query, Show, Sort
+from anomalymatch.ui.views import Query, Show, Sort
 
 LABELS, EXAMPLES = 100, 5
 STARTS = {"five examples": "knn", "nothing, novel first": "knn", "nothing, diverse first": "diverse"}

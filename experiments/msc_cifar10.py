@@ -16,8 +16,8 @@ from bench import DATA, HERE, Row, table
 from sklearn.metrics import roc_auc_score
 
 from anomalymatch import make_learner, open_task
-from anomalymatch.active.msc_learner import MscLearner
 from anomalymatch.active.run_folder import to_csv
+from anomalymatch.algorithms.msc.learner import MscLearner
 from anomalymatch.cli import set_up_logging
 from anomalymatch.data.task import Task
 from anomalymatch.files import write_text

@@ -11,7 +11,7 @@ from pathlib import Path
 from bench import DATA, Job, measure, table
 
 from anomalymatch import run
-from anomalymatch.active.learner import BACKBONE
+from anomalymatch.algorithms.base import BACKBONE
 
 RARE = ("merger", "dont_know")
 MEASURES = ("auroc", "ap", "heldout_auroc", "heldout_ap", "seconds")

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from anomalymatch import compose, make_task
 from anomalymatch.active.run_folder import to_csv
+from anomalymatch.algorithms.fixmatch.module import FixMatch
+from anomalymatch.algorithms.fixmatch.spec import FixMatchSpec
+from anomalymatch.algorithms.layer_groups import freeze_lower_groups
+from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.build import build_embedding
-from anomalymatch.data.benchmarks import miniimagenet
+from anomalymatch.data.sources.benchmarks import miniimagenet
 from anomalymatch.data.task import Task
 from anomalymatch.files import write_text
-from anomalymatch.models.embedding import Embedding
-from anomalymatch.models.fixmatch import FixMatch
-from anomalymatch.models.fixmatch_spec import FixMatchSpec
-from anomalymatch.models.layer_groups import freeze_lower_groups
 
 PLAIN: dict[str, float | str | bool] = {
     "threshold": 0.95,

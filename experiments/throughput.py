@@ -23,23 +23,22 @@ from synthetic import Synthetic
 
 from anomalymatch import compose, make_task
 from anomalymatch.active.run_folder import to_csv
+from anomalymatch.backbones.inference import Inference
+from anomalymatch.backbones.network import Network
 from anomalymatch.build import build_embedding
-from anomalymatch.data.auto import open_path
-from anomalymatch.data.benchmarks import galaxyzoo1
 from anomalymatch.data.convert import convert
-from anomalymatch.data.folder import folder_source
+from anomalymatch.data.open import open_path
 from anomalymatch.data.source import ImageSource
+from anomalymatch.data.sources.benchmarks import galaxyzoo1
+from anomalymatch.data.sources.files import folder_source
 from anomalymatch.data.stream import resize, stream
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import write_text
-from anomalymatch.models.inference import Inference
-from anomalymatch.models.network import Network
 from anomalymatch.progress import progress
 from anomalymatch.scoring.backends import Scorer, find_batch_size, make_scorer
 from anomalymatch.scoring.engine import score_parts
 from anomalymatch.scoring.finish import finish
-from anomalymatch.scoring.parts import Manifest, PartFolder, open_manifest
-from anomalymatch.scoring.top import TopK
+from anomalymatch.scoring.parts import Manifest, PartFolder, TopK, open_manifest
 
 BACKENDS = ("torch", "compile", "openvino")
 MEASURES = ("per_second", "ratio")

@@ -1,5 +1,6 @@
 """Shared fixtures. The library is imported inside of them: at the top it would escape the run-time type checks."""
 
+import csv
 import faulthandler
 import logging
 import os
@@ -16,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from
 # into whatever is imported meanwhile, and so much code takes half a minute.
 import albumentations  # noqa: F401
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import pytorch_lightning  # noqa: F401
 import sklearn.linear_model  # noqa: F401
@@ -83,7 +85,7 @@ def make_source() -> Callable[..., Any]:
 def tiny_backbone() -> Iterator[Any]:
     """A 99,196-parameter EfficientNet with random weights, for 32 px; 256 features."""
 
-    from anomalymatch.models.network import build_backbone
+    from anomalymatch.backbones.network import build_backbone
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a network only waits for a second thread
@@ -95,7 +97,7 @@ def tiny_backbone() -> Iterator[Any]:
 def tiny_network(tiny_backbone: Any) -> Any:
     """The tiny backbone with a cold head on L2-normalised features, in training mode."""
 
-    from anomalymatch.models.network import Head, Network
+    from anomalymatch.backbones.network import Head, Network
 
     spec, backbone = tiny_backbone
     head = Head(backbone.features, normalised=True, generator=torch.Generator().manual_seed(0))
@@ -166,3 +168,52 @@ def command(
 
     monkeypatch.chdir(tmp_path)
     return partial(call_main, main)
+
+
+@pytest.fixture
+def make_embedding(tmp_path: Path) -> Callable[..., Any]:
+    """The features of a tiny network with random weights."""
+    from anomalymatch.backbones.embedding import Embedding
+    from anomalymatch.backbones.inference import Inference
+
+    def make(source: Any, **changes: Any) -> Embedding:
+        values: dict[str, Any] = {"name": "test_efficientnet", "weights": "none", "image_size": 32, "bn_momentum": 0.01}
+        values["inference"] = Inference(device="cpu", precision="fp32", workers=1)
+        return Embedding(**values | changes, source=source, cache_dir=tmp_path / "cache")
+
+    return make
+
+
+@pytest.fixture
+def events() -> Callable[..., Any]:
+    """The label log of a run folder."""
+    from anomalymatch.data.label_log import LabelLog
+
+    def read(path: Path) -> list[Any]:
+        log = LabelLog(path / "labels.sqlite")
+        try:
+            return log.events()
+        finally:
+            log.close()
+
+    return read
+
+
+@pytest.fixture
+def comparable(events: Any) -> Callable[..., Any]:
+    """What must be equal in two runs of the same numbers: everything but the clock."""
+
+    def read(path: Path) -> dict[str, Any]:
+        with (path / "metrics.csv").open(newline="") as file:
+            rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return {
+            "metrics": rows,
+            "log": [(e.id, e.label, e.annotator, e.cycle, e.score) for e in events(path)],
+            "labels.csv": (path / "labels.csv").read_text(),
+            "rejects": pq.read_table(path / "rejects.parquet").to_pydict(),
+            "scores": {p.parent.name: pq.read_table(p).to_pydict() for p in path.glob("cycles/??/scores.parquet")},
+            "weights": {p.parent.name + p.name: p.read_bytes() for p in path.glob("cycles/??/*.safetensors")},
+            "steps": {p.parent.name: p.read_text() for p in path.glob("cycles/??/steps.csv")},
+        }
+
+    return read

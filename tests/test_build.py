@@ -4,16 +4,25 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 import anomalymatch as am
-from anomalymatch.active.expected import ExpectedDiscovery
-from anomalymatch.active.fixmatch_learner import FixMatchLearner
-from anomalymatch.active.learner import ProbeLearner
 from anomalymatch.active.oracles import PaperOracle, TopKOracle
-from anomalymatch.active.strategies import Auto, Distinct, Diverse, Mixture, PerCluster, random, top, uncertain
+from anomalymatch.active.strategies import (
+    Auto,
+    Distinct,
+    Diverse,
+    ExpectedDiscovery,
+    Mixture,
+    PerCluster,
+    random,
+    top,
+    uncertain,
+)
+from anomalymatch.algorithms.fixmatch.learner import FixMatchLearner
+from anomalymatch.algorithms.fixmatch.weighting import FixedThreshold, FlexMatch, FreeMatch, SoftMatch
+from anomalymatch.algorithms.probe.learner import ProbeLearner
 from anomalymatch.build import build_embedding, build_loop, build_source, build_task, make_learner, open_task
 from anomalymatch.config import compose
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError
-from anomalymatch.models.weighting import FixedThreshold, FlexMatch, FreeMatch, SoftMatch
 
 
 @pytest.fixture
@@ -119,7 +128,7 @@ def test_a_run_folder_from_before_the_weightings_goes_on_as_it_began():
     now = instantiate(node)
     for key in ("weighting", "alignment", "consistency", "rampup"):
         del node[key]
-    node._target_ = "anomalymatch.models.fixmatch.FixMatchSpec"
+    node._target_ = "anomalymatch.algorithms.fixmatch.module.FixMatchSpec"
     before = instantiate(node)
     assert type(before) is type(now)
     assert type(before.make_weighting(3)) is type(now.make_weighting(3))

@@ -12,7 +12,7 @@ from anomalymatch.config import compose, resumed
 from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.label import open_service
 from anomalymatch.types import Label
-from anomalymatch.ui.tiles import Query
+from anomalymatch.ui.views import Query
 
 A, N = Label.ANOMALY, Label.NORMAL
 

@@ -127,7 +127,7 @@ def test_the_table_takes_any_name_as_it_is(capsys, tmp_path):
 
 
 def test_ctrl_c_is_one_friendly_line_and_130(command, probe_job, monkeypatch, tmp_path, without_pictures):
-    from anomalymatch.active.learner import ProbeLearner
+    from anomalymatch.algorithms.probe.learner import ProbeLearner
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

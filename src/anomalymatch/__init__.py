@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalymatch.active.evaluate import evaluate
-    from anomalymatch.active.learner import Learner
+    from anomalymatch.algorithms.base import Learner
     from anomalymatch.build import make_learner, open_task
     from anomalymatch.cluster import cluster
     from anomalymatch.config import compose
@@ -30,7 +30,7 @@ _HOMES = {
     "AnomalyMatchError": "errors",
     "ImageSource": "data.source",
     "Label": "types",
-    "Learner": "active.learner",
+    "Learner": "algorithms.base",
     "Ranking": "ranking",
     "Task": "data.task",
     "cluster": "cluster",

@@ -13,14 +13,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from anomalymatch.active.cold_start import ColdStart, Mixed, Shuffled
 from anomalymatch.active.cold_start import Diverse as DiverseStart
-from anomalymatch.active.expected import ExpectedDiscovery
-from anomalymatch.active.learner import Learner, ProbeLearner
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
 from anomalymatch.active.oracles import Oracle, PaperOracle
 from anomalymatch.active.strategies import (
     Auto,
     Distinct,
     Diverse,
+    ExpectedDiscovery,
     Mixture,
     PerCluster,
     Strategy,
@@ -29,14 +28,16 @@ from anomalymatch.active.strategies import (
     uncertain,
 )
 from anomalymatch.active.tracking import Tracker
-from anomalymatch.clustering.divide import Divider
+from anomalymatch.algorithms.base import Learner
+from anomalymatch.algorithms.novelty.detectors import Detector
+from anomalymatch.algorithms.probe.learner import ProbeLearner
+from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.clustering.analysis import Divider
 from anomalymatch.clustering.patches import PatchEmbedding
 from anomalymatch.config import compose
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import Task, make_task
 from anomalymatch.errors import AnomalyMatchError, ConfigError
-from anomalymatch.models.embedding import Embedding
-from anomalymatch.models.novelty import Detector
 from anomalymatch.types import Label
 
 logger = logging.getLogger(__name__)

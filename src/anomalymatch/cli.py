@@ -1,15 +1,22 @@
 """What the commands share: one line for an error, one for Ctrl-C, and quiet logs."""
 
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from rich.logging import RichHandler
 from rich.text import Text
 
-from anomalymatch.errors import ConfigError
+from anomalymatch.config import check_overrides
+from anomalymatch.errors import AnomalyMatchError, ConfigError, MissingValueError
 from anomalymatch.progress import console
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -50,3 +57,38 @@ def make_callable(module: str, function: Callable[..., Any]) -> None:
             return function(*args, **kwargs)
 
     sys.modules[module].__class__ = CallableModule
+
+
+def launch(command: Callable[[], object], *, name: str = "config", stopped: str) -> None:
+    """Run a command of Hydra's: errors that a user can mend are one line, exit code 1; Ctrl-C is 130.
+
+    Args:
+        command: what `hydra.main` decorates.
+        name: of its primary configuration.
+        stopped: what is said after Ctrl-C.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hand errors to the lines below instead of printing them
+    words = get_args_parser().parse_args()
+    folder = Path(words.config_dir) if words.config_dir else None
+    try:
+        with errors_in_a_line():
+            # Who asks what there is to set need not have set it.
+            with suppress(MissingValueError) if words.help or words.cfg else nullcontext():
+                check_overrides(words.overrides, multirun=words.multirun, folder=folder, name=name)
+            command()  # Hydra makes the folder of the run, which may fail, too
+    except KeyboardInterrupt:
+        stop(stopped)
+
+
+@contextmanager
+def errors_in_a_line() -> Iterator[None]:
+    """Errors that a user can mend are one line, exit code 1.
+
+    For what `hydra.main` decorates: Hydra adds lines of its own to an exception that reaches it.
+    """
+    try:
+        yield
+    except (AnomalyMatchError, HydraException, OmegaConfBaseException) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"the system refused: {error}")

@@ -9,11 +9,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from anomalymatch.cli import set_up_logging
+from anomalymatch.cli import errors_in_a_line, launch, set_up_logging
 from anomalymatch.config import FILE, check_same_run, config_folder, resumed
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import make_folder, write_text
-from anomalymatch.launch import errors_in_a_line, launch
 
 if TYPE_CHECKING:
     from anomalymatch.ui.service import LabelService
@@ -41,12 +40,11 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     from anomalymatch.build import DETECTORS, build, build_detector, build_divider, build_embedding, build_source
     from anomalymatch.data.task import Task
     from anomalymatch.types import Label
-    from anomalymatch.ui.bank import build_bank
+    from anomalymatch.ui.features import build_bank, build_seen
     from anomalymatch.ui.live import LiveRanking
     from anomalymatch.ui.novelty import novelty_of
-    from anomalymatch.ui.seen import build_seen
     from anomalymatch.ui.service import LabelService
-    from anomalymatch.ui.tiles import Beginning
+    from anomalymatch.ui.views import Beginning
 
     page = config.ui
     if config.resume is not None:

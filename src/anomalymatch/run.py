@@ -15,11 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE
 from rich.table import Table
 
-from anomalymatch.cli import fail, make_callable, set_up_logging, stop
+from anomalymatch.cli import fail, launch, make_callable, set_up_logging, stop
 from anomalymatch.config import FILE, check_same_run, compose, config_folder, resumed
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.files import write_text
-from anomalymatch.launch import launch
 from anomalymatch.progress import console
 
 logger = logging.getLogger(__name__)

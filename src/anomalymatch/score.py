@@ -11,9 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE
 from rich.table import Table
 
-from anomalymatch.cli import make_callable, set_up_logging
+from anomalymatch.cli import errors_in_a_line, launch, make_callable, set_up_logging
 from anomalymatch.config import compose, config_folder
-from anomalymatch.launch import errors_in_a_line, launch
 from anomalymatch.progress import console
 
 logger = logging.getLogger(__name__)

@@ -1,13 +1,11 @@
 """A learner without a network, to look at the loop alone, and the parts around it."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 
@@ -72,20 +70,6 @@ def task(make_source: Any) -> Any:
 
 
 @pytest.fixture
-def make_embedding(tmp_path: Path) -> Callable[..., Any]:
-    """The features of a tiny network with random weights."""
-    from anomalymatch.models.embedding import Embedding
-    from anomalymatch.models.inference import Inference
-
-    def make(source: Any, **changes: Any) -> Embedding:
-        values: dict[str, Any] = {"name": "test_efficientnet", "weights": "none", "image_size": 32, "bn_momentum": 0.01}
-        values["inference"] = Inference(device="cpu", precision="fp32", workers=1)
-        return Embedding(**values | changes, source=source, cache_dir=tmp_path / "cache")
-
-    return make
-
-
-@pytest.fixture
 def loop_of() -> Callable[..., Any]:
     """Make a loop around a scripted learner."""
     from anomalymatch.active.loop import ActiveLoop, LoopSpec
@@ -120,93 +104,3 @@ def run_in(without_pictures: None) -> Callable[..., Any]:
             folder.close()
 
     return run
-
-
-@pytest.fixture
-def events() -> Callable[..., Any]:
-    """The label log of a run folder."""
-    from anomalymatch.data.label_log import LabelLog
-
-    def read(path: Path) -> list[Any]:
-        log = LabelLog(path / "labels.sqlite")
-        try:
-            return log.events()
-        finally:
-            log.close()
-
-    return read
-
-
-@pytest.fixture
-def comparable(events: Any) -> Callable[..., Any]:
-    """What must be equal in two runs of the same numbers: everything but the clock."""
-
-    def read(path: Path) -> dict[str, Any]:
-        with (path / "metrics.csv").open(newline="") as file:
-            rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-        return {
-            "metrics": rows,
-            "log": [(e.id, e.label, e.annotator, e.cycle, e.score) for e in events(path)],
-            "labels.csv": (path / "labels.csv").read_text(),
-            "rejects": pq.read_table(path / "rejects.parquet").to_pydict(),
-            "scores": {p.parent.name: pq.read_table(p).to_pydict() for p in path.glob("cycles/??/scores.parquet")},
-            "weights": {p.parent.name + p.name: p.read_bytes() for p in path.glob("cycles/??/*.safetensors")},
-            "steps": {p.parent.name: p.read_text() for p in path.glob("cycles/??/steps.csv")},
-        }
-
-    return read
-
-
-TINY = (
-    "algorithm.learner.batch.labelled=4",
-    "algorithm.learner.batch.unlabelled_ratio=2",
-    "trainer.iterations=3",
-    # So that a few steps change something.
-    "algorithm.learner.optimizer.lr=0.05",
-)
-# So that a network without pretrained weights, too, makes pseudo-labels.
-LOW = ("algorithm.learner.loss.threshold=0.5",)
-LOWERED = {"fixmatch": LOW, "fixmatch_reference": LOW, "flexmatch": LOW}
-
-
-@pytest.fixture
-def small(make_source: Any) -> Any:
-    """Sixty images for a training of a few steps."""
-    from anomalymatch.data.task import make_task
-
-    return make_task(make_source(60, size=32), anomaly="rare")
-
-
-@pytest.fixture
-def labels(small: Any) -> Any:
-    """What it begins with."""
-    from anomalymatch.data.task import initial_labels
-
-    return initial_labels(small, anomalies=2, normals=6, seed=0)
-
-
-@pytest.fixture
-def make(small: Any, make_embedding: Any) -> Callable[..., Any]:
-    """Make a learner by its name, with overrides and values of the embedding."""
-    from anomalymatch.build import build_learner
-    from anomalymatch.config import compose
-
-    def make_learner(algorithm: str = "fixmatch", *overrides: str, **model: Any) -> Any:
-        tiny = () if algorithm == "probe" else (*TINY, *LOWERED.get(algorithm, ()))
-        config = compose(f"algorithm={algorithm}", *tiny, *overrides)
-        return build_learner(config, small, make_embedding(small.source, **model))
-
-    return make_learner
-
-
-@pytest.fixture
-def scores_of(make: Any, small: Any, labels: Any) -> Callable[..., Any]:
-    """The logits of all images by a learner after so many cycles."""
-
-    def scores(algorithm: str, *overrides: str, cycles: int = 1, **model: Any) -> Any:
-        learner = make(algorithm, *overrides, **model)
-        for cycle in range(1, cycles + 1):
-            learner.fit(labels, pool=small.pool, cycle=cycle)
-        return learner.rank([*small.pool, *small.holdout]).logits
-
-    return scores

@@ -17,7 +17,7 @@ import timm
 from anomalymatch import run, sweep
 from anomalymatch.active import loop
 from anomalymatch.build import compose
-from anomalymatch.data.demo import VERSION
+from anomalymatch.data.sources.demo import VERSION
 from anomalymatch.files import write_text
 
 # What takes long and can be done once for all forks.

@@ -7,8 +7,8 @@ import pytest
 from anomalymatch.active.audit import left_by_rank, left_in_all, sealed_labels
 from anomalymatch.data.task import make_task
 from anomalymatch.errors import ConfigError
-from anomalymatch.evaluation.left_plot import left_figure
-from anomalymatch.functional.discovery import anomalies_among, audit_order
+from anomalymatch.evaluation.discovery import anomalies_among, audit_order
+from anomalymatch.evaluation.plots import left_figure
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from anomalymatch import run
 from anomalymatch.active.cold_start import CENTRES, ColdStart, Diverse, Shuffled
-from anomalymatch.active.learner import Learner
 from anomalymatch.active.run_folder import RunReader
+from anomalymatch.algorithms.base import Learner
 from anomalymatch.build import build_loop
 from anomalymatch.config import compose
 from anomalymatch.data.label_log import LabelLog

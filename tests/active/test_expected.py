@@ -2,11 +2,10 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from anomalymatch.active import expected
-from anomalymatch.active.expected import BALANCED, PRIOR, ExpectedDiscovery, likeness, values
-from anomalymatch.active.strategies import Strategy
+from anomalymatch.active import strategies as expected
+from anomalymatch.active.strategies import BALANCED, PRIOR, ExpectedDiscovery, Strategy, likeness, values
+from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.errors import ConfigError
-from anomalymatch.models.features import Features, Shard
 from anomalymatch.ranking import Ranking
 
 

@@ -16,8 +16,8 @@ from anomalymatch.active.strategies import (
     top,
     uncertain,
 )
+from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.errors import ConfigError
-from anomalymatch.models.features import Features, Shard
 from anomalymatch.ranking import Ranking
 
 RANKING = Ranking(["a", "b", "c", "d", "e"], np.array([0.1, 3.0, -0.2, -5.0, 3.0]))

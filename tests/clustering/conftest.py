@@ -9,9 +9,9 @@ import pytest
 @pytest.fixture
 def make_patches(make_source: Any, tmp_path: Path) -> Any:
     """Patches of an in-memory source: levels 2 and 3 of the tiny network, 4 x 4 of them."""
+    from anomalymatch.backbones.embedding import Embedding
+    from anomalymatch.backbones.inference import Inference
     from anomalymatch.clustering.patches import PatchEmbedding, PatchSpec
-    from anomalymatch.models.embedding import Embedding
-    from anomalymatch.models.inference import Inference
 
     def make(source: Any = None, **options: Any) -> PatchEmbedding:
         values = {"levels": [2, 3], "grid": None, "components": None, "whitening": 0.5} | options

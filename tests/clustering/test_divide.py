@@ -1,5 +1,4 @@
-from anomalymatch.clustering.analysis import cluster
-from anomalymatch.clustering.divide import Divider
+from anomalymatch.clustering.analysis import Divider, cluster
 
 
 def test_it_gives_the_groups_with_their_medoids_first(make_patches, make_source, spec):

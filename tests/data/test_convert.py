@@ -11,10 +11,10 @@ from PIL import Image as PillowImage
 
 from anomalymatch.data import convert as module
 from anomalymatch.data.convert import convert, main
-from anomalymatch.data.folder import folder_source
-from anomalymatch.data.parquet import parquet_source
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import BaseSource
+from anomalymatch.data.sources.files import folder_source
+from anomalymatch.data.sources.parquet import parquet_source
 from anomalymatch.data.stream import resize
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Reject

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anomalymatch.data.labels_csv import labels_or_truth, read_labels_csv
+from anomalymatch.data.labels import labels_or_truth, read_labels_csv
 from anomalymatch.errors import LabelError
 
 IDS = frozenset({"a.png", "b.png", "dir/c d.png", 'q"uote,comma.png'})

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from anomalymatch.data import _ids
-from anomalymatch.data._ids import IdIndex
+from anomalymatch.data import source as _ids
 from anomalymatch.data.codecs import decode, with_channels
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import BaseSource, ImageSource
+from anomalymatch.data.source import BaseSource, IdIndex, ImageSource
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Image, Pixels, Reject
 

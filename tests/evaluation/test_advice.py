@@ -3,7 +3,7 @@ import math
 import pytest
 
 from anomalymatch.evaluation.advice import Yield, advice, left_text, recent_yield
-from anomalymatch.functional.discovery import UNKNOWN, Count
+from anomalymatch.evaluation.discovery import UNKNOWN, Count
 
 MANY, FEW = Count(30, 12, 80), Count(1, 0, 3)
 

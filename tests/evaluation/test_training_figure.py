@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from anomalymatch.evaluation.plots import ANOMALY, NORMAL
-from anomalymatch.evaluation.training_figure import running_mean, training_figure
+from anomalymatch.evaluation.plots import ANOMALY, NORMAL, running_mean, training_figure
 
 
 def names(axes):

@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture
 def save_run(tiny_network: Any, make_source: Any, tmp_path: Path) -> Any:
     """Save the tiny network as cycle 1 of a run, trained on the bands and rendering of `source`."""
-    from anomalymatch.models.checkpoint import describe_input, save_network
+    from anomalymatch.backbones.checkpoint import describe_input, save_network
 
     def save(source: Any = None, cycle: int = 1, folder: str = "run") -> Path:
         path = tmp_path / folder / "cycles" / f"{cycle:02d}"
@@ -24,7 +24,7 @@ def save_run(tiny_network: Any, make_source: Any, tmp_path: Path) -> Any:
 @pytest.fixture
 def spec() -> Any:
     """The defaults for a small archive: parts of 8 images, batches of 3."""
-    from anomalymatch.scoring.job import ScoringSpec
+    from anomalymatch.scoring.spec import ScoringSpec
 
     return ScoringSpec(
         engine="local",
@@ -43,6 +43,6 @@ def spec() -> Any:
 @pytest.fixture
 def cpu() -> Any:
     """Inference in single precision on the processor."""
-    from anomalymatch.models.inference import Inference
+    from anomalymatch.backbones.inference import Inference
 
     return Inference("cpu", "fp32", workers=2)

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from anomalymatch.errors import ConfigError, DataError, DownloadError
 from anomalymatch.scoring import crossmatch as module
-from anomalymatch.scoring import services
-from anomalymatch.scoring.crossmatch import crossmatch, nearest, read_places, separation
-from anomalymatch.scoring.services import Candidate, Place
+from anomalymatch.scoring import crossmatch as services
+from anomalymatch.scoring.crossmatch import Candidate, Place, crossmatch, nearest, read_places, separation
 
 ARCSEC = 1 / 3600
 TOP = [("a.fits", 10.0, 20.0, 0.9), ("b, c.fits", 359.9999, 0.0, 0.8), ("ü.fits", 50.0, 90.0, 0.7)]
@@ -310,7 +309,7 @@ def test_a_damaged_list_is_refused_or_read(output):
 
 def test_what_scoring_writes_is_read(tmp_path, make_source):
     from anomalymatch.scoring.finish import _write_votable
-    from anomalymatch.scoring.top import TopK
+    from anomalymatch.scoring.parts import TopK
 
     source = make_source(3)
     source.coordinates = lambda id_: None if id_ == "im000001" else (float(id_[-1]), -45.0)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalymatch.data.folder import folder_source
 from anomalymatch.data.rendering import Rendering
+from anomalymatch.data.sources.files import folder_source
 from anomalymatch.data.stream import stream_batches
 from anomalymatch.errors import ConfigError
 from anomalymatch.scoring.gpu_decode import check_gpu_decode, stream_on_device

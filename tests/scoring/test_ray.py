@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalymatch.data.folder import folder_source
+from anomalymatch.data.sources.files import folder_source
 from anomalymatch.errors import ConfigError
 from anomalymatch.scoring.finish import read_scores
 from anomalymatch.scoring.job import run_job

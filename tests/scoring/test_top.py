@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalymatch.scoring.top import RunningTop, TopK
+from anomalymatch.scoring.parts import RunningTop, TopK
 
 LOGITS = st.lists(st.floats(-5, 5, width=32).map(lambda x: round(x, 1)), max_size=60)
 
@@ -31,7 +31,7 @@ def test_csv(tmp_path):
 
 
 def test_is_written_while_scoring_now_and_then(tmp_path, monkeypatch):
-    from anomalymatch.scoring import top as module
+    from anomalymatch.scoring import parts as module
 
     clock = iter([0.0, 10.0, 31.0, 31.0, 40.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))

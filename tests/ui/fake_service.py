@@ -102,7 +102,7 @@ class FakeService:
         return lambda: self.listeners.remove(listener) if listener in self.listeners else None
 
     def tell(self, kind: str, ids: Sequence[str] = (), annotator: str = "") -> None:
-        from anomalymatch.ui.changes import Change
+        from anomalymatch.ui.labels import Change
 
         for listener in list(self.listeners):
             listener(Change(kind, tuple(ids), annotator))
@@ -174,7 +174,7 @@ class FakeService:
         return ranks
 
     def _tile(self, id_: str, ranks: np.ndarray, labels: dict[str, Any], conflicts: set[str]) -> Any:
-        from anomalymatch.ui.tiles import Tile
+        from anomalymatch.ui.views import Tile
 
         place = self._position[id_]
         label = labels.get(id_)
@@ -182,7 +182,7 @@ class FakeService:
         return Tile(id_, float(self._scores[place]), int(ranks[place]), label, who, id_ in conflicts)
 
     def page(self, query: Any) -> Any:
-        from anomalymatch.ui.tiles import Page, Sort
+        from anomalymatch.ui.views import Page, Sort
 
         labels, conflicts, ranks = self.labels, set(self._conflicts()), self._ranks()
         ids = [id_ for id_ in self.source.ids if self._is_shown(id_, query, labels, conflicts)]
@@ -199,7 +199,7 @@ class FakeService:
         return Page(tiles, len(ids), page, pages)
 
     def _is_shown(self, id_: str, query: Any, labels: dict[str, Any], conflicts: set[str]) -> bool:
-        from anomalymatch.ui.tiles import Show
+        from anomalymatch.ui.views import Show
 
         kinds = {Show.ALL: True, Show.UNLABELLED: id_ not in labels, Show.LABELLED: id_ in labels}
         kinds[Show.CONFLICTS] = id_ in conflicts
@@ -213,7 +213,7 @@ class FakeService:
         return self.tiles(near[1 : count + 1])
 
     def details(self, id_: str) -> Any:
-        from anomalymatch.ui.summary import Details
+        from anomalymatch.ui.views import Details
 
         metadata = {"file": id_, "class": (self.source.truth or {}).get(id_, ""), "redshift": "0.0812"}
         place = (210.802429, 54.348750) if self.sky else None
@@ -222,7 +222,7 @@ class FakeService:
 
     def summary(self) -> Any:
         from anomalymatch.types import Label
-        from anomalymatch.ui.summary import Agreement, Estimate, Histogram, Summary
+        from anomalymatch.ui.views import Agreement, Estimate, Histogram, Summary
 
         labels = self.labels
         of = {label: [self._position[id_] for id_, given in labels.items() if given == label] for label in Label}

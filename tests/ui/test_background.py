@@ -1,7 +1,7 @@
 import logging
 import threading
 
-from anomalymatch.ui.background import Background
+from anomalymatch.ui.training import Background
 
 
 def test_what_is_asked_while_it_works_is_done_once_more():

@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.types import Label
-from anomalymatch.ui.estimate import search_yield
+from anomalymatch.ui.state import search_yield
 
 
 def events(*labels):

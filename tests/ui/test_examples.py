@@ -12,8 +12,8 @@ import pytest
 from astropy.io import fits
 from PIL import Image as PillowImage
 
-from anomalymatch.data.fits import fits_source
 from anomalymatch.data.rendering import Rendering
+from anomalymatch.data.sources.fits import fits_source
 from anomalymatch.errors import DataError
 from anomalymatch.ui import examples
 from anomalymatch.ui.examples import Examples

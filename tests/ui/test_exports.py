@@ -19,15 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from anomalymatch.data.folder import folder_source
 from anomalymatch.data.label_log import LabelEvent, LabelLog, export_csv
-from anomalymatch.data.parquet import parquet_source
+from anomalymatch.data.sources.files import folder_source
+from anomalymatch.data.sources.parquet import parquet_source
 from anomalymatch.errors import ConfigError, DataError, LabelError, StorageError
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
-from anomalymatch.ui import exports, label_studio
-from anomalymatch.ui.exportable import slug
-from anomalymatch.ui.exports import KINDS, export, import_labels
+from anomalymatch.ui import exports
+from anomalymatch.ui import exports as label_studio
+from anomalymatch.ui.exports import KINDS, export, import_labels, slug
 from anomalymatch.ui.groups import Groups
 from anomalymatch.ui.pictures import Pictures
 
@@ -294,7 +294,7 @@ def test_names_in_a_zip_are_safe(tmp_path: Path, search: Any, name: str) -> None
 
 
 def test_fits_files_are_exported_as_they_are(tmp_path: Path, search: Any) -> None:
-    from anomalymatch.data.fits import fits_source
+    from anomalymatch.data.sources.fits import fits_source
 
     (tmp_path / "f").mkdir()
     fits.PrimaryHDU(np.arange(64.0).reshape(8, 8)).writeto(tmp_path / "f/a.fits")

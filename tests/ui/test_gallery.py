@@ -11,10 +11,9 @@ from scipy.special import expit
 
 from anomalymatch.types import Label
 from anomalymatch.ui import gallery as module
-from anomalymatch.ui.gallery import CODES, Gallery
+from anomalymatch.ui.gallery import CODES, Gallery, TextFilter
 from anomalymatch.ui.recent import Recent
-from anomalymatch.ui.text_filter import TextFilter
-from anomalymatch.ui.tiles import Query, Show, Sort
+from anomalymatch.ui.views import Query, Show, Sort
 
 COUNT = 90
 WORDS = ["Red Spiral", "blue ELLIPTICAL", None, "", "Äther", "50%_.*"]

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from anomalymatch.models.features import Features, Shard
-from anomalymatch.models.probe import ProbeSpec, fit_probe, self_train
+from anomalymatch.algorithms.probe.regression import ProbeSpec, fit_probe, self_train
+from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.types import Reject
 from anomalymatch.ui import live as module
-from anomalymatch.ui.bank import build_bank
+from anomalymatch.ui.features import build_bank
 from anomalymatch.ui.live import SUPPOSED_NORMALS, LiveRanking
 
 SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0.25, limit=200)

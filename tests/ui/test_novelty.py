@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from anomalymatch.models.features import Features, Shard
-from anomalymatch.models.novelty import Neighbours, PrincipalResidual
+from anomalymatch.algorithms.novelty.detectors import Neighbours, PrincipalResidual
+from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.types import Reject
 from anomalymatch.ui import novelty as module
-from anomalymatch.ui.bank import build_bank
+from anomalymatch.ui.features import build_bank
 from anomalymatch.ui.novelty import novelty_of
 
 COUNT, BAD = 200, 17

@@ -443,7 +443,7 @@ def test_examples_come_and_go(make_fake, visit):
     service = make_fake()
 
     async def act(user):
-        from anomalymatch.ui.web.drop import DropZone
+        from anomalymatch.ui.web.gallery import DropZone
 
         await gallery_of(user)
         id_ = service.add_example("a.png", b"x", "me")
@@ -504,8 +504,8 @@ def test_losses_that_are_no_numbers_are_gaps():
 def test_each_label_has_a_colour_a_shape_and_its_key():
     from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
     from anomalymatch.types import Label
-    from anomalymatch.ui.web.keys import KEYS
-    from anomalymatch.ui.web.looks import SHAPES, label_colours
+    from anomalymatch.ui.web.page import KEYS
+    from anomalymatch.ui.web.theme import SHAPES, label_colours
 
     keys = dict(KEYS[0][1])
     assert len({shape[0] for shape in SHAPES.values()}) == len(Label)

@@ -18,18 +18,18 @@ from astropy.wcs import WCS
 from PIL import Image as PillowImage
 
 from anomalymatch.data import codecs
-from anomalymatch.data.catalogue import catalogue_source
-from anomalymatch.data.fits import fits_source
-from anomalymatch.data.folder import folder_source
-from anomalymatch.data.parquet import parquet_source
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.zarr import zarr_source
+from anomalymatch.data.sources.catalogue import catalogue_source
+from anomalymatch.data.sources.files import folder_source
+from anomalymatch.data.sources.fits import fits_source
+from anomalymatch.data.sources.parquet import parquet_source
+from anomalymatch.data.sources.zarr import zarr_source
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Reject
-from anomalymatch.ui import originals, pictures, thumbnails
+from anomalymatch.ui import originals, pictures
+from anomalymatch.ui import pictures as thumbnails
 from anomalymatch.ui.metadata import metadata_table
-from anomalymatch.ui.pictures import STRETCHES, Pictures
-from anomalymatch.ui.thumbnails import SIDES, ThumbnailCache, fitted, step
+from anomalymatch.ui.pictures import SIDES, STRETCHES, Pictures, ThumbnailCache, fitted, step
 
 RNG = np.random.default_rng(0)
 
@@ -569,7 +569,7 @@ def test_metadata_of_zarr(tmp_path: Path, make: Any) -> None:
 
 
 def test_columns_that_are_too_large_are_left_out(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
-    from anomalymatch.data import _beside
+    from anomalymatch.data.sources import tables as _beside
 
     columns = {"image": [encoded(1)], "short": ["a"], "long": ["b" * 5000], "other": ["c"]}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")

@@ -55,7 +55,7 @@ def folder(tmp_path):
 @pytest.fixture
 def service(folder, tmp_path):
     """The parts of the service that the routes use: real images, labels in a dictionary."""
-    from anomalymatch.data.folder import folder_source
+    from anomalymatch.data.sources.files import folder_source
     from anomalymatch.errors import DataError, StorageError
     from anomalymatch.ui.examples import Examples
     from anomalymatch.ui.exports import Export, import_labels
@@ -182,7 +182,7 @@ class TestPictures:
         assert client.get(f"/thumb?id={quote('sub/b.jpg', safe='')}").status_code == 200
 
     def test_a_link_that_leaves_the_archive_is_not_followed(self, folder, tmp_path):
-        from anomalymatch.data.folder import folder_source
+        from anomalymatch.data.sources.files import folder_source
 
         (tmp_path / "private.jpg").write_bytes(encoded("JPEG"))
         os.symlink(tmp_path / "private.jpg", folder / "link.jpg")

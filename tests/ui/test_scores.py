@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import rankdata, zscore
 
 from anomalymatch.errors import ConfigError
-from anomalymatch.ui.scores import Scores, mean_logits
+from anomalymatch.ui.state import Scores, mean_logits
 
 
 def test_what_is_there_ranks():

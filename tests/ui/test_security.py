@@ -686,7 +686,7 @@ class TestServer:
 )
 def test_an_address_that_cannot_be_is_one_sentence(host, port, said):
     from anomalymatch.errors import ConfigError
-    from anomalymatch.ui.web.binding import listen
+    from anomalymatch.ui.web.app import listen
 
     with pytest.raises(ConfigError, match=said):
         listen(host, port)

@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 
+from anomalymatch.algorithms.probe.regression import ProbeSpec, self_train
+from anomalymatch.backbones.features import Features, Shard, Views
 from anomalymatch.errors import DataError
-from anomalymatch.models.features import Features, Shard
-from anomalymatch.models.probe import ProbeSpec, self_train
-from anomalymatch.models.views import Views
 from anomalymatch.types import Reject
-from anomalymatch.ui.bank import build_bank
+from anomalymatch.ui.features import build_bank, build_seen
 from anomalymatch.ui.live import LiveRanking
-from anomalymatch.ui.seen import build_seen
 
 SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=2, confidence=0.8, weight=0.25, limit=50)
 IDS = [f"i{k}" for k in range(300)]

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 from anomalymatch.active.run_folder import COLD, SCORES, RunFolder, to_json
+from anomalymatch.algorithms.probe.regression import ProbeSpec
+from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.data.label_log import LabelLog
 from anomalymatch.errors import DataError, LabelError
-from anomalymatch.models.features import Features, Shard
-from anomalymatch.models.probe import ProbeSpec
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label, Reject
-from anomalymatch.ui.bank import build_bank
+from anomalymatch.ui.features import build_bank
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.service import LabelService
-from anomalymatch.ui.tiles import Beginning, Query, Show, Sort
+from anomalymatch.ui.views import Beginning, Query, Show, Sort
 
 A, N, U, X = Label
 BAD = "im000007"

@@ -20,14 +20,7 @@ import numpy as np
 from anomalymatch.active.run_folder import Row, RunReader
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation.advice import ABOVE, advice, recent_yield
-from anomalymatch.functional.discovery import (
-    UNKNOWN,
-    WANTED,
-    Count,
-    anomalies_in_tops,
-    anomalies_left,
-    audit_order,
-)
+from anomalymatch.evaluation.discovery import UNKNOWN, WANTED, Count, anomalies_in_tops, anomalies_left, audit_order
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
 

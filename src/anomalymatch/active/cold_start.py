@@ -7,14 +7,14 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import logit
 
-from anomalymatch.active.learner import Learner
 from anomalymatch.active.run_folder import COLD
-from anomalymatch.active.steps import StepListener, ignore_step
 from anomalymatch.active.strategies import k_centres
+from anomalymatch.algorithms.base import Learner
+from anomalymatch.algorithms.lightning import StepListener, ignore_step
+from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.data.labels import have_both_classes
+from anomalymatch.evaluation.ranks import by_turns, midranks
 from anomalymatch.files import write_text
-from anomalymatch.functional.ranking import by_turns, midranks
-from anomalymatch.models.embedding import Embedding
 from anomalymatch.ranking import Ranking
 
 CENTRES, CANDIDATES = 200, 5_000

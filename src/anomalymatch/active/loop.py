@@ -9,11 +9,11 @@ import numpy as np
 from anomalymatch.active.audit import AUDIT, LEFT, advise, left_by_rank, left_in_all, sealed_labels
 from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.evaluate import cycle_row
-from anomalymatch.active.learner import Learner
 from anomalymatch.active.oracles import Oracle
-from anomalymatch.active.publish import COLD_NOTE, publish, unlabelled_rest, write_sheets
+from anomalymatch.active.report import COLD_NOTE, publish, unlabelled_rest, write_sheets
 from anomalymatch.active.run_folder import LABELS, METRICS, SCORES, STEPS, Row, RunFolder, to_csv, to_json
 from anomalymatch.active.tracking import Tracker
+from anomalymatch.algorithms.base import Learner
 from anomalymatch.data.label_log import LABELS_FILE, csv_text, export_csv
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task, initial_labels

@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import numpy as np
 
-from anomalymatch.active.learner import BACKBONE, NOVELTY, WEIGHTS
-from anomalymatch.active.publish import FALSE_POSITIVES, TOP
+from anomalymatch.active.report import FALSE_POSITIVES, TOP
 from anomalymatch.active.run_folder import STEPS, Row, RunFolder
+from anomalymatch.algorithms.base import BACKBONE, NOVELTY, WEIGHTS
 from anomalymatch.errors import ConfigError
 from anomalymatch.evaluation.metrics import Curves
 from anomalymatch.files import write_text

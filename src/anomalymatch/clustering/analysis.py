@@ -10,6 +10,13 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from anomalymatch.clustering.choose import Choice, choose_count
+from anomalymatch.clustering.distances import (
+    normal_scores,
+    patch_weights,
+    relative_scores,
+    unsupervised_scores,
+    weighted_means,
+)
 from anomalymatch.clustering.group import (
     EXACT_IMAGES,
     METHODS,
@@ -24,13 +31,6 @@ from anomalymatch.clustering.group import (
 )
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
 from anomalymatch.errors import ConfigError, DataError
-from anomalymatch.functional.clustering import (
-    normal_scores,
-    patch_weights,
-    relative_scores,
-    unsupervised_scores,
-    weighted_means,
-)
 from anomalymatch.types import Reject
 
 logger = logging.getLogger(__name__)
@@ -219,3 +219,35 @@ def _medoids(embeddings: Embeddings, grouping: Grouping) -> tuple[Float64[np.nda
         distances[rows] = np.linalg.norm(embeddings[rows] - embeddings[middle], axis=1)
         medoids.append(int(middle))
     return distances, np.array(medoids, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Divider:
+    """Divides images by what is odd about them.
+
+    Attributes:
+        patches: how images become patches.
+        spec: weights and method.
+        seed: draws samples and starts.
+    """
+
+    patches: PatchEmbedding
+    spec: ClusterSpec
+    seed: int
+
+    def __call__(self, ids: Sequence[str], normals: Collection[str] = (), count: int | None = None) -> list[list[str]]:
+        """Groups of `ids`, the largest first; in each the medoid first, then by distance from it.
+
+        Images that cannot be read, or that HDBSCAN puts into no group, are in none.
+
+        Args:
+            ids: the images.
+            normals: images known to be normal, see `cluster`.
+            count: number of groups; None chooses it.
+
+        Raises:
+            DataError: if fewer than two images can be read.
+            ConfigError: if fewer than `count` differ.
+        """
+        found = cluster(self.patches, ids, self.spec, clusters=count, normals=normals, seed=self.seed)
+        return [[found.ids[row] for row in found.members(k)] for k in range(len(found.medoids))]

@@ -10,8 +10,8 @@ import torch
 from anomalymatch.clustering.analysis import ClusterSpec, embed, group, weigh
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
 from anomalymatch.clustering.quality import agreement
-from anomalymatch.data.folder import folder_source
 from anomalymatch.data.source import ImageSource
+from anomalymatch.data.sources.files import folder_source
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.evaluation.report import Report, write_report
 from anomalymatch.files import make_folder, write_text

@@ -15,13 +15,13 @@ from filelock import FileLock
 from jaxtyping import Float16, Float32, UInt8
 from torch import Tensor
 
+from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.backbones.features import Shard, read_shard, write_shard
+from anomalymatch.backbones.weights import fingerprint
+from anomalymatch.clustering.distances import patch_projection
 from anomalymatch.data.stream import stream
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import make_folder, storage_errors
-from anomalymatch.functional.clustering import patch_projection
-from anomalymatch.models.embedding import Embedding
-from anomalymatch.models.features import Shard, read_shard, write_shard
-from anomalymatch.models.weights import fingerprint
 from anomalymatch.progress import Advance, progress
 from anomalymatch.types import Reject
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from anomalymatch.data.labels_csv import read_labels_csv
+from anomalymatch.data.labels import read_labels_csv
 from anomalymatch.errors import LabelError, StorageError
 from anomalymatch.files import make_folder, storage_errors, write_text
 from anomalymatch.types import Label

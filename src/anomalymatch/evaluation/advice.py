@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from anomalymatch.functional.discovery import Count
+from anomalymatch.evaluation.discovery import Count
 
 RECENT = 40
 """Labels that count as the last ones."""

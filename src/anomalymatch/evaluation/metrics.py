@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import (
     binary_roc,
 )
 
-from anomalymatch.functional.ranking import expected_hits, midranks, top_fraction_count
+from anomalymatch.evaluation.ranks import expected_hits, midranks, top_fraction_count
 
 MEASURES = (
     "auroc",

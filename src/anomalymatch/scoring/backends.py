@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
+from anomalymatch.algorithms.fixmatch.loss import anomaly_logit
+from anomalymatch.backbones.inference import Inference
+from anomalymatch.backbones.network import Network
+from anomalymatch.backbones.openvino import Forward, has_openvino, in_batches, openvino_forward
 from anomalymatch.errors import ConfigError
-from anomalymatch.functional.fixmatch import anomaly_logit
-from anomalymatch.models.inference import Inference
-from anomalymatch.models.network import Network
-from anomalymatch.models.openvino import Forward, has_openvino, in_batches, openvino_forward
 
 logger = logging.getLogger(__name__)
 

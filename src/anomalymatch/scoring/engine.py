@@ -11,8 +11,7 @@ from anomalymatch.data.stream import stream_batches
 from anomalymatch.progress import Advance
 from anomalymatch.scoring.backends import Scorer
 from anomalymatch.scoring.gpu_decode import stream_on_device
-from anomalymatch.scoring.parts import Manifest, Part, PartFolder
-from anomalymatch.scoring.top import TopK
+from anomalymatch.scoring.parts import Manifest, Part, PartFolder, TopK
 from anomalymatch.types import Reject
 
 Outputs = Float32[np.ndarray, "_ _"]

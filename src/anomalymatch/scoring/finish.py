@@ -19,8 +19,7 @@ from anomalymatch.evaluation.contact_sheet import contact_sheet
 from anomalymatch.evaluation.plots import histogram_figure, save
 from anomalymatch.files import atomic_file, write_text
 from anomalymatch.ranking import write_rejects
-from anomalymatch.scoring.parts import PartFolder, read_manifest
-from anomalymatch.scoring.top import TopK
+from anomalymatch.scoring.parts import PartFolder, TopK, read_manifest
 from anomalymatch.scoring.trained import Trained
 from anomalymatch.types import Reject
 

@@ -1,6 +1,9 @@
 """An archive in parts: the unit that is scored, written by one rename, and found again by a continued job."""
 
+import csv
+import io
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -9,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16, Float32
+from scipy.special import expit
 
 from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.files import atomic_file, write_text
@@ -179,3 +183,61 @@ def read_manifest(path: Path) -> Manifest | None:
         return Manifest(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise StorageError(f"{file} is corrupt ({error}): choose another output folder") from error
+
+
+INTERVAL_S = 30.0
+
+
+class TopK:
+    """Keeps the `k` highest logits of all that it is shown; ties go to the smaller id, so the order does not matter."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self._best: list[tuple[float, str]] = []  # (-logit, id), sorted
+
+    def add(self, ids: Sequence[str], logits: Float32[np.ndarray, " n"]) -> None:
+        """Show it some more."""
+        if not self.k or not len(ids):
+            return
+        bar = -self._best[-1][0] if len(self._best) == self.k else -np.inf
+        candidates = np.flatnonzero(logits >= bar)
+        if len(candidates) > self.k:  # of many, only those that can be among the best, ties included
+            worst = np.partition(logits[candidates], -self.k)[-self.k]
+            candidates = candidates[logits[candidates] >= worst]
+        if len(candidates):
+            new = [(-float(logits[i]), ids[int(i)]) for i in candidates]
+            self._best = sorted(self._best + new)[: self.k]
+
+    def best(self) -> list[tuple[str, float]]:
+        """Ids and logits, best first."""
+        return [(id_, -negative) for negative, id_ in self._best]
+
+    def write(self, path: Path) -> None:
+        """Write `rank, id, score, logit` as CSV, atomically."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["rank", "id", "score", "logit"])
+        for rank, (id_, logit) in enumerate(self.best(), 1):
+            writer.writerow([rank, id_, f"{expit(logit):.6g}", f"{logit:.6g}"])
+        write_text(path, text.getvalue())
+
+
+class RunningTop(TopK):
+    """A `TopK` that is on disk while the archive is being scored, at most half a minute old.
+
+    Args:
+        k: how many to keep.
+        path: the CSV.
+    """
+
+    def __init__(self, k: int, path: Path) -> None:
+        super().__init__(k)
+        self.path = path
+        self._written = time.monotonic()
+
+    def add(self, ids: Sequence[str], logits: Float32[np.ndarray, " n"]) -> None:
+        """Show it some more."""
+        super().add(ids, logits)
+        if time.monotonic() - self._written > INTERVAL_S:
+            self.write(self.path)
+            self._written = time.monotonic()

@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from anomalymatch.backbones.inference import Inference
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import load_batch
 from anomalymatch.errors import ConfigError
-from anomalymatch.models.inference import Inference
 from anomalymatch.progress import Advance
 from anomalymatch.scoring.backends import make_scorer
 from anomalymatch.scoring.engine import batches_of, make_part
-from anomalymatch.scoring.parts import Manifest, PartFolder
-from anomalymatch.scoring.top import TopK
+from anomalymatch.scoring.parts import Manifest, PartFolder, TopK
 from anomalymatch.scoring.trained import Trained
 from anomalymatch.types import Reject
 
 if TYPE_CHECKING:
-    from anomalymatch.scoring.job import ScoringSpec
+    from anomalymatch.scoring.spec import ScoringSpec
 
 CORES_PER_ACTOR = 2
 Row = dict[str, Any]

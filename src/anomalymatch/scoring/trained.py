@@ -4,9 +4,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomalymatch.backbones.checkpoint import InputSpec, load_input, load_network
+from anomalymatch.backbones.network import Network
 from anomalymatch.errors import StorageError
-from anomalymatch.models.checkpoint import InputSpec, load_input, load_network
-from anomalymatch.models.network import Network
 
 WEIGHTS = "weights.safetensors"
 

@@ -15,16 +15,16 @@ from jaxtyping import Float32, Shaped
 from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
-from anomalymatch.data._encoded import EncodedSource
-from anomalymatch.data._fits_images import FitsImages
 from anomalymatch.data.codecs import FORMATS, MODES, decode
-from anomalymatch.data.fits import FitsSource
 from anomalymatch.data.source import BaseSource, ImageSource
+from anomalymatch.data.sources.encoded import EncodedSource
+from anomalymatch.data.sources.fits import FitsSource
+from anomalymatch.data.sources.fits_reader import FitsImages
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder
 from anomalymatch.types import Image, Pixels
 from anomalymatch.ui.originals import suffix_of
-from anomalymatch.ui.thumbnails import averaged, fitted, jpeg, step
+from anomalymatch.ui.pictures import averaged, fitted, jpeg, step
 
 logger = logging.getLogger(__name__)
 

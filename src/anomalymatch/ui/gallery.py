@@ -1,18 +1,59 @@
 """From a query to the images of a page, in an archive of millions."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Float64, Int8, Int32, Int64
 from scipy.special import expit
 
-from anomalymatch.functional.discovery import audit_order
+from anomalymatch.evaluation.discovery import audit_order
 from anomalymatch.types import Label
 from anomalymatch.ui.recent import Recent
-from anomalymatch.ui.text_filter import TextFilter
-from anomalymatch.ui.tiles import Query, Show, Sort
+from anomalymatch.ui.views import Query, Show, Sort
+
+logger = logging.getLogger(__name__)
+REMEMBERED_TEXTS = 8
+
+
+class TextFilter:
+    """Finds text in ids and metadata, in any case of letters.
+
+    Args:
+        ids: all images.
+        metadata: columns of any type, a row for each image; None without any.
+    """
+
+    def __init__(self, ids: Sequence[str], metadata: pa.Table | None) -> None:
+        self._ids, self._metadata = ids, pa.table({}) if metadata is None else metadata
+        self._recent: Recent[Bool[np.ndarray, " n"]] = Recent(REMEMBERED_TEXTS)
+
+    def matches(self, text: str) -> Bool[np.ndarray, " n"]:
+        """Whether each image has `text` in its id or in a column."""
+        return self._recent.get(text, lambda: self._search(text))
+
+    def _search(self, text: str) -> Bool[np.ndarray, " n"]:
+        pattern = pc.utf8_lower(pa.scalar(text)).as_py()
+        found = np.zeros(len(self._ids), dtype=bool)
+        for column in self._columns:
+            hits = pc.match_substring(column, pattern).fill_null(False)
+            found |= hits.to_numpy(zero_copy_only=False) if isinstance(hits, pa.Array) else hits.to_numpy()
+        return found
+
+    @cached_property
+    def _columns(self) -> list[pa.Array | pa.ChunkedArray]:
+        """All text in small letters, made when it is first asked for; 64-bit offsets hold more than two gigabytes."""
+        columns = [pc.utf8_lower(pa.array(list(self._ids), pa.large_string()))]
+        for name in self._metadata.column_names:
+            try:
+                columns.append(pc.utf8_lower(self._metadata.column(name).cast(pa.large_string())))
+            except pa.ArrowException as error:  # lists and structures have no text
+                logger.debug("The column %s is not searched: %s", name, error)
+        return columns
+
 
 Diverse = Callable[[Int64[np.ndarray, " c"], int], Int64[np.ndarray, " k"]]
 """Orders candidates so that the first ones differ most; what it leaves out follows in the order given."""

@@ -6,14 +6,13 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from anomalymatch.active.learner import POOL_IMAGES
 from anomalymatch.active.strategies import k_centres
-from anomalymatch.models.probe import ProbeSpec, self_train
-from anomalymatch.models.views import Scaling
-from anomalymatch.ui.bank import FeatureBank
+from anomalymatch.algorithms.probe.learner import POOL_IMAGES
+from anomalymatch.algorithms.probe.regression import ProbeSpec, self_train
+from anomalymatch.backbones.features import Scaling
+from anomalymatch.ui.features import FeatureBank, Seen
 from anomalymatch.ui.one_thread import one_thread
-from anomalymatch.ui.seen import Seen
-from anomalymatch.ui.tiles import Beginning
+from anomalymatch.ui.views import Beginning
 
 Turned = Callable[[Int64[np.ndarray, " a"]], Float32[np.ndarray, "t d"]]
 """What the probe sees of images, by their positions, when they are mirrored and turned."""

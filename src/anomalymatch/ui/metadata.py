@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 from astropy.io import fits
 
-from anomalymatch.data._encoded import EncodedSource
-from anomalymatch.data._fits_file import FitsFile, fits_errors
-from anomalymatch.data._rows import USUAL_DEC, USUAL_RA
-from anomalymatch.data.fits import FitsSource
 from anomalymatch.data.source import BaseSource, ImageSource
+from anomalymatch.data.sources.catalogue_rows import USUAL_DEC, USUAL_RA
+from anomalymatch.data.sources.encoded import EncodedSource
+from anomalymatch.data.sources.fits import FitsSource
+from anomalymatch.data.sources.fits_file import FitsFile, fits_errors
 from anomalymatch.errors import UnreadableImageError
 from anomalymatch.ui.originals import guarded, suffix_of
 

@@ -9,12 +9,12 @@ import torch
 from filelock import FileLock
 from jaxtyping import Float32, Int64
 
+from anomalymatch.algorithms.novelty.detectors import Detector, Novelty, fit_novelty
+from anomalymatch.backbones.checkpoint import load_tensors, save_tensors
 from anomalymatch.errors import DataError, StorageError
 from anomalymatch.files import make_folder
-from anomalymatch.models.checkpoint import load_tensors, save_tensors
-from anomalymatch.models.novelty import Detector, Novelty, fit_novelty
 from anomalymatch.progress import progress
-from anomalymatch.ui.bank import FeatureBank
+from anomalymatch.ui.features import FeatureBank
 
 logger = logging.getLogger(__name__)
 SAMPLE = 4096

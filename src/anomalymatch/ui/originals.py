@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from anomalymatch.data._encoded import MAX_BYTES, EncodedSource
-from anomalymatch.data.fits import FitsSource
-from anomalymatch.data.folder import FolderSource
 from anomalymatch.data.source import ImageSource
+from anomalymatch.data.sources.encoded import MAX_BYTES, EncodedSource
+from anomalymatch.data.sources.files import FolderSource
+from anomalymatch.data.sources.fits import FitsSource
 from anomalymatch.errors import UnreadableImageError
 
 _MAGIC = {

@@ -17,21 +17,16 @@ from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError, UnreadableImageError
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Image, Label
-from anomalymatch.ui.background import Background
-from anomalymatch.ui.board import Board
-from anomalymatch.ui.book import LabelBook, checked_name
-from anomalymatch.ui.changes import Change, Listener, Listeners
 from anomalymatch.ui.examples import Examples
 from anomalymatch.ui.exports import Export, export, import_labels
 from anomalymatch.ui.gallery import Gallery
 from anomalymatch.ui.groups import Divide, Groups
+from anomalymatch.ui.labels import Change, LabelBook, Listener, Listeners, checked_name
 from anomalymatch.ui.live import LiveRanking
-from anomalymatch.ui.overview import summarise
 from anomalymatch.ui.pictures import STRETCHES, Pictures
-from anomalymatch.ui.scores import Logits
-from anomalymatch.ui.summary import Details, Summary
-from anomalymatch.ui.tiles import Page, Query, Tile
-from anomalymatch.ui.training import Training
+from anomalymatch.ui.state import Board, Logits, summarise
+from anomalymatch.ui.training import Background, Training
+from anomalymatch.ui.views import Details, Page, Query, Summary, Tile
 
 logger = logging.getLogger(__name__)
 Encode = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]

@@ -7,8 +7,8 @@ import numpy as np
 
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
 from anomalymatch.types import Label
-from anomalymatch.ui.summary import Histogram
-from anomalymatch.ui.web.looks import ACCENT, GREY
+from anomalymatch.ui.views import Histogram
+from anomalymatch.ui.web.theme import ACCENT, GREY
 
 AXIS = {"gridcolor": "rgba(138,148,163,0.22)", "zeroline": False, "tickfont": {"size": 10}, "automargin": True}
 CONFIG = {"displayModeBar": False, "responsive": False}

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from typing import Any
 from urllib.parse import urlencode
 
 from nicegui import background_tasks, ui
@@ -9,14 +10,203 @@ from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.types import Label
-from anomalymatch.ui.summary import Agreement, Estimate, Summary
-from anomalymatch.ui.tiles import Show
+from anomalymatch.ui.groups import GROUPED, MAX_NAME
+from anomalymatch.ui.views import Agreement, Estimate, Show, Summary
 from anomalymatch.ui.web import charts
-from anomalymatch.ui.web.drop import DropZone
-from anomalymatch.ui.web.groups import GroupsPanel
-from anomalymatch.ui.web.looks import SHAPES, many
+from anomalymatch.ui.web.gallery import DropZone
 from anomalymatch.ui.web.session import Session
-from anomalymatch.ui.web.training import TrainingPanel
+from anomalymatch.ui.web.theme import LEAVE, SHAPES, many
+
+THUMBNAIL = 96
+AUTO = "auto"
+COUNTS = (AUTO, *(str(count) for count in range(2, 21)))
+HINT = "What kinds are there? Groups of images that are odd in the same way."
+SHOWN_HINT = "g shows the next group; Shift with a, n, u or x labels all of it."
+
+
+class GroupsPanel:
+    """Makes groups, and lists them."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._chosen: set[int] = set()
+        self._shown: tuple[Any, ...] = ()
+        self._hint = ui.label(HINT).classes("am-hint")
+        with ui.row().classes("am-line"):
+            self._what = _select(list(GROUPED), GROUPED[0], "what is grouped", "groups-what")
+            ui.label("into").classes("am-hint")
+            self._count = _select(list(COUNTS), AUTO, "number of groups", "groups-count")
+            self._make = ui.button("Group", on_click=self._group).props(
+                "dense unelevated no-caps size=sm data-testid=groups-make"
+            )
+        self._list = ui.column().classes("am-stack").props("data-testid=groups")
+        self._merge = ui.button("Merge the ticked", on_click=self._merge_chosen).props(
+            "dense outline no-caps size=sm data-testid=groups-merge"
+        )
+        session.watchers.append(lambda kinds, _: self.refresh() if "groups" in kinds else None)
+        session.on_query.append(self.refresh)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the groups of this moment."""
+        groups, shown = tuple(self.session.service.groups.all()), self.session.query.group
+        if (groups, shown) == self._shown:
+            return
+        if self._shown and groups != self._shown[0]:
+            self._chosen.clear()
+        self._shown = (groups, shown)
+        self._hint.text = SHOWN_HINT if groups else HINT
+        self._merge.set_visibility(len(groups) > 1)
+        self._list.clear()
+        with self._list:
+            for number, group in enumerate(groups):
+                self._row(number, group, number == shown)
+
+    def _row(self, number: int, group: Any, is_shown: bool) -> None:
+        with ui.row().classes(f"am-line am-group{' am-on' if is_shown else ''}").props(f"data-testid=group-{number}"):
+            tick = ui.checkbox(value=number in self._chosen, on_change=lambda event: self._tick(number, event.value))
+            tick.props("dense size=xs").props["aria-label"] = f"tick {group.name}"
+            look = ui.element("button").classes("am-example").on("click", lambda: self.session.show_group(number))
+            with look:
+                look.props["aria-label"], look.props["data-testid"] = f"show {group.name}", f"group-show-{number}"
+                picture = ui.element("img")
+                picture.props["src"] = "/thumb?" + urlencode({"id": group.ids[0], "side": THUMBNAIL})
+                picture.props["alt"] = ""
+            with ui.element("div").classes("am-grow"):
+                name = ui.input(value=group.name).props(f"dense borderless maxlength={MAX_NAME}")
+                name.props["aria-label"], name.props["data-testid"] = f"name of {group.name}", f"group-name-{number}"
+                for event in ("blur", "keydown.enter"):
+                    name.on(event, lambda: self._rename(number, group.name, name.value or ""))
+                ui.label(many(len(group.ids), "image")).classes("am-hint")
+            split = ui.button(icon="call_split", on_click=lambda: self._split(number), color=None)
+            split.props(f"flat dense size=sm data-testid=group-split-{number}")
+            split.props["aria-label"] = f"split {group.name}"
+            split.tooltip("Split in two")
+
+    async def _group(self) -> None:
+        count = None if self._count.value == AUTO else int(self._count.value)
+        self._make.props("loading")
+        try:
+            await self._change(self.session.service.groups.make, self._what.value, count)
+        finally:
+            self._make.props(remove="loading")
+
+    async def _split(self, number: int) -> None:
+        await self._change(self.session.service.groups.split, number)
+
+    async def _merge_chosen(self) -> None:
+        await self._change(self.session.service.groups.merge, set(self._chosen))
+
+    async def _rename(self, number: int, before: str, name: str) -> None:
+        if name.strip() != before:
+            await self.session.call(self.session.service.groups.rename, number, name)
+
+    async def _change(self, act: Any, *words: Any) -> None:
+        """Do what may move groups: the one that is shown no longer counts."""
+        before = self.session.service.groups.all()
+        await self.session.call(act, *words)
+        if self.session.query.group is not None and self.session.service.groups.all() != before:
+            await self.session.leave_group()
+
+    def _tick(self, number: int, is_on: bool) -> None:
+        (self._chosen.add if is_on else self._chosen.discard)(number)
+
+
+def _select(options: list[str], value: str, text: str, name: str) -> ui.select:
+    select = ui.select(options, value=value).props(f"dense options-dense borderless data-testid={name}")
+    select.props["aria-label"] = text
+    select.on("popup-hide", js_handler=LEAVE)
+    return select.classes("am-select")
+
+
+LOG_LINES = 8
+STATES = {
+    "idle": "No training yet: it fine-tunes the network on all labels, and takes minutes.",
+    "running": "Training",
+    "stopping": "Stopping after this step …",
+    "failed": "The training failed. All labels are safe.",
+    "finished": "Finished",
+}
+AGAIN = {"failed": "Resume", "finished": "Train again"}
+
+
+class TrainingPanel:
+    """Start, stop, progress, losses, and what went wrong."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._drawn: Any = None
+        self._failure = ""
+        with ui.row().classes("am-line"):
+            self._state = ui.label().classes("am-wrap").props("data-testid=training-state")
+            self._start = ui.button("Train", on_click=session.train).props(
+                "dense unelevated no-caps size=sm data-testid=training-start"
+            )
+            self._stop = ui.button("Stop", on_click=self._halt).props(
+                "dense outline no-caps size=sm data-testid=training-stop"
+            )
+        self._progress = ui.linear_progress(0, show_value=False, size="4px").props(
+            "data-testid=training-progress aria-label='Progress of the training'"
+        )
+        self._message = ui.label().classes("am-error").props("role=alert data-testid=training-message")
+        self._place = ui.element("div")
+        self._plot: ui.plotly | None = None
+        self._log = ui.label().classes("am-log").props("data-testid=training-log")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the present state."""
+        status = self.session.service.training.status()
+        is_busy = status.state in ("running", "stopping")
+        self._state.text = _state(status)
+        self._start.set_visibility(not is_busy)
+        self._start.text = AGAIN.get(status.state, "Train")
+        self._stop.set_visibility(status.state == "running")
+        self._progress.set_visibility(is_busy and bool(status.steps))
+        self._progress.set_value(status.step / status.steps if status.steps else 0)
+        self._message.text = status.message
+        self._message.set_visibility(bool(status.message) and status.state == "failed")
+        drawn = (status.state, status.cycle, status.step)
+        if drawn != self._drawn and any(status.losses.values()):
+            self._drawn = drawn
+            self._draw(charts.training(status.losses))
+        self._log.text = "\n".join(status.log[-LOG_LINES:])
+        self._log.set_visibility(bool(status.log))
+        self._tell_failure(status)
+
+    def _draw(self, figure: dict[str, Any]) -> None:
+        if self._plot is not None:
+            self._plot.update_figure(figure)
+            return
+        with self._place:
+            self._plot = ui.plotly(figure).classes("am-chart").props("data-testid=losses")
+
+    def _tell_failure(self, status: Any) -> None:
+        failure = status.message if status.state == "failed" else ""
+        if failure and failure != self._failure:
+            self.session.say(f"The training failed, all labels are safe: {failure}", "negative")
+        self._failure = failure
+
+    async def _halt(self) -> None:
+        await self.session.call(self.session.service.training.stop)
+        self.refresh()
+
+
+def _state(status: Any) -> str:
+    if status.state == "idle" and status.log:
+        return "Stopped: nothing is lost, and the next training goes on from here."
+    words = [STATES.get(status.state, status.state)]
+    if status.state != "idle" and (status.steps or status.step):
+        words += [f"cycle {status.cycle}"] * bool(status.cycle)
+        words += [f"step {status.step:,}" + f" of {status.steps:,}" * bool(status.steps), _duration(status.seconds)]
+    return " · ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    if not seconds >= 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min"
+
 
 REFRESH_S = 0.5
 """The panel follows at most this often."""

@@ -10,11 +10,10 @@ from nicegui import Client, background_tasks, run, ui
 
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.types import Label
-from anomalymatch.ui.changes import Change
-from anomalymatch.ui.summary import Summary
-from anomalymatch.ui.tiles import Page, Query, Show, Sort
+from anomalymatch.ui.labels import Change
+from anomalymatch.ui.views import Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web.gallery import GalleryElement
-from anomalymatch.ui.web.looks import many
+from anomalymatch.ui.web.theme import many
 
 T = TypeVar("T")
 COALESCE_S = 0.05

@@ -10,11 +10,10 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.types import Label
-from anomalymatch.ui.summary import Details
-from anomalymatch.ui.tiles import Tile
+from anomalymatch.ui.views import Details, Tile
 from anomalymatch.ui.web.gallery import tile_values
-from anomalymatch.ui.web.looks import LEAVE, SHAPES
 from anomalymatch.ui.web.session import Session
+from anomalymatch.ui.web.theme import LEAVE, SHAPES
 
 NEIGHBOURS, NEIGHBOUR_SIDE = 12, 96
 REST_S = 0.12

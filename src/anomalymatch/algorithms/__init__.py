@@ -1,0 +1,1 @@
+"""Learners: one folder for each method, named as `algorithm=` names it."""

@@ -1,0 +1,211 @@
+"""Weak and strong views of FixMatch with albumentations: drawn for each image, from a seed of its own."""
+
+import math
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import albumentations as A  # noqa: N812 (after the environment; the library's own abbreviation)
+import cv2
+import numpy as np
+
+from anomalymatch.errors import ConfigError
+from anomalymatch.types import Image
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing a library must not phone home
+
+
+_BORDER = cv2.BORDER_REFLECT_101
+
+
+class _Blend(A.ImageOnlyTransform):
+    """Blend an image with a poorer copy of itself: factor 1 leaves it, 0 gives the copy (Pillow's `ImageEnhance`)."""
+
+    def __init__(self, factor_range: tuple[float, float], p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.factor_range = factor_range
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw the factor."""
+        return {"factor": self.py_random.uniform(*self.factor_range)}
+
+    def apply(self, img: np.ndarray, factor: float = 1.0, **_: Any) -> np.ndarray:
+        """Blend."""
+        return cv2.addWeighted(img, factor, self.poorer(img), 1.0 - factor, 0.0).reshape(img.shape)
+
+    def poorer(self, img: np.ndarray) -> np.ndarray:
+        """The copy at factor 0."""
+        raise NotImplementedError
+
+
+class Brightness(_Blend):
+    """Darken towards black."""
+
+    def poorer(self, img: np.ndarray) -> np.ndarray:
+        """Black."""
+        return np.zeros_like(img)
+
+
+class Contrast(_Blend):
+    """Blend with the image's mean grey."""
+
+    def poorer(self, img: np.ndarray) -> np.ndarray:
+        """The mean everywhere."""
+        return np.full_like(img, round(float(_grey(img).mean())))
+
+
+class Saturation(_Blend):
+    """Blend with the grey image."""
+
+    def poorer(self, img: np.ndarray) -> np.ndarray:
+        """Its luminance in every channel."""
+        return np.repeat(_grey(img).astype(np.uint8)[..., None], img.shape[2], axis=2)
+
+
+class Sharpness(_Blend):
+    """Smooth with Pillow's 3 x 3 kernel."""
+
+    def poorer(self, img: np.ndarray) -> np.ndarray:
+        """Smoothed."""
+        kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13.0
+        return cv2.filter2D(img, -1, kernel, borderType=cv2.BORDER_REPLICATE).reshape(img.shape)
+
+
+class AutoContrast(A.ImageOnlyTransform):
+    """Stretch each channel linearly to 0 … 255; albumentations' own equalises, or overlooks what is 255."""
+
+    def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
+        """Stretch; a constant channel stays as it is."""
+        low, high = img.min((0, 1)), img.max((0, 1))
+        scale = np.where(high > low, 255.0 / np.maximum(high.astype(float) - low, 1.0), 1.0)
+        return ((img - np.where(high > low, low, 0)) * scale).round().astype(np.uint8)
+
+
+class Cutout(A.ImageOnlyTransform):
+    """Grey out a square with its centre anywhere in the image, up to `largest` of the side; edges cut it off."""
+
+    def __init__(self, largest: float, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.largest = largest
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw side and centre."""
+        height, width = params["shape"][:2]
+        side = self.py_random.uniform(0.0, self.largest) * min(height, width)
+        top, left = self.py_random.uniform(0, height) - side / 2, self.py_random.uniform(0, width) - side / 2
+        edges = ((int(max(0.0, start)), int(max(0.0, start + side))) for start in (top, left))
+        return {"hole": tuple(slice(*edge) for edge in edges)}
+
+    def apply(self, img: np.ndarray, hole: tuple[slice, slice] = (slice(0), slice(0)), **_: Any) -> np.ndarray:
+        """Fill with middle grey."""
+        img = img.copy()
+        img[hole] = 127
+        return img
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The hyper-parameters of both views.
+
+    Attributes:
+        flip: probability of a horizontal flip (both views).
+        vertical_flip: probability of a vertical flip (both views); 0.5 where up has no meaning, as in the sky.
+        translate: largest shift of the weak view, as a share of the side.
+        operations: how many operations the strong view draws, with replacement.
+        factor: range of brightness, contrast, saturation and sharpness factors (FixMatch, appendix D: 0.05 to 0.95).
+        posterize_bits: bits kept per channel.
+        rotate: largest rotation, in degrees.
+        shear: largest shear, as a slope.
+        strong_translate: largest shift of the strong view along one axis, as a share of the side.
+        cutout: largest side of the square that is greyed out, as a share of the side.
+    """
+
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    translate: float = 0.125
+    operations: int = 3
+    factor: Sequence[float] = (0.05, 0.95)
+    posterize_bits: Sequence[int] = (4, 8)
+    rotate: float = 30.0
+    shear: float = 0.3
+    strong_translate: float = 0.3
+    cutout: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "vertical_flip", "translate", "strong_translate", "cutout"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}: it must lie between 0 and 1")
+        if self.operations < 0:
+            raise ConfigError(f"augment.operations is {self.operations}: it cannot be negative")
+        for name, limit in (("rotate", 180.0), ("shear", 10.0)):
+            if not 0.0 <= getattr(self, name) <= limit:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}: it must lie between 0 and {limit:g}")
+        for name, low, high in (("factor", 0.0, 10.0), ("posterize_bits", 1, 8)):
+            value = getattr(self, name)
+            if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+                raise ConfigError(f"augment.{name} is {list(value)}: it must be [low, high] within {low:g} to {high:g}")
+
+    def weak(self, channels: int) -> "View":
+        """Flips and a small translation."""
+        return View(self._weak_steps())
+
+    def strong(self, channels: int) -> "View":
+        """`operations` random operations, cutout, then the weak view's steps (RandAugment as in FixMatch)."""
+        # One draw after the other: albumentations' SomeOf would sort them, and apply them in the order of the list.
+        drawn = [A.OneOf(self._operations(channels), p=1.0) for _ in range(self.operations)]
+        return View([*drawn, Cutout(self.cutout), *self._weak_steps()])
+
+    def _weak_steps(self) -> list[A.BasicTransform]:
+        shift = (-self.translate, self.translate)
+        return [
+            A.HorizontalFlip(p=self.flip),
+            A.VerticalFlip(p=self.vertical_flip),
+            A.Affine(translate_percent={"x": shift, "y": shift}, border_mode=_BORDER, p=1.0),
+        ]
+
+    def _operations(self, channels: int) -> list[A.BasicTransform]:
+        slope = math.degrees(math.atan(self.shear))
+        factor, bits = (self.factor[0], self.factor[1]), self.posterize_bits
+        shear, shift = (-slope, slope), (-self.strong_translate, self.strong_translate)
+        return [
+            AutoContrast(p=1.0),
+            *_photometric(factor, channels),
+            A.NoOp(p=1.0),
+            A.Posterize((bits[0], bits[1]), p=1.0),
+            A.Solarize((0.0, 1.0), p=1.0),
+            A.Affine(rotate=(-self.rotate, self.rotate), border_mode=_BORDER, p=1.0),
+            A.Affine(shear={"x": shear, "y": (0, 0)}, border_mode=_BORDER, p=1.0),
+            A.Affine(shear={"x": (0, 0), "y": shear}, border_mode=_BORDER, p=1.0),
+            A.Affine(translate_percent={"x": shift, "y": (0, 0)}, border_mode=_BORDER, p=1.0),
+            A.Affine(translate_percent={"x": (0, 0), "y": shift}, border_mode=_BORDER, p=1.0),
+        ]
+
+
+def _photometric(factor: tuple[float, float], channels: int) -> list[A.BasicTransform]:
+    """Brightness, contrast and sharpness for any number of bands; what is made for photographs where it fits."""
+    steps: list[A.BasicTransform] = [kind(factor) for kind in (Brightness, Contrast, Sharpness)]
+    if channels == 3:
+        steps.append(Saturation(factor))
+    if channels in (1, 3):
+        steps.append(A.Equalize(p=1.0))
+    return steps
+
+
+def _grey(image: Image) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[2] == 3 else image.mean(axis=2)
+
+
+class View:
+    """A random transformation of one image that depends on nothing but the image and a seed."""
+
+    def __init__(self, steps: Sequence[A.BasicTransform | A.BaseCompose]) -> None:
+        self._compose = A.Compose(list(steps))
+
+    def __call__(self, image: Image, seed: int) -> Image:
+        """Transform `image`; the same seed gives the same view, in any process."""
+        # One state for all steps: albumentations' set_random_seed gives each step the same seed, so that a vertical
+        # flip would come with every horizontal one, and all magnitudes would be the same draw.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        return np.ascontiguousarray(self._compose(image=image)["image"]).reshape(*image.shape)

@@ -1,0 +1,1 @@
+"""Mean-Shifted Contrastive one-class training (arXiv 2106.03844)."""

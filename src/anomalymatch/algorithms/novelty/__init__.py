@@ -1,0 +1,1 @@
+"""Novelty detectors on frozen features: nearest neighbours, Mahalanobis distance, PCA residual."""

@@ -1,0 +1,106 @@
+"""TODO."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from anomalymatch.algorithms.base import WEIGHTS, Truth
+from anomalymatch.algorithms.lightning import StepListener, ignore_step
+from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, self_train
+from anomalymatch.backbones.checkpoint import describe_input, load_network, save_network
+from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.data.labels import training_ids
+from anomalymatch.errors import LabelError
+from anomalymatch.ranking import Ranking
+
+POOL_IMAGES = 10_000
+"""Unlabelled images that the probe looks at, about."""
+
+
+class ProbeLearner:
+    """Logistic regression on frozen features: milliseconds a round once the features are cached.
+
+    Args:
+        embedding: the backbone and the images.
+        probe: how it is fitted.
+        seed, truth: all learners are built alike; this one has no randomness and needs no truth.
+    """
+
+    needs_labels = True
+
+    def __init__(self, embedding: Embedding, *, probe: ProbeSpec, seed: int = 0, truth: Truth | None = None) -> None:
+        self.embedding, self.spec = embedding, probe
+        self.on_step: StepListener = ignore_step
+        self._probe: Probe | None = None
+
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+        """See `Learner.fit`."""
+        self._probe = probe_of(self.embedding, labels, pool, self.spec)
+
+    def rank(self, ids: Sequence[str] | None = None) -> Ranking:
+        """See `Learner.rank`."""
+        features, probe = self.embedding.views.features, self._fitted()
+        logits = features.project(probe.coefficients) + probe.intercept
+        if ids is None:
+            return Ranking(features.ids, logits, features.rejects)
+        reasons = {reject.id: reject for reject in features.rejects}
+        kept = [id_ for id_ in ids if id_ not in reasons]
+        return Ranking(kept, logits[features.positions(kept)], [reasons[id_] for id_ in ids if id_ in reasons])
+
+    def save(self, folder: Path) -> None:
+        """See `Learner.save`: the probe becomes the head of a network that scores any image."""
+        network = self.embedding.network(normalised=True)
+        probe = self._fitted()
+        network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
+        save_network(network, folder / WEIGHTS, algorithm="probe", input=describe_input(self.embedding.source))
+
+    def restore(self, folder: Path) -> None:
+        """See `Learner.restore`."""
+        linear = load_network(folder / WEIGHTS).head.linear
+        weight, bias = linear.weight.detach().double().numpy(), linear.bias.detach().double().numpy()
+        self._probe = Probe(weight[1] - weight[0], float(bias[1] - bias[0]))
+
+    def _fitted(self) -> Probe:
+        if self._probe is None:
+            raise RuntimeError("call fit or restore before rank or save")
+        return self._probe
+
+
+def probe_of(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str] | None, spec: ProbeSpec) -> Probe:
+    """The probe fitted on those of `labels` whose images can be read, and on what it is sure of in the pool."""
+    views = embedding.views
+    features = views.features
+    unreadable = {reject.id for reject in features.rejects}
+    unknown = [id_ for id_ in labels if id_ not in features and id_ not in unreadable]
+    if unknown:
+        raise LabelError(f"{len(unknown)} labels are of images that are not in the source, the first: {unknown[0]!r}")
+    anomalies, normals = training_ids({id_: label for id_, label in labels.items() if id_ not in unreadable})
+    unlabelled: list[str] = []
+    if spec.rounds:
+        unlabelled = [id_ for id_ in (features.ids if pool is None else pool) if id_ in features and id_ not in labels]
+    step = max(1, len(unlabelled) // POOL_IMAGES)  # enough to learn from, and a round stays in the milliseconds
+    rows = features.take(anomalies), features.take(normals), features.take(unlabelled[::step])
+    turned = embedding.other_views(anomalies, spec.orientations)
+    return self_train(*rows, spec, views.scaling, turned=turned)
+
+
+def likeliest(
+    embedding: Embedding, probe: Probe | None, pool: Sequence[str], count_of: Callable[[int], int]
+) -> Ranking:
+    """The images of the pool that a probe ranks highest, best first.
+
+    Args:
+        embedding: the images.
+        probe: see `probe_of`; without one, no image.
+        pool: those that cannot be read are left out.
+        count_of: how many are wanted of so many.
+    """
+    if probe is None:
+        return Ranking([], np.empty(0))
+    features = embedding.views.features
+    readable = [id_ for id_ in pool if id_ in features]
+    logits = features.project(probe.coefficients)[features.positions(readable)] + probe.intercept
+    first = Ranking(readable, logits).order[: count_of(len(readable))]
+    return Ranking([readable[i] for i in first], logits[first])

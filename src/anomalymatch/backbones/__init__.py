@@ -1,0 +1,1 @@
+"""Pretrained networks: weights, features, inference and checkpoints."""

@@ -1,0 +1,157 @@
+"""Checkpoints that nothing has to unpickle: safetensors for the numbers, JSON for what they mean."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from anomalymatch.backbones.network import Head, Network, NetworkSpec, empty_backbone
+from anomalymatch.data.rendering import Rendering
+from anomalymatch.data.source import ImageSource
+from anomalymatch.errors import DataError, StorageError
+from anomalymatch.files import atomic_file, write_text
+
+FORMAT = 2
+
+
+class InputSpec(NamedTuple):
+    """What a network expects of an archive."""
+
+    bands: tuple[str, ...]
+    units: str | None
+    rendering: Rendering
+
+    def check(self, source: ImageSource) -> None:
+        """Refuse an archive whose bands or units are not those of the training.
+
+        Raises:
+            DataError: with what was expected and what came.
+        """
+        if tuple(source.bands) != self.bands:
+            how = "the same in another order" if set(source.bands) == set(self.bands) else "other ones"
+            raise DataError(
+                f"{source.name} has the bands {', '.join(source.bands)}, {how} than those of the training, "
+                f"{', '.join(self.bands)}: name or order them by dataset.source.bands, or train on this archive"
+            )
+        if self.units and source.units and source.units != self.units:
+            raise DataError(
+                f"{source.name} is in {source.units}, but the training was in {self.units}: convert it first"
+            )
+
+
+def save_network(network: Network, path: Path, **extra: Any) -> None:
+    """Write `path` (safetensors) and the JSON beside it, both atomically.
+
+    Args:
+        network: the network that scores.
+        path: file name ending in .safetensors.
+        extra: more plain values for the JSON, such as the name of the anomaly class.
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written to.
+    """
+    save_tensors(network.state_dict(), path)
+    description = {
+        "format": FORMAT,
+        "network": network.spec.as_dict(),
+        "head": {
+            "features": network.head.features,
+            "stage_features": network.head.stage_features,
+            "normalised": network.head.normalised,
+        },
+        "classes": ["normal", "anomaly"],
+        "pixels": "8-bit images, channels first; resized to image_size; the network normalises by mean and std",
+        "score": "sigmoid(logit[1] - logit[0]): probability of an anomaly where both classes are equally frequent",
+        **extra,
+    }
+    write_text(path.with_suffix(".json"), json.dumps(description, indent=2))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors to `path` (safetensors), atomically.
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written to.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with atomic_file(path) as temporary:
+            save_file(plain, temporary)
+    except SafetensorError as error:  # its own kind of "the disk is full"
+        raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        StorageError: if the file is missing or corrupt.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"the tensors in {path} are missing or corrupt ({error})") from error
+
+
+def describe_input(source: ImageSource) -> dict[str, Any]:
+    """Bands, units and rendering of the images that a network was trained on, as plain values for its JSON."""
+    return {"bands": list(source.bands), "units": source.units, "rendering": source.rendering.as_dict()}
+
+
+def described_as(path: Path) -> dict[str, Any]:
+    """The JSON beside the weights at `path`.
+
+    Raises:
+        OSError: if it is missing.
+        ValueError: if it is corrupt.
+    """
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def load_input(path: Path) -> InputSpec:
+    """Read what `describe_input` stored beside the weights at `path`.
+
+    Raises:
+        StorageError: if the file is missing, corrupt, or does not say what its input was.
+    """
+    try:
+        stored = described_as(path)["input"]
+        return InputSpec(tuple(stored["bands"]), stored["units"], Rendering(**stored["rendering"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"the checkpoint {path} is missing or corrupt, or of an older version ({error})") from error
+
+
+def load_network(path: Path) -> Network:
+    """Build the network that `save_network` wrote to `path`.
+
+    Raises:
+        StorageError: if a file is missing or corrupt.
+    """
+    try:
+        description = described_as(path)
+        stored = description["network"]
+        if description["format"] != FORMAT:
+            raise ValueError(f"it has format {description['format']}, this version reads {FORMAT}")
+        spec = NetworkSpec(**stored | {"mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+        head = Head(**description["head"])
+        network = Network(spec, empty_backbone(spec), head)
+        load_state(network, path)
+        return network.eval()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"the checkpoint {path} is missing or corrupt ({error})") from error
+
+
+def load_state(module: nn.Module, path: Path) -> None:
+    """Load the tensors of `path` into `module`, all of them and no others.
+
+    Raises:
+        StorageError: if the file is missing, corrupt, or of another architecture.
+    """
+    try:
+        module.load_state_dict(load_file(path), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise StorageError(f"the weights {path} are missing or corrupt ({str(error).splitlines()[0]})") from error

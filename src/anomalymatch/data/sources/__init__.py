@@ -1,0 +1,1 @@
+"""Image sources: one module for each family of formats."""

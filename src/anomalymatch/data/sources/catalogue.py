@@ -1,0 +1,294 @@
+"""A catalogue of positions and the large tiles they lie in as a source: one cut-out per row."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from anomalymatch.data.codecs import MAX_PIXELS
+from anomalymatch.data.labels import labels_or_truth
+from anomalymatch.data.rendering import Rendering, band_names
+from anomalymatch.data.source import EIGHT_BITS, BaseSource
+from anomalymatch.data.sources.catalogue_rows import ColumnNames, labels_or_classes, read_rows
+from anomalymatch.data.sources.fits import check_bands
+from anomalymatch.data.sources.fits_reader import Extensions, check_extensions
+from anomalymatch.data.sources.handles import Handles
+from anomalymatch.data.sources.tables import catalogue_table
+from anomalymatch.data.sources.tiles import Tile, open_numbered, tiles_by_name, tiles_by_position
+from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
+from anomalymatch.types import Image, Pixels, Reject
+
+SIDE = 64
+"""Pixels of a cut-out if no size is given."""
+_MAPPED = (".npy", ".fits", ".fit", ".fts", ".fz")
+"""Tiles of which little is in memory while they are open."""
+
+
+class CatalogueSource(BaseSource):
+    """Cut-outs around the positions of a catalogue; an id is that of the row, or `{catalogue}/{row:07d}`.
+
+    The catalogue is a CSV, Parquet, FITS or VOTable file; of it only the columns that are used are held, as arrays.
+    Tiles are FITS files, .npy arrays (h, w) or (h, w, band), PNG, or TIFF. Positions on the sky are turned into pixels
+    by the world coordinates of each tile. Without a column that names the tiles, each position belongs to the FITS tile
+    that contains it, to that with the nearest centre if there are several.
+
+    A cut-out that sticks out of its tile is filled with NaN (8-bit pixels: with 0). A row whose position lies outside
+    of its tile, or whose tile is missing or has other bands, becomes a `Reject`.
+
+    Args:
+        root: the catalogue.
+        tiles: the folder to which the paths of tiles are relative; None takes that of the catalogue.
+        columns: which column holds what.
+        size: side of the cut-outs in pixels, unless `columns.size` or `size_arcsec` is given.
+        size_arcsec: side of the cut-outs on the sky in arcsec, by the size of each tile's pixels.
+        extensions: index or name of a FITS extension, or several of them as bands; see `FitsSource`.
+        bands: names of the bands; None takes what the columns of the tiles end in (tile_g: g), or what the FITS headers
+            tell, or the usual ones.
+        labels_file: a CSV `filename,label`, see `FolderSource`; instead of a column with labels.
+        rendering: how pixels become 8-bit channels.
+
+    Attributes:
+        labels: labels by a person, by id; empty without labels.
+
+    Raises:
+        DataError: if the catalogue is missing, damaged, empty, or lacks a column, ids are empty or not unique, the
+            first tile is missing, or no position lies in a tile.
+        ConfigError: if options contradict each other.
+        LabelError: if the labels file is missing, wrong, or an incomplete benchmark.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        tiles: Path | None = None,
+        columns: ColumnNames = ColumnNames(),  # noqa: B008 (it is frozen)
+        size: int = SIDE,
+        size_arcsec: float | None = None,
+        extensions: Extensions = None,
+        bands: Sequence[str] | None = None,
+        labels_file: Path | None = None,
+        rendering: Rendering = EIGHT_BITS,
+    ) -> None:
+        _check_options(columns, size, size_arcsec, extensions, labels_file)
+        rows = read_rows(root, columns)
+        if not len(rows.ids):
+            raise DataError(f"{root}: the catalogue has no rows")
+        self.catalogue, self.tiles = root, root.parent if tiles is None else tiles
+        self.extensions, self.size, self.size_arcsec = extensions, size, size_arcsec
+        self._x, self._y, self._ra, self._dec, self._sizes = rows.x, rows.y, rows.ra, rows.dec, rows.size
+        self._codes, self.paths = (
+            tiles_by_name(rows) if rows.tiles else tiles_by_position(root, self.tiles, rows, extensions)
+        )
+        open_ = partial(open_numbered, self.tiles, self.paths, extensions)
+        self._mapped: Handles[int, Tile] = Handles(open_, Tile.close)
+        self._in_memory: Handles[int, Tile] = Handles(open_, Tile.close, limit=max(4, 2 * len(self._codes)))
+        first = self._first(root)
+        names = _suffixes(rows.columns) if len(self._codes) > 1 else first.names
+        self._named = bands is None and len(self._codes) == 1 and names is not None
+        super().__init__(
+            name=root.resolve().name.split(".")[0],
+            ids=rows.ids,
+            bands=band_names(names if bands is None else bands, max(first.bands, len(self._codes))),
+            units=first.units,
+            rendering=rendering,
+            fingerprint=_fingerprint(
+                root, self.tiles, self.paths, (replace(columns, label=None), size, size_arcsec, extensions)
+            ),
+        )
+        if labels_file is None:
+            self.labels, self.truth = labels_or_classes(root, rows, self._position)
+        else:
+            self.labels, self.truth = labels_or_truth(labels_file, self.ids)
+
+    def _first(self, root: Path) -> Tile:
+        """The tile of the first row that has one, after a look at those of the other bands."""
+        complete = np.flatnonzero(np.all([codes >= 0 for codes in self._codes], axis=0))
+        if not complete.size:
+            raise DataError(
+                f"{root}: none of its {len(self._codes[0]):,} rows lies in one of the {len(self.paths):,} tiles"
+            )
+        for codes in reversed(self._codes):
+            try:
+                with self._use(int(codes[complete[0]])) as tile:
+                    first = tile
+            except UnreadableImageError as error:
+                raise DataError(
+                    f"{root}: {error}; correct dataset.source.tiles ({self.tiles}) or the column with the tiles"
+                ) from None
+            if len(self._codes) > 1 and first.bands != 1:
+                raise DataError(f"{self.tiles}: tile_columns needs tiles of one band, {first.name} has {first.bands}")
+            if first.sky is None and (self._x is None or self.size_arcsec is not None):
+                raise DataError(
+                    f"{self.tiles}: the tile {first.name} has no celestial coordinates, which positions in degrees and "
+                    f"sizes in arcsec need; give dataset.source.x_column and y_column, and size in pixels"
+                )
+        return first
+
+    def read(self, ids: Sequence[str]) -> list[Image | Reject]:
+        """See `ImageSource.read`; goes from tile to tile, so that each is opened once."""
+        tiles = [int(self._codes[0][self._position[id_]]) for id_ in ids]
+        results: dict[int, Image | Reject] = {}
+        for at in sorted(range(len(ids)), key=tiles.__getitem__):
+            results[at] = self._read(ids[at])
+        return [results[at] for at in range(len(ids))]
+
+    def coordinates(self, id_: str) -> tuple[float, float] | None:
+        """Right ascension and declination of a row in degrees, from the catalogue or its tile; None where unknown.
+
+        Raises:
+            DataError: if the id is not in the source.
+        """
+        position = self._position[id_]
+        if self._ra is not None and self._dec is not None:
+            ra, dec = float(self._ra[position]), float(self._dec[position])
+            return (ra, dec) if np.isfinite([ra, dec]).all() else None
+        code = int(self._codes[0][position])
+        if code < 0:
+            return None
+        try:
+            with self._use(code) as tile:
+                return None if tile.sky is None else tile.sky.at(*self._place(position, tile))
+        except UnreadableImageError:
+            return None
+
+    def metadata(self) -> pa.Table | None:
+        """All columns of the catalogue as text, a row for each image; see `catalogue_table`."""
+        return catalogue_table(self.catalogue)
+
+    def _load(self, position: int) -> Pixels:
+        parts, shapes = [], set()
+        for codes in self._codes:
+            code = int(codes[position])
+            if code < 0:
+                raise UnreadableImageError("it lies in no tile, or the catalogue names none")
+            with self._use(code) as tile:
+                one_each = len(self._codes) > 1
+                check_bands(tile.bands, tile.names, self.bands[:1] if one_each else self.bands, named=self._named)
+                parts.append(tile.cut(*self._place(position, tile), self._side(position, tile)))
+                shapes.add(tile.shape if self._x is not None else parts[-1].shape)
+        if len(shapes) > 1:
+            raise UnreadableImageError("the tiles of its bands differ in size, or in the size of their pixels")
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+    def _use(self, code: int) -> AbstractContextManager[Tile]:
+        light = self.paths[code].lower().endswith(_MAPPED)
+        return (self._mapped if light else self._in_memory).use(code)
+
+    def _place(self, position: int, tile: Tile) -> tuple[float, float]:
+        """0-based x and y of a row in its tile."""
+        if self._x is not None and self._y is not None:
+            x, y = float(self._x[position]), float(self._y[position])
+        else:
+            x, y = self._place_on_sky(position, tile)
+        if not np.isfinite([x, y]).all():
+            raise UnreadableImageError(f"its position is no number, or has no place in its tile {tile.name}")
+        return x, y
+
+    def _place_on_sky(self, position: int, tile: Tile) -> tuple[float, float]:
+        assert self._ra is not None
+        assert self._dec is not None
+        if tile.sky is None:
+            raise UnreadableImageError(f"its tile {tile.name} has no celestial coordinates")
+        at = slice(position, position + 1)
+        x, y = tile.sky.to_pixels(self._ra[at], self._dec[at])
+        # What is meant to be a whole number must not fall on either side of it by the last digit.
+        return round(float(x[0]), 6), round(float(y[0]), 6)
+
+    def _side(self, position: int, tile: Tile) -> int:
+        side: float = self.size
+        if self._sizes is not None:
+            side = float(self._sizes[position])
+        elif self.size_arcsec is not None:
+            if tile.sky is None:
+                raise UnreadableImageError(f"its tile {tile.name} has no celestial coordinates to tell its size by")
+            side = self.size_arcsec / tile.sky.scale
+        if not 0.5 < side <= MAX_PIXELS**0.5:
+            raise UnreadableImageError(f"its size of {side:g} pixels is no number from 1 to {MAX_PIXELS**0.5:g}")
+        return round(side)
+
+
+def catalogue_source(
+    root: str | Path | None,
+    *,
+    tiles: str | Path | None = None,
+    id_column: str | None = None,
+    ra_column: str | None = None,
+    dec_column: str | None = None,
+    x_column: str | None = None,
+    y_column: str | None = None,
+    size: int = SIDE,
+    size_column: str | None = None,
+    size_arcsec: float | int | None = None,
+    tile_column: str | None = None,
+    tile_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    extensions: Extensions = None,
+    bands: Sequence[str] | None = None,
+    labels_file: str | Path | None = None,
+    rendering: Rendering = EIGHT_BITS,
+) -> CatalogueSource:
+    """Build a `CatalogueSource` from configuration values; see there.
+
+    Raises:
+        DataError: if `root` is None, too.
+    """
+    if root is None:
+        raise DataError("dataset=catalogue needs data.root=PATH, a CSV, Parquet, FITS or VOTable file with positions")
+    columns = ColumnNames(
+        id=id_column,
+        ra=ra_column,
+        dec=dec_column,
+        x=x_column,
+        y=y_column,
+        size=size_column,
+        tile=tile_column,
+        tiles=tuple(tile_columns),
+        label=label_column,
+    )
+    return CatalogueSource(
+        Path(root).expanduser(),
+        tiles=None if tiles is None else Path(tiles).expanduser(),
+        columns=columns,
+        size=size,
+        size_arcsec=None if size_arcsec is None else float(size_arcsec),
+        extensions=extensions if extensions is None or isinstance(extensions, int | str) else list(extensions),
+        bands=bands,
+        labels_file=None if labels_file is None else Path(labels_file).expanduser(),
+        rendering=rendering,
+    )
+
+
+def _check_options(
+    columns: ColumnNames, size: int, size_arcsec: float | None, extensions: Extensions, labels_file: Path | None
+) -> None:
+    check_extensions(extensions)
+    if columns.label is not None and labels_file is not None:
+        raise ConfigError("dataset.source.label_column and labels_file: give only one of them")
+    if columns.size is not None and size_arcsec is not None:
+        raise ConfigError("dataset.source.size_column and size_arcsec: give only one of them")
+    if size < 1 or (size_arcsec is not None and not size_arcsec > 0):
+        raise ConfigError(f"dataset.source.size={size} and size_arcsec={size_arcsec}: a size must be positive")
+
+
+def _suffixes(columns: Sequence[str]) -> Sequence[str]:
+    """What the names of the columns end in: tile_g gives g."""
+    ends = [column.rsplit("_", 1)[-1] for column in columns]
+    return ends if all(ends) and len(set(ends)) == len(ends) else columns
+
+
+def _fingerprint(root: Path, folder: Path, paths: Sequence[str], options: object) -> str:
+    digest = hashlib.sha256(f"catalogue {options!r}".encode())
+    for path in (root, *(folder / path for path in paths)):
+        try:
+            stat = path.stat()
+        except OSError:
+            digest.update(f"\n{path.name}\0missing".encode())
+        else:
+            digest.update(f"\n{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,251 @@
+"""The rows of a catalogue: ids, positions, sizes, tiles and labels as columns, never as an object for each row."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow.compute as pc
+from jaxtyping import Float64, Int32
+
+from anomalymatch.data.source import IdIndex
+from anomalymatch.data.sources.tables import Catalogue, encode
+from anomalymatch.errors import ConfigError, DataError
+from anomalymatch.types import Label
+
+USUAL_IDS = ("id", "source_id", "objid")
+USUAL_RA = ("ra", "alpha_j2000", "raj2000", "alphawin_j2000", "ra_deg", "right_ascension", "ramean", "_raj2000")
+USUAL_DEC = (
+    "dec",
+    "delta_j2000",
+    "dej2000",
+    "decj2000",
+    "deltawin_j2000",
+    "dec_deg",
+    "declination",
+    "decmean",
+    "_dej2000",
+)
+USUAL_TILE = "tile"
+_AT_ONCE = 2**16
+
+Numbers = Float64[np.ndarray, " n"]
+Codes = Int32[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """Which column holds what; None takes a usual name, where there is one.
+
+    Attributes:
+        id: a unique id.
+        ra: right ascension in degrees.
+        dec: declination in degrees.
+        x: 0-based column of the pixel, as in numpy: the middle of the first pixel is 0.
+        y: 0-based row of the pixel.
+        size: side of the cut-out in pixels.
+        tile: path of the tile.
+        tiles: paths of the tiles of several bands; instead of `tile`.
+        label: class, or label by a person.
+
+    Raises:
+        ConfigError: if only one of two columns that belong together is given, or both of two that exclude each other.
+    """
+
+    id: str | None = None
+    ra: str | None = None
+    dec: str | None = None
+    x: str | None = None
+    y: str | None = None
+    size: str | None = None
+    tile: str | None = None
+    tiles: tuple[str, ...] = ()
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        for one, other in (("ra", "dec"), ("x", "y")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ConfigError(f"dataset.source.{one}_column and {other}_column: give both or none")
+        if self.tile is not None and self.tiles:
+            raise ConfigError("dataset.source.tile_column and tile_columns: give only one of them")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The columns that were read.
+
+    Attributes:
+        ids: of the rows.
+        ra: degrees, None if the catalogue has none.
+        dec: degrees, None if the catalogue has none.
+        x: 0-based pixels, None if positions are those on the sky.
+        y: 0-based pixels, None if positions are those on the sky.
+        size: pixels, None without such a column.
+        tiles: for each band the code of each row's tile, -1 for none, and the paths; empty without such a column.
+        columns: names of the columns of the tiles.
+        labels: codes of the labels, -1 for none, and the labels; None without such a column.
+    """
+
+    ids: Sequence[str]
+    ra: Numbers | None
+    dec: Numbers | None
+    x: Numbers | None
+    y: Numbers | None
+    size: Numbers | None
+    tiles: tuple[tuple[Codes, list[str]], ...]
+    columns: tuple[str, ...]
+    labels: tuple[Codes, list[str]] | None
+
+
+def read_rows(path: Path, names: ColumnNames) -> Rows:
+    """Read the columns that are `names`, or have a usual name.
+
+    Raises:
+        DataError: if the catalogue is damaged, lacks a column, has no rows, or holds something else than expected.
+    """
+    catalogue = Catalogue(path)
+    given = {key: value for key, value in vars(names).items() if isinstance(value, str)}
+    for key, column in given.items():
+        catalogue.require(column, f"{key}_column")
+    tiles = tuple(catalogue.require(column, "tile_columns") for column in names.tiles)
+    usual_tile = catalogue.find(USUAL_TILE)
+    if not tiles and (names.tile or usual_tile):
+        tiles = (str(names.tile or usual_tile),)
+    id_ = names.id or catalogue.find(*USUAL_IDS)
+    ra, dec = (names.ra, names.dec) if names.ra else _usual_position(catalogue)
+    if ra is None and names.x is None:
+        raise DataError(
+            f"{path}: no column has a usual name of a position, {USUAL_RA[0]} and {USUAL_DEC[0]} for example, among "
+            f"{', '.join(catalogue.names)}; give ra_column and dec_column, or x_column and y_column in dataset.source"
+        )
+    numbers = [name for name in (ra, dec, names.x, names.y, names.size) if name]
+    columns = catalogue.read(numbers, [name for name in (id_, names.label, *tiles) if name])
+    count = len(next(iter(columns.values())))
+    return Rows(
+        ids=_RowNumbers(path.name.split(".")[0], count) if id_ is None else _checked_ids(path, id_, columns[id_]),
+        ra=columns[ra] if ra else None,
+        dec=columns[dec] if dec else None,
+        x=columns[names.x] if names.x else None,
+        y=columns[names.y] if names.y else None,
+        size=columns[names.size] if names.size else None,
+        tiles=tuple(encode(columns[name]) for name in tiles),
+        columns=tiles,
+        labels=encode(columns[names.label]) if names.label else None,
+    )
+
+
+def _usual_position(catalogue: Catalogue) -> tuple[str | None, str | None]:
+    ra, dec = catalogue.find(*USUAL_RA), catalogue.find(*USUAL_DEC)
+    return (ra, dec) if ra and dec else (None, None)
+
+
+def _checked_ids(path: Path, name: str, array: Any) -> "_ArrowIds":
+    missing = array.null_count + int(pc.sum(pc.equal(array, "")).as_py() or 0)
+    if missing:
+        raise DataError(f"{path}: the id column {name} is empty in {missing:,} of {len(array):,} rows")
+    return _ArrowIds(array)
+
+
+class _Ids(Sequence[str]):
+    """Ids that are made when asked."""
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [self._at(i) for i in range(*at.indices(len(self)))]
+        position = at + len(self) if at < 0 else at
+        if not 0 <= position < len(self):
+            raise IndexError(f"there are {len(self)} ids, and none at {at}")
+        return self._at(position)
+
+    @abstractmethod
+    def _at(self, position: int) -> str: ...
+
+
+class _RowNumbers(_Ids):
+    def __init__(self, stem: str, count: int) -> None:
+        self.stem, self.rows = stem, count
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def _at(self, position: int) -> str:
+        return f"{self.stem}/{position:07d}"
+
+
+class _ArrowIds(_Ids):
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self.array), _AT_ONCE):
+            yield from self.array.slice(start, _AT_ONCE).to_pylist()
+
+    def _at(self, position: int) -> str:
+        return self.array[position].as_py()
+
+
+class RowLabels(Mapping[str, str]):
+    """The label of each row by its id, found through the position; takes no more memory than the codes.
+
+    Args:
+        ids: of the rows.
+        index: position of an id.
+        codes: of the labels; -1 nowhere.
+        names: of the codes.
+    """
+
+    def __init__(self, ids: Sequence[str], index: IdIndex, codes: Codes, names: Sequence[str]) -> None:
+        self.ids, self.index, self.codes, self.names = ids, index, codes, names
+
+    def __getitem__(self, id_: str) -> str:
+        if id_ not in self.index:
+            raise KeyError(id_)
+        return self.names[self.codes[self.index[id_]]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def values(self) -> "_LabelValues":
+        """All labels in the order of the ids, without looking them up one by one."""
+        return _LabelValues(self)
+
+
+class _LabelValues(ValuesView[str]):
+    def __init__(self, labels: RowLabels) -> None:
+        super().__init__(labels)
+        self.labels = labels
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.labels.names[code] for code in self.labels.codes)
+
+
+def labels_or_classes(path: Path, rows: Rows, index: IdIndex) -> tuple[dict[str, str], Mapping[str, str] | None]:
+    """The column with labels as labels by a person, or as the classes of a benchmark; one is empty or None.
+
+    Raises:
+        DataError: if there are classes beside anomaly, normal, unsure and artefact, but not in every row.
+    """
+    if rows.labels is None:
+        return {}, None
+    codes, names = rows.labels
+    if set(names) <= set(Label):
+        return {rows.ids[i]: names[codes[i]] for i in np.flatnonzero(codes >= 0).tolist()}, None
+    missing = np.flatnonzero(codes < 0)
+    if missing.size:
+        raise DataError(
+            f"{path}: its labels are classes beside {', '.join(Label)}, so every row must have one, but "
+            f"{missing.size:,} of {len(codes):,} have none, the first is {rows.ids[int(missing[0])]}"
+        )
+    return {}, RowLabels(rows.ids, index, codes, names)

@@ -1,0 +1,214 @@
+"""Large images out of which small ones are cut: FITS, .npy and ordinary image files."""
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from astropy.nddata import NoOverlapError, overlap_slices
+from PIL import Image as PillowImage
+
+from anomalymatch.data.codecs import FORMATS, MAX_PIXELS, decode
+from anomalymatch.data.sources import files as _tree
+from anomalymatch.data.sources.catalogue_rows import Codes, Rows
+from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, Extensions, FitsImages
+from anomalymatch.data.sources.sky import Sky, assign
+from anomalymatch.errors import DataError, UnreadableImageError
+from anomalymatch.progress import progress
+from anomalymatch.types import Pixels
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class _Cuttable(Protocol):
+    def cut(self, rows: slice, columns: slice) -> Pixels: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An open tile.
+
+    Attributes:
+        name: of the file, for messages.
+        shape: height and width.
+        bands: number of bands.
+        names: of the bands where the file tells them.
+        units: of the pixels where the file tells them.
+        sky: where it lies; None for what is no FITS, or has no celestial coordinates.
+        images: gives parts of it.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    bands: int
+    names: tuple[str, ...] | None
+    units: str | None
+    sky: Sky | None
+    images: _Cuttable
+
+    def cut(self, x: float, y: float, side: int) -> Pixels:
+        """A square around the 0-based position, (side, side, band), as `Cutout2D` places it.
+
+        What lies outside of the tile is NaN, for which integers become floats; 8-bit pixels, which the rendering
+        takes as they are, have 0 there, as NaN would be rendered.
+
+        Raises:
+            UnreadableImageError: if no pixel of it is in the tile, or the tile is damaged.
+        """
+        height, width = self.shape
+        try:
+            large, small = overlap_slices(self.shape, (side, side), (y, x), mode="partial")
+        except NoOverlapError:
+            raise UnreadableImageError(
+                f"it lies outside of its tile {self.name}: x = {x:.1f}, y = {y:.1f} of {width} x {height} pixels"
+            ) from None
+        part = self.images.cut(*large)
+        if part.shape[:2] == (side, side):
+            return part
+        dtype, fill = _padding(part.dtype)
+        padded = np.full((side, side, part.shape[2]), fill, dtype)
+        padded[small] = part
+        return padded
+
+    def close(self) -> None:
+        """Close the file."""
+        self.images.close()
+
+
+def open_tile(path: Path, extensions: Extensions) -> Tile:
+    """Open a tile; of FITS only the headers are read, .npy is mapped, other images are decoded.
+
+    Raises:
+        UnreadableImageError: if it is missing or damaged.
+    """
+    name = path.name.lower()
+    if name.endswith(FITS_SUFFIXES):
+        images = FitsImages(path, extensions, mapped=True)
+        sky = Sky.of(images.wcs(), images.shape)
+        return Tile(path.name, images.shape, images.bands, images.names, images.units, sky, images)
+    array = _Array(path, _load_npy(path) if name.endswith(".npy") else _decode(path))
+    height, width, bands = array.pixels.shape
+    return Tile(path.name, (height, width), bands, None, None, None, array)
+
+
+def _padding(dtype: np.dtype) -> tuple[np.dtype, float]:
+    if dtype == np.uint8:
+        return dtype, 0.0
+    if dtype.kind == "f":
+        return dtype, np.nan
+    return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64), np.nan
+
+
+class _Array:
+    def __init__(self, path: Path, pixels: np.ndarray) -> None:
+        self.path, self.pixels = path, pixels if pixels.ndim == 3 else pixels[..., None]
+        self._size = path.stat().st_size
+
+    def cut(self, rows: slice, columns: slice) -> Pixels:
+        try:
+            shorter = self.path.stat().st_size < self._size  # reading a map of what is gone would kill the process
+        except OSError as error:
+            raise UnreadableImageError(f"its tile cannot be opened: {error.strerror}") from None
+        if shorter:
+            raise UnreadableImageError("its tile has become shorter since it was opened")
+        part = self.pixels[rows, columns]
+        return np.array(part, dtype=part.dtype.newbyteorder("="), order="C")
+
+    def close(self) -> None:
+        """Let go of the pixels; a map is closed with the last cut from it."""
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be opened: {error.strerror or error}") from None
+    except Exception as error:  # a damaged header is parsed as Python, and can fail in any way
+        raise UnreadableImageError(f"cannot be read as .npy: {error}") from None
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.dtype.kind not in "iuf":
+        found = f"{array.dtype} of {array.shape}" if isinstance(array, np.ndarray) else "an archive"
+        raise UnreadableImageError(f"expected numbers of the shape (h, w) or (h, w, band) in it, found {found}")
+    return array
+
+
+def _decode(path: Path) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
+    try:
+        with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
+            count = len(image.getbands())
+            colour = image.mode == "P"
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
+    except UnreadableImageError:
+        raise
+    except Exception:  # deep TIFF, which only the decoder knows, and damage, which it describes better
+        count, colour = 3, False
+    return decode(data, 3 if colour else {1: 1, 2: 4}.get(count, min(count, 4)))
+
+
+def tiles_by_name(rows: Rows) -> tuple[list[Codes], list[str]]:
+    """For each band the numbers of the rows' tiles, -1 for none, and the paths they count."""
+    codes: list[Codes] = []
+    paths: list[str] = []
+    for column, names in rows.tiles:
+        codes.append(np.where(column < 0, column, column + np.int32(len(paths))))
+        paths += names
+    return codes, paths
+
+
+def tiles_by_position(root: Path, folder: Path, rows: Rows, extensions: Extensions) -> tuple[list[Codes], list[str]]:
+    """The same for FITS tiles in a folder, whose headers are read once.
+
+    Raises:
+        DataError: if the catalogue `root` has no positions on the sky, or the folder no tiles that have them.
+    """
+    if rows.ra is None or rows.dec is None or rows.x is not None:
+        raise DataError(
+            f"{root}: no column names the tile of each row; give dataset.source.tile_column, "
+            f"or positions in degrees instead of pixels, by which the tiles can be found"
+        )
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder with FITS tiles, found nothing; correct dataset.source.tiles")
+    entries, _ = _tree.scan(folder, FITS_SUFFIXES)
+    paths = [path for path, *_ in entries if (folder / path).resolve() != root.resolve()]
+    skies = [_sky(folder / path, extensions) for path in paths]
+    unknown = skies.count(None)
+    if unknown == len(skies):
+        raise DataError(
+            f"{folder}: no column of {root.name} names the tile of each row, and no FITS file in this folder has world "
+            f"coordinates to find it by; give dataset.source.tile_column, or dataset.source.tiles=FOLDER"
+        )
+    if unknown:
+        logger.warning("%s: skipped %s FITS files whose place on the sky is unknown", folder, f"{unknown:,}")
+    with progress("Looking up tiles", len(rows.ids), "positions") as advance:
+        found = assign(skies, rows.ra, rows.dec, on_chunk=advance)
+    return [found.astype(np.int32)], paths
+
+
+def open_numbered(folder: Path, paths: Sequence[str], extensions: Extensions, code: int) -> Tile:
+    """Open the tile of a number.
+
+    Raises:
+        UnreadableImageError: if it is missing or damaged; the reason names it.
+    """
+    try:
+        return open_tile(folder / paths[code], extensions)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"its tile {paths[code]}: {error}") from None
+
+
+def _sky(path: Path, extensions: Extensions) -> Sky | None:
+    try:
+        with FitsImages(path, extensions) as images:
+            return Sky.of(images.wcs(), images.shape)
+    except UnreadableImageError:
+        return None

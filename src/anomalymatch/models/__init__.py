@@ -1,1 +1,0 @@
-"""Backbones, heads, the probe, FixMatch as a LightningModule, features and checkpoints."""

@@ -1,0 +1,191 @@
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalymatch.active import report as module
+from anomalymatch.active.report import publish, unlabelled_rest, write_sheets
+from anomalymatch.active.run_folder import CONFIG, METRICS, SCORES, STEPS, RunFolder, to_csv, to_json
+from anomalymatch.config import compose
+from anomalymatch.data.task import make_task
+from anomalymatch.errors import StorageError
+from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
+from anomalymatch.ranking import Ranking
+from anomalymatch.types import Label
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    (folder.path / CONFIG).write_text(
+        "algorithm: {name: fixmatch}\nmodel: {name: tiny, image_size: '${dataset.image_size}', crops: 5}\nseed: 7\n"
+        "dataset: {anomaly: rare, image_size: 32}\nal: {cycles: 3}\noracle: {name: top_k}\n"
+    )
+    yield folder
+    folder.close()
+
+
+def finish(folder, task, cycle, *, steps=(), **row):
+    ranking = Ranking([*task.pool, *task.holdout], np.random.default_rng(cycle).normal(size=len(task.source.ids)))
+    with folder.write_cycle(cycle) as path:
+        ranking.write(path / SCORES)
+        (path / STEPS).write_text(to_csv(list(steps)))
+        write_sheets(path, task, folder.labels.current(until_cycle=cycle - 1), ranking)
+        values = {"cycle": cycle, "labels": 8 + 4 * cycle, "found": 2 * cycle, "rejects": 0}
+        (path / METRICS).write_text(to_json(values | row))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Tiny pictures, where only the words matter."""
+    monkeypatch.setattr(module.plots, "save", lambda figure, path: Image.new("RGB", (4, 4)).save(path))
+    monkeypatch.setattr(module, "contact_sheet", lambda images, captions, *, frames: Image.new("RGB", (4, 4)))
+
+
+MEASURED = {"auroc": 0.9, "ap": 0.5, "precision_at_1pct": 1.0, "heldout_ap": 0.4, "seconds": 1.0}
+
+
+def test_the_report_shows_every_figure_of_a_benchmark(folder, task):
+    folder.labels.append({task.pool[0]: Label.ANOMALY, task.pool[1]: Label.NORMAL}, annotator="start", cycle=0)
+    steps = [{"step": 0.0, "loss_lb": 0.5, "loss_ulb": 0.1, "pass_rate": 0.2, "pass_rate_anomaly": 0.0}]
+    for cycle in (1, 2):
+        finish(folder, task, cycle, steps=steps, **MEASURED)
+    html = publish(folder, task).read_text(encoding="utf-8")
+    names = {path.stem for path in folder.plots.glob("*.png")}
+    assert names == {"pr", "roc", "metrics", "discovery", "scores", "training"}
+    assert html.count("data:image/png;base64,") == len(names) + 2
+    for text in (
+        "The top 64",
+        "Worst false positives",
+        "fixmatch",
+        "tiny at 32 px, 5 crops",
+        "2 of 3 cycles, top_k",
+        "rare: 8 of",
+    ):
+        assert text in html
+    assert f"resume={folder.path}" in html
+    assert "al.cycles=" not in html  # of three cycles one is left
+    assert "orange frames are true anomalies" in html
+    assert "image_size: 32" in html  # the configuration, resolved
+    assert not re.search(r'(src|href)="(https?:)?//', html)
+
+
+def test_the_report_of_an_archive_says_that_nothing_is_measured(folder, make_source):
+    task = make_task(make_source(30, truth=None))
+    folder.labels.append({task.pool[0]: Label.ANOMALY, task.pool[1]: Label.NORMAL}, annotator="start", cycle=0)
+    finish(folder, task, 1)
+    html = publish(folder, task).read_text(encoding="utf-8")
+    assert {path.stem for path in folder.plots.glob("*.png")} == {"scores"}
+    assert "The truth is not known, so nothing is measured" in html
+    assert "own labels" in html
+    assert "Worst false positives" not in html
+    assert "orange frames" not in html
+
+
+def test_a_run_that_is_done_says_how_to_go_on(folder, task, quick):
+    for cycle in (1, 2, 3):
+        finish(folder, task, cycle, **MEASURED)
+    assert f"resume={folder.path} al.cycles=4" in publish(folder, task).read_text(encoding="utf-8")
+
+
+def test_what_is_left_is_told_where_it_was_audited(folder, task):
+    left = {"left": 6.0, "left_low": 2.0, "left_high": 31.0, "audited": 40}
+    finish(folder, task, 1, **MEASURED | {"left": float("nan"), "left_low": float("nan"), "left_high": float("nan")})
+    html = publish(folder, task).read_text(encoding="utf-8")
+    assert "Left" not in html
+    assert "random audit" not in html
+    assert not (folder.plots / "left.png").exists()
+    finish(folder, task, 1, **MEASURED | left)
+    html = publish(folder, task).read_text(encoding="utf-8")
+    assert "By a random audit (of 40 images that count now): about 6 are left (90 %: 2 to 31)." in html
+    assert "<th" in html
+    assert "Left high" in html
+    assert (folder.plots / "left.png").exists()
+
+
+def test_a_training_below_its_probe_is_told(folder, task, quick):
+    finish(folder, task, 1, **MEASURED, probe_ap=0.53)
+    assert "worse than the probe" in publish(folder, task).read_text(encoding="utf-8")
+    finish(folder, task, 1, **MEASURED, probe_ap=0.51)
+    assert "worse than the probe" not in publish(folder, task).read_text(encoding="utf-8")
+
+
+def test_rejects_are_told(folder, task, quick):
+    finish(folder, task, 1, **MEASURED | {"rejects": 3})
+    assert "rejects.parquet lists them" in publish(folder, task).read_text(encoding="utf-8")
+
+
+def test_undefined_metrics_do_not_stop_the_report(folder, task):
+    rare = [id_ for id_ in task.pool if id_ in task.anomalies]
+    folder.labels.append(dict.fromkeys(rare, Label.ANOMALY), annotator="start", cycle=0)
+    finish(folder, task, 1, **MEASURED | {"auroc": float("nan"), "ap": float("nan")})
+    assert "\N{EN DASH}" in publish(folder, task).read_text(encoding="utf-8")
+
+
+def test_a_corrupt_cycle_is_one_sentence(folder, task, quick):
+    finish(folder, task, 1, **MEASURED)
+    (folder.cycle(1) / SCORES).write_bytes(b"")
+    with pytest.raises(StorageError, match="missing or corrupt: delete that cycle's folder"):
+        publish(folder, task)
+
+
+def test_the_rest_has_neither_labelled_nor_held_out_images(folder, task, quick):
+    folder.labels.append({task.pool[0]: Label.ANOMALY}, annotator="start", cycle=0)
+    folder.labels.append({task.pool[1]: Label.NORMAL}, annotator="oracle", cycle=1)
+    for cycle in (1, 2):
+        finish(folder, task, cycle, **MEASURED)
+    assert set(unlabelled_rest(folder, task, 1).ids) == set(task.pool) - {task.pool[0]}
+    assert set(unlabelled_rest(folder, task, 2).ids) == set(task.pool) - set(task.pool[:2])
+
+
+def test_sheets_show_the_top_of_the_rest_and_the_worst_normals(task, tmp_path, monkeypatch):
+    sheets = []
+
+    def remember(images, captions, *, frames):
+        sheets.append((list(captions), list(frames)))
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(module, "contact_sheet", remember)
+    ids = [*task.pool, *task.holdout]
+    ranking = Ranking(ids, np.linspace(4, -4, len(ids)))
+    write_sheets(tmp_path, task, {task.pool[0]: Label.ANOMALY}, ranking)
+    (top, frames), (worst, blue) = sheets
+    assert [caption.split("\n")[0] for caption in top] == task.pool[1:65]
+    score = ranking.score_of([task.pool[1]])[task.pool[1]]
+    assert top[0] == f"{task.pool[1]}\n{score:.3f} {task.source.truth[task.pool[1]]}"
+    colour = {True: FRAME_COLOURS[Label.ANOMALY], False: FRAME_COLOURS[Label.NORMAL]}
+    assert frames == [colour[id_ in task.anomalies] for id_ in task.pool[1:65]]
+    assert [caption.split("\n")[0] for caption in worst] == [i for i in task.pool[1:] if i not in task.anomalies][:64]
+    assert set(blue) == {FRAME_COLOURS[Label.NORMAL]}
+    assert {path.name for path in tmp_path.iterdir()} == {"top64.png", "false_positives.png"}
+
+
+def test_sheets_leave_unreadable_images_out(make_source, tmp_path):
+    task = make_task(make_source(20, truth=None, unreadable=["im000004"]))
+    write_sheets(tmp_path, task, {}, Ranking(task.pool, np.zeros(20)))
+    with Image.open(tmp_path / "top64.png") as sheet:
+        assert sheet.size[0] > 100
+
+
+def test_every_plotted_series_is_logged_by_the_training():
+    classes = ("normal", "anomaly")
+    logged = {"loss", "loss_lb", "loss_ulb", "pass_rate", "loss_penalty", "confidence_mean"}
+    logged |= {f"{what}_{name}" for what in ("pass_rate", "pseudo_precision", "threshold") for name in classes}
+    logged |= {"loss_contrast", "loss_angular"}  # of msc
+    assert {key for curves in module.STEP_PANELS.values() for key in curves.values()} <= logged
+    assert compose().al.compare_probe is True
+
+
+def test_panels_are_of_what_was_logged_in_all_cycles(folder, task, quick):
+    nothing = float("nan")
+    steps = [
+        {"step": 0.0, "loss_lb": 0.5, "pass_rate": 0.2, "pass_rate_anomaly": 0.1, "pseudo_precision_anomaly": nothing}
+    ]
+    finish(folder, task, 1, steps=steps, **MEASURED)
+    finish(folder, task, 2, steps=[{**steps[0], "pseudo_precision_normal": 1.0}], **MEASURED)
+    panels = module._panels(folder, 2)
+    assert panels["labelled\nloss"] == {"": [0.5, 0.5]}
+    assert panels["pass rate,\nanomaly"] == {"anomaly": [0.1, 0.1]}
+    assert panels["precision of\npseudo-labels"] == {"normal": [pytest.approx(nothing, nan_ok=True), 1.0]}
+    assert "threshold" not in panels

@@ -1,0 +1,60 @@
+"""Fixtures for short trainings on sixty small images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+TINY = (
+    "algorithm.learner.batch.labelled=4",
+    "algorithm.learner.batch.unlabelled_ratio=2",
+    "trainer.iterations=3",
+    # So that a few steps change something.
+    "algorithm.learner.optimizer.lr=0.05",
+)
+# So that a network without pretrained weights, too, makes pseudo-labels.
+LOW = ("algorithm.learner.loss.threshold=0.5",)
+LOWERED = {"fixmatch": LOW, "fixmatch_reference": LOW, "flexmatch": LOW}
+
+
+@pytest.fixture
+def small(make_source: Any) -> Any:
+    """Sixty images for a training of a few steps."""
+    from anomalymatch.data.task import make_task
+
+    return make_task(make_source(60, size=32), anomaly="rare")
+
+
+@pytest.fixture
+def labels(small: Any) -> Any:
+    """What it begins with."""
+    from anomalymatch.data.task import initial_labels
+
+    return initial_labels(small, anomalies=2, normals=6, seed=0)
+
+
+@pytest.fixture
+def make(small: Any, make_embedding: Any) -> Callable[..., Any]:
+    """Make a learner by its name, with overrides and values of the embedding."""
+    from anomalymatch.build import build_learner
+    from anomalymatch.config import compose
+
+    def make_learner(algorithm: str = "fixmatch", *overrides: str, **model: Any) -> Any:
+        tiny = () if algorithm == "probe" else (*TINY, *LOWERED.get(algorithm, ()))
+        config = compose(f"algorithm={algorithm}", *tiny, *overrides)
+        return build_learner(config, small, make_embedding(small.source, **model))
+
+    return make_learner
+
+
+@pytest.fixture
+def scores_of(make: Any, small: Any, labels: Any) -> Callable[..., Any]:
+    """The logits of all images by a learner after so many cycles."""
+
+    def scores(algorithm: str, *overrides: str, cycles: int = 1, **model: Any) -> Any:
+        learner = make(algorithm, *overrides, **model)
+        for cycle in range(1, cycles + 1):
+            learner.fit(labels, pool=small.pool, cycle=cycle)
+        return learner.rank([*small.pool, *small.holdout]).logits
+
+    return scores

@@ -1,0 +1,274 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from anomalymatch.algorithms.fixmatch.loss import (
+    PseudoLabels,
+    anomaly_logit,
+    consistency_loss,
+    cosine_7_16,
+    ema_update,
+    pass_counts,
+    pass_rates,
+    pseudo_labels,
+    squared_error,
+)
+
+LOGITS = hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.floats(-8, 8))
+PAIRS = hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.just(4)), elements=st.floats(-8, 8))
+
+
+def slow_softmax(row):
+    powers = [math.exp(value) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def slow_pseudo_labels(logits, threshold):
+    labels = []
+    for row in logits.tolist():
+        probabilities = slow_softmax(row)
+        best = max(range(len(row)), key=lambda k: probabilities[k])
+        labels.append((best, probabilities[best] >= threshold))
+    return labels
+
+
+def slow_consistency_loss(logits_w, logits_s, threshold):
+    total = 0.0
+    for (target, passes), row in zip(slow_pseudo_labels(logits_w, threshold), logits_s.tolist(), strict=True):
+        if passes:
+            total += -math.log(slow_softmax(row)[target])
+    return total / len(logits_s)
+
+
+def log_odds(probability):
+    """Two logits whose softmax is (1 - probability, probability)."""
+    return [0.0, math.log(probability / (1 - probability))]
+
+
+@given(LOGITS, st.floats(0.4, 0.99))
+def test_pseudo_labels_are_the_definition(logits, threshold):
+    pseudo = pseudo_labels(torch.from_numpy(logits), threshold)
+    slow = slow_pseudo_labels(logits, threshold)
+    for row, target, mask, (slow_target, slow_mask) in zip(
+        logits, *map(torch.Tensor.tolist, pseudo), slow, strict=True
+    ):
+        probabilities = slow_softmax(row)
+        if abs(probabilities[0] - probabilities[1]) > 1e-12:  # a tie may go either way
+            assert target == slow_target
+        if abs(max(probabilities) - threshold) > 1e-12:
+            assert mask == slow_mask
+
+
+@given(PAIRS, st.floats(0.4, 0.99))
+def test_consistency_loss_is_the_definition(logits, threshold):
+    weak, strong = torch.from_numpy(logits[:, :2]), torch.from_numpy(logits[:, 2:])
+    odds = (weak[:, 0] - weak[:, 1]).abs()
+    if odds.min() < 1e-9 or (torch.sigmoid(odds) - threshold).abs().min() < 1e-9:
+        return  # on the edge itself rounding decides
+    loss = consistency_loss(strong, pseudo_labels(weak, threshold))
+    assert loss.item() == pytest.approx(slow_consistency_loss(weak, strong, threshold), rel=1e-9, abs=1e-12)
+
+
+def test_by_hand():
+    weak = torch.tensor([log_odds(0.97), log_odds(0.02), log_odds(0.6), log_odds(0.5)])
+    strong = torch.tensor([log_odds(0.5), log_odds(0.75), log_odds(0.9), log_odds(0.9)])
+    pseudo = pseudo_labels(weak, 0.95)
+    assert pseudo.targets[:3].tolist() == [1, 0, 1]
+    assert pseudo.mask.tolist() == [True, True, False, False]
+    # -log 0.5 for the first, -log(1 - 0.75) for the second, nothing for the others; a quarter of the sum.
+    assert consistency_loss(strong, pseudo).item() == pytest.approx((math.log(2) + math.log(4)) / 4)
+
+
+def test_the_mean_is_over_all_images_not_over_those_that_pass():
+    weak, strong = torch.tensor([log_odds(0.99)]), torch.tensor([log_odds(0.2)])
+    alone = consistency_loss(strong, pseudo_labels(weak, 0.95))
+    unsure = torch.tensor([log_odds(0.6)] * 3)
+    diluted = consistency_loss(torch.cat([strong, unsure]), pseudo_labels(torch.cat([weak, unsure]), 0.95))
+    assert diluted.item() == pytest.approx(alone.item() / 4)
+    assert alone.item() == pytest.approx(-math.log(0.2))
+
+
+def test_nothing_passes_and_nothing_is_taught():
+    strong = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = consistency_loss(strong, pseudo_labels(torch.zeros(5, 2), 0.95))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert strong.grad.abs().max().item() == 0.0
+
+
+def test_equal_to_the_threshold_passes():
+    half = torch.zeros(1, 2, dtype=torch.float64)  # softmax is exactly one half
+    assert pseudo_labels(half, 0.5).mask.tolist() == [True]
+    assert pseudo_labels(half, math.nextafter(0.5, 1)).mask.tolist() == [False]
+    sure = torch.tensor([[0.0, 1000.0]])  # and exactly one
+    assert pseudo_labels(sure, 1.0).mask.tolist() == [True]
+
+
+def test_no_gradient_reaches_the_weak_views():
+    generator = torch.Generator().manual_seed(1)
+    weak = torch.randn(6, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    strong = torch.randn(6, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    pseudo = pseudo_labels(weak, 0.7)
+    assert 0 < pseudo.mask.sum() < 6
+    consistency_loss(strong, pseudo).backward()
+    assert weak.grad is None
+    assert torch.equal(strong.grad.abs().sum(1) > 0, pseudo.mask)
+    # Finite differences agree: the loss is flat in the weak logits.
+    with torch.no_grad():
+        nudged = pseudo_labels(weak + 1e-7, 0.7)
+        assert consistency_loss(strong, nudged).item() == consistency_loss(strong, pseudo).item()
+
+
+def test_gradient_of_the_strong_views_by_finite_differences():
+    generator = torch.Generator().manual_seed(2)
+    strong = torch.randn(5, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    pseudo = PseudoLabels(torch.tensor([0, 1, 1, 0, 1]), torch.tensor([True, False, True, True, False]))
+    assert torch.autograd.gradcheck(lambda logits: consistency_loss(logits, pseudo), strong)
+
+
+@given(PAIRS, st.randoms(use_true_random=False))
+def test_the_order_of_the_batch_does_not_matter(logits, random):
+    order = list(range(len(logits)))
+    random.shuffle(order)
+    weak, strong = torch.from_numpy(logits[:, :2]), torch.from_numpy(logits[:, 2:])
+    pseudo, shuffled = pseudo_labels(weak, 0.9), pseudo_labels(weak[order], 0.9)
+    assert torch.equal(pseudo.mask[order], shuffled.mask)
+    assert torch.equal(pseudo.targets[order], shuffled.targets)
+    loss = consistency_loss(strong, pseudo).item()
+    assert consistency_loss(strong[order], shuffled).item() == pytest.approx(loss, rel=1e-9, abs=1e-12)
+
+
+@given(LOGITS, st.floats(-50, 50))
+def test_a_constant_added_to_all_logits_changes_nothing(logits, constant):
+    logits = logits.round(3)
+    plain, moved = (pseudo_labels(torch.from_numpy(values), 0.8123) for values in (logits, logits + constant))
+    differ = np.abs(logits[:, 0] - logits[:, 1]) > 1e-9
+    assert torch.equal(plain.targets[differ], moved.targets[differ])
+    assert torch.equal(plain.mask, moved.mask)
+
+
+def test_more_than_two_classes():
+    pseudo = pseudo_labels(torch.tensor([[0.0, 9.0, 0.0], [1.0, 1.0, 1.1]]), 0.95)
+    assert pseudo.targets.tolist() == [1, 2]
+    assert pseudo.mask.tolist() == [True, False]
+
+
+def test_squared_error_by_hand():
+    weak = torch.tensor([log_odds(0.9), log_odds(0.5), log_odds(0.2)], requires_grad=True)
+    strong = torch.tensor([log_odds(0.6), log_odds(0.7), log_odds(0.2)])
+    everything = PseudoLabels(torch.tensor([1, 0, 0]), torch.ones(3))
+    # Both classes differ by 0.3, 0.2 and 0: the mean over the classes is the square of one.
+    assert squared_error(strong, weak, everything).item() == pytest.approx((0.09 + 0.04) / 3)
+    half = PseudoLabels(everything.targets, torch.tensor([0.5, 0.0, 1.0]))
+    assert squared_error(strong, weak, half).item() == pytest.approx(0.5 * 0.09 / 3)
+    assert not squared_error(strong, weak, everything).requires_grad  # nothing flows back to the teacher
+
+
+def test_gradient_of_the_squared_error_by_finite_differences():
+    generator = torch.Generator().manual_seed(2)
+    strong, weak = (torch.randn(5, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    pseudo = PseudoLabels(torch.zeros(5, dtype=torch.long), torch.rand(5, generator=generator, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda logits: squared_error(logits, weak, pseudo), strong.requires_grad_())
+
+
+def test_soft_weights_scale_the_loss_of_their_image():
+    strong = torch.tensor([log_odds(0.5), log_odds(0.75)])
+    pseudo = PseudoLabels(torch.tensor([1, 0]), torch.tensor([0.5, 0.25]))
+    assert consistency_loss(strong, pseudo).item() == pytest.approx((0.5 * math.log(2) + 0.25 * math.log(4)) / 2)
+
+
+def test_what_passes_by_hand():
+    pseudo = PseudoLabels(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([True, True, False, True, True]))
+    truth = torch.tensor([False, True, False, True, False])
+    rates = pass_rates(pass_counts(pseudo, truth))
+    assert {name: value.item() for name, value in rates.items()} == pytest.approx(
+        {
+            "pass_rate": 4 / 5,
+            "pass_rate_normal": 2 / 5,
+            "pass_rate_anomaly": 2 / 5,
+            "pseudo_precision": 2 / 4,
+            "pseudo_precision_normal": 1 / 2,
+            "pseudo_precision_anomaly": 1 / 2,
+        }
+    )
+    assert set(pass_rates(pass_counts(pseudo, None))) == {"pass_rate", "pass_rate_normal", "pass_rate_anomaly"}
+
+
+def test_a_weight_passes_in_part():
+    pseudo = PseudoLabels(torch.tensor([0, 0, 1]), torch.tensor([1.0, 0.5, 0.25]))
+    rates = pass_rates(pass_counts(pseudo, torch.tensor([False, True, True])))
+    assert rates["pass_rate"].item() == pytest.approx(1.75 / 3)
+    assert rates["pseudo_precision_normal"].item() == pytest.approx(1.0 / 1.5)
+    assert rates["pseudo_precision_anomaly"].item() == 1.0
+
+
+def test_counts_of_two_halves_add_up_to_those_of_the_whole():
+    generator = torch.Generator().manual_seed(3)
+    targets, mask = (torch.randint(0, 2, (20,), generator=generator) for _ in range(2))
+    truth = torch.rand(20, generator=generator) > 0.5
+
+    def counts(part):
+        return pass_counts(PseudoLabels(targets[part], mask[part].bool()), truth[part])
+
+    first, second, whole = counts(slice(7)), counts(slice(7, 20)), counts(slice(20))
+    assert {name: (first[name] + second[name]).item() for name in whole} == {k: v.item() for k, v in whole.items()}
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [(0, 1.0), (400, math.cos(math.pi * 7 * 400 / 16_000)), (1000, 0.19509032), (500, 0.7730104534)],
+)
+def test_cosine_7_16(step, factor):
+    assert cosine_7_16(step, 1000) == pytest.approx(factor)
+
+
+def test_cosine_7_16_falls_and_stays_positive():
+    factors = [cosine_7_16(step, 80) for step in range(81)]
+    assert all(later < earlier for earlier, later in pairwise(factors))
+    assert factors[-1] == pytest.approx(math.sin(math.pi / 16))
+    assert cosine_7_16(0, 0) == 1.0
+
+
+@given(LOGITS)
+def test_anomaly_logit_is_the_log_odds(logits):
+    expected = [math.log(p[1] / p[0]) for p in map(slow_softmax, logits.tolist())]
+    np.testing.assert_allclose(anomaly_logit(torch.from_numpy(logits)).numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_anomaly_logit_keeps_the_order_where_the_softmax_saturates():
+    logits = torch.tensor([[0.0, 40.0], [0.0, 60.0]])
+    assert logits.softmax(1)[:, 1].unique().numel() == 1
+    assert anomaly_logit(logits).tolist() == [40.0, 60.0]
+
+
+def test_ema_update_by_hand():
+    averages, values = (
+        [torch.tensor([1.0, 2.0]), torch.tensor([[4.0]])],
+        [torch.tensor([3.0, 2.0]), torch.tensor([[0.0]])],
+    )
+    ema_update(averages, values, 0.75)
+    assert averages[0].tolist() == [1.5, 2.0]
+    assert averages[1].tolist() == [[3.0]]
+    assert values[0].tolist() == [3.0, 2.0]
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=8), st.floats(0, 0.999))
+def test_ema_update_is_the_weighted_sum_of_the_past(values, decay):
+    average = torch.zeros(1, dtype=torch.float64)
+    for value in values:
+        ema_update([average], [torch.tensor([value], dtype=torch.float64)], decay)
+    expected = sum((1 - decay) * decay**age * value for age, value in enumerate(reversed(values)))
+    assert average.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_ema_update_of_nothing_and_with_decay_zero():
+    ema_update([], [], 0.9)
+    average = torch.tensor([5.0])
+    ema_update([average], [torch.tensor([7.0])], 0.0)
+    assert average.tolist() == [7.0]

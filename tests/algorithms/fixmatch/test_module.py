@@ -1,0 +1,412 @@
+import copy
+import math
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Callback
+from torch import nn
+from torch.utils.data import DataLoader
+
+from anomalymatch.algorithms.fixmatch.module import FixMatch
+from anomalymatch.algorithms.fixmatch.spec import FixMatchSpec
+from anomalymatch.algorithms.fixmatch.weighting import Alignment, FlexMatch, FreeMatch, SoftMatch
+from anomalymatch.algorithms.layer_groups import freeze_lower_groups
+from anomalymatch.backbones.weights import fingerprint
+from anomalymatch.errors import ConfigError
+
+DEFAULTS = {
+    "threshold": 0.6,
+    "unlabelled_weight": 1.0,
+    "ema_decay": 0.9,
+    "teacher": "student",
+    "schedule": "constant",
+    "weight_decay": 0.01,
+    "freeze_batch_norm": True,
+    "single_forward": False,
+}
+SIBLINGS = {
+    "flexmatch": {"weighting": FlexMatch},
+    "freematch": {"threshold": None, "weighting": partial(FreeMatch, momentum=0.9, fairness=0.5)},
+    "softmatch": {"threshold": None, "weighting": partial(SoftMatch, momentum=0.5, n_sigma=2.0)},
+    "meanteacher": {"threshold": None, "consistency": "squared_error", "teacher": "ema", "rampup": 0.5},
+}
+ALIGNED = {"alignment": partial(Alignment, prior=0.01, momentum=0.9)}
+STEPS = 3
+
+
+def spec(**changes):
+    return FixMatchSpec(**DEFAULTS | changes)
+
+
+def module_of(network, *, truth=None, lr=0.05, iterations=STEPS, **changes):
+    module = FixMatch(
+        copy.deepcopy(network),
+        spec(**changes),
+        optimizer=partial(torch.optim.SGD, lr=lr, momentum=0.9),
+        iterations=iterations,
+        truth=truth,
+        pool=6,
+    )
+    module.logged = {}
+    module.log_dict = lambda values: module.logged.update({k: float(v.detach()) for k, v in values.items()})
+    module.train()
+    module.on_train_start()
+    return module
+
+
+def train(module, batch, steps=STEPS):
+    """The loop of Lightning, spelled out."""
+    made = module.configure_optimizers()
+    optimizer, scheduler = (
+        (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
+    )
+    for step in range(steps):
+        optimizer.zero_grad()
+        module.training_step(batch(step), step).backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        module.on_train_batch_end(None, None, step)
+    return module
+
+
+def slow_loss(network, data, threshold, weight):
+    """Image by image in plain Python; batch norms are frozen, so that images do not see each other."""
+    (x_lb, y_lb), (x_w, x_s, _) = data["lb"], data["ulb"]
+
+    def probabilities(image):
+        with torch.no_grad():
+            a, b = network(image[None])[0].double().tolist()
+        return [math.exp(a) / (math.exp(a) + math.exp(b)), math.exp(b) / (math.exp(a) + math.exp(b))]
+
+    supervised = sum(-math.log(probabilities(x)[y]) for x, y in zip(x_lb, y_lb.tolist(), strict=True)) / len(x_lb)
+    consistency, passed = 0.0, []
+    for weak, strong in zip(x_w, x_s, strict=True):
+        belief = probabilities(weak)
+        best = int(belief[1] > belief[0])
+        if belief[best] >= threshold:
+            passed.append(best)
+            consistency -= math.log(probabilities(strong)[best])
+    return supervised, consistency / len(x_w), passed
+
+
+@pytest.mark.parametrize("single_forward", [True, False])
+@pytest.mark.parametrize("teacher", ["student", "ema"])
+def test_the_loss_is_the_definition(opinionated, single_forward, teacher, batch):
+    module = module_of(opinionated, single_forward=single_forward, teacher=teacher, unlabelled_weight=0.7)
+    loss = module.training_step(batch(), 0).item()
+    supervised, consistency, passed = slow_loss(module.network, batch(), 0.6, 0.7)
+    assert 0 < len(passed) < 6
+    assert consistency > 0.01
+    assert loss == pytest.approx(supervised + 0.7 * consistency, rel=1e-4)
+    assert module.logged == pytest.approx(
+        {
+            "loss": supervised + 0.7 * consistency,
+            "loss_lb": supervised,
+            "loss_ulb": consistency,
+            "pass_rate": len(passed) / 6,
+            "pass_rate_anomaly": sum(passed) / 6,
+            "pass_rate_normal": (len(passed) - sum(passed)) / 6,
+        },
+        rel=1e-4,
+    )
+
+
+def test_one_forward_pass_or_two_train_the_same_network(opinionated, batch):
+    single, separate = (train(module_of(opinionated, single_forward=flag), batch) for flag in (True, False))
+    for a, b in zip(single.network.parameters(), separate.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_ema_teaches_where_it_is_asked_to(opinionated, batch):
+    student, ema = (module_of(opinionated, teacher=teacher) for teacher in ("student", "ema"))
+    for module in (student, ema):  # an average that believes the opposite
+        module.ema.network.head.linear.weight.neg_()
+        module.ema.network.head.linear.bias.neg_()
+        module.training_step(batch(), 0)
+    _, student_loss, _ = slow_loss(student.network, batch(), 0.6, 1.0)
+    assert student.logged["loss_ulb"] == pytest.approx(student_loss, rel=1e-4)
+    assert ema.logged["pass_rate"] == pytest.approx(student.logged["pass_rate"])
+    wrong = student.logged["pass_rate"] - student.logged["pass_rate_anomaly"]
+    assert ema.logged["pass_rate_anomaly"] == pytest.approx(wrong)
+    assert ema.logged["loss_ulb"] != pytest.approx(student_loss, rel=0.05)
+
+
+def test_no_gradient_flows_through_the_teacher(opinionated, batch):
+    for single_forward in (True, False):
+        module = module_of(opinionated, single_forward=single_forward)
+        data = {half: [tensor.float() for tensor in tensors] for half, tensors in batch().items()}
+        weak = data["ulb"][0].requires_grad_()
+        data["lb"][1], data["ulb"][2] = data["lb"][1].long(), data["ulb"][2].long()
+        module.training_step(data, 0).backward()
+        assert weak.grad is None or not weak.grad.any()
+        assert module.network.head.linear.weight.grad.any()
+        assert all(p.grad is None for p in module.ema.parameters())
+
+
+def test_pass_rates_with_truth(opinionated, batch):
+    truth = torch.tensor([True, False, False, True, False, True])
+    module = module_of(opinionated, truth=truth)
+    module.training_step(batch(), 0)
+    with torch.no_grad():
+        belief = module.network(batch()["ulb"][0]).softmax(1)
+    passing, targets = belief.max(1).values >= 0.6, belief.argmax(1)
+    right = targets == truth
+    logged = module.logged
+    assert logged["pseudo_precision"] == pytest.approx((passing & right).sum().item() / passing.sum().item())
+    anomalies = passing & (targets == 1)
+    assert anomalies.any()
+    assert logged["pseudo_precision_anomaly"] == pytest.approx(
+        (anomalies & right).sum().item() / anomalies.sum().item()
+    )
+
+
+def test_precision_is_not_a_number_where_nothing_passes(tiny_network, batch):
+    module = module_of(tiny_network, truth=torch.zeros(6, dtype=torch.bool), threshold=0.999)
+    module.training_step(batch(), 0)
+    assert module.logged["pass_rate"] == 0.0
+    assert math.isnan(module.logged["pseudo_precision"])
+    assert math.isnan(module.logged["pseudo_precision_anomaly"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": 0.9},
+        {"unlabelled_weight": 0.2},
+        {"ema_decay": 0.5},
+        {"teacher": "ema"},
+        {"schedule": "cosine_7_16"},
+        {"weight_decay": 0.1},
+        {"freeze_batch_norm": False},
+        {"consistency": "squared_error"},
+        {"rampup": 1.0},
+        ALIGNED,
+        *SIBLINGS.values(),
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_no_dead_knobs(opinionated, change, batch):
+    plain, changed = (train(module_of(opinionated, lr=1.0, **options), batch) for options in ({}, change))
+    assert fingerprint(plain.ema.network) != fingerprint(changed.ema.network)
+    if "ema_decay" not in change:  # it only scores
+        assert fingerprint(plain.network) != fingerprint(changed.network)
+
+
+def test_the_same_training_twice_is_the_same_network(opinionated, batch):
+    first, second = (train(module_of(opinionated), batch) for _ in range(2))
+    assert fingerprint(first.ema.network) == fingerprint(second.ema.network)
+    assert fingerprint(first.network) == fingerprint(second.network) != fingerprint(opinionated)
+
+
+def test_the_weights_of_batch_norms_do_not_decay(opinionated):
+    module = module_of(opinionated, lr=0.1, weight_decay=0.5)
+    before = {name: p.clone() for name, p in module.network.named_parameters()}
+    optimizer = module.configure_optimizers()
+    for parameter in module.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    norms = {f"{name}.weight" for name, m in module.network.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert norms
+    for name, parameter in module.network.named_parameters():
+        if name in norms:
+            assert torch.equal(parameter, before[name])
+    assert torch.allclose(module.network.head.linear.weight, before["head.linear.weight"] * 0.95)
+
+
+def test_the_learning_rate_follows_the_schedule(opinionated):
+    made = module_of(opinionated, schedule="cosine_7_16", lr=0.2, iterations=4).configure_optimizers()
+    rates = []
+    for _ in range(5):
+        rates.append(made["optimizer"].param_groups[0]["lr"])
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([0.2 * math.cos(7 * math.pi * k / 64) for k in range(5)])
+    assert made["lr_scheduler"]["interval"] == "step"
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine_7_16"])
+def test_lower_layers_learn_more_slowly(opinionated, schedule):
+    module = module_of(opinionated, schedule=schedule, lr=0.2, layer_decay=0.5)
+    made = module.configure_optimizers()
+    optimizer = made if schedule == "constant" else made["optimizer"]
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    network = module.network
+    assert rates[id(network.head.linear.weight)] == 0.2
+    assert [rates[id(next(block.parameters()))] for block in network.backbone.body.blocks[-2:]] == [0.05, 0.1]
+
+
+def statistics(network):
+    return {name: b.clone() for name, b in network.named_buffers() if "running" in name}
+
+
+def test_frozen_batch_norms_keep_their_statistics_and_others_do_not(opinionated, batch):
+    start = statistics(opinionated)
+    frozen = train(module_of(opinionated), batch)
+    assert all(torch.equal(value, start[name]) for name, value in statistics(frozen.network).items())
+    moving = train(module_of(opinionated, freeze_batch_norm=False), batch)
+    assert not any(torch.equal(value, start[name]) for name, value in statistics(moving.network).items())
+    for name, value in statistics(moving.ema.network).items():
+        assert torch.equal(value, statistics(moving.network)[name])
+
+
+def test_bn_momentum_changes_a_training(opinionated, batch):
+    results = []
+    for momentum in (0.01, 0.1):
+        network = copy.deepcopy(opinionated)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = momentum
+        trained = train(module_of(network, freeze_batch_norm=False), batch).ema.network
+        results.append(trained(batch(9)["lb"][0]).detach())
+    assert not torch.allclose(*results, rtol=1e-3)
+
+
+def test_frozen_layers_stay(opinionated, batch):
+    freeze_lower_groups(opinionated.backbone.body, 1)
+    module = train(module_of(opinionated), batch)
+    after = dict(module.network.named_parameters())
+    for name, parameter in opinionated.named_parameters():
+        assert torch.equal(after[name], parameter) is not parameter.requires_grad, name
+
+
+class Modes(Callback):
+    modes = frozenset()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.modes |= {m.training for m in module.network.modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's own, with a new torch
+@pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning")  # of batch norms that keep their statistics
+@pytest.mark.parametrize("freeze", [True, False])
+def test_lightning_trains_it_as_the_plain_loop_does(opinionated, tmp_path, freeze, batch):
+    module = FixMatch(
+        copy.deepcopy(opinionated),
+        spec(freeze_batch_norm=freeze, schedule="cosine_7_16", teacher="ema"),
+        optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+        iterations=STEPS,
+    )
+    callback = Modes()
+    trainer = Trainer(
+        max_steps=STEPS,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback],
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, DataLoader([batch(step) for step in range(STEPS)], batch_size=None))
+    plain = train(module_of(opinionated, freeze_batch_norm=freeze, schedule="cosine_7_16", teacher="ema"), batch)
+    for a, b in zip(module.ema.network.parameters(), plain.ema.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert callback.modes == {not freeze}
+
+
+# --- its siblings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_the_loss_of_a_sibling_is_put_together_of_its_parts(opinionated, name, batch):
+    """Of what the weighting gives to the plain logits, term by term; batch norms are frozen."""
+    module = module_of(opinionated, unlabelled_weight=0.7, **SIBLINGS[name])
+    made = module.spec.make_weighting(6)
+    (x_lb, y_lb), (x_w, x_s, i_ulb) = batch()["lb"], batch()["ulb"]
+    with torch.no_grad():
+        weak, strong, labelled = (module.network(x) for x in (x_w, x_s, x_lb))
+    targets, mask = made(weak, i_ulb)
+    if name == "meanteacher":
+        losses = (weak.softmax(1) - strong.softmax(1))[:, 1].square().tolist()  # of two classes, both differ alike
+        assert torch.equal(mask, torch.ones(6, dtype=torch.bool))
+    else:
+        rows = zip(strong.softmax(1).tolist(), targets.tolist(), mask.tolist(), strict=True)
+        losses = [-math.log(row[target]) * weight for row, target, weight in rows]
+    assert max(losses) > 0.01
+    factor = 0.7 * (math.exp(-5) if name == "meanteacher" else 1.0)
+    expected = torch.nn.functional.cross_entropy(labelled, y_lb).item() + factor * sum(losses) / 6
+    if name == "freematch":
+        made = module.spec.make_weighting(6)
+        penalty = made.penalty(strong, made(weak, i_ulb)).item()
+        assert penalty < -0.01
+        expected += penalty
+    assert module.training_step(batch(), 0).item() == pytest.approx(expected, rel=1e-4)
+    assert module.logged["loss"] == pytest.approx(expected, rel=1e-4)
+    for key, value in made.in_force.items():
+        assert module.logged[key] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), key
+    assert bool(made.in_force) == (name != "meanteacher")
+    assert ("loss_penalty" in module.logged) == (name == "freematch")
+
+
+def test_the_ramp_rises_over_its_share_of_the_training(opinionated, batch):
+    module = module_of(opinionated, iterations=8, rampup=0.5, unlabelled_weight=2.0)
+    for step, factor in enumerate([math.exp(-5 * (1 - step / 4) ** 2) for step in range(4)] + [1.0, 1.0]):
+        loss = module.training_step(batch(), step).item()
+        assert loss == pytest.approx(module.logged["loss_lb"] + 2 * factor * module.logged["loss_ulb"], rel=1e-5)
+
+
+def test_alignment_to_a_low_prior_takes_anomalies_away(opinionated, batch):
+    plain, aligned = (module_of(opinionated, **options) for options in ({}, ALIGNED))
+    for module in (plain, aligned):
+        module.training_step(batch(), 0)
+    assert plain.logged["pass_rate_anomaly"] > aligned.logged["pass_rate_anomaly"]
+    assert aligned.logged["pass_rate_normal"] > plain.logged["pass_rate_normal"]
+
+
+def test_mean_teacher_learns_the_aligned_softmax(opinionated, batch):
+    logged = []
+    for prior in (0.01, 0.5):
+        alignment = partial(Alignment, prior=prior, momentum=0.9)
+        module = module_of(opinionated, **SIBLINGS["meanteacher"], alignment=alignment)
+        module.training_step(batch(), 0)
+        logged.append(module.logged["loss_ulb"])
+    assert logged[0] != pytest.approx(logged[1], rel=0.01)
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_a_module_comes_back_from_its_state_and_from_a_pickle(opinionated, name, batch):
+    """As a spawned process gets it and sends it back, and with what adapts."""
+    module = train(module_of(opinionated, **SIBLINGS[name], **ALIGNED), batch)
+    other = module_of(opinionated, **SIBLINGS[name], **ALIGNED)
+    other.load_state_dict(module.state_dict())
+    del module.log_dict
+    again = pickle.loads(pickle.dumps(module))
+    for key, value in module.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    again.logged, again.log_dict = {}, lambda values: again.logged.update({k: float(v) for k, v in values.items()})
+    for restored in (other, again):
+        restored.training_step(batch(7), STEPS)
+    assert other.logged == pytest.approx(again.logged, nan_ok=True)
+    kept = [key for key in module.state_dict() if key.startswith("weighting.")]
+    assert bool(kept) == (name != "meanteacher")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"consistency": "kl"}, "consistency is 'kl': choose one of cross_entropy, squared_error"),
+        ({"rampup": 1.5}, "rampup is 1.5: it is a share of the training, from 0 to 1"),
+        ({"rampup": math.nan}, "rampup is nan"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0: it must be above 0 and at most 1"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5"),
+        ({"weighting": FlexMatch, "threshold": None}, "threshold is null: FlexMatch"),
+        ({"weighting": partial(FreeMatch, momentum=0.9, fairness=0.1)}, "threshold is 0.6: FreeMatch follows"),
+        ({"alignment": partial(Alignment, prior=2.0, momentum=0.9)}, "alignment.prior is 2.0"),
+        ({"schedule": "cosine"}, "schedule is 'cosine': choose one of constant, cosine_7_16"),
+        ({"teacher": "mean"}, "teacher is 'mean': choose one of student, ema"),
+        ({"threshold": 0.0}, r"threshold is 0.0: it must lie in \(0, 1\]"),
+        ({"threshold": 1.1}, "threshold is 1.1"),
+        ({"threshold": math.nan}, "threshold is nan"),
+        ({"ema_decay": 1.0}, r"ema_decay is 1.0: it must lie in \[0, 1\)"),
+        ({"ema_decay": -0.1}, "ema_decay is -0.1"),
+        ({"unlabelled_weight": -1.0}, "unlabelled_weight is -1.0: it cannot be negative"),
+        ({"weight_decay": math.nan}, "weight_decay is nan"),
+    ],
+)
+def test_wrong_values_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        spec(**change)

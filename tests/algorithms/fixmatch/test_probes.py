@@ -1,0 +1,139 @@
+"""The probe that a fine-tuning starts from, and the one that ranks at last."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from anomalymatch.algorithms.fixmatch import learner as fixmatch_learner
+from anomalymatch.algorithms.probe.learner import likeliest, probe_of
+from anomalymatch.errors import ConfigError
+
+GUARDLESS = "algorithm.learner.guard=off"
+
+
+@pytest.mark.parametrize(("rounds", "at_most", "taken"), [(3, 1, 1), (0, 1, 0), (2, "null", 2), (3, 0, 0)])
+def test_the_first_trains_itself_no_longer_than_both_say(make, rounds, at_most, taken):
+    learner = make("fixmatch", f"probe.rounds={rounds}", f"algorithm.learner.start_rounds={at_most}")
+    assert learner.probe.rounds == taken
+    assert learner.last_probe.rounds == rounds  # of its own, which the limit says nothing of
+
+
+@pytest.mark.parametrize(("confidence", "rounds"), [(0.9, 3), ("null", 0)])
+def test_the_last_is_sure_by_a_cut_of_its_own(make, confidence, rounds):
+    learner = make("fixmatch", f"algorithm.learner.refit_confidence={confidence}")
+    assert learner.last_probe.rounds == rounds
+    assert learner.last_probe.confidence == (0.8 if confidence == "null" else confidence)
+    assert learner.probe.confidence == 0.8
+
+
+def test_a_cut_that_is_no_probability_is_refused_by_its_name(make):
+    with pytest.raises(ConfigError, match=r"algorithm\.learner\.refit_confidence is 1\.5"):
+        make("fixmatch", "algorithm.learner.refit_confidence=1.5")
+
+
+@pytest.mark.parametrize("share", [0.75, 0.0])
+def test_the_candidates_of_the_first_may_teach_the_last(make, small, labels, monkeypatch, share):
+    heard = []
+
+    def refit(network, embedding, known, spec, likely):
+        heard.append((known, spec, likely))
+        return real(network, embedding, known, spec, likely)
+
+    real = fixmatch_learner.refit_head
+    monkeypatch.setattr(fixmatch_learner, "refit_head", refit)
+    learner = make("fixmatch", "algorithm.learner.guard=off", f"algorithm.learner.batch.candidate_share={share}")
+    learner.fit(labels, pool=small.pool)
+    ((known, spec, likely),) = heard
+    assert known == labels
+    assert spec == learner.last_probe
+    rest = [id_ for id_ in small.pool if id_ not in labels]
+    probe = probe_of(learner.embedding, labels, rest, learner.probe)
+    assert len(likely) == learner.batch.candidates_of(len(rest)) == -(-len(rest) // 5)
+    rows = learner.embedding.views.features.take(rest)
+    best = np.argsort(-probe.logits(rows), kind="stable")[: len(likely)]
+    assert likely.ids == [rest[i] for i in best]
+    np.testing.assert_allclose(likely.logits, probe.logits(rows)[best], atol=1e-4)
+
+
+def test_without_a_probe_nothing_is_likely(make, small):
+    assert len(likeliest(make("fixmatch").embedding, None, small.pool, len)) == 0
+
+
+def test_what_is_fallen_back_to_is_the_configured_probe_and_what_cuts_is_not_calibrated(make):
+    learner = make("fixmatch", "probe.calibration=platt")
+    assert (learner.watch.spec.rounds, learner.watch.spec.calibration) == (3, "platt")
+    assert (learner.last_probe.rounds, learner.last_probe.calibration) == (3, "platt")
+    assert (learner.probe.rounds, learner.probe.calibration) == (1, "none")
+
+
+def test_calibration_keeps_the_order_of_a_fine_tuning(make, small, labels):
+    plain, calibrated = (make("fixmatch", GUARDLESS, f"probe.calibration={name}") for name in ("none", "platt"))
+    for learner in (plain, calibrated):
+        learner.fit(labels, pool=small.pool)
+    before, after = (learner.rank(small.pool).logits for learner in (plain, calibrated))
+    assert not np.allclose(before, after, atol=1e-2)
+    slope, offset = np.polyfit(before, after, 1)
+    assert slope > 0
+    np.testing.assert_allclose(after, slope * before + offset, atol=1e-3)
+
+
+@pytest.mark.parametrize("word", ["start_rounds=-1", "trainable_groups=-2"])
+def test_a_negative_number_is_refused_by_its_name(make, word):
+    name, _, value = word.partition("=")
+    with pytest.raises(ConfigError, match=rf"algorithm\.learner\.{name} is {value}: it cannot be negative"):
+        make("fixmatch", f"algorithm.learner.{word}")
+
+
+def test_anomalies_pass_although_candidates_hold_more_of_them_than_the_pool(make, small, labels):
+    """Aligned to what is the teacher's own rate over the pool, alignment changes next to nothing."""
+    rest = [id_ for id_ in small.pool if id_ not in labels]
+    still = (GUARDLESS, "algorithm.learner.optimizer.lr=1e-9", "algorithm.learner.loss.threshold=0.6")
+    plain = make("fixmatch", *still)
+    plain.fit(labels, pool=small.pool)
+    probe = probe_of(plain.embedding, labels, rest, plain.probe)
+    chances = expit(probe.logits(plain.embedding.views.features.take(rest)))
+    passes = {}
+    for name, prior in (("none", "null"), ("its own", chances.mean()), ("a tenth of it", chances.mean() / 10)):
+        learner, rows = make("fixmatch", *still, f"algorithm.learner.loss.alignment.prior={prior}"), []
+        learner.on_step = rows.append
+        learner.fit(labels, pool=small.pool)
+        passes[name] = np.mean([row["pass_rate_anomaly"] for row in rows])
+    assert passes["none"] > 0.05
+    assert passes["its own"] > 0.6 * passes["none"]
+    assert passes["a tenth of it"] < 0.5 * passes["none"]
+
+
+def test_alignment_with_candidates_alone_is_refused(make, small, labels):
+    aligned = make(
+        "fixmatch", "algorithm.learner.loss.alignment.prior=0.1", "algorithm.learner.batch.candidate_share=1.0"
+    )
+    with pytest.raises(ConfigError, match=r"candidate_share is 1\.0: aligning .* so choose less than 1"):
+        aligned.fit(labels, pool=small.pool)
+
+
+def test_nothing_to_rank_is_an_empty_ranking(make, small, labels):
+    learner = make("fixmatch")
+    learner.fit(labels, pool=small.pool)
+    assert len(learner.rank([])) == 0
+
+
+def test_the_average_is_old_by_the_steps_that_it_followed(make, small, labels, tmp_path):
+    words = (
+        "algorithm.learner.carry_over=true",
+        "algorithm.learner.guard=warn",
+        "algorithm.learner.loss.ema_decay=0.9",
+    )
+    learner = make("fixmatch", *words)
+    shares = []
+    for cycle in (60, 61):  # the number of a cycle says nothing of how long there has been an average
+        learner.fit(labels, pool=small.pool, cycle=cycle)
+        shares += [note.split(": ")[1] for note in learner.watch.notes if "lags behind" in note]
+    learner.save(tmp_path)
+    other = make("fixmatch", *words)
+    other.restore(tmp_path)
+    other.fit(labels, pool=small.pool, cycle=62)
+    shares += [note.split(": ")[1] for note in other.watch.notes if "lags behind" in note]
+    steps = learner.batch.iterations
+    told = [f"{0.9 ** (steps * k):.0%} of it are the weights from before the first step" for k in (1, 2, 3)]
+    assert shares == [text for k, text in enumerate(told, 1) if 0.9 ** (steps * k) > 0.2]
+    assert len(shares) >= 2

@@ -1,0 +1,303 @@
+import math
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+from PIL import ImageEnhance, ImageOps
+
+from anomalymatch.algorithms.fixmatch import views as augment
+from anomalymatch.algorithms.fixmatch.views import (
+    Augmentation,
+    AutoContrast,
+    Brightness,
+    Contrast,
+    Cutout,
+    Saturation,
+    Sharpness,
+)
+from anomalymatch.errors import ConfigError
+
+SIZE = 32
+
+
+def noise(channels=3, size=SIZE, seed=0, high=256):
+    return np.random.default_rng(seed).integers(0, high, (size, size, channels), dtype=np.uint8)
+
+
+def smooth(channels=3, size=SIZE):
+    """A picture without noise, so that interpolation changes little."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    bands = [np.sin(3 * x + k) * np.cos(2 * y - k) * 100 + 120 for k in range(channels)]
+    return np.stack(bands, axis=2).astype(np.uint8)
+
+
+def views(augmentation, kind, image, count=40):
+    view = getattr(augmentation, kind)(image.shape[2])
+    return [view(image, seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["weak", "strong"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_same_seed_same_view_in_any_order(kind, channels):
+    image = noise(channels)
+    augmentation = Augmentation()
+    first = views(augmentation, kind, image)
+    again = getattr(augmentation, kind)(channels)
+    for seed in (7, 39, 0, 7, 21):
+        np.testing.assert_array_equal(again(image, seed), first[seed])
+    assert all(view.shape == image.shape and view.dtype == np.uint8 for view in first)
+    assert all(view.flags.c_contiguous for view in first)
+    assert len({view.tobytes() for view in first}) > 25
+
+
+@pytest.mark.parametrize("kind", ["weak", "strong"])
+def test_the_image_itself_is_left_alone(kind):
+    image = noise()
+    before = image.copy()
+    views(Augmentation(), kind, image)
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (41, 17), (1, 1)])
+def test_images_that_are_not_square_keep_their_shape(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    assert {view.shape for view in views(Augmentation(), "strong", image)} == {image.shape}
+
+
+def shifted(image, dx, dy):
+    padded = np.pad(image, ((8, 8), (8, 8), (0, 0)), mode="reflect")
+    return padded[8 - dy : 8 - dy + SIZE, 8 - dx : 8 - dx + SIZE]
+
+
+def find_weak(image, view, reach=4, vertical=False):
+    """Which flip and whole-pixel shift make `view` of `image`."""
+    flips = {(): image, ("h",): image[:, ::-1]}
+    if vertical:
+        flips |= {("v",): image[::-1], ("h", "v"): image[::-1, ::-1]}
+    steps = range(-reach, reach + 1)
+    return [
+        (f, dx, dy)
+        for f, base in flips.items()
+        for dx in steps
+        for dy in steps
+        if (shifted(base, dx, dy) == view).all()
+    ]
+
+
+def test_weak_is_a_flip_and_a_shift_and_nothing_else():
+    image = noise()
+    found = [find_weak(image, view) for view in views(Augmentation(), "weak", image, 60)]
+    assert all(len(matches) == 1 for matches in found)  # up to 12.5 % of 32 px, mirrored at the edges
+    flips = [match[0][0] for match in found]
+    assert 15 < flips.count(("h",)) < 45
+    assert {match[0][1] for match in found} >= {-3, -2, -1, 0, 1, 2, 3}
+    assert {match[0][2] for match in found} >= {-3, -2, -1, 0, 1, 2, 3}
+
+
+def test_flips_and_shifts_are_drawn_independently():
+    image = noise()
+    drawn = views(Augmentation(vertical_flip=0.5, translate=0.07), "weak", image, 200)
+    found = [find_weak(image, view, reach=2, vertical=True)[0] for view in drawn]
+    counts = [sum(match[0] == flips for match in found) for flips in ((), ("h",), ("v",), ("h", "v"))]
+    assert sum(counts) == 200
+    assert min(counts) > 25  # 50 each are expected
+    dx, dy = np.array([match[1:] for match in found]).T
+    assert abs(np.corrcoef(dx, dy)[0, 1]) < 0.3
+    flipped = np.array(["h" in match[0] for match in found])
+    assert abs(np.corrcoef(flipped, dx)[0, 1]) < 0.3
+
+
+class Spy(augment.A.ImageOnlyTransform):
+    """An operation that only records its place in the list."""
+
+    def __init__(self, place, record):
+        super().__init__(p=1.0)
+        self.place, self.record = place, record
+
+    def apply(self, img, **_):
+        self.record[-1].append(self.place)
+        return img
+
+
+def drawn_operations(monkeypatch, channels=3, count=600, operations=3):
+    """The operations of many strong views, as places in the list that they are drawn from."""
+    record = []
+    made = Augmentation._operations
+
+    def spied(self, channels):
+        return [Spy(place, record) for place in range(len(made(self, channels)))]
+
+    monkeypatch.setattr(Augmentation, "_operations", spied)
+    view = Augmentation(operations=operations).strong(channels)
+    for seed in range(count):
+        record.append([])
+        view(noise(channels, 8), seed)
+    return record
+
+
+@pytest.mark.parametrize(("channels", "kinds"), [(1, 13), (2, 12), (3, 14), (5, 12)])
+def test_strong_draws_three_operations_for_each_image(monkeypatch, channels, kinds):
+    record = drawn_operations(monkeypatch, channels)
+    assert {len(drawn) for drawn in record} == {3}
+    counts = np.bincount([place for drawn in record for place in drawn], minlength=kinds)
+    expected = 3 * len(record) / kinds
+    assert len(counts) == kinds
+    assert ((counts - expected) ** 2 / expected).sum() < 40  # chi-square with at most 13 degrees of freedom
+    # With replacement, and in the order in which they were drawn.
+    assert any(len(set(drawn)) < len(drawn) for drawn in record)
+    falling = [drawn for drawn in record if drawn[0] > drawn[1] > drawn[2]]
+    assert 0.09 * len(record) < len(falling) < 0.2 * len(record)
+
+
+@pytest.mark.parametrize("operations", [0, 1, 5])
+def test_the_number_of_operations(monkeypatch, operations):
+    assert {len(drawn) for drawn in drawn_operations(monkeypatch, count=20, operations=operations)} == {operations}
+
+
+def pillow(image):
+    return PillowImage.fromarray(image)
+
+
+@pytest.mark.parametrize("factor", [0.05, 0.4, 0.95])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "tolerance"),
+    [
+        (Brightness, ImageEnhance.Brightness, 1),
+        (Contrast, ImageEnhance.Contrast, 1),
+        (Saturation, ImageEnhance.Color, 1),
+        (Sharpness, ImageEnhance.Sharpness, 1),
+    ],
+)
+def test_photometric_operations_are_pillows(ours, theirs, tolerance, factor):
+    image = smooth()
+    got = ours((factor, factor))(image=image)["image"].astype(int)
+    expected = np.asarray(theirs(pillow(image)).enhance(factor)).astype(int)
+    inner = slice(1, -1)  # Pillow does not smooth the outermost pixels
+    assert np.abs(got - expected)[inner, inner].max() <= tolerance
+    assert (got != image).any() or factor == 0.95
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_brightness_and_contrast_of_any_number_of_bands(channels):
+    image = smooth(channels)
+    dark = Brightness((0.5, 0.5))(image=image)["image"].astype(int)
+    assert np.abs(dark - image * 0.5).max() <= 1
+    flat = Contrast((0.0, 0.0))(image=image)["image"]
+    assert np.unique(flat).size == 1
+    assert abs(int(flat[0, 0, 0]) - image.mean()) < 12
+    same = [kind((1.0, 1.0))(image=image)["image"] for kind in (Brightness, Contrast, Sharpness)]
+    assert all((copy == image).all() for copy in same)
+
+
+@pytest.mark.parametrize("low_high", [(100, 200), (100, 255), (0, 40), (7, 7)])
+def test_autocontrast_is_pillows(low_high):
+    low, high = low_high
+    image = np.random.default_rng(0).integers(low, high + 1, (16, 16, 3), dtype=np.uint8)
+    got = AutoContrast(p=1.0)(image=image)["image"].astype(int)
+    assert np.abs(got - np.asarray(ImageOps.autocontrast(pillow(image)))).max() <= 1
+
+
+def test_autocontrast_by_hand():
+    image = np.array([[100, 150, 255, 255]], dtype=np.uint8)[..., None].repeat(5, axis=2)
+    assert AutoContrast(p=1.0)(image=image)["image"][0, :, 4].tolist() == [0, 82, 255, 255]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_equalize_is_pillows(channels):
+    step = augment._photometric((0.5, 0.5), channels)[-1]
+    image = smooth(channels, 128) // 2 + noise(channels, 128, high=50)
+    got = step(image=image)["image"].reshape(image.shape).astype(int)
+    mode = image[..., 0] if channels == 1 else image
+    expected = np.asarray(ImageOps.equalize(pillow(mode))).reshape(image.shape)
+    assert np.abs(got - expected).mean() < 3
+
+
+def test_cutout_is_a_square_of_at_most_half_the_side():
+    sides, touching = [], 0
+    view = Cutout(0.5)
+    for seed in range(300):
+        view.set_random_seed(seed)
+        hole = (view(image=np.zeros((40, 40, 2), dtype=np.uint8))["image"][..., 0]) == 127
+        rows, columns = np.nonzero(hole)
+        if not rows.size:
+            continue
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert hole.sum() == height * width <= 21 * 21
+        inside = rows.min() > 0 and rows.max() < 39 and columns.min() > 0 and columns.max() < 39
+        touching += not inside
+        if inside:
+            assert abs(height - width) <= 1  # where an edge does not cut it off
+            sides.append(height)
+    assert max(sides) >= 18
+    assert min(sides) <= 3
+    assert touching > 30
+
+
+def test_cutout_share_one_and_zero():
+    assert (Augmentation(cutout=0.0, operations=0, flip=0.0, translate=0.0).strong(3)(noise(), 1) == noise()).all()
+    grey = [(view == 127).mean() for view in views(Augmentation(cutout=1.0, operations=0), "strong", noise(high=100))]
+    assert max(grey) > 0.5
+
+
+BASE = {"operations": 3, "cutout": 0.2, "vertical_flip": 0.2}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"flip": 0.1},
+        {"vertical_flip": 0.9},
+        {"translate": 0.3},
+        {"operations": 1},
+        {"factor": (0.5, 0.6)},
+        {"posterize_bits": (1, 2)},
+        {"rotate": 90.0},
+        {"shear": 1.0},
+        {"strong_translate": 0.9},
+        {"cutout": 0.9},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_no_dead_knobs(change):
+    image = smooth()
+    plain, changed = (views(Augmentation(**BASE | options), "strong", image, 60) for options in ({}, change))
+    assert any((a != b).any() for a, b in zip(plain, changed, strict=True))
+
+
+def angle_of(matrix_view, image):
+    """Rotation that takes `image` to the view, by the moments of a bright bar."""
+    moments = cv2.moments(matrix_view[..., 0])
+    return 0.5 * math.degrees(math.atan2(2 * moments["mu11"], moments["mu20"] - moments["mu02"]))
+
+
+def test_rotations_stay_within_their_limit():
+    image = np.zeros((65, 65, 1), dtype=np.uint8)
+    image[31:34, 22:43] = 255  # a horizontal bar, whose rotations stay inside
+    step = Augmentation(rotate=20.0)._operations(1)[-5]
+    angles = []
+    for seed in range(80):
+        step.set_random_seed(seed)
+        angles.append(angle_of(step(image=image)["image"].reshape(image.shape), image))
+    assert max(map(abs, angles)) <= 20.5
+    assert max(angles) > 15
+    assert min(angles) < -15
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flip": 1.5}, "augment.flip is 1.5: it must lie between 0 and 1"),
+        ({"cutout": -0.1}, "augment.cutout is -0.1"),
+        ({"translate": float("nan")}, "augment.translate is nan"),
+        ({"operations": -1}, "augment.operations is -1"),
+        ({"rotate": -5.0}, "augment.rotate is -5.0: it must lie between 0 and 180"),
+        ({"shear": -0.1}, "augment.shear is -0.1"),
+        ({"factor": (0.9, 0.1)}, r"augment.factor is \[0.9, 0.1\]: it must be \[low, high\] within 0 to 10"),
+        ({"factor": (0.5, 0.6, 0.7)}, "augment.factor"),
+        ({"posterize_bits": (0, 8)}, r"augment.posterize_bits is \[0, 8\].*within 1 to 8"),
+    ],
+)
+def test_wrong_values_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        Augmentation(**change)

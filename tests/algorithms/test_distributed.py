@@ -1,0 +1,266 @@
+"""Two processes train on two CPUs, as they would on two GPUs. As a script, this file is the program that does."""
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.backbones.inference import Inference
+from anomalymatch.build import build_learner
+from anomalymatch.config import compose
+from anomalymatch.data.source import BaseSource
+from anomalymatch.data.task import initial_labels, make_task
+from anomalymatch.errors import AnomalyMatchError, UnreadableImageError
+
+STEPS, LABELLED = 4, 16
+TINY = (
+    "algorithm.learner.batch.unlabelled_ratio=1",
+    f"algorithm.learner.batch.labelled={LABELLED}",
+    f"trainer.iterations={STEPS}",
+    "algorithm.learner.optimizer.lr=0.02",
+    "algorithm.learner.batch.candidate_share=0.0",  # so that no image comes twice
+    "algorithm.learner.refit=false",  # so that what trained is what comes back
+    "trainer.lightning.accelerator=cpu",
+)
+TWO = ("trainer.lightning.devices=2", "trainer.lightning.strategy=ddp_spawn")
+MOVING = ("algorithm.learner.loss.freeze_batch_norm=false", "algorithm.learner.loss.teacher=student")
+LOW = "algorithm.learner.loss.threshold=0.5"
+ALIGNED = "algorithm.learner.loss.alignment.prior=0.1"
+SIBLINGS = {
+    "flexmatch": (LOW, ALIGNED),
+    "freematch": ("algorithm.learner.loss.weighting.fairness=5.0", "algorithm.learner.loss.weighting.momentum=0.5"),
+    "softmatch": (ALIGNED, "algorithm.learner.loss.weighting.momentum=0.5"),
+}
+JOBS = {
+    "one": (),
+    "two": TWO,
+    "moving": (*TWO, *MOVING),
+    "broken": (*TWO, "algorithm.learner.start=cold"),
+}
+WORDS = {name: ("algorithm=fixmatch", LOW, *words) for name, words in JOBS.items()}
+for sibling, own in SIBLINGS.items():
+    WORDS |= {f"one {sibling}": (f"algorithm={sibling}", *own), f"two {sibling}": (f"algorithm={sibling}", *own, *TWO)}
+
+
+class Galaxies(BaseSource):
+    """In a module, so that a spawned process finds it."""
+
+    def __init__(self, count=150, readable=True):
+        ids = [f"im{i:03d}" for i in range(count)]
+        truth = {id_: "rare" if i % 10 == 0 else "common" for i, id_ in enumerate(ids)}
+        super().__init__(name="galaxies", ids=ids, bands=("r", "g", "b"), fingerprint="galaxies", truth=truth)
+        self.parent, self.readable = os.getpid(), readable
+
+    def _load(self, position):
+        if not self.readable and os.getpid() != self.parent:  # only the processes that train meet it
+            raise UnreadableImageError("the disk is gone")
+        image = np.random.default_rng(position).integers(0, 120, (32, 32, 3), dtype=np.uint8)
+        if position % 10 == 0:
+            image[8:16, 8:16] = 250
+        return image
+
+
+class Recorder(Callback):
+    """Writes what each process saw, and what it ended with."""
+
+    def __init__(self, folder):
+        self.folder, self.seen = folder, {"i_ulb": [], "y_lb": [], "x_lb": [], "x_ulb": []}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.seen["i_ulb"].append(batch["ulb"][2].numpy())
+        self.seen["y_lb"].append(batch["lb"][1].numpy())
+        for name, views in (("x_lb", batch["lb"][0]), ("x_ulb", batch["ulb"][1])):
+            self.seen[name].append([hashlib.sha256(view.numpy().tobytes()).hexdigest() for view in views])
+
+    def on_train_end(self, trainer, module):
+        weights = {f"weights.{name}": value.numpy() for name, value in module.state_dict().items()}
+        seen = {name: np.stack(values) for name, values in self.seen.items()}
+        np.savez(self.folder / f"rank{trainer.global_rank}.npz", **weights, **seen, seed=torch.initial_seed())
+
+
+def fit(folder, name):
+    """Train as `name` says; leave behind what each process recorded, what this one heard, and its weights."""
+    folder.mkdir()
+    task = make_task(Galaxies(readable=name != "broken"), anomaly="rare")
+    inference = Inference(device="cpu", precision="fp32", workers=1)
+    embedding = Embedding(
+        name="test_efficientnet",
+        weights="none",
+        image_size=32,
+        bn_momentum=0.1,
+        source=task.source,
+        cache_dir=folder.parent / "cache",
+        inference=inference,
+    )
+    learner = build_learner(compose(*TINY, *WORDS[name]), task, embedding)
+    plain, rows = learner.trainer, []
+
+    def recording(**options):
+        return plain(**options | {"callbacks": [*options["callbacks"], Recorder(folder)]})
+
+    learner.trainer, learner.on_step = recording, rows.append
+    error = None
+    try:
+        learner.fit(initial_labels(task, anomalies=4, normals=12, seed=0), pool=task.pool)
+        np.save(folder / "logits.npy", learner.rank(task.holdout).logits)
+        networks = {"network": learner._student, "ema.network": learner._average}
+        state = {f"weights.{n}.{k}": v.numpy() for n, net in networks.items() for k, v in net.state_dict().items()}
+        np.savez(folder / "parent.npz", **state)
+    except AnomalyMatchError as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    left = {"rows": rows, "error": error, "port": os.environ.get("MASTER_PORT")}
+    (folder / "left.json").write_text(json.dumps(left))
+
+
+if __name__ == "__main__":
+    for job in WORDS:
+        fit(Path(sys.argv[1]) / job, job)
+
+
+# --- the tests ---------------------------------------------------------------------------------------------------
+
+
+def call(*words, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    call(__file__, str(folder))
+    return folder
+
+
+def recorded(folder, name, rank=0):
+    with np.load(folder / name / f"rank{rank}.npz") as file:
+        return dict(file)
+
+
+def weights(arrays):
+    return {name: value for name, value in arrays.items() if name.startswith("weights.")}
+
+
+def left_by(folder, name):
+    return json.loads((folder / name / "left.json").read_text())
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_processes_see_different_images_and_together_what_one_would(trained):
+    one, *two = recorded(trained, "one"), recorded(trained, "two", 0), recorded(trained, "two", 1)
+    assert not set(two[0]["i_ulb"].flat) & set(two[1]["i_ulb"].flat)
+    assert len({i for rank in two for i in rank["i_ulb"].flat}) == STEPS * LABELLED
+    for step in range(STEPS):
+        for name in ("i_ulb", "y_lb", "x_lb", "x_ulb"):
+            shares = [rank[name][step] for rank in two]
+            assert [len(share) for share in shares] == [LABELLED // 2, LABELLED // 2]
+            assert sorted(np.concatenate(shares)) == sorted(one[name][step])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_both_classes_come_equally_often_in_each_process(trained, rank):
+    targets = recorded(trained, "two", rank)["y_lb"]
+    assert abs(targets.mean() - 0.5) < 3 * np.sqrt(0.25 / targets.size)  # of the labels, a quarter are anomalies
+
+
+@pytest.mark.parametrize("name", ["two", "moving"])
+def test_processes_end_with_the_same_weights_and_they_come_back(trained, name):
+    first, second = (weights(recorded(trained, name, rank)) for rank in (0, 1))
+    with np.load(trained / name / "parent.npz") as file:
+        parent = dict(file)
+    assert first.keys() == second.keys() == parent.keys()
+    assert any("running_var" in key for key in first)
+    for key, value in first.items():
+        np.testing.assert_array_equal(second[key], value, err_msg=key)
+        np.testing.assert_array_equal(parent[key], value, err_msg=key)
+    start = weights(recorded(trained, "one"))
+    moved = {key for key, value in first.items() if not np.array_equal(start[key], value)}
+    assert any("running_mean" in key for key in moved) == (name == "moving")
+    for key, value in first.items():
+        if "running" in key and "ema" not in key:
+            np.testing.assert_array_equal(value, first[f"weights.ema.{key.removeprefix('weights.')}"])
+
+
+def test_two_processes_train_what_one_does(trained):
+    one, two = (weights(recorded(trained, name)) for name in ("one", "two"))
+    for key, value in one.items():
+        np.testing.assert_allclose(two[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+    logits = [np.load(trained / name / "logits.npy") for name in ("one", "two", "moving")]
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-3, atol=1e-3)
+    assert np.abs(logits[2] - logits[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("sibling", SIBLINGS)
+def test_what_adapts_is_the_same_in_all_processes_and_as_in_one(trained, sibling):
+    """The memory of FlexMatch, the moving averages of the others, the mean prediction, and what is learnt of them."""
+    one, *two = (weights(recorded(trained, f"{n} {sibling}", rank)) for n, rank in (("one", 0), ("two", 0), ("two", 1)))
+    assert one.keys() == two[0].keys() == two[1].keys()
+    adapted = [key for key in one if key.startswith(("weights.weighting.", "weights.alignment."))]
+    assert adapted
+    for key, value in one.items():
+        np.testing.assert_array_equal(two[0][key], two[1][key], err_msg=key)
+        np.testing.assert_allclose(two[0][key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+    if sibling == "flexmatch":
+        assert (one["weights.weighting.labels"] >= 0).sum() == len(set(recorded(trained, "one")["i_ulb"].flat))
+    rows = [left_by(trained, f"{n} {sibling}")["rows"] for n in ("one", "two")]
+    for row, other in zip(*rows, strict=True):
+        assert other == pytest.approx(row, rel=1e-2, abs=1e-3, nan_ok=True)
+
+
+def test_losses_of_all_processes_are_heard_once(trained):
+    one, two = (left_by(trained, name)["rows"] for name in ("one", "two"))
+    assert [row["step"] for row in two] == list(range(STEPS))
+    assert all(list(row) == list(other) for row, other in zip(one, two, strict=True))
+    for row, other in zip(one, two, strict=True):
+        assert other == pytest.approx(row, rel=1e-2, abs=1e-3, nan_ok=True)
+
+
+def test_what_is_random_in_the_network_differs_from_process_to_process(trained):
+    first, second = (int(recorded(trained, "two", rank)["seed"]) for rank in (0, 1))
+    assert first == int(recorded(trained, "one")["seed"])
+    assert first != second
+
+
+def test_an_error_in_a_process_is_the_error_that_one_would_raise(trained):
+    left = left_by(trained, "broken")
+    assert left["error"].startswith("LabelError: none of the 0 labels is 'anomaly': training needs")
+    assert "\n" not in left["error"]
+    assert not (trained / "broken" / "rank0.npz").exists()
+    assert left["port"] is None
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and ".hydra" not in str(path)}
+
+
+def test_the_command_writes_one_folder_that_can_be_resumed(command, tiny_job, tmp_path, comparable):
+    job = [*tiny_job, "trainer.lightning.accelerator=cpu"]
+    assert command(*job, f"hydra.run.dir={tmp_path / 'one'}").code == 0
+    folder = tmp_path / "two"
+    done = call("-m", "anomalymatch.run", *job, *TWO, "al.cycles=1", f"hydra.run.dir={folder}")
+    assert "Initializing distributed" not in done.stderr
+    assert "Warning" not in done.stderr
+    outcome = command(f"resume={folder}", "al.cycles=2")
+    assert outcome.code == 0, outcome.err
+    assert files(folder) == files(tmp_path / "one")
+    one, two = comparable(tmp_path / "one"), comparable(folder)
+    assert [event[:4] for event in two["log"]] == [event[:4] for event in one["log"]]
+    for cycle in ("01", "02"):
+        steps = list(csv.DictReader(two["steps"][cycle].splitlines()))
+        assert [float(row["step"]) for row in steps] == [0.0, 1.0]
+        assert two["scores"][cycle].keys() == one["scores"][cycle].keys()
+        assert two["scores"][cycle]["id"] == one["scores"][cycle]["id"]
+        np.testing.assert_allclose(two["scores"][cycle]["logit"], one["scores"][cycle]["logit"], rtol=1e-3, atol=1e-3)

@@ -1,0 +1,229 @@
+"""No hyper-parameter without an effect: each is turned, and the scores change."""
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from anomalymatch.algorithms.fixmatch.views import Augmentation
+from anomalymatch.config import compose
+
+SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
+UNFROZEN = "algorithm.learner.loss.freeze_batch_norm=false"
+STUDENT = "algorithm.learner.loss.teacher=student"
+ALIKE = "algorithm.learner.batch.candidate_share=0.0"
+PRIOR = "algorithm.learner.loss.alignment.prior=0.5"
+KNOBS = {
+    "start": ["start=cold", "algorithm.learner.refit=false"],
+    "carry_over": ["carry_over=true"],
+    "start_rounds": ["start_rounds=0"],
+    "refit": ["refit=false"],
+    "refit_confidence": ["refit_confidence=0.5"],
+    "guard": ["guard=retrain"],  # with so few anomalies nothing can be compared, and the probe stays
+    "trainable_groups": ["trainable_groups=null"],
+    "loss.threshold": ["loss.threshold=0.999"],
+    "loss.alignment.prior": ["loss.alignment.prior=0.01"],
+    "loss.alignment.momentum": ["loss.alignment.momentum=0.0", PRIOR],
+    "loss.consistency": ["loss.consistency=squared_error"],
+    "loss.rampup": ["loss.rampup=0.9"],
+    "loss.layer_decay": ["loss.layer_decay=0.1"],
+    "loss.unlabelled_weight": ["loss.unlabelled_weight=3.0"],
+    "loss.ema_decay": ["loss.ema_decay=0.5"],
+    "loss.teacher": ["loss.teacher=student"],
+    "loss.schedule": ["loss.schedule=constant"],
+    "loss.weight_decay": ["loss.weight_decay=0.5"],
+    "loss.freeze_batch_norm": ["loss.freeze_batch_norm=false"],
+    "loss.single_forward": ["loss.single_forward=true", UNFROZEN, STUDENT],
+    "batch.labelled": ["batch.labelled=6"],
+    "batch.unlabelled_ratio": ["batch.unlabelled_ratio=1"],
+    "batch.candidates": ["batch.candidates=3"],
+    "batch.candidate_share": ["batch.candidate_share=1.0", "algorithm.learner.batch.candidates=3"],
+    "batch.iterations": ["batch.iterations=4"],
+    "optimizer.lr": ["optimizer.lr=0.1"],
+    "optimizer.momentum": ["optimizer.momentum=0.5"],
+    "optimizer.nesterov": ["optimizer.nesterov=false"],
+}
+"""What is changed, then what both sides share: without batch statistics one forward pass or two are the same."""
+SPEED_ONLY = {"batch.workers"}
+
+
+@pytest.fixture(scope="module")
+def known_scores():
+    return {}
+
+
+@pytest.fixture
+def scores_of(scores_of):
+    """Without a guard: on so few steps it would often put the same probe in the place of both."""
+
+    def scores(algorithm, *overrides, **options):
+        unguarded = [] if algorithm == "probe" else ["algorithm.learner.guard=off"]
+        return scores_of(algorithm, *unguarded, *overrides, **options)
+
+    return scores
+
+
+@pytest.fixture
+def plain_scores(scores_of, known_scores):
+    """Scores of fixmatch before any knob is turned, computed once for each set of overrides."""
+
+    def scores(*words, cycles=1):
+        key = (words, cycles)
+        if key not in known_scores:
+            known_scores[key] = scores_of("fixmatch", *words, cycles=cycles)
+        return known_scores[key]
+
+    return scores
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        elif not key.startswith("_") and str(value) not in ("${augment}", "${trainer.lightning}", "${probe}"):
+            yield f"{prefix}{key}"
+
+
+def test_every_knob_of_fixmatch_is_turned_below():
+    node = OmegaConf.to_container(compose("algorithm=fixmatch").algorithm.learner)
+    assert set(leaves(node)) == set(KNOBS) | SPEED_ONLY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("knob", KNOBS)
+def test_every_knob_of_fixmatch_changes_the_scores(scores_of, plain_scores, knob):
+    change, *shared = KNOBS[knob]
+    cycles = 2 if knob == "carry_over" else 1
+    plain = plain_scores(*shared, cycles=cycles)
+    changed = scores_of("fixmatch", *shared, f"algorithm.learner.{change}", cycles=cycles)
+    assert np.abs(plain - changed).max() > 1e-6
+
+
+OWN = {
+    "flexmatch": {"threshold": "0.75"},
+    "freematch": {"threshold": None, "weighting.momentum": "0.5", "weighting.fairness": "5.0"},
+    "softmatch": {"threshold": None, "weighting.momentum": "0.1", "weighting.n_sigma": "9.0"},
+    "meanteacher": {"threshold": "0.95", "consistency": "cross_entropy", "unlabelled_weight": "1.0", "rampup": "1.0"},
+}
+"""What each sibling sets, and what else it may be; None where it can be nothing else."""
+
+
+SHARED = {
+    # So long that most images were sure once: the thresholds are low before.
+    ("flexmatch", "threshold"): ["trainer.iterations=12", ALIKE],
+    # A Gaussian so narrow, or so far along, that it shows.
+    ("softmatch", "weighting.momentum"): ["algorithm.learner.loss.weighting.n_sigma=30.0"],
+    ("softmatch", "weighting.n_sigma"): ["algorithm.learner.loss.weighting.momentum=0.1"],
+}
+"""What both sides need, for the change to have an effect on so few steps of so small a network."""
+
+
+@pytest.mark.parametrize("algorithm", OWN)
+def test_every_knob_that_a_sibling_adds_is_turned_below(algorithm):
+    own, plain = (dict(_values(compose(f"algorithm={name}").algorithm.learner)) for name in (algorithm, "fixmatch"))
+    differ = {key.removeprefix("loss.") for key, value in own.items() if key not in plain or plain[key] != value}
+    assert differ | {"threshold"} == set(OWN[algorithm])
+
+
+def _values(node):
+    """As it stands in the file: what refers to something else is the same everywhere."""
+    plain = OmegaConf.to_container(node, resolve=False)
+    for key in leaves(plain):
+        value = plain
+        for part in key.split("."):
+            value = value[part]
+        yield key, value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "key"), [(name, key) for name, knobs in OWN.items() for key, value in knobs.items() if value]
+)
+def test_every_knob_that_a_sibling_adds_changes_the_scores(scores_of, algorithm, key):
+    shared = SHARED.get((algorithm, key), [])
+    plain = scores_of(algorithm, *shared)
+    word = f"algorithm.learner.loss.{key}={OWN[algorithm][key]}"
+    changed = scores_of(algorithm, *shared, word)
+    assert np.abs(plain - changed).max() > 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", SIBLINGS)
+def test_any_of_them_can_be_aligned_to_a_prior(scores_of, algorithm):
+    plain = scores_of(algorithm)
+    word = "algorithm.learner.loss.alignment.prior=0.01"
+    assert np.abs(plain - scores_of(algorithm, word)).max() > 1e-6
+    none = scores_of(algorithm, "algorithm.learner.loss.alignment=null")
+    np.testing.assert_array_equal(plain, none)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "trainer.lightning.precision=bf16-mixed", "augment.operations=0", "probe.inverse_regularisation=0.1"],
+)
+def test_what_comes_from_other_groups_changes_the_scores_too(scores_of, plain_scores, override):
+    plain = plain_scores()
+    assert np.abs(plain - scores_of("fixmatch", override)).max() > 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"name": "test_resnet"}, {"image_size": 40}, {"bn_momentum": 0.9}], ids=str)
+def test_every_knob_of_the_model_changes_the_scores(scores_of, plain_scores, change):
+    plain = plain_scores(UNFROZEN)
+    changed = scores_of("fixmatch", UNFROZEN, **change)
+    assert np.abs(plain - changed).max() > 1e-6
+
+
+@pytest.mark.slow
+def test_a_fifth_of_a_small_pool_are_candidates(scores_of, plain_scores, small, labels):
+    unlabelled = len(set(small.pool) - set(labels))
+    fifth = -(-unlabelled // 5)
+    np.testing.assert_array_equal(plain_scores(), scores_of("fixmatch", f"algorithm.learner.batch.candidates={fifth}"))
+    fewer = scores_of("fixmatch", f"algorithm.learner.batch.candidates={fifth - 1}")
+    assert np.abs(plain_scores() - fewer).max() > 1e-6
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_but_the_time(scores_of, plain_scores):
+    plain = plain_scores()
+    np.testing.assert_array_equal(plain, scores_of("fixmatch", "trainer.workers=2"))
+
+
+AUGMENT = {
+    "flip": 0.0,
+    "vertical_flip": 0.5,
+    "translate": 0.3,
+    "operations": 1,
+    "factor": [0.5, 0.6],
+    "posterize_bits": [1, 2],
+    "rotate": 90.0,
+    "shear": 1.0,
+    "strong_translate": 0.05,
+    "cutout": 0.0,
+}
+WEAK = {"flip", "vertical_flip", "translate"}
+
+
+def test_every_knob_of_the_augmentation_is_turned_below():
+    assert {key for key in compose().augment if not key.startswith("_")} == set(AUGMENT)
+
+
+@pytest.mark.parametrize("knob", AUGMENT)
+def test_every_knob_of_the_augmentation_changes_its_view(knob):
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    node = {k: v for k, v in OmegaConf.to_container(compose().augment, resolve=True).items() if not k.startswith("_")}
+    plain, changed = Augmentation(**node), Augmentation(**node | {knob: AUGMENT[knob]})
+    for view in ("weak", "strong"):
+        one, other = getattr(plain, view)(3), getattr(changed, view)(3)
+        differ = any(not np.array_equal(one(image, seed), other(image, seed)) for seed in range(60))
+        assert differ == (view == "strong" or knob in WEAK)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["inverse_regularisation=1.0", "rounds=0", "confidence=0.999", "weight=1.0", "limit=1", "calibration=platt"],
+)
+def test_every_knob_of_the_probe_changes_the_scores(scores_of, change):
+    shared = ["probe.inverse_regularisation=100.0"]  # these labels are few: only a close fit is sure of anything
+    plain = scores_of("probe", *shared)
+    assert np.abs(plain - scores_of("probe", *shared, f"probe.{change}")).max() > 1e-3

@@ -1,0 +1,121 @@
+import json
+import zipfile
+
+import pytest
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from anomalymatch.backbones import checkpoint
+from anomalymatch.backbones.checkpoint import load_network, load_state, save_network
+from anomalymatch.backbones.network import Head, Network, build_backbone
+from anomalymatch.backbones.weights import fingerprint
+from anomalymatch.errors import StorageError
+
+
+def images(channels=3):
+    return torch.randint(0, 256, (4, channels, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.fixture
+def saved(tiny_network, tmp_path):
+    path = tmp_path / "cycle" / "weights.safetensors"
+    save_network(tiny_network, path, algorithm="fixmatch", anomaly="merger")
+    return tiny_network, path
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize(("name", "channels", "momentum"), [("test_efficientnet", 5, 0.01), ("test_vit", 1, None)])
+def test_what_comes_back_gives_the_same_scores(tmp_path, name, channels, momentum, normalised):
+    spec, backbone = build_backbone(name=name, weights="none", channels=channels, image_size=32, bn_momentum=momentum)
+    network = Network(spec, backbone, Head(backbone.features, normalised=normalised))
+    network.train()(images(channels))  # batch norms have statistics of their own now
+    save_network(network, tmp_path / "w.safetensors")
+    loaded = load_network(tmp_path / "w.safetensors")
+    assert loaded.spec == spec
+    assert loaded.head.normalised is normalised
+    assert not any(m.training for m in loaded.modules())
+    assert fingerprint(loaded) == fingerprint(network)
+    assert torch.equal(loaded(images(channels)), network.eval()(images(channels)))
+    momenta = {m.momentum for m in loaded.modules() if isinstance(m, nn.BatchNorm2d)}
+    assert momenta <= {momentum}
+
+
+def test_the_description_says_what_the_numbers_mean(saved):
+    network, path = saved
+    description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert description["classes"] == ["normal", "anomaly"]
+    assert description["network"]["mean"] == [0.485, 0.456, 0.406]
+    assert (description["algorithm"], description["anomaly"]) == ("fixmatch", "merger")
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == set(network.state_dict())
+
+
+def test_nothing_is_pickled(saved):
+    _, path = saved
+    assert sorted(p.name for p in path.parent.iterdir()) == ["weights.json", "weights.safetensors"]
+    assert not zipfile.is_zipfile(path)
+    assert int.from_bytes(path.read_bytes()[:8], "little") < 100_000  # the length of a safetensors header
+    assert path.read_bytes()[8:9] == b"{"
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(saved):
+    network, path = saved
+    with torch.no_grad():
+        network.head.linear.bias.fill_(3.0)
+    save_network(network, path)
+    assert load_network(path).head.linear.bias.tolist() == [3.0, 3.0]
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip_header(path):
+    data = bytearray(path.read_bytes())
+    data[20] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.with_suffix(".json").unlink(),
+        lambda path: path.write_bytes(b""),
+        cut,
+        flip_header,
+        lambda path: path.with_suffix(".json").write_text("{"),
+        lambda path: path.with_suffix(".json").write_text("[1]"),
+        lambda path: path.with_suffix(".json").write_text('{"network": {}}'),
+        lambda path: path.with_suffix(".json").write_text('{"network": {"mean": 3}}'),
+        lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe\0"),
+    ],
+)
+def test_missing_or_corrupt(saved, damage):
+    _, path = saved
+    damage(path)
+    with pytest.raises(StorageError, match=r"weights\.safetensors (is|are) missing or corrupt"):
+        load_network(path)
+
+
+def test_weights_of_another_architecture(saved):
+    _, path = saved
+    with pytest.raises(StorageError, match="missing or corrupt"):
+        load_state(nn.Linear(3, 2), path)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_weights(saved, monkeypatch):
+    network, path = saved
+    before = path.read_bytes()
+
+    def full(tensors, file):
+        file.write_bytes(b"half")
+        raise SafetensorError("IoError: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(StorageError, match=r"cannot write .*weights\.safetensors.*No space left"):
+        save_network(network, path)
+    assert path.read_bytes() == before
+    assert len(list(path.parent.iterdir())) == 2

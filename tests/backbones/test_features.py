@@ -1,0 +1,301 @@
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from anomalymatch.backbones import features as module
+from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.backbones.features import FeatureCache, Features, Shard
+from anomalymatch.backbones.inference import Inference
+from anomalymatch.backbones.network import build_backbone
+from anomalymatch.errors import DataError, StorageError
+from anomalymatch.types import Reject
+
+FP32 = Inference(device="cpu", precision="fp32", batch_pixels=32 * 32 * 8, workers=1)
+BAD = {"im000004", "im000017"}
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(module, "SHARD_IMAGES", 10)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return FeatureCache(tmp_path / "cache", FP32)
+
+
+@pytest.fixture
+def computed(cache, make_source, tiny_backbone):
+    """The cache, the source (25 images in three shards, two unreadable) and its features."""
+    source = make_source(25, unreadable=BAD)
+    return cache, source, cache.features(source, *tiny_backbone)
+
+
+@pytest.fixture
+def rows():
+    """Features of 23 images in shards of 10, 10 and 3, one shard without any in the middle."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(23, 6)).astype(np.float16)
+    parts = [(0, 10), (10, 20), (20, 20), (20, 23)]
+    shards = [Shard([f"i{k}" for k in range(a, b)], values[a:b], []) for a, b in parts]
+    return values, Features(shards)
+
+
+def entry(cache):
+    (folder,) = cache.folder.iterdir()
+    return folder
+
+
+def same(first, second):
+    assert first.ids == second.ids
+    assert first.rejects == second.rejects
+    for a, b in zip(first.shards, second.shards, strict=True):
+        np.testing.assert_array_equal(a.rows, b.rows)
+
+
+def test_features_are_the_normalised_outputs(computed, tiny_backbone):
+    _, source, features = computed
+    readable = [id_ for id_ in source.ids if id_ not in BAD]
+    assert features.ids == readable
+    assert features.rejects == [Reject(id_, "the file is truncated") for id_ in sorted(BAD)]
+    images = torch.from_numpy(np.stack(source.read(readable))).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(tiny_backbone[1].eval()(images)).numpy()
+    np.testing.assert_allclose(features.take(readable), expected, atol=2e-3)
+    np.testing.assert_allclose(np.linalg.norm(features.take(readable), axis=1), 1.0, atol=2e-3)
+    assert [len(shard.ids) for shard in features.shards] == [9, 9, 5]
+
+
+def test_a_second_time_they_come_from_the_disk(computed, tiny_backbone, monkeypatch):
+    cache, source, features = computed
+
+    def never(*_, **__):
+        raise AssertionError("a forward pass")
+
+    monkeypatch.setattr(Inference, "run", never)
+    source.reads = 0
+    same(cache.features(source, *tiny_backbone), features)
+    assert source.reads == 0
+
+
+def test_the_key_changes_with_everything_the_features_depend_on(cache, make_source, tiny_backbone, tmp_path):
+    spec, backbone = tiny_backbone
+    source = make_source(25)
+    key = cache.key(source, spec, backbone)
+    assert key == FeatureCache(tmp_path / "elsewhere", FP32).key(make_source(25), spec, backbone)
+    larger, larger_backbone = build_backbone(name="test_efficientnet", weights="none", channels=3, image_size=64)
+    others = [
+        cache.key(make_source(26), spec, backbone),
+        cache.key(make_source(25, fingerprint="pixels have changed"), spec, backbone),
+        cache.key(source, larger, larger_backbone),
+        FeatureCache(cache.folder, Inference("cpu", "bf16")).key(source, spec, backbone),
+    ]
+    with torch.no_grad():
+        backbone.body.conv_stem.weight[0, 0, 0, 0] += 0.01
+    others.append(cache.key(source, spec, backbone))
+    assert len({key, *others}) == 6
+    assert key == FeatureCache(cache.folder, Inference("cpu", "fp32", 999, 7)).key(
+        source, spec, build_backbone(name="test_efficientnet", weights="none", channels=3, image_size=32)[1]
+    )
+
+
+def replace(path, data):
+    """Another file of that name: the old one is mapped into the memory of this process."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+def truncate(path):
+    replace(path, path.read_bytes()[:-100])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-50] ^= 1
+    replace(path, bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("000000010.npy", truncate),
+        ("000000010.npy", flip_a_bit),
+        ("000000010.npy", os.remove),
+        ("000000010.npy", lambda path: replace(path, b"")),
+        ("000000010.json", truncate),
+        ("000000010.json", lambda path: replace(path, b"[]")),
+        ("000000010.json", lambda path: replace(path, b'{"crc32": 1}')),
+    ],
+)
+def test_a_damaged_shard_is_computed_again(computed, tiny_backbone, caplog, file, damage):
+    cache, source, features = computed
+    damage(entry(cache) / file)
+    source.reads = 0
+    with caplog.at_level(logging.WARNING, logger=module.__name__):
+        again = cache.features(source, *tiny_backbone)
+    assert "are corrupt" in caplog.text
+    assert "computing them again" in caplog.text
+    assert source.reads == 10  # that shard alone
+    same(again, features)
+    caplog.clear()
+    cache.features(source, *tiny_backbone)
+    assert source.reads == 10
+    assert caplog.text == ""
+
+
+def test_what_was_interrupted_goes_on_from_the_finished_shards(cache, make_source, tiny_backbone, monkeypatch):
+    source = make_source(25)
+    write, finished = module.write_shard, []
+
+    def killed_at_the_third(path, shard):
+        if len(finished) == 2:
+            raise KeyboardInterrupt
+        finished.append(path)
+        return write(path, shard)
+
+    monkeypatch.setattr(module, "write_shard", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        cache.features(source, *tiny_backbone)
+    monkeypatch.setattr(module, "write_shard", write)
+    source.reads = 0
+    features = cache.features(source, *tiny_backbone)
+    assert source.reads == 5
+    same(features, FeatureCache(cache.folder.with_name("fresh"), FP32).features(source, *tiny_backbone))
+
+
+CODE = """
+import sys
+from pathlib import Path
+import numpy as np
+from anomalymatch.data.source import BaseSource
+from anomalymatch.models import features as module
+from anomalymatch.backbones.inference import Inference
+from anomalymatch.backbones.network import build_backbone
+module.SHARD_IMAGES = 10
+class Source(BaseSource):
+    def _load(self, position):
+        print("read", position, flush=True)
+        return np.random.default_rng(position).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+ids = [f"{i:03d}" for i in range(int(sys.argv[2]))]
+source = Source(name="s", ids=ids, bands=["red", "green", "blue"], fingerprint="x")
+built = build_backbone(name="test_efficientnet", weights="none", channels=3, image_size=32)
+cache = module.FeatureCache(Path(sys.argv[1]), Inference("cpu", "fp32", 32 * 32 * 5, 1))
+features = cache.features(source, *built)
+print("sum", float(np.abs(features.take(source.ids)).sum()), flush=True)
+"""
+
+
+def started(folder, count):
+    command = [sys.executable, "-c", CODE, str(folder), str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_share_the_work_and_a_kill_does_no_harm(tmp_path):
+    with started(tmp_path, 400) as killed:
+        for line in killed.stdout:
+            if int(line.split()[1]) > 60:
+                break
+        killed.send_signal(signal.SIGKILL)
+    done = len(list(tmp_path.glob("*/*.json")))
+    assert 0 < done < 40
+    processes = [started(tmp_path, 400) for _ in range(2)]
+    outputs = [process.communicate()[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    sums = [output[-1] for output in outputs]
+    assert sums[0] == sums[1]
+    read = sorted(int(line.split()[1]) for output in outputs for line in output[:-1])
+    assert read == list(range(10 * done, 400))  # each image once, by either of them
+
+
+def test_a_full_disk_is_one_sentence_and_the_shards_before_it_stay(cache, make_source, tiny_backbone):
+    resource = pytest.importorskip("resource")
+    source = make_source(25)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # 256 features of 10 images need 5 kB
+    try:
+        with pytest.raises(StorageError, match=r"cannot write .*000000000\.npy"):
+            cache.features(source, *tiny_backbone)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert cache.features(source, *tiny_backbone).ids == list(source.ids)
+
+
+def test_a_folder_that_cannot_be_written_to(cache, make_source, tiny_backbone, monkeypatch):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(cache.folder), "mkdir", refuse)
+        with pytest.raises(StorageError, match="permission denied: choose a folder you can write to"):
+            cache.features(make_source(5), *tiny_backbone)
+    cache.folder.write_text("a file")
+    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+        cache.features(make_source(5), *tiny_backbone)
+
+
+def test_a_source_of_which_nothing_can_be_read(cache, make_source, tiny_backbone):
+    features = cache.features(make_source(12, unreadable={f"im{i:06d}" for i in range(12)}), *tiny_backbone)
+    assert features.ids == []
+    assert len(features.rejects) == 12
+    assert features.take([]).shape == (0, 256)
+    assert features.project(np.ones(256)).shape == (0,)
+
+
+def test_take_positions_and_project_are_what_they_say(rows):
+    values, features = rows
+    assert features.ids == [f"i{k}" for k in range(23)]
+    wanted = ["i22", "i0", "i10", "i9", "i0"]
+    assert features.positions(wanted).tolist() == [22, 0, 10, 9, 0]
+    np.testing.assert_array_equal(features.take(wanted), values[[22, 0, 10, 9, 0]].astype(np.float32))
+    assert features.take(iter(wanted)).dtype == np.float32
+    direction = np.random.default_rng(1).normal(size=6)
+    slow = [sum(float(v) * d for v, d in zip(row, direction, strict=True)) for row in values]
+    np.testing.assert_allclose(features.project(direction), slow, rtol=1e-4, atol=1e-5)
+    assert "i3" in features
+    assert "x" not in features
+    assert 3 not in features
+
+
+def test_images_without_features_are_named_with_the_reason(computed):
+    _, _, features = computed
+    with pytest.raises(DataError, match="no features of image 'im000004': the file is truncated"):
+        features.take(["im000001", "im000004"])
+    with pytest.raises(DataError, match="no features of image 'x': it is not in the source"):
+        features.positions(["x"])
+
+
+def test_descriptions_are_plain_json(computed):
+    cache, _, _ = computed
+    description = json.loads((entry(cache) / "000000000.json").read_text())
+    assert description["rejects"] == [["im000004", "the file is truncated"]]
+    assert len(description["ids"]) == 9
+    np.load(entry(cache) / "000000000.npy", allow_pickle=False)
+
+
+def test_an_embedding_builds_once_and_lends_copies(make_source, tmp_path):
+    source = make_source(12)
+    embedding = Embedding("test_efficientnet", "none", 32, 0.02, source, tmp_path, FP32)
+    assert embedding.spec.image_size == 32
+    assert embedding.spec.bn_momentum == 0.02
+    assert embedding.features.ids == list(source.ids)
+    assert embedding.features is embedding.features
+    first, second = (
+        embedding.network(normalised=True, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)
+    )
+    assert not torch.equal(first.head.linear.weight, second.head.linear.weight)
+    with torch.no_grad():
+        next(first.backbone.parameters()).add_(1.0)
+    untouched = embedding.network(normalised=False).backbone
+    assert torch.equal(next(second.backbone.parameters()), next(untouched.parameters()))
+    assert embedding.network(normalised=False).head.normalised is False
+    other = Embedding("test_efficientnet", "none", 32, 0.02, make_source(12, channels=5), tmp_path, FP32)
+    assert other.spec.channels == 5
+    assert other.network(normalised=True)(torch.zeros(2, 5, 32, 32, dtype=torch.uint8)).shape == (2, 2)

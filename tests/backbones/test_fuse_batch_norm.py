@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch import nn
+
+from anomalymatch.backbones.fuse_batch_norm import fold_batch_norms
+from anomalymatch.backbones.network import build_backbone
+from anomalymatch.backbones.weights import fingerprint
+
+
+def lived_in(model, seed=0):
+    """Give every batch norm statistics and weights of its own; fresh ones would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+            with torch.no_grad():
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+    return model
+
+
+def count(model):
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def images(channels=3, size=64):
+    return torch.randn(3, channels, size, size, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "left"),
+    [
+        ("tf_efficientnet_lite0", "bundled", 0),
+        ("resnet18", "none", 0),
+        ("test_efficientnet", "none", 0),
+        ("test_byobnet", "none", 0),
+    ],
+)
+def test_same_outputs_with_fewer_layers(name, weights, left):
+    _, backbone = build_backbone(name=name, weights=weights, channels=3, image_size=64)
+    body = backbone.body if weights == "bundled" else lived_in(backbone.body)
+    body.train()
+    before, trained = fingerprint(body), [m.training for m in body.modules()]
+    folded = fold_batch_norms(body)
+    # The original is untouched.
+    assert fingerprint(body) == before
+    assert [m.training for m in body.modules()] == trained
+    assert count(body) > 5
+    assert count(folded) == left
+    body.eval()
+    with torch.inference_mode():
+        expected, got = body(images()), folded(images())
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+class DataDependent(nn.Module):
+    """Branches on its input: tracing it fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.convolution(x)) if x.sum() > 0 else x.mean((2, 3))
+
+
+class Shared(nn.Module):
+    """The convolution's output is used twice: its norm must not be folded into it."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.convolution(x)
+        return self.norm(y) + y
+
+
+class Twice(nn.Module):
+    """One convolution, called twice, with a norm for each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.first, self.second = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.second(self.convolution(self.first(self.convolution(x))))
+
+
+class OneNorm(nn.Module):
+    """One norm after two convolutions, and after a plain addition."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.norm(self.first(x)) + self.norm(self.second(x)))
+
+
+@pytest.mark.parametrize("kind", [DataDependent, Shared, Twice, OneNorm])
+def test_odd_models_come_back_working(kind):
+    model = lived_in(kind())
+    folded = fold_batch_norms(model)
+    assert folded is not model
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(images().abs()), model.eval()(images().abs()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_transformer_comes_back_working():
+    _, backbone = build_backbone(name="test_vit", weights="none", channels=3, image_size=32)
+    body = backbone.body.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(fold_batch_norms(body)(images(size=32)), body(images(size=32)))

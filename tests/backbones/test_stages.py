@@ -1,0 +1,99 @@
+"""Features of a network's stages: their values, their width, and that the last layer's stay as they were."""
+
+import numpy as np
+import pytest
+import torch
+
+from anomalymatch.backbones.checkpoint import load_network, save_network
+from anomalymatch.backbones.network import Head, Network, build_backbone
+from anomalymatch.backbones.stages import FEW_STAGES, stage_statistics, stage_width, stages_of
+
+NAMES = ["test_efficientnet", "mobilenetv3_small_050", "test_resnet", "test_convnext", "test_vit"]
+
+
+def built(name, **changes):
+    return build_backbone(name=name, weights="none", channels=3, image_size=32, **({"stages": True} | changes))
+
+
+def some_images(count=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+def test_statistics_by_hand():
+    first = torch.tensor([[[[1.0, 3.0], [1.0, 3.0]], [[0.0, 0.0], [0.0, 4.0]]]])  # deviations 1 and 3 ** 0.5
+    second = torch.full((1, 1, 1, 1), -2.0)
+    found = stage_statistics([first, second])[0]
+    expected = [0.5, 3**0.5 / 2, 0.6, 0.8, 1.0, -1.0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_constant_map_has_a_gradient():
+    maps = torch.ones(2, 3, 4, 4, requires_grad=True)
+    stage_statistics([maps]).sum().backward()
+    assert maps.grad is not None
+    assert bool(maps.grad.isfinite().all())
+
+
+def test_statistics_do_not_depend_on_where_or_how_bright():
+    maps = torch.rand(2, 5, 6, 6, generator=torch.Generator().manual_seed(0))
+    for other in (maps.flip(2), maps.rot90(1, (2, 3)), maps.roll(2, 3), 7 * maps):
+        torch.testing.assert_close(stage_statistics([other]), stage_statistics([maps]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_last_layer_stays_as_it_is_and_the_stages_follow(name):
+    spec, backbone = built(name)
+    plain = built(name, stages=False)[1].eval()
+    images = some_images()
+    with torch.inference_mode():
+        outputs, last, folded = backbone.eval()(images), plain(images), backbone.folded()(images)
+    assert spec.stages
+    assert backbone.stage_features > 0 == plain.stage_features
+    assert outputs.shape == (3, backbone.features + backbone.stage_features)
+    torch.testing.assert_close(outputs[:, : backbone.features], last)
+    torch.testing.assert_close(outputs, folded, atol=1e-4, rtol=1e-4)
+    again = backbone.like(backbone.body, stages=True).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(again(images), outputs)
+
+
+def test_an_efficientnet_shows_all_its_stages_and_a_transformer_a_few():
+    assert stages_of(built("tf_efficientnet_lite0")[1].body)["indices"] == [1, 2, 3, 4, 5, 6, 7]
+    assert built("tf_efficientnet_lite0")[1].stage_features == 2 * (16 + 24 + 40 + 80 + 112 + 192 + 320)
+    indices = stages_of(built("vit_tiny_patch16_224")[1].body)["indices"]
+    assert indices == [2, 5, 8, 11]
+    assert len(indices) == FEW_STAGES
+
+
+def test_a_model_without_stages_goes_without():
+    body = torch.nn.Linear(2, 2)
+    assert stages_of(body) == {}
+    assert stage_width(body, 3, 32) == 0
+
+
+def test_looking_into_a_model_leaves_its_mode():
+    body = built("test_resnet")[1].body
+    for training in (True, False):
+        body.train(training)
+        stage_width(body, 3, 32)
+        assert body.training is training
+
+
+def test_a_checkpoint_brings_the_stages_back(tmp_path):
+    spec, backbone = built("test_efficientnet")
+    head = Head(backbone.features, normalised=True, stage_features=backbone.stage_features)
+    network = Network(spec, backbone, head).eval()
+    save_network(network, tmp_path / "weights.safetensors")
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            load_network(tmp_path / "weights.safetensors")(some_images()), network(some_images())
+        )
+
+
+def test_a_head_leaves_the_stages_as_long_as_they_are():
+    head = Head(3, normalised=True, stage_features=2)
+    rows = torch.tensor([[3.0, 0.0, 4.0, 0.6, 0.8]])
+    expected = head.linear(torch.tensor([[0.6, 0.0, 0.8, 0.6, 0.8]]))
+    torch.testing.assert_close(head(rows), expected)
+    torch.testing.assert_close(Head(3, normalised=False, stage_features=2)(rows).shape, expected.shape)

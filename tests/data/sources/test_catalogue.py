@@ -1,0 +1,591 @@
+import csv
+import gzip
+import multiprocessing
+import pickle
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from astropy.io import fits
+from astropy.nddata import Cutout2D
+from astropy.table import MaskedColumn, Table
+from astropy.wcs import WCS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image as PillowImage
+
+from anomalymatch.data.rendering import Rendering
+from anomalymatch.data.source import ImageSource
+from anomalymatch.data.sources import sky as _sky
+from anomalymatch.data.sources import tiles as _tiles
+from anomalymatch.data.sources.catalogue import CatalogueSource, catalogue_source
+from anomalymatch.data.sources.sky import Sky, assign
+from anomalymatch.errors import ConfigError, DataError
+from anomalymatch.types import Reject
+
+HEIGHT, WIDTH = 30, 40
+TILE = (np.arange(HEIGHT)[:, None] * 100 + np.arange(WIDTH)).astype(np.float32)
+"""A pixel says where it is: 100 * y + x."""
+
+
+def wcs(ra: float = 10.0, dec: float = 20.0, arcsec: float = 1.0, kind: str = "RA/DEC", shape: Any = (30, 40)) -> WCS:
+    made = WCS(naxis=2)
+    made.wcs.ctype = {"RA/DEC": ["RA---TAN", "DEC--TAN"], "DEC/RA": ["DEC--TAN", "RA---TAN"]}.get(
+        kind, ["GLON-TAN", "GLAT-TAN"]
+    )
+    steps = [-arcsec / 3600, arcsec / 3600]
+    made.wcs.crval = [dec, ra] if kind == "DEC/RA" else [ra, dec]
+    made.wcs.cdelt = steps[::-1] if kind == "DEC/RA" else steps
+    made.wcs.crpix = [(shape[1] + 1) / 2, (shape[0] + 1) / 2]
+    return made
+
+
+def tile(path: Path, pixels: np.ndarray = TILE, at: WCS | None = None, **cards: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = fits.Header() if at is None else at.to_header()
+    header.update(cards)
+    fits.PrimaryHDU(pixels, header).writeto(path, overwrite=True)
+    return path
+
+
+def table(path: Path, /, **columns: Any) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def pixels(source: CatalogueSource, position: int) -> np.ndarray:
+    return source._load(position)
+
+
+def reasons(source: CatalogueSource) -> list[str]:
+    return [result.reason if isinstance(result, Reject) else "" for result in source.read(source.ids)]
+
+
+XY: dict[str, Any] = {"x_column": "x", "y_column": "y"}
+
+
+@pytest.fixture
+def simple(tmp_path: Path) -> Path:
+    """Four rows in two tiles, by pixels."""
+    tile(tmp_path / "a.fits")
+    tile(tmp_path / "sub/b.fits", TILE + 5000)
+    return table(
+        tmp_path / "cat.csv",
+        id=["p", "q", "r", "s"],
+        x=[10, 20, 10, 0],
+        y=[5, 6, 5, 0],
+        tile=["a.fits", "a.fits", "sub/b.fits", "a.fits"],
+    )
+
+
+def test_cuts_by_pixels(simple: Path) -> None:
+    source = catalogue_source(str(simple), size=4, **XY)
+    assert isinstance(source, ImageSource)
+    assert (list(source.ids), source.name, source.bands) == (["p", "q", "r", "s"], "cat", ("grey",))
+    assert source.ids[1:3] == ["q", "r"]
+    assert source.ids[-1] == "s"
+    assert pixels(source, 0)[..., 0].tolist() == TILE[3:7, 8:12].tolist()
+    assert pixels(source, 2)[..., 0].tolist() == (TILE[3:7, 8:12] + 5000).tolist()
+    assert pixels(source, 0).dtype == np.float32
+    corner = pixels(source, 3)[..., 0]
+    assert np.isnan(corner[:2]).all()
+    assert np.isnan(corner[:, :2]).all()
+    assert corner[2:, 2:].tolist() == TILE[:2, :2].tolist()
+    images = source.read(["s", "r", "p", "r"])
+    assert [image.shape for image in images] == [(4, 4, 1)] * 4
+    assert images[1].tolist() == images[3].tolist()
+    assert images[0][0, 0, 0] == 0
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(x=st.floats(-30, 70), y=st.floats(-30, 60), side=st.integers(1, 50))
+def test_cuts_are_those_of_astropy(tmp_path: Path, x: float, y: float, side: int) -> None:
+    opened = _tiles.open_tile(tile(tmp_path / "a.fits"), None)
+    try:
+        theirs = Cutout2D(TILE, (x, y), side, mode="partial", fill_value=np.nan).data
+    except ValueError:
+        with pytest.raises(DataError, match=r"it lies outside of its tile a\.fits: x = .* of 40 x 30 pixels"):
+            opened.cut(x, y, side)
+    else:
+        assert np.array_equal(opened.cut(x, y, side)[..., 0], theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["RA/DEC", "DEC/RA", "GLON/GLAT"])
+def test_cuts_by_position(tmp_path: Path, kind: str) -> None:
+    there = wcs(123.0, 45.0, kind=kind)
+    tile(tmp_path / "a.fits", at=there, BUNIT="nJy")
+    where = there.pixel_to_world([10.0, 25.3], [5.0, 8.8]).icrs
+    file = table(tmp_path / "cat.csv", RA=where.ra.deg, Dec=where.dec.deg, tile=["a.fits"] * 2)
+    source = catalogue_source(file, size=2)
+    assert list(source.ids) == ["cat/0000000", "cat/0000001"]
+    assert source.units == "nJy"
+    assert pixels(source, 0)[..., 0].tolist() == TILE[4:6, 9:11].tolist()
+    assert pixels(source, 1)[..., 0].tolist() == TILE[8:10, 25:27].tolist()
+    assert source.coordinates("cat/0000001") == pytest.approx((where.ra.deg[1], where.dec.deg[1]), abs=1e-9)
+    by_pixels = catalogue_source(
+        table(tmp_path / "xy.csv", x=[10.0], y=[5.0], tile=["a.fits"]), x_column="x", y_column="y"
+    )
+    assert by_pixels.coordinates("xy/0000000") == pytest.approx((where.ra.deg[0], where.dec.deg[0]), abs=1e-9)
+
+
+def test_sizes(tmp_path: Path) -> None:
+    tile(tmp_path / "a.fits", at=wcs(arcsec=0.5))
+    file = table(tmp_path / "cat.csv", ra=[10.0] * 4, dec=[20.0] * 4, side=[3, 5.4, "", 1e9], tile=["a.fits"] * 4)
+    assert pixels(catalogue_source(file), 0).shape == (64, 64, 1)
+    assert pixels(catalogue_source(file, size=7), 0).shape == (7, 7, 1)
+    assert pixels(catalogue_source(file, size_arcsec=5), 0).shape == (10, 10, 1)
+    sized = catalogue_source(file, size_column="side")
+    assert [pixels(sized, i).shape for i in (0, 1)] == [(3, 3, 1), (5, 5, 1)]
+    assert reasons(sized)[2:] == [
+        "its size of nan pixels is no number from 1 to 10000",
+        "its size of 1e+09 pixels is no number from 1 to 10000",
+    ]
+    sources = [catalogue_source(file, **option) for option in ({}, {"size": 7}, {"size_arcsec": 5})]
+    assert len({source.fingerprint for source in [*sources, sized]}) == 4
+
+
+def test_tiles_of_several_bands(tmp_path: Path) -> None:
+    for i, band in enumerate("gri"):
+        tile(tmp_path / f"{band}.fits", TILE + 10000 * i)
+    tile(tmp_path / "small.fits", TILE[:20])
+    tile(tmp_path / "cube.fits", np.stack([TILE, TILE]))
+    columns = {"x": [10] * 4, "y": [5] * 4, "tile_g": ["g.fits"] * 4, "tile_r": ["r.fits"] * 4}
+    names = ["i.fits", "", "small.fits", "cube.fits"]
+    file = table(tmp_path / "cat.csv", **columns, tile_i=names)
+    source = catalogue_source(file, size=2, tile_columns=["tile_g", "tile_r", "tile_i"], **XY)
+    assert source.bands == ("g", "r", "i")
+    assert pixels(source, 0)[1, 1].tolist() == [510, 10510, 20510]
+    assert reasons(source) == [
+        "",
+        "it lies in no tile, or the catalogue names none",
+        "the tiles of its bands differ in size, or in the size of their pixels",
+        "it has 2 bands instead of 1: g",
+    ]
+    other = catalogue_source(file, size=2, tile_columns=["tile_i", "tile_g"], bands=["x", "y"], **XY)
+    assert other.bands == ("x", "y")
+    assert pixels(other, 0)[1, 1].tolist() == [20510, 510]
+    assert catalogue_source(file, size=2, tile_column="tile_r", **XY).bands == ("grey",)
+    with pytest.raises(DataError, match=r"tile_columns needs tiles of one band, cube\.fits has 2"):
+        catalogue_source(
+            table(tmp_path / "c.csv", x=[1], y=[1], a=["cube.fits"], b=["g.fits"]), tile_columns=["a", "b"], **XY
+        )
+
+
+def test_bands_of_one_tile(tmp_path: Path) -> None:
+    units = [fits.PrimaryHDU(), fits.ImageHDU(TILE, name="G"), fits.ImageHDU(TILE + 1, name="R")]
+    fits.HDUList(units).writeto(tmp_path / "a.fits")
+    fits.HDUList([units[0], units[2], units[1]]).writeto(tmp_path / "b.fits")
+    file = table(tmp_path / "cat.csv", x=[10, 10], y=[5, 5], tile=["a.fits", "b.fits"])
+    source = catalogue_source(file, size=2, extensions=[1, 2], **XY)
+    assert source.bands == ("G", "R")
+    assert pixels(source, 0)[1, 1].tolist() == [510, 511]
+    assert "its bands are R, G instead of G, R" in reasons(source)[1]
+    assert pixels(catalogue_source(file, size=2, extensions=["G", "R"], **XY), 1)[1, 1].tolist() == [510, 511]
+    assert pixels(catalogue_source(file, size=2, **XY), 1)[1, 1].tolist() == [511]
+
+
+def test_kinds_of_tiles(tmp_path: Path) -> None:
+    grey, colour = TILE.astype(np.uint16), np.stack([TILE % 100, TILE // 100, TILE * 0], axis=2).astype(np.uint8)
+    np.save(tmp_path / "a.npy", np.asfortranarray(grey.astype(">u2")))
+    np.save(tmp_path / "c.npy", colour)
+    PillowImage.fromarray(colour).save(tmp_path / "c.png")
+    PillowImage.fromarray(colour).save(tmp_path / "c.tif")
+    PillowImage.fromarray(TILE).save(tmp_path / "f.tif")
+    tile(tmp_path / "i.fits", grey)
+    tile(tmp_path / "s.fits", grey.astype(np.int16))
+    with fits.open(tmp_path / "s.fits", mode="update", do_not_scale_image_data=True) as file:
+        file[0].header["BSCALE"], file[0].header["BZERO"] = 2.0, 1.0
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(grey, tile_shape=(7, 9))]).writeto(tmp_path / "z.fits.fz")
+    (tmp_path / "g.fits.gz").write_bytes(gzip.compress((tmp_path / "i.fits").read_bytes()))
+
+    def cuts(name: str) -> tuple[np.ndarray, np.ndarray]:
+        file = table(tmp_path / "cat.csv", x=[10, 39], y=[5, 29], tile=[name] * 2)
+        source = catalogue_source(file, size=2, **XY)
+        good = pixels(source, 0)
+        assert good.dtype.isnative
+        return good, pixels(source, 1)
+
+    for name in ("a.npy", "i.fits", "z.fits.fz", "g.fits.gz"):
+        whole, _ = cuts(name)
+        assert whole.dtype == np.uint16
+        assert whole[..., 0].tolist() == TILE[4:6, 9:11].tolist()
+    for name in ("c.npy", "c.png", "c.tif"):
+        whole, _ = cuts(name)
+        assert whole.dtype == np.uint8
+        assert whole[1, 1].tolist() == [10, 5, 0]
+    assert cuts("f.tif")[0][..., 0].tolist() == TILE[4:6, 9:11].tolist()
+    assert cuts("s.fits")[0][1, 1, 0] == 1 + 2 * 510
+
+
+@pytest.mark.parametrize(("kind", "padded"), [("u1", "u1"), ("i2", "f4"), ("u4", "f8"), ("f8", "f8")])
+def test_padding(tmp_path: Path, kind: str, padded: str) -> None:
+    np.save(tmp_path / "a.npy", np.full((4, 4), 7, dtype=kind))
+    source = catalogue_source(table(tmp_path / "cat.csv", x=[0], y=[1], tile=["a.npy"]), size=2, **XY)
+    cut = pixels(source, 0)[..., 0]
+    assert cut.dtype == np.dtype(padded)
+    assert cut[:, 1].tolist() == [7, 7]
+    assert np.array_equal(cut[:, 0], [0, 0] if kind == "u1" else [np.nan, np.nan], equal_nan=True)
+
+
+def test_tiles_found_by_position(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiles = tmp_path / "tiles"
+    tile(tiles / "a.fits", at=wcs(0.0, 0.0))
+    tile(tiles / "b.fits", TILE + 5000, at=wcs(30 / 3600, 0.0))  # overlaps a by 10 pixels
+    tile(tiles / "n.fits")
+    places = [
+        (0.0, 0.0),
+        (30 / 3600, 0.0),
+        (14 / 3600, 0.0),
+        (16 / 3600, 0.0),
+        (-14 / 3600, 0.0),
+        (180.0, 0.0),
+        ("", 0),
+    ]
+    ra, dec = zip(*places, strict=True)
+    source = catalogue_source(table(tmp_path / "cat.csv", ra=ra, dec=dec), tiles=tiles, size=2)
+    codes = source._codes[0].tolist()
+    assert [source.paths[code] if code >= 0 else None for code in codes] == [
+        "a.fits",
+        "b.fits",
+        "a.fits",
+        "b.fits",
+        "a.fits",
+        None,
+        None,
+    ]
+    assert "skipped 1 FITS files whose place on the sky is unknown" in caplog.text
+    assert reasons(source)[4:] == ["", *["it lies in no tile, or the catalogue names none"] * 2]
+    assert source.coordinates(source.ids[5]) == (180.0, 0.0)
+    assert source.coordinates(source.ids[6]) is None
+
+
+def test_assignment_is_that_of_every_tile_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    centres = [(float(rng.uniform(0, 2) - 1) % 360, float(rng.uniform(88.5, 90))) for _ in range(40)]
+    skies = [None, *(Sky(wcs(ra, dec, 36.0), (30, 40)) for ra, dec in centres)]
+    ra, dec = rng.uniform(0, 360, 500), rng.uniform(88, 90, 500)
+    monkeypatch.setattr(_sky, "CHUNK", 77)
+    done: list[int] = []
+    found = assign(skies, ra, dec, on_chunk=done.append)
+    assert sum(done) == 500
+    places = _sky.unit_vectors(ra, dec)
+    nearest, expected = np.full(500, np.inf), np.full(500, -1)
+    for i, sky in enumerate(skies[1:], start=1):
+        assert sky is not None
+        middle = sky.centre()
+        assert middle is not None
+        distance = np.linalg.norm(places - _sky.unit_vectors(np.array([middle[0]]), np.array([middle[1]])), axis=1)
+        better = sky.contains(ra, dec) & (distance < nearest)
+        expected[better], nearest[better] = i, distance[better]
+    assert (found == expected).all()
+    assert 20 < (found >= 0).sum() < 480
+
+
+def test_positions_on_the_other_side_have_no_pixel() -> None:
+    x, y = Sky(wcs(10.0, 20.0), (30, 40)).to_pixels(np.array([10.0, 190.0, 130.0, np.nan]), np.array([20.0, -20, 0, 0]))
+    assert x[0] == pytest.approx(19.5)
+    assert y[0] == pytest.approx(14.5)
+    assert np.isnan(x[1:]).all()
+    assert np.isnan(y[1:]).all()
+
+
+def test_bad_rows_are_rejected(tmp_path: Path) -> None:
+    tile(tmp_path / "a.fits", at=wcs())
+    tile(tmp_path / "n.fits")
+    sound = tile(tmp_path / "t.fits").read_bytes()
+    (tmp_path / "t.fits").write_bytes(sound[:-2880])
+    tile(tmp_path / "c.fits", np.stack([TILE] * 3), at=wcs())
+    rows = [
+        (10.0, 20.0, "a.fits"),
+        (11.0, 20.0, "a.fits"),
+        ("", 20.0, "a.fits"),
+        (190.0, -20.0, "a.fits"),
+        (10.0, 20.0, "none.fits"),
+        (10.0, 20.0, "n.fits"),
+        (10.0, 20.0, "t.fits"),
+        (10.0, 20.0, "c.fits"),
+        (10.0, 20.0, ""),
+        (10.0, 95.0, "a.fits"),
+    ]
+    ra, dec, names = zip(*rows, strict=True)
+    source = catalogue_source(table(tmp_path / "cat.csv", ra=ra, dec=dec, tile=names), size=8)
+    found = reasons(source)
+    assert found[1].startswith("it lies outside of its tile a.fits: x = ")
+    assert found[:1] + found[2:9] == [
+        "",
+        "its position is no number, or has no place in its tile a.fits",
+        "its position is no number, or has no place in its tile a.fits",
+        "its tile none.fits: cannot be opened: No such file or directory",
+        "its tile n.fits has no celestial coordinates",
+        "its tile t.fits: the file is truncated: 1,920 of 4,800 bytes of data are missing",
+        "it has 3 bands instead of 1: grey",
+        "it lies in no tile, or the catalogue names none",
+    ]
+    assert found[9]
+
+
+def test_a_tile_that_shrinks_is_no_crash(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", TILE)
+    tile(tmp_path / "b.fits", np.tile(TILE, (10, 1)))
+    source = catalogue_source(table(tmp_path / "c.csv", x=[9, 9], y=[9, 9], tile=["a.npy", "b.fits"]), size=2, **XY)
+    assert reasons(source) == ["", ""]
+    for name in ("a.npy", "b.fits"):
+        with (tmp_path / name).open("r+b") as file:
+            file.truncate(100)
+    assert all("has become shorter since it was opened" in reason for reason in reasons(source))
+
+
+def test_formats_of_catalogues(tmp_path: Path) -> None:
+    tile(tmp_path / "a.fits", at=wcs())
+    there = wcs().pixel_to_world([10.0, 20.0], [5.0, 6.0])
+    columns = {
+        "SOURCE_ID": np.array([2**62 + 1, 7]),
+        "ALPHA_J2000": there.ra.deg,
+        "DELTA_J2000": there.dec.deg,
+        "side": np.array([2, 4], dtype=np.int16),
+        "Tile": ["a.fits", "a.fits"],
+        "kind": ["star", "galaxy"],
+    }
+    table(tmp_path / "c1.csv", **columns)
+    (tmp_path / "c2.csv.gz").write_bytes(gzip.compress((tmp_path / "c1.csv").read_bytes()))
+    pq.write_table(pa.table(columns), tmp_path / "c3.parquet")
+    Table(columns).write(tmp_path / "c4.fits")
+    Table(columns).write(tmp_path / "c5.vot", format="votable")
+    for file in sorted(tmp_path.glob("c*")):
+        source = catalogue_source(file, size_column="side", label_column="kind")
+        assert list(source.ids) == [str(2**62 + 1), "7"]
+        assert pixels(source, 0)[..., 0].tolist() == TILE[4:6, 9:11].tolist()
+        assert pixels(source, 1)[..., 0].tolist() == TILE[4:8, 18:22].tolist()
+        assert source.truth == {str(2**62 + 1): "star", "7": "galaxy"}
+
+
+def test_masked_values(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", TILE)
+    masked = Table(
+        {
+            "id": ["p", "q"],
+            "x": MaskedColumn([5, 6], mask=[False, True]),
+            "y": [5.0, 6.0],
+            "tile": MaskedColumn(["a.npy", "a.npy"], mask=[False, False]),
+        }
+    )
+    for name in ("cat.fits", "cat.vot"):
+        masked.write(tmp_path / name, format="votable" if name.endswith("vot") else "fits")
+        found = reasons(catalogue_source(tmp_path / name, size=2, **XY))
+        assert found == ["", "its position is no number, or has no place in its tile a.npy"]
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    tile(tmp_path / "a.fits", at=wcs())
+    there = wcs().pixel_to_world([10.0, 20.0], [5.0, 6.0])
+    file = table(
+        tmp_path / "cat.csv",
+        ra=[10.0, 10.0],
+        dec=[20.0, 20.0],
+        my_ra=there.ra.deg,
+        my_dec=there.dec.deg,
+        id=["p", "q"],
+        name=["007", "008"],
+        path=["a.fits"] * 2,
+    )
+    source = catalogue_source(
+        file, size=2, ra_column="my_ra", dec_column="my_dec", id_column="name", tile_column="path"
+    )
+    assert list(source.ids) == ["007", "008"]
+    assert pixels(source, 0)[1, 1, 0] == 510
+    assert pixels(catalogue_source(file, size=2), 0)[1, 1, 0] == 100 * 15 + 20
+
+
+def test_labels(simple: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", TILE)
+    rows = {"id": ["p", "q", "r"], "x": [5] * 3, "y": [5] * 3, "tile": ["a.npy"] * 3}
+    file = table(tmp_path / "l.csv", **rows, said=["anomaly", "", "normal"], kind=["b", "a", "b"], some=["b", "", "a"])
+    assert catalogue_source(file, **XY).labels == {}
+    said = catalogue_source(file, label_column="said", **XY)
+    assert said.fingerprint == catalogue_source(file, **XY).fingerprint
+    assert (said.labels, said.truth) == ({"p": "anomaly", "r": "normal"}, None)
+    kind = catalogue_source(file, label_column="kind", **XY)
+    assert (kind.labels, dict(kind.truth or {})) == ({}, {"p": "b", "q": "a", "r": "b"})
+    assert list((kind.truth or {}).values()) == ["b", "a", "b"]
+    assert len(kind.truth or {}) == 3
+    assert (kind.truth or {}).get("z") is None
+    assert dict(pickle.loads(pickle.dumps(kind)).truth) == {"p": "b", "q": "a", "r": "b"}
+    with pytest.raises(DataError, match=r"every row must have one, but 1 of 3 have none, the first is q"):
+        catalogue_source(file, label_column="some", **XY)
+    (tmp_path / "labels.csv").write_text("filename,label\nq,anomaly\n")
+    assert catalogue_source(file, labels_file=tmp_path / "labels.csv", **XY).labels == {"q": "anomaly"}
+    with pytest.raises(ConfigError, match="label_column and labels_file: give only one"):
+        catalogue_source(file, label_column="said", labels_file=tmp_path / "labels.csv", **XY)
+
+
+def test_fingerprint_and_rendering(simple: Path) -> None:
+    first = catalogue_source(simple, size=4, **XY)
+    assert catalogue_source(simple, size=4, **XY).fingerprint == first.fingerprint
+    stretched = catalogue_source(simple, size=4, rendering=Rendering(curve="asinh"), **XY)
+    assert stretched.fingerprint != first.fingerprint
+    assert stretched.read(["p"])[0].mean() > first.read(["p"])[0].mean()
+    tile(simple.parent / "sub/b.fits", np.tile(TILE, (4, 4)))
+    second = catalogue_source(simple, size=4, **XY).fingerprint
+    (simple.parent / "sub/b.fits").unlink()
+    assert len({first.fingerprint, second, catalogue_source(simple, size=4, **XY).fingerprint}) == 3
+
+
+def test_tiles_elsewhere(simple: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    tile(elsewhere / "a.fits", TILE + 7)
+    tile(elsewhere / "sub/b.fits")
+    assert pixels(catalogue_source(simple, size=2, tiles=elsewhere, **XY), 0)[1, 1, 0] == 517
+
+
+def test_each_tile_is_opened_once_in_a_read(simple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    original = _tiles.open_tile
+
+    def spy(path: Path, extensions: Any) -> Any:
+        opened.append(path.name)
+        return original(path, extensions)
+
+    monkeypatch.setattr("anomalymatch.data.sources.tiles.open_tile", spy)
+    source = catalogue_source(simple, size=2, **XY)
+    source._mapped.limit = 1
+    opened.clear()
+    source.read(["r", "p", "r", "q", "r", "s"])
+    assert len(opened) <= 2
+
+
+def _in_child(source: CatalogueSource, queue: Any) -> None:
+    queue.put(float(pixels(source, 2)[1, 1, 0]))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_threads_pickle_and_fork(simple: Path) -> None:
+    source = catalogue_source(simple, size=2, **XY)
+    source._mapped.limit = 1
+    expected = [510.0, 620.0, 5510.0]
+    picks = np.random.default_rng(0).integers(0, 3, 300).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda i: float(pixels(source, i)[1, 1, 0]), picks)) == [expected[i] for i in picks]
+    assert pixels(pickle.loads(pickle.dumps(source)), 1)[1, 1, 0] == 620
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_in_child, args=(source, queue))
+    child.start()
+    child.join(20)
+    assert queue.get() == 5510
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "fits", "vot"])
+def test_a_damaged_catalogue_is_an_error_or_a_catalogue(tmp_path: Path, suffix: str) -> None:
+    np.save(tmp_path / "a.npy", TILE)
+    columns = {"id": [f"n{i}" for i in range(9)], "x": np.arange(9.0), "y": np.arange(9.0), "tile": ["a.npy"] * 9}
+    path = tmp_path / f"cat.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table(columns), path)
+    else:
+        Table(columns).write(path, format={"csv": "csv", "vot": "votable"}.get(suffix, suffix))
+    sound = path.read_bytes()
+    dice = random.Random(0)
+    for trial in range(40):
+        broken = bytearray(sound)
+        if trial % 2:
+            broken = broken[: dice.randrange(len(broken))]
+        else:
+            broken[dice.randrange(len(broken))] ^= 1 << dice.randrange(8)
+        path.write_bytes(broken)
+        try:
+            source = catalogue_source(path, size=2, **XY)
+        except DataError:
+            continue
+        assert all(isinstance(result, Reject | np.ndarray) for result in source.read(list(source.ids)))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "png", "tif"])
+def test_damaged_tiles_are_rejected(tmp_path: Path, suffix: str) -> None:
+    np.save(tmp_path / "a.npy", TILE.astype(np.uint8))
+    victim = tmp_path / f"v.{suffix}"
+    if suffix == "npy":
+        np.save(victim, TILE.astype(np.uint8))
+    else:
+        PillowImage.fromarray(TILE.astype(np.uint8)).save(victim)
+    sound = victim.read_bytes()
+    file = table(tmp_path / "cat.csv", x=[9, 9], y=[9, 9], tile=["a.npy", victim.name])
+    dice = random.Random(0)
+    for trial in range(40):
+        broken = bytearray(sound)
+        if trial % 2:
+            broken = broken[: dice.randrange(len(broken))]
+        else:
+            broken[dice.randrange(len(broken))] ^= 1 << dice.randrange(8)
+        victim.write_bytes(broken)
+        result = catalogue_source(file, size=2, **XY).read(["cat/0000001"])[0]
+        assert isinstance(result, Reject | np.ndarray)
+        if trial % 2:
+            assert isinstance(result, Reject) or suffix == "tif" or suffix == "png"
+
+
+def test_objects_are_never_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "o.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "c.npy", np.zeros((4, 4), dtype=complex))
+    np.savez(tmp_path / "z.npz", TILE)
+    (tmp_path / "z.npz").rename(tmp_path / "z.npy")
+    for name, message in {"o": "cannot be read as .npy", "c": "found complex128", "z": "found an archive"}.items():
+        with pytest.raises(DataError, match=message):
+            catalogue_source(table(tmp_path / "cat.csv", x=[1], y=[1], tile=[f"{name}.npy"]), **XY)
+
+
+def test_messages(tmp_path: Path, simple: Path) -> None:
+    def refused(message: str, kind: type[Exception] = DataError, file: Path = simple, **options: Any) -> None:
+        with pytest.raises(kind, match=message):
+            catalogue_source(file, **options)
+
+    with pytest.raises(DataError, match=r"dataset=catalogue needs data\.root=PATH"):
+        catalogue_source(None)
+    refused("expected a catalogue, found nothing", file=tmp_path / "none.csv")
+    refused("expected a catalogue, found a folder", file=tmp_path)
+    np.save(tmp_path / "a", TILE)
+    refused(r"a catalogue must end in one of \.csv", file=tmp_path / "a.npy")
+    refused("no column has a usual name of a position, ra and dec for example, among id, x, y, tile")
+    refused(
+        "there is no column z, which dataset.source.x_column names, only id, x, y, tile", x_column="z", y_column="y"
+    )
+    refused("there is no column z, which dataset.source.tile_columns names", tile_columns=["z"], **XY)
+    refused("x_column and y_column: give both or none", ConfigError, x_column="x")
+    refused("ra_column and dec_column: give both or none", ConfigError, dec_column="x")
+    refused("tile_column and tile_columns: give only one", ConfigError, tile_column="tile", tile_columns=["tile"], **XY)
+    refused("size_column and size_arcsec: give only one", ConfigError, size_column="x", size_arcsec=1, **XY)
+    refused("a size must be positive", ConfigError, size=0, **XY)
+    refused(r"extensions=\[\]: give null", ConfigError, extensions=[], **XY)
+    refused("expected 1 different names", ConfigError, bands=["a", "b"], **XY)
+    refused("the column tile must hold numbers, found|conversion error", x_column="tile", y_column="y")
+    refused("has no celestial coordinates, which positions in degrees", ra_column="x", dec_column="y")
+    refused("has no celestial coordinates, which positions in degrees", size_arcsec=3, **XY)
+    xy = {"x": [1, 1], "y": [1, 1]}
+    refused("the catalogue has no rows", file=table(tmp_path / "1.csv", x=[], y=[], tile=[]), **XY)
+    same = table(tmp_path / "2.csv", id=["a", "a"], tile=["a.fits"] * 2, **xy)
+    refused("ids must be unique, but 'a' occurs more than once", file=same, **XY)
+    refused(
+        "the id column id is empty in 1 of 2 rows",
+        file=table(tmp_path / "3.csv", id=["a", ""], tile=["a.fits"] * 2, **xy),
+        **XY,
+    )
+    (tmp_path / "4.csv").write_text("x,x,y\n1,2,3\n")
+    refused("names of columns must be unique, but x occurs", file=tmp_path / "4.csv", **XY)
+    gone = table(tmp_path / "5.csv", tile=["gone.fits", "a.fits"], **xy)
+    refused(r"its tile gone\.fits: cannot be opened: No such file", file=gone, **XY)
+    refused("no column names the tile of each row", file=table(tmp_path / "6.csv", **xy), **XY)
+    sky = table(tmp_path / "7.csv", ra=[1, 1], dec=[1, 1])
+    refused("no FITS file in this folder has world coordinates", file=sky)
+    refused("expected a folder with FITS tiles, found nothing", file=sky, tiles=tmp_path / "none")
+    tile(tmp_path / "w.fits", at=wcs())
+    refused("none of its 2 rows lies in one of the 3 tiles", file=sky)
+    refused("none of its 2 rows lies in one of the 0 tiles", file=table(tmp_path / "8.csv", tile=["", ""], **xy), **XY)
+    with pytest.raises(DataError, match="has no image 'z'"):
+        catalogue_source(simple, **XY).read(["z"])

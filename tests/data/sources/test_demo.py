@@ -1,0 +1,279 @@
+import itertools
+import logging
+import time
+
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from anomalymatch.data.source import ImageSource
+from anomalymatch.data.sources import demo
+from anomalymatch.data.sources.demo import COMMON, FRAME, RARE, Grid, Shape, blobs, demo_source, profile
+from anomalymatch.errors import ConfigError, DataError, StorageError
+
+
+def pixels(source):
+    return np.stack(source.read(source.ids))
+
+
+def gallery(name, count=40, size=64):
+    """`count` images of one class, as float."""
+    grid = Grid.of(size)
+    return [demo._render(np.random.default_rng([5, i]), grid, name).astype(float) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("demo")
+    return cache, demo_source(cache_dir=cache, count=40, size=32, rare_fraction=0.1)
+
+
+def test_is_an_image_source(small):
+    _, source = small
+    assert isinstance(source, ImageSource)
+    assert (source.name, source.channels, source.holdout) == ("demo", 3, frozenset())
+    assert source.ids[:2] == ["demo-000000", "demo-000001"]
+    assert list(source.truth) == list(source.ids)
+
+
+@pytest.mark.parametrize("size", [16, 33, 64])
+def test_shape_and_type(tmp_path, size):
+    (image,) = demo_source(cache_dir=tmp_path, count=1, size=size).read(["demo-000000"])
+    assert image.shape == (size, size, 3)
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+
+
+def test_unknown_id(small):
+    with pytest.raises(DataError, match="demo has no image 'demo-000040'"):
+        small[1].read(["demo-000040"])
+
+
+def test_a_reader_cannot_spoil_the_set(small):
+    source = small[1]
+    before = source.read(["demo-000003"])[0].copy()
+    source.read(["demo-000003"])[0][:] = 0
+    np.testing.assert_array_equal(source.read(["demo-000003"])[0], before)
+
+
+def test_same_seed_same_bytes(small, tmp_path):
+    again = demo_source(cache_dir=tmp_path, count=40, size=32, rare_fraction=0.1)
+    np.testing.assert_array_equal(pixels(again), pixels(small[1]))
+    assert (again.fingerprint, again.truth) == (small[1].fingerprint, small[1].truth)
+
+
+def test_images_do_not_depend_on_the_count(small, tmp_path):
+    fewer = demo_source(cache_dir=tmp_path, count=15, size=32, rare_fraction=0.1)
+    np.testing.assert_array_equal(pixels(fewer), pixels(small[1])[:15])
+    assert list(fewer.truth.items()) == list(small[1].truth.items())[:15]
+
+
+def test_another_seed_gives_other_images(small, tmp_path):
+    other = demo_source(cache_dir=tmp_path, count=40, size=32, rare_fraction=0.1, seed=1)
+    assert not any((a == b).all() for a, b in zip(pixels(other), pixels(small[1]), strict=True))
+    assert list(other.truth.values()) != list(small[1].truth.values())
+
+
+def test_no_two_images_are_alike(small):
+    assert len({image.tobytes() for image in small[1].read(small[1].ids)}) == 40
+
+
+@pytest.mark.parametrize("name", [*COMMON, *RARE])
+def test_a_galaxy_keeps_its_looks_at_another_size(name):
+    def likeness(a, b):
+        return np.corrcoef(a.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3)).ravel(), b.ravel())[0, 1]
+
+    assert np.median([likeness(*pair) for pair in zip(gallery(name, 9, 64), gallery(name, 9, 32), strict=True)]) > 0.9
+
+
+@pytest.mark.parametrize("key", ["count", "size", "rare", "rare_fraction", "seed"])
+def test_every_argument_changes_the_fingerprint(small, tmp_path, key):
+    base = {"count": 2, "size": 16, "rare": "lens_arc", "rare_fraction": 0.1, "seed": 0}
+    change = {"count": 3, "size": 17, "rare": "merger", "rare_fraction": 0.2, "seed": 1}
+    a = demo_source(cache_dir=tmp_path, **base)
+    b = demo_source(cache_dir=tmp_path, **base | {key: change[key]})
+    assert a.fingerprint != b.fingerprint
+
+
+@pytest.mark.parametrize("fraction", [0.003, 0.01, 0.125, 0.5, 0.9])
+def test_prevalence_is_exact_and_common_classes_are_equal(fraction):
+    classes = demo._deal_classes(4000, "merger", fraction, seed=3)
+    counts = {name: classes.count(name) for name in (*COMMON, "merger")}
+    assert sum(counts.values()) == len(classes) == 4000
+    assert counts["merger"] == round(4000 * fraction)
+    common = [counts[name] for name in COMMON]
+    assert max(common) - min(common) <= 1
+
+
+def test_classes_are_shuffled():
+    classes = demo._deal_classes(1000, "lens_arc", 0.01, seed=0)
+    repeats = sum(a == b for a, b in itertools.pairwise(classes))
+    assert 180 < repeats < 320
+    places = {i % demo.BLOCK for i, name in enumerate(classes) if name == "lens_arc"}
+    assert len(places) > 5
+
+
+def test_the_rare_class_is_chosen(tmp_path):
+    source = demo_source(cache_dir=tmp_path, count=20, size=16, rare="merger", rare_fraction=0.5)
+    assert "merger" in source.truth.values()
+    assert "lens_arc" not in source.truth.values()
+
+
+def test_a_set_without_anomalies_is_said(tmp_path, caplog):
+    demo_source(cache_dir=tmp_path, count=1, size=16, rare_fraction=1e-4)
+    assert "none of the 1 demo images is a lens_arc" in caplog.text
+
+
+def test_the_second_call_reads_the_cache(small, monkeypatch):
+    cache, source = small
+    monkeypatch.setattr(demo, "_render", None)
+    again = demo_source(cache_dir=str(cache), count=40, size=32, rare_fraction=0.1)
+    np.testing.assert_array_equal(pixels(again), pixels(source))
+
+
+def flip_a_byte(data):
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: b"rubbish", lambda data: data[:-50], lambda data: data[:999], flip_a_byte]
+)
+def test_a_damaged_cache_is_rendered_again(tmp_path, caplog, damage):
+    arguments = {"cache_dir": tmp_path, "count": 3, "size": 16}
+    first = pixels(demo_source(**arguments))
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(pixels(demo_source(**arguments)), first)
+    assert f"{file} is damaged" in caplog.text
+    np.testing.assert_array_equal(np.load(file)["images"], first)
+
+
+@pytest.mark.parametrize("content", [{"other": np.zeros(3)}, {"images": np.zeros((3, 16, 16, 3))}])
+def test_a_foreign_file_in_the_cache_is_replaced(tmp_path, caplog, content):
+    arguments = {"cache_dir": tmp_path, "count": 3, "size": 16}
+    first = pixels(demo_source(**arguments))
+    (file,) = tmp_path.iterdir()
+    np.savez(file, **content)
+    np.testing.assert_array_equal(pixels(demo_source(**arguments)), first)
+    assert str(file) in caplog.text
+
+
+def test_an_unusable_cache_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+        demo_source(cache_dir=tmp_path / "file", count=1, size=16)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"count": 0}, "count must be at least 1, but is 0"),
+        ({"size": 15}, "size must be at least 16 pixels, but is 15"),
+        ({"rare": "quasar"}, "no rare class 'quasar'; choose one of: lens_arc, merger"),
+        ({"rare_fraction": 0.0}, "rare_fraction must lie between 0 and 1, both excluded, but is 0.0"),
+        ({"rare_fraction": 1.0}, "both excluded, but is 1.0"),
+        ({"rare_fraction": float("nan")}, "both excluded, but is nan"),
+        ({"seed": -1}, "seed must be 0 or more, but is -1"),
+    ],
+)
+def test_wrong_arguments(tmp_path, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        demo_source(cache_dir=tmp_path, **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_hydra_node_builds_the_source(tmp_path, request):
+    node = OmegaConf.load(request.config.rootpath / "conf" / "dataset" / "demo.yaml")
+    config = OmegaConf.create({"data": {"cache_dir": str(tmp_path)}, "dataset": node})
+    assert config.dataset.anomaly == "lens_arc"
+    config.dataset.source.count = 2
+    assert len(instantiate(config.dataset.source)) == 2
+
+
+@pytest.mark.parametrize(("index", "ratio"), [(1.0, 1.0), (1.0, 0.4), (4.0, 0.7)])
+def test_brightness_is_the_mean_within_the_half_light_ellipse(index, ratio):
+    grid, radius, angle = Grid.of(600), 12.0, 0.6
+    light = profile(grid, Shape(radius, index, ratio, angle), 50.0)
+    along, across = (
+        grid.x * np.cos(angle) + grid.y * np.sin(angle),
+        grid.y * np.cos(angle) - grid.x * np.sin(angle),
+    )
+    inside = np.hypot(along, across / ratio) < radius
+    assert light[inside].mean() == pytest.approx(50, rel=0.03)
+
+
+def test_blobs_are_gaussians():
+    grid = Grid.of(64)
+    light = blobs(grid, np.array([0.5, 5.5]), np.array([0.5, -3.5]), 2.0, np.array([3.0, 4.0]))
+    slow = sum(
+        p * np.exp(-((grid.x - x) ** 2 + (grid.y - y) ** 2) / 8) for x, y, p in [(0.5, 0.5, 3.0), (5.5, -3.5, 4.0)]
+    )
+    np.testing.assert_allclose(light, slow)
+
+
+def axis_ratio(image):
+    """Minor over major axis from the second moments of the bright part within 20 pixels of the middle."""
+    grid = Grid.of(len(image))
+    light = np.where(np.hypot(grid.x, grid.y) < 20, np.maximum(image.sum(axis=2) - 45, 0), 0)
+    x, y = (light * grid.x).sum() / light.sum(), (light * grid.y).sum() / light.sum()
+    dx, dy = grid.x - x, grid.y - y
+    moments = np.array([[dx * dx, dx * dy], [dx * dy, dy * dy]]) * light
+    low, high = np.linalg.eigvalsh(moments.sum(axis=(2, 3)))
+    return np.sqrt(low / high)
+
+
+def test_round_cigar_and_edge_on_are_ever_more_elongated():
+    ratios = {name: np.median([axis_ratio(i) for i in gallery(name)]) for name in COMMON}
+    assert ratios["edge_on_disk"] < 0.35 < ratios["smooth_cigar"] < 0.65 < 0.8 < ratios["smooth_round"]
+
+
+def blueness(image, inner, outer):
+    """Blue over red light in a ring, after the sky is taken off."""
+    grid = Grid.of(len(image))
+    distance = np.hypot(grid.x, grid.y)
+    ring = image[(distance > inner) & (distance < outer)].mean(axis=0) - np.median(image[distance > 28], axis=0)
+    return (ring[2] + 1) / (ring[0] + 1)
+
+
+def test_lenses_are_red_inside_and_blue_outside():
+    ring = {n: np.median([blueness(i, 6, 14) for i in gallery(n)]) for n in (*COMMON, "lens_arc")}
+    assert ring["lens_arc"] > 1.2 * ring["smooth_round"]
+    assert ring["unbarred_spiral"] > 1.2 * ring["smooth_round"]
+    assert np.median([blueness(i, 0, 3) for i in gallery("lens_arc")]) < 0.9
+
+
+def test_the_rare_class_is_not_trivial():
+    # Overlap: one colour in one ring must not separate lenses from all else.
+    lens = np.array([blueness(i, 6, 14) for i in gallery("lens_arc")])
+    others = np.array([blueness(i, 6, 14) for name in COMMON for i in gallery(name)])
+    wins = (lens[:, None] > others).mean()
+    assert 0.5 < wins < 0.9
+
+
+@pytest.mark.parametrize("name", [*COMMON, *RARE])
+def test_cutouts_look_like_a_survey(name):
+    images = np.stack(gallery(name))
+    corners = images[:, :6, :6]
+    assert 1 < np.median(corners) < 10
+    assert 1.5 < np.median(corners.std(axis=(1, 2))) < 5
+    centre = images[:, 24:40, 24:40].max(axis=(1, 2, 3))
+    assert np.median(centre) > 80
+    assert centre.min() > 20
+    assert (images == 255).mean() < 0.01
+
+
+def test_the_frame_is_64_units():
+    grid = Grid.of(16)
+    assert grid.x[0, 0] == -FRAME / 2 + 2
+    assert grid.y[-1, 0] == FRAME / 2 - 2
+
+
+@pytest.mark.slow
+def test_the_default_set_renders_in_time(tmp_path):
+    start = time.process_time()
+    source = demo_source(cache_dir=tmp_path)
+    assert time.process_time() - start < 60  # seconds of one core: about 9, and twice that with types checked
+    assert list(source.truth.values()).count("lens_arc") == 40

@@ -1,0 +1,218 @@
+import contextlib
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as PillowImage
+
+from anomalymatch.data.source import ImageSource
+from anomalymatch.data.sources import files as _tree
+from anomalymatch.data.sources.files import FolderSource, folder_source
+from anomalymatch.errors import ConfigError, DataError, LabelError
+from anomalymatch.types import Reject
+
+
+def add(root: Path, name: str, value: int = 0) -> Path:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PillowImage.fromarray(np.full((4, 5, 3), value, dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for value, name in enumerate(["b.png", "a.PNG", "sub/c.tif", "sub/deep/d.JPeG", "sub/é ü.bmp"]):
+        add(folder, name, 40 * value)
+    return folder
+
+
+def test_ids_are_sorted_relative_paths_and_only_images(root: Path) -> None:
+    add(root, ".hidden.png")
+    add(root, ".thumbnails/e.png")
+    (root / "notes.txt").write_text("no image")
+    (root / "folder.png").mkdir()
+    source = folder_source(root)
+    assert isinstance(source, ImageSource)
+    assert source.ids == ["a.PNG", "b.png", "sub/c.tif", "sub/deep/d.JPeG", "sub/é ü.bmp"]
+    assert (source.name, source.truth, source.holdout, source.labels) == ("images", None, frozenset(), {})
+    assert [image[0, 0].tolist() for image in source.read(["sub/c.tif", "a.PNG"])] == [[80] * 3, [40] * 3]
+
+
+def test_scan_opens_no_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(PillowImage, "open", refuse)
+    assert len(folder_source(root)) == 5
+
+
+def test_fingerprint_follows_ids_sizes_times_and_channels(root: Path) -> None:
+    first = folder_source(root).fingerprint
+    assert folder_source(str(root)).fingerprint == first
+    assert folder_source(root, channels=1).fingerprint != first
+    os.utime(root / "b.png", (0, 0))
+    second = folder_source(root).fingerprint
+    (root / "b.png").rename(root / "bb.png")
+    assert len({first, second, folder_source(root).fingerprint}) == 3
+
+
+def test_unreadable_images_are_rejected_one_by_one(root: Path) -> None:
+    (root / "zero.png").write_bytes(b"")
+    (root / "text.png").write_text("no image")
+    (root / "cut.jpg").write_bytes((root / "sub/deep/d.JPeG").read_bytes()[:-20])
+    add(root, "gone.png")
+    source = folder_source(root)
+    (root / "gone.png").unlink()
+    results = source.read(["zero.png", "a.PNG", "text.png", "cut.jpg", "gone.png"])
+    assert [isinstance(result, Reject) for result in results] == [True, False, True, True, True]
+    assert results[0] == Reject("zero.png", "the file is empty (0 bytes)")
+    assert results[4] == Reject("gone.png", "cannot be opened: No such file or directory")
+
+
+def test_links_stay_inside_the_folder(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outside = add(tmp_path / "outside", "o.png").parent
+    (root / "inside.png").symlink_to(root / "b.png")
+    (root / "leaves.png").symlink_to(outside / "o.png")
+    (root / "sub/up.png").symlink_to("../../outside/o.png")
+    (root / "broken.png").symlink_to(root / "none.png")
+    (root / "loop.png").symlink_to(root / "loop.png")
+    (root / "linked").symlink_to(outside, target_is_directory=True)
+    (root / "cycle").symlink_to(root, target_is_directory=True)
+    source = folder_source(root)
+    assert "inside.png" in source.ids
+    assert len(source) == 6
+    assert "links that leave the folder: 2" in caplog.text
+    assert "links to folders: 2" in caplog.text
+
+
+def test_root_that_is_itself_a_link_is_followed(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root, target_is_directory=True)
+    assert folder_source(tmp_path / "link").ids == folder_source(root).ids
+
+
+def test_names_that_are_not_utf8_are_skipped(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Path(os.fsdecode(os.fsencode(root) + b"/\xff.png")).write_bytes(b"")
+    assert len(folder_source(root)) == 5
+    assert "not UTF-8: 1" in caplog.text
+
+
+def test_sub_folders_are_the_classes(tmp_path: Path) -> None:
+    for name in ["cat/1.png", "cat/x/2.png", "dog/1.png"]:
+        add(tmp_path, name)
+    truth = {"cat/1.png": "cat", "cat/x/2.png": "cat", "dog/1.png": "dog"}
+    assert folder_source(tmp_path).truth == truth
+    assert folder_source(tmp_path, classes="none").truth is None
+    add(tmp_path, "loose.png")
+    assert folder_source(tmp_path).truth is None
+    with pytest.raises(DataError, match=r"1 lie in the folder itself, the first is loose\.png"):
+        folder_source(tmp_path, classes="folders")
+
+
+def test_one_sub_folder_is_a_class_only_if_told(tmp_path: Path) -> None:
+    add(tmp_path, "images/1.png")
+    assert folder_source(tmp_path).truth is None
+    assert folder_source(tmp_path, classes="folders").truth == {"images/1.png": "images"}
+
+
+def test_labels_of_a_person_are_partial_and_no_truth(root: Path) -> None:
+    (root / "labels.csv").write_text("filename,label\nb.png,anomaly\nsub/c.tif,normal\na.PNG,artefact\n")
+    source = folder_source(root)
+    assert source.labels == {"b.png": "anomaly", "sub/c.tif": "normal", "a.PNG": "artefact"}
+    assert source.truth is None
+
+
+def test_labels_of_a_person_go_along_with_class_folders(tmp_path: Path) -> None:
+    for name in ["cat/1.png", "dog/1.png"]:
+        add(tmp_path, name)
+    (tmp_path / "labels.csv").write_text("filename,label\ncat/1.png,unsure\n")
+    source = folder_source(tmp_path)
+    assert source.labels == {"cat/1.png": "unsure"}
+    assert source.truth == {"cat/1.png": "cat", "dog/1.png": "dog"}
+
+
+def test_other_labels_are_classes_of_a_benchmark(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "classes.csv"
+    ids = folder_source(root).ids
+    file.write_text("filename,label\n" + "".join(f"{id_},class{i % 2}\n" for i, id_ in enumerate(ids)))
+    source = folder_source(root, labels_file=str(file))
+    assert source.truth == {id_: f"class{i % 2}" for i, id_ in enumerate(ids)}
+    assert source.labels == {}
+    file.write_text("filename,label\nb.png,anomaly\na.PNG,galaxy\n")
+    with pytest.raises(LabelError, match=r"3 of 5 are missing, the first is sub/c\.tif"):
+        folder_source(root, labels_file=file)
+
+
+def test_wrong_labels_file_is_refused(root: Path) -> None:
+    (root / "labels.csv").write_text("filename,label\nnone.png,anomaly\n")
+    with pytest.raises(LabelError, match=r"line 2 'none\.png,anomaly'"):
+        folder_source(root)
+    with pytest.raises(LabelError, match="No such file"):
+        folder_source(root, labels_file=root / "missing.csv")
+
+
+def test_messages_for_a_wrong_root(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset=folder needs data\.root=PATH"):
+        folder_source(None)
+    with pytest.raises(DataError, match="expected a folder with images, found nothing"):
+        folder_source(tmp_path / "none")
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(DataError, match="found a file"):
+        folder_source(file)
+    with pytest.raises(DataError, match=r"no images in it, expected files that end in \.bmp, "):
+        folder_source(tmp_path)
+    with pytest.raises(ConfigError, match="one of auto, folders, none, got yes"):
+        folder_source(tmp_path, classes="yes")
+
+
+def test_only_links_that_leave_say_so(tmp_path: Path) -> None:
+    outside = add(tmp_path / "outside", "o.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/o.png").symlink_to(outside)
+    with pytest.raises(DataError, match=r"no images in it \(links that leave the folder: 1\)"):
+        folder_source(tmp_path / "in")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may list every folder")
+def test_folder_that_cannot_be_listed_is_an_error(root: Path) -> None:
+    (root / "sub").chmod(0)
+    try:
+        with pytest.raises(DataError, match="cannot list this folder: Permission denied"):
+            folder_source(root)
+    finally:
+        (root / "sub").chmod(0o755)
+
+
+def test_source_can_be_pickled(root: Path) -> None:
+    source: FolderSource = pickle.loads(pickle.dumps(folder_source(root)))
+    assert source.read(["b.png"])[0].shape == (4, 5, 3)
+
+
+NAMES = st.text(st.sampled_from("a-./0é~"), min_size=1, max_size=8)
+
+
+@given(names=st.sets(NAMES, min_size=1, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_any_names_come_sorted_and_keep_their_fingerprint(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str]
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    for name in names:
+        if all(part and not part.startswith(".") for part in name.split("/")):
+            with contextlib.suppress(FileExistsError, NotADirectoryError):  # a folder, and a file of the same name
+                path = root / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    expected = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png") if path.is_file())
+    entries = _tree.scan(root, (".png",)).entries
+    assert [entry[0] for entry in entries] == expected
+    stats = [(root / id_).stat() for id_ in expected]
+    lines = [f"\n{id_}\0{stat.st_size}\0{stat.st_mtime_ns}" for id_, stat in zip(expected, stats, strict=True)]
+    assert _tree.fingerprint("salt", entries) == hashlib.sha256("".join(["salt", *lines]).encode()).hexdigest()

@@ -1,0 +1,321 @@
+import functools
+import http.server
+import io
+import multiprocessing
+import pickle
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp  # noqa: F401 (imported from inside of the library it would be compiled anew)
+import fsspec
+import fsspec.implementations.http
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image as PillowImage
+
+from anomalymatch.data import remote as _remote
+from anomalymatch.data.remote import is_remote, local_path
+from anomalymatch.data.source import ImageSource
+from anomalymatch.data.sources.files import FolderSource, RemoteFolderSource, folder_source
+from anomalymatch.data.sources.parquet import parquet_source
+from anomalymatch.data.sources.zip import zip_source
+from anomalymatch.errors import DataError
+from anomalymatch.types import Reject
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(np.full((2, 3, 3), value, dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_remote, "PAUSE_S", 0.01)
+
+
+@pytest.fixture
+def memory() -> Iterator[MemoryFileSystem]:
+    filesystem = fsspec.filesystem("memory")
+    for value, name in enumerate(["b.png", "a.PNG", "sub/é ü.png", ".hidden.png", "notes.txt"]):
+        filesystem.pipe(f"/set/{name}", png(value))
+    yield filesystem
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+@dataclass
+class Server:
+    """What the server of a folder was asked for, and how often it fails first."""
+
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+    failures: int = 0
+    secret: str | None = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    state = Server()
+    (tmp_path / "www").mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+        def do_GET(self) -> None:
+            state.asked.append(self.path)
+            if state.secret and self.headers["X-Secret"] != state.secret:
+                self.send_error(403)
+            elif state.failures and self.path.endswith(".png"):
+                state.failures -= 1
+                self.send_error(503)
+            else:
+                super().do_GET()
+
+    handler = functools.partial(Handler, directory=str(tmp_path / "www"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as opened:
+        thread = threading.Thread(target=opened.serve_forever, daemon=True)
+        thread.start()
+        state.url = f"http://127.0.0.1:{opened.server_port}"
+        yield state
+        opened.shutdown()
+
+
+def colours(source: ImageSource) -> list[int]:
+    return [int(image[0, 0, 0]) for image in source.read(source.ids)]
+
+
+def test_images_below_a_url(memory: MemoryFileSystem) -> None:
+    source = folder_source("memory://set")
+    assert isinstance(source, ImageSource)
+    assert isinstance(source, RemoteFolderSource)
+    assert source.ids == ["a.PNG", "b.png", "sub/é ü.png"]
+    assert (source.name, source.truth, source.labels) == ("set", None, {})
+    assert colours(source) == [1, 0, 2]
+    assert source.raw_bytes("b.png") == png(0)
+    assert folder_source("memory://set", channels=1).read(["b.png"])[0].shape == (2, 3, 1)
+
+
+def test_setting_up_reads_no_image(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", None)
+    assert len(RemoteFolderSource("memory://set").ids) == 3
+
+
+def test_classes_and_labels(memory: MemoryFileSystem, tmp_path: Path) -> None:
+    for name in ["cat/1.png", "dog/1.png"]:
+        memory.pipe(f"/animals/{name}", png(1))
+    assert RemoteFolderSource("memory://animals").truth == {"cat/1.png": "cat", "dog/1.png": "dog"}
+    assert RemoteFolderSource("memory://animals", classes="none").truth is None
+    (tmp_path / "labels.csv").write_text("filename,label\nb.png,anomaly\n")
+    assert folder_source("memory://set", labels_file=tmp_path / "labels.csv").labels == {"b.png": "anomaly"}
+
+
+def test_fingerprint_follows_names_sizes_times_and_channels(memory: MemoryFileSystem) -> None:
+    first = RemoteFolderSource("memory://set").fingerprint
+    assert RemoteFolderSource("memory://set").fingerprint == first
+    assert RemoteFolderSource("memory://set", channels=1).fingerprint != first
+    memory.pipe("/set/b.png", png(9))
+    second = RemoteFolderSource("memory://set").fingerprint
+    memory.rm("/set/b.png")
+    assert len({first, second, RemoteFolderSource("memory://set").fingerprint}) == 3
+
+
+def test_a_failure_is_tried_again_and_what_lasts_is_rejected(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = RemoteFolderSource("memory://set", connections=1)
+    original, tries = MemoryFileSystem.cat_file, [0]
+
+    def fail(self: Any, path: str, *rest: Any, times: int = 2) -> bytes:
+        tries[0] += 1
+        if tries[0] <= times:
+            raise TimeoutError("too slow")
+        return original(self, path, *rest)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
+    assert source.read(["b.png"])[0][0, 0, 0] == 0
+    assert tries == [3]
+    tries[0] = 0
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", functools.partialmethod(fail, times=99))
+    assert source.read(["b.png"]) == [Reject("b.png", "cannot be fetched: TimeoutError: too slow")]
+    assert tries == [3]
+
+
+def test_vanished_changed_and_broken_images_are_rejected(memory: MemoryFileSystem) -> None:
+    memory.pipe("/set/text.png", b"no image")
+    source = RemoteFolderSource("memory://set")
+    memory.rm("/set/b.png")
+    memory.pipe("/set/a.PNG", png(1) + b"more")
+    gone, changed, text, good = source.read(["b.png", "a.PNG", "text.png", "sub/é ü.png"])
+    assert gone == Reject("b.png", "cannot be fetched: it is not there")
+    assert isinstance(changed, Reject)
+    assert "bytes where" in changed.reason
+    assert isinstance(text, Reject)
+    assert good[0, 0, 0] == 2
+
+
+def test_several_images_are_fetched_at_once(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, barrier = MemoryFileSystem.cat_file, threading.Barrier(3, timeout=10)
+
+    def wait(self: Any, path: str) -> bytes:
+        barrier.wait()
+        return original(self, path)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", wait)
+    assert colours(RemoteFolderSource("memory://set", connections=3)) == [1, 0, 2]
+
+
+def _read_in_child(source: RemoteFolderSource, queue: Any) -> None:
+    queue.put(colours(source))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_other_processes(server: Server, tmp_path: Path) -> None:
+    for value in range(3):
+        (tmp_path / f"www/{value}.png").write_bytes(png(value))
+    source = RemoteFolderSource(server.url)
+    assert colours(source) == [0, 1, 2]
+    assert colours(pickle.loads(pickle.dumps(source))) == [0, 1, 2]
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_read_in_child, args=(source, queue))
+    child.start()
+    child.join(20)
+    assert queue.get() == [0, 1, 2]
+    assert colours(source) == [0, 1, 2]
+
+
+def test_images_over_http(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "www/images/sub").mkdir(parents=True)
+    for value, name in enumerate(["a.png", "sub/é ü#1.png"]):
+        (tmp_path / "www/images" / name).write_bytes(png(value))
+    source = folder_source(f"{server.url}/images/")
+    assert (source.ids, source.name) == (["a.png", "sub/é ü#1.png"], "images")
+    server.failures = 2
+    assert colours(source) == [0, 1]
+    (tmp_path / "www/images/a.png").unlink()
+    assert source.read(["a.png"]) == [Reject("a.png", "cannot be fetched: it is not there")]
+
+
+def test_storage_options_reach_the_file_system(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "www/a.png").write_bytes(png(5))
+    with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
+        archive.writestr("x.png", png(6))
+    server.secret = "s"
+    options = {"headers": {"X-Secret": "s"}}
+    with pytest.raises(DataError, match="cannot be listed"):
+        folder_source(server.url)
+    assert colours(folder_source(server.url, storage_options=options)) == [5]
+    assert colours(zip_source(f"{server.url}/a.zip", cache_dir=tmp_path / "cache", storage_options=options)) == [6]
+
+
+def test_single_files_are_copied_once(server: Server, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
+        archive.writestr("x.png", png(6))
+    url, cache = f"{server.url}/a.zip", tmp_path / "cache"
+    source = zip_source(url, cache_dir=cache)
+    assert (source.ids, source.name, colours(source)) == (["x.png"], "a", [6])
+    server.asked.clear()
+    assert zip_source(url, cache_dir=cache).fingerprint == source.fingerprint
+    assert server.asked == []
+    copy = next(cache.rglob("a.zip"))
+    copy.write_bytes(b"cut")
+    assert colours(zip_source(url, cache_dir=cache)) == [6]
+    with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
+        archive.writestr("x.png", png(7))
+        archive.writestr("y.png", png(8))
+    assert colours(zip_source(url, cache_dir=cache)) == [7, 8]
+
+
+def test_shards_of_a_folder_are_copied(memory: MemoryFileSystem, tmp_path: Path) -> None:
+    for shard in range(2):
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"image": pa.array([png(shard)], pa.binary())}), buffer)
+        memory.pipe(f"/hub/data/{shard}.parquet", buffer.getvalue())
+    source = parquet_source("memory://hub", cache_dir=tmp_path)
+    assert source.ids == ["0/0000000", "1/0000000"]
+    assert colours(source) == [0, 1]
+    assert parquet_source("memory://hub/data/1.parquet", cache_dir=str(tmp_path)).ids == ["1/0000000"]
+
+
+def test_copying_goes_on_where_it_broke_off(
+    memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytes(range(256)) * 40
+    memory.pipe("/a.bin", content)
+    monkeypatch.setattr(_remote, "CHUNK_BYTES", 1000)
+    reads: list[int] = []
+
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            reads.append(self.tell())
+            if len(reads) in (4, 8):
+                raise OSError("the connection broke")
+            return super().read(size)
+
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda self, path, mode: Broken(content))
+    copy = local_path("memory://a.bin", tmp_path, (".bin",))
+    assert copy.read_bytes() == content
+    assert reads[:5] == [0, 1000, 2000, 3000, 3000]
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda self, path, mode: io.BytesIO(content[:50]))
+    copy.unlink()
+    with pytest.raises(DataError, match="got 50 of 10,240 bytes, so what came was deleted"):
+        local_path("memory://a.bin", tmp_path, (".bin",))
+    assert not copy.exists()
+
+
+def test_a_listing_cannot_lead_out_of_the_cache(
+    memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"/set/../../evil.zip": {"size": 1}, "/set/ok/../../../evil.zip": {"size": 1}, "/other/a.zip": {"size": 1}}
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: found)
+    with pytest.raises(DataError, match=r"expected files that end in \.zip, found none"):
+        local_path("memory://set", tmp_path, (".zip",))
+
+
+def test_what_is_on_this_machine_is_no_url(tmp_path: Path) -> None:
+    (tmp_path / "a b.png").write_bytes(png(4))
+    source = folder_source(f"file://{str(tmp_path).replace(' ', '%20')}")
+    assert isinstance(source, FolderSource)
+    assert colours(source) == [4]
+    assert local_path("~/x", None, ()) == Path.home() / "x"
+    assert [is_remote(root) for root in ["s3://b/k", "memory://x", "a/b", "file:///a", Path("x"), None]] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_messages(memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"memory://none: .*no images in it, expected files that end in \.bmp"):
+        folder_source("memory://none")
+    with pytest.raises(DataError, match=r"memory://none\.zip: expected a file, found nothing at /none\.zip"):
+        zip_source("memory://none.zip", cache_dir=tmp_path)
+    with pytest.raises(DataError, match=r"set dataset\.source\.cache_dir to the folder"):
+        zip_source("memory://none.zip")
+    with pytest.raises(DataError, match="nope://x: cannot be opened: ValueError: Protocol not known: nope"):
+        folder_source("nope://x")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(DataError, match=r"s3:// needs a package that is not installed: pip install s3fs"):
+        folder_source("s3://bucket/folder")
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no entry")))
+    with pytest.raises(DataError, match="memory://set: cannot be listed: PermissionError: no entry"):
+        folder_source("memory://set")
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be listed|no images in it"):
+        folder_source("http://127.0.0.1:9/images")
+    with pytest.raises(DataError, match=r"expected a file, found nothing at http://127\.0\.0\.1:9/a\.zip"):
+        zip_source("http://127.0.0.1:9/a.zip", cache_dir=tmp_path)

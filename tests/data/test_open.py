@@ -1,0 +1,296 @@
+import importlib.util
+import io
+import logging
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from astropy.io import fits
+from PIL import Image as PillowImage
+
+from anomalymatch.config import compose
+from anomalymatch.data import open as auto
+from anomalymatch.data import remote as _remote
+from anomalymatch.data.open import KINDS, open_path
+from anomalymatch.data.rendering import Rendering
+from anomalymatch.data.source import ImageSource
+from anomalymatch.data.sources.encoded import SUFFIXES
+from anomalymatch.data.sources.files import folder_source
+from anomalymatch.errors import ConfigError, DataError
+
+PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+
+
+def png(value: int = 1) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(np.full((2, 3, 3), value, dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _zip(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x.png", png())
+
+
+def _tar(file: Path) -> None:
+    with tarfile.open(file, "w") as archive:
+        info = tarfile.TarInfo("x.png")
+        info.size = len(png())
+        archive.addfile(info, io.BytesIO(png()))
+
+
+def _hdf5(file: Path) -> None:
+    with h5py.File(file, "w") as opened:
+        opened["images"] = PIXELS[None]
+
+
+def _zarr(file: Path) -> None:
+    zarr.save_group(str(file), images=np.stack([PIXELS, PIXELS]))
+
+
+def _zarr_zip(file: Path) -> None:
+    _zarr(file.with_suffix(".folder"))
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in file.with_suffix(".folder").rglob("*"):
+            if path.is_file():
+                archive.write(path, path.relative_to(file.with_suffix(".folder")).as_posix())
+
+
+WRITERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
+    "png": ("folder", "a.PNG", lambda file: file.write_bytes(png())),
+    "zip": ("zip", "a.zip", _zip),
+    "tar": ("webdataset", "a.tar", _tar),
+    "parquet": ("parquet", "a.parquet", lambda file: pq.write_table(pa.table({"image": [png()]}), file)),
+    "h5": ("hdf5", "a.h5", _hdf5),
+    "zarr": ("zarr", "a.zarr", _zarr),
+    "npy": ("numpy", "a.npy", lambda file: np.save(file, PIXELS[None])),
+    "fits": ("fits", "a.fits", lambda file: fits.writeto(file, PIXELS[..., 0])),
+    "fits.gz": ("fits", "a.fits.gz", lambda file: fits.writeto(file, PIXELS[..., 0])),
+    "csv": ("catalogue", "a.csv", lambda file: file.write_text("id,Tile,RA,dec\n1,a.fits,0,0\n")),
+}
+EXISTING = [
+    key for key, (name, *_) in WRITERS.items() if importlib.util.find_spec(KINDS[name].target.partition(":")[0])
+]
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    filesystem = fsspec.filesystem("memory")
+    yield filesystem
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, stand_in: ImageSource) -> list[tuple[str, Path]]:
+    """Only note which source would be opened, and from where."""
+    calls: list[tuple[str, Path]] = []
+
+    def opener(kind: auto.Kind) -> Any:
+        def note(root: Path, *, rendering: Rendering) -> ImageSource:
+            calls.append((kind.dataset, root))
+            return stand_in
+
+        return note
+
+    monkeypatch.setattr(auto.Kind, "opener", opener)
+    return calls
+
+
+@pytest.mark.parametrize("key", WRITERS)
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_every_kind_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_source: Any, key: str, whole_folder: bool
+) -> None:
+    dataset, name, write = WRITERS[key]
+    file = tmp_path / "in" / name
+    file.parent.mkdir()
+    write(file)
+    calls = opened(monkeypatch, make_source())
+    root = file.parent if whole_folder or dataset == "folder" else file
+    open_path(root, cache_dir=tmp_path / "cache")
+    assert calls == [(dataset, file if dataset == "catalogue" else root)]
+
+
+@pytest.mark.parametrize("key", [key for key in EXISTING if key != "csv"])
+def test_sources_open_what_was_recognised(tmp_path: Path, key: str) -> None:
+    dataset, name, write = WRITERS[key]
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / name)
+    source = open_path(str(tmp_path / "in"), cache_dir=tmp_path / "cache")
+    assert isinstance(source, ImageSource)
+    assert isinstance(source.read(source.ids[:1])[0], np.ndarray)
+    if dataset != "folder":
+        assert len(open_path(tmp_path / "in" / name, cache_dir=tmp_path / "cache").ids) == len(source.ids)
+
+
+@pytest.mark.parametrize("key", EXISTING)
+def test_openers_take_what_they_are_given(key: str) -> None:
+    import inspect
+
+    parameters = inspect.signature(KINDS[WRITERS[key][0]].opener()).parameters
+    assert {"root", "rendering"} <= set(parameters)
+
+
+def test_images_have_the_suffixes_of_a_folder() -> None:
+    assert set(KINDS["folder"].suffixes) == SUFFIXES
+
+
+def test_zarr_in_a_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_source: Any) -> None:
+    _zarr_zip(tmp_path / "a.zip")
+    calls = opened(monkeypatch, make_source())
+    open_path(tmp_path / "a.zip", cache_dir=tmp_path)
+    open_path(tmp_path / "a.folder", cache_dir=tmp_path)
+    assert calls == [("zarr", tmp_path / "a.zip"), ("zarr", tmp_path / "a.folder")]
+
+
+def test_companions_are_no_kind_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_source: Any) -> None:
+    calls = opened(monkeypatch, make_source())
+    for name in ["x.png", ".hidden.zip", ".cache/y.zip", "README.md", "rejects.parquet", "a_metadata.parquet"]:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(png())
+    (tmp_path / "in/labels.csv").write_text("filename,label\nx.png,cat\n")
+    open_path(tmp_path / "in", cache_dir=tmp_path)
+    assert calls == [("folder", tmp_path / "in")]
+
+
+def test_tables_with_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_source: Any) -> None:
+    calls = opened(monkeypatch, make_source())
+    (tmp_path / "x.png").write_bytes(png())
+    for name, header in [("a.csv", "RA,Dec"), ("b.csv", "tile,x,y"), ("c.csv", "name,alpha")]:
+        (tmp_path / name).write_text(header + "\n")
+    open_path(tmp_path / "a.csv", cache_dir=tmp_path)
+    open_path(tmp_path / "b.csv", cache_dir=tmp_path)
+    with pytest.raises(ConfigError, match="dataset=catalogue has no option ra_column"):  # the stand-in has none
+        open_path(tmp_path / "c.csv", cache_dir=tmp_path, ra_column="alpha")
+    (tmp_path / "b.csv").unlink()
+    open_path(tmp_path, cache_dir=tmp_path)
+    assert calls == [("catalogue", tmp_path / "a.csv"), ("catalogue", tmp_path / "b.csv"), ("folder", tmp_path)]
+
+
+def test_images_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b/1.png", "a/2.jpg", "a/notes.txt", ".c/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    listed = []
+    scandir = os.scandir
+
+    def spy(path: str) -> Any:
+        listed.append(Path(path).name)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", spy)
+    source = open_path(tmp_path, cache_dir=tmp_path)
+    assert listed == [tmp_path.name, "a", "b"]
+    assert (source.ids, source.fingerprint) == (["a/2.jpg", "b/1.png"], folder_source(tmp_path).fingerprint)
+
+
+def test_a_folder_of_broken_links_is_one_of_images(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match=r"no images in it \(links and names of images"):
+        open_path(tmp_path, cache_dir=tmp_path)
+
+
+def test_several_kinds_are_listed(tmp_path: Path) -> None:
+    for name in ["a.png", "b/c.png", "d.fits", "f.npy"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    with pytest.raises(DataError, match=r"\(2 images, 1 FITS files, 1 NumPy files\): choose one by .*dataset=folder"):
+        open_path(tmp_path, cache_dir=tmp_path)
+
+
+def test_options_reach_the_source(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "x.png").write_bytes(png(8))
+    labels = tmp_path / "elsewhere.csv"
+    labels.write_text("filename,label\nx.png,anomaly\n")
+    source: Any = open_path(
+        root,
+        cache_dir=tmp_path,
+        labels_file=labels,
+        channels=1,
+        rendering=Rendering(limits={"grey": (0.0, 16.0)}),
+    )
+    assert source.labels == {"x.png": "anomaly"}
+    assert source.read(["x.png"])[0].tolist() == [[[128]] * 3] * 2
+    assert "opened as dataset=folder" in caplog.text
+    with pytest.raises(ConfigError, match=r"found images, and dataset=folder has no option colour: choose from channe"):
+        open_path(root, cache_dir=tmp_path, colour=1)
+    _tar(tmp_path / "a.tar")
+    open_path(tmp_path / "a.tar", cache_dir=tmp_path / "cache")
+    assert list((tmp_path / "cache/tar").iterdir())
+
+
+def test_urls(tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, make_source: Any) -> None:
+    monkeypatch.setattr(_remote, "PAUSE_S", 0.0)
+    for key in ["zip", "tar", "parquet", "h5", "npy", "fits"]:
+        dataset, name, write = WRITERS[key]
+        write(tmp_path / name)
+        memory.pipe(f"/{key}/{name}", (tmp_path / name).read_bytes())
+        for url in [f"memory://{key}/{name}", f"memory://{key}"]:
+            calls = opened(monkeypatch, make_source())
+            open_path(url, cache_dir=tmp_path / "cache")
+            assert [call[0] for call in calls] == [dataset]
+            assert calls[0][1].exists()
+            monkeypatch.undo()
+    memory.pipe("/images/a.png", png(3))
+    source = open_path("memory://images", cache_dir=tmp_path, storage_options={})
+    assert source.read(["a.png"])[0][0, 0, 0] == 3
+    memory.pipe("/images/b.zip", b"")
+    with pytest.raises(DataError, match="more than one kind of data in it"):
+        open_path("memory://images", cache_dir=tmp_path)
+    with pytest.raises(DataError, match="there is nothing in it that can be opened"):
+        open_path("memory://none", cache_dir=tmp_path)
+    with pytest.raises(DataError, match="single image"):
+        open_path("memory://images/a.png", cache_dir=tmp_path)
+    with pytest.raises(DataError, match="Zarr stores are not read over the network"):
+        open_path("memory://images/a.zarr", cache_dir=tmp_path)
+
+
+def test_messages(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset=auto needs data\.root=PATH"):
+        open_path(None, cache_dir=tmp_path)
+    with pytest.raises(DataError, match="expected a folder of images or an archive, found nothing"):
+        open_path(tmp_path / "none", cache_dir=tmp_path)
+    (tmp_path / "a.csv").write_text("filename,label\n")
+    with pytest.raises(DataError, match="with the columns ra and dec, or tile, x and y; this is none of them"):
+        open_path(tmp_path / "a.csv", cache_dir=tmp_path)
+    with pytest.raises(DataError, match="nothing in it that can be opened: expected one of images, zip archives"):
+        open_path(tmp_path, cache_dir=tmp_path)
+    (tmp_path / "a.doc").write_text("")
+    with pytest.raises(DataError, match=r"a file that ends in \.csv, \.fit"):
+        open_path(tmp_path / "a.doc", cache_dir=tmp_path)
+    (tmp_path / "a.png").write_bytes(png())
+    with pytest.raises(DataError, match=r"this is a single image, set data\.root to the folder"):
+        open_path(tmp_path / "a.png", cache_dir=tmp_path)
+    (tmp_path / "bad.zip").write_bytes(b"")
+    with pytest.raises(DataError, match="expected a zip archive"):
+        open_path(tmp_path / "bad.zip", cache_dir=tmp_path)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(DataError, match="compressed tar archive"):
+        open_path(tmp_path / "a.tar.gz", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("dataset", ["auto", "zip", "webdataset"])
+def test_configuration_opens_a_source(tmp_path: Path, dataset: str) -> None:
+    from hydra.utils import instantiate
+
+    root = tmp_path / "in"
+    root.mkdir()
+    {"auto": _zip, "zip": _zip, "webdataset": _tar}[dataset](root / ("a.tar" if dataset == "webdataset" else "a.zip"))
+    config = compose(f"dataset={dataset}", f"data.root={root}", f"data.cache_dir={tmp_path}")
+    assert config.dataset.name == dataset
+    assert len(instantiate(config.dataset.source).ids) == 1
