@@ -15,11 +15,10 @@ from sklearn.model_selection import StratifiedKFold
 
 from anomalymatch import compose, initial_labels, make_learner, open_task
 from anomalymatch.active.run_folder import to_csv
-from anomalymatch.cli import set_up_logging
 from anomalymatch.evaluation.metrics import ranking_metrics
 from anomalymatch.files import write_text
-from anomalymatch.progress import console
 from anomalymatch.ranking import Ranking
+from anomalymatch.terminal import console, set_up_logging
 
 FOLDS = 10
 

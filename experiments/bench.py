@@ -10,7 +10,7 @@ from anomalymatch import run
 from anomalymatch.active.run_folder import to_csv
 from anomalymatch.evaluation.confidence import mean_interval
 from anomalymatch.files import write_text
-from anomalymatch.progress import console
+from anomalymatch.terminal import console
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("ANOMALYMATCH_DATA", HERE.parent.parent / "shared" / "data"))

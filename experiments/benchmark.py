@@ -28,11 +28,10 @@ from anomalymatch.active.oracles import Oracle, PaperOracle, TopKOracle
 from anomalymatch.active.run_folder import to_csv
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.build import build_strategy
-from anomalymatch.cli import set_up_logging
 from anomalymatch.data.task import Task
 from anomalymatch.files import write_text
-from anomalymatch.progress import console
 from anomalymatch.ranking import Ranking
+from anomalymatch.terminal import console, set_up_logging
 
 RESULTS = "benchmark.csv"
 ROUND, ROUNDS = 20, 10

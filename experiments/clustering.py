@@ -18,7 +18,6 @@ from bench import DATA, HERE, Row, table
 
 from anomalymatch.active.run_folder import to_csv
 from anomalymatch.build import build, build_embedding, build_source
-from anomalymatch.cli import set_up_logging
 from anomalymatch.clustering.analysis import SAMPLED, embed
 from anomalymatch.clustering.distances import (
     hausdorff_distances,
@@ -34,7 +33,7 @@ from anomalymatch.config import compose
 from anomalymatch.data.task import make_task
 from anomalymatch.evaluation.confidence import mean_interval, paired_difference
 from anomalymatch.files import write_text
-from anomalymatch.progress import console
+from anomalymatch.terminal import console, set_up_logging
 
 SETS = ("neu_steel", "magnetic_tile", "magnetic_tile_defects", "miniimagenet_5", "miniimagenet_10")
 TAUS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.5)

@@ -22,12 +22,11 @@ from anomalymatch.active.cold_start import Diverse, Mixed, Shuffled
 from anomalymatch.active.run_folder import to_csv
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.novelty.distances import nearest_distances
-from anomalymatch.cli import set_up_logging
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task
 from anomalymatch.files import write_text
-from anomalymatch.progress import console
 from anomalymatch.ranking import Ranking
+from anomalymatch.terminal import console, set_up_logging
 
 METHODS: dict[str, list[str]] = {
     "knn": [],

@@ -22,10 +22,9 @@ from anomalymatch.algorithms.fixmatch.refit import refit_head
 from anomalymatch.backbones.checkpoint import load_network
 from anomalymatch.backbones.network import Head
 from anomalymatch.build import build
-from anomalymatch.cli import set_up_logging
 from anomalymatch.evaluation.metrics import ranking_metrics
 from anomalymatch.files import write_text
-from anomalymatch.progress import console
+from anomalymatch.terminal import console, set_up_logging
 
 RESULTS = HERE / "results" / "final_head.csv"
 MEASURES = ("probe", "trained", "refitted", "mean")

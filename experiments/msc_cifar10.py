@@ -18,10 +18,9 @@ from sklearn.metrics import roc_auc_score
 from anomalymatch import make_learner, open_task
 from anomalymatch.active.run_folder import to_csv
 from anomalymatch.algorithms.msc.learner import MscLearner
-from anomalymatch.cli import set_up_logging
 from anomalymatch.data.task import Task
 from anomalymatch.files import write_text
-from anomalymatch.progress import console
+from anomalymatch.terminal import console, set_up_logging
 
 VARIANTS = {
     "msc": [],

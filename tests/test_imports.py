@@ -5,20 +5,34 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "anomalymatch"
 FILES = sorted(path for path in ROOT.rglob("*.py"))
-LAYERS = [
-    {"errors", "types", "text", "files", "checks", "cache", "lru", "progress", "tables", "votable", "ranking", "cli"},
-    {"functional"},
-    {"evaluation"},
+FLOORS = [
+    {
+        "cache",
+        "checks",
+        "errors",
+        "files",
+        "lru",
+        "progress",
+        "ranking",
+        "tables",
+        "terminal",
+        "text",
+        "types",
+        "votable",
+    },
     {"data"},
-    {"models"},
+    {"evaluation"},
+    {"backbones"},
+    {"algorithms"},
     {"clustering"},
     {"scoring"},
     {"active"},
     {"ui"},
-    {"run", "label", "score", "cluster", "launch", "sweep", "build", "config"},
+    {"config", "cli", "sweep", "build"},
+    {"run", "label", "score", "cluster"},
 ]
-"""Lowest first; what stands together may import each other. `anomalymatch/__init__.py` is above them all."""
-HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+"""Lowest first; modules of one floor may import each other. `anomalymatch/__init__.py` is above them all."""
+HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 
 
 def module_name(path):
@@ -73,14 +87,14 @@ def test_imports_run_downwards(path):
     if not own:  # the package itself imports by name, when a name is first used
         assert imports(path) == []
         return
-    assert own in HEIGHT, f"{own} has no place in the layers of DESIGN.md"
+    assert own in HEIGHT, f"{own} has no place in the floors"
     above = [name for name in imports(path) if HEIGHT[name.split(".")[0]] > HEIGHT[own]]
     assert not above, f"{own} must not import {above}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_file_is_long(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -92,9 +106,31 @@ def test_every_module_and_public_name_says_what_it_is(path):
     assert not silent
 
 
+def test_no_circle():
+    modules = {module_name(path): path for path in FILES}
+    uses = {
+        name: {other for other in imports(path) if other in modules and other != name} for name, path in modules.items()
+    }
+
+    def reached(name):
+        found, waiting = set(), [name]
+        while waiting:
+            new = uses[waiting.pop()] - found
+            found |= new
+            waiting += new
+        return found
+
+    assert not [name for name in modules if name in reached(name)]
+
+
+MATHEMATICS = ("loss", "distances", "thresholds", "ranks", "discovery")
+
+
 def test_the_mathematics_knows_neither_files_nor_frameworks():
-    for path in (ROOT / "functional").glob("*.py"):
+    files = [path for path in FILES if path.stem in MATHEMATICS]
+    assert {path.stem for path in files} == set(MATHEMATICS)
+    for path in files:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         roots = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         roots |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        assert not roots & {"pytorch_lightning", "hydra", "omegaconf", "logging", "pathlib", "os"}
+        assert not roots & {"pytorch_lightning", "hydra", "omegaconf", "logging", "pathlib", "os"}, path

@@ -1,52 +1,20 @@
-"""What the commands share: one line for an error, one for Ctrl-C, and quiet logs."""
+"""Launch a Hydra command: check its words, and report an error or Ctrl-C in one line."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from rich.logging import RichHandler
-from rich.text import Text
 
 from anomalymatch.config import check_overrides
-from anomalymatch.errors import AnomalyMatchError, ConfigError, MissingValueError
-from anomalymatch.progress import console
-
-LEVELS = ("debug", "info", "warning", "error")
-NOISY = ("pytorch_lightning", "httpx", "urllib3", "wandb", "matplotlib", "PIL", "huggingface_hub")
-
-
-def set_up_logging(level: str) -> None:
-    """Our own lines on the terminal, those of chatty libraries only if they are errors.
-
-    Raises:
-        ConfigError: if there is no such level.
-    """
-    if level.lower() not in LEVELS:
-        raise ConfigError(f"log_level is {level!r}: choose one of {', '.join(LEVELS)}")
-    handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
-    handler.addFilter(lambda record: record.name.split(".")[0] not in NOISY or record.levelno >= logging.ERROR)
-    logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler], force=True)
-
-
-def fail(message: str) -> NoReturn:
-    """Print one line and end with exit code 1."""
-    line = " ".join(message.split())
-    console.print(Text.assemble(("error:", "bold red"), f" {line}"), soft_wrap=True, highlight=False)
-    sys.exit(1)
-
-
-def stop(message: str) -> NoReturn:
-    """Print one line and end with the exit code of Ctrl-C."""
-    console.print(f"Stopped. {message}", soft_wrap=True, highlight=False, markup=False)
-    sys.exit(130)
+from anomalymatch.errors import AnomalyMatchError, MissingValueError
+from anomalymatch.terminal import fail, stop
 
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:

@@ -10,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE
 from rich.table import Table
 
-from anomalymatch.cli import errors_in_a_line, launch, make_callable, set_up_logging
+from anomalymatch.cli import errors_in_a_line, launch, make_callable
 from anomalymatch.config import FILE, compose, config_folder
 from anomalymatch.errors import ConfigError, StorageError
-from anomalymatch.progress import console
+from anomalymatch.terminal import console, set_up_logging
 
 if TYPE_CHECKING:
     from anomalymatch.data.source import ImageSource

@@ -9,10 +9,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from anomalymatch.cli import errors_in_a_line, launch, set_up_logging
+from anomalymatch.cli import errors_in_a_line, launch
 from anomalymatch.config import FILE, check_same_run, config_folder, resumed
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import make_folder, write_text
+from anomalymatch.terminal import set_up_logging
 
 if TYPE_CHECKING:
     from anomalymatch.ui.service import LabelService

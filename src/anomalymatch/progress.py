@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from anomalymatch.terminal import console
+
 logger = logging.getLogger(__name__)
-console = Console(stderr=True)
 PLAIN_INTERVAL_S = 10.0
 
 

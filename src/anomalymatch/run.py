@@ -15,11 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE
 from rich.table import Table
 
-from anomalymatch.cli import fail, launch, make_callable, set_up_logging, stop
+from anomalymatch.cli import launch, make_callable
 from anomalymatch.config import FILE, check_same_run, compose, config_folder, resumed
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.files import write_text
-from anomalymatch.progress import console
+from anomalymatch.terminal import console, fail, set_up_logging, stop
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, float | int | str]

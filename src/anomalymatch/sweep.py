@@ -17,7 +17,7 @@ from rich.text import Text
 from anomalymatch.active.run_folder import to_csv
 from anomalymatch.evaluation.confidence import mean_interval
 from anomalymatch.files import write_text
-from anomalymatch.progress import console
+from anomalymatch.terminal import console
 
 logger = logging.getLogger(__name__)
 MEASURES = (

@@ -4,7 +4,8 @@ import time
 import numpy as np
 import pytest
 
-from anomalymatch.active.run_folder import COLD, SCORES, RunFolder, to_json
+from anomalymatch.active.run_folder import SCORES, RunFolder, to_json
+from anomalymatch.algorithms.base import COLD
 from anomalymatch.algorithms.probe.regression import ProbeSpec
 from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.data.label_log import LabelLog

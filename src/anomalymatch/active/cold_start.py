@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import logit
 
-from anomalymatch.active.run_folder import COLD
 from anomalymatch.active.strategies import k_centres
-from anomalymatch.algorithms.base import Learner
+from anomalymatch.algorithms.base import COLD, Learner
 from anomalymatch.algorithms.lightning import StepListener, ignore_step
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.data.labels import have_both_classes

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from anomalymatch.algorithms.base import COLD, GUARD
 from anomalymatch.data.label_log import LabelLog
 from anomalymatch.errors import StorageError
 from anomalymatch.files import atomic_folder, make_folder, storage_errors, write_text
@@ -19,10 +20,6 @@ from anomalymatch.ranking import Ranking
 Row = dict[str, float | int | str]
 CONFIG, SCORES, METRICS, STEPS = "config.yaml", "scores.parquet", "metrics.json", "steps.csv"
 LABELS, LIVE, LOCK = "labels.csv", "live.jsonl", ".lock"
-GUARD = "guard.txt"
-"""What the guard of a training found, one sentence a line."""
-COLD = "cold_start"
-"""Marks the folder of a cycle that was ranked without enough labels."""
 
 
 class RunReader:

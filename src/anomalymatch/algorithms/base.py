@@ -18,7 +18,11 @@ from anomalymatch.types import Reject
 Truth = Callable[[Sequence[str]], np.ndarray]
 """Whether each image is an anomaly, in a benchmark."""
 WEIGHTS, NOVELTY, BACKBONE = "weights.safetensors", "novelty.safetensors", "backbone.safetensors"
-"""What a cycle may hold: a network that scores, what was learnt of normal images, and a backbone by itself."""
+"""Files of a cycle: the network that scores, the features of normal images, and a backbone by itself."""
+GUARD = "guard.txt"
+"""File of a cycle with the findings of the training's guard, one sentence a line."""
+COLD = "cold_start"
+"""File that marks a cycle which was ranked without enough labels."""
 
 
 @runtime_checkable

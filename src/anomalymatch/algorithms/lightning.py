@@ -23,9 +23,9 @@ from anomalymatch import errors
 from anomalymatch.algorithms.fixmatch.batches import BatchSpec
 from anomalymatch.algorithms.fixmatch.module import FixMatch
 from anomalymatch.backbones.network import Network
-from anomalymatch.cli import LEVELS, set_up_logging
 from anomalymatch.errors import ConfigError
 from anomalymatch.progress import progress
+from anomalymatch.terminal import LEVELS, set_up_logging
 
 StepListener = Callable[[dict[str, float]], None]
 POLL_S = 0.05

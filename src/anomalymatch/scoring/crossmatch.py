@@ -22,10 +22,10 @@ from rich.box import SIMPLE
 from rich.table import Table as Screen
 from rich.text import Text
 
-from anomalymatch.cli import fail, set_up_logging, stop
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, DownloadError
 from anomalymatch.files import atomic_file, write_text
-from anomalymatch.progress import console, progress
+from anomalymatch.progress import progress
+from anomalymatch.terminal import console, fail, set_up_logging, stop
 
 T = TypeVar("T")
 BATCH = 500

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anomalymatch.active.run_folder import GUARD
+from anomalymatch.algorithms.base import GUARD
 from anomalymatch.algorithms.fixmatch.guard import check_stop
 from anomalymatch.build import build_learner, make_learner
 from anomalymatch.config import compose

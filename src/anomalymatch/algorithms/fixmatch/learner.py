@@ -16,8 +16,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
-from anomalymatch.active.run_folder import GUARD
-from anomalymatch.algorithms.base import WEIGHTS, Truth, ranked_by
+from anomalymatch.algorithms.base import GUARD, WEIGHTS, Truth, ranked_by
 from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches
 from anomalymatch.algorithms.fixmatch.guard import Watch, require_finite
 from anomalymatch.algorithms.fixmatch.module import FixMatch
