@@ -20,8 +20,8 @@ def is_store(path):
     return path.suffix == ".zarr" or (path / "zarr.json").is_file()
 
 
-def found(root, wanted=is_tar):
-    return [(file.stem, file.relative) for file in find_files(root, wanted, "a tar shard")]
+def found(root, wanted=is_tar, **options):
+    return [(file.stem, file.relative) for file in find_files(root, wanted, "a tar shard", **options)]
 
 
 def test_files_at_any_depth_in_the_order_of_their_paths(tmp_path):
@@ -41,8 +41,8 @@ def test_hidden_files_dead_links_and_links_to_folders_are_left_out(tmp_path):
 
 def test_a_folder_can_be_a_file(tmp_path):
     make(tmp_path, "x/one.zarr/zarr.json", "x/one.zarr/inner.zarr/zarr.json", "two/zarr.json", "two/c/0")
-    assert found(tmp_path, is_store) == [("two", "two"), ("one", "x/one.zarr")]
-    assert found(tmp_path / "two", is_store) == [("two", "two")]
+    assert found(tmp_path, is_store, folders=True) == [("two", "two"), ("one", "x/one.zarr")]
+    assert found(tmp_path / "two", is_store, folders=True) == [("two", "two")]
 
 
 def test_equal_names_are_told_apart_by_their_folders(tmp_path):
@@ -67,11 +67,26 @@ def test_the_stem_of_a_zipped_store(tmp_path, name):
     assert found(tmp_path, lambda path: path.suffix == ".zip") == [("set", name)]
 
 
+def test_folders_with_the_name_of_a_file_are_searched(tmp_path):
+    make(tmp_path, "a.tar/b.tar")
+    (tmp_path / "link.tar").symlink_to(tmp_path / "a.tar")
+    assert found(tmp_path) == [("b", "a.tar/b.tar")]
+    assert found(tmp_path / "a.tar") == [("b", "b.tar")]
+
+
+def test_a_link_to_a_store(tmp_path):
+    make(tmp_path, "stores/one.zarr/zarr.json")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link.zarr").symlink_to(tmp_path / "stores" / "one.zarr")
+    assert found(tmp_path / "set", is_store, folders=True) == [("link", "link.zarr")]
+
+
 def test_nothing_is_found(tmp_path):
     with pytest.raises(DataError, match="a tar shard"):
         found(tmp_path)
-    with pytest.raises(DataError, match="missing"):
-        found(tmp_path / "missing")
+    for options in ({}, {"folders": True}):
+        with pytest.raises(DataError, match="missing"):
+            found(tmp_path / "missing.tar", **options)
     with pytest.raises(DataError, match="empty"):
         found([])
 

@@ -55,13 +55,16 @@ def _list(top: str, path: str) -> Folder:
     return Folder(path, folders, [child for child in children if not child.is_dir(follow_symlinks=False)])
 
 
-def find_files(root: str | Path | Sequence[str | Path], wanted: Callable[[Path], bool], kind: str) -> list[FoundFile]:
+def find_files(
+    root: str | Path | Sequence[str | Path], wanted: Callable[[Path], bool], kind: str, *, folders: bool = False
+) -> list[FoundFile]:
     """Find files at or below `root`, sorted by path; hidden files are left out, links to folders not followed.
 
     Args:
         root: a file, a folder, or several of both.
-        wanted: tells whether a path is such a file. A folder can be one too (a Zarr store); nothing in it is searched.
+        wanted: tells whether a path is such a file; not asked about a file that is a root itself.
         kind: of file, for messages: "a zip archive".
+        folders: whether a folder can be such a file (a Zarr store); nothing in it is searched.
 
     Returns:
         Files with stems: names without suffix, or paths below the root where two names are equal.
@@ -70,7 +73,7 @@ def find_files(root: str | Path | Sequence[str | Path], wanted: Callable[[Path],
         DataError: if there is nothing, a folder cannot be listed, or two files have the same stem.
     """
     tops = [Path(top).expanduser() for top in ([root] if isinstance(root, str | Path) else root)]
-    found = [(file, top) for top in tops for file in _files(top, wanted, kind)]
+    found = [(file, top) for top in tops for file in _files(top, wanted, kind, folders)]
     if not found:
         raise DataError(f"expected {kind}, but the list is empty")
     stems = [_stem(file) for file, _ in found]
@@ -81,23 +84,27 @@ def find_files(root: str | Path | Sequence[str | Path], wanted: Callable[[Path],
     return [FoundFile(file, stem, _below(file, top)) for (file, top), stem in zip(found, stems, strict=True)]
 
 
-def _files(top: Path, wanted: Callable[[Path], bool], kind: str) -> list[Path]:
-    if top.is_file() or wanted(top):
+def _files(top: Path, wanted: Callable[[Path], bool], kind: str, folders: bool) -> list[Path]:
+    if top.is_file() or (folders and top.is_dir() and wanted(top)):
         return [top]
     if not top.is_dir():
         raise DataError(f"{top}: expected {kind} or a folder with such files, found nothing")
-    files = sorted(_below_folder(top, wanted))
+    files = sorted(_search(top, wanted, folders))
     if not files:
         raise DataError(f"{top}: expected {kind} or a folder with such files, found none")
     return files
 
 
-def _below_folder(top: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
+def _search(top: Path, wanted: Callable[[Path], bool], folders: bool) -> Iterator[Path]:
     for folder in walk(top):
-        inner = [name for name in folder.folders if wanted(top / folder.path / name)]
-        folder.folders[:] = [name for name in folder.folders if name not in inner]
-        names = [*inner, *(child.name for child in folder.files if not child.name.startswith("."))]
-        yield from (path for path in (top / folder.path / name for name in names) if path.exists() and wanted(path))
+        for name in list(folder.folders) if folders else ():
+            if wanted(top / folder.path / name):
+                folder.folders.remove(name)
+                yield top / folder.path / name
+        for child in folder.files:
+            path = top / folder.path / child.name
+            if not child.name.startswith(".") and (path.is_file() or (folders and path.is_dir())) and wanted(path):
+                yield path
 
 
 def _below(file: Path, top: Path) -> str:
