@@ -7,7 +7,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from anomalymatch.progress import console
+from anomalymatch.terminal import console
 
 
 def print_table(
