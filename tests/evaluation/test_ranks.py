@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from anomalymatch.evaluation.ranks import by_turns, descending_order, expected_hits, midranks, top_fraction_count
+from anomalymatch.evaluation.ranks import descending_order, expected_hits, interleave, midranks, top_fraction_count
 
 TIED = hnp.arrays(np.float64, st.integers(1, 40), elements=st.integers(-5, 5).map(float))
 
@@ -130,15 +130,15 @@ def test_expected_hits_refuses_an_impossible_k(k):
         expected_hits(np.zeros(2), np.zeros(2, dtype=bool), k)
 
 
-def test_two_orders_by_turns():
-    np.testing.assert_array_equal(by_turns(np.array([3, 1, 0, 2]), np.array([3, 0, 2, 1])), [3, 1, 0, 2])
+def test_two_orders_interleave():
+    np.testing.assert_array_equal(interleave(np.array([3, 1, 0, 2]), np.array([3, 0, 2, 1])), [3, 1, 0, 2])
 
 
 @given(st.integers(0, 40), st.integers(0, 2**32 - 1))
 def test_each_place_is_there_once_and_the_first_of_both_come_first(count, seed):
     rng = np.random.default_rng(seed)
     first, second = rng.permutation(count), rng.permutation(count)
-    turns = by_turns(first, second)
+    turns = interleave(first, second)
     assert sorted(turns) == list(range(count))
     for k in range(count // 2):
         assert {*first[:k], *second[:k]} <= {*turns[: 2 * k]}

@@ -12,7 +12,7 @@ from anomalymatch.algorithms.base import COLD, Learner
 from anomalymatch.algorithms.lightning import StepListener, ignore_step
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.data.labels import have_both_classes
-from anomalymatch.evaluation.ranks import by_turns, midranks
+from anomalymatch.evaluation.ranks import interleave, midranks
 from anomalymatch.files import write_text
 from anomalymatch.ranking import Ranking
 
@@ -144,7 +144,7 @@ class Mixed:
         novel, diverse = self.novel.rank(ids), self.diverse.rank(ids)
         places = {id_: place for place, id_ in enumerate(novel.ids)}
         orders = [np.array([places[id_] for id_ in ranking.top(len(ranking))]) for ranking in (novel, diverse)]
-        turns = by_turns(*orders)
+        turns = interleave(*orders)
         logits = np.empty(len(turns))
         logits[turns] = -logit(midranks(np.arange(len(turns))))
         return Ranking(novel.ids, logits, novel.rejects)

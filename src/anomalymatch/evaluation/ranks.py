@@ -69,10 +69,8 @@ def descending_order(scores: Real[np.ndarray, " n"], ids: Sequence[str]) -> Int[
     return order
 
 
-def by_turns(first: Int[np.ndarray, " n"], second: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Join two orders of the same positions: one from the first, one from the second, and so on, each once.
-
-    Among the first 2k there are the first k of both.
+def interleave(first: Int[np.ndarray, " n"], second: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Interleave two orders of the same positions and drop repeats; the first 2k contain the first k of both.
 
     Args:
         first: order of all positions, shape (n,); it begins.

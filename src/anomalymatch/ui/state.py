@@ -15,7 +15,7 @@ from anomalymatch.data.source import IdIndex
 from anomalymatch.errors import ConfigError, LabelError
 from anomalymatch.evaluation.advice import RECENT, Yield, advice
 from anomalymatch.evaluation.discovery import UNKNOWN, WANTED, anomalies_left
-from anomalymatch.evaluation.ranks import by_turns
+from anomalymatch.evaluation.ranks import interleave
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
 from anomalymatch.ui.gallery import CODES, Gallery
@@ -196,7 +196,7 @@ class Board:
 
     @cached_property
     def _mixed_first(self) -> Int64[np.ndarray, " n"]:
-        return by_turns(self.gallery.novel().astype(np.int64), self._diverse_first)
+        return interleave(self.gallery.novel().astype(np.int64), self._diverse_first)
 
     @cached_property
     def _diverse_first(self) -> Int64[np.ndarray, " n"]:
