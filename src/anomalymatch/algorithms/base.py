@@ -27,10 +27,14 @@ COLD = "cold_start"
 
 @runtime_checkable
 class Learner(Protocol):
-    """What every algorithm offers."""
+    """Protocol of all algorithms: fit on a few labels, rank images, save and restore.
+
+    A learner that `algorithm=` names also says, as class attributes, `is_detector` (it has a `detector` that measures
+    the distance to normal images) and `trains` (fitting changes the network by gradient steps, which takes minutes).
+    """
 
     needs_labels: bool
-    """Whether it cannot be fitted without at least one anomaly and one normal."""
+    """True if fitting needs at least one anomaly and one normal."""
     on_step: StepListener
     """Called with the losses of every training step."""
 

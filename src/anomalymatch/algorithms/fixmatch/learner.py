@@ -74,7 +74,7 @@ class FixMatchLearner:
         truth: whether an image is an anomaly, in a benchmark; only to log how right the pseudo-labels are.
     """
 
-    needs_labels = True
+    needs_labels, is_detector, trains = True, False, True
 
     def __init__(
         self,

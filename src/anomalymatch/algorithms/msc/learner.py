@@ -49,6 +49,8 @@ class MscLearner(DistanceLearner):
         truth: all learners are built alike; this one needs no truth.
     """
 
+    trains = True
+
     def __init__(
         self,
         embedding: Embedding,

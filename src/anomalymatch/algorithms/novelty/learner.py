@@ -36,7 +36,7 @@ class DistanceLearner(ABC):
             too, of which nearly all is normal.
     """
 
-    needs_labels = False
+    needs_labels, is_detector, trains = False, True, False
 
     def __init__(self, embedding: Embedding, *, detector: Detector, drop: float, least_normals: int) -> None:
         if not 0.0 <= drop < 1.0:

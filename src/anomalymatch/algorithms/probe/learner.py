@@ -28,7 +28,7 @@ class ProbeLearner:
         seed, truth: all learners are built alike; this one has no randomness and needs no truth.
     """
 
-    needs_labels = True
+    needs_labels, is_detector, trains = True, False, False
 
     def __init__(self, embedding: Embedding, *, probe: ProbeSpec, seed: int = 0, truth: Truth | None = None) -> None:
         self.embedding, self.spec = embedding, probe
