@@ -18,7 +18,7 @@ run: $(VENV)/installed ## Run the main job on the built-in galaxies: train, rank
 	$(BIN)/python -m anomalymatch.run +experiment=demo_quick
 
 test: $(VENV)/installed ## Run the tests (MARKERS= runs the slow ones too)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --max-worker-restart=0 -m "$(MARKERS)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --max-worker-restart=0 --durations=20 -m "$(MARKERS)"
 
 lint: $(VENV)/installed ## Check style, formatting and types
 	$(BIN)/ruff check .
