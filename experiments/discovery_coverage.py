@@ -19,7 +19,7 @@ from scipy.stats import beta
 
 from anomalymatch.active.audit import ALL, HIGH, TOPS
 from anomalymatch.active.run_folder import to_csv
-from anomalymatch.algorithms.probe.regression import fit_probe
+from anomalymatch.algorithms.probe.regression import fit_logistic
 from anomalymatch.evaluation.advice import ABOVE, FEW, MISSED, advice, recent_yield
 from anomalymatch.evaluation.discovery import LEVEL, Count, anomalies_among, anomalies_left
 from anomalymatch.files import write_text
@@ -102,7 +102,7 @@ def run_search(
     states, history = {}, []
     for cycle in range(1, max(LOOKS) + 1):
         learnt = labelled | known
-        probe = fit_probe(features[learnt & rare], features[learnt & ~rare], inverse_regularisation=10.0)
+        probe = fit_logistic(features[learnt & rare], features[learnt & ~rare], inverse_regularisation=10.0)
         rest = np.flatnonzero(~labelled)
         logits = probe.logits(features[rest])
         order = np.argsort(-logits, kind="stable")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from anomalymatch.algorithms.probe.regression import ProbeSpec, fit_probe, self_train, trusted
+from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
 from anomalymatch.backbones.features import Features, Scaling, Shard, Views
 
 SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=0, confidence=0.8, weight=0.25, limit=200)
@@ -68,7 +68,7 @@ def test_an_archive_without_a_readable_image_has_no_spread():
 @pytest.mark.parametrize("clue", [0, 1])
 def test_the_view_that_tells_the_anomalies_is_trusted_more(clue):
     rows, rare = two_views(clue=clue)
-    gain = trusted(rows[rare][:10], rows[~rare][:100], SCALING, **C)
+    gain = column_gain(rows[rare][:10], rows[~rare][:100], SCALING, **C)
     shares = gain[0], gain[6]
     assert shares[clue] > 2 * shares[1 - clue]
     assert np.hypot(*shares) == pytest.approx(1.0)
@@ -88,9 +88,9 @@ def test_trust_is_the_average_precision_out_of_fold():
         logits = np.zeros(67)
         for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(both, targets):
             seen, known = both[train][:, part], targets[train] == 1
-            logits[test] = fit_probe(seen[known], seen[~known], **C).logits(both[test][:, part])
+            logits[test] = fit_logistic(seen[known], seen[~known], **C).logits(both[test][:, part])
         found.append(average_precision_score(targets, logits))
-    gain = trusted(anomalies, normals, SCALING, **C)
+    gain = column_gain(anomalies, normals, SCALING, **C)
     np.testing.assert_allclose([gain[0], gain[6]], np.array(found) / np.linalg.norm(found), rtol=1e-6)
 
 
@@ -98,30 +98,30 @@ def test_more_columns_than_images_give_the_same_trust():
     rows, rare = two_views()
     wide = np.concatenate([np.repeat(rows[:, :6], 20, axis=1) / 20**0.5, rows[:, 6:]], axis=1)
     scaling = Scaling((slice(0, 120), slice(120, 124)), np.ones(124, np.float32))
-    narrow_gain = trusted(rows[rare][:8], rows[~rare][:60], SCALING, **C)
-    wide_gain = trusted(wide[rare][:8], wide[~rare][:60], scaling, **C)
+    narrow_gain = column_gain(rows[rare][:8], rows[~rare][:60], SCALING, **C)
+    wide_gain = column_gain(wide[rare][:8], wide[~rare][:60], scaling, **C)
     np.testing.assert_allclose([wide_gain[0], wide_gain[120]], [narrow_gain[0], narrow_gain[6]], rtol=1e-4)
 
 
 @pytest.mark.parametrize(("anomalies", "normals"), [(1, 50), (50, 1), (1, 1)])
 def test_a_single_image_of_a_kind_says_nothing_of_the_views(anomalies, normals):
     rows, rare = two_views()
-    gain = trusted(rows[rare][:anomalies], rows[~rare][:normals], SCALING, **C)
+    gain = column_gain(rows[rare][:anomalies], rows[~rare][:normals], SCALING, **C)
     np.testing.assert_allclose(gain, 0.5**0.5)
 
 
 def test_one_view_is_its_scale():
     rows, rare = two_views()
     scaling = Scaling((slice(0, 10),), np.arange(10, dtype=np.float32))
-    np.testing.assert_array_equal(trusted(rows[rare][:5], rows[~rare][:5], scaling, **C), np.arange(10))
+    np.testing.assert_array_equal(column_gain(rows[rare][:5], rows[~rare][:5], scaling, **C), np.arange(10))
 
 
 def test_a_gain_is_a_factor_of_the_columns_and_the_probe_takes_them_as_they_are():
     rows, rare = two_views()
     gain = np.linspace(0.1, 2.0, 10)
     scaled = (rows * gain).astype(np.float32)
-    probe = fit_probe(rows[rare][:9], rows[~rare][:80], **C, gain=gain)
-    plain = fit_probe(scaled[rare][:9], scaled[~rare][:80], **C)
+    probe = fit_logistic(rows[rare][:9], rows[~rare][:80], **C, gain=gain)
+    plain = fit_logistic(scaled[rare][:9], scaled[~rare][:80], **C)
     np.testing.assert_allclose(probe.coefficients, plain.coefficients * gain, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(probe.logits(rows), plain.logits(scaled), atol=1e-4)
 
@@ -136,7 +136,7 @@ def test_both_views_find_more_than_either_where_each_knows_a_half():
     def ap(probe, part):
         return average_precision_score(rare[rest], probe.logits(rows[rest][:, part]))
 
-    single = [ap(fit_probe(rows[anomalies][:, p], rows[normals][:, p], **C), p) for p in SCALING.parts]
+    single = [ap(fit_logistic(rows[anomalies][:, p], rows[normals][:, p], **C), p) for p in SCALING.parts]
     both = ap(self_train(rows[anomalies], rows[normals], pool, SPEC, SCALING), slice(None))
     assert both > max(single) + 0.1
 

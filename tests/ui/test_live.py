@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from anomalymatch.algorithms.probe.regression import ProbeSpec, fit_probe, self_train
+from anomalymatch.algorithms.probe.regression import ProbeSpec, fit_logistic, self_train
 from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.types import Reject
 from anomalymatch.ui import live as module
@@ -56,7 +56,7 @@ def test_the_ranking_is_that_of_the_probe(bank, spec):
         pool = np.array([k for k in bank.positions if k not in taken])
         probe = self_train(*known, bank.rows(pool), spec)
     else:
-        probe = fit_probe(*known, inverse_regularisation=10.0)
+        probe = fit_logistic(*known, inverse_regularisation=10.0)
     np.testing.assert_allclose(logits[bank.positions], probe.logits(bank.rows(bank.positions)), atol=1e-4)
 
 

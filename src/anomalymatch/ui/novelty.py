@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 from jaxtyping import Float32, Int64
 
-from anomalymatch.algorithms.novelty.detectors import Detector, Novelty, fit_novelty
+from anomalymatch.algorithms.novelty.detectors import Detector, FittedDetector, fit_detector
 from anomalymatch.backbones.checkpoint import load_tensors, save_tensors
 from anomalymatch.errors import DataError, StorageError
 from anomalymatch.files import make_folder
@@ -47,7 +47,7 @@ def novelty_of(bank: FeatureBank, detector: Detector, count: int, *, folder: Pat
         found = _read(path)
         if found is None:
             try:
-                novelty = fit_novelty(detector, rows, drop=0.0, device=_CPU)
+                novelty = fit_detector(detector, rows, drop=0.0, device=_CPU)
             except DataError as error:
                 logger.info("No order by novelty: %s", error)
                 return None
@@ -58,7 +58,7 @@ def novelty_of(bank: FeatureBank, detector: Detector, count: int, *, folder: Pat
     return logits
 
 
-def _scores(bank: FeatureBank, novelty: Novelty, places: Int64[np.ndarray, " s"]) -> Float32[np.ndarray, " m"]:
+def _scores(bank: FeatureBank, novelty: FittedDetector, places: Int64[np.ndarray, " s"]) -> Float32[np.ndarray, " m"]:
     """Of the readable images, in order; an image of the sample is compared with the rest of it."""
     own = np.full(len(bank.positions), -1, dtype=np.int64)
     own[places] = np.arange(len(places))

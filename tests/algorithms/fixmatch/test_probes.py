@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 
 from anomalymatch.algorithms.fixmatch import learner as fixmatch_learner
-from anomalymatch.algorithms.probe.learner import likeliest, probe_of
+from anomalymatch.algorithms.probe.learner import fit_probe, top_by_probe
 from anomalymatch.errors import ConfigError
 
 GUARDLESS = "algorithm.learner.guard=off"
@@ -47,7 +47,7 @@ def test_the_candidates_of_the_first_may_teach_the_last(make, small, labels, mon
     assert known == labels
     assert spec == learner.last_probe
     rest = [id_ for id_ in small.pool if id_ not in labels]
-    probe = probe_of(learner.embedding, labels, rest, learner.probe)
+    probe = fit_probe(learner.embedding, labels, rest, learner.probe)
     assert len(likely) == learner.batch.candidates_of(len(rest)) == -(-len(rest) // 5)
     rows = learner.embedding.views.features.take(rest)
     best = np.argsort(-probe.logits(rows), kind="stable")[: len(likely)]
@@ -56,7 +56,7 @@ def test_the_candidates_of_the_first_may_teach_the_last(make, small, labels, mon
 
 
 def test_without_a_probe_nothing_is_likely(make, small):
-    assert len(likeliest(make("fixmatch").embedding, None, small.pool, len)) == 0
+    assert len(top_by_probe(make("fixmatch").embedding, None, small.pool, len)) == 0
 
 
 def test_what_is_fallen_back_to_is_the_configured_probe_and_what_cuts_is_not_calibrated(make):
@@ -90,7 +90,7 @@ def test_anomalies_pass_although_candidates_hold_more_of_them_than_the_pool(make
     still = (GUARDLESS, "algorithm.learner.optimizer.lr=1e-9", "algorithm.learner.loss.threshold=0.6")
     plain = make("fixmatch", *still)
     plain.fit(labels, pool=small.pool)
-    probe = probe_of(plain.embedding, labels, rest, plain.probe)
+    probe = fit_probe(plain.embedding, labels, rest, plain.probe)
     chances = expit(probe.logits(plain.embedding.views.features.take(rest)))
     passes = {}
     for name, prior in (("none", "null"), ("its own", chances.mean()), ("a tenth of it", chances.mean() / 10)):

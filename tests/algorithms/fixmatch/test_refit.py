@@ -7,7 +7,7 @@ import torch
 
 from anomalymatch.algorithms.fixmatch.loss import anomaly_logit
 from anomalymatch.algorithms.fixmatch.refit import refit_head, refit_spec
-from anomalymatch.algorithms.probe.regression import ProbeSpec, fit_probe, self_train, trusted
+from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.test_time_views import turned
@@ -75,16 +75,16 @@ def test_what_the_probe_before_and_the_new_one_are_sure_of_teaches_it(task, embe
     rows, mirrored, others, theirs = (
         features(network, batch) for batch in (rare, turned(rare, 1), images(task, normals), images(task, readable))
     )
-    gain = trusted(rows, others, embedding.views.scaling, inverse_regularisation=10.0)
+    gain = column_gain(rows, others, embedding.views.scaling, inverse_regularisation=10.0)
     fit = partial(
-        fit_probe, np.concatenate([rows, mirrored]), others, inverse_regularisation=10.0, gain=gain, share=0.5
+        fit_logistic, np.concatenate([rows, mirrored]), others, inverse_regularisation=10.0, gain=gain, share=0.5
     )
     probe = fit()
     kept = np.array([before[pool.index(id_)] for id_ in readable])
     for _ in range(3):
         supposed = theirs[(probe.logits(theirs) + kept) / 2 >= np.log(9.0)]  # a probability of 0.9
         assert 0 < len(supposed) < len(readable)
-        probe = fit(supposed=supposed, weight=0.25)
+        probe = fit(pseudo_labelled=supposed, weight=0.25)
     refit_head(network, embedding, labels, refit_spec(SPEC, 0.9), Ranking(pool, before))
     with torch.inference_mode():
         logits = network(images(task, task.pool[:4]))

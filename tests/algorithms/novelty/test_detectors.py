@@ -6,7 +6,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from anomalymatch.algorithms.novelty import distances as neighbours
-from anomalymatch.algorithms.novelty.detectors import Mahalanobis, Neighbours, Novelty, PrincipalResidual, fit_novelty
+from anomalymatch.algorithms.novelty.detectors import (
+    FittedDetector,
+    Mahalanobis,
+    Neighbours,
+    PrincipalResidual,
+    fit_detector,
+)
 from anomalymatch.algorithms.novelty.distances import nearest_distances
 from anomalymatch.errors import ConfigError, DataError
 
@@ -32,7 +38,7 @@ def distances_of(novelty, logits):
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=NAMES)
 def test_what_is_unlike_the_normal_images_scores_higher(detector):
-    novelty = fit_novelty(detector, units(100), drop=0.0, device=CPU)
+    novelty = fit_detector(detector, units(100), drop=0.0, device=CPU)
     new, odd = units(50, seed=1), units(50, seed=2, towards=3)
     logits = novelty.logits(np.concatenate([new, odd]), np.full(100, -1), CPU)
     assert roc_auc_score(np.repeat([0, 1], 50), logits) > 0.95
@@ -53,7 +59,7 @@ def test_anomalies_among_the_training_images_do_less_harm_when_the_highest_are_d
     both = np.concatenate([units(500, seed=1), scattered(500, seed=4)])
     aucs = {}
     for drop in (0.0, 0.2):
-        novelty = fit_novelty(detector, rows, drop=drop, device=CPU)
+        novelty = fit_detector(detector, rows, drop=drop, device=CPU)
         assert (novelty.place >= 0).sum() == len(rows) * (1 - drop)
         aucs[drop] = roc_auc_score(np.repeat([0, 1], 500), novelty.logits(both, nobody(both), CPU))
     assert (novelty.place[180:] < 0).sum() > 10  # at random it would be 4
@@ -62,7 +68,7 @@ def test_anomalies_among_the_training_images_do_less_harm_when_the_highest_are_d
 
 def test_neighbours_leave_out_the_image_itself_and_only_that():
     rows = units(30)
-    novelty = fit_novelty(Neighbours(2), rows, drop=0.1, device=CPU)
+    novelty = fit_detector(Neighbours(2), rows, drop=0.1, device=CPU)
     kept = novelty.place >= 0
     reference = NearestNeighbors(n_neighbors=2).fit(rows[kept])
     expected = np.empty(30)
@@ -76,7 +82,7 @@ def test_neighbours_leave_out_the_image_itself_and_only_that():
 
 def test_the_covariance_is_shrunk_as_ledoit_and_wolf_say():
     rows, queries = units(20, 40), units(5, 40, seed=1)  # fewer images than dimensions
-    novelty = fit_novelty(Mahalanobis(None, 0.0), rows, drop=0.0, device=CPU)
+    novelty = fit_detector(Mahalanobis(None, 0.0), rows, drop=0.0, device=CPU)
     distances = distances_of(novelty, novelty.logits(queries, nobody(queries), CPU))
     reference = LedoitWolf().fit(rows.astype(np.float64))
     np.testing.assert_allclose(distances**2, reference.mahalanobis(queries.astype(np.float64)), rtol=1e-6)
@@ -95,7 +101,7 @@ def test_the_covariance_is_shrunk_as_ledoit_and_wolf_say():
 def test_every_knob_changes_the_scores(plain, changed):
     queries = units(9, seed=1)
     both = [
-        fit_novelty(d, units(60), drop=0.0, device=CPU).logits(queries, nobody(queries), CPU) for d in (plain, changed)
+        fit_detector(d, units(60), drop=0.0, device=CPU).logits(queries, nobody(queries), CPU) for d in (plain, changed)
     ]
     assert not np.allclose(*both)
 
@@ -104,9 +110,9 @@ def test_every_knob_changes_the_scores(plain, changed):
 def test_its_tensors_give_the_very_same_scores(detector, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    novelty = fit_novelty(detector, units(40), drop=0.1, device=CPU)
+    novelty = fit_detector(detector, units(40), drop=0.1, device=CPU)
     save_file(novelty.tensors(), tmp_path / "n.safetensors")
-    again = Novelty.of(detector, load_file(tmp_path / "n.safetensors"))
+    again = FittedDetector.of(detector, load_file(tmp_path / "n.safetensors"))
     rows, own = np.concatenate([units(40), units(9, seed=1)]), np.r_[np.arange(40), np.full(9, -1)]
     np.testing.assert_array_equal(again.logits(rows, own, CPU), novelty.logits(rows, own, CPU))
 
@@ -116,16 +122,16 @@ def test_too_little_to_learn_from_is_one_sentence(detector):
     name = type(detector).__name__
     for count in range(detector.least):
         with pytest.raises(DataError, match=rf"{name} needs at least {detector.least} normal images.*and {count} are"):
-            fit_novelty(detector, units(count), drop=0.0, device=CPU)
-    fit_novelty(detector, units(detector.least), drop=0.0, device=CPU)
+            fit_detector(detector, units(count), drop=0.0, device=CPU)
+    fit_detector(detector, units(detector.least), drop=0.0, device=CPU)
     with pytest.raises(
         DataError, match=rf"{name} cannot learn what is normal from 6 images: their features are all equal"
     ):
-        fit_novelty(detector, np.repeat(units(1), 6, axis=0), drop=0.0, device=CPU)
+        fit_detector(detector, np.repeat(units(1), 6, axis=0), drop=0.0, device=CPU)
     broken = units(6)
     broken[3, 2] = np.nan
     with pytest.raises(DataError, match="some features are not finite"):
-        fit_novelty(detector, broken, drop=0.0, device=CPU)
+        fit_detector(detector, broken, drop=0.0, device=CPU)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from anomalymatch.algorithms.probe.regression import ProbeSpec, fit_probe, self_train
+from anomalymatch.algorithms.probe.regression import ProbeSpec, fit_logistic, self_train
 from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.errors import ConfigError
 
@@ -33,7 +33,7 @@ def loss(coefficients, intercept, anomalies, normals, c):
 
 def test_equals_scikit_learn():
     anomalies, normals = clusters()
-    probe = fit_probe(anomalies, normals, inverse_regularisation=10.0)
+    probe = fit_logistic(anomalies, normals, inverse_regularisation=10.0)
     model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=10_000, tol=1e-10)
     model.fit(np.concatenate([normals, anomalies]).astype(np.float64), [0] * len(normals) + [1] * len(anomalies))
     np.testing.assert_allclose(probe.coefficients, model.coef_[0], atol=1e-3)
@@ -42,7 +42,7 @@ def test_equals_scikit_learn():
 
 def test_is_the_minimum_of_the_written_out_loss():
     anomalies, normals = clusters(width=6)
-    probe = fit_probe(anomalies, normals, inverse_regularisation=3.0)
+    probe = fit_logistic(anomalies, normals, inverse_regularisation=3.0)
     best = loss(probe.coefficients, probe.intercept, anomalies, normals, 3.0)
     rng = np.random.default_rng(1)
     for _ in range(20):
@@ -53,32 +53,33 @@ def test_is_the_minimum_of_the_written_out_loss():
 
 def test_anomalies_score_higher_and_both_classes_weigh_the_same():
     anomalies, normals = clusters()
-    probe = fit_probe(anomalies, normals, inverse_regularisation=10.0)
+    probe = fit_logistic(anomalies, normals, inverse_regularisation=10.0)
     assert (anomalies @ probe.coefficients).mean() > (normals @ probe.coefficients).mean() + 1
     # Twice the normals, each one repeated: the same probe.
-    twice = fit_probe(anomalies, np.repeat(normals, 2, axis=0), inverse_regularisation=10.0)
+    twice = fit_logistic(anomalies, np.repeat(normals, 2, axis=0), inverse_regularisation=10.0)
     ratio = (len(anomalies) + 2 * len(normals)) / (len(anomalies) + len(normals))
-    same = fit_probe(anomalies, normals, inverse_regularisation=10.0 * ratio)
+    same = fit_logistic(anomalies, normals, inverse_regularisation=10.0 * ratio)
     np.testing.assert_allclose(twice.coefficients, same.coefficients, atol=2e-3)
 
 
 def test_the_order_of_the_labels_does_not_matter():
     anomalies, normals = clusters()
-    probe = fit_probe(anomalies, normals, inverse_regularisation=1.0)
-    turned = fit_probe(anomalies[::-1], normals[::-1], inverse_regularisation=1.0)
+    probe = fit_logistic(anomalies, normals, inverse_regularisation=1.0)
+    turned = fit_logistic(anomalies[::-1], normals[::-1], inverse_regularisation=1.0)
     np.testing.assert_allclose(turned.coefficients, probe.coefficients, atol=1e-4)
 
 
 def test_inverse_regularisation_changes_the_result():
     anomalies, normals = clusters()
     norms = [
-        np.linalg.norm(fit_probe(anomalies, normals, inverse_regularisation=c).coefficients) for c in (0.1, 1.0, 10.0)
+        np.linalg.norm(fit_logistic(anomalies, normals, inverse_regularisation=c).coefficients)
+        for c in (0.1, 1.0, 10.0)
     ]
     assert norms[0] < norms[1] < norms[2]
 
 
 def test_one_image_of_each_class_is_enough():
-    probe = fit_probe(
+    probe = fit_logistic(
         np.array([[1.0, 0.0]], dtype=np.float32), np.array([[0.0, 1.0]], dtype=np.float32), inverse_regularisation=1.0
     )
     assert probe.coefficients[0] == pytest.approx(-probe.coefficients[1], abs=1e-4)
@@ -111,8 +112,8 @@ def test_refuses_impossible_values(change, message):
 def test_a_supposed_anomaly_of_weight_one_is_a_labelled_one():
     anomalies, normals = clusters()
     # 2 + 3 anomalies against 200 normals; C scales with the number of labelled images, here 202 of 205.
-    split = fit_probe(anomalies[:2], normals, inverse_regularisation=10.0 * 205 / 202, supposed=anomalies[2:])
-    whole = fit_probe(anomalies, normals, inverse_regularisation=10.0)
+    split = fit_logistic(anomalies[:2], normals, inverse_regularisation=10.0 * 205 / 202, pseudo_labelled=anomalies[2:])
+    whole = fit_logistic(anomalies, normals, inverse_regularisation=10.0)
     np.testing.assert_allclose(split.coefficients, whole.coefficients, atol=2e-3)
 
 
@@ -151,7 +152,7 @@ def test_other_views_teach_what_an_anomaly_may_look_like():
 
 def test_self_training_learns_from_the_pool_what_the_labels_do_not_show():
     labelled, normals, pool, hidden = half_shown()
-    alone = fit_probe(labelled, normals, inverse_regularisation=10.0).logits(hidden)
+    alone = fit_logistic(labelled, normals, inverse_regularisation=10.0).logits(hidden)
     helped = self_train(labelled, normals, pool, SPEC).logits(hidden)
     assert (helped[:50].mean() - helped[50:].mean()) > (alone[:50].mean() - alone[50:].mean()) + 0.2
 
@@ -159,7 +160,7 @@ def test_self_training_learns_from_the_pool_what_the_labels_do_not_show():
 def test_a_pool_without_sure_images_changes_nothing():
     anomalies, normals = clusters()
     probe = self_train(anomalies, normals, normals, SPEC)
-    plain = fit_probe(anomalies, normals, inverse_regularisation=10.0)
+    plain = fit_logistic(anomalies, normals, inverse_regularisation=10.0)
     assert plain.logits(normals).max() < np.log(4.0)
     np.testing.assert_array_equal(probe.coefficients, plain.coefficients)
 
@@ -167,7 +168,7 @@ def test_a_pool_without_sure_images_changes_nothing():
 def test_what_teaches_has_to_be_sure_to_two_probes_on_average():
     labelled, normals, pool, _ = half_shown()
     spec = replace(SPEC, rounds=1)
-    own = fit_probe(labelled, normals, inverse_regularisation=10.0).logits(pool)
+    own = fit_logistic(labelled, normals, inverse_regularisation=10.0).logits(pool)
     doubts = self_train(labelled, normals, pool, spec, second=-own - 9.0)
     np.testing.assert_array_equal(doubts.coefficients, self_train(labelled, normals, pool[:0], spec).coefficients)
     agrees = self_train(labelled, normals, pool, spec, second=own)
@@ -176,7 +177,9 @@ def test_what_teaches_has_to_be_sure_to_two_probes_on_average():
     second = np.full(len(pool), -99.0)
     second[wanted] = 2 * sure - own[wanted] + 1e-6
     insists = self_train(labelled, normals, pool, spec, second=second)
-    by_hand = fit_probe(labelled, normals, inverse_regularisation=10.0, supposed=pool[wanted], weight=spec.weight)
+    by_hand = fit_logistic(
+        labelled, normals, inverse_regularisation=10.0, pseudo_labelled=pool[wanted], weight=spec.weight
+    )
     np.testing.assert_allclose(insists.coefficients, by_hand.coefficients, atol=1e-4)
 
 
@@ -224,7 +227,7 @@ def test_labels_that_mean_nothing_do_not_turn_the_order_round():
 
 def test_logits_are_the_features_times_the_coefficients():
     anomalies, normals = clusters()
-    probe = fit_probe(anomalies, normals, inverse_regularisation=1.0)
+    probe = fit_logistic(anomalies, normals, inverse_regularisation=1.0)
     expected = [float(row.astype(np.float64) @ probe.coefficients) + probe.intercept for row in anomalies]
     np.testing.assert_allclose(probe.logits(anomalies), expected, atol=1e-5)
 

@@ -14,8 +14,8 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from anomalymatch.algorithms.lightning import StepListener
-from anomalymatch.algorithms.probe.learner import probe_of
-from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, out_of_fold_ap, trusted
+from anomalymatch.algorithms.probe.learner import fit_probe
+from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, column_gain, out_of_fold_ap
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.network import Network
 from anomalymatch.data.labels import training_ids
@@ -266,7 +266,7 @@ class Watch:
         """
         if self.mode != "retrain":
             return steps
-        self._probe = probe_of(self.embedding, labels, pool, self.spec)
+        self._probe = fit_probe(self.embedding, labels, pool, self.spec)
         aps = self._out_of_fold(labels, pool, retrain, seed)
         told = ", ".join(f"{ap:.2f} after {n} steps" for n, ap in sorted(aps.items()))
         logger.info("Out of fold, the average precision is %s", told or "unknown")
@@ -301,7 +301,7 @@ class Watch:
         if self.mode == "off":
             return False
         if self._compares and self._probe is None:
-            self._probe = probe_of(self.embedding, labels, pool, self.spec)
+            self._probe = fit_probe(self.embedding, labels, pool, self.spec)
         self._tell(check_average(decay, steps), grave=False)
         findings = check_training(self._rows, cold=cold, cuts=cuts, candidates=candidates)
         if self._compares and not math.isnan(refitted):
@@ -340,7 +340,7 @@ class Watch:
         anomalies, normals = (
             views.features.take(id_ for id_ in ids if id_ in views.features) for ids in training_ids(labels)
         )
-        gain = trusted(anomalies, normals, views.scaling, inverse_regularisation=c)
+        gain = column_gain(anomalies, normals, views.scaling, inverse_regularisation=c)
         return out_of_fold_ap(anomalies, normals, inverse_regularisation=c, gain=gain)
 
     def _out_of_fold(
@@ -349,7 +349,7 @@ class Watch:
         features = self.embedding.views.features
 
         def train_and_score(learnt: dict[str, str], held: list[str]) -> dict[int, Scores]:
-            scores = {0: probe_of(self.embedding, learnt, pool, self.spec).logits(features.take(held))}
+            scores = {0: fit_probe(self.embedding, learnt, pool, self.spec).logits(features.take(held))}
             for steps, ranking in retrain(learnt, held).items():
                 places = dict(zip(ranking.ids, ranking.logits.tolist(), strict=True))
                 scores[steps] = np.array([places[id_] for id_ in held])

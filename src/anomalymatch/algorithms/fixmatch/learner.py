@@ -35,7 +35,7 @@ from anomalymatch.algorithms.lightning import (
     relayed,
     spawns,
 )
-from anomalymatch.algorithms.probe.learner import likeliest, probe_of
+from anomalymatch.algorithms.probe.learner import fit_probe, top_by_probe
 from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec
 from anomalymatch.backbones.checkpoint import describe_input, described_as, load_network, save_network
 from anomalymatch.backbones.embedding import Embedding
@@ -131,14 +131,14 @@ class FixMatchLearner:
         carried = self.carry_over and self._student is not None
         probe = None
         if self.batch.wants_candidates or (self.start == "probe" and not carried):
-            probe = probe_of(self.embedding, labels, pool, self.probe)
+            probe = fit_probe(self.embedding, labels, pool, self.probe)
         listener = self.watch.listen(self.on_step, cycle)
         retrain = partial(self._fold, pool=pool, cycle=cycle)
         steps = self.watch.stop(labels, pool, retrain, seed=seed, steps=self.batch.iterations)
         if not steps:
             self._fall_back()
             return
-        self._likely = likeliest(self.embedding, probe, pool, self.batch.candidates_of)
+        self._likely = top_by_probe(self.embedding, probe, pool, self.batch.candidates_of)
         data = MixedBatches(
             self.embedding.source,
             labels,

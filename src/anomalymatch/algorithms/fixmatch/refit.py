@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from anomalymatch.algorithms.probe.regression import ProbeSpec, check_confidence, out_of_fold_ap, self_train, trusted
+from anomalymatch.algorithms.probe.regression import (
+    ProbeSpec,
+    check_confidence,
+    column_gain,
+    out_of_fold_ap,
+    self_train,
+)
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.features import with_unit_last
 from anomalymatch.backbones.network import Network
@@ -87,5 +93,5 @@ def refit_head(
     before = None if likely is None else likely.restrict(ids).logits
     probe = self_train(anomalies, normals, pool, spec, scaling, turned=mirrored, second=before)
     network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
-    gain = trusted(anomalies, normals, scaling, inverse_regularisation=c)
+    gain = column_gain(anomalies, normals, scaling, inverse_regularisation=c)
     return out_of_fold_ap(anomalies, normals, inverse_regularisation=c, gain=gain)

@@ -16,7 +16,7 @@ from anomalymatch.algorithms.layer_groups import freeze_lower_groups
 from anomalymatch.algorithms.lightning import StepLogger, StepProgress, quiet_lightning
 from anomalymatch.algorithms.msc.module import MeanShiftedContrastive, MscSpec
 from anomalymatch.algorithms.msc.views import TwoViewAugmentation, TwoViewBatches
-from anomalymatch.algorithms.novelty.detectors import Detector, fit_novelty
+from anomalymatch.algorithms.novelty.detectors import Detector, fit_detector
 from anomalymatch.algorithms.novelty.distances import trimmed_mean
 from anomalymatch.algorithms.novelty.learner import DistanceLearner
 from anomalymatch.backbones.checkpoint import load_state, save_tensors
@@ -94,7 +94,7 @@ class MscLearner(DistanceLearner):
         self._backbone = self.embedding.backbone()
         ids, rows = self._training_features(labels, pool)
         # Before the training, because what is wrong with the images shows here.
-        frozen = fit_novelty(self.detector, rows, drop=self.drop, device=self.embedding.inference.torch_device)
+        frozen = fit_detector(self.detector, rows, drop=self.drop, device=self.embedding.inference.torch_device)
         kept = np.flatnonzero(frozen.place >= 0)
         ids, rows = [ids[i] for i in kept], rows[kept]
         if self.on_epoch is not None or not self.epochs:

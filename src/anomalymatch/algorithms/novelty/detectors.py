@@ -165,7 +165,7 @@ class PrincipalResidual:
 
 
 @dataclass(frozen=True)
-class Novelty:
+class FittedDetector:
     """A fitted detector, and the scale of its scores.
 
     Attributes:
@@ -202,14 +202,14 @@ class Novelty:
         }
 
     @classmethod
-    def of(cls, detector: Detector, tensors: Mapping[str, Tensor]) -> "Novelty":
+    def of(cls, detector: Detector, tensors: Mapping[str, Tensor]) -> "FittedDetector":
         """What `tensors` gave, again."""
         learnt = {k.removeprefix("learnt."): v for k, v in tensors.items() if k.startswith("learnt.")}
         median, spread = tensors["scale"].tolist()
         return cls(detector, learnt, tensors["place"].numpy(), median, spread)
 
 
-def fit_novelty(detector: Detector, rows: Rows, *, drop: float, device: torch.device) -> Novelty:
+def fit_detector(detector: Detector, rows: Rows, *, drop: float, device: torch.device) -> FittedDetector:
     """Fit `detector` on the features of normal images, leave out the share `drop` that scores highest, and fit again.
 
     The images that are taken for normal may hide a few anomalies; most of these are among the dropped.
@@ -247,7 +247,7 @@ def fit_novelty(detector: Detector, rows: Rows, *, drop: float, device: torch.de
         ) from error
     place = np.full(len(rows), -1, dtype=np.int64)
     place[kept] = np.arange(count)
-    return Novelty(detector, learnt, place, median, spread)
+    return FittedDetector(detector, learnt, place, median, spread)
 
 
 def _check_trim(trim: float) -> None:

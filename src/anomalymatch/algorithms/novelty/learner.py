@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from anomalymatch.algorithms.base import NOVELTY, Truth
 from anomalymatch.algorithms.lightning import StepListener, ignore_step
-from anomalymatch.algorithms.novelty.detectors import Detector, Novelty, fit_novelty
+from anomalymatch.algorithms.novelty.detectors import Detector, FittedDetector, fit_detector
 from anomalymatch.backbones.checkpoint import load_tensors, save_tensors
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.inference import OutputBatch
@@ -46,7 +46,7 @@ class DistanceLearner(ABC):
         self.embedding, self.detector = embedding, detector
         self.drop, self.least_normals = drop, least_normals
         self.on_step: StepListener = ignore_step
-        self._novelty: Novelty | None = None
+        self._novelty: FittedDetector | None = None
         self._place: dict[str, int] = {}
 
     @abstractmethod
@@ -80,7 +80,7 @@ class DistanceLearner(ABC):
         path = folder / NOVELTY
         try:
             ids = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["learnt_from"]
-            self._adopt(ids, Novelty.of(self.detector, load_tensors(path)))
+            self._adopt(ids, FittedDetector.of(self.detector, load_tensors(path)))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"what was learnt in {path} is missing or corrupt ({error})") from error
 
@@ -107,12 +107,12 @@ class DistanceLearner(ABC):
         return ids, np.concatenate([batch.outputs for batch in batches])
 
     def _learn(self, ids: Sequence[str], rows: Float32[np.ndarray, "n d"], drop: float) -> None:
-        self._adopt(ids, fit_novelty(self.detector, rows, drop=drop, device=self.embedding.inference.torch_device))
+        self._adopt(ids, fit_detector(self.detector, rows, drop=drop, device=self.embedding.inference.torch_device))
 
-    def _adopt(self, ids: Sequence[str], novelty: Novelty) -> None:
+    def _adopt(self, ids: Sequence[str], novelty: FittedDetector) -> None:
         self._place, self._novelty = {id_: i for i, id_ in enumerate(ids)}, novelty
 
-    def _fitted(self) -> Novelty:
+    def _fitted(self) -> FittedDetector:
         if self._novelty is None:
             raise RuntimeError("call fit or restore before rank or save")
         return self._novelty

@@ -37,7 +37,7 @@ class ProbeLearner:
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
         """See `Learner.fit`."""
-        self._probe = probe_of(self.embedding, labels, pool, self.spec)
+        self._probe = fit_probe(self.embedding, labels, pool, self.spec)
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
@@ -68,7 +68,7 @@ class ProbeLearner:
         return self._probe
 
 
-def probe_of(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str] | None, spec: ProbeSpec) -> Probe:
+def fit_probe(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str] | None, spec: ProbeSpec) -> Probe:
     """The probe fitted on those of `labels` whose images can be read, and on what it is sure of in the pool."""
     views = embedding.views
     features = views.features
@@ -86,14 +86,14 @@ def probe_of(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str
     return self_train(*rows, spec, views.scaling, turned=turned)
 
 
-def likeliest(
+def top_by_probe(
     embedding: Embedding, probe: Probe | None, pool: Sequence[str], count_of: Callable[[int], int]
 ) -> Ranking:
     """The images of the pool that a probe ranks highest, best first.
 
     Args:
         embedding: the images.
-        probe: see `probe_of`; without one, no image.
+        probe: see `fit_probe`; without one, no image.
         pool: those that cannot be read are left out.
         count_of: how many are wanted of so many.
     """

@@ -47,9 +47,9 @@ class ProbeSpec:
     Attributes:
         inverse_regularisation: scikit-learn's C; larger fits the labels more closely.
         rounds: rounds of self-training on unlabelled images; 0 uses the labels alone.
-        confidence: probability from which an unlabelled image is supposed to be an anomaly.
-        weight: of a supposed anomaly beside a labelled one.
-        limit: supposed anomalies at most, the surest.
+        confidence: probability from which an unlabelled image is taken to be an anomaly.
+        weight: of a pseudo-labelled anomaly beside a labelled one.
+        limit: pseudo-labelled anomalies at most, the surest.
         orientations: views of each labelled anomaly that teach, mirrored and turned; see `models.orientations.turned`.
         calibration: `platt` makes log-odds those of the labels, by what is out of fold; `none` leaves them as if both
             classes were equally frequent. The order stays.
@@ -124,23 +124,29 @@ def self_train(
         normals: features of the labelled normals.
         pool: features of unlabelled images.
         spec: see `ProbeSpec`.
-        scaling: of the features; None takes them as they are. Of several views each counts as `trusted` says.
+        scaling: of the features; None takes them as they are. Of several views each counts as `column_gain` says.
         turned: features of the labelled anomalies mirrored and turned: a few examples show few of the ways that their
             kind can lie. All views together weigh as much as the images.
         second: log-odds of the pool by a probe that sees it in another way. The mean of both is what has to be sure
             then: neither teaches itself its own mistakes (co-training: Blum and Mitchell, COLT 1998).
     """
     c = spec.inverse_regularisation
-    gain = None if scaling is None else trusted(anomalies, normals, scaling, inverse_regularisation=c)
+    gain = None if scaling is None else column_gain(anomalies, normals, scaling, inverse_regularisation=c)
     views = anomalies if turned is None else np.concatenate([anomalies, turned])
     share = len(anomalies) / len(views) if len(views) else 1.0
-    probe = fit_probe(views, normals, inverse_regularisation=c, gain=gain, share=share)
+    probe = fit_logistic(views, normals, inverse_regularisation=c, gain=gain, share=share)
     for _ in range(spec.rounds):
         logits = probe.logits(pool) if second is None else (probe.logits(pool) + second) / 2
         surest = np.argsort(-logits, kind="stable")[: spec.limit]
-        supposed = pool[surest[logits[surest] >= logit(spec.confidence)]]
-        probe = fit_probe(
-            views, normals, inverse_regularisation=c, supposed=supposed, weight=spec.weight, gain=gain, share=share
+        pseudo_labelled = pool[surest[logits[surest] >= logit(spec.confidence)]]
+        probe = fit_logistic(
+            views,
+            normals,
+            inverse_regularisation=c,
+            pseudo_labelled=pseudo_labelled,
+            weight=spec.weight,
+            gain=gain,
+            share=share,
         )
     return probe if spec.calibration == "none" else calibrated(probe, anomalies, normals, c, gain)
 
@@ -155,11 +161,11 @@ def calibrated(
     """The probe with the log-odds of the labels; as it is where one image of a class is all there is.
 
     Args:
-        probe: see `fit_probe`.
+        probe: see `fit_logistic`.
         anomalies: features of the labelled anomalies.
         normals: features of the labelled normals.
-        inverse_regularisation: see `fit_probe`.
-        gain: see `fit_probe`.
+        inverse_regularisation: see `fit_logistic`.
+        gain: see `fit_logistic`.
     """
     judged = _judged(anomalies, normals, inverse_regularisation, gain)
     if judged is None:
@@ -171,12 +177,12 @@ def calibrated(
     return Probe(probe.coefficients * slope, probe.intercept * slope + offset)
 
 
-def fit_probe(
+def fit_logistic(
     anomalies: Float32[np.ndarray, "a d"],
     normals: Float32[np.ndarray, "n d"],
     *,
     inverse_regularisation: float,
-    supposed: Float32[np.ndarray, "s d"] | None = None,
+    pseudo_labelled: Float32[np.ndarray, "s d"] | None = None,
     weight: float = 1.0,
     gain: Float64[np.ndarray, " d"] | None = None,
     share: float = 1.0,
@@ -187,12 +193,12 @@ def fit_probe(
         anomalies: features of the labelled anomalies.
         normals: features of the labelled normals.
         inverse_regularisation: scikit-learn's C; larger fits the labels more closely.
-        supposed: features of unlabelled images that are taken for anomalies.
-        weight: of one of `supposed` beside a labelled anomaly.
+        pseudo_labelled: features of unlabelled images that are taken for anomalies.
+        weight: of one of `pseudo_labelled` beside a labelled anomaly.
         gain: of each column, by which it is multiplied before its coefficient is held back; None for one.
         share: of an image that a row of `anomalies` is, where they are several views of each.
     """
-    extra = anomalies[:0] if supposed is None else supposed
+    extra = anomalies[:0] if pseudo_labelled is None else pseudo_labelled
     features = np.concatenate([anomalies, extra, normals]).astype(np.float64)
     if gain is not None:
         features *= gain
@@ -209,7 +215,7 @@ def fit_probe(
     return Probe(coefficients if gain is None else coefficients * gain, intercept)
 
 
-def trusted(
+def column_gain(
     anomalies: Float32[np.ndarray, "a d"],
     normals: Float32[np.ndarray, "n d"],
     scaling: Scaling,
@@ -226,7 +232,7 @@ def trusted(
         anomalies: features of the labelled anomalies.
         normals: features of the labelled normals.
         scaling: the views.
-        inverse_regularisation: see `fit_probe`.
+        inverse_regularisation: see `fit_logistic`.
     """
     gain = scaling.scale.astype(np.float64)
     folds = min(FOLDS, len(anomalies), len(normals))
@@ -255,8 +261,8 @@ def out_of_fold_ap(
     Args:
         anomalies: features of the labelled anomalies.
         normals: features of the labelled normals.
-        inverse_regularisation: see `fit_probe`.
-        gain: see `fit_probe`.
+        inverse_regularisation: see `fit_logistic`.
+        gain: see `fit_logistic`.
     """
     judged = _judged(anomalies, normals, inverse_regularisation, gain)
     return math.nan if judged is None else float(average_precision_score(judged[1], judged[0]))
@@ -286,5 +292,5 @@ def _out_of_fold(
     logits = np.empty(len(rows))
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(rows, targets):
         seen, known = rows[train], targets[train]
-        logits[test] = fit_probe(seen[known], seen[~known], inverse_regularisation=c).logits(rows[test])
+        logits[test] = fit_logistic(seen[known], seen[~known], inverse_regularisation=c).logits(rows[test])
     return logits
