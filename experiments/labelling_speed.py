@@ -20,7 +20,7 @@ from anomalymatch.active.run_folder import to_csv
 from anomalymatch.algorithms.novelty.detectors import Neighbours
 from anomalymatch.algorithms.probe.regression import ProbeSpec
 from anomalymatch.backbones.features import SHARD_IMAGES, Features, Shard
-from anomalymatch.data.source import BaseSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.files import write_text
 from anomalymatch.types import Label, Pixels
 from anomalymatch.ui.features import build_bank
@@ -84,14 +84,15 @@ def read_features(folder: Path, ids: list[str]) -> Features:
     return Features(shards)
 
 
-class Archive(BaseSource):
+class Archive(ImageSource):
     """A million images that are all the same, under names as an archive has them."""
 
     def __init__(self, ids: list[str]) -> None:
         super().__init__(name="archive", ids=ids, bands=["red", "green", "blue"], fingerprint=str(len(ids)))
         self.image = np.zeros((64, 64, 3), dtype=np.uint8)
 
-    def _load(self, position: int) -> Pixels:
+    def load(self, position: int) -> Pixels:
+        """See `ImageSource.load`."""
         return self.image
 
 

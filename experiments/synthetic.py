@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from anomalymatch.data.source import BaseSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.types import Pixels
 
 
@@ -28,12 +28,13 @@ class Ids(Sequence[str]):
         return (f"{i:09d}" for i in range(self.count))
 
 
-class Synthetic(BaseSource):
+class Synthetic(ImageSource):
     """Images that cost next to nothing, as many as one likes."""
 
     def __init__(self, count: int, size: int) -> None:
         super().__init__(name="synthetic", ids=Ids(count), bands=["red", "green", "blue"], fingerprint=str(count))
         self.image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
-    def _load(self, position: int) -> Pixels:
+    def load(self, position: int) -> Pixels:
+        """See `ImageSource.load`."""
         return self.image

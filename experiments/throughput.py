@@ -93,7 +93,7 @@ def throughput(folder: Path, size: int, count: int, names: Sequence[str] = BACKE
         "forward": _bare(backends[best], images, count),
     }
     for name, source in sources.items():
-        if hasattr(source, "raw_bytes"):
+        if source.encoded:
             work[f"read, {name}"] = _reading(source)
         work[f"decode, {name}"] = _decoding(source, size, batch)
         work[f"end to end, {name}"] = _end_to_end(source, backends[best], network, size, batch)
@@ -160,7 +160,7 @@ def _pack(folder: Path) -> None:
 
 
 def _reading(source: ImageSource) -> Callable[[], int]:
-    return lambda: sum(len(source.raw_bytes(id_)) > 0 for id_ in source.ids)  # type: ignore[attr-defined]
+    return lambda: sum(len(source.raw_bytes(id_)) > 0 for id_ in source.ids)
 
 
 def _decoding(source: ImageSource, size: int, batch: int) -> Callable[[], int]:

@@ -52,10 +52,10 @@ def make_source() -> Callable[..., Any]:
     Each tenth image, from the first on, is `rare`: it has a bright square. `reads` counts the images decoded.
     """
     from anomalymatch.data.rendering import band_names
-    from anomalymatch.data.source import BaseSource
+    from anomalymatch.data.source import ImageSource
     from anomalymatch.errors import UnreadableImageError
 
-    class ArraySource(BaseSource):
+    class ArraySource(ImageSource):
         def __init__(self, count: int, size: int, channels: int, unreadable: set[str], **options: Any) -> None:
             ids = [f"im{i:06d}" for i in range(count)]
             truth = {id_: "rare" if i % 10 == 0 else "common" for i, id_ in enumerate(ids)}
@@ -63,7 +63,7 @@ def make_source() -> Callable[..., Any]:
             super().__init__(**defaults | {"fingerprint": f"array-{count}-{size}"} | options)
             self.size, self.unreadable, self.reads = size, unreadable, 0
 
-        def _load(self, position: int) -> np.ndarray:
+        def load(self, position: int) -> np.ndarray:
             self.reads += 1
             if self.ids[position] in self.unreadable:
                 raise UnreadableImageError("the file is truncated")

@@ -21,7 +21,6 @@ from anomalymatch.algorithms.fixmatch.weighting import FixedThreshold, FlexMatch
 from anomalymatch.algorithms.probe.learner import ProbeLearner
 from anomalymatch.build import build_embedding, build_loop, build_source, build_task, make_learner, open_task
 from anomalymatch.config import compose
-from anomalymatch.data.rendering import Rendering
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError
 
 
@@ -43,16 +42,15 @@ def test_ten_lines_do_what_the_command_does(probe_job, tmp_path, without_picture
     assert set(ranking.top(5)) <= set(task.pool) - set(labels)
 
 
-def test_any_object_with_the_right_attributes_is_a_source(make_source, tiny_job):
-    class Mine:
-        name, channels, fingerprint = "mine", 3, "mine-1"
-        bands, units, rendering = ("red", "green", "blue"), None, Rendering()
-        ids = [f"m{i}" for i in range(40)]  # noqa: RUF012
-        truth = {id_: "odd" if i % 8 == 0 else "plain" for i, id_ in enumerate(ids)}  # noqa: RUF012
-        holdout = frozenset()
+def test_a_subclass_that_loads_images_is_a_source(make_source, tiny_job):
+    class Mine(am.ImageSource):
+        def __init__(self):
+            ids = [f"m{i}" for i in range(40)]
+            truth = {id_: "odd" if i % 8 == 0 else "plain" for i, id_ in enumerate(ids)}
+            super().__init__(name="mine", ids=ids, fingerprint="mine-1", truth=truth)
 
-        def read(self, ids):
-            return [np.full((20, 30, 3), 200 if self.truth[id_] == "odd" else 20, dtype=np.uint8) for id_ in ids]
+        def load(self, position):
+            return np.full((20, 30, 3), 200 if position % 8 == 0 else 20, dtype=np.uint8)
 
     task = am.make_task(Mine(), anomaly="odd")
     model = [w for w in tiny_job if w.startswith(("model.", "data.", "inference.", "dataset.image_size"))]

@@ -159,7 +159,7 @@ def build_loop(config: DictConfig) -> ActiveLoop:
         task,
         learner if config.al.cold_start is None else ColdStart(learner, _first(config, task, embedding)),
         _oracle(config, task, embedding),
-        given={id_: Label(label) for id_, label in getattr(task.source, "labels", {}).items()},
+        given={id_: Label(label) for id_, label in task.source.labels.items()},
         baseline=_probe(config, embedding) if compare else None,
         spec=LoopSpec(
             cycles=config.al.cycles,

@@ -86,7 +86,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         divide=build_divider(config, embedding),
         needs_labels=not (cold == "msc" or config.algorithm.name in DETECTORS),
     )
-    service.take_given({id_: Label(label) for id_, label in getattr(source, "labels", {}).items()})
+    service.take_given({id_: Label(label) for id_, label in source.labels.items()})
     return service
 
 

@@ -17,7 +17,7 @@ from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.build import build_learner
 from anomalymatch.config import compose
-from anomalymatch.data.source import BaseSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import AnomalyMatchError, UnreadableImageError
 
@@ -51,7 +51,7 @@ for sibling, own in SIBLINGS.items():
     WORDS |= {f"one {sibling}": (f"algorithm={sibling}", *own), f"two {sibling}": (f"algorithm={sibling}", *own, *TWO)}
 
 
-class Galaxies(BaseSource):
+class Galaxies(ImageSource):
     """In a module, so that a spawned process finds it."""
 
     def __init__(self, count=150, readable=True):
@@ -60,7 +60,7 @@ class Galaxies(BaseSource):
         super().__init__(name="galaxies", ids=ids, bands=("r", "g", "b"), fingerprint="galaxies", truth=truth)
         self.parent, self.readable = os.getpid(), readable
 
-    def _load(self, position):
+    def load(self, position):
         if not self.readable and os.getpid() != self.parent:  # only the processes that train meet it
             raise UnreadableImageError("the disk is gone")
         image = np.random.default_rng(position).integers(0, 120, (32, 32, 3), dtype=np.uint8)

@@ -174,13 +174,13 @@ CODE = """
 import sys
 from pathlib import Path
 import numpy as np
-from anomalymatch.data.source import BaseSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.models import features as module
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import build_backbone
 module.SHARD_IMAGES = 10
-class Source(BaseSource):
-    def _load(self, position):
+class Source(ImageSource):
+    def load(self, position):
         print("read", position, flush=True)
         return np.random.default_rng(position).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 ids = [f"{i:03d}" for i in range(int(sys.argv[2]))]

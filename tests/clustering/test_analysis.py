@@ -79,7 +79,7 @@ def test_many_images_are_compared_with_a_sample(make_patches, make_source, spec,
 def test_identical_images_are_one_group(make_patches, make_source, spec, caplog):
     source = make_source(4)
     image = source.read(source.ids[1:2])[0]
-    source._load = lambda position: image
+    source.load = lambda position: image
     patches = make_patches(source)
     found = cluster(patches, source.ids, spec)
     assert found.grouping.labels.tolist() == [0, 0, 0, 0]

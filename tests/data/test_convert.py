@@ -12,7 +12,7 @@ from PIL import Image as PillowImage
 from anomalymatch.data import convert as module
 from anomalymatch.data.convert import convert, main
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import BaseSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.files import folder_source
 from anomalymatch.data.sources.parquet import parquet_source
 from anomalymatch.data.stream import resize
@@ -40,7 +40,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def same(a: BaseSource, b: BaseSource) -> bool:
+def same(a: ImageSource, b: ImageSource) -> bool:
     return all(
         isinstance(x, Reject) == isinstance(y, Reject) and (isinstance(x, Reject) or np.array_equal(x, y))
         for x, y in zip(a.read(b.ids), b.read(b.ids), strict=True)

@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 from anomalymatch.data import source as _ids
 from anomalymatch.data.codecs import decode, with_channels
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import BaseSource, IdIndex, ImageSource
+from anomalymatch.data.source import IdIndex, ImageSource
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Image, Pixels, Reject
 
@@ -197,8 +197,8 @@ def test_many_threads_silence_warnings_together() -> None:
         assert list(pool.map(attempt, data)) == [False, False, True] * 8
 
 
-class _Source(BaseSource):
-    def _load(self, position: int) -> Image:
+class _Source(ImageSource):
+    def load(self, position: int) -> Image:
         if position == 1:
             raise UnreadableImageError("broken")
         return np.full((2, 2, 1), position, dtype=np.uint8)
@@ -223,8 +223,8 @@ def test_base_source_refuses_unknown_and_repeated_ids_and_no_ids() -> None:
 
 
 def test_base_source_renders_and_its_fingerprint_says_so() -> None:
-    class Deep(BaseSource):
-        def _load(self, position: int) -> Pixels:
+    class Deep(ImageSource):
+        def load(self, position: int) -> Pixels:
             if position == 2:
                 return np.full((2, 2, 2), np.nan)
             return np.array([[[0.0, 5.0], [position, 7.0]]])

@@ -115,11 +115,11 @@ def test_only_a_few_batches_are_in_memory(make_source, monkeypatch, workers):
 GROWTH = """
 import resource
 import numpy as np
-from anomalymatch.data.source import BaseSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import stream
 
-class Source(BaseSource):
-    def _load(self, position):
+class Source(ImageSource):
+    def load(self, position):
         return np.zeros((32, 32, 3), dtype=np.uint8)
 
 source = Source(name="s", ids=[f"{i:06d}" for i in range(100_000)], bands=["red", "green", "blue"], fingerprint="x")

@@ -3,13 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalymatch.data.source import BaseSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import ConfigError, DataError, LabelError
 from anomalymatch.types import Label
 
 
-class Source(BaseSource):
+class Source(ImageSource):
     """Ids and classes; nobody reads an image of it."""
 
     def __init__(self, counts, *, order=None, holdout=frozenset(), known=True):
@@ -19,7 +19,7 @@ class Source(BaseSource):
             name="set", ids=ids, bands=["grey"], fingerprint="x", truth=truth if known else None, holdout=holdout
         )
 
-    def _load(self, position):
+    def load(self, position):
         raise NotImplementedError
 
 

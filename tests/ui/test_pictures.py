@@ -28,7 +28,6 @@ from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Reject
 from anomalymatch.ui import originals, pictures
 from anomalymatch.ui import pictures as thumbnails
-from anomalymatch.ui.metadata import metadata_table
 from anomalymatch.ui.pictures import SIDES, STRETCHES, Pictures, ThumbnailCache, fitted, step
 
 RNG = np.random.default_rng(0)
@@ -134,7 +133,7 @@ def test_thumbnails_are_made_once(make: Any, make_source: Any, tmp_path: Path) -
 def test_thumbnails_from_many_threads(make: Any, make_source: Any) -> None:
     busy, most, lock = 0, 0, threading.Lock()
     source = make_source(30)
-    load = source._load
+    load = source.load
 
     def slow(position: int) -> np.ndarray:
         nonlocal busy, most
@@ -146,7 +145,7 @@ def test_thumbnails_from_many_threads(make: Any, make_source: Any) -> None:
             busy -= 1
         return load(position)
 
-    source._load = slow
+    source.load = slow
     one = make(source, workers=2)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda id_: one.thumbnail(id_, 64), list(source.ids) * 2))
@@ -265,7 +264,7 @@ def test_stretches_hold_for_eight_bits(stretch: str, make: Any, make_source: Any
 def test_bands_and_combined_channels(make: Any, make_source: Any) -> None:
     combine = {"red": {"i": 1}, "g": {"r": 1, "i": 1}}
     source = make_source(channels=3, bands=("g", "r", "i"), rendering=Rendering("minmax", combine=combine))
-    source._load = lambda position: np.random.default_rng(position).normal(0, 1, (9, 9, 3))
+    source.load = lambda position: np.random.default_rng(position).normal(0, 1, (9, 9, 3))
     one = make(source)
     assert tuple(one.channels) == ("red", "g", "r", "i")
     trained = source.read(["im000000"])[0]
@@ -303,7 +302,7 @@ def test_an_image_is_read_once_for_all_its_stretches(make: Any, make_source: Any
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
 def test_very_large_images_are_reduced(make: Any, make_source: Any, monkeypatch: Any, dtype: Any) -> None:
     source = make_source(channels=1)
-    source._load = lambda position: (np.indices((60, 41)).sum(axis=0)[..., None] % 2 * 200).astype(dtype)
+    source.load = lambda position: (np.indices((60, 41)).sum(axis=0)[..., None] % 2 * 200).astype(dtype)
     one = make(source)
     assert opened(one.full("im000000")).shape == (60, 41, 3)
     monkeypatch.setattr(pictures, "MAX_VALUES", 1000)
@@ -311,28 +310,6 @@ def test_very_large_images_are_reduced(make: Any, make_source: Any, monkeypatch:
     assert opened(one.full("im000000")).shape == (30, 20, 3)
     assert one.size("im000000") == (41, 60)
     assert opened(one.thumbnail("im000000", 64)).shape == (64, 43, 3)
-
-
-def test_a_source_that_is_only_read(make: Any, make_source: Any) -> None:
-    inner = make_source(unreadable={"im000002"})
-
-    class Only:
-        def __init__(self) -> None:
-            for name in ("name", "ids", "channels", "bands", "units", "rendering", "fingerprint", "truth", "holdout"):
-                setattr(self, name, getattr(inner, name))
-
-        def read(self, ids: Any) -> Any:
-            return inner.read(ids)
-
-    one = make(Only())
-    assert np.array_equal(opened(one.full("im000000")), inner.read(["im000000"])[0])
-    assert opened(one.full("im000000", stretch="log", channel="red")).mean() > 0
-    assert one.size("im000000") == (32, 32)
-    assert one.metadata("im000000")["class"] == "rare"
-    assert one.coordinates("im000000") is None
-    assert one.original("im000000") == (one.full("im000000"), ".png")
-    with pytest.raises(UnreadableImageError, match="the file is truncated"):
-        one.full("im000002")
 
 
 # Files that have changed since the archive was opened
@@ -365,14 +342,14 @@ def test_a_folder_that_became_a_link_is_not_followed(photos: Path, make: Any, tm
 def test_a_link_put_there_while_the_file_is_read(photos: Path, make: Any, tmp_path: Path) -> None:
     secret = save(tmp_path / "secret.png", np.full((9, 9, 3), 7, np.uint8))
     source = folder_source(photos)
-    load = source._load
+    load = source.load
 
     def swap(position: int) -> np.ndarray:
         (photos / "wide.png").unlink()
         (photos / "wide.png").symlink_to(secret)
         return load(position)
 
-    source._load = swap
+    source.load = swap
     with pytest.raises(UnreadableImageError, match="leaves the folder"):
         make(source).full("wide.png")
 
@@ -492,7 +469,7 @@ def test_metadata_of_a_catalogue(tmp_path: Path, make: Any) -> None:
     (tmp_path / "cat.csv").write_text(rows)
     source = catalogue_source(tmp_path / "cat.csv", x_column="x", y_column="y", size=8)
     one = make(source)
-    table = metadata_table(source)
+    table = source.metadata()
     assert table is not None
     assert table.column_names == ["id", "ra", "dec", "x", "y", "tile", "survey", "mag"]
     assert {"survey": "deep", "mag": "21.5", "size": "8 x 8 pixels"}.items() <= one.metadata("a").items()
@@ -510,7 +487,7 @@ def test_catalogues_of_other_kinds(tmp_path: Path) -> None:
     listed = {name: pa.array(values) for name, values in columns.items()} | {"flux": pa.array([[1.0], [2.0]])}
     pq.write_table(pa.table(listed), tmp_path / "cat.parquet")
     for name in ("cat.fits", "cat.parquet"):
-        table = metadata_table(catalogue_source(tmp_path / name, x_column="x", y_column="y"))
+        table = catalogue_source(tmp_path / name, x_column="x", y_column="y").metadata()
         assert table is not None
         assert table.column_names == list(columns), "columns of lists are passed over"
         assert table["n"].to_pylist() == ["100000000000000001", "2"]
@@ -532,7 +509,7 @@ def test_metadata_of_parquet(tmp_path: Path, make: Any) -> None:
         pq.write_table(pa.table(columns | extra | other), tmp_path / f"p/{name}.parquet", row_group_size=2)
     source = parquet_source(tmp_path / "p", id_column="key")
     one = make(source)
-    table = metadata_table(source)
+    table = source.metadata()
     assert table is not None
     assert table.to_pydict() == {
         "key": ["0", "1", "2", "3", "4", "5"],
@@ -556,7 +533,7 @@ def test_metadata_of_zarr(tmp_path: Path, make: Any) -> None:
     pq.write_table(pa.table({"filename": ["u", "v"], "z": [0.1, 0.2]}), tmp_path / "z/b_metadata.parquet")
     source = zarr_source(tmp_path / "z")
     assert list(source.ids) == ["a/000000", "a/000001", "u", "v"]
-    table = metadata_table(source)
+    table = source.metadata()
     assert table is not None
     assert table.to_pydict() == {"filename": [None, None, "u", "v"], "z": [None, None, "0.1", "0.2"]}
     one = make(source)
@@ -565,7 +542,7 @@ def test_metadata_of_zarr(tmp_path: Path, make: Any) -> None:
     assert one.original("v")[1] == ".png"
     pq.write_table(pa.table({"filename": ["u"], "z": [0.1]}), tmp_path / "z/b_metadata.parquet")
     with pytest.raises(DataError, match=r"b_metadata.parquet: expected 2 rows, one for each image, found 1"):
-        metadata_table(source)
+        source.metadata()
 
 
 def test_columns_that_are_too_large_are_left_out(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
@@ -574,15 +551,15 @@ def test_columns_that_are_too_large_are_left_out(tmp_path: Path, monkeypatch: An
     columns = {"image": [encoded(1)], "short": ["a"], "long": ["b" * 5000], "other": ["c"]}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     monkeypatch.setattr(_beside, "MAX_BYTES", 1000)
-    table = metadata_table(parquet_source(tmp_path))
+    table = parquet_source(tmp_path).metadata()
     assert table is not None
     assert table.column_names == ["short", "other"]
     assert "the column long is too large" in caplog.text
 
 
 def test_no_metadata(photos: Path, make: Any, make_source: Any) -> None:
-    assert metadata_table(make_source()) is None
-    assert metadata_table(folder_source(photos)) is None
+    assert make_source().metadata() is None
+    assert folder_source(photos).metadata() is None
     one = make(folder_source(photos))
     found = one.metadata("wide.png")
     assert found["size"] == "90 x 30 pixels"

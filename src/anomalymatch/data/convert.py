@@ -44,15 +44,14 @@ def keeper(source: ImageSource, size: int | None) -> Packer:
     Raises:
         ConfigError: if the source has none, or they are to be resized.
     """
-    raw_bytes = getattr(source, "raw_bytes", None)
-    if raw_bytes is None:
+    if not source.encoded:
         raise ConfigError(f"encoding=keep: {source.name} holds no image files to copy, choose jpeg, png, webp_lossless")
     if size is not None:
         raise ConfigError("encoding=keep copies the images as they are: leave out size, or choose another encoding")
 
     def keep(id_: str) -> bytes | Reject:
         try:
-            return raw_bytes(id_) or Reject(id_, "the file is empty (0 bytes)")
+            return source.raw_bytes(id_) or Reject(id_, "the file is empty (0 bytes)")
         except UnreadableImageError as error:
             return Reject(id_, str(error))
 

@@ -1,11 +1,13 @@
-"""The one protocol through which images come in: stable string ids, and a read of a batch of ids."""
+"""Base class of all image sources: stable string ids, batches of images, and what else is known of each image."""
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int64
 
 from anomalymatch.data.rendering import Rendering
@@ -14,11 +16,11 @@ from anomalymatch.types import Image, Pixels, Reject
 
 
 class IdIndex:
-    """Positions of ids, found through their sorted hashes.
+    """Index from ids to positions that stores one sorted hash for each id.
 
     Args:
-        ids: all ids; any sequence, also one that makes them when asked.
-        name: of the source, for messages.
+        ids: all ids; any sequence, also one that computes them on access.
+        name: name of the source, for messages.
 
     Raises:
         DataError: if there is no id, or one occurs more than once.
@@ -35,7 +37,7 @@ class IdIndex:
         self._order: Int64[np.ndarray, " n"] = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._order]
         same = self._sorted[1:] == self._sorted[:-1]
-        # Two hashes can be the same by chance, but almost never are: only such ids are compared.
+        # Different ids rarely have the same hash, so only ids with equal hashes are compared.
         suspects = np.union1d(np.flatnonzero(same), np.flatnonzero(same) + 1)
         seen: set[str] = set()
         for position in self._order[suspects].tolist():
@@ -44,7 +46,7 @@ class IdIndex:
             seen.add(self.ids[position])
 
     def __getstate__(self) -> dict[str, object]:
-        # Another process hashes strings differently.
+        # String hashes differ between processes.
         return {"ids": self.ids, "name": self.name}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -55,10 +57,10 @@ class IdIndex:
         return isinstance(id_, str) and self._find(id_) is not None
 
     def __getitem__(self, id_: str) -> int:
-        """Position of `id_`.
+        """Return the position of `id_`.
 
         Raises:
-            DataError: if it is not there.
+            DataError: if there is no such id.
         """
         found = self._find(id_)
         if found is None:
@@ -77,60 +79,49 @@ class IdIndex:
 
 
 EIGHT_BITS = Rendering()
+RGB = ("red", "green", "blue")
 
 
-@runtime_checkable
-class ImageSource(Protocol):
-    """A set of images, each known by a stable string id, never by a position.
+class ImageSource(ABC):
+    """Set of images, each known by a stable string id, never by a position.
 
-    Attributes:
+    A source of your own calls this constructor and implements `load`. It may override whatever else it knows:
+    `coordinates`, `metadata`, `header`. Override `read` only to read a batch faster.
+
+    Args:
         name: short name for logs and folders.
         ids: all ids, in a fixed order.
-        channels: channels of every image that `read` returns.
-        bands: names of what the archive holds, in its order.
-        units: what its pixels measure ("nJy"), None where that is unknown.
-        rendering: how they become the channels.
-        fingerprint: changes whenever ids or pixels change; keys the feature cache.
-        truth: class name per id where a benchmark knows it, else None.
-        holdout: ids of an official test split, where the set has one, else empty.
+        fingerprint: text that changes whenever ids or pixels change; it keys the feature cache.
+        bands: names of the bands of the archive, in their order.
+        units: unit of the pixels ("nJy"); None if it is unknown.
+        rendering: conversion of the bands to 8-bit channels.
+        labels: labels by a person, by id; a subset of the images.
+        truth: class of each image in a benchmark, else None.
+        holdout: ids of an official test split; empty if there is none.
+        folder: folder of the image files where each image is one file and its id is the path below the folder.
+
+    Attributes:
+        channels: number of channels of every image that `read` returns.
+        encoded: whether each image is a whole JPEG, PNG or similar file that `raw_bytes` returns.
+        extensions: FITS extensions that hold the bands of an image, see `FitsSource`; None takes the first image.
     """
 
-    name: str
-    ids: Sequence[str]
-    channels: int
-    bands: Sequence[str]
-    units: str | None
-    rendering: Rendering
-    fingerprint: str
-    truth: Mapping[str, str] | None
-    holdout: frozenset[str]
-
-    def read(self, ids: Sequence[str]) -> list[Image | Reject]:
-        """Decode `ids`, in that order; an unreadable one comes back as a `Reject`. Safe to call from many threads.
-
-        Raises:
-            DataError: if an id is not in the source.
-        """
-        ...
-
-
-class BaseSource(ABC):
-    """What the implementations share: bookkeeping, rendering, and unreadable images turned into rejects.
-
-    Subclasses set the attributes of `ImageSource` by calling this constructor and implement `_load`.
-    """
+    encoded: ClassVar[bool] = False
+    extensions: int | str | Sequence[int | str] | None = None
 
     def __init__(
         self,
         *,
         name: str,
         ids: Sequence[str],
-        bands: Sequence[str],
         fingerprint: str,
+        bands: Sequence[str] = RGB,
         units: str | None = None,
         rendering: Rendering = EIGHT_BITS,
+        labels: Mapping[str, str] | None = None,
         truth: Mapping[str, str] | None = None,
         holdout: frozenset[str] = frozenset(),
+        folder: Path | None = None,
     ) -> None:
         self._position = IdIndex(ids, name)
         self.name = name
@@ -140,47 +131,102 @@ class BaseSource(ABC):
         self.rendering = rendering
         self.channels = len(rendering.channels(self.bands))
         self.fingerprint = _with_rendering(fingerprint, rendering, self.bands)
+        self.labels: Mapping[str, str] = {} if labels is None else labels
         self.truth = truth
         self.holdout = holdout
+        self.folder = folder
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    @abstractmethod
+    def load(self, position: int) -> Pixels:
+        """Return the pixels of the image at `position` of `ids`, (h, w, band), as the archive holds them.
+
+        Many threads may call it at once.
+
+        Raises:
+            UnreadableImageError: with the reason, if the image cannot be read.
+        """
 
     def read(self, ids: Sequence[str]) -> list[Image | Reject]:
-        """See `ImageSource.read`."""
+        """Read and render images, in the order of `ids`; an unreadable one becomes a `Reject`.
+
+        Raises:
+            DataError: if an id is not in the source.
+        """
         return [self._read(id_) for id_ in ids]
 
+    def pixels(self, id_: str) -> Pixels:
+        """Return an image before it is rendered: (h, w, band), in the number type and `units` of the archive.
+
+        Raises:
+            UnreadableImageError: with the reason, if it cannot be read.
+            DataError: if the id is not in the source.
+        """
+        return self.load(self._position[id_])
+
+    def raw_bytes(self, id_: str) -> bytes:
+        """Return the image file, not decoded; only where `encoded` is true.
+
+        Raises:
+            UnreadableImageError: if it cannot be read.
+            DataError: if the id is not in the source, or the source holds no image files.
+        """
+        raise DataError(f"{self.name} holds no encoded image files, so {id_!r} has no raw bytes")
+
+    def file(self, id_: str) -> Path | None:
+        """Return the path of the image's own file; None if images have no files of their own.
+
+        Raises:
+            DataError: if the id is not in the source.
+        """
+        position = self._position[id_]
+        return None if self.folder is None else self.folder / self.ids[position]
+
+    def header(self, id_: str) -> dict[str, str]:
+        """Return the keywords that the image's own file holds, a FITS header for example; empty by default.
+
+        Raises:
+            UnreadableImageError: if the file cannot be read.
+            DataError: if the id is not in the source.
+        """
+        return {}
+
+    def coordinates(self, id_: str) -> tuple[float, float] | None:
+        """Return right ascension and declination (ICRS, degrees) of an image; None if unknown, the default.
+
+        Raises:
+            DataError: if the id is not in the source.
+        """
+        return None
+
+    def metadata(self) -> pa.Table | None:
+        """Return further columns of the archive as text, with a row for each of `ids`; None by default.
+
+        Raises:
+            DataError: if they cannot be read.
+        """
+        return None
+
     def position(self, id_: str) -> int:
-        """Where an image stands in `ids`.
+        """Return the position of an image in `ids`.
 
         Raises:
             DataError: if the id is not in the source.
         """
         return self._position[id_]
 
-    def pixels(self, id_: str) -> Pixels:
-        """The image as the archive holds it, before it is rendered: (h, w, band), of its own depth, in `units`.
-
-        Raises:
-            UnreadableImageError: with the reason, if it cannot be read.
-            DataError: if the id is not in the source.
-        """
-        return self._load(self._position[id_])
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def _read(self, id_: str) -> Image | Reject:
         position = self._position[id_]
         try:
-            return self.rendering(self._load(position), self.bands)
+            return self.rendering(self.load(position), self.bands)
         except UnreadableImageError as error:
             return Reject(id_, str(error))
 
-    @abstractmethod
-    def _load(self, position: int) -> Pixels:
-        """Pixels of the image at `position` of `ids`; raise `UnreadableImageError` with the reason if that fails."""
-
 
 def _with_rendering(fingerprint: str, rendering: Rendering, bands: Sequence[str]) -> str:
-    """Other pixels, other features: another rendering is another fingerprint."""
+    """Hash the rendering into the fingerprint, because it changes the pixels."""
     if rendering == EIGHT_BITS:
         return fingerprint
     return hashlib.sha256(f"{fingerprint} {rendering.as_dict()} {bands}".encode()).hexdigest()

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,10 +124,7 @@ def _write_tables(folder: PartFolder, ordered: Float32[np.ndarray, " m"], top: i
 
 def _write_votable(path: Path, best: TopK, source: ImageSource) -> None:
     """The top of the list with its coordinates, for TOPCAT, Aladin and ESASky; only where images have any."""
-    coordinates: Callable[[str], tuple[float, float] | None] | None = getattr(source, "coordinates", None)
-    if coordinates is None:
-        return
-    found = [(id_, logit, coordinates(id_)) for id_, logit in best.best()]
+    found = [(id_, logit, source.coordinates(id_)) for id_, logit in best.best()]
     rows = [(id_, *place, float(expit(logit)), logit) for id_, logit, place in found if place is not None]
     if not rows:
         return

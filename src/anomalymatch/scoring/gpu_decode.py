@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,15 +21,6 @@ _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
 _HEADER_BYTES = 2**16
 
 
-@runtime_checkable
-class Encoded(Protocol):
-    """A source that gives image files as they are."""
-
-    def raw_bytes(self, id_: str) -> bytes:
-        """The file; raises `UnreadableImageError`."""
-        ...
-
-
 class _Fetched(NamedTuple):
     ids: Sequence[str]
     jpegs: dict[str, UInt8[Tensor, " _"]]
@@ -43,7 +34,7 @@ def check_gpu_decode(source: ImageSource, device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise ConfigError(f"scoring.decode=gpu needs a GPU, not {device}: take scoring.decode=cpu")
-    if not isinstance(source, Encoded) or source.channels != 3 or not source.rendering.keeps_eight_bits:
+    if not source.encoded or source.channels != 3 or not source.rendering.keeps_eight_bits:
         raise ConfigError(
             f"scoring.decode=gpu is for JPEGs in colour without a stretch, not for {source.name}: "
             "take scoring.decode=cpu"
@@ -58,7 +49,7 @@ def stream_on_device(
     Resizing is bilinear with antialiasing instead of area-averaged, so that scores differ a little from the usual way.
 
     Args:
-        source: a source with `raw_bytes`.
+        source: encoded images.
         chunks: ids of each batch.
         size: side to which images are resized, in pixels.
         workers: threads that read.
@@ -73,7 +64,7 @@ def _fetch(source: ImageSource, ids: Sequence[str]) -> _Fetched:
     jpegs: dict[str, Tensor] = {}
     for id_ in ids:
         try:
-            data = source.raw_bytes(id_)  # type: ignore[attr-defined]
+            data = source.raw_bytes(id_)
         except UnreadableImageError:
             continue  # the usual way says why
         if _is_plain(data):

@@ -16,9 +16,7 @@ from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
 from anomalymatch.data.codecs import FORMATS, MODES, decode
-from anomalymatch.data.source import BaseSource, ImageSource
-from anomalymatch.data.sources.encoded import EncodedSource
-from anomalymatch.data.sources.fits import FitsSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.fits_reader import FitsImages
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder
@@ -184,7 +182,7 @@ class Examples:
     def _decoded_fits(self, data: bytes) -> Image:
         if _COMPRESSED in data:  # there is no limit to what a tile of it unpacks to
             raise UnreadableImageError("it is a compressed FITS file: unpack it by funpack")
-        extensions = self.source.extensions if isinstance(self.source, FitsSource) else None
+        extensions = self.source.extensions
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=".upload-", suffix=".fits")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -204,7 +202,7 @@ class Examples:
 
     def _holds_pictures(self) -> bool:
         """Whether the images of the archive have 8 bits, by the first that can be read."""
-        if isinstance(self.source, EncodedSource) or not isinstance(self.source, BaseSource):
+        if self.source.encoded:
             return True
         for id_ in self.source.ids[:_TRIED]:
             try:

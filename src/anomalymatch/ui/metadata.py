@@ -2,26 +2,19 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-from astropy.io import fits
 
-from anomalymatch.data.source import BaseSource, ImageSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.catalogue_rows import USUAL_DEC, USUAL_RA
-from anomalymatch.data.sources.encoded import EncodedSource
-from anomalymatch.data.sources.fits import FitsSource
-from anomalymatch.data.sources.fits_file import FitsFile, fits_errors
 from anomalymatch.errors import UnreadableImageError
 from anomalymatch.ui.originals import guarded, suffix_of
 
-MAX_CARDS, MAX_UNITS, MAX_TEXT = 400, 8, 300
-_STRUCTURE = {"SIMPLE", "XTENSION", "EXTEND", "PCOUNT", "GCOUNT", "COMMENT", "HISTORY", "CONTINUE", ""}
+MAX_TEXT = 300
 
 
 class Metadata:
@@ -36,8 +29,8 @@ class Metadata:
 
     @cached_property
     def table(self) -> pa.Table | None:
-        """See `metadata_table`; read when it is asked for first."""
-        return metadata_table(self.source)
+        """Further columns of the archive, see `ImageSource.metadata`; read on first access."""
+        return self.source.metadata()
 
     def __call__(self, id_: str) -> dict[str, str]:
         """All but the pixels of one image, by name. What cannot be read is left out.
@@ -50,9 +43,8 @@ class Metadata:
             found["class"] = name
         with suppress(UnreadableImageError), guarded(self.source, id_) as path:
             found |= {} if path is None else _file(path)
-            if isinstance(self.source, FitsSource) and path is not None:
-                found |= dict(_cards(path))
-            elif isinstance(self.source, EncodedSource):
+            found |= self.source.header(id_)
+            if self.source.encoded:
                 data = self.source.raw_bytes(id_)
                 found |= {"format": suffix_of(data).removeprefix(".").upper(), "bytes": f"{len(data):,}"}
         for name, value in self._row(id_).items():
@@ -65,10 +57,10 @@ class Metadata:
         Raises:
             DataError: if the id is not in the source.
         """
-        given: Callable[[str], tuple[float, float] | None] | None = getattr(self.source, "coordinates", None)
+        with guarded(self.source, id_):
+            given = self.source.coordinates(id_)
         if given is not None:
-            with guarded(self.source, id_):
-                return given(id_)
+            return given
         row = {name.lower(): value for name, value in self._row(id_).items()}
         texts = [next((row[name] for name in usual if name in row), "") for usual in (USUAL_RA, USUAL_DEC)]
         try:
@@ -78,26 +70,11 @@ class Metadata:
         return (ra, dec) if math.isfinite(ra) and 0 <= ra <= 360 and abs(dec) <= 90 else None
 
     def _row(self, id_: str) -> dict[str, str]:
-        if not isinstance(self.source, BaseSource):
-            return {}
         row = self.source.position(id_)
         if self.table is None:
             return {}
         values = {name: self.table[name][row].as_py() for name in self.table.column_names}
         return {name: value for name, value in values.items() if value}
-
-
-def metadata_table(source: ImageSource) -> pa.Table | None:
-    """What stands beside the images (a catalogue, further columns of Parquet files, the metadata of Zarr stores).
-
-    Returns:
-        Text, a row for each of `source.ids` in their order; None for sources that have nothing of the kind.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    read: Callable[[], pa.Table | None] | None = getattr(source, "metadata", None)
-    return None if read is None else read()
 
 
 def _file(path: Path) -> dict[str, str]:
@@ -107,33 +84,6 @@ def _file(path: Path) -> dict[str, str]:
         return {}
     changed = datetime.fromtimestamp(found.st_mtime, UTC)
     return {"file": str(path), "bytes": f"{found.st_size:,}", "changed": f"{changed:%Y-%m-%d %H:%M} UTC"}
-
-
-def _cards(path: Path) -> Iterator[tuple[str, str]]:
-    """The cards of the first units of a FITS file, up to a number; one of a later unit that is not new says where."""
-    seen: dict[str, str] = {}
-    file = FitsFile(path)
-    try:
-        with fits_errors():
-            for number, hdu in enumerate(file.hdus[:MAX_UNITS] if len(file.hdus) > MAX_UNITS else file.hdus):
-                for card in hdu.header.cards:
-                    key, value = _card(card)
-                    if key in _STRUCTURE or key.startswith("NAXIS") or seen.get(key) == value:
-                        continue
-                    yield (f"{key} ({hdu.name or number})" if key in seen else key), value
-                    seen.setdefault(key, value)
-                    if len(seen) >= MAX_CARDS:
-                        return
-    finally:
-        file.close()
-
-
-def _card(card: fits.Card) -> tuple[str, str]:
-    try:
-        value: Any = card.value
-        return card.keyword, "" if isinstance(value, fits.card.Undefined) else str(value).strip()
-    except Exception:  # a card can be damaged in any way, and its neighbours still be sound
-        return "", ""
 
 
 def _printable(text: str) -> str:

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.sources.encoded import MAX_BYTES, EncodedSource
-from anomalymatch.data.sources.files import FolderSource
-from anomalymatch.data.sources.fits import FitsSource
+from anomalymatch.data.sources.encoded import MAX_BYTES
 from anomalymatch.errors import UnreadableImageError
 
 _MAGIC = {
@@ -38,14 +36,14 @@ def guarded(source: ImageSource, id_: str) -> Iterator[Path | None]:
         UnreadableImageError: if the file is gone, no ordinary file, too large, or a link that leaves the folder.
         DataError: if the id is not in the source.
     """
-    if not isinstance(source, FolderSource | FitsSource):
+    path = source.file(id_)
+    if source.folder is None or path is None:
         yield None
         return
-    path = source.root / source.ids[source.position(id_)]
-    limit = MAX_FITS_BYTES if isinstance(source, FitsSource) else MAX_BYTES
-    _check(source.root, path, limit)
+    limit = MAX_BYTES if source.encoded else MAX_FITS_BYTES
+    _check(source.folder, path, limit)
     yield path
-    _check(source.root, path, limit)
+    _check(source.folder, path, limit)
 
 
 def original(source: ImageSource, id_: str) -> tuple[bytes, str] | None:
@@ -56,7 +54,7 @@ def original(source: ImageSource, id_: str) -> tuple[bytes, str] | None:
         DataError: if the id is not in the source.
     """
     with guarded(source, id_) as path:
-        if isinstance(source, EncodedSource):
+        if source.encoded:
             data = source.raw_bytes(id_)
         elif path is not None:
             data = _read(path)

@@ -16,10 +16,10 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image as PillowImage
 
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import EIGHT_BITS, BaseSource, ImageSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import ConfigError, UnreadableImageError
 from anomalymatch.evaluation.contact_sheet import as_rgb
-from anomalymatch.types import Image, Pixels, Reject
+from anomalymatch.types import Image, Pixels
 from anomalymatch.ui.metadata import Metadata
 from anomalymatch.ui.originals import guarded, original
 
@@ -236,8 +236,6 @@ class Pictures:
     def channels(self) -> Sequence[str]:
         """What `full` can show alone: the channels as they are trained on, then the archive's other bands."""
         trained = self.source.rendering.channels(self.source.bands)
-        if not isinstance(self.source, BaseSource):
-            return trained
         return (*trained, *(band for band in self.source.bands if band not in trained))
 
     def thumbnail(self, id_: str, side: int) -> bytes:
@@ -331,13 +329,7 @@ class Pictures:
 
     def _read(self, id_: str) -> Pixels:
         with guarded(self.source, id_):
-            if isinstance(self.source, BaseSource):
-                pixels = self.source.pixels(id_)
-            else:
-                image = self.source.read([id_])[0]
-                if isinstance(image, Reject):
-                    raise UnreadableImageError(image.reason)
-                pixels = image
+            pixels = self.source.pixels(id_)
         if not pixels.size:
             raise UnreadableImageError("it has no pixels")
         return pixels
@@ -346,8 +338,6 @@ class Pictures:
         source = self.source
         trained = source.rendering.channels(source.bands)
         rendering, bands = source.rendering, tuple(source.bands)
-        if not isinstance(source, BaseSource):  # what it gives is rendered already
-            rendering, bands = EIGHT_BITS, trained
         if channel is not None and channel not in trained:
             at = bands.index(channel)
             pixels, bands = pixels[..., at : at + 1], (channel,)

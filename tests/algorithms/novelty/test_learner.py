@@ -165,7 +165,7 @@ def test_images_that_cannot_be_learnt_from_are_one_sentence(make, make_source, a
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_images_that_are_all_equal_are_one_sentence(make, make_source, monkeypatch, algorithm):
     source = make_source(20, truth=None, fingerprint="equal")
-    monkeypatch.setattr(type(source), "_load", lambda self, position: np.full((32, 32, 3), 7, dtype=np.uint8))
+    monkeypatch.setattr(type(source), "load", lambda self, position: np.full((32, 32, 3), 7, dtype=np.uint8))
     with pytest.raises(DataError, match="cannot learn what is normal from 20 images: their features are all equal"):
         make(algorithm, source=source).fit({})
 

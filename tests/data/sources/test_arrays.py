@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 )
 def test_layouts(tmp_path: Path, shape: tuple[int, ...], layout: str, image: tuple[int, ...]) -> None:
     source = numpy_source(write(tmp_path / "b.npy", *shape), layout=layout)
-    assert source._load(1).shape == image
+    assert source.load(1).shape == image
     assert len(source.bands) == image[2]
 
 

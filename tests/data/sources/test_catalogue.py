@@ -62,7 +62,7 @@ def table(path: Path, /, **columns: Any) -> Path:
 
 
 def pixels(source: CatalogueSource, position: int) -> np.ndarray:
-    return source._load(position)
+    return source.load(position)
 
 
 def reasons(source: CatalogueSource) -> list[str]:

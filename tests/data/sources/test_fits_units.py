@@ -126,7 +126,7 @@ def test_a_header_of_a_kind_is_parsed_once(tmp_path: Path, monkeypatch: pytest.M
     _fits_units._layout.cache_clear()
     monkeypatch.setattr(_fits_images, "_choose", None)
     source = fits_source(tmp_path)
-    images = [source._load(position)[..., 0] for position in range(6)]
+    images = [source.load(position)[..., 0] for position in range(6)]
     assert [image.tolist() for image in images] == [(PLANE + i).tolist() for i in (0, 1, 2, 3, 4, 0)]
     assert [str(image.dtype) for image in images] == ["int16"] * 5 + ["int32"]
     assert _fits_units._layout.cache_info().misses == 2

@@ -120,11 +120,11 @@ def test_pixels_of_any_type_in_both_layouts(tmp_path: Path, dtype: str) -> None:
     last = hdf5_source(write(tmp_path / "last.h5", table, chunks=(2, 2, 2, 1)))
     first = hdf5_source(write(tmp_path / "first.h5", np.moveaxis(table, 3, 1)))
     for source in (last, first):
-        pixels = source._load(1)
+        pixels = source.load(1)
         assert pixels.tolist() == table[1].tolist()
         assert pixels.dtype == np.dtype(dtype).newbyteorder("=")
         assert pixels.flags.c_contiguous
-    assert hdf5_source(write(tmp_path / "square.h5", table), layout="nchw")._load(0).shape == (5, 2, 4)
+    assert hdf5_source(write(tmp_path / "square.h5", table), layout="nchw").load(0).shape == (5, 2, 4)
 
 
 def test_attributes_name_bands_and_units(tmp_path: Path) -> None:

@@ -57,13 +57,13 @@ def test_pixels_of_any_type_layout_and_order(tmp_path: Path, dtype: str, suffix:
     first = numpy_source(write(tmp_path / f"first{suffix}", np.moveaxis(table, 3, 1).copy()))
     fortran = numpy_source(write(tmp_path / f"fortran{suffix}", np.asfortranarray(table)))
     for source in (last, first, fortran):
-        pixels = source._load(1)
+        pixels = source.load(1)
         assert pixels.tolist() == table[1].tolist()
         assert pixels.dtype == np.dtype(dtype).newbyteorder("=")
         pixels[:] = 0
-        assert source._load(1).tolist() == table[1].tolist()
+        assert source.load(1).tolist() == table[1].tolist()
     grey = numpy_source(write(tmp_path / f"grey{suffix}", table[..., 0]))
-    assert (grey.bands, grey._load(0).tolist()) == (("grey",), table[0, :, :, :1].tolist())
+    assert (grey.bands, grey.load(0).tolist()) == (("grey",), table[0, :, :, :1].tolist())
 
 
 def test_arrays_beside_the_images(tmp_path: Path) -> None:
@@ -93,11 +93,11 @@ def test_one_image_a_file(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.npy", np.full((4, 5 + value, 2), value, dtype=np.int16))
     source = numpy_source(tmp_path, each=True, bands=["g", "i"])
     assert source.ids == ["b.npy", "sub/a.npy", "sub/b.npy"]
-    assert [source._load(i).shape for i in range(3)] == [(4, 6, 2), (4, 7, 2), (4, 8, 2)]
-    assert [int(source._load(i)[0, 0, 0]) for i in range(3)] == [1, 2, 3]
+    assert [source.load(i).shape for i in range(3)] == [(4, 6, 2), (4, 7, 2), (4, 8, 2)]
+    assert [int(source.load(i)[0, 0, 0]) for i in range(3)] == [1, 2, 3]
     assert source.bands == ("g", "i")
     write(tmp_path / "b.npy", np.full((4, 5), 9, dtype=np.int16))
-    assert numpy_source(tmp_path / "b.npy", each=True)._load(0).tolist() == [[[9]] * 5] * 4
+    assert numpy_source(tmp_path / "b.npy", each=True).load(0).tolist() == [[[9]] * 5] * 4
     write(tmp_path / "c.npz", stack(1))
     with pytest.raises(DataError, match=r"c\.npz: dataset\.source\.each=true is for \.npy files"):
         numpy_source(tmp_path, each=True)

@@ -72,7 +72,7 @@ def test_pixels_of_any_type_in_both_layouts(tmp_path: Path, dtype: str, version:
     last = zarr_source(write(tmp_path / "last.zarr", table, version, chunks=(2, 2, 2, 1)))
     first = zarr_source(write(tmp_path / "first.zarr", np.moveaxis(table, 3, 1), version))
     for source in (last, first):
-        pixels = source._load(1)
+        pixels = source.load(1)
         assert pixels.tolist() == table[1].tolist()
         assert pixels.dtype == np.dtype(dtype).newbyteorder("=")
 

@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from anomalymatch.data.codecs import MAX_PIXELS, MODES, decode, with_channels
 from anomalymatch.data.labels import labels_or_truth
 from anomalymatch.data.rendering import Rendering, band_names
-from anomalymatch.data.source import EIGHT_BITS, BaseSource
+from anomalymatch.data.source import EIGHT_BITS, ImageSource
 from anomalymatch.data.sources.array_parts import Part, check_unique, fingerprint, holdout, reason, stamp, truth
 from anomalymatch.data.sources.handles import Handles
 from anomalymatch.data.sources.tables import parquet_table
@@ -43,7 +43,7 @@ class Opened(NamedTuple):
     close: Callable[[], object]
 
 
-class ArraySource(BaseSource):
+class ArraySource(ImageSource):
     """Images that are rows of the arrays of several files, which follow one another.
 
     Ids are those that the files give, else `{file stem}/{row:06d}`. Setting up reads no image. Reading goes through
@@ -104,13 +104,14 @@ class ArraySource(BaseSource):
         self._blocks = _Blocks(self._parts, open_, cache_bytes)
         ids = list(chain.from_iterable(part.all_ids() for part in parts))
         check_unique(name, parts, ids)
-        self.labels, classes = _labels(labels_file, ids)
+        given, classes = _labels(labels_file, ids)
         super().__init__(
             name=name,
             ids=ids,
             bands=_bands(parts, self._layouts, bands, channels),
             units=_agreed("units", [(part.path, part.units) for part in parts]),
             rendering=rendering,
+            labels=given,
             fingerprint=fingerprint(parts, f"arrays {channels} {self._layouts}"),
             truth=truth(parts, ids) if classes is None else classes,
             holdout=holdout(parts, holdout_files),
@@ -131,7 +132,8 @@ class ArraySource(BaseSource):
         """What the Parquet files beside the arrays hold, as text, a row for each image; None without any."""
         return parquet_table([(path, part.shape[0]) for path, part in zip(self.beside, self._parts, strict=True)])
 
-    def _load(self, position: int) -> Pixels:
+    def load(self, position: int) -> Pixels:
+        """See `ImageSource.load`."""
         file = int(np.searchsorted(self._starts, position, side="right")) - 1
         row = position - int(self._starts[file])
         try:

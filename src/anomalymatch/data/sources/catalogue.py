@@ -13,7 +13,7 @@ import pyarrow as pa
 from anomalymatch.data.codecs import MAX_PIXELS
 from anomalymatch.data.labels import labels_or_truth
 from anomalymatch.data.rendering import Rendering, band_names
-from anomalymatch.data.source import EIGHT_BITS, BaseSource
+from anomalymatch.data.source import EIGHT_BITS, ImageSource
 from anomalymatch.data.sources.catalogue_rows import ColumnNames, labels_or_classes, read_rows
 from anomalymatch.data.sources.fits import check_bands
 from anomalymatch.data.sources.fits_reader import Extensions, check_extensions
@@ -29,7 +29,7 @@ _MAPPED = (".npy", ".fits", ".fit", ".fts", ".fz")
 """Tiles of which little is in memory while they are open."""
 
 
-class CatalogueSource(BaseSource):
+class CatalogueSource(ImageSource):
     """Cut-outs around the positions of a catalogue; an id is that of the row, or `{catalogue}/{row:07d}`.
 
     The catalogue is a CSV, Parquet, FITS or VOTable file; of it only the columns that are used are held, as arrays.
@@ -161,7 +161,8 @@ class CatalogueSource(BaseSource):
         """All columns of the catalogue as text, a row for each image; see `catalogue_table`."""
         return catalogue_table(self.catalogue)
 
-    def _load(self, position: int) -> Pixels:
+    def load(self, position: int) -> Pixels:
+        """See `ImageSource.load`."""
         parts, shapes = [], set()
         for codes in self._codes:
             code = int(codes[position])

@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import gamma, gammaincinv
 
 from anomalymatch.data.rendering import band_names
-from anomalymatch.data.source import BaseSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import atomic_file
 from anomalymatch.progress import progress
@@ -311,7 +311,7 @@ Exposure = Float32[np.ndarray, "3 h w"]
 Images = UInt8[np.ndarray, "n size size 3"]
 
 
-class DemoSource(BaseSource):
+class DemoSource(ImageSource):
     """Rendered galaxies, held in memory; ids are `demo-000000`, `demo-000001` and so on.
 
     Args:
@@ -326,7 +326,8 @@ class DemoSource(BaseSource):
         super().__init__(name="demo", ids=ids, bands=band_names(None, 3), fingerprint=fingerprint, truth=truth)
         self._images = images
 
-    def _load(self, position: int) -> Image:
+    def load(self, position: int) -> Image:
+        """See `ImageSource.load`."""
         return self._images[position].copy()
 
 

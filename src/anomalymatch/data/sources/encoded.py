@@ -7,7 +7,7 @@ from typing import Literal
 
 from anomalymatch.data.codecs import decode
 from anomalymatch.data.labels import labels_or_truth
-from anomalymatch.data.source import BaseSource
+from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import DataError
 from anomalymatch.types import Pixels
 
@@ -58,19 +58,17 @@ MAX_BYTES = 2**28
 """Files that claim to be larger than this are no single images, and are refused before they are read."""
 
 
-class EncodedSource(BaseSource):
-    """A source whose images are whole files, JPEG or PNG for example; subclasses implement `_encoded`."""
+class EncodedSource(ImageSource):
+    """Source whose images are whole files, JPEG or PNG for example; subclasses implement `_encoded`."""
+
+    encoded = True
 
     def raw_bytes(self, id_: str) -> bytes:
-        """Return the image file as it is, without decoding it.
-
-        Raises:
-            UnreadableImageError: if it cannot be read.
-            DataError: if there is no such id.
-        """
+        """See `ImageSource.raw_bytes`."""
         return self._encoded(self._position[id_])
 
-    def _load(self, position: int) -> Pixels:
+    def load(self, position: int) -> Pixels:
+        """See `ImageSource.load`."""
         return decode(self._encoded(position), len(self.bands))
 
     @abstractmethod

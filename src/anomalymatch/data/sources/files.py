@@ -14,7 +14,7 @@ from anomalymatch.data.labels import labels_or_truth
 from anomalymatch.data.remote import Entry as RemoteEntry
 from anomalymatch.data.remote import Remote, digest, is_remote, local_path, reason, with_retries
 from anomalymatch.data.rendering import Rendering, band_names
-from anomalymatch.data.source import EIGHT_BITS, BaseSource
+from anomalymatch.data.source import EIGHT_BITS, ImageSource
 from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, Classes, EncodedSource, folder_classes, read_labels
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Image, Reject
@@ -177,7 +177,7 @@ class FolderSource(EncodedSource):
         scanned: Scan | None = None,
         rendering: Rendering = EIGHT_BITS,
     ) -> None:
-        self.root = root
+        self._root = root
         entries, skipped = scanned or _scan(root)
         if not entries:
             raise DataError(
@@ -187,19 +187,21 @@ class FolderSource(EncodedSource):
         if skipped:
             logger.warning("%s: skipped what was found beside the images%s", root, describe(skipped))
         ids = [entry[0] for entry in entries]
-        self.labels, truth = read_labels(root, labels_file, ids)
+        labels, truth = read_labels(root, labels_file, ids)
         super().__init__(
             name=root.resolve().name,
             ids=ids,
             bands=band_names(None, channels),
             rendering=rendering,
             fingerprint=fingerprint(f"folder {channels}", entries),
+            labels=labels,
+            folder=root,
             truth=truth if truth is not None else folder_classes(root, ids, classes),
         )
 
     def _encoded(self, position: int) -> bytes:
         try:
-            return (self.root / self.ids[position]).read_bytes()
+            return self._root.joinpath(self.ids[position]).read_bytes()
         except OSError as error:
             raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
 
@@ -213,7 +215,7 @@ def folder_source(
     storage_options: Mapping[str, Any] | None = None,
     scanned: Scan | None = None,
     rendering: Rendering = EIGHT_BITS,
-) -> BaseSource:
+) -> ImageSource:
     """Build a `FolderSource` from configuration values, or a `RemoteFolderSource` if `root` is a URL; see there.
 
     Raises:
@@ -284,13 +286,14 @@ class RemoteFolderSource(EncodedSource):
             )
         ids = [entry.id for entry in self._entries]
         self._connections = max(1, connections)
-        self.labels, truth = ({}, None) if labels_file is None else labels_or_truth(labels_file, ids)
+        labels, truth = ({}, None) if labels_file is None else labels_or_truth(labels_file, ids)
         super().__init__(
             name=PurePosixPath(self._remote.url).name,
             ids=ids,
             bands=band_names(None, channels),
             rendering=rendering,
             fingerprint=digest(f"remote {channels}", self._entries),
+            labels=labels,
             truth=truth if truth is not None else folder_classes(url, ids, classes),
         )
 

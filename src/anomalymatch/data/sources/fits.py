@@ -1,16 +1,18 @@
 """FITS files as a source: one image per file, its extensions or the planes of its cube as bands."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from astropy.wcs import WCS
+from astropy.io import fits
 
 from anomalymatch.data.codecs import MAX_PIXELS
 from anomalymatch.data.rendering import Rendering, band_names
-from anomalymatch.data.source import EIGHT_BITS, BaseSource
+from anomalymatch.data.source import EIGHT_BITS, ImageSource
 from anomalymatch.data.sources import files as _tree
 from anomalymatch.data.sources.encoded import read_labels
+from anomalymatch.data.sources.fits_file import FitsFile, fits_errors
 from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, Extensions, FitsImages, check_extensions
 from anomalymatch.data.sources.sky import Sky
 from anomalymatch.errors import DataError, UnreadableImageError
@@ -18,11 +20,13 @@ from anomalymatch.types import Pixels
 
 logger = logging.getLogger(__name__)
 
+MAX_CARDS, MAX_UNITS = 400, 8
+_STRUCTURE = {"SIMPLE", "XTENSION", "EXTEND", "PCOUNT", "GCOUNT", "COMMENT", "HISTORY", "CONTINUE", ""}
 TRIED = 10
 """How many files may be unreadable before one that can tell what the bands are."""
 
 
-class FitsSource(BaseSource):
+class FitsSource(ImageSource):
     """The FITS files below a folder, or one file; an id is the POSIX path relative to the folder.
 
     BSCALE and BZERO are applied, BLANK becomes NaN. Hidden files and folders are skipped, and so, with a warning, are
@@ -57,12 +61,12 @@ class FitsSource(BaseSource):
     ) -> None:
         check_extensions(extensions)
         entries = _entries(root)
-        self.root = root if root.is_dir() else root.parent
+        self._root = root if root.is_dir() else root.parent
         self.extensions = extensions
         ids = [entry[0] for entry in entries]
         count, names, units = self._layout(ids)
         self._named = bands is None and names is not None
-        self.labels, truth = read_labels(root, labels_file, ids)
+        labels, truth = read_labels(root, labels_file, ids)
         super().__init__(
             name=root.resolve().name,
             ids=ids,
@@ -70,7 +74,9 @@ class FitsSource(BaseSource):
             units=units,
             rendering=rendering,
             fingerprint=_tree.fingerprint(f"fits {extensions!r}", entries),
+            labels=labels,
             truth=truth,
+            folder=self._root,
         )
 
     def _layout(self, ids: Sequence[str]) -> tuple[int, Sequence[str] | None, str | None]:
@@ -78,47 +84,36 @@ class FitsSource(BaseSource):
         reasons = []
         for id_ in ids[:TRIED]:
             try:
-                with FitsImages(self.root / id_, self.extensions) as images:
+                with FitsImages(self._root / id_, self.extensions) as images:
                     return images.bands, images.names, images.units
             except UnreadableImageError as error:
                 reasons.append(f"{id_}: {error}")
         raise DataError(
-            f"{self.root}: expected FITS files with images, but none of the first {len(reasons)} can be used, "
+            f"{self._root}: expected FITS files with images, but none of the first {len(reasons)} can be used, "
             f"the first is {reasons[0]}; correct data.root or dataset.source.extensions"
         )
 
-    def _load(self, position: int) -> Pixels:
-        with FitsImages(self.root / self.ids[position], self.extensions) as images:
+    def load(self, position: int) -> Pixels:
+        """See `ImageSource.load`."""
+        with FitsImages(self._root / self.ids[position], self.extensions) as images:
             check_bands(images.bands, images.names, self.bands, named=self._named)
             height, width = images.shape
             if height * width > MAX_PIXELS:
                 raise UnreadableImageError(f"{width} x {height} pixels is more than {MAX_PIXELS:,}")
             return images.cut()
 
-    def wcs_of(self, id_: str) -> WCS | None:
-        """World coordinates of an image; None if it has no celestial ones or cannot be read.
-
-        Raises:
-            DataError: if the id is not in the source.
-        """
-        try:
-            with FitsImages(self.root / self.ids[self._position[id_]], self.extensions) as images:
-                return images.wcs()
-        except UnreadableImageError:
-            return None
-
     def coordinates(self, id_: str) -> tuple[float, float] | None:
-        """Right ascension and declination (ICRS) of the middle of an image in degrees; None where unknown.
-
-        Raises:
-            DataError: if the id is not in the source.
-        """
+        """Return right ascension and declination (ICRS, degrees) of the centre of an image; None if unknown."""
         try:
-            with FitsImages(self.root / self.ids[self._position[id_]], self.extensions) as images:
+            with FitsImages(self._root / self.ids[self._position[id_]], self.extensions) as images:
                 sky = Sky.of(images.wcs(), images.shape)
         except UnreadableImageError:
             return None
         return None if sky is None else sky.centre()
+
+    def header(self, id_: str) -> dict[str, str]:
+        """Return the cards of the first units of a file; a keyword that a later unit repeats names its unit."""
+        return dict(_cards(self._root / self.ids[self._position[id_]]))
 
 
 def fits_source(
@@ -171,3 +166,30 @@ def _entries(root: Path) -> list[_tree.Entry]:
     if skipped:
         logger.warning("%s: skipped what was found beside the images%s", root, _tree.describe(skipped))
     return entries
+
+
+def _cards(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the cards of the first `MAX_UNITS` units, at most `MAX_CARDS`, without those that describe the format."""
+    seen: dict[str, str] = {}
+    file = FitsFile(path)
+    try:
+        with fits_errors():
+            for number, hdu in enumerate(file.hdus[:MAX_UNITS] if len(file.hdus) > MAX_UNITS else file.hdus):
+                for card in hdu.header.cards:
+                    key, value = _card(card)
+                    if key in _STRUCTURE or key.startswith("NAXIS") or seen.get(key) == value:
+                        continue
+                    yield (f"{key} ({hdu.name or number})" if key in seen else key), value
+                    seen.setdefault(key, value)
+                    if len(seen) >= MAX_CARDS:
+                        return
+    finally:
+        file.close()
+
+
+def _card(card: fits.Card) -> tuple[str, str]:
+    try:
+        value: Any = card.value
+        return card.keyword, "" if isinstance(value, fits.card.Undefined) else str(value).strip()
+    except Exception:  # one damaged card does not spoil the others
+        return "", ""

@@ -236,12 +236,13 @@ class WebDatasetSource(EncodedSource):
         self._sizes = np.array([sample.size for sample in samples.values()], dtype=np.int64)
         self._stats = [_state(os.stat(file)) for file in self._files]
         self._handles: Handles[Path, int] = Handles(_open, os.close)
-        self.labels, truth = read_labels(root if root.is_dir() else root.parent, labels_file, ids)
+        labels, truth = read_labels(root if root.is_dir() else root.parent, labels_file, ids)
         super().__init__(
             name=root.resolve().stem,
             ids=ids,
             bands=band_names(None, channels),
             rendering=rendering,
+            labels=labels,
             fingerprint=self._fingerprint(channels),
             truth=truth if truth is not None else _truth(root, samples, label_key),
         )

@@ -78,12 +78,13 @@ class ZipSource(EncodedSource):
         self._prefixes = [archive.prefix for archive in contents]
         self._starts = np.cumsum([0] + [len(archive.names) for archive in contents])
         self._handles: Handles[Path, zipfile.ZipFile] = Handles(zipfile.ZipFile, zipfile.ZipFile.close)
-        self.labels, truth = _labels(root, contents, labels_file, ids)
+        labels, truth = _labels(root, contents, labels_file, ids)
         super().__init__(
             name=root.resolve().stem,
             ids=ids,
             bands=band_names(None, channels),
             rendering=rendering,
+            labels=labels,
             fingerprint=_fingerprint(contents, channels),
             truth=truth if truth is not None else _classes(root, ids, inner, classes),
         )
