@@ -1,4 +1,4 @@
-"""The plots of the benchmark: what each algorithm has found by then, and what fine-tuning adds to its probe."""
+"""Plot the benchmark: anomalies found by labels spent, and the gain of fine-tuning over the probe."""
 
 import math
 from collections import Counter
@@ -7,54 +7,54 @@ from pathlib import Path
 
 import numpy as np
 from bench import Row
-from benchmark_tables import unchanged
+from benchmark_tables import ablation_base
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from anomalymatch.evaluation.confidence import mean_interval
 from anomalymatch.evaluation.plots import FAINT, INK, MARKERS, PALETTE, canvas, dress, save
 
-ACROSS, PANEL = 4, 1.9
-"""Panels in a row, and the height of one in inches."""
+COLUMNS, PANEL_HEIGHT = 4, 1.9
+"""Panels in a row, and the height of a panel in inches."""
 LINES = ("-", "--", "-.")
 
 
-def draw(rows: Sequence[Row], folder: Path) -> None:
-    """Write the plots of the rows from five examples that ask for the top.
+def save_plots(rows: Sequence[Row], folder: Path) -> None:
+    """Save the plots of all searches by `top_k` that start with five anomalies.
 
-    What was searched with on less than half of the tasks is for the tables, and so are the changes to `fixmatch`: with
-    all of it a panel would be a tangle.
+    Algorithms that searched less than half of the tasks and ablations of `fixmatch` are left out, to keep the panels
+    readable; the tables have them.
     """
     rows = [row for row in rows if (row["start"], row["oracle"]) == ("5", "top_k")]
     searched = {(row["task"], row["algorithm"]) for row in rows if int(row["spent"]) > 0}
-    tasks, times = {task for task, _ in searched}, Counter(algorithm for _, algorithm in searched)
-    wide = {algorithm for algorithm, count in times.items() if 2 * count >= len(tasks)}
+    tasks, counts = {task for task, _ in searched}, Counter(algorithm for _, algorithm in searched)
+    wide = {algorithm for algorithm, count in counts.items() if 2 * count >= len(tasks)}
     searches = [row for row in rows if row["algorithm"] in wide and (row["task"], row["algorithm"]) in searched]
     if searches:
         save(discovery_figure(searches), folder / "benchmark_found.png")
-    trained = [row for row in rows if (row["task"], row["algorithm"]) not in searched]
-    once = [row for row in trained if not unchanged(row)]
-    if once:
-        save(gain_figure(once), folder / "benchmark_gain.png")
+    trainings = [row for row in rows if (row["task"], row["algorithm"]) not in searched and not ablation_base(row)]
+    if trainings:
+        save(gain_figure(trainings), folder / "benchmark_gain.png")
 
 
 def discovery_figure(rows: Sequence[Row]) -> Figure:
-    """A panel a task: anomalies found by labels spent, means over the draws, under what could be found at best."""
-    tasks, algorithms = _names(rows, "task"), _names(rows, "algorithm")
-    figure = canvas(PANEL * -(-len(tasks) // ACROSS) + 0.5)
+    """Plot anomalies found against labels spent, one panel for each task, with the maximum that is possible."""
+    tasks, algorithms = _values(rows, "task"), _values(rows, "algorithm")
+    lines = -(-len(tasks) // COLUMNS)
+    figure = canvas(PANEL_HEIGHT * lines + 0.5)
     figure.set_figwidth(2 * figure.get_figwidth())
-    legend: dict[str, Artist] = {}  # an algorithm may be missing in some panels
+    legend: dict[str, Artist] = {}  # collected from all panels: a panel may lack an algorithm
     for number, task in enumerate(tasks, 1):
-        axes = figure.add_subplot(-(-len(tasks) // ACROSS), ACROSS, number)
+        axes = figure.add_subplot(lines, COLUMNS, number)
         dress(axes, "labels", "found")
         axes.set_title(task, fontsize=10, color=INK)
-        some = [row for row in rows if row["task"] == task]
-        spent = sorted({int(row["spent"]) for row in some})
-        best = max(int(row["anomalies"]) for row in some if int(row["spent"]) == 0)
-        axes.plot(spent, np.minimum(spent, best), color=FAINT, linestyle=":", label="at best")
+        task_rows = [row for row in rows if row["task"] == task]
+        spent = sorted({int(row["spent"]) for row in task_rows})
+        best = max(int(row["anomalies"]) for row in task_rows if int(row["spent"]) == 0)
+        axes.plot(spent, np.minimum(spent, best), color=FAINT, linestyle=":", label="maximum")
         for place, algorithm in enumerate(algorithms):
             colour, line = PALETTE[place % len(PALETTE)], LINES[place // len(PALETTE) % len(LINES)]
-            own = [row for row in some if row["algorithm"] == algorithm]
+            own = [row for row in task_rows if row["algorithm"] == algorithm]
             found = [[float(row["found"]) for row in own if int(row["spent"]) == labels] for labels in spent]
             if not all(found):
                 continue
@@ -72,13 +72,12 @@ def discovery_figure(rows: Sequence[Row]) -> Figure:
 
 
 def gain_figure(rows: Sequence[Row]) -> Figure:
-    """A point a draw: average precision after a fine-tuning, over that of the probe on the same labels."""
-    algorithms = _names(rows, "algorithm")
+    """Plot the average precision after fine-tuning against that of the probe, one point for each draw."""
     figure = canvas(4.6)
     axes = figure.add_subplot()
     dress(axes, "average precision of the probe", "after fine-tuning")
     axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":", label="no gain")
-    for place, algorithm in enumerate(algorithms):
+    for place, algorithm in enumerate(_values(rows, "algorithm")):
         colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place // len(PALETTE) % len(MARKERS)]
         own = [row for row in rows if row["algorithm"] == algorithm]
         ap, probe = ([float(row[key]) for row in own] for key in ("ap", "probe_ap"))
@@ -88,5 +87,5 @@ def gain_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _names(rows: Sequence[Row], key: str) -> list[str]:
+def _values(rows: Sequence[Row], key: str) -> list[str]:
     return list(dict.fromkeys(str(row[key]) for row in rows))

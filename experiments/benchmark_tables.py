@@ -1,4 +1,4 @@
-"""The tables of the benchmark: a line for each task, a column for each algorithm, and the gain over the probe."""
+"""Format the benchmark's tables: one line for each task or algorithm, and gains over the probe."""
 
 import math
 import re
@@ -6,63 +6,64 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from statistics import fmean
 
-from bench import Row
+from bench import Row, format_interval, group_by, markdown
 from recipes import PROBLEMS, RECIPES
 from scipy.stats import ttest_1samp, ttest_rel
 
-from anomalymatch.evaluation.confidence import Interval, mean_interval, paired_difference
+from anomalymatch.evaluation.confidence import mean_interval, paired_difference
 
-Cells = dict[tuple[str, str], list[Row]]
+Cells = dict[tuple[str, ...], list[Row]]
 MISSING, PLAIN = "not run", "plain probe"
-CHANGED = ("fixmatch", "fixmatch of 200")
-"""Of which one setting at a time is changed: "fixmatch, cold"."""
+ABLATED = ("fixmatch", "fixmatch of 200")
+"""Algorithms with ablations, which change one setting each: "fixmatch, cold"."""
 TRAINED = [name for name, r in RECIPES.items() if r.fine_tunes and not r.searches and ", " not in name]
 FROZEN = (PLAIN, "probe, labels alone", "probe, 1 round", "probe")
-"""What a training may be set against. None touches the backbone; the third is where it starts, the last the default."""
+"""Probes on frozen features that trainings are compared with; `fixmatch` starts from the third."""
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """All tables, as Markdown."""
+    """Format all tables as Markdown."""
     parts = []
-    for start, oracle in sorted({(str(row["start"]), str(row["oracle"])) for row in rows}):
-        some = [row for row in rows if (row["start"], row["oracle"]) == (start, oracle)]
+    for (start, oracle), some in sorted(group_by(rows, ("start", "oracle")).items()):
         first = [row for row in some if int(row["spent"]) == 0]
         spent = max(int(row["spent"]) for row in some)
         last = [row for row in some if int(row["spent"]) == spent]
-        parts += [f"Start {start}, {oracle}"]
-        parts += ["AP before any label is spent", by_task(first, "ap")]
+        parts += [f"Start {start}, {oracle}", "AP before any label is spent", by_task(first, "ap")]
         if spent and oracle == "top_k":
-            parts += [f"Anomalies found with {spent} labels", by_task(last, "found"), times_plain(last)]
-        parts += ["What the scores promise", promised(first, *([last] if spent else []))]
-        drawn = [row for row in first if not trains_elsewhere(row)]
-        parts += ["Against the probe on the same labels, before any is spent", against_probe(drawn)]
-        wide = {row["algorithm"] for row in first if trains_elsewhere(row)}
-        once = [row for row in first if row["algorithm"] in wide and int(row["draw"]) == 0]
-        parts += ["The first draw of every task", against_probe(once)] if once else []
-        parts += ["What training the backbone adds to what is frozen, at the same size", over_frozen(drawn)]
-        parts += ["What one change does to fixmatch", ablations(first)]
+            parts += [f"Anomalies found with {spent} labels", by_task(last, "found"), relative_to_plain(last)]
+        parts += [
+            "Calibration: anomalies predicted by the scores",
+            calibration_table(first, *([last] if spent else [])),
+        ]
+        main_rows = [row for row in first if not on_other_task(row)]
+        parts += ["Gain over the probe on the same labels, before any is spent", gain_over_probe(main_rows)]
+        wide = {row["algorithm"] for row in first if on_other_task(row)}
+        first_draws = [row for row in first if row["algorithm"] in wide and int(row["draw"]) == 0]
+        parts += ["First draw of every task", gain_over_probe(first_draws)] if first_draws else []
+        parts += ["Gain of training the backbone over frozen features at the same size", gain_over_frozen(main_rows)]
+        parts += ["Ablations of fixmatch", ablation_table(first)]
     return "\n\n".join(parts)
 
 
-def trains_elsewhere(row: Row) -> bool:
-    """Whether it is a training on a task that has fewer draws of trainings than others."""
+def on_other_task(row: Row) -> bool:
+    """Tell whether a row is a training on a task outside the four that have several draws of every training."""
     return RECIPES[str(row["algorithm"])].fine_tunes and not PROBLEMS[str(row["task"])].fine_tuned
 
 
 def by_task(rows: Sequence[Row], measure: str) -> str:
-    """One line a task, one column an algorithm: means over the draws with 95 % intervals; the mean of all last."""
+    """Format means over draws with 95 % intervals: one line for each task, one column for each algorithm."""
     cells, algorithms, tasks = _cells(rows)
     values = {(a, t): [float(row[measure]) for row in cells.get((a, t), [])] for a, t in product(algorithms, tasks)}
-    lines = [[task, *(_cell(values[algorithm, task]) for algorithm in algorithms)] for task in tasks]
+    lines = [[task, *(_interval_cell(values[algorithm, task]) for algorithm in algorithms)] for task in tasks]
     overall = []
     for algorithm in algorithms:
-        means = [fmean(v) if (v := values[algorithm, task]) else math.nan for task in tasks]
-        overall.append(MISSING if any(math.isnan(m) for m in means) else f"{fmean(means):.3f}")
-    return _markdown(["task", *algorithms], [*lines, ["all", *overall]])
+        mean = fmean(fmean(v) if (v := values[algorithm, task]) else math.nan for task in tasks)
+        overall.append(MISSING if math.isnan(mean) else f"{mean:.3f}")
+    return markdown(["task", *algorithms], [*lines, ["all", *overall]])
 
 
-def times_plain(rows: Sequence[Row]) -> str:
-    """What each algorithm finds, over what the plain probe does: the mean of the tasks' ratios, on draws of both."""
+def relative_to_plain(rows: Sequence[Row]) -> str:
+    """Format the anomalies found relative to the plain probe: the mean of the tasks' ratios, over common draws."""
     cells, algorithms, tasks = _cells(rows)
     lines = []
     for algorithm in algorithms:
@@ -75,30 +76,28 @@ def times_plain(rows: Sequence[Row]) -> str:
             if sum(plain[draw] for draw in both):
                 ratios.append(sum(own[draw] for draw in both) / sum(plain[draw] for draw in both))
                 draws += len(both)
-        mean = f"{fmean(ratios):.2f}" if ratios else MISSING
-        lines.append([algorithm, str(len(ratios)), str(draws), mean])
-    return _markdown(["algorithm", "tasks", "draws", "times the plain probe's"], lines)
+        lines.append([algorithm, str(len(ratios)), str(draws), f"{fmean(ratios):.2f}" if ratios else MISSING])
+    return markdown(["algorithm", "tasks", "draws", "found relative to the plain probe"], lines)
 
 
-def promised(*moments: Sequence[Row]) -> str:
-    """Anomalies that the scores promise for each one there is, and the log loss: means over tasks and draws."""
+def calibration_table(*moments: Sequence[Row]) -> str:
+    """Format the predicted anomalies for each true one, and the log loss: means over tasks and draws."""
     lines = []
     for rows in moments:
-        cells, algorithms, _ = _cells(row for row in rows if float(row.get("there") or 0))
-        for algorithm in algorithms:
-            every = [row for (name, _), some in cells.items() if name == algorithm for row in some]
-            ratio = _mean(every, lambda row: float(row["promised"]) / float(row["there"]))
-            loss = _mean(every, lambda row: float(row["log_loss"]))
-            tasks = str(len({row["task"] for row in every}))
-            lines.append([algorithm, str(every[0]["spent"]), tasks, f"{ratio:.1f}", f"{loss:.4f}"])
-    return _markdown(["algorithm", "labels spent", "tasks", "promised for each anomaly", "log loss"], lines)
+        present = [row for row in rows if float(row.get("there") or 0)]
+        for (algorithm,), own in group_by(present, ("algorithm",)).items():
+            ratio = _mean(own, lambda row: float(row["promised"]) / float(row["there"]))
+            loss = _mean(own, lambda row: float(row["log_loss"]))
+            tasks = len({row["task"] for row in own})
+            lines.append([algorithm, str(own[0]["spent"]), str(tasks), f"{ratio:.1f}", f"{loss:.4f}"])
+    return markdown(["algorithm", "labels spent", "tasks", "predicted for each anomaly", "log loss"], lines)
 
 
-def against_probe(rows: Sequence[Row]) -> str:
-    """The gain in AP over the probe: its mean over the draws, a paired t test, the worst task, time and memory.
+def gain_over_probe(rows: Sequence[Row]) -> str:
+    """Format the gain in AP over the probe: mean over draws, paired t test, worst task, time and memory.
 
-    The draws of a task are alike, for they share its images and its kind of anomaly: the second p is that of the tasks'
-    mean gains, which tells whether another task would gain, too.
+    The draws of a task are not independent, because they share its images and its kind of anomaly. The second p value
+    is that of the tasks' mean gains; it says whether another task would gain, too.
     """
     cells, algorithms, tasks = _cells(rows)
     lines = []
@@ -107,75 +106,68 @@ def against_probe(rows: Sequence[Row]) -> str:
         every = [row for task_rows in own.values() for row in task_rows]
         ap, probe = ([float(row[key]) for row in every] for key in ("ap", "probe_ap"))
         gain = paired_difference(ap, probe)
-        worst = min(own, key=lambda task: _mean(own[task], _gain))
+        gains = {task: _mean(task_rows, _gain) for task, task_rows in own.items()}
+        worst = min(gains, key=gains.__getitem__)
         p = ttest_rel(ap, probe).pvalue if len(ap) > 1 and ap != probe else math.nan
-        gains = [_mean(some, _gain) for some in own.values()]
-        p_tasks = ttest_1samp(gains, 0.0).pvalue if len(gains) > 1 and any(gains) else math.nan
-        told = (MISSING if math.isnan(value) else f"{value:.2g}" for value in (p, p_tasks))
+        p_tasks = ttest_1samp([*gains.values()], 0.0).pvalue if len(gains) > 1 and any(gains.values()) else math.nan
         lines.append([
-            algorithm, str(len(own)), str(len(every)), _with_interval(gain, "+.3f"), *told,
-            f"{worst}: {_mean(own[worst], _gain):+.3f}",
-            f"{_mean(every, lambda row: float(row['seconds'])):.1f}", str(max(int(row["peak_mb"]) for row in every)),
+            algorithm, str(len(own)), str(len(every)), format_interval(gain, "+.3f"),
+            *(MISSING if math.isnan(value) else f"{value:.2g}" for value in (p, p_tasks)),
+            f"{worst}: {gains[worst]:+.3f}", f"{_mean(every, _seconds):.1f}",
+            str(max(int(row["peak_mb"]) for row in every)),
         ])  # fmt: skip
     head = ["algorithm", "tasks", "draws", "gain in AP", "p", "p of tasks", "worst task", "seconds", "peak MB"]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
-def over_frozen(rows: Sequence[Row]) -> str:
-    """The gain in AP of each of `TRAINED` over each of `FROZEN` at its size, on the tasks and draws that both have."""
+def gain_over_frozen(rows: Sequence[Row]) -> str:
+    """Format the gain in AP of each training over each probe of `FROZEN` at its size, on common tasks and draws."""
     frozen: dict[str, dict[object, float]] = {name: {} for name in FROZEN}
     trained: dict[str, list[Row]] = {}
     for row in rows:
         algorithm = str(row["algorithm"])
         if (name := re.sub(r", \d+ px$", "", algorithm)) in frozen:
-            frozen[name][_scene(row)] = float(row["ap"])
+            frozen[name][_conditions(row)] = float(row["ap"])
         elif algorithm in TRAINED:
             trained.setdefault(algorithm, []).append(row)
     lines = []
-    for algorithm, some in trained.items():
+    for algorithm, own in trained.items():
         line = [algorithm]
         for known in frozen.values():
-            both = [row for row in some if _scene(row) in known]
-            gain = paired_difference([float(row["ap"]) for row in both], [known[_scene(row)] for row in both])
-            line.append(f"{_with_interval(gain, '+.3f')} ({len(both)})" if both else MISSING)
+            both = [row for row in own if _conditions(row) in known]
+            gain = paired_difference([float(row["ap"]) for row in both], [known[_conditions(row)] for row in both])
+            line.append(f"{format_interval(gain, '+.3f')} ({len(both)})" if both else MISSING)
         lines.append(line)
-    return _markdown(["algorithm", *(f"gain over {name} (draws)" for name in FROZEN)], lines)
+    return markdown(["algorithm", *(f"gain over {name} (draws)" for name in FROZEN)], lines)
 
 
-def unchanged(row: Row) -> str:
-    """The one of `CHANGED` that a row of "fixmatch, cold" is a change to; empty for all other rows."""
+def ablation_base(row: Row) -> str:
+    """Return the algorithm of `ABLATED` that a row is an ablation of, or an empty string."""
     base, _, change = str(row["algorithm"]).partition(", ")
-    return base if change and base in CHANGED else ""
+    return base if change and base in ABLATED else ""
 
 
-def ablations(rows: Sequence[Row]) -> str:
-    """What each change of one setting does to the AP of `CHANGED`, on the tasks and draws that both have."""
-    whole = {(row["algorithm"], row["task"], row["draw"]): row for row in rows if row["algorithm"] in CHANGED}
-    changes: dict[str, list[Row]] = {}
-    for row in rows:
-        if (unchanged(row), row["task"], row["draw"]) in whole:
-            changes.setdefault(str(row["algorithm"]), []).append(row)
+def ablation_table(rows: Sequence[Row]) -> str:
+    """Format the effect of each ablation on AP and time, on common tasks and draws."""
+    whole = {(row["algorithm"], row["task"], row["draw"]): row for row in rows if row["algorithm"] in ABLATED}
+    changed = [row for row in rows if (ablation_base(row), row["task"], row["draw"]) in whole]
     lines = []
-    for change, some in changes.items():
-        same = [whole[unchanged(row), row["task"], row["draw"]] for row in some]
-        ap, before = ([float(row["ap"]) for row in each] for each in (some, same))
-        slower = _mean(some, lambda row: float(row["seconds"])) / _mean(same, lambda row: float(row["seconds"]))
-        by_task = ", ".join(
-            f"{row['task']} {float(row['ap']) - float(other['ap']):+.3f}" for row, other in zip(some, same, strict=True)
-        )
-        lines.append([change, f"{fmean(before):.3f}", f"{fmean(ap):.3f}", by_task, f"{slower:.2f}"])
-    return _markdown(["change", "AP without it", "AP with it", "difference by draw", "times the time"], lines)
+    for (change,), own in group_by(changed, ("algorithm",)).items():
+        same = [whole[ablation_base(row), row["task"], row["draw"]] for row in own]
+        ap, before = ([float(row["ap"]) for row in each] for each in (own, same))
+        differences = ", ".join(f"{row['task']} {a - b:+.3f}" for row, a, b in zip(own, ap, before, strict=True))
+        slower = _mean(own, _seconds) / _mean(same, _seconds)
+        lines.append([change, f"{fmean(before):.3f}", f"{fmean(ap):.3f}", differences, f"{slower:.2f}"])
+    return markdown(["change", "AP without it", "AP with it", "difference by draw", "relative time"], lines)
 
 
 def _cells(rows: Iterable[Row]) -> tuple[Cells, list[str], list[str]]:
-    cells: Cells = {}
-    for row in rows:
-        cells.setdefault((str(row["algorithm"]), str(row["task"])), []).append(row)
+    cells = group_by(rows, ("algorithm", "task"))
     return cells, list(dict.fromkeys(a for a, _ in cells)), list(dict.fromkeys(t for _, t in cells))
 
 
-def _scene(row: Row) -> tuple[object, ...]:
-    """What two rows share whose ranking may be compared: the images as they are seen, and the labels."""
+def _conditions(row: Row) -> tuple[object, ...]:
+    """Return what two rows must share for their rankings to be compared: task, image size and labels."""
     return row["task"], int(row["size"]), int(row["draw"])
 
 
@@ -183,21 +175,13 @@ def _gain(row: Row) -> float:
     return float(row["ap"]) - float(row["probe_ap"])
 
 
+def _seconds(row: Row) -> float:
+    return float(row["seconds"])
+
+
 def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
     return sum(map(value, rows)) / len(rows)
 
 
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return MISSING
-    return _with_interval(mean_interval(values), ".3f")
-
-
-def _with_interval(interval: Interval, form: str) -> str:
-    half = (interval.high - interval.low) / 2
-    return f"{interval.mean:{form}}" + ("" if math.isnan(half) else f" ± {half:.3f}")
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def _interval_cell(values: Sequence[float]) -> str:
+    return format_interval(mean_interval(values)) if values else MISSING

@@ -1,22 +1,22 @@
-"""Anomaly Clustering: how well groups match the true classes, by method, tau, levels and image size; and what it costs.
+"""Measure how well Anomaly Clustering recovers true classes, by method, tau, levels and image size; and its cost.
 
-Each draw takes 50 images of each class at random. tau's default is the sharpest that
-neu_steel does not speak against (`--choose-tau`).
+Each draw takes 50 random images of each class (README, 8). The default of tau was chosen with `--choose-tau`.
 """
 
 import argparse
-import csv
 import math
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from bench import DATA, HERE, Row, table
+from bench import DATA, Row, make_parser, parse_options, run_once, table, write_csv
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import squareform
 
-from anomalymatch.active.run_folder import to_csv
+from anomalymatch import compose, make_task
 from anomalymatch.build import build, build_embedding, build_source
 from anomalymatch.clustering.analysis import SAMPLED, embed
 from anomalymatch.clustering.distances import (
@@ -29,50 +29,43 @@ from anomalymatch.clustering.distances import (
 from anomalymatch.clustering.group import EXACT_IMAGES, cut_tree, ward_tree
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
 from anomalymatch.clustering.quality import agreement
-from anomalymatch.config import compose
-from anomalymatch.data.task import make_task
 from anomalymatch.evaluation.confidence import mean_interval, paired_difference
-from anomalymatch.files import write_text
-from anomalymatch.terminal import console, set_up_logging
+from anomalymatch.terminal import console
 
 SETS = ("neu_steel", "magnetic_tile", "magnetic_tile_defects", "miniimagenet_5", "miniimagenet_10")
 TAUS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.5)
 NORMALS = (5, 20, 0)
-"""Labelled normal images; 0 stands for all that are not among those to group."""
+"""Numbers of labelled normal images; 0 stands for all that are not to be grouped."""
 DEFAULT = ((3, 4), 224)
 VARIANTS = [((2, 3), 224), ((3,), 224), ((4,), 224), ((2, 3, 4), 224), ((3, 4), 320)]
-"""Levels and image sizes, measured at the default tau."""
+"""Levels and image sizes that `--variants` adds."""
 MEASURES = ("nmi", "ari", "f1")
 
 
 def main() -> None:
-    """Measure what is missing, and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs/experiments/clustering"), help="one CSV a draw")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the tables")
+    """Measure what is missing and print the table."""
+    parser = make_parser(__doc__, quick="one draw of neu_steel, 8 images of each class, at 64 px")
     parser.add_argument("--datasets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--per-class", type=int, default=50)
-    parser.add_argument("--variants", action="store_true", help="other levels and image sizes as well")
-    parser.add_argument("--choose-tau", action="store_true", help="neu_steel alone, and the tau that follows from it")
-    parser.add_argument("--references", action="store_true", help="measure instead NMI by the number of references")
-    parser.add_argument("--cost", action="store_true", help="measure instead seconds by the number of images")
+    parser.add_argument("--variants", action="store_true", help="also measure other levels and image sizes")
+    parser.add_argument("--choose-tau", action="store_true", help="measure neu_steel only, and choose tau by it")
+    parser.add_argument("--references", action="store_true", help="measure only NMI by number of references")
+    parser.add_argument("--cost", action="store_true", help="measure only seconds by number of images")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 1000, 2000, 5000, 10_000, 20_000])
-    parser.add_argument("--quick", action="store_true", help="one draw of neu_steel, 8 images a class, at 64 px")
-    options = parser.parse_args()
-    set_up_logging("warning")
+    options = parse_options(parser)
     if options.quick:
         options.datasets, options.draws, options.per_class, options.sizes = ["neu_steel"], 1, 8, [50, 100]
     if options.choose_tau:
         options.datasets = ["neu_steel"]
     if options.cost:
-        rows = list(cost(options.sizes))
-        write_text(options.results / "clustering_cost.csv", to_csv(rows))
+        rows = list(measure_cost(options.sizes))
+        write_csv(options.results / "clustering_cost.csv", rows)
         print(table(rows, ("images", "references"), ("weights_s", "ward_s")))
         return
     if options.references:
-        rows = [row for name in options.datasets for row in measured(name, *DEFAULT, options, by_references)]
-        write_text(options.results / "clustering_references.csv", to_csv(rows))
+        rows = [row for name in options.datasets for row in measure_draws(name, *DEFAULT, options, by_references)]
+        write_csv(options.results / "clustering_references.csv", rows)
         print(table(rows, ("dataset", "references"), ("nmi", "seconds")))
         return
     settings = [DEFAULT, *(VARIANTS if options.variants else [])]
@@ -80,44 +73,43 @@ def main() -> None:
         row
         for name in options.datasets
         for levels, size in settings
-        for row in measured(name, levels, size, options, by_method)
+        for row in measure_draws(name, levels, size, options, by_method)
     ]
-    write_text(options.results / "clustering.csv", to_csv(rows))
+    write_csv(options.results / "clustering.csv", rows)
     print(table(rows, ("dataset", "levels", "size", "method", "tau"), MEASURES))
     if options.choose_tau:
-        print(f"tau = {chosen_tau(rows)}")
+        print(f"tau = {choose_tau(rows)}")
 
 
-def measured(name: str, levels: Sequence[int], size: int, options: argparse.Namespace, by: Any) -> Iterator[Row]:
-    """The draws of one data set with one kind of patches, from earlier calls or measured now."""
+def measure_draws(name: str, levels: Sequence[int], size: int, options: argparse.Namespace, by: Any) -> Iterator[Row]:
+    """Yield the rows of all draws of a data set: `by` is `by_method` or `by_references`."""
     size = 64 if options.quick else size
-    patches = None
+
+    def measure(draw: int) -> Iterator[Row]:
+        patches = open_patches(name, tuple(levels), size)
+        ids, normals = draw_images(name, patches.embedding.source.truth or {}, options.per_class, draw)
+        named = {"dataset": name, "levels": "+".join(map(str, levels)), "size": size, "draw": draw}
+        return (named | row for row in by(patches, ids, normals, draw))
+
     for draw in range(options.draws):
         words = [name, *map(str, levels), str(size), str(options.per_class), str(draw), by.__name__]
-        path = options.runs / f"{'-'.join(words)}.csv"
-        if not path.exists():
-            console.print(f"clustering: {path.stem}", highlight=False)
-            patches = patches or opened(name, levels, size)
-            ids, normals = drawn(name, patches.embedding.source.truth or {}, options.per_class, draw)
-            named = {"dataset": name, "levels": "+".join(map(str, levels)), "size": size, "draw": draw}
-            write_text(path, to_csv([named | row for row in by(patches, ids, normals, draw)]))
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from csv.DictReader(file)
+        yield from run_once(options.runs / "clustering" / f"{'-'.join(words)}.csv", measure, draw)
 
 
-def opened(name: str, levels: Sequence[int], size: int) -> PatchEmbedding:
-    """The images of a data set, as patches of the default configuration."""
+@lru_cache(maxsize=1)
+def open_patches(name: str, levels: tuple[int, ...], size: int) -> PatchEmbedding:
+    """Open the patches of a data set with the default configuration."""
     folder = name.split("_")[0] if name.startswith("miniimagenet") else name.removesuffix("_defects")
-    known = "miniimagenet" if name.startswith("miniimagenet") else "parquet"
-    words = [f"dataset={known}", f"data.root={DATA / folder}", f"model.image_size={size}"]
-    config = compose(*words, f"clustering.patches.levels=[{','.join(map(str, levels))}]", name="cluster")
+    dataset = "miniimagenet" if folder == "miniimagenet" else "parquet"
+    overrides = [f"dataset={dataset}", f"data.root={DATA / folder}", f"model.image_size={size}"]
+    config = compose(*overrides, f"clustering.patches.levels=[{','.join(map(str, levels))}]", name="cluster")
     source = build_source(config)
     task = make_task(source, anomaly=None)
     return PatchEmbedding(build_embedding(config, task), build(config.clustering.patches))
 
 
-def drawn(name: str, truth: Any, per_class: int, draw: int) -> tuple[list[str], list[str]]:
-    """Images to group, as many of each class where it has them, and the normal images that are left, shuffled."""
+def draw_images(name: str, truth: Any, per_class: int, draw: int) -> tuple[list[str], list[str]]:
+    """Draw the same number of images of each class to group; return them and the other normal images, shuffled."""
     rng = np.random.default_rng([draw, 0xC1])
     classes = sorted(set(truth.values()))
     if name.startswith("miniimagenet"):
@@ -134,9 +126,9 @@ def drawn(name: str, truth: Any, per_class: int, draw: int) -> tuple[list[str], 
 
 
 def by_method(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
-    """All methods on one draw; Ward, with the true number of groups."""
+    """Yield the agreement of each method on one draw, by Ward's linkage with the true number of groups."""
     truth = patches.embedding.source.truth or {}
-    raw = patches.bags(everything(patches, ids))
+    raw = patches.bags(shared_ids(patches, ids))
     bags = raw.rows(ids)
     project = patches.projected(bags, seed=draw)
     bags = project(bags)
@@ -153,7 +145,9 @@ def by_method(patches: PatchEmbedding, ids: list[str], normals: list[str], draw:
     yield row("average", math.inf, ward_tree(embed(bags, uniform)), 0.0)
     start = time.monotonic()
     distances = hausdorff_distances(bags.patches).double().numpy()
-    yield row("hausdorff", 0.0, ward_of_distances(distances), time.monotonic() - start)
+    # Ward assumes Euclidean distances, which these are not; the paper does the same for its baseline.
+    tree = linkage(squareform(distances, checks=False), "ward")
+    yield row("hausdorff", 0.0, tree, time.monotonic() - start)
     start = time.monotonic()
     scores = unsupervised_scores(bags.patches, bags.patches, torch.arange(len(bags.ids)))
     yield from over_tau("unsupervised", bags, scores, row, time.monotonic() - start)
@@ -165,16 +159,16 @@ def by_method(patches: PatchEmbedding, ids: list[str], normals: list[str], draw:
 
 
 def over_tau(method: str, bags: Bags, scores: torch.Tensor, row: Any, seconds: float) -> Iterator[Row]:
-    """One row for each tau."""
+    """Yield a row for each tau."""
     for tau in TAUS:
         weights = patch_weights(relative_scores(scores), tau)
         yield row(method, tau, ward_tree(embed(bags, weights)), seconds)
 
 
 def by_references(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
-    """What a sample of references costs in NMI, at the default tau."""
+    """Yield the agreement by the number of reference images, at the default tau."""
     truth = patches.embedding.source.truth or {}
-    bags = patches.bags(everything(patches, ids)).rows(ids)
+    bags = patches.bags(shared_ids(patches, ids)).rows(ids)
     bags = patches.projected(bags, seed=draw)(bags)
     classes = [truth[id_] for id_ in bags.ids]
     tau = compose(name="cluster").clustering.spec.tau
@@ -193,22 +187,14 @@ def by_references(patches: PatchEmbedding, ids: list[str], normals: list[str], d
         yield {"references": shown, **agreement(classes, groups), "seconds": round(seconds, 2)}
 
 
-def everything(patches: PatchEmbedding, ids: list[str]) -> list[str]:
-    """All images of a small set, so that its draws share what is computed; of a large one, those of the draw."""
+def shared_ids(patches: PatchEmbedding, ids: list[str]) -> list[str]:
+    """Return all images of a small data set, so that draws share their cached patches; otherwise those of the draw."""
     source = patches.embedding.source
     return sorted(source.ids) if len(source.ids) <= EXACT_IMAGES else ids
 
 
-def ward_of_distances(distances: Any) -> Any:
-    """Ward's linkage on distances that are no Euclidean ones, as the paper does for its baseline."""
-    from scipy.cluster.hierarchy import linkage
-    from scipy.spatial.distance import squareform
-
-    return linkage(squareform(distances, checks=False), "ward")
-
-
-def cost(sizes: Sequence[int]) -> Iterator[Row]:
-    """Seconds by the number of images, for random patches of the default number and depth."""
+def measure_cost(sizes: Sequence[int]) -> Iterator[Row]:
+    """Yield seconds by the number of images, for random patches of the default number and depth."""
     for count in sizes:
         generator = torch.Generator().manual_seed(0)
         patches = torch.randn(count, 196, 64, generator=generator).half()
@@ -216,7 +202,7 @@ def cost(sizes: Sequence[int]) -> Iterator[Row]:
         own = torch.arange(count)
         own[references:] = -1
         start = time.monotonic()
-        part = slice(0, min(count, 200))  # the cost of an image is that of any other
+        part = slice(0, min(count, 200))  # every image costs the same
         scores = unsupervised_scores(patches[part], patches[:references], own[part])
         weights_s = (time.monotonic() - start) * count / len(scores)
         bags = Bags([str(i) for i in range(count)], patches, [])
@@ -228,8 +214,8 @@ def cost(sizes: Sequence[int]) -> Iterator[Row]:
         yield {"images": count, "references": references, "weights_s": round(weights_s, 1), "ward_s": round(ward_s, 2)}
 
 
-def chosen_tau(rows: Sequence[Row]) -> float:
-    """The smallest tau whose NMI on neu_steel is not below the best one's, by paired 95 % intervals over the draws."""
+def choose_tau(rows: Sequence[Row]) -> float:
+    """Return the smallest tau whose NMI on neu_steel is not below the best, by paired 95 % intervals over draws."""
     values: dict[float, list[float]] = {}
     for row in rows:
         if row["dataset"] == "neu_steel" and row["method"] == "unsupervised":

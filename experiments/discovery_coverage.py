@@ -1,39 +1,37 @@
-"""How often the 90 % interval of what is left holds the truth, in simulated searches.
+"""Measure the coverage of the 90 % interval of the remaining anomalies in simulated searches (README, 11).
 
-Images are points: normals in a few clouds, anomalies in one cloud that overlaps them. A logistic regression learns from
-the labels, the top of its ranking is labelled, and it learns again. The audit is drawn beforehand; `sealed` hides its
-labels from the search, as the main job does, `trained` gives them to it, to show what that does to the counts by rank.
-Of "stop", the width is how often that is the advice, and the coverage how often no more is left than was promised.
+Images are points: normals in a few clouds, anomalies in one cloud that overlaps them. A logistic regression is trained
+on the labels, and the top of its ranking is labelled, in cycles. The audit is drawn beforehand. With `sealed`, its
+labels are hidden from the search, as in the main job; with `trained`, the search uses them, to show the bias in the
+counts by rank. For "stop", the width is the share of searches that are advised to stop, and the coverage is the share
+of these in which no more anomalies remain than the advice allows.
 """
 
 import argparse
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from bench import HERE, Row
+from bench import Row, group_by, make_parser, markdown, parse_options, write_csv
 from scipy.special import expit
 from scipy.stats import beta
 
 from anomalymatch.active.audit import ALL, HIGH, TOPS
-from anomalymatch.active.run_folder import to_csv
 from anomalymatch.algorithms.probe.regression import fit_logistic
 from anomalymatch.evaluation.advice import ABOVE, FEW, MISSED, advice, recent_yield
 from anomalymatch.evaluation.discovery import LEVEL, Count, anomalies_among, anomalies_left
-from anomalymatch.files import write_text
 
 PREVALENCES, AUDITS = (0.001, 0.005, 0.01, 0.05), (20, 50, 100, 200, 500, 2000)
 DIMENSIONS, CLOUDS, BATCH, START = 16, 5, 20, (3, 97)
-LOOKS = (1, 5, 12)
-"""Cycles after which what is left is estimated."""
+CHECKED_CYCLES = (1, 5, 12)
+"""Cycles after which the remaining anomalies are estimated."""
 TRAINED_AUDIT = 500
-among = cache(anomalies_among)
+cached_anomalies_among = cache(anomalies_among)
 
 
 class State(NamedTuple):
-    """A search after some cycles: the unlabelled, best first, their scores, and the labels and finds so far."""
+    """Search after some cycles: the unlabelled images in ranked order, their scores, and labels and finds by cycle."""
 
     order: np.ndarray
     scores: np.ndarray
@@ -41,42 +39,46 @@ class State(NamedTuple):
 
 
 def main() -> None:
-    """Simulate and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Simulate all searches and print the table."""
+    parser = make_parser(__doc__, quick="3 searches among 2,000 images")
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--searches", type=int, default=40, help="of each prevalence")
-    parser.add_argument("--draws", type=int, default=6, help="audits of each search and size")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--quick", action="store_true", help="3 searches among 2,000 images")
-    options = parser.parse_args()
+    parser.add_argument("--searches", type=int, default=40, help="searches for each prevalence")
+    parser.add_argument("--draws", type=int, default=6, help="audits for each search and audit size")
+    options = parse_options(parser)
     if options.quick:
         options.images, options.searches, options.draws = 2_000, 3, 3
-    rows = [row for prevalence in PREVALENCES for row in of_prevalence(prevalence, options)]
+    rows = [row for prevalence in PREVALENCES for row in simulate(prevalence, options)]
     summary = summarise(rows)
-    write_text(options.results / "discovery_coverage.csv", to_csv(summary))
-    print(markdown(summary))
+    write_csv(options.results / "discovery_coverage.csv", summary)
+    print(coverage_table(summary))
 
 
-def of_prevalence(prevalence: float, options: argparse.Namespace) -> Iterator[Row]:
-    """One row for each interval: whether it holds the truth."""
+def simulate(prevalence: float, options: argparse.Namespace) -> Iterator[Row]:
+    """Simulate the searches of a prevalence, and yield a row for each interval."""
     for search in range(options.searches):
         rng = np.random.default_rng([search, round(prevalence * 1e4)])
-        features, rare = archive(options.images, prevalence, rng)
-        start = first_labels(rare, rng)
+        features, rare = make_archive(options.images, prevalence, rng)
+        start = draw_start(rare, rng)
         states = run_search(features, rare, start)
         for audited in (size for size in AUDITS if size < options.images):
             for _ in range(options.draws):
-                sample = np.zeros(len(rare), dtype=bool)
-                sample[rng.choice(len(rare), audited, replace=False)] = True
-                yield from judged(states, sample, rare, prevalence=prevalence, audited=audited, method="sealed")
-        sample = np.zeros(len(rare), dtype=bool)
-        sample[rng.choice(len(rare), min(TRAINED_AUDIT, len(rare) // 4), replace=False)] = True
-        states = run_search(features, rare, start, audit=sample)
-        yield from judged(states, sample, rare, prevalence=prevalence, audited=int(sample.sum()), method="trained")
+                audit = draw_audit(len(rare), audited, rng)
+                yield from check(states, audit, rare, prevalence=prevalence, audited=audited, method="sealed")
+        audited = min(TRAINED_AUDIT, len(rare) // 4)
+        audit = draw_audit(len(rare), audited, rng)
+        states = run_search(features, rare, start, audit=audit)
+        yield from check(states, audit, rare, prevalence=prevalence, audited=audited, method="trained")
 
 
-def archive(images: int, prevalence: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Features and truth; how far the anomalies lie from the normals differs from archive to archive."""
+def draw_audit(images: int, audited: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a random audit and return its mask."""
+    mask = np.zeros(images, dtype=bool)
+    mask[rng.choice(images, audited, replace=False)] = True
+    return mask
+
+
+def make_archive(images: int, prevalence: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Make features and truth; the distance of the anomalies from the normals is random."""
     rare = np.zeros(images, dtype=bool)
     rare[rng.choice(images, max(START[0], round(images * prevalence)), replace=False)] = True
     clouds = rng.normal(size=(CLOUDS, DIMENSIONS))
@@ -86,8 +88,8 @@ def archive(images: int, prevalence: float, rng: np.random.Generator) -> tuple[n
     return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32), rare
 
 
-def first_labels(rare: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Anomalies and normals that a search starts from, as a benchmark does."""
+def draw_start(rare: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw the anomalies and normals that a search starts from."""
     sides = (np.flatnonzero(rare), START[0]), (np.flatnonzero(~rare), START[1])
     return np.concatenate([rng.choice(side, count, replace=False) for side, count in sides])
 
@@ -95,14 +97,14 @@ def first_labels(rare: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def run_search(
     features: np.ndarray, rare: np.ndarray, start: np.ndarray, *, audit: np.ndarray | None = None
 ) -> dict[int, State]:
-    """Label the top of each ranking; with `audit`, learn from its labels too, and do not ask for it again."""
+    """Label the top of each ranking; if an audit is given, train on its labels too and do not ask for them again."""
     labelled = np.zeros(len(rare), dtype=bool)
     labelled[start] = True
     known = np.zeros_like(labelled) if audit is None else audit
     states, history = {}, []
-    for cycle in range(1, max(LOOKS) + 1):
-        learnt = labelled | known
-        probe = fit_logistic(features[learnt & rare], features[learnt & ~rare], inverse_regularisation=10.0)
+    for cycle in range(1, max(CHECKED_CYCLES) + 1):
+        trained = labelled | known
+        probe = fit_logistic(features[trained & rare], features[trained & ~rare], inverse_regularisation=10.0)
         rest = np.flatnonzero(~labelled)
         logits = probe.logits(features[rest])
         order = np.argsort(-logits, kind="stable")
@@ -110,92 +112,92 @@ def run_search(
         states[cycle] = State(rest[order], expit(logits[order]), list(history))
         asked = [i for i in rest[order].tolist() if not known[i]][:BATCH]
         labelled[asked] = True
-    return {cycle: states[cycle] for cycle in LOOKS}
+    return {cycle: states[cycle] for cycle in CHECKED_CYCLES}
 
 
-def judged(states: dict[int, State], sample: np.ndarray, rare: np.ndarray, **names: float | str) -> Iterator[Row]:
-    """Each interval of each look beside the truth."""
+def check(states: dict[int, State], audit: np.ndarray, rare: np.ndarray, **names: float | str) -> Iterator[Row]:
+    """Compare each interval after each checked cycle with the truth."""
     for cycle, state in states.items():
-        truth, audited = rare[state.order], sample[state.order]
+        truth, audited = rare[state.order], audit[state.order]
         tops = {f"top {top}": top for top in TOPS} | {HIGH: int((state.scores > ABOVE).sum()), ALL: len(truth)}
         counts = {}
         for what, top in tops.items():
             seen, found = int(audited[:top].sum()), int((truth & audited)[:top].sum())
             real = int(truth[:top].sum())
-            counts[what] = among(top, seen, found)
-            yield {**names, "cycle": cycle, "what": what, **verdict(counts[what], real, top)}
-        about = names | {"cycle": cycle}
+            counts[what] = cached_anomalies_among(top, seen, found)
+            yield {**names, "cycle": cycle, "what": what, **coverage(counts[what], real, top)}
+        named = names | {"cycle": cycle}
         if names["method"] == "sealed":
-            yield about | {"method": "sealed, Jeffreys", "what": ALL} | jeffreys(seen, found, real, top)
-            yield from stopped(about, counts, state.history, (real, int(truth[: tops[HIGH]].sum())))
+            yield named | {"method": "sealed, Jeffreys", "what": ALL} | jeffreys_coverage(seen, found, real, top)
+            yield from advice_coverage(named, counts, state.history, (real, int(truth[: tops[HIGH]].sum())))
         else:
-            yield about | {"method": "trained, page", "what": ALL} | on_page(state, sample, rare)
+            yield named | {"method": "trained, page", "what": ALL} | page_coverage(state, audit, rare)
 
 
-def verdict(count: Count, real: int, images: int) -> Row:
-    """Whether the interval holds the truth; an audit that has no image there says 0 to all."""
+def coverage(count: Count, real: int, images: int) -> Row:
+    """Compare an interval with the truth; without an audited image, the interval is everything from 0 to all images."""
     low, high = (0.0, float(images)) if np.isnan(count.low) else (count.low, count.high)
     return {"holds": float(low <= real <= high), "width": high - low, "left": real}
 
 
-def jeffreys(seen: int, found: int, real: int, images: int) -> Row:
-    """The same by the quantiles of Jeffreys' posterior."""
+def jeffreys_coverage(seen: int, found: int, real: int, images: int) -> Row:
+    """Compare the interval from Jeffreys' posterior with the truth."""
     low, high = beta.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], found + 0.5, seen - found + 0.5)
     rest = images - seen
-    return verdict(Count(0.0, found + round(rest * low), found + round(rest * high)), real, images)
+    return coverage(Count(0.0, found + round(rest * low), found + round(rest * high)), real, images)
 
 
-def on_page(state: State, sample: np.ndarray, rare: np.ndarray) -> Row:
-    """The estimate of the labelling page: all anomalies of the archive less those found, by the search or the audit."""
-    unlabelled = state.order[~sample[state.order]]
-    real, audited = int(rare[unlabelled].sum()), int(sample.sum())
+def page_coverage(state: State, audit: np.ndarray, rare: np.ndarray) -> Row:
+    """Compare the labelling page's interval with the truth: all anomalies minus those that search or audit found."""
+    unlabelled = state.order[~audit[state.order]]
+    real, audited = int(rare[unlabelled].sum()), int(audit.sum())
     count = anomalies_left(
-        len(rare), audited, int(rare[sample].sum()), found=int(rare.sum()) - real, unlabelled=len(unlabelled)
+        len(rare), audited, int(rare[audit].sum()), found=int(rare.sum()) - real, unlabelled=len(unlabelled)
     )
-    return verdict(count, real, len(unlabelled))
+    return coverage(count, real, len(unlabelled))
 
 
-def stopped(names: Row, counts: dict[str, Count], history: list[Row], real: tuple[int, int]) -> Iterator[Row]:
-    """Whether the advice is to stop, and if so, whether no more than promised is left, in all or above the score."""
+def advice_coverage(names: Row, counts: dict[str, Count], history: list[Row], real: tuple[int, int]) -> Iterator[Row]:
+    """Check any advice to stop: whether no more anomalies than it allows remain, in all or above the score."""
     found = int(history[-1]["found"])
-    said = advice(counts[ALL], recent_yield(history), found=found, above=counts[HIGH])
-    stop, above = "stop" in said and "soon" not in said, "above a score" in said
+    text = advice(counts[ALL], recent_yield(history), found=found, above=counts[HIGH])
+    stop, above = "stop" in text and "soon" not in text, "above a score" in text
     for what, left, advised in (("stop", real[0], stop and not above), ("stop above", real[1], stop and above)):
         holds = float(left <= max(FEW, MISSED * found)) if advised else np.nan
         yield {**names, "what": what, "holds": holds, "width": float(advised), "left": left}
 
 
 def summarise(rows: list[Row]) -> list[Row]:
-    """One line for each kind of interval, over cycles, searches and draws."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["method"], row["what"], row["prevalence"], row["audited"]), []).append(row)
-    return [
-        {
-            **dict(zip(("method", "what", "prevalence", "audited"), key, strict=True)),  # type: ignore[dict-item]
-            "intervals": len(members),
-            "left": float(np.mean([float(row["left"]) for row in members])),
-            "coverage": _mean([float(row["holds"]) for row in members]),
-            "width": float(np.median([float(row["width"]) for row in members]))
-            if not str(key[1]).startswith("stop")
-            else _mean([float(row["width"]) for row in members]),
-        }
-        for key, members in groups.items()
-    ]
+    """Average each kind of interval over cycles, searches and draws."""
+    keys = ("method", "what", "prevalence", "audited")
+    summary = []
+    for members in group_by(rows, keys).values():
+        left, holds, widths = ([float(row[key]) for row in members] for key in ("left", "holds", "width"))
+        known = [value for value in holds if not np.isnan(value)]
+        summary.append(
+            {
+                **{key: members[0][key] for key in keys},
+                "intervals": len(members),
+                "left": float(np.mean(left)),
+                "coverage": float(np.mean(known)) if known else np.nan,
+                "width": float((np.mean if str(members[0]["what"]).startswith("stop") else np.median)(widths)),
+            }
+        )
+    return summary
 
 
-def markdown(summary: list[Row]) -> str:
-    """The table of the README: coverage, and the median width of the interval."""
-    lines = ["| method | what | prevalence | audited | left | coverage | width |", "|---|---|---|---|---|---|---|"]
-    for row in summary:
-        values = f"{row['left']:.1f} | {row['coverage']:.3f} | {row['width']:.2f}"
-        lines.append(f"| {row['method']} | {row['what']} | {row['prevalence']:.1%} | {row['audited']} | {values} |")
-    return "\n".join(lines)
-
-
-def _mean(values: list[float]) -> float:
-    kept = [value for value in values if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else np.nan
+def coverage_table(summary: list[Row]) -> str:
+    """Format the summary: remaining anomalies, coverage, and median width of the interval."""
+    columns = {
+        "method": "",
+        "what": "",
+        "prevalence": ".1%",
+        "audited": "",
+        "left": ".1f",
+        "coverage": ".3f",
+        "width": ".2f",
+    }
+    return markdown([*columns], [[f"{row[key]:{spec}}" for key, spec in columns.items()] for row in summary])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""Mergers and oddities among real galaxies, probe and FixMatch (README: table 3)."""
+"""Search Galaxy Zoo 1 for mergers and "don't know" galaxies, by the probe and by FixMatch (README, 3)."""
 
-from bench import DATA, Job, arguments, measure, table
+from bench import NO_CROPS, Job, dataset_overrides, make_parser, parse_options, run_jobs, table
 
 MEASURES = ("auroc", "ap", "precision_at_1pct", "heldout_auroc", "heldout_ap", "found", "seconds")
 
 
 def main() -> None:
-    """Measure and print."""
-    options = arguments(__doc__ or "")
+    """Run the jobs and print the table."""
+    options = parse_options(make_parser(__doc__))
     jobs = [
         Job(
             {"anomaly": anomaly, "oracle": oracle, "algorithm": algorithm, "seed": seed},
             [
-                "dataset=galaxyzoo1",
-                f"data.root={DATA / 'galaxyzoo1'}",
+                *dataset_overrides("galaxyzoo1"),
                 f"dataset.anomaly={anomaly}",
                 f"seed={seed}",
                 f"oracle={oracle}",
@@ -22,8 +21,7 @@ def main() -> None:
                 f"trainer.iterations={2 if options.quick else 30}",
                 *(["algorithm.learner.batch.labelled=8"] if algorithm == "fixmatch" else []),
                 f"model.image_size={64 if options.quick else 128}",
-                "model.crops=0",
-                "probe.orientations=2",
+                *NO_CROPS,
             ],
         )
         for algorithm, seeds in (("probe", 3), ("fixmatch", 1))
@@ -31,7 +29,7 @@ def main() -> None:
         for oracle in (("top_k",) if algorithm == "fixmatch" else ("paper_oracle", "top_k"))
         for seed in range(1 if options.quick else seeds)
     ]
-    rows = measure("galaxyzoo1", jobs, options.runs)
+    rows = run_jobs("galaxyzoo1", jobs, options)
     print(table(rows, ("anomaly", "oracle", "algorithm", "cycle"), MEASURES))
 
 

@@ -1,4 +1,4 @@
-"""Heads that were tried in place of the probe's logistic regression, on the same features."""
+"""Define classifiers that were tried in place of the probe's logistic regression, on the same features."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from anomalymatch.data.labels import training_ids
 from anomalymatch.ranking import Ranking
 
 NEIGHBOURS = 10
-"""Of an image, in the graph that labels spread along."""
+"""Neighbours of an image in the graph of `LabelSpreading`."""
 
 
 class LabelledHead(ABC):
-    """A `Learner` on the frozen features of all stages, for a benchmark.
+    """Classifier on the frozen features of all stages; a `Learner` for the benchmark.
 
     Args:
         embedding: the backbone and the images.
@@ -30,7 +30,7 @@ class LabelledHead(ABC):
         self.on_step: StepListener = ignore_step
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
-        """See `Learner.fit`: keep the features of the labelled images, seen from the mean of the normals."""
+        """See `Learner.fit`. Keep the features of the labelled images, centred on the mean of the normals."""
         anomalies, normals = (self._rows(ids) for ids in training_ids(dict(labels)))
         self._centre = normals.mean(axis=0)
         self._anomalies, self._normals = _unit(anomalies - self._centre), _unit(normals - self._centre)
@@ -43,16 +43,16 @@ class LabelledHead(ABC):
         return Ranking(wanted, self.score(rows, self._anomalies, self._normals).astype(np.float64))
 
     def save(self, folder: Path) -> None:
-        """A trial is not kept."""
+        """Not supported."""
         raise NotImplementedError
 
     def restore(self, folder: Path) -> None:
-        """A trial is not kept."""
+        """Not supported."""
         raise NotImplementedError
 
     @abstractmethod
     def score(self, rows: np.ndarray, anomalies: np.ndarray, normals: np.ndarray) -> np.ndarray:
-        """How anomalous each row is; all rows have length one."""
+        """Score rows of length one; a higher score is more anomalous."""
 
     def _rows(self, ids: Sequence[str]) -> np.ndarray:
         views = self.embedding.views
@@ -60,7 +60,7 @@ class LabelledHead(ABC):
 
 
 class Prototype(LabelledHead):
-    """Cosine to the mean of the labelled anomalies, less that to the mean of the normals (arXiv 1703.05175)."""
+    """Cosine to the mean of the labelled anomalies minus the cosine to the mean of the normals (arXiv 1703.05175)."""
 
     def score(self, rows: np.ndarray, anomalies: np.ndarray, normals: np.ndarray) -> np.ndarray:
         """See `LabelledHead.score`."""
@@ -69,7 +69,7 @@ class Prototype(LabelledHead):
 
 
 class NearestLabelled(LabelledHead):
-    """Mean cosine to the five nearest labelled anomalies, less that to the five nearest normals."""
+    """Mean cosine to the five nearest labelled anomalies minus that to the five nearest labelled normals."""
 
     neighbours = 5
 
@@ -84,7 +84,7 @@ class NearestLabelled(LabelledHead):
 
 
 class LabelSpreading(LabelledHead):
-    """What spreads from the labels along a graph of nearest neighbours (Zhou et al., NIPS 2003), by scikit-learn."""
+    """scikit-learn's label spreading on a graph of nearest neighbours (Zhou et al., NIPS 2003)."""
 
     def score(self, rows: np.ndarray, anomalies: np.ndarray, normals: np.ndarray) -> np.ndarray:
         """See `LabelledHead.score`."""

@@ -1,7 +1,7 @@
-"""Pictures of the labelling page in each of its views: `labelling_page.py FOLDER [words of the command line]`.
+"""Take screenshots of each view of the labelling page: `labelling_page.py FOLDER [OVERRIDES]`.
 
-The words choose the images (without any: the demo) and shorten the training. Anomalies are labelled by their known
-classes, so the data set must have classes and a rare one (`--rare`). Needs Playwright and a Chromium.
+The overrides choose the images (default: the demo) and the training. Anomalies are labelled by their known classes, so
+the data set must have classes and a rare one (`--rare`). Needs Playwright and Chromium.
 """
 
 import argparse
@@ -20,24 +20,24 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from anomalymatch import compose
 from anomalymatch.build import build_source
 
-SHORT = ["trainer.iterations=60", "logger=none"]
+SHORT_TRAINING = ["trainer.iterations=60", "logger=none"]
 EXAMPLES, LABELS = 5, 40
 WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
 def main() -> None:
-    """Start the server, search for a while, and save the pictures."""
+    """Start the server, search for a while and save the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the pictures go")
-    parser.add_argument("words", nargs="*", default=["dataset=demo"], help="for the command, like dataset=galaxyzoo1")
-    parser.add_argument("--rare", default="lens_arc", help="class that is looked for")
+    parser.add_argument("folder", type=Path, help="folder for the screenshots")
+    parser.add_argument("overrides", nargs="*", default=["dataset=demo"], help="such as dataset=galaxyzoo1")
+    parser.add_argument("--rare", default="lens_arc", help="class to search for")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    words = [*SHORT, *options.words]
-    truth = build_source(compose(*words, name="label")).truth
+    overrides = [*SHORT_TRAINING, *options.overrides]
+    truth = build_source(compose(*overrides, name="label")).truth
     if truth is None or options.rare not in truth.values():
-        sys.exit(f"no image of these has the class {options.rare}: choose another one with --rare")
-    with server(words) as url, browser() as chromium:
+        sys.exit(f"no image has the class {options.rare}: choose another one with --rare")
+    with server(overrides) as url, browser() as chromium:
         for name, page in views(chromium, url, truth, options.rare):
             path = options.folder / f"{name}.png"
             page.screenshot(path=path)
@@ -45,11 +45,11 @@ def main() -> None:
 
 
 def views(chromium: Browser, url: str, truth: Mapping[str, str], rare: str) -> Iterator[tuple[str, Page]]:
-    """Each view of the page when it is ready to be taken."""
-    page = opened(chromium, url, "dark")
+    """Yield the name and page of each view when it is ready."""
+    page = open_page(chromium, url, "dark")
     search(page, truth, rare)
     yield "gallery_dark", settled(page)
-    yield "gallery_light", settled(opened(chromium, url, "light"))
+    yield "gallery_light", settled(open_page(chromium, url, "light"))
     page.keyboard.press("r")
     page.wait_for_timeout(3000)
     page.locator("[data-testid=tile]").first.click()
@@ -75,11 +75,11 @@ def views(chromium: Browser, url: str, truth: Mapping[str, str], rare: str) -> I
     )
     page.locator("[data-testid=section-training]").scroll_into_view_if_needed()
     yield "training", settled(page)
-    yield "phone", settled(opened(chromium, url, "dark", viewport=PHONE, is_mobile=True, has_touch=True))
+    yield "phone", settled(open_page(chromium, url, "dark", viewport=PHONE, is_mobile=True, has_touch=True))
 
 
 def search(page: Page, truth: Mapping[str, str], rare: str) -> None:
-    """Begin with five examples, then label what is under the cursor for what it is, ten between two rankings."""
+    """Import five examples, then label images by their true class, ten between two rankings."""
     examples = [id_ for id_, name in truth.items() if name == rare][:EXAMPLES]
     text = "filename,label\n" + "".join(f"{id_},anomaly\n" for id_ in examples)
     file = {"name": "labels.csv", "mimeType": "text/csv", "buffer": text.encode()}
@@ -100,7 +100,7 @@ def search(page: Page, truth: Mapping[str, str], rare: str) -> None:
 
 
 def settled(page: Page) -> Page:
-    """Wait until all that is to be seen is there, and what was said is gone."""
+    """Wait until all visible images are loaded and notifications have disappeared."""
     page.wait_for_timeout(6500)
     page.wait_for_function(
         """[...document.images].every(image => image.complete ||
@@ -109,8 +109,8 @@ def settled(page: Page) -> Page:
     return page
 
 
-def opened(chromium: Browser, url: str, theme: str, **options: object) -> Page:
-    """The page in a browser that remembers a theme and a name."""
+def open_page(chromium: Browser, url: str, theme: str, **options: object) -> Page:
+    """Open the page with a theme and an annotator's name."""
     page = chromium.new_page(**{"viewport": WIDE, **options})  # type: ignore[arg-type]
     page.set_default_timeout(60_000)
     for key, value in {"theme": theme, "annotator": "Ada"}.items():
@@ -122,7 +122,7 @@ def opened(chromium: Browser, url: str, theme: str, **options: object) -> Page:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A Chromium without a window: $CHROMIUM, the one of the system, or Playwright's own."""
+    """Start a headless Chromium: $CHROMIUM, the system's, or Playwright's own."""
     with sync_playwright() as playwright:
         path = os.environ.get("CHROMIUM") or shutil.which("chromium") or playwright.chromium.executable_path
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -131,17 +131,17 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def server(words: list[str]) -> Iterator[str]:
-    """The command on a run folder that is thrown away; yields its address."""
+def server(overrides: list[str]) -> Iterator[str]:
+    """Start the labelling page on a temporary run folder and yield its address."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "anomalymatch.label", *words]
+        command = [sys.executable, "-m", "anomalymatch.label", *overrides]
         command += [f"ui.run={folder}/run", "ui.port=0", "ui.show=false"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
             match = re.search(r"http://\S+", process.stdout.readline())
             if match is None:
-                sys.exit("the server did not start: see above")
+                sys.exit("the server did not start: see its messages above")
             yield match[0]
         finally:
             process.terminate()

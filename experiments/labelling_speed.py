@@ -1,4 +1,4 @@
-"""A million images on the labelling page: pages, filters, a label, a re-rank, memory (README: 6)."""
+"""Measure the labelling page with a million images: pages, filters, labels, rankings and memory (README, 6)."""
 
 import argparse
 import gc
@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from bench import HERE, Row
+from bench import Row, make_parser, markdown, parse_options, write_csv
+from synthetic import SyntheticSource
 
-from anomalymatch.active.run_folder import to_csv
 from anomalymatch.algorithms.novelty.detectors import Neighbours
 from anomalymatch.algorithms.probe.regression import ProbeSpec
 from anomalymatch.backbones.features import SHARD_IMAGES, Features, Shard
-from anomalymatch.data.source import ImageSource
-from anomalymatch.files import write_text
-from anomalymatch.types import Label, Pixels
+from anomalymatch.types import Label
 from anomalymatch.ui.features import build_bank
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.novelty import novelty_of
@@ -30,44 +28,46 @@ from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import Query, Show, Sort
 
 DIMENSIONS = 128
-COMPRESSIONS = ("exact", "pca", "pq")
+COMPRESSIONS = ("exact", "pca")
 REPEATS = 5
 PROBE = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0.25, limit=200)
 BARS = {"first page": 2.0, "next page": 0.3, "a label": 0.1, "re-rank": 1.0, "memory": 2048.0}
 
 
 def main() -> None:
-    """Measure and print; with `--features FOLDER --compression NAME`, only that, in this process."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure and print everything; with `--features FOLDER --compression NAME`, only that, in this process."""
+    parser = make_parser(__doc__, quick="20,000 images")
     parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the table")
     parser.add_argument("--features", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--compression", choices=COMPRESSIONS, help="measure this one alone, on --features")
-    options = parser.parse_args()
+    parser.add_argument("--compression", choices=COMPRESSIONS, help=argparse.SUPPRESS)
+    options = parse_options(parser)
+    if options.quick:
+        options.images = 20_000
     if options.features is not None:
         print(json.dumps(measure(options.features, options.images, options.compression)))
         return
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         write_features(Path(name), options.images)
-        for compression in COMPRESSIONS:  # in a process each, for the memory
+        for compression in COMPRESSIONS:  # each in its own process, to measure its memory
             words = ["--images", str(options.images), "--features", name, "--compression", compression]
             done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
             rows += json.loads(done.stdout)
-    write_text(options.results / "labelling_speed.csv", to_csv(rows))
-    print(f"| what | bar | {' | '.join(COMPRESSIONS)} |\n|---|---|{'---|' * len(COMPRESSIONS)}")
+    write_csv(options.results / "labelling_speed.csv", rows)
+    lines = []
     for row in rows[: len(rows) // len(COMPRESSIONS)]:
-        values = " | ".join(f"{other['median']:.3g}" for other in rows if other["what"] == row["what"])
-        print(f"| {row['what']}, {row['unit']} | {row['bar'] or ''} | {values} |")
+        values = [f"{other['median']:.3g}" for other in rows if other["what"] == row["what"]]
+        lines.append([f"{row['what']}, {row['unit']}", str(row["bar"] or ""), *values])
+    print(markdown(["what", "limit", *COMPRESSIONS], lines))
 
 
 def image_ids(count: int) -> list[str]:
-    """Names as an archive has them."""
+    """Make ids that look like the file names of an archive."""
     return [f"field_{i // 1000:05d}/cutout_{i:08d}.fits" for i in range(count)]
 
 
 def write_features(folder: Path, count: int) -> None:
-    """Random L2-normalised features of `count` images in shards, as the feature cache has them."""
+    """Write random L2-normalised features of `count` images in shards, like those of the feature cache."""
     rng = np.random.default_rng(0)
     for start in range(0, count, SHARD_IMAGES):
         rows = rng.standard_normal((min(SHARD_IMAGES, count - start), DIMENSIONS), dtype=np.float32)
@@ -76,7 +76,7 @@ def write_features(folder: Path, count: int) -> None:
 
 
 def read_features(folder: Path, ids: list[str]) -> Features:
-    """What `write_features` wrote, mapped into memory."""
+    """Map the shards of `write_features` into memory."""
     shards = []
     for start in range(0, len(ids), SHARD_IMAGES):
         rows = np.load(folder / f"{start:09d}.npy", mmap_mode="r", allow_pickle=False)
@@ -84,21 +84,9 @@ def read_features(folder: Path, ids: list[str]) -> Features:
     return Features(shards)
 
 
-class Archive(ImageSource):
-    """A million images that are all the same, under names as an archive has them."""
-
-    def __init__(self, ids: list[str]) -> None:
-        super().__init__(name="archive", ids=ids, bands=["red", "green", "blue"], fingerprint=str(len(ids)))
-        self.image = np.zeros((64, 64, 3), dtype=np.uint8)
-
-    def load(self, position: int) -> Pixels:
-        """See `ImageSource.load`."""
-        return self.image
-
-
 def measure(folder: Path, count: int, compression: str) -> list[Row]:
-    """Seconds of everything that a person waits for, and the memory in the end."""
-    archive = Archive(image_ids(count))
+    """Measure the seconds that an annotator waits for each step, and the memory at the end."""
+    archive = SyntheticSource(image_ids(count), 64)
 
     def start() -> LabelService:
         features = read_features(folder, archive.ids)
@@ -107,7 +95,8 @@ def measure(folder: Path, count: int, compression: str) -> list[Row]:
             folder / compression,
             archive,
             LiveRanking(bank, PROBE, seed=0, novelty=novelty_of(bank, Neighbours(10), count, folder=folder)),
-            encode=no_encoder,
+            encode=unused,
+            divide=unused,
             training_steps=1,
             cache=folder / "thumbnails",
             workers=2,
@@ -119,19 +108,19 @@ def measure(folder: Path, count: int, compression: str) -> list[Row]:
 
     (folder / compression).mkdir()
 
-    def opened() -> float:
-        gc.collect()  # what the last one left behind: a page is opened once in a process
+    def opening_seconds() -> float:
+        gc.collect()  # free the previous service: in real use, a process opens only one
         return timed(lambda: start().close())
 
-    seconds: dict[str, list[float]] = {"compress, once": [opened()]}
-    seconds["first page, without labels"] = [opened() for _ in range(REPEATS)]
+    seconds: dict[str, list[float]] = {"compress, once": [opening_seconds()]}
+    seconds["first page, without labels"] = [opening_seconds() for _ in range(REPEATS)]
     service = start()
     rng = np.random.default_rng(0)
     drawn = [archive.ids[i] for i in rng.choice(count, 60, replace=False)]
     service.label(drawn[:20], Label.ANOMALY, "start")
     service.label(drawn[20:], Label.NORMAL, "start")
     service.close()
-    seconds["first page, with labels"] = [opened() for _ in range(REPEATS)]
+    seconds["first page, with labels"] = [opening_seconds() for _ in range(REPEATS)]
     gc.collect()
     service = start()
     for repeat in range(REPEATS):
@@ -148,16 +137,16 @@ def measure(folder: Path, count: int, compression: str) -> list[Row]:
 
 
 def steps(service: LabelService, known: str) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What happens while one labels."""
-    followed = threading.Event()
-    leave = service.subscribe(lambda change: followed.set() if change.kind == "ranking" else None)
+    """Yield the steps of labelling, in order."""
+    ranked = threading.Event()
+    leave = service.subscribe(lambda change: ranked.set() if change.kind == "ranking" else None)
 
     def label() -> None:
-        followed.clear()
+        ranked.clear()
         service.label([service.page(Query()).tiles[0].id], Label.NORMAL, "annotator")
 
-    yield "a label: on disk, and gone from the page", label
-    yield "re-rank behind a label", lambda: followed.wait(60)
+    yield "a label: on disk and gone from the page", label
+    yield "re-rank behind a label", lambda: ranked.wait(60)
     leave()
     yield "re-rank: fit, project, sort, page", lambda: (service.rerank(), service.page(Query()))
     yield "next page", lambda: service.page(Query(page=1))
@@ -170,34 +159,26 @@ def steps(service: LabelService, known: str) -> Iterator[tuple[str, Callable[[],
     yield "neighbours of an image", lambda: service.neighbours(known, 48)
     yield "the panel", service.summary
     yield "undo", lambda: service.undo("annotator")
-    time.sleep(1)  # the ranking that follows it belongs to no other step
+    time.sleep(1)  # wait for the ranking that follows, so that it does not slow the next step
 
 
-def no_encoder(images: object) -> np.ndarray:
-    """No image is dropped on this page."""
+def unused(*arguments: object) -> np.ndarray:
+    """Stand in for the encoder and the grouping, which no step needs."""
     raise NotImplementedError
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
 def row(compression: str, count: int, what: str, unit: str, values: list[float]) -> Row:
-    """One line of the table, with the bar that it must stay under."""
+    """Make a row of the table, with the limit that it must stay under."""
     bar = next((limit for name, limit in BARS.items() if what.startswith(name)), "")
-    median, worst = statistics.median(values), max(values)
-    return {
-        "compression": compression,
-        "images": count,
-        "what": what,
-        "unit": unit,
-        "median": median,
-        "worst": worst,
-        "bar": bar,
-    }
+    named = {"compression": compression, "images": count, "what": what, "unit": unit}
+    return {**named, "median": statistics.median(values), "worst": max(values), "bar": bar}
 
 
 if __name__ == "__main__":

@@ -1,17 +1,13 @@
-"""A simulated annotator at the labelling page's service: what 100 labels find on galaxyzoo1 (README: 7)."""
+"""Simulate an annotator who labels 100 images of Galaxy Zoo 1 through the labelling page's service (README, 7)."""
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
-from bench import DATA, HERE, Row, table
+from bench import NO_CROPS, Row, dataset_overrides, make_parser, parse_options, table, write_csv
 
 from anomalymatch import compose
-from anomalymatch.active.run_folder import to_csv
-from anomalymatch.files import write_text
 from anomalymatch.label import open_service
 from anomalymatch.types import Label
 from anomalymatch.ui.service import LabelService
@@ -19,22 +15,19 @@ from anomalymatch.ui.views import Query, Show, Sort
 
 LABELS, EXAMPLES = 100, 5
 STARTS = {"five examples": "knn", "nothing, novel first": "knn", "nothing, diverse first": "diverse"}
-"""What is known at the beginning, and what comes first while nothing ranks."""
+"""Cold start for each kind of start."""
 ANNOTATOR = "simulated"
 ORDERS = {
     "one by one": (Sort.SCORE, 1),
     "page by page": (Sort.SCORE, 12),
     "at random": (Sort.AUDIT, 12),
 }
-"""What is looked at, and how many images are labelled between two rankings."""
+"""Order of the page, and images that are labelled between two rankings."""
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one draw of the start")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the table")
-    options = parser.parse_args()
+    """Simulate all annotators and print the table."""
+    options = parse_options(make_parser(__doc__, quick="one draw of the start"))
     rows: list[Row] = [
         {"class": anomaly, "order": order, "start": start, "seed": seed, **annotate(anomaly, order, start, seed)}
         for anomaly in ("merger", "dont_know")
@@ -42,13 +35,13 @@ def main() -> None:
         for start in STARTS
         for seed in range(1 if options.quick else 3)
     ]
-    write_text(options.results / "labelling_yield.csv", to_csv(rows))
+    write_csv(options.results / "labelling_yield.csv", rows)
     print(table(rows, ("class", "start", "order"), ("found_50", "found", "estimate", "left", "covered")))
 
 
 def annotate(anomaly: str, order: str, start: str, seed: int) -> Row:
-    """Label 100 images in an order; return what was found, and what the page says is left."""
-    with opened(seed, STARTS[start]) as service:
+    """Label 100 images; return the anomalies found and the page's estimate of those that remain."""
+    with open_galaxies(seed, STARTS[start]) as service:
         truth = service.source.truth or {}
         rare = [id_ for id_ in service.source.ids if truth[id_] == anomaly]
         if start == "five examples":
@@ -69,7 +62,7 @@ def annotate(anomaly: str, order: str, start: str, seed: int) -> Row:
 
 
 def label_images(service: LabelService, rare: set[str], sort: Sort, at_once: int) -> list[int]:
-    """Label the first images of the page as they truly are, again and again; return the anomalies found so far."""
+    """Label the first images of each page by their true class; return the anomalies found after each label."""
     found: list[int] = []
     while len(found) < LABELS:
         service.rerank()
@@ -81,12 +74,12 @@ def label_images(service: LabelService, rare: set[str], sort: Sort, at_once: int
 
 
 @contextmanager
-def opened(seed: int, first: str) -> Iterator[LabelService]:
-    """The service on galaxyzoo1, in a run folder of its own."""
+def open_galaxies(seed: int, cold_start: str) -> Iterator[LabelService]:
+    """Open the service on Galaxy Zoo 1 in a temporary run folder."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["dataset=galaxyzoo1", f"data.root={DATA / 'galaxyzoo1'}", f"seed={seed}", f"ui.run={folder}/run"]
-        words += [f"al.cold_start={first}", "model.crops=0", "probe.orientations=2"]
-        service = open_service(compose(*words, name="label"), words)
+        overrides = [*dataset_overrides("galaxyzoo1"), f"seed={seed}", f"ui.run={folder}/run"]
+        overrides += [f"al.cold_start={cold_start}", *NO_CROPS]
+        service = open_service(compose(*overrides, name="label"), overrides)
         try:
             yield service
         finally:

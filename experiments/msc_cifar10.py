@@ -1,26 +1,21 @@
-"""Mean-shifted contrastive learning on CIFAR-10, one class against the rest: before, during and after training.
+"""Measure detectors on CIFAR-10, one class against the rest: frozen features and mean-shifted contrastive training.
 
-ROC-AUC on the official test split. What is normal are the training images of one class; with a contamination, a share
-of images of the other classes hides among them. `contrastive` is the same training without the mean shift.
+Normal images are the training images of one class; with a contamination, a share of them comes from other classes. The
+metric is ROC-AUC on the official test images (README, 9). `contrastive` is the same training without the mean shift.
 """
 
 import argparse
-import csv
 import time
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 import numpy as np
-from bench import DATA, HERE, Row, table
+from bench import Row, dataset_overrides, make_parser, parse_options, run_once, table, write_csv
 from sklearn.metrics import roc_auc_score
 
 from anomalymatch import make_learner, open_task
-from anomalymatch.active.run_folder import to_csv
 from anomalymatch.algorithms.msc.learner import MscLearner
 from anomalymatch.data.task import Task
-from anomalymatch.files import write_text
-from anomalymatch.terminal import console, set_up_logging
 
 VARIANTS = {
     "msc": [],
@@ -28,7 +23,7 @@ VARIANTS = {
     "contrastive": ["algorithm.learner.loss.mean_shift=false", "algorithm.learner.loss.angular_weight=0.0"],
 }
 FROZEN = {
-    "knn": ["knn", "algorithm.learner.detector.neighbours=2"],  # as after training, and as the paper has it
+    "knn": ["knn", "algorithm.learner.detector.neighbours=2"],  # as MSC and its paper
     "knn 10": ["knn", "algorithm.learner.detector.neighbours=10"],
     "mahalanobis": ["mahalanobis"],
     "pca_residual": ["pca_residual"],
@@ -36,89 +31,86 @@ FROZEN = {
 
 
 def main() -> None:
-    """Measure what is missing, and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs/experiments/msc_cifar10"), help="one CSV a training")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the table")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="sides in pixels")
-    parser.add_argument("--classes", nargs="+", help="all ten if not given")
-    parser.add_argument("--variants", nargs="*", default=["msc", "contrastive"], choices=list(VARIANTS), help="or none")
+    """Measure what is missing and print the table."""
+    parser = make_parser(__doc__, quick="one class at 32 px, one epoch, 300 test images")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="image sides in pixels")
+    parser.add_argument("--classes", nargs="+", help="default: all ten")
+    parser.add_argument("--variants", nargs="*", default=["msc", "contrastive"], choices=list(VARIANTS))
     parser.add_argument("--contaminations", type=float, nargs="+", default=[0.0], help="shares of hidden anomalies")
-    parser.add_argument("--drops", type=float, nargs="+", default=[0.0], help="shares of them that are left out again")
+    parser.add_argument("--drops", type=float, nargs="+", default=[0.0], help="shares of the images to leave out again")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--groups", type=int, default=2, help="layer groups of the backbone that learn")
+    parser.add_argument("--groups", type=int, default=2, help="layer groups of the backbone that are trained")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one class at 32 px, one epoch, 300 test images")
-    options = parser.parse_args()
-    set_up_logging("warning")
+    options = parse_options(parser)
     if options.quick:
         options.sizes, options.epochs, options.contaminations = [32], 1, [0.0, 0.1]
-    rows = [row for size in options.sizes for row in at_size(size, options)]
+    rows = [row for size in options.sizes for row in measure_size(size, options)]
     name = "msc_cifar10" if options.variants else "novelty_cifar10"
-    hidden = "_contaminated" if any(options.contaminations) else ""
-    write_text(options.results / f"{name}{hidden}.csv", to_csv(rows))
+    suffix = "_contaminated" if any(options.contaminations) else ""
+    write_csv(options.results / f"{name}{suffix}.csv", rows)
     print(table(rows, ("size", "method", "contamination", "dropped", "epoch"), ("auroc", "gain", "seconds")))
 
 
-def at_size(size: int, options: argparse.Namespace) -> Iterator[Row]:
-    """All classes, methods and contaminations at one size of the images."""
-    words = ["dataset=cifar10", f"data.root={DATA / 'cifar10'}", f"model.image_size={size}", f"seed={options.seed}"]
-    task = open_task("cifar10", *words[1:])
+def measure_size(size: int, options: argparse.Namespace) -> Iterator[Row]:
+    """Yield the rows of all classes, methods and contaminations at one image size."""
+    overrides = [*dataset_overrides("cifar10"), f"model.image_size={size}", f"seed={options.seed}"]
+    task = open_task("cifar10", *overrides[1:])
     classes = options.classes or sorted(set(task.source.truth.values()))[: 1 if options.quick else None]
-    for normal in classes:
-        for share, drop in product(options.contaminations, options.drops):
-            for method in (*FROZEN, *options.variants):
-                name = f"{size}-{normal}-{share}-{drop}-{method.replace(' ', '')}-{options.seed}"
-                if method in VARIANTS:
-                    name += f"-{options.epochs}-{options.lr}-{options.groups}"
-                path = options.runs / f"{'quick-' * options.quick}{name}.csv"
-                if not path.exists():
-                    console.print(f"msc_cifar10: {name}", highlight=False)
-                    measured = measure(task, normal, share, drop, method, words, options)
-                    named = {"size": size, "class": normal, "method": method, "contamination": share}
-                    write_text(path, to_csv([{**named, **row} for row in measured]))
-                with path.open(encoding="utf-8", newline="") as file:
-                    rows = list(csv.DictReader(file))
-                for row in rows:
-                    yield {**row, "dropped": drop, "gain": float(row["auroc"]) - float(rows[0]["auroc"])}
+    for normal, share, drop in product(classes, options.contaminations, options.drops):
+        for method in (*FROZEN, *options.variants):
+            name = f"{size}-{normal}-{share}-{drop}-{method.replace(' ', '')}-{options.seed}"
+            if method in VARIANTS:
+                name += f"-{options.epochs}-{options.lr}-{options.groups}"
+            path = options.runs / "msc_cifar10" / f"{name}.csv"
+            rows = run_once(path, measure, task, size, normal, share, drop, method, overrides, options)
+            for row in rows:
+                yield {**row, "dropped": drop, "gain": float(row["auroc"]) - float(rows[0]["auroc"])}
 
 
 def measure(
-    task: Task, normal: str, share: float, drop: float, method: str, words: list[str], options: argparse.Namespace
+    task: Task,
+    size: int,
+    normal: str,
+    share: float,
+    drop: float,
+    method: str,
+    overrides: list[str],
+    options: argparse.Namespace,
 ) -> list[Row]:
-    """ROC-AUC after each epoch; frozen features have epoch 0 alone."""
+    """Measure ROC-AUC after each epoch; a method on frozen features has epoch 0 only."""
     truth = task.source.truth or {}
     train, test = list(task.pool), list(task.holdout)[:: 17 if options.quick else 1]
-    learnt = contaminated(train, truth, normal, share, options.seed)[:: 5 if options.quick else 1]
-    odd = np.array([truth[id_] != normal for id_ in test])
+    train = contaminate(train, truth, normal, share, options.seed)[:: 5 if options.quick else 1]
+    anomalous = np.array([truth[id_] != normal for id_ in test])
+    named = {"size": size, "class": normal, "method": method, "contamination": share}
     start, rows = time.monotonic(), []
 
-    def look(epoch: int) -> None:
+    def evaluate(epoch: int) -> None:
         nonlocal start
         seconds = time.monotonic() - start
-        auroc = float(roc_auc_score(odd, learner.rank(test).logits))
-        rows.append({"epoch": epoch, "auroc": auroc, "seconds": round(seconds, 2)})
-        start = time.monotonic()  # looking does not count
+        auroc = float(roc_auc_score(anomalous, learner.rank(test).logits))
+        rows.append({**named, "epoch": epoch, "auroc": auroc, "seconds": round(seconds, 2)})
+        start = time.monotonic()  # the time of an epoch excludes its evaluation
 
     own = [f"algorithm.learner.drop={drop}", "algorithm.learner.least_normals=1"]
     if method in VARIANTS:
         own += [f"algorithm.learner.epochs={options.epochs}", f"algorithm.learner.optimizer.lr={options.lr}"]
         own += [f"algorithm.learner.trainable_groups={options.groups}", *VARIANTS[method]]
-        learner = make_learner("msc", task, *words, *own)
+        learner = make_learner("msc", task, *overrides, *own)
     else:
         algorithm, *more = FROZEN[method]
-        learner = make_learner(algorithm, task, *words, *own, *more)
+        learner = make_learner(algorithm, task, *overrides, *own, *more)
     if isinstance(learner, MscLearner):
-        learner.on_epoch = look
-    learner.fit(dict.fromkeys(learnt, "normal"))
+        learner.on_epoch = evaluate
+    learner.fit(dict.fromkeys(train, "normal"))
     if not rows:
-        look(0)
+        evaluate(0)
     return rows
 
 
-def contaminated(ids: list[str], truth: dict[str, str], normal: str, share: float, seed: int) -> list[str]:
-    """The training images of the class `normal`, with others hidden among them so that they make up `share`."""
+def contaminate(ids: list[str], truth: dict[str, str], normal: str, share: float, seed: int) -> list[str]:
+    """Return the images of class `normal`, mixed with so many others that these make up `share`."""
     own = [id_ for id_ in ids if truth[id_] == normal]
     others = [id_ for id_ in ids if truth[id_] != normal]
     count = round(len(own) * share / (1 - share))

@@ -1,6 +1,6 @@
-"""The probe on miniImageNet, five paper classes x three draws, both oracles (README: table 1)."""
+"""Search miniImageNet by the probe: five classes, three draws, two oracles (README, 1)."""
 
-from bench import DATA, Job, make_parser, measure, table
+from bench import Job, dataset_overrides, make_parser, parse_options, run_jobs, table
 
 CLASSES = {
     "hourglass": "n03544143",
@@ -9,7 +9,8 @@ CLASSES = {
     "photocopier": "n03924679",
     "orange": "n07747607",
 }
-OTHERS = {
+"""Classes of the paper, with their WordNet ids."""
+OTHER_CLASSES = {
     "house finch": "n01532829",
     "golden retriever": "n02099601",
     "frying pan": "n03400231",
@@ -21,36 +22,35 @@ MEASURES = ("auroc", "ap", "precision_at_1pct", "heldout_auroc", "heldout_ap", "
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = make_parser(__doc__ or "")
-    parser.add_argument("words", nargs="*", help="other settings, as on the command line: model.crops=5")
-    parser.add_argument("--name", default="", help="of the table, with other settings: 5_crops")
+    """Run the jobs and print the tables."""
+    parser = make_parser(__doc__)
+    parser.add_argument("overrides", nargs="*", help="further settings, such as model.crops=5")
+    parser.add_argument("--name", default="", help="suffix of the result file; required with further settings")
     parser.add_argument("--oracles", nargs="+", default=ORACLES, choices=ORACLES)
-    parser.add_argument("--others", action="store_true", help="five other classes")
-    options = parser.parse_args()
-    if bool(options.words) != bool(options.name):
-        parser.error("other settings need a name, and a name needs other settings")
-    classes = OTHERS if options.others else CLASSES
+    parser.add_argument("--others", action="store_true", help="use five classes that the paper does not use")
+    options = parse_options(parser)
+    if bool(options.overrides) != bool(options.name):
+        parser.error("give --name together with further settings, or neither")
+    classes = OTHER_CLASSES if options.others else CLASSES
     jobs = [
         Job(
             {"oracle": oracle, "class": name, "seed": seed},
             [
-                "dataset=miniimagenet",
-                f"data.root={DATA / 'miniimagenet'}",
-                f"dataset.anomaly={word_net_id}",
+                *dataset_overrides("miniimagenet"),
+                f"dataset.anomaly={wordnet_id}",
                 f"seed={seed}",
                 f"oracle={oracle}",
                 "algorithm=probe",
                 f"model.image_size={84 if options.quick else 224}",
-                *options.words,
+                *options.overrides,
             ],
         )
         for oracle in options.oracles
-        for name, word_net_id in list(classes.items())[: 1 if options.quick else None]
+        for name, wordnet_id in list(classes.items())[: 1 if options.quick else None]
         for seed in range(1 if options.quick else 3)
     ]
-    which = [word for word in ("others" if options.others else "", options.name) if word]
-    rows = measure("_".join(["probe_miniimagenet", *which]), jobs, options.runs)
+    suffixes = [word for word in ("others" if options.others else "", options.name) if word]
+    rows = run_jobs("_".join(["probe_miniimagenet", *suffixes]), jobs, options)
     print(table(rows, ("oracle", "cycle"), MEASURES))
     print(table([row for row in rows if row["cycle"] == 3], ("oracle", "class"), MEASURES))
 

@@ -1,22 +1,25 @@
-"""What the benchmark compares: tasks, and algorithms with their settings."""
+"""Define the tasks and algorithms of the benchmark."""
 
 from dataclasses import dataclass
 
-from bench import DATA
+from bench import dataset_overrides
 from heads import LabelledHead, LabelSpreading, NearestLabelled, Prototype
-from probe_miniimagenet import CLASSES, OTHERS
+from probe_miniimagenet import CLASSES, OTHER_CLASSES
+
+from anomalymatch import open_task
+from anomalymatch.data.task import Task
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A data set with its rare class.
+    """Data set with its rare class.
 
     Attributes:
-        dataset: its configured name.
+        dataset: name of the data set's configuration.
         anomaly: the rare class or classes, as on the command line.
-        size: side of the images in pixels.
-        prevalence: to which the anomalies are thinned out; None keeps them all.
-        fine_tuned: whether algorithms that train the backbone are measured, too.
+        size: image side in pixels.
+        prevalence: share of anomalies to which the pool is thinned; None keeps all of them.
+        fine_tuned: also measure algorithms that train the backbone.
     """
 
     dataset: str
@@ -26,40 +29,44 @@ class Problem:
     fine_tuned: bool = False
 
     @property
-    def words(self) -> list[str]:
-        """As on the command line."""
-        root = [] if self.dataset == "demo" else [f"data.root={DATA / self.dataset}"]
+    def overrides(self) -> list[str]:
+        """The task on the command line; the data set comes first."""
+        dataset = ["dataset=demo"] if self.dataset == "demo" else dataset_overrides(self.dataset)
         thinned = [] if self.prevalence is None else [f"dataset.prevalence={self.prevalence}"]
-        return [*root, *thinned, f"dataset.anomaly={self.anomaly}", "dataset.holdout=0"]
+        return [*dataset, *thinned, f"dataset.anomaly={self.anomaly}", "dataset.holdout=0"]
+
+    def open_task(self, *overrides: str) -> Task:
+        """Open the task with further overrides."""
+        return open_task(self.dataset, *self.overrides[1:], *overrides)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An algorithm with its settings.
+    """Algorithm with its settings.
 
     Attributes:
-        algorithm: its configured name.
-        words: further settings.
-        fine_tunes: whether it trains the backbone, for minutes: it gets fewer tasks and draws, and a single training.
-        searches: whether it trains anew after each round of labels all the same.
-        head: what learns in its place, on the features of its backbone.
+        algorithm: name of the algorithm's configuration.
+        overrides: further settings.
+        fine_tunes: the algorithm trains the backbone, which takes minutes: it gets fewer tasks and a single training.
+        searches: the algorithm is trained after each round of labels although it trains the backbone.
+        head: a classifier that replaces the algorithm on the features of its backbone.
     """
 
     algorithm: str
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     fine_tunes: bool = False
     searches: bool = False
     head: type[LabelledHead] | None = None
 
     @property
     def backbone(self) -> tuple[str, ...]:
-        """Those of its settings that say how the backbone sees: its own probe sees like that, too."""
-        return tuple(word for word in self.words if word.startswith("model."))
+        """The settings of the backbone; the probe that the algorithm is compared with shares them."""
+        return tuple(override for override in self.overrides if override.startswith("model."))
 
 
 PROBLEMS = {
     **{name: Problem("miniimagenet", id_, 84, None, name in ("hourglass", "piano")) for name, id_ in CLASSES.items()},
-    **{name: Problem("miniimagenet", id_, 84) for name, id_ in OTHERS.items()},
+    **{name: Problem("miniimagenet", id_, 84) for name, id_ in OTHER_CLASSES.items()},
     "airplane": Problem("cifar10", "airplane", 64, 0.01),
     "merger": Problem("galaxyzoo1", "merger", 150, fine_tuned=True),
     "don't know": Problem("galaxyzoo1", "dont_know", 150, fine_tuned=True),
@@ -69,15 +76,15 @@ PROBLEMS = {
 }
 UPRIGHT = "augment.vertical_flip=0"
 FEW = ("algorithm.learner.batch.candidates=200", "algorithm.learner.batch.candidate_share=0.5")
-THREE_ROUNDS, TAUGHT_BY_LABELS = "algorithm.learner.start_rounds=null", "algorithm.learner.refit_confidence=null"
-OF_3_ROUNDS = (THREE_ROUNDS, TAUGHT_BY_LABELS)
-"""`fixmatch` with more self-training before it starts, and a probe of the labels alone to rank."""
+THREE_ROUNDS, REFIT_ON_LABELS = "algorithm.learner.start_rounds=null", "algorithm.learner.refit_confidence=null"
+OF_3_ROUNDS = (THREE_ROUNDS, REFIT_ON_LABELS)
+"""`fixmatch` that starts from three rounds of self-training and refits its last probe on the labels alone."""
 OF_200 = (*FEW, UPRIGHT, *OF_3_ROUNDS)
-"""As that, with fewer candidates, and galaxies not upside down: so siblings and changes were first measured."""
+"""The same with 200 candidates and no vertical flips; variants and ablations were first measured with it."""
 ABLATIONS = {
     "200 candidates": FEW,
     "upright": (UPRIGHT,),
-    "labels alone": (TAUGHT_BY_LABELS,),
+    "labels alone": (REFIT_ON_LABELS,),
     "3 rounds": (THREE_ROUNDS,),
     "all alike": ("algorithm.learner.batch.candidate_share=0",),
     "prior 0.01": ("algorithm.learner.loss.alignment.prior=0.01",),
@@ -96,12 +103,12 @@ ABLATIONS = {
     "two stages": ("algorithm.learner.trainable_groups=2",),
     "all stages": ("algorithm.learner.trainable_groups=null",),
 }
-"""What is changed in `fixmatch`, one thing at a time."""
-ALONE = "algorithm.learner.guard=warn"
-"""What is compared ranks by itself: a guard would put the probe in its place where it does harm."""
-SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
+"""Changes to `fixmatch`, one setting each."""
+NO_FALLBACK = "algorithm.learner.guard=warn"
+"""Keeps the guard from replacing a harmful training by the probe, so that the training itself is measured."""
+VARIANTS = ("flexmatch", "freematch", "softmatch", "meanteacher")
 STRATEGIES = ("auto", "expected", "mixture", "diverse", "distinct", "uncertain", "random")
-"""That choose what `top_k` labels, instead of `top`."""
+"""Query strategies that are compared with `top`."""
 PLAIN = ("model.stages=false", "probe.orientations=1", "probe.rounds=0")
 AS_CONFIGURED = (
     "model.image_size=${dataset.image_size}",
@@ -112,7 +119,7 @@ LITE2 = ("model=efficientnet_lite2",)
 LITES = ("model=efficientnet_lites", "model.stages=true", "model.orientations=1")
 LABELS_ALONE, ONE_ROUND = ("probe.rounds=0",), ("probe.rounds=1",)
 SIZES = (96, 128, 160, 224, 300)
-"""In pixels, to which images are magnified."""
+"""Image sides in pixels at which the probes of `SIZED` are measured."""
 SIZED = {
     "probe": (),
     "plain probe": PLAIN,
@@ -137,13 +144,10 @@ RECIPES = {
     "probe, not mirrored": Recipe("probe", ("probe.orientations=1",)),
     "probe, calibrated": Recipe("probe", ("probe.calibration=platt",)),
     "probe, last layer": Recipe("probe", ("model.stages=false", "probe.orientations=1")),
-    "plain probe": Recipe("probe", PLAIN),
-    "probe, labels alone": Recipe("probe", LABELS_ALONE),
-    "probe, 1 round": Recipe("probe", ONE_ROUND),
-    "probe, Lite2": Recipe("probe", LITE2),
+    **{name: Recipe("probe", overrides) for name, overrides in SIZED.items() if overrides},
     **{
-        f"{name}, {size} px": Recipe("probe", (*words, f"model.image_size={size}"))
-        for name, words in SIZED.items()
+        f"{name}, {size} px": Recipe("probe", (*overrides, f"model.image_size={size}"))
+        for name, overrides in SIZED.items()
         for size in SIZES
     },
     "prototype": Recipe("probe", head=Prototype),
@@ -153,18 +157,19 @@ RECIPES = {
     "knn": Recipe("knn"),
     "fixmatch": Recipe("fixmatch", fine_tunes=True),
     "fixmatch in each round": Recipe("fixmatch", fine_tunes=True, searches=True),
-    # With its guard, as the default has it: "fixmatch, 128 px" is the change of one setting, and has none.
+    # With the guard of the default, unlike the ablation "fixmatch, 128 px".
     "fixmatch at 128 px": Recipe("fixmatch", ("model.image_size=128",), fine_tunes=True),
     "fixmatch of 3 rounds": Recipe("fixmatch", OF_3_ROUNDS, fine_tunes=True),
     "fixmatch of 3 rounds at 128 px": Recipe("fixmatch", (*OF_3_ROUNDS, "model.image_size=128"), fine_tunes=True),
     "fixmatch of 200": Recipe("fixmatch", OF_200, fine_tunes=True),
     **{
-        f"{base}, {name}": Recipe("fixmatch", (*older, *words, ALONE), fine_tunes=True)
-        for base, older in {"fixmatch": (), "fixmatch of 200": OF_200}.items()
-        for name, words in ABLATIONS.items()
+        f"{base}, {name}": Recipe("fixmatch", (*common, *overrides, NO_FALLBACK), fine_tunes=True)
+        for base, common in {"fixmatch": (), "fixmatch of 200": OF_200}.items()
+        for name, overrides in ABLATIONS.items()
     },
-    **{name: Recipe(name, (ALONE,), fine_tunes=True) for name in SIBLINGS},
-    **{f"{name} of 200": Recipe(name, (*OF_200, ALONE), fine_tunes=True) for name in SIBLINGS},
+    **{name: Recipe(name, (NO_FALLBACK,), fine_tunes=True) for name in VARIANTS},
+    **{f"{name} of 200": Recipe(name, (*OF_200, NO_FALLBACK), fine_tunes=True) for name in VARIANTS},
     "fixmatch_reference": Recipe("fixmatch_reference", (UPRIGHT,), fine_tunes=True),
 }
 CHEAP = ["probe", "probe, last layer", "plain probe", "knn"]
+"""Algorithms that are measured by default; none trains the backbone."""

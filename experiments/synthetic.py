@@ -1,4 +1,4 @@
-"""Archives of any size that are nowhere."""
+"""Define image sources of any size whose images are all the same."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,8 +8,8 @@ from anomalymatch.data.source import ImageSource
 from anomalymatch.types import Pixels
 
 
-class Ids(Sequence[str]):
-    """Ten million ids that nobody has to keep."""
+class NumberedIds(Sequence[str]):
+    """Ids of nine digits that are formatted on demand, so that ten million take no memory."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -28,11 +28,11 @@ class Ids(Sequence[str]):
         return (f"{i:09d}" for i in range(self.count))
 
 
-class Synthetic(ImageSource):
-    """Images that cost next to nothing, as many as one likes."""
+class SyntheticSource(ImageSource):
+    """Source with the same random image under every id."""
 
-    def __init__(self, count: int, size: int) -> None:
-        super().__init__(name="synthetic", ids=Ids(count), bands=["red", "green", "blue"], fingerprint=str(count))
+    def __init__(self, ids: Sequence[str], size: int) -> None:
+        super().__init__(name="synthetic", ids=ids, bands=["red", "green", "blue"], fingerprint=str(len(ids)))
         self.image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
     def load(self, position: int) -> Pixels:

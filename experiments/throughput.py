@@ -1,4 +1,4 @@
-"""Scoring throughput by format and backend, memory at ten million ids, and how cost grows (README: table 5)."""
+"""Measure scoring throughput by format and backend, memory with ten million ids, and cost by job size (README, 5)."""
 
 import os
 import subprocess
@@ -16,13 +16,11 @@ import numpy as np
 import torch
 import zarr
 from astropy.io import fits
-from bench import DATA, HERE, Row, arguments, table
+from bench import DATA, Row, interleaved_rates, make_parser, parse_options, table, write_csv
 from PIL import Image
-from speed import alternate
-from synthetic import Synthetic
+from synthetic import NumberedIds, SyntheticSource
 
 from anomalymatch import compose, make_task
-from anomalymatch.active.run_folder import to_csv
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Network
 from anomalymatch.build import build_embedding
@@ -33,7 +31,6 @@ from anomalymatch.data.sources.benchmarks import galaxyzoo1
 from anomalymatch.data.sources.files import folder_source
 from anomalymatch.data.stream import resize, stream
 from anomalymatch.errors import ConfigError
-from anomalymatch.files import write_text
 from anomalymatch.progress import progress
 from anomalymatch.scoring.backends import Scorer, find_batch_size, make_scorer
 from anomalymatch.scoring.engine import score_parts
@@ -45,33 +42,33 @@ MEASURES = ("per_second", "ratio")
 
 
 def main() -> None:
-    """Measure and print; with `--memory N` or `--start FOLDER`, only that, in this process."""
+    """Measure and print everything; with `--memory N` or `--start FOLDER`, only that, in this process."""
     if len(sys.argv) == 3 and sys.argv[1] == "--memory":
-        print(memory(int(sys.argv[2])))
+        print(peak_memory(int(sys.argv[2])))
         return
     if len(sys.argv) == 3 and sys.argv[1] == "--start":
-        print(*opening(sys.argv[2]))
+        print(*opening_seconds(sys.argv[2]))
         return
-    options = arguments(__doc__ or "")
+    options = parse_options(make_parser(__doc__))
     quick, rows = options.quick, list[Row]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stages: list[Callable[[], list[Row]]] = [
             lambda: throughput(folder / "84", 84, 128 if quick else 4096),
             lambda: start_up(folder, 1_000 if quick else 1_000_000),
-            lambda: footprint(100_000 if quick else 10_000_000),
+            lambda: memory(100_000 if quick else 10_000_000),
             lambda: growth((1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_000_000)),
-            # Without torch.compile, which takes more than four minutes at this size.
+            # Without torch.compile, which needs more than four minutes at this size.
             *([] if quick else [lambda: throughput(folder / "150", 150, 2048, ("torch", "openvino"))]),
         ]
-        for stage in stages:  # each is kept when it is done
+        for stage in stages:
             rows += stage()
-            write_text(HERE / "results" / "throughput.csv", to_csv(rows))
+            write_csv(options.results / "throughput.csv", rows)
             print(table(rows, ("what", "px"), MEASURES), flush=True)
 
 
 def throughput(folder: Path, size: int, count: int, names: Sequence[str] = BACKENDS) -> list[Row]:
-    """Images a second: every backend alone, then read, decode and the whole way for each format, and a plain loop."""
+    """Measure images per second: each backend alone; reading, decoding and scoring each format; a plain loop."""
     original = galaxyzoo1(DATA / "galaxyzoo1", "unused")
     network = (
         build_embedding(
@@ -84,20 +81,20 @@ def throughput(folder: Path, size: int, count: int, names: Sequence[str] = BACKE
     batch = find_batch_size(network, inference)
     backends = {name: scorer for name in names if (scorer := _scorer(network, inference, name, batch)) is not None}
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).to(memory_format=torch.channels_last)
-    forward = alternate({name: _bare(scorer, images, 4 * batch) for name, scorer in backends.items()}, 3)
+    forward = interleaved_rates({name: _forward(scorer, images, 4 * batch) for name, scorer in backends.items()}, 3)
     best = max(forward, key=forward.__getitem__)
     rows: list[Row] = [_row(f"forward, {name}", size, rate, rate / forward[best]) for name, rate in forward.items()]
     sources = _formats(folder, original, original.ids[:count], size)
     work = {
         "plain loop": _plain_loop(network, folder / "folder", size, batch),
-        "forward": _bare(backends[best], images, count),
+        "forward": _forward(backends[best], images, count),
     }
     for name, source in sources.items():
         if source.encoded:
             work[f"read, {name}"] = _reading(source)
         work[f"decode, {name}"] = _decoding(source, size, batch)
         work[f"end to end, {name}"] = _end_to_end(source, backends[best], network, size, batch)
-    rates = alternate(work, 1 if count < 1000 else 2)
+    rates = interleaved_rates(work, 1 if count < 1000 else 2)
     plain, full = rates.pop("plain loop"), rates.pop("forward")
     rows.append(_row(f"forward, {best}, between the following", size, full, 1.0))
     rows.append(_row("plain loop: PIL, fp32, NCHW", size, plain, plain / full))
@@ -117,8 +114,8 @@ def _scorer(network: Network, inference: Inference, name: str, batch: int) -> Sc
         return None
 
 
-def _bare(scorer: Scorer, images: torch.Tensor, count: int) -> Callable[[], int]:
-    """At least `count` images: as many as it is compared with, because a machine slows down under load."""
+def _forward(scorer: Scorer, images: torch.Tensor, count: int) -> Callable[[], int]:
+    """Return a function that scores `count` images from memory, as many as the others: a machine slows under load."""
 
     def run() -> int:
         times = -(-count // len(images))
@@ -130,7 +127,7 @@ def _bare(scorer: Scorer, images: torch.Tensor, count: int) -> Callable[[], int]
 
 
 def _formats(folder: Path, original: ImageSource, ids: Sequence[str], size: int) -> dict[str, ImageSource]:
-    """The same images, `size` pixels a side, in every format."""
+    """Write the same images, `size` pixels a side, in every format and open them."""
     stack = np.stack(images := [resize(image, size) for image in original.read(ids)])
     (folder / "folder").mkdir(parents=True)
     (folder / "fits").mkdir()
@@ -184,7 +181,7 @@ def _end_to_end(source: ImageSource, scorer: Scorer, network: Network, size: int
 
 
 def _plain_loop(network: Network, folder: Path, size: int, batch: int) -> Callable[[], int]:
-    """What one writes first: open each file, resize, stack, fp32 in PyTorch's default layout, no threads ahead."""
+    """Return the naive loop: open, resize and stack files in one thread; single precision, default layout."""
     files = sorted(folder.iterdir())[:256]
     plain = network.to(memory_format=torch.contiguous_format)
 
@@ -202,8 +199,9 @@ def _plain_loop(network: Network, folder: Path, size: int, batch: int) -> Callab
 
 
 def _job(count: int, scorer: Scorer, out: Path, size: int) -> None:
-    """A whole job, tables and all."""
-    source, manifest = Synthetic(count, size), Manifest("run", "", "", count, 16_384, 512, "", "", "cpu", False)
+    """Run a whole scoring job, including its tables."""
+    source = SyntheticSource(NumberedIds(count), size)
+    manifest = Manifest("run", "", "", count, 16_384, 512, "", "", "cpu", False)
     open_manifest(out, manifest)
     folder, top = PartFolder(out, manifest), TopK(1000)
     with progress("Scoring", count) as advance:
@@ -214,10 +212,10 @@ def _job(count: int, scorer: Scorer, out: Path, size: int) -> None:
 
 
 def growth(counts: Sequence[int]) -> list[Row]:
-    """Images a second of whole jobs of growing size, with the smallest network: a straight line is a constant rate."""
+    """Measure images per second of whole jobs by their size, with the smallest network."""
     embedding = build_embedding(
         compose("model.name=test_efficientnet", "model.weights=none", "model.image_size=16"),
-        make_task(Synthetic(4, 16)),
+        make_task(SyntheticSource(NumberedIds(4), 16)),
     )
     _, scorer = make_scorer(
         embedding.network(normalised=True).eval(), Inference(), backend="torch", count=1, batch_size=512, features=False
@@ -231,8 +229,8 @@ def growth(counts: Sequence[int]) -> list[Row]:
     return [_row(f"growth, {count:,} images", 16, rate, rate / rates[counts[-1]]) for count, rate in rates.items()]
 
 
-def memory(count: int) -> float:
-    """Peak memory in MB of this process after a whole job of `count` images without a network."""
+def peak_memory(count: int) -> float:
+    """Run a job of `count` images without a network and return the peak memory of this process in MB."""
     rng = np.random.default_rng(0)
 
     def scorer(images: torch.Tensor) -> np.ndarray:
@@ -240,19 +238,19 @@ def memory(count: int) -> float:
 
     with tempfile.TemporaryDirectory() as out:
         _job(count, scorer, Path(out), 16)
-    # Not ru_maxrss: that begins with the memory of the process which started this one.
+    # ru_maxrss would include the memory of the parent process.
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 
 
-def footprint(count: int) -> list[Row]:
-    """Memory of a job in its own process, against one of a thousand images."""
+def memory(count: int) -> list[Row]:
+    """Measure the peak memory of a job in its own process, relative to a job of a thousand images."""
     peaks = {n: float(_call("--memory", str(n))) for n in (1_000, count)}
     return [_row(f"peak memory in MB, {n:,} ids", 16, peak, peak / peaks[1_000]) for n, peak in peaks.items()]
 
 
 def start_up(folder: Path, count: int) -> list[Row]:
-    """Seconds until a folder of `count` files is open."""
+    """Measure the seconds until a folder of `count` files is open."""
     for i in range(count):
         if i % 1000 == 0:
             (folder / "many" / f"{i // 1000:04d}").mkdir(parents=True)
@@ -261,8 +259,8 @@ def start_up(folder: Path, count: int) -> list[Row]:
     return [_row(f"seconds to open {count:,} files, dataset={name}", 0, float(t), float("nan")) for name, t in times]
 
 
-def opening(folder: str) -> list[float]:
-    """Seconds until `folder` is open as dataset=folder and as dataset=auto."""
+def opening_seconds(folder: str) -> list[float]:
+    """Return the seconds until a folder is open as dataset=folder and as dataset=auto."""
     times = []
     for open_ in (folder_source, partial(open_path, cache_dir=tempfile.gettempdir())):
         started = time.perf_counter()

@@ -1,21 +1,20 @@
-"""The paper's recipe against the warm start, one class, 128 px, 100 iterations (README: table 2)."""
+"""Compare `fixmatch`, which starts from the probe, with the paper's recipe: one class, 128 px (README, 2)."""
 
-from bench import DATA, Job, make_parser, measure, table
+from bench import Job, dataset_overrides, make_parser, parse_options, run_jobs, table
 
 MEASURES = ("auroc", "ap", "precision_at_1pct", "probe_ap", "heldout_ap", "seconds")
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = make_parser(__doc__ or "")
+    """Run the jobs and print the table."""
+    parser = make_parser(__doc__)
     parser.add_argument("--algorithms", nargs="+", default=["fixmatch", "fixmatch_reference"])
-    options = parser.parse_args()
+    options = parse_options(parser)
     jobs = [
         Job(
             {"algorithm": algorithm, "seed": 0},
             [
-                "dataset=miniimagenet",
-                f"data.root={DATA / 'miniimagenet'}",
+                *dataset_overrides("miniimagenet"),
                 "seed=0",
                 f"algorithm={algorithm}",
                 "al.cycles=1",
@@ -25,8 +24,7 @@ def main() -> None:
         )
         for algorithm in options.algorithms
     ]
-    rows = measure("warm_start", jobs, options.runs)
-    print(table(rows, ("algorithm", "cycle"), MEASURES))
+    print(table(run_jobs("warm_start", jobs, options), ("algorithm", "cycle"), MEASURES))
 
 
 if __name__ == "__main__":

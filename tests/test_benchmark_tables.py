@@ -1,4 +1,4 @@
-"""The tables, plots and recipes of the benchmark, on rows whose numbers are known."""
+"""Test the tables, plots and recipes of the benchmark on rows with known numbers."""
 
 from pathlib import Path
 
@@ -9,15 +9,19 @@ from scipy.stats import ttest_1samp
 ROOT = Path(__file__).parents[1]
 
 
-def test_gains_over_the_probe_are_paired_by_draw(monkeypatch):
+@pytest.fixture(autouse=True)
+def experiments_on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    from benchmark_tables import against_probe, by_task
+
+
+def test_gains_over_the_probe_are_paired_by_draw():
+    from benchmark_tables import by_task, gain_over_probe
 
     def row(algorithm, task, ap, probe_ap):
         return {"algorithm": algorithm, "task": task, "ap": ap, "probe_ap": probe_ap, "seconds": 2, "peak_mb": 300}
 
     rows = [row("a", "x", 0.3, 0.1), row("a", "x", 0.6, 0.5), row("a", "y", 0.4, 0.6), row("b", "x", 0.1, 0.1)]
-    first, second = against_probe(rows).splitlines()[2:]
+    first, second = gain_over_probe(rows).splitlines()[2:]
     assert first.startswith("| a | 2 | 3 | +0.033 ± 0.517 | ")
     assert "| y: -0.200 | 2.0 | 300 |" in first
     p_tasks = ttest_1samp([0.15, -0.2], 0.0).pvalue  # the mean gains of x and y
@@ -31,8 +35,7 @@ def test_gains_over_the_probe_are_paired_by_draw(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["prototype", "nearest labelled", "label spreading"])
-def test_a_head_that_is_tried_ranks_what_is_like_the_anomalies_first(monkeypatch, name):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+def test_every_head_ranks_images_like_the_anomalies_first(name):
     from recipes import RECIPES
 
     angles = np.deg2rad(np.r_[np.linspace(0, 20, 15), np.linspace(90, 160, 60)])
@@ -42,8 +45,7 @@ def test_a_head_that_is_tried_ranks_what_is_like_the_anomalies_first(monkeypatch
     assert scores[:15].min() > scores[15:].max()
 
 
-def test_trainings_are_compared_where_all_have_as_many_draws(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+def test_trainings_are_compared_on_tasks_with_equally_many_draws():
     from benchmark_tables import summary
 
     def row(algorithm, task, draw, ap):
@@ -61,8 +63,7 @@ def test_trainings_are_compared_where_all_have_as_many_draws(monkeypatch):
     assert "plain probe" not in first
 
 
-def test_the_probe_beside_a_training_sees_the_images_as_it_does(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+def test_the_probe_that_a_training_is_compared_with_shares_its_backbone_settings():
     from recipes import RECIPES
 
     assert RECIPES["fixmatch, 5 crops"].backbone == ("model.crops=5",)
@@ -70,15 +71,14 @@ def test_the_probe_beside_a_training_sees_the_images_as_it_does(monkeypatch):
     assert RECIPES["fixmatch, threshold 0.6"].backbone == ()
 
 
-def test_a_training_is_set_against_what_is_frozen_at_its_size(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    from benchmark_tables import over_frozen
+def test_a_training_is_compared_with_frozen_probes_at_its_image_size():
+    from benchmark_tables import gain_over_frozen
 
     def row(algorithm, size, draw, ap):
         return {"algorithm": algorithm, "task": "x", "size": str(size), "draw": str(draw), "ap": str(ap)}
 
-    table = over_frozen([
-        row("plain probe", 150, 0, 0.9),  # of larger images
+    table = gain_over_frozen([
+        row("plain probe", 150, 0, 0.9),  # larger images
         row("plain probe, 96 px", 96, 0, 0.1),
         row("probe, labels alone", 96, 0, 0.2),
         row("probe, labels alone", 96, 1, 0.4),
@@ -86,16 +86,15 @@ def test_a_training_is_set_against_what_is_frozen_at_its_size(monkeypatch):
         row("fixmatch", 96, 1, 0.5),
         row("probe, 1 round, 96 px", 96, 2, 0.3),
         row("softmatch", 96, 2, 0.5),
-        row("fixmatch, 128 px", 128, 0, 0.5),  # a change to it, not itself
+        row("fixmatch, 128 px", 128, 0, 0.5),  # an ablation
     ])  # fmt: skip
     first, second = table.splitlines()[2:]
     assert first == "| fixmatch | +0.400 (1) | +0.200 ± 1.271 (2) | not run | not run |"
     assert second == "| softmatch | not run | not run | +0.200 (1) | not run |"
 
 
-def test_a_change_is_compared_on_the_draws_that_both_have(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    from benchmark_tables import ablations
+def test_ablations_are_compared_on_common_draws():
+    from benchmark_tables import ablation_table
 
     def row(algorithm, draw, ap, seconds):
         return {"algorithm": algorithm, "task": "x", "draw": draw, "ap": ap, "seconds": seconds}
@@ -103,37 +102,35 @@ def test_a_change_is_compared_on_the_draws_that_both_have(monkeypatch):
     rows = [row("fixmatch", "0", 0.5, 10), row("fixmatch", "1", 0.3, 10), row("fixmatch, cold", "0", 0.2, 20)]
     rows += [row("fixmatch, cold", "2", 0.9, 1), row("fixmatch_reference", "0", 0.1, 1)]
     rows += [row("fixmatch of 200", "0", 0.4, 10), row("fixmatch of 200, cold", "0", 0.1, 5)]
-    assert ablations(rows).splitlines()[2:] == [
+    assert ablation_table(rows).splitlines()[2:] == [
         "| fixmatch, cold | 0.500 | 0.200 | x -0.300 | 2.00 |",
         "| fixmatch of 200, cold | 0.400 | 0.100 | x -0.300 | 0.50 |",
     ]
 
 
-def test_what_scores_promise_is_set_against_what_is_there(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    from benchmark_tables import promised
+def test_predicted_anomalies_are_divided_by_true_anomalies():
+    from benchmark_tables import calibration_table
 
     def row(there, promise, loss):
         return {"algorithm": "a", "task": "x", "spent": "0", "there": there, "promised": promise, "log_loss": loss}
 
     rows = [row("10", "30", "0.2"), row("20", "20", "0.1"), row("0", "5", "0.9"), row("", "", "")]
-    assert promised(rows).splitlines()[2:] == ["| a | 0 | 1 | 2.0 | 0.1500 |"]
+    assert calibration_table(rows).splitlines()[2:] == ["| a | 0 | 1 | 2.0 | 0.1500 |"]
 
 
-def test_what_is_found_is_compared_on_the_draws_that_both_have(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    from benchmark_tables import times_plain
+def test_found_anomalies_are_compared_on_common_draws():
+    from benchmark_tables import relative_to_plain
 
     def rows(algorithm, task, *found):
         return [{"algorithm": algorithm, "task": task, "draw": d, "found": n} for d, n in enumerate(found)]
 
-    table = times_plain([
+    table = relative_to_plain([
         *rows("plain probe", "merger", 10, 20, 90),
         *rows("plain probe", "orange", 0, 100),
         *rows("plain probe", "spirals", 0),
         *rows("probe", "merger", 30, 30),
         *rows("probe", "orange", 50, 100),
-        *rows("probe", "spirals", 5),  # no multiple of nothing
+        *rows("probe", "spirals", 5),  # the ratio is undefined
         *rows("kNN", "edge-on", 7),
     ])  # fmt: skip
     assert "| plain probe | 2 | 5 | 1.00 |" in table
@@ -141,8 +138,7 @@ def test_what_is_found_is_compared_on_the_draws_that_both_have(monkeypatch):
     assert "| kNN | 0 | 0 | not run |" in table
 
 
-def test_the_changes_to_fixmatch_are_for_the_tables_and_not_for_the_plot(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+def test_plots_leave_out_ablations(monkeypatch, tmp_path):
     import benchmark_plots
 
     drawn = []
@@ -150,5 +146,5 @@ def test_the_changes_to_fixmatch_are_for_the_tables_and_not_for_the_plot(monkeyp
     monkeypatch.setattr(benchmark_plots, "save", lambda figure, path: None)
     names = "fixmatch", "fixmatch, cold", "fixmatch_reference", "softmatch"
     row = {"task": "merger", "start": "5", "oracle": "top_k", "spent": 0}
-    benchmark_plots.draw([row | {"algorithm": name} for name in names], tmp_path)
+    benchmark_plots.save_plots([row | {"algorithm": name} for name in names], tmp_path)
     assert drawn == ["fixmatch", "fixmatch_reference", "softmatch"]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_composes_as_its_file_says(name):
+def test_every_experiment_composes(name):
     config = compose(f"+experiment={name}")
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     for group, choice in re.findall(r"override /(\w+): (\w+)", text):
@@ -28,7 +28,7 @@ def test_every_experiment_composes_as_its_file_says(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_sweep_that_an_experiment_proposes_is_right(name):
+def test_proposed_sweeps_are_valid(name):
     from anomalymatch.config import check_overrides
 
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def test_the_sweep_that_an_experiment_proposes_is_right(name):
         assert f"+experiment={name}" in words
 
 
-def test_the_paper_is_followed():
+def test_paper_experiments_have_the_settings_of_the_paper():
     galaxies, photographs = (compose(f"+experiment={name}") for name in ("galaxymnist_paper", "miniimagenet_1pct"))
     for config in (galaxies, photographs):
         assert config.algorithm.name == "fixmatch_reference"
@@ -48,7 +48,7 @@ def test_the_paper_is_followed():
 
 
 @pytest.mark.slow
-def test_the_quick_demonstration_runs_when_shrunk(command, tiny_job, tmp_path):
+def test_demo_quick_runs(command, tiny_job, tmp_path):
     outcome = command(*tiny_job, "+experiment=demo_quick", "hydra.run.dir=out")
     assert outcome.code == 0, outcome.err
     config = OmegaConf.load(tmp_path / "out" / "config.yaml")
@@ -59,7 +59,7 @@ def test_the_quick_demonstration_runs_when_shrunk(command, tiny_job, tmp_path):
 @pytest.mark.realdata
 @pytest.mark.skipif("ANOMALYMATCH_DATA" not in os.environ, reason="ANOMALYMATCH_DATA is not set")
 @pytest.mark.parametrize("dataset", ["galaxyzoo1", "miniimagenet"])
-def test_the_real_images_run(command, dataset, tmp_path):
+def test_real_images_run(command, dataset, tmp_path):
     outcome = command(
         f"dataset={dataset}",
         f"data.root={Path(os.environ['ANOMALYMATCH_DATA']) / dataset}",
@@ -76,7 +76,7 @@ def test_the_real_images_run(command, dataset, tmp_path):
     assert (tmp_path / "out" / "report.html").stat().st_size > 100_000
 
 
-def test_the_makefile_runs_what_exists():
+def test_makefile_names_existing_experiments():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert set(re.findall(r"\+experiment=(\w+)", text)) <= set(NAMES)
     scripts = re.findall(r"python (experiments/\w+\.py)", text)
@@ -85,17 +85,17 @@ def test_the_makefile_runs_what_exists():
 
 
 def call(script, *words, cwd):
-    """What an experiment prints."""
+    """Run an experiment and return what it prints."""
     command = [sys.executable, str(ROOT / "experiments" / script), *map(str, words)]
     return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.slow
-def test_the_benchmark_fills_its_tables_and_goes_on_where_it_stopped(tmp_path):
+def test_benchmark_fills_its_tables_and_resumes(tmp_path):
     words = ["--quick", "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     some = call("benchmark.py", *words, "--algorithms", "probe", cwd=tmp_path)
     assert "| probe | 1 | 1 | +0.000" in some
-    (draw,) = (tmp_path / "runs" / "quick").glob("*.csv")
+    (draw,) = (tmp_path / "runs" / "quick" / "benchmark").glob("*.csv")
     before = draw.read_bytes()
     several = ["--algorithms", "probe", "plain probe", "nearest labelled", "knn", "fixmatch", "fixmatch, cold"]
     everything = call("benchmark.py", *words, *several, cwd=tmp_path)
@@ -110,26 +110,15 @@ def test_the_benchmark_fills_its_tables_and_goes_on_where_it_stopped(tmp_path):
     assert f"{float(first['ap']):.3f}" in line
     assert (tmp_path / "results" / "benchmark_found.png").stat().st_size > 10_000
     words[2] = tmp_path / "elsewhere"
-    assert call("benchmark.py", *words, *several, cwd=tmp_path) == everything  # nothing measured: times are the same
-    assert len(list((tmp_path / "elsewhere" / "quick").glob("*.csv"))) == len(several) - 1
+    assert call("benchmark.py", *words, *several, cwd=tmp_path) == everything  # restored from the table
+    assert len(list((tmp_path / "elsewhere" / "quick" / "benchmark").glob("*.csv"))) == len(several) - 1
 
 
 @pytest.mark.slow
-def test_one_training_gives_all_heads_and_is_not_repeated(tmp_path):
-    words = [
-        "--tasks",
-        "demo lenses",
-        "--size",
-        32,
-        "--draws",
-        1,
-        "--iterations",
-        2,
-        "--results",
-        tmp_path / "heads.csv",
-    ]
+def test_final_head_trains_once(tmp_path):
+    words = ["--quick", "--tasks", "demo lenses", "--results", tmp_path]
     printed = call("final_head.py", *words, cwd=tmp_path)
-    before = (tmp_path / "heads.csv").read_bytes()
+    before = (tmp_path / "final_head.csv").read_bytes()
     (row,) = csv.DictReader(before.decode().splitlines())
     assert (row["task"], row["size"], row["draw"]) == ("demo lenses", "32", "0")
     aps = [float(row[name]) for name in ("probe", "trained", "refitted", "mean")]
@@ -137,13 +126,13 @@ def test_one_training_gives_all_heads_and_is_not_repeated(tmp_path):
     assert len(set(aps)) == 4
     assert f"| demo lenses | 32 | 1 | {' | '.join(f'{ap:.3f}' for ap in aps)} |" in printed
     assert call("final_head.py", *words, cwd=tmp_path) == printed
-    assert (tmp_path / "heads.csv").read_bytes() == before
+    assert (tmp_path / "final_head.csv").read_bytes() == before
 
 
 @pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif("ANOMALYMATCH_DATA" not in os.environ, reason="ANOMALYMATCH_DATA is not set")
-def test_the_clustering_experiment_writes_what_every_method_groups(tmp_path):
+def test_clustering_writes_a_row_for_every_method(tmp_path):
     printed = call("clustering.py", "--quick", "--runs", tmp_path / "runs", "--results", tmp_path, cwd=tmp_path)
     with (tmp_path / "clustering.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -153,14 +142,13 @@ def test_the_clustering_experiment_writes_what_every_method_groups(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_all_labels_would_find_is_no_more_than_there_is(tmp_path):
+def test_all_labels_finds_more_than_random_and_no_more_than_exists(tmp_path):
     words = ["dataset.source.count=400", "dataset.source.size=32", "dataset.source.rare_fraction=0.1"]
     words += ["dataset.start.normals=20", "model.name=test_efficientnet", "model.weights=none", "model.image_size=32"]
     words += ["model.stages=false", "probe.rounds=0"]
-    results = tmp_path / "all.csv"
-    call("all_labels.py", *words, "--tasks", "demo lenses", "--draws", 2, "--results", results, cwd=tmp_path)
-    with results.open(encoding="utf-8", newline="") as file:
+    call("all_labels.py", *words, "--tasks", "demo lenses", "--draws", 2, "--results", tmp_path, cwd=tmp_path)
+    with (tmp_path / "all_labels.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["draw"], row["there"]) for row in rows] == [("0", "35"), ("1", "35")]
-    assert all(20 <= int(row["found"]) <= 35 for row in rows)  # 200 of 375 at random find 19
+    assert all(20 <= int(row["found"]) <= 35 for row in rows)  # a random 200 of 375 contain 19
     assert rows[0]["ap"] != rows[1]["ap"]
