@@ -31,7 +31,7 @@ DIMENSIONS = 128
 COMPRESSIONS = ("exact", "pca")
 REPEATS = 5
 PROBE = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0.25, limit=200)
-BARS = {"first page": 2.0, "next page": 0.3, "a label": 0.1, "re-rank": 1.0, "memory": 2048.0}
+LIMITS = {"first page": 2.0, "next page": 0.3, "a label": 0.1, "re-rank": 1.0, "memory": 2048.0}
 
 
 def main() -> None:
@@ -50,8 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_features(Path(name), options.images)
         for compression in COMPRESSIONS:  # each in its own process, to measure its memory
-            words = ["--images", str(options.images), "--features", name, "--compression", compression]
-            done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
+            arguments = ["--images", str(options.images), "--features", name, "--compression", compression]
+            done = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True)
             rows += json.loads(done.stdout)
     write_csv(options.results / "labelling_speed.csv", rows)
     lines = []
@@ -176,7 +176,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def row(compression: str, count: int, what: str, unit: str, values: list[float]) -> Row:
     """Make a row of the table, with the limit that it must stay under."""
-    bar = next((limit for name, limit in BARS.items() if what.startswith(name)), "")
+    bar = next((limit for name, limit in LIMITS.items() if what.startswith(name)), "")
     named = {"compression": compression, "images": count, "what": what, "unit": unit}
     return {**named, "median": statistics.median(values), "worst": max(values), "bar": bar}
 
