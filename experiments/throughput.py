@@ -28,7 +28,7 @@ from anomalymatch.data.convert import convert
 from anomalymatch.data.open import open_path
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.benchmarks import galaxyzoo1
-from anomalymatch.data.sources.files import folder_source
+from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.data.stream import resize, stream
 from anomalymatch.errors import ConfigError
 from anomalymatch.progress import progress
@@ -262,7 +262,7 @@ def start_up(folder: Path, count: int) -> list[Row]:
 def opening_seconds(folder: str) -> list[float]:
     """Return the seconds until a folder is open as dataset=folder and as dataset=auto."""
     times = []
-    for open_ in (folder_source, partial(open_path, cache_dir=tempfile.gettempdir())):
+    for open_ in (FolderSource, partial(open_path, cache_dir=tempfile.gettempdir())):
         started = time.perf_counter()
         open_(folder)
         times.append(time.perf_counter() - started)

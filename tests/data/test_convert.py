@@ -13,8 +13,8 @@ from anomalymatch.data import convert as module
 from anomalymatch.data.convert import convert, main
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.sources.files import folder_source
-from anomalymatch.data.sources.parquet import parquet_source
+from anomalymatch.data.sources.folder import FolderSource
+from anomalymatch.data.sources.parquet import ParquetSource
 from anomalymatch.data.stream import resize
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Reject
@@ -49,8 +49,8 @@ def same(a: ImageSource, b: ImageSource) -> bool:
 
 @pytest.mark.parametrize("encoding", ["png", "webp_lossless"])
 def test_ids_order_classes_and_pixels_come_back(photos: Path, tmp_path: Path, encoding: Any) -> None:
-    source = folder_source(photos)
-    packed = parquet_source(convert(source, tmp_path / "out", encoding=encoding, rows_per_file=10))
+    source = FolderSource(photos)
+    packed = ParquetSource(convert(source, tmp_path / "out", encoding=encoding, rows_per_file=10))
     bad = {"cat/05.png", "dog/99.png"}
     assert packed.ids == [id_ for id_ in source.ids if id_ not in bad]
     assert packed.truth == {id_: id_[:3] for id_ in packed.ids}
@@ -63,25 +63,25 @@ def test_ids_order_classes_and_pixels_come_back(photos: Path, tmp_path: Path, en
 
 
 def test_keep_copies_the_bytes(photos: Path, tmp_path: Path) -> None:
-    source = folder_source(photos)
-    packed = parquet_source(convert(source, tmp_path / "out", encoding="keep"))
+    source = FolderSource(photos)
+    packed = ParquetSource(convert(source, tmp_path / "out", encoding="keep"))
     assert packed.ids == [id_ for id_ in source.ids if id_ != "dog/99.png"]
     assert all(packed.raw_bytes(id_) == (photos / id_).read_bytes() for id_ in packed.ids)
     assert same(source, packed)
-    again = parquet_source(convert(packed, tmp_path / "again", encoding="keep"))
+    again = ParquetSource(convert(packed, tmp_path / "again", encoding="keep"))
     assert (again.ids, again.truth) == (packed.ids, packed.truth)
 
 
 def test_jpeg_size_and_quality(tmp_path: Path) -> None:
     ramp = np.repeat(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], 48, axis=0).repeat(3, axis=2)
     save(tmp_path / "in/a.png", ramp)
-    source = folder_source(tmp_path / "in")
-    packed = parquet_source(convert(source, tmp_path / "out", size=32))
+    source = FolderSource(tmp_path / "in")
+    packed = ParquetSource(convert(source, tmp_path / "out", size=32))
     image = packed.read(["a.png"])[0]
     assert packed.raw_bytes("a.png").startswith(b"\xff\xd8")
     assert image.shape == (32, 32, 3)
     assert np.abs(image.astype(int) - resize(source.read(["a.png"])[0], 32)).max() <= 3
-    small = parquet_source(convert(source, tmp_path / "small", size=32, quality=20))
+    small = ParquetSource(convert(source, tmp_path / "small", size=32, quality=20))
     assert len(small.raw_bytes("a.png")) < len(packed.raw_bytes("a.png"))
 
 
@@ -89,12 +89,12 @@ def test_jpeg_size_and_quality(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["jpeg", "png", "webp_lossless"])
 def test_numbers_of_channels(tmp_path: Path, channels: int, encoding: Any) -> None:
     save(tmp_path / "in/a.png", noise(1, channels))
-    source = folder_source(tmp_path / "in", channels=channels)
+    source = FolderSource(tmp_path / "in", channels=channels)
     if (encoding, channels) == ("jpeg", 4):
         with pytest.raises(ConfigError, match="encoding=jpeg holds 1 or 3 channels, but in has 4: choose another"):
             convert(source, tmp_path / "out", encoding=encoding)
         return
-    packed = parquet_source(convert(source, tmp_path / "out", encoding=encoding), channels=channels)
+    packed = ParquetSource(convert(source, tmp_path / "out", encoding=encoding), channels=channels)
     assert packed.read(["a.png"])[0].shape == (5, 7, channels)
     assert encoding == "jpeg" or same(source, packed)
 
@@ -103,10 +103,10 @@ def test_the_rendering_is_applied_unless_files_are_kept(tmp_path: Path) -> None:
     deep = np.arange(35, dtype=np.uint16).reshape(5, 7) * 1000
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in/a.png"), deep)
-    source = folder_source(tmp_path / "in", channels=1, rendering=Rendering(interval="minmax", curve="asinh"))
-    packed = parquet_source(convert(source, tmp_path / "out", encoding="png"), channels=1)
+    source = FolderSource(tmp_path / "in", channels=1, rendering=Rendering(interval="minmax", curve="asinh"))
+    packed = ParquetSource(convert(source, tmp_path / "out", encoding="png"), channels=1)
     assert same(source, packed)
-    kept = parquet_source(convert(source, tmp_path / "kept", encoding="keep"), channels=1, rendering=source.rendering)
+    kept = ParquetSource(convert(source, tmp_path / "kept", encoding="keep"), channels=1, rendering=source.rendering)
     assert same(source, kept)
 
 
@@ -115,8 +115,8 @@ class _Stops(Exception):  # noqa: N818
 
 
 def test_a_rerun_goes_on_after_the_last_shard(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = parquet_source(convert(folder_source(photos), tmp_path / "whole", encoding="png", rows_per_file=5))
-    source = folder_source(photos)
+    whole = ParquetSource(convert(FolderSource(photos), tmp_path / "whole", encoding="png", rows_per_file=5))
+    source = FolderSource(photos)
     reads: list[str] = []
     original = type(source).read
 
@@ -138,7 +138,7 @@ def test_a_rerun_goes_on_after_the_last_shard(photos: Path, tmp_path: Path, monk
     assert reads[20:] == source.ids[10:]
     assert [file.stat().st_mtime_ns for file in done] == times
     monkeypatch.undo()
-    packed = parquet_source(tmp_path / "out")
+    packed = ParquetSource(tmp_path / "out")
     assert packed.ids == whole.ids
     assert same(whole, packed)
     rejects = [pq.read_table(tmp_path / name / "rejects.parquet").to_pylist() for name in ("out", "whole")]
@@ -148,35 +148,33 @@ def test_a_rerun_goes_on_after_the_last_shard(photos: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize("other", [{"size": 4}, {"encoding": "png"}, {"quality": 9}, {"rows_per_file": 7}])
 def test_other_options_in_the_same_folder_are_refused(photos: Path, tmp_path: Path, other: dict[str, Any]) -> None:
-    convert(folder_source(photos), tmp_path / "out")
+    convert(FolderSource(photos), tmp_path / "out")
     with pytest.raises(DataError, match="no shard of the same images with the same options: choose another folder"):
-        convert(folder_source(photos), tmp_path / "out", **other)
+        convert(FolderSource(photos), tmp_path / "out", **other)
 
 
 def test_other_images_and_foreign_files_are_refused(photos: Path, tmp_path: Path) -> None:
-    convert(folder_source(photos), tmp_path / "out")
+    convert(FolderSource(photos), tmp_path / "out")
     save(photos / "cat/new.png", noise(1))
     with pytest.raises(DataError, match=r"00000\.parquet: this is no shard"):
-        convert(folder_source(photos), tmp_path / "out")
+        convert(FolderSource(photos), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/data.parquet").write_text("mine")
     with pytest.raises(DataError, match=r"data\.parquet: this is no shard"):
-        convert(folder_source(photos), tmp_path / "mine")
+        convert(FolderSource(photos), tmp_path / "mine")
 
 
 def test_row_groups_and_layout_of_the_hub(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROUP_BYTES", 500)
-    convert(folder_source(photos), tmp_path / "out", encoding="png", workers=3)
+    convert(FolderSource(photos), tmp_path / "out", encoding="png", workers=3)
     file = pq.ParquetFile(tmp_path / "out/00000.parquet")
     assert file.num_row_groups > 5
     assert file.schema_arrow.names == ["image", "label"]
     features = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]
     assert features["label"]["names"] == ["cat", "dog"]
     file.close()
-    assert (
-        parquet_source(tmp_path / "out").truth == parquet_source(convert(folder_source(photos), tmp_path / "b")).truth
-    )
-    unlabelled = convert(folder_source(photos, classes="none"), tmp_path / "c")
+    assert ParquetSource(tmp_path / "out").truth == ParquetSource(convert(FolderSource(photos), tmp_path / "b")).truth
+    unlabelled = convert(FolderSource(photos, classes="none"), tmp_path / "c")
     assert pq.read_schema(unlabelled / "00000.parquet").names == ["image"]
 
 
@@ -184,11 +182,11 @@ def test_a_set_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"text")
     with pytest.raises(DataError, match="none of its images could be read, the first because: not an image"):
-        convert(folder_source(tmp_path / "in"), tmp_path / "out")
+        convert(FolderSource(tmp_path / "in"), tmp_path / "out")
 
 
 def test_wrong_options(photos: Path, make_source: Any, tmp_path: Path) -> None:
-    source, out = folder_source(photos), tmp_path / "out"
+    source, out = FolderSource(photos), tmp_path / "out"
     with pytest.raises(ConfigError, match=r"size must be a whole number from 1 to 16,384, got 0"):
         convert(source, out, size=0)
     with pytest.raises(ConfigError, match=r"quality must be .* to 100, got 101"):
@@ -210,14 +208,14 @@ def test_a_test_split_is_told_to_be_lost(make_source: Any, tmp_path: Path, caplo
 def test_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [str(photos), str(tmp_path / "a.parquet"), "--cache-dir", str(tmp_path / "cache")]
     main([*words, "--size", "4", "--quality", "80", "--rows-per-file", "20"])
-    packed = parquet_source(tmp_path / "a.parquet")
+    packed = ParquetSource(tmp_path / "a.parquet")
     assert packed.read(packed.ids[:1])[0].shape == (4, 4, 3)
     assert packed.raw_bytes(packed.ids[0]).startswith(b"\xff\xd8")
     assert (tmp_path / "a.parquet/00001.parquet").exists()
     main([str(photos), str(tmp_path / "b"), "--lossless"])
-    assert same(folder_source(photos), parquet_source(tmp_path / "b"))
+    assert same(FolderSource(photos), ParquetSource(tmp_path / "b"))
     main([str(photos), str(tmp_path / "c"), "--keep"])
-    kept = parquet_source(tmp_path / "c")
+    kept = ParquetSource(tmp_path / "c")
     assert kept.raw_bytes(kept.ids[0]) == (photos / kept.ids[0]).read_bytes()
     with pytest.raises(SystemExit, match=r"error: .*found nothing"):
         main([str(tmp_path / "none"), str(tmp_path / "d")])

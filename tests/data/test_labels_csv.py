@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anomalymatch.data.labels import labels_or_truth, read_labels_csv
+from anomalymatch.data.labels import read_labels, read_labels_csv
 from anomalymatch.errors import LabelError
 
 IDS = frozenset({"a.png", "b.png", "dir/c d.png", 'q"uote,comma.png'})
@@ -78,15 +78,15 @@ def test_what_csv_writes_is_read_back(tmp_path: Path, labels: dict[str, str]) ->
 
 def test_labels_by_hand_may_begin_with_a_capital(tmp_path: Path) -> None:
     path = write(tmp_path, "filename,label\na.png,Anomaly\nb.png, NORMAL\n")
-    assert labels_or_truth(path, sorted(IDS)) == ({"a.png": "anomaly", "b.png": "normal"}, None)
+    assert read_labels(path, sorted(IDS)) == ({"a.png": "anomaly", "b.png": "normal"}, None)
 
 
 def test_classes_of_a_benchmark_keep_their_case(tmp_path: Path) -> None:
     path = write(tmp_path, "filename,label\na.png,Anomaly\nb.png,Normal\n")
-    assert labels_or_truth(path, ["a.png", "b.png"]) == ({}, {"a.png": "Anomaly", "b.png": "Normal"})
+    assert read_labels(path, ["a.png", "b.png"]) == ({}, {"a.png": "Anomaly", "b.png": "Normal"})
 
 
 def test_a_misspelt_label_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "filename,label\na.png,Anomaly\nb.png,anomoly\n")
     with pytest.raises(LabelError, match=r"b\.png has the label 'anomoly', which is none of .*2 of 4 are missing"):
-        labels_or_truth(path, sorted(IDS))
+        read_labels(path, sorted(IDS))

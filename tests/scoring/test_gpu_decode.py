@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.sources.files import folder_source
+from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.data.stream import stream_batches
 from anomalymatch.errors import ConfigError
 from anomalymatch.scoring.gpu_decode import check_gpu_decode, stream_on_device
@@ -47,7 +47,7 @@ def both(source, chunks):
 
 
 def test_it_gives_what_the_usual_way_gives(folder):
-    source = folder_source(folder)
+    source = FolderSource(folder)
     chunks = [source.ids[start : start + 5] for start in range(0, len(source.ids), 5)]
     for one, other in zip(*both(source, chunks), strict=True):
         assert one.ids == other.ids
@@ -58,18 +58,18 @@ def test_it_gives_what_the_usual_way_gives(folder):
 
 
 def test_a_batch_of_nothing_readable_is_empty(folder):
-    source = folder_source(folder)
+    source = FolderSource(folder)
     (batch,) = stream_on_device(source, [["cut.jpg", "empty.jpg"]], size=32, workers=1, device=CPU)
     assert (batch.ids, batch.images.shape, len(batch.rejects)) == ([], (0, 3, 32, 32), 2)
 
 
 def test_what_it_is_not_for_is_refused(folder, make_source):
     with pytest.raises(ConfigError, match="needs a GPU, not cpu: take"):
-        check_gpu_decode(folder_source(folder), CPU)
+        check_gpu_decode(FolderSource(folder), CPU)
     cuda = torch.device("cuda")
-    check_gpu_decode(folder_source(folder), cuda)
-    for source in (make_source(), folder_source(folder, channels=1)):
+    check_gpu_decode(FolderSource(folder), cuda)
+    for source in (make_source(), FolderSource(folder, channels=1)):
         with pytest.raises(ConfigError, match="is for JPEGs in colour without a stretch"):
             check_gpu_decode(source, cuda)
     with pytest.raises(ConfigError, match="without a stretch"):
-        check_gpu_decode(folder_source(folder, rendering=Rendering(curve="log")), cuda)
+        check_gpu_decode(FolderSource(folder, rendering=Rendering(curve="log")), cuda)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalymatch.data.sources.files import folder_source
+from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import ConfigError
 from anomalymatch.scoring.finish import read_scores
 from anomalymatch.scoring.job import run_job
@@ -34,7 +34,7 @@ def archive(make_source, tmp_path):
         Image.fromarray(image).save(tmp_path / "archive" / f"{id_}.png")
     for name in ("im000007.png", "im000041.png"):
         (tmp_path / "archive" / name).write_bytes(b"broken")
-    return folder_source(tmp_path / "archive")
+    return FolderSource(tmp_path / "archive")
 
 
 @pytest.fixture(scope="module")

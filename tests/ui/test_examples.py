@@ -13,7 +13,7 @@ from astropy.io import fits
 from PIL import Image as PillowImage
 
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.sources.fits import fits_source
+from anomalymatch.data.sources.fits import FitsSource
 from anomalymatch.errors import DataError
 from anomalymatch.ui import examples
 from anomalymatch.ui.examples import Examples
@@ -179,7 +179,7 @@ def test_examples_of_a_fits_archive(tmp_path: Path, make: Any) -> None:
     plane = RNG.normal(5, 1, (16, 16)).astype(np.float32)
     (tmp_path / "f/a.fits").write_bytes(fits_file(plane))
     rendering = Rendering("percentile", "asinh")
-    some = make(fits_source(tmp_path / "f", rendering=rendering))
+    some = make(FitsSource(tmp_path / "f", rendering=rendering))
     example = some.add("b.fits", fits_file(plane + 1))
     assert example.features.tolist() == encode(rendering((plane + 1)[..., None], ("grey",))).tolist()
     grey = np.repeat(PIXELS[..., :1], 3, axis=2)
@@ -191,7 +191,7 @@ def test_examples_of_a_fits_archive(tmp_path: Path, make: Any) -> None:
     with pytest.raises(DataError, match=r"truncated"):
         some.add("c.fits", fits_file(plane)[:3000])
     assert not list((tmp_path / "examples").glob(".upload*"))
-    assert len(make(fits_source(tmp_path / "f", rendering=rendering)).all()) == 3
+    assert len(make(FitsSource(tmp_path / "f", rendering=rendering)).all()) == 3
 
 
 def test_fits_that_claim_too_much(tmp_path: Path, make: Any, make_source: Any, monkeypatch: Any) -> None:
@@ -204,13 +204,13 @@ def test_archives_of_many_bands(tmp_path: Path, make: Any) -> None:
     (tmp_path / "f").mkdir()
     cube = RNG.normal(5, 1, (5, 16, 16)).astype(np.float32)
     (tmp_path / "f/a.fits").write_bytes(fits_file(cube))
-    some = make(fits_source(tmp_path / "f", rendering=Rendering("minmax")))
+    some = make(FitsSource(tmp_path / "f", rendering=Rendering("minmax")))
     assert some.add("b.fits", fits_file(cube)).features[2] == 5
     assert make(some.source)._images.keys() == some._images.keys()
     with pytest.raises(DataError, match=r"have the bands band0, .*, band4: drop a FITS file that has them"):
         some.add("a.png", file())
     combine = {name: {f"band{k}": 1} for k, name in enumerate(("red", "green", "blue"))}
-    colour = make(fits_source(tmp_path / "f", rendering=Rendering("minmax", combine=combine)))
+    colour = make(FitsSource(tmp_path / "f", rendering=Rendering("minmax", combine=combine)))
     assert len(colour.all()) == 0, "an example of five channels does not fit any more"
     assert colour.add("a.png", file()).features.tolist() == encode(PIXELS).tolist()
 

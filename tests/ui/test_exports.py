@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 from anomalymatch.data.label_log import LabelEvent, LabelLog, export_csv
-from anomalymatch.data.sources.files import folder_source
-from anomalymatch.data.sources.parquet import parquet_source
+from anomalymatch.data.sources.folder import FolderSource
+from anomalymatch.data.sources.parquet import ParquetSource
 from anomalymatch.errors import ConfigError, DataError, LabelError, StorageError
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
@@ -99,7 +99,7 @@ def sky(tmp_path: Path, ids: list[str], ra: list[Any]) -> Any:
     (tmp_path / "p").mkdir()
     columns = {"image": [png(i) for i in range(len(ids))], "name": ids, "ra": ra, "dec": [-1.5] * len(ids)}
     pq.write_table(pa.table(columns), tmp_path / "p/a.parquet")
-    return parquet_source(tmp_path / "p", id_column="name")
+    return ParquetSource(tmp_path / "p", id_column="name")
 
 
 def test_kinds(ranked: Search, temporary: Path) -> None:
@@ -260,7 +260,7 @@ def test_zip_has_the_bytes_of_the_archive(tmp_path: Path, search: Any) -> None:
         (tmp_path / "a" / name).write_bytes(png(9))
     secret = tmp_path / "secret.png"
     secret.write_bytes(png(1))
-    one = search(folder_source(tmp_path / "a"))
+    one = search(FolderSource(tmp_path / "a"))
     one.say("one.tar.png", A)
     one.say("b/one.tar.png", A)
     with zipfile.ZipFile(export("zip", one).path) as archive:
@@ -294,11 +294,11 @@ def test_names_in_a_zip_are_safe(tmp_path: Path, search: Any, name: str) -> None
 
 
 def test_fits_files_are_exported_as_they_are(tmp_path: Path, search: Any) -> None:
-    from anomalymatch.data.sources.fits import fits_source
+    from anomalymatch.data.sources.fits import FitsSource
 
     (tmp_path / "f").mkdir()
     fits.PrimaryHDU(np.arange(64.0).reshape(8, 8)).writeto(tmp_path / "f/a.fits")
-    one = search(fits_source(tmp_path / "f"))
+    one = search(FitsSource(tmp_path / "f"))
     one.say("a.fits", A)
     with zipfile.ZipFile(export("zip", one).path) as archive:
         assert archive.read("images/0001-a.fits") == (tmp_path / "f/a.fits").read_bytes()

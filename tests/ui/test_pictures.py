@@ -19,11 +19,11 @@ from PIL import Image as PillowImage
 
 from anomalymatch.data import codecs
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.sources.catalogue import catalogue_source
-from anomalymatch.data.sources.files import folder_source
-from anomalymatch.data.sources.fits import fits_source
-from anomalymatch.data.sources.parquet import parquet_source
-from anomalymatch.data.sources.zarr import zarr_source
+from anomalymatch.data.sources.catalogue import CatalogueSource
+from anomalymatch.data.sources.fits import FitsSource
+from anomalymatch.data.sources.folder import FolderSource
+from anomalymatch.data.sources.parquet import ParquetSource
+from anomalymatch.data.sources.zarr import ZarrSource
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Reject
 from anomalymatch.ui import originals, pictures
@@ -100,7 +100,7 @@ def test_small_images_are_enlarged_smoothly_and_all_keep_their_shape() -> None:
 
 
 def test_thumbnails_of_a_folder(photos: Path, make: Any) -> None:
-    one = make(folder_source(photos))
+    one = make(FolderSource(photos))
     wide = opened(one.thumbnail("wide.png", 100))
     assert wide.shape == (43, 128, 3)
     colour = opened(one.thumbnail("sub/small.png", 64))
@@ -230,7 +230,7 @@ def test_programs_share_a_cache(tmp_path: Path) -> None:
 
 
 def test_full_resolution_is_lossless(photos: Path, make: Any) -> None:
-    one = make(folder_source(photos))
+    one = make(FolderSource(photos))
     pixels = opened((photos / "wide.png").read_bytes())
     assert np.array_equal(opened(one.full("wide.png")), pixels)
     assert np.array_equal(opened(one.full("wide.png", stretch="linear")), pixels)
@@ -242,7 +242,7 @@ def test_full_resolution_is_lossless(photos: Path, make: Any) -> None:
 def test_every_stretch_shows_something_else(tmp_path: Path, make: Any) -> None:
     (tmp_path / "fits").mkdir()
     fits.PrimaryHDU(field(160)).writeto(tmp_path / "fits/a.fits")
-    one = make(fits_source(tmp_path / "fits", rendering=Rendering("minmax")))
+    one = make(FitsSource(tmp_path / "fits", rendering=Rendering("minmax")))
     shown = {stretch: opened(one.full("a.fits", stretch=stretch))[..., 0].astype(float) for stretch in STRETCHES}
     assert len({image.tobytes() for image in shown.values()}) == len(STRETCHES)
     galaxy, sky = (slice(28, 33), slice(23, 28)), (slice(100, 160), slice(0, 60))
@@ -317,7 +317,7 @@ def test_very_large_images_are_reduced(make: Any, make_source: Any, monkeypatch:
 
 def test_a_link_that_leaves_the_folder_is_not_followed(photos: Path, make: Any, tmp_path: Path) -> None:
     secret = save(tmp_path / "secret.png", np.full((9, 9, 3), 7, np.uint8))
-    one = make(folder_source(photos))
+    one = make(FolderSource(photos))
     (photos / "wide.png").unlink()
     (photos / "wide.png").symlink_to(secret)
     for call in (one.full, one.size, one.original, lambda id_: one.thumbnail(id_, 64)):
@@ -332,7 +332,7 @@ def test_a_link_that_leaves_the_folder_is_not_followed(photos: Path, make: Any, 
 
 
 def test_a_folder_that_became_a_link_is_not_followed(photos: Path, make: Any, tmp_path: Path) -> None:
-    one = make(folder_source(photos))
+    one = make(FolderSource(photos))
     (photos / "sub").rename(tmp_path / "elsewhere")
     (photos / "sub").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UnreadableImageError, match="leaves the folder"):
@@ -341,7 +341,7 @@ def test_a_folder_that_became_a_link_is_not_followed(photos: Path, make: Any, tm
 
 def test_a_link_put_there_while_the_file_is_read(photos: Path, make: Any, tmp_path: Path) -> None:
     secret = save(tmp_path / "secret.png", np.full((9, 9, 3), 7, np.uint8))
-    source = folder_source(photos)
+    source = FolderSource(photos)
     load = source.load
 
     def swap(position: int) -> np.ndarray:
@@ -355,7 +355,7 @@ def test_a_link_put_there_while_the_file_is_read(photos: Path, make: Any, tmp_pa
 
 
 def test_what_is_no_file_is_not_opened(photos: Path, make: Any, monkeypatch: Any) -> None:
-    one = make(folder_source(photos))
+    one = make(FolderSource(photos))
     (photos / "wide.png").unlink()
     with pytest.raises(UnreadableImageError, match="cannot be opened: No such file or directory"):
         one.full("wide.png")
@@ -372,7 +372,7 @@ def test_links_in_fits_archives(tmp_path: Path, make: Any) -> None:
     root.mkdir()
     for path in (root / "a.fits", tmp_path / "secret.fits"):
         fits.PrimaryHDU(field(20)).writeto(path)
-    one = make(fits_source(root))
+    one = make(FitsSource(root))
     (root / "a.fits").unlink()
     (root / "a.fits").symlink_to(tmp_path / "secret.fits")
     for call in (one.full, one.original, one.coordinates):
@@ -389,7 +389,7 @@ def test_decompression_bombs(tmp_path: Path, make: Any) -> None:
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
     (tmp_path / "a").mkdir()
     (tmp_path / "a/bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    one = make(folder_source(tmp_path / "a"))
+    one = make(FolderSource(tmp_path / "a"))
     for call in (one.full, one.size, lambda id_: one.thumbnail(id_, 64)):
         with pytest.raises(UnreadableImageError, match=f"12000 x 10000 pixels is more than {codecs.MAX_PIXELS:,}"):
             call("bomb.png")
@@ -407,7 +407,7 @@ def test_damage_never_crashes(tmp_path: Path, make: Any, kind: str) -> None:
     whole = buffer.getvalue()
     path = root / f"a.{kind.lower()}"
     path.write_bytes(whole)
-    source = fits_source(root) if kind == "FITS" else folder_source(root)
+    source = FitsSource(root) if kind == "FITS" else FolderSource(root)
     one, rng = make(source), np.random.default_rng(5)
     for number in range(60):
         data = bytearray(whole[: rng.integers(len(whole))] if number % 2 else whole)
@@ -438,7 +438,7 @@ def test_metadata_of_fits(tmp_path: Path, make: Any) -> None:
     main = fits.PrimaryHDU(header=fits.Header({"OBSERVER": "me", "OBJECT": "field 1"}))
     (tmp_path / "f").mkdir()
     fits.HDUList([main, fits.ImageHDU(field(20), header, name="SCI")]).writeto(tmp_path / "f/a.fits")
-    one = make(fits_source(tmp_path / "f"))
+    one = make(FitsSource(tmp_path / "f"))
     found = one.metadata("a.fits")
     assert found["size"] == "20 x 20 pixels"
     assert found["values"].startswith("float32, 9") or found["values"].startswith("float32, 8")
@@ -460,14 +460,14 @@ def test_long_headers_are_cut(tmp_path: Path, make: Any) -> None:
     header["LONG"] = "x" * 60
     (tmp_path / "f").mkdir()
     fits.PrimaryHDU(field(9), header).writeto(tmp_path / "f/a.fits")
-    assert 390 < len(make(fits_source(tmp_path / "f")).metadata("a.fits")) < 420
+    assert 390 < len(make(FitsSource(tmp_path / "f")).metadata("a.fits")) < 420
 
 
 def test_metadata_of_a_catalogue(tmp_path: Path, make: Any) -> None:
     np.save(tmp_path / "t.npy", field(40))
     rows = "id,ra,dec,x,y,tile,survey,mag\na,10.5,-3,20,20,t.npy,deep,21.5\nb,,,10,10,t.npy,,9\n"
     (tmp_path / "cat.csv").write_text(rows)
-    source = catalogue_source(tmp_path / "cat.csv", x_column="x", y_column="y", size=8)
+    source = CatalogueSource(tmp_path / "cat.csv", x_column="x", y_column="y", size=8)
     one = make(source)
     table = source.metadata()
     assert table is not None
@@ -487,7 +487,7 @@ def test_catalogues_of_other_kinds(tmp_path: Path) -> None:
     listed = {name: pa.array(values) for name, values in columns.items()} | {"flux": pa.array([[1.0], [2.0]])}
     pq.write_table(pa.table(listed), tmp_path / "cat.parquet")
     for name in ("cat.fits", "cat.parquet"):
-        table = catalogue_source(tmp_path / name, x_column="x", y_column="y").metadata()
+        table = CatalogueSource(tmp_path / name, x_column="x", y_column="y").metadata()
         assert table is not None
         assert table.column_names == list(columns), "columns of lists are passed over"
         assert table["n"].to_pylist() == ["100000000000000001", "2"]
@@ -507,7 +507,7 @@ def test_metadata_of_parquet(tmp_path: Path, make: Any) -> None:
         extra = {"RA": [10.0 * i for i in rows], "Dec": [i - 1.5 for i in rows]} if name == "b" else {}
         other = {"vector": [[1, 2]] * 3, "mask": [b"\0"] * 3}
         pq.write_table(pa.table(columns | extra | other), tmp_path / f"p/{name}.parquet", row_group_size=2)
-    source = parquet_source(tmp_path / "p", id_column="key")
+    source = ParquetSource(tmp_path / "p", id_column="key")
     one = make(source)
     table = source.metadata()
     assert table is not None
@@ -531,7 +531,7 @@ def test_metadata_of_zarr(tmp_path: Path, make: Any) -> None:
         group = zarr.open_group(tmp_path / f"z/{name}.zarr", mode="w")
         group.create_array("images", data=RNG.integers(1, 255, (2, 8, 8, 3), dtype=np.uint8))
     pq.write_table(pa.table({"filename": ["u", "v"], "z": [0.1, 0.2]}), tmp_path / "z/b_metadata.parquet")
-    source = zarr_source(tmp_path / "z")
+    source = ZarrSource(tmp_path / "z")
     assert list(source.ids) == ["a/000000", "a/000001", "u", "v"]
     table = source.metadata()
     assert table is not None
@@ -551,7 +551,7 @@ def test_columns_that_are_too_large_are_left_out(tmp_path: Path, monkeypatch: An
     columns = {"image": [encoded(1)], "short": ["a"], "long": ["b" * 5000], "other": ["c"]}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     monkeypatch.setattr(_beside, "MAX_BYTES", 1000)
-    table = parquet_source(tmp_path).metadata()
+    table = ParquetSource(tmp_path).metadata()
     assert table is not None
     assert table.column_names == ["short", "other"]
     assert "the column long is too large" in caplog.text
@@ -559,8 +559,8 @@ def test_columns_that_are_too_large_are_left_out(tmp_path: Path, monkeypatch: An
 
 def test_no_metadata(photos: Path, make: Any, make_source: Any) -> None:
     assert make_source().metadata() is None
-    assert folder_source(photos).metadata() is None
-    one = make(folder_source(photos))
+    assert FolderSource(photos).metadata() is None
+    one = make(FolderSource(photos))
     found = one.metadata("wide.png")
     assert found["size"] == "90 x 30 pixels"
     assert found["format"] == "PNG"
@@ -570,7 +570,7 @@ def test_no_metadata(photos: Path, make: Any, make_source: Any) -> None:
 
 def test_texts_are_one_line_of_a_length(tmp_path: Path, make: Any) -> None:
     pq.write_table(pa.table({"image": [encoded(1)], "note": ["a\n\x1b[1m" + "b" * 500]}), tmp_path / "a.parquet")
-    text = make(parquet_source(tmp_path)).metadata("a/0000000")["note"]
+    text = make(ParquetSource(tmp_path)).metadata("a/0000000")["note"]
     assert len(text) == 300
     assert text.startswith("a  [1mb")
     assert text.endswith("…")
@@ -583,7 +583,7 @@ def test_suffixes_are_those_of_the_bytes(tmp_path: Path, make: Any, kind: str, s
     (tmp_path / "a").mkdir()
     with (tmp_path / "a/wrong.png").open("wb") as file:
         PillowImage.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, kind)
-    one = make(folder_source(tmp_path / "a"))
+    one = make(FolderSource(tmp_path / "a"))
     assert one.original("wrong.png") == ((tmp_path / "a/wrong.png").read_bytes(), suffix)
     assert originals.suffix_of(b"what is this") == ".bin"
 

@@ -55,7 +55,7 @@ def folder(tmp_path):
 @pytest.fixture
 def service(folder, tmp_path):
     """The parts of the service that the routes use: real images, labels in a dictionary."""
-    from anomalymatch.data.sources.files import folder_source
+    from anomalymatch.data.sources.folder import FolderSource
     from anomalymatch.errors import DataError, StorageError
     from anomalymatch.ui.examples import Examples
     from anomalymatch.ui.exports import Export, import_labels
@@ -63,7 +63,7 @@ def service(folder, tmp_path):
 
     class Service:
         def __init__(self):
-            self.source = folder_source(folder)
+            self.source = FolderSource(folder)
             self.pictures = Pictures(self.source, tmp_path / "cache", workers=2)
             encode = lambda image: np.full(4, image.mean(), np.float32)  # noqa: E731
             self.examples = Examples(tmp_path / "examples", encode, self.source, dimensions=4)
@@ -182,11 +182,11 @@ class TestPictures:
         assert client.get(f"/thumb?id={quote('sub/b.jpg', safe='')}").status_code == 200
 
     def test_a_link_that_leaves_the_archive_is_not_followed(self, folder, tmp_path):
-        from anomalymatch.data.sources.files import folder_source
+        from anomalymatch.data.sources.folder import FolderSource
 
         (tmp_path / "private.jpg").write_bytes(encoded("JPEG"))
         os.symlink(tmp_path / "private.jpg", folder / "link.jpg")
-        assert "link.jpg" not in folder_source(folder).ids
+        assert "link.jpg" not in FolderSource(folder).ids
 
     def test_an_image_that_cannot_be_read_says_why_and_not_where(self, client, folder):
         (folder / "gone.jpg").unlink()

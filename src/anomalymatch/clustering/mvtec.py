@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from anomalymatch.clustering.analysis import ClusterSpec, embed, group, weigh
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
 from anomalymatch.clustering.quality import agreement
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.sources.files import folder_source
+from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.evaluation.report import Report, write_report
 from anomalymatch.files import make_folder, write_text
@@ -75,7 +74,7 @@ def _category(
     root: Path, patches_of: Callable[[ImageSource], PatchEmbedding], spec: ClusterSpec, seed: int
 ) -> list[Row]:
     """The three methods on one category; the number of groups is the true one."""
-    test, normals = (cast(ImageSource, folder_source(root / part, classes="none")) for part in ("test", "train"))
+    test, normals = (FolderSource(root / part, classes="none") for part in ("test", "train"))
     truth = {id_: id_.split("/")[0] for id_ in test.ids if not id_.startswith(f"{COMBINED}/")}
     tests, trains = patches_of(test), patches_of(normals)
     bags, known = tests.bags(sorted(truth)), trains.bags(sorted(normals.ids))

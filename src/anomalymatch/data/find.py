@@ -113,3 +113,13 @@ def _below(file: Path, top: Path) -> str:
 
 def _stem(file: Path) -> str:
     return file.name[:-4].removesuffix(".zarr") if file.suffix.lower() == ".zip" else file.stem
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a member of an archive is hidden: a dot file, or metadata that macOS adds."""
+    return any(part == "__MACOSX" or part.startswith(".") for part in path.split("/"))
+
+
+def missing_root(dataset: str, expected: str) -> DataError:
+    """Return the error about a source without `data.root`, which says what is `expected`."""
+    return DataError(f"dataset={dataset} needs data.root=PATH, {expected}")

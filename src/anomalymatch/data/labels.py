@@ -1,6 +1,7 @@
 """Which labels teach."""
 
 import csv
+import io
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -41,45 +42,119 @@ def have_both_classes(labels: Mapping[str, str]) -> bool:
 
 
 COLUMNS = ("filename", "label")
+LABELS_FILE = "labels.csv"
+"""Labels file that a source takes from the folder of its images."""
 QUOTED = 5
 """How many offending lines a message quotes."""
 
 
-def read_labels_csv(path: Path, known_ids: Container[str]) -> dict[str, str]:
-    """Read a CSV with the header `filename,label` (further columns are ignored) into a label per image id.
+def read_labels(
+    labels_file: str | Path | None, ids: Sequence[str], folder: Path | None = None
+) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Read the labels file of a source; see `labels_or_truth` for what is returned.
 
     Args:
-        path: the file, UTF-8 with or without a byte order mark.
-        known_ids: the ids that `filename` may name.
+        labels_file: a CSV `filename,label`; None takes `labels.csv` in `folder` where there is one.
+        ids: ids of the source.
+        folder: folder of the images.
 
     Raises:
-        LabelError: if the file cannot be read, has other columns or no rows, or if lines of it have no label, name an
-            unknown id or one named before; the message quotes the first five such lines with their numbers.
+        LabelError: if the file is missing, wrong, or an incomplete benchmark.
+    """
+    if labels_file is not None:
+        path = Path(labels_file).expanduser()
+    elif folder is not None and (folder / LABELS_FILE).is_file():
+        path = folder / LABELS_FILE
+    else:
+        return {}, None
+    return labels_or_truth(read_labels_csv(path, frozenset(ids)), ids, str(path))
+
+
+def labels_or_truth(
+    labels: dict[str, str], ids: Sequence[str], name: str
+) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Tell labels by a person from the classes of a benchmark.
+
+    Labels by a person are among anomaly, normal, unsure and artefact, and may be partial. Any others are classes, and
+    then no image may be missing.
+
+    Args:
+        labels: label by id.
+        ids: all ids of the source.
+        name: name of the labels file, for messages.
+
+    Returns:
+        The labels and None, or an empty dictionary and the class of every image.
+
+    Raises:
+        LabelError: if there are classes, but not for every image.
+    """
+    if set(labels.values()) <= set(Label):
+        return labels, None
+    missing = [id_ for id_ in ids if id_ not in labels]
+    if missing:
+        meant = {id_: label.strip().lower() for id_, label in labels.items()}
+        if set(meant.values()) <= set(Label):  # written by hand: Anomaly
+            return meant, None
+        odd, label = next((id_, labels[id_]) for id_ in labels if meant[id_] not in set(Label))
+        raise LabelError(
+            f"{name}: {odd} has the label {label!r}, which is none of {', '.join(Label)}: correct it; or, if it is a "
+            f"class of a benchmark, name every image: {len(missing):,} of {len(ids):,} are missing, the first is "
+            f"{missing[0]}"
+        )
+    return {}, labels
+
+
+def read_labels_csv(path: Path, known_ids: Container[str]) -> dict[str, str]:
+    """Read a labels file; see `parse_labels_csv`.
+
+    Raises:
+        LabelError: if it cannot be read or is wrong.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            columns = _columns(path, next(rows, []))
-            labels, faults = _collect(rows, columns, known_ids)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LabelError(
-            f"{path}: cannot be read as a CSV file in UTF-8 with the header {','.join(COLUMNS)}: {error}"
-        ) from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(str(path), error) from None
+    return parse_labels_csv(data, str(path), known_ids)
+
+
+def parse_labels_csv(data: bytes, name: str, known_ids: Container[str]) -> dict[str, str]:
+    """Parse a CSV with the header `filename,label` into a label for each id; further columns are ignored.
+
+    Args:
+        data: the file, UTF-8 with or without a byte order mark.
+        name: name of the file, for messages.
+        known_ids: ids that `filename` may name.
+
+    Raises:
+        LabelError: if it cannot be parsed, has other columns or no rows, or if lines have no label, name an unknown id
+            or one named before; the message quotes the first five such lines with their numbers.
+    """
+    try:
+        rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        columns = _columns(name, next(rows, []))
+        labels, faults = _collect(rows, columns, known_ids)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(name, error) from None
     if faults:
         more = f" and {len(faults) - QUOTED:,} more" if len(faults) > QUOTED else ""
         raise LabelError(
-            f"{path}: {len(faults):,} of its lines cannot be used, correct or remove them: "
+            f"{name}: {len(faults):,} of its lines cannot be used, correct or remove them: "
             f"{'; '.join(faults[:QUOTED])}{more}"
         )
     if not labels:
-        raise LabelError(f"{path}: there are no rows below the header, expected one line filename,label per image")
+        raise LabelError(f"{name}: there are no rows below the header, expected one line filename,label per image")
     return labels
 
 
-def _columns(path: Path, header: list[str]) -> tuple[int, int]:
-    names = [name.strip().lower() for name in header]
+def _unreadable(name: str, error: Exception) -> LabelError:
+    return LabelError(f"{name}: cannot be read as a CSV file in UTF-8 with the header {','.join(COLUMNS)}: {error}")
+
+
+def _columns(name: str, header: list[str]) -> tuple[int, int]:
+    names = [column.strip().lower() for column in header]
     if any(names.count(column) != 1 for column in COLUMNS):
-        raise LabelError(f"{path}: the first line must be {','.join(COLUMNS)}, got {_quote(header)}")
+        raise LabelError(f"{name}: the first line must be {','.join(COLUMNS)}, got {_quote(header)}")
     return names.index(COLUMNS[0]), names.index(COLUMNS[1])
 
 
@@ -121,32 +196,3 @@ def _fault(row: list[str], columns: tuple[int, int], known_ids: Container[str], 
 def _quote(row: list[str]) -> str:
     text = ",".join(row)
     return repr(text if len(text) <= 80 else text[:79] + "…")
-
-
-def labels_or_truth(path: Path, ids: Sequence[str]) -> tuple[dict[str, str], dict[str, str] | None]:
-    """Read a labels file of a source with `ids`, and tell labels by a person from the classes of a benchmark.
-
-    If all labels are among anomaly, normal, unsure and artefact, they are what a person has said so far; any others
-    are classes, and then no image may be missing.
-
-    Returns:
-        The labels and None, or an empty dictionary and the class of every image.
-
-    Raises:
-        LabelError: if the file is missing, wrong, or an incomplete benchmark.
-    """
-    labels = read_labels_csv(path, frozenset(ids))
-    if set(labels.values()) <= set(Label):
-        return labels, None
-    missing = [id_ for id_ in ids if id_ not in labels]
-    if missing:
-        meant = {id_: label.strip().lower() for id_, label in labels.items()}
-        if set(meant.values()) <= set(Label):  # written by hand: Anomaly
-            return meant, None
-        odd, label = next((id_, labels[id_]) for id_ in labels if meant[id_] not in set(Label))
-        raise LabelError(
-            f"{path}: {odd} has the label {label!r}, which is none of {', '.join(Label)}: correct it; or, if it is a "
-            f"class of a benchmark, name every image: {len(missing):,} of {len(ids):,} are missing, the first is "
-            f"{missing[0]}"
-        )
-    return {}, labels

@@ -10,12 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from anomalymatch.data.find import Folder, walk
 from anomalymatch.data.remote import Remote, is_remote, local_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS, ImageSource
-from anomalymatch.data.sources import files as _tree
 from anomalymatch.data.sources.catalogue_rows import USUAL_DEC, USUAL_RA, USUAL_TILE
 from anomalymatch.data.sources.parquet import REJECTS_FILE
+from anomalymatch.data.sources.scan import Scan, scan
 from anomalymatch.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -50,26 +51,26 @@ KINDS = {
             "folder",
             "images",
             (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
-            f"{_DATA}.files:folder_source",
+            f"{_DATA}.folder:FolderSource",
         ),
-        Kind("zip", "zip archives", (".zip",), f"{_DATA}.zip:zip_source"),
+        Kind("zip", "zip archives", (".zip",), f"{_DATA}.zip:ZipSource"),
         Kind(
             "webdataset",
             "tar shards",
             (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"),
-            f"{_DATA}.tar:webdataset_source",
+            f"{_DATA}.tar:WebDatasetSource",
         ),
-        Kind("parquet", "Parquet files", (".parquet",), f"{_DATA}.parquet:parquet_source"),
-        Kind("hdf5", "HDF5 files", (".h5", ".hdf5"), f"{_DATA}.hdf5:hdf5_source"),
-        Kind("zarr", "Zarr stores", (".zarr", ".zarr.zip"), f"{_DATA}.zarr:zarr_source"),
-        Kind("numpy", "NumPy files", (".npy", ".npz"), f"{_DATA}.numpy:numpy_source"),
+        Kind("parquet", "Parquet files", (".parquet",), f"{_DATA}.parquet:ParquetSource"),
+        Kind("hdf5", "HDF5 files", (".h5", ".hdf5"), f"{_DATA}.hdf5:HDF5Source"),
+        Kind("zarr", "Zarr stores", (".zarr", ".zarr.zip"), f"{_DATA}.zarr:ZarrSource"),
+        Kind("numpy", "NumPy files", (".npy", ".npz"), f"{_DATA}.numpy:NumpySource"),
         Kind(
             "fits",
             "FITS files",
             (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz"),
-            f"{_DATA}.fits:fits_source",
+            f"{_DATA}.fits:FitsSource",
         ),
-        Kind("catalogue", "catalogues", (".csv",), f"{_DATA}.catalogue:catalogue_source"),
+        Kind("catalogue", "catalogues", (".csv",), f"{_DATA}.catalogue:CatalogueSource"),
     )
 }
 _BY_SUFFIX = {suffix: kind.dataset for kind in KINDS.values() for suffix in kind.suffixes}
@@ -123,8 +124,8 @@ def _arguments(
     kind: Kind, opener: Callable[..., ImageSource], given: dict[str, Any], offered: dict[str, Any]
 ) -> dict[str, Any]:
     """What is `given`, if the opener knows all of it, and what it has use for of what is `offered`."""
-    parameters = set(inspect.signature(opener).parameters)
-    known = parameters - {"root", "rendering", "scanned"}
+    parameters = _options(opener)
+    known = parameters - {"rendering", "scanned"}
     unknown = sorted(set(given) - known)
     if unknown:
         raise ConfigError(
@@ -132,6 +133,17 @@ def _arguments(
             f"from {', '.join(sorted(known))}"
         )
     return given | {key: value for key, value in offered.items() if key in parameters}
+
+
+def _options(opener: Callable[..., ImageSource]) -> set[str]:
+    """Return the names of the options of a source, also of those that its class passes on to its base class."""
+    options: set[str] = set()
+    for step in inspect.getmro(opener) if isinstance(opener, type) else (opener,):
+        parameters = inspect.signature(step).parameters.values()
+        options |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return options
 
 
 def _remote(url: str, cache_dir: str | Path, storage_options: Mapping[str, Any] | None) -> tuple[Kind, str | Path]:
@@ -150,7 +162,7 @@ def _remote(url: str, cache_dir: str | Path, storage_options: Mapping[str, Any] 
     return kind, local_path(url, cache_dir, kind.suffixes, storage_options)
 
 
-def _kind_of_path(path: Path, with_positions: bool) -> tuple[Kind, Path, _tree.Scan | None]:
+def _kind_of_path(path: Path, with_positions: bool) -> tuple[Kind, Path, Scan | None]:
     if path.is_dir():
         return _kind_of_folder(path)
     if not path.is_file():
@@ -166,19 +178,19 @@ def _kind_of_path(path: Path, with_positions: bool) -> tuple[Kind, Path, _tree.S
     return KINDS[dataset], path, None
 
 
-def _kind_of_folder(root: Path) -> tuple[Kind, Path, _tree.Scan]:
+def _kind_of_folder(root: Path) -> tuple[Kind, Path, Scan]:
     """The kind of what is in a folder, where it is, and its images: there may be millions, so that one look must do."""
     found: Counter[str] = Counter()
     last: dict[str, Path] = {}
 
-    def counted() -> Iterator[_tree.Folder]:
-        for folder in _tree.walk(root):
+    def counted() -> Iterator[Folder]:
+        for folder in walk(root):
             for dataset, path in _others_in(root, folder):
                 found[dataset] += 1
                 last[dataset] = path
             yield folder
 
-    images = _tree.scan(root, _IMAGES, counted())
+    images = scan(root, _IMAGES, counted())
     if images.named:
         found["folder"] = images.named
     dataset = _only_kind(str(root), found)
@@ -186,7 +198,7 @@ def _kind_of_folder(root: Path) -> tuple[Kind, Path, _tree.Scan]:
     return KINDS[dataset], last[dataset] if dataset == "catalogue" and found[dataset] == 1 else root, images
 
 
-def _others_in(root: Path, folder: _tree.Folder) -> Iterator[tuple[str, Path]]:
+def _others_in(root: Path, folder: Folder) -> Iterator[tuple[str, Path]]:
     """Yield everything in a folder that is of a known kind, but no images; a Zarr store counts as one."""
     path = root / folder.path
     if folder.path.lower().endswith(".zarr/") or any(child.name in _ZARR_MARKS for child in folder.files):

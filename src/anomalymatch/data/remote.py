@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 import fsspec
 
 from anomalymatch.data.download import download_lock, fetch
-from anomalymatch.data.sources.encoded import is_hidden
+from anomalymatch.data.find import is_hidden
 from anomalymatch.errors import AnomalyMatchError, DataError
 from anomalymatch.files import atomic_file
 from anomalymatch.progress import progress

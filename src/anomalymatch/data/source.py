@@ -188,6 +188,7 @@ class ImageSource(ABC):
             UnreadableImageError: if the file cannot be read.
             DataError: if the id is not in the source.
         """
+        self._position[id_]
         return {}
 
     def coordinates(self, id_: str) -> tuple[float, float] | None:
@@ -196,6 +197,7 @@ class ImageSource(ABC):
         Raises:
             DataError: if the id is not in the source.
         """
+        self._position[id_]
         return None
 
     def metadata(self) -> pa.Table | None:

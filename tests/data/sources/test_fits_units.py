@@ -8,7 +8,7 @@ from astropy.io import fits
 
 from anomalymatch.data.sources import fits_file as _fits_units
 from anomalymatch.data.sources import fits_reader as _fits_images
-from anomalymatch.data.sources.fits import fits_source
+from anomalymatch.data.sources.fits import FitsSource
 from anomalymatch.data.sources.fits_reader import Extensions, FitsImages
 from anomalymatch.errors import UnreadableImageError
 
@@ -125,7 +125,7 @@ def test_a_header_of_a_kind_is_parsed_once(tmp_path: Path, monkeypatch: pytest.M
     write(tmp_path / "5.fits", primary(PLANE.astype(np.int32)))
     _fits_units._layout.cache_clear()
     monkeypatch.setattr(_fits_images, "_choose", None)
-    source = fits_source(tmp_path)
+    source = FitsSource(tmp_path)
     images = [source.load(position)[..., 0] for position in range(6)]
     assert [image.tolist() for image in images] == [(PLANE + i).tolist() for i in (0, 1, 2, 3, 4, 0)]
     assert [str(image.dtype) for image in images] == ["int16"] * 5 + ["int32"]

@@ -1,18 +1,13 @@
-import pickle
-import random
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.arrays import ArraySource
-from anomalymatch.data.sources.numpy import numpy_source
+from anomalymatch.data.sources.numpy import NumpySource
 from anomalymatch.errors import DataError
-from anomalymatch.types import Reject
 
 
 def stack(n: int, start: int = 0) -> np.ndarray:
@@ -35,8 +30,7 @@ def values(source: ArraySource, ids: Any = None) -> list[int]:
 def test_rows_of_several_files(tmp_path: Path, suffix: str) -> None:
     for name, start in (("b", 5), ("a", 0)):
         write(tmp_path / f"{name}{suffix}", stack(5, start))
-    source = numpy_source(str(tmp_path), holdout_files=["b.*"])
-    assert isinstance(source, ImageSource)
+    source = NumpySource(str(tmp_path), holdout_files=["b.*"])
     assert source.ids[4:6] == ["a/000004", "b/000000"]
     assert source.holdout == set(source.ids[5:])
     picks = [7, 0, 5, 5, 4]
@@ -53,54 +47,54 @@ def test_rows_of_several_files(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 def test_pixels_of_any_type_layout_and_order(tmp_path: Path, dtype: str, suffix: str) -> None:
     table = np.arange(2 * 4 * 5 * 2).reshape(2, 4, 5, 2).astype(dtype)
-    last = numpy_source(write(tmp_path / f"last{suffix}", table))
-    first = numpy_source(write(tmp_path / f"first{suffix}", np.moveaxis(table, 3, 1).copy()))
-    fortran = numpy_source(write(tmp_path / f"fortran{suffix}", np.asfortranarray(table)))
+    last = NumpySource(write(tmp_path / f"last{suffix}", table))
+    first = NumpySource(write(tmp_path / f"first{suffix}", np.moveaxis(table, 3, 1).copy()))
+    fortran = NumpySource(write(tmp_path / f"fortran{suffix}", np.asfortranarray(table)))
     for source in (last, first, fortran):
         pixels = source.load(1)
         assert pixels.tolist() == table[1].tolist()
         assert pixels.dtype == np.dtype(dtype).newbyteorder("=")
         pixels[:] = 0
         assert source.load(1).tolist() == table[1].tolist()
-    grey = numpy_source(write(tmp_path / f"grey{suffix}", table[..., 0]))
+    grey = NumpySource(write(tmp_path / f"grey{suffix}", table[..., 0]))
     assert (grey.bands, grey.load(0).tolist()) == (("grey",), table[0, :, :, :1].tolist())
 
 
 def test_arrays_beside_the_images(tmp_path: Path) -> None:
     path = write(tmp_path / "a.npz", stack(3), filenames=np.array(["x", "y", "z"]), labels=[1, 0, 1], ids=[7, 8, 9])
-    source = numpy_source(path)
+    source = NumpySource(path)
     assert source.truth == {"x": "1", "y": "0", "z": "1"}
     assert values(source, ["z", "x"]) == [2, 0]
-    assert numpy_source(path, class_names=["p", "q"]).truth == {"x": "q", "y": "p", "z": "q"}
-    assert numpy_source(path, ids="ids", labels="none").truth is None
-    assert numpy_source(path, ids="ids").ids == ["7", "8", "9"]
-    assert numpy_source(path, ids="none").ids[0] == "a/000000"
-    assert list((numpy_source(path, labels="ids").truth or {}).values()) == ["7", "8", "9"]
+    assert NumpySource(path, class_names=["p", "q"]).truth == {"x": "q", "y": "p", "z": "q"}
+    assert NumpySource(path, ids="ids", labels="none").truth is None
+    assert NumpySource(path, ids="ids").ids == ["7", "8", "9"]
+    assert NumpySource(path, ids="none").ids[0] == "a/000000"
+    assert list((NumpySource(path, labels="ids").truth or {}).values()) == ["7", "8", "9"]
 
 
 def test_name_of_the_array_with_the_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", stack(2))
-    assert values(numpy_source(tmp_path / "one.npz")) == [0, 1]
+    assert values(NumpySource(tmp_path / "one.npz")) == [0, 1]
     np.savez(tmp_path / "two.npz", cutouts=stack(2), masks=stack(2, 7))
-    assert values(numpy_source(tmp_path / "two.npz", images="masks")) == [7, 8]
+    assert values(NumpySource(tmp_path / "two.npz", images="masks")) == [7, 8]
     with pytest.raises(DataError, match="there is no array images, found cutouts, masks"):
-        numpy_source(tmp_path / "two.npz")
+        NumpySource(tmp_path / "two.npz")
 
 
 def test_one_image_a_file(tmp_path: Path) -> None:
     for name, value in (("b", 1), ("sub/a", 2), ("sub/b", 3)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / f"{name}.npy", np.full((4, 5 + value, 2), value, dtype=np.int16))
-    source = numpy_source(tmp_path, each=True, bands=["g", "i"])
+    source = NumpySource(tmp_path, each=True, bands=["g", "i"])
     assert source.ids == ["b.npy", "sub/a.npy", "sub/b.npy"]
     assert [source.load(i).shape for i in range(3)] == [(4, 6, 2), (4, 7, 2), (4, 8, 2)]
     assert [int(source.load(i)[0, 0, 0]) for i in range(3)] == [1, 2, 3]
     assert source.bands == ("g", "i")
     write(tmp_path / "b.npy", np.full((4, 5), 9, dtype=np.int16))
-    assert numpy_source(tmp_path / "b.npy", each=True).load(0).tolist() == [[[9]] * 5] * 4
+    assert NumpySource(tmp_path / "b.npy", each=True).load(0).tolist() == [[[9]] * 5] * 4
     write(tmp_path / "c.npz", stack(1))
     with pytest.raises(DataError, match=r"c\.npz: dataset\.source\.each=true is for \.npy files"):
-        numpy_source(tmp_path, each=True)
+        NumpySource(tmp_path, each=True)
 
 
 def test_packed_arrays_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +103,7 @@ def test_packed_arrays_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.Mon
     read, unpacked = np.lib.format.read_array, []
     monkeypatch.setattr(np.lib.format, "read_array", lambda *args, **kw: unpacked.append(1) or read(*args, **kw))
     for cache_bytes, reads in ((2**20, 2), (1, 4)):
-        source = numpy_source(tmp_path, cache_bytes=cache_bytes)
+        source = NumpySource(tmp_path, cache_bytes=cache_bytes)
         assert unpacked == []
         for _ in range(2):
             assert values(source, list(reversed(source.ids))) == [2, 1, 0, 2, 1, 0]
@@ -117,23 +111,9 @@ def test_packed_arrays_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.Mon
         unpacked.clear()
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_threads_pickle_and_fingerprint(tmp_path: Path, suffix: str) -> None:
-    path = write(tmp_path / f"a{suffix}", stack(8))
-    source = numpy_source(path, cache_bytes=1)
-    picks = [np.random.default_rng(seed).integers(0, 8, 20).tolist() for seed in range(10)]
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda pick: values(source, [source.ids[i] for i in pick]), picks)) == picks
-    assert values(pickle.loads(pickle.dumps(source))) == list(range(8))
-    first = source.fingerprint
-    assert numpy_source(path).fingerprint == first
-    write(path, stack(8, 9))
-    assert numpy_source(path).fingerprint != first
-
-
 def test_files_cut_short_or_replaced_after_opening(tmp_path: Path) -> None:
     path = write(tmp_path / "a.npy", stack(8))
-    source, other = numpy_source(path), numpy_source(path)
+    source, other = NumpySource(path), NumpySource(path)
     source.read(source.ids[:1])
     path.write_bytes(path.read_bytes()[:200])
     assert "the file has been cut short" in source.read(source.ids[-1:])[0].reason
@@ -142,57 +122,28 @@ def test_files_cut_short_or_replaced_after_opening(tmp_path: Path) -> None:
     assert "No such file or directory" in other.read(other.ids[-1:])[0].reason
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_damage_gives_rejects_and_no_wrong_images(tmp_path: Path, suffix: str) -> None:
-    path = write(tmp_path / f"a{suffix}", stack(5))
-    whole = path.read_bytes()
-    rng = random.Random(0)
-    for turn in range(300):
-        data = bytearray(whole[: rng.randrange(len(whole))] if turn % 2 else whole)
-        if not turn % 2:
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        path.write_bytes(data)
-        try:
-            source = numpy_source(path)
-        except DataError:
-            continue
-        assert not turn % 2 or suffix == ".npz"
-        for row, result in enumerate(source.read(source.ids)):
-            if suffix == ".npz" and not isinstance(result, Reject):
-                assert result.min() == result.max() == row  # a .npz has checksums
-
-
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.full((2, 4, 4), None), allow_pickle=True)
     with pytest.raises(DataError, match="get it again"):
-        numpy_source(tmp_path / "a.npy")
+        NumpySource(tmp_path / "a.npy")
     np.savez(tmp_path / "b.npz", images=stack(2), filenames=np.array(["x", "y"], dtype=object))
     with pytest.raises(DataError, match="Object arrays cannot be loaded when allow_pickle=False"):
-        numpy_source(tmp_path / "b.npz")
-    assert values(numpy_source(tmp_path / "b.npz", ids="none")) == [0, 1]
+        NumpySource(tmp_path / "b.npz")
+    assert values(NumpySource(tmp_path / "b.npz", ids="none")) == [0, 1]
 
 
 def test_messages(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset=numpy needs data\.root=PATH"):
-        numpy_source(None)
-    with pytest.raises(DataError, match=r"expected a \.npy or \.npz file or a folder with such files, found nothing"):
-        numpy_source(tmp_path / "none.npy")
-    (tmp_path / "text.npy").write_text("no array")
-    (tmp_path / "text.npz").write_text("no array")
-    for name in ("text.npy", "text.npz"):
-        with pytest.raises(DataError, match=r"expected a \.npy or \.npz file, but it cannot be read"):
-            numpy_source(tmp_path / name)
     path = write(tmp_path / "a.npy", stack(2))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="expected 248 bytes by its header, found 247; get it again"):
-        numpy_source(path)
+    with pytest.raises(DataError, match="expected 248 bytes in it by its header, found 247; get it again"):
+        NumpySource(path)
     with pytest.warns(UserWarning, match="format 3.0"):
         np.save(tmp_path / "table.npy", np.zeros(2, dtype=[("λ", "i4")]))
     with pytest.raises(DataError, match="is for tables, which are no images"):
-        numpy_source(tmp_path / "table.npy")
+        NumpySource(tmp_path / "table.npy")
     with zipfile.ZipFile(write(tmp_path / "b.npz", stack(2)), "w") as archive:
         archive.writestr("images.npy", path.read_bytes())
     with pytest.raises(DataError, match="expected 248 bytes in images by its header, found 247"):
-        numpy_source(tmp_path / "b.npz")
+        NumpySource(tmp_path / "b.npz")
     with pytest.raises(DataError, match=r"there is no kinds, set dataset\.source\.labels to one of images"):
-        numpy_source(write(tmp_path / "c.npz", stack(2)), labels="kinds")
+        NumpySource(write(tmp_path / "c.npz", stack(2)), labels="kinds")

@@ -24,9 +24,9 @@ from PIL import Image as PillowImage
 from anomalymatch.data import remote as _remote
 from anomalymatch.data.remote import is_remote, local_path
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.sources.files import FolderSource, RemoteFolderSource, folder_source
-from anomalymatch.data.sources.parquet import parquet_source
-from anomalymatch.data.sources.zip import zip_source
+from anomalymatch.data.sources.folder import FolderSource
+from anomalymatch.data.sources.parquet import ParquetSource
+from anomalymatch.data.sources.zip import ZipSource
 from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
 
@@ -94,44 +94,23 @@ def colours(source: ImageSource) -> list[int]:
 
 
 def test_images_below_a_url(memory: MemoryFileSystem) -> None:
-    source = folder_source("memory://set")
-    assert isinstance(source, ImageSource)
-    assert isinstance(source, RemoteFolderSource)
+    source = FolderSource("memory://set")
     assert source.ids == ["a.PNG", "b.png", "sub/é ü.png"]
     assert (source.name, source.truth, source.labels) == ("set", None, {})
     assert colours(source) == [1, 0, 2]
     assert source.raw_bytes("b.png") == png(0)
-    assert folder_source("memory://set", channels=1).read(["b.png"])[0].shape == (2, 3, 1)
+    assert FolderSource("memory://set", channels=1).read(["b.png"])[0].shape == (2, 3, 1)
 
 
 def test_setting_up_reads_no_image(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryFileSystem, "cat_file", None)
-    assert len(RemoteFolderSource("memory://set").ids) == 3
-
-
-def test_classes_and_labels(memory: MemoryFileSystem, tmp_path: Path) -> None:
-    for name in ["cat/1.png", "dog/1.png"]:
-        memory.pipe(f"/animals/{name}", png(1))
-    assert RemoteFolderSource("memory://animals").truth == {"cat/1.png": "cat", "dog/1.png": "dog"}
-    assert RemoteFolderSource("memory://animals", classes="none").truth is None
-    (tmp_path / "labels.csv").write_text("filename,label\nb.png,anomaly\n")
-    assert folder_source("memory://set", labels_file=tmp_path / "labels.csv").labels == {"b.png": "anomaly"}
-
-
-def test_fingerprint_follows_names_sizes_times_and_channels(memory: MemoryFileSystem) -> None:
-    first = RemoteFolderSource("memory://set").fingerprint
-    assert RemoteFolderSource("memory://set").fingerprint == first
-    assert RemoteFolderSource("memory://set", channels=1).fingerprint != first
-    memory.pipe("/set/b.png", png(9))
-    second = RemoteFolderSource("memory://set").fingerprint
-    memory.rm("/set/b.png")
-    assert len({first, second, RemoteFolderSource("memory://set").fingerprint}) == 3
+    assert len(FolderSource("memory://set").ids) == 3
 
 
 def test_a_failure_is_tried_again_and_what_lasts_is_rejected(
     memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = RemoteFolderSource("memory://set", connections=1)
+    source = FolderSource("memory://set")
     original, tries = MemoryFileSystem.cat_file, [0]
 
     def fail(self: Any, path: str, *rest: Any, times: int = 2) -> bytes:
@@ -151,7 +130,7 @@ def test_a_failure_is_tried_again_and_what_lasts_is_rejected(
 
 def test_vanished_changed_and_broken_images_are_rejected(memory: MemoryFileSystem) -> None:
     memory.pipe("/set/text.png", b"no image")
-    source = RemoteFolderSource("memory://set")
+    source = FolderSource("memory://set")
     memory.rm("/set/b.png")
     memory.pipe("/set/a.PNG", png(1) + b"more")
     gone, changed, text, good = source.read(["b.png", "a.PNG", "text.png", "sub/é ü.png"])
@@ -170,10 +149,10 @@ def test_several_images_are_fetched_at_once(memory: MemoryFileSystem, monkeypatc
         return original(self, path)
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", wait)
-    assert colours(RemoteFolderSource("memory://set", connections=3)) == [1, 0, 2]
+    assert colours(FolderSource("memory://set")) == [1, 0, 2]
 
 
-def _read_in_child(source: RemoteFolderSource, queue: Any) -> None:
+def _read_in_child(source: FolderSource, queue: Any) -> None:
     queue.put(colours(source))
 
 
@@ -181,7 +160,7 @@ def _read_in_child(source: RemoteFolderSource, queue: Any) -> None:
 def test_other_processes(server: Server, tmp_path: Path) -> None:
     for value in range(3):
         (tmp_path / f"www/{value}.png").write_bytes(png(value))
-    source = RemoteFolderSource(server.url)
+    source = FolderSource(server.url)
     assert colours(source) == [0, 1, 2]
     assert colours(pickle.loads(pickle.dumps(source))) == [0, 1, 2]
     context = multiprocessing.get_context("fork")
@@ -197,7 +176,7 @@ def test_images_over_http(server: Server, tmp_path: Path) -> None:
     (tmp_path / "www/images/sub").mkdir(parents=True)
     for value, name in enumerate(["a.png", "sub/é ü#1.png"]):
         (tmp_path / "www/images" / name).write_bytes(png(value))
-    source = folder_source(f"{server.url}/images/")
+    source = FolderSource(f"{server.url}/images/")
     assert (source.ids, source.name) == (["a.png", "sub/é ü#1.png"], "images")
     server.failures = 2
     assert colours(source) == [0, 1]
@@ -212,27 +191,27 @@ def test_storage_options_reach_the_file_system(server: Server, tmp_path: Path) -
     server.secret = "s"
     options = {"headers": {"X-Secret": "s"}}
     with pytest.raises(DataError, match="cannot be listed"):
-        folder_source(server.url)
-    assert colours(folder_source(server.url, storage_options=options)) == [5]
-    assert colours(zip_source(f"{server.url}/a.zip", cache_dir=tmp_path / "cache", storage_options=options)) == [6]
+        FolderSource(server.url)
+    assert colours(FolderSource(server.url, storage_options=options)) == [5]
+    assert colours(ZipSource(f"{server.url}/a.zip", cache_dir=tmp_path / "cache", storage_options=options)) == [6]
 
 
 def test_single_files_are_copied_once(server: Server, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
         archive.writestr("x.png", png(6))
     url, cache = f"{server.url}/a.zip", tmp_path / "cache"
-    source = zip_source(url, cache_dir=cache)
+    source = ZipSource(url, cache_dir=cache)
     assert (source.ids, source.name, colours(source)) == (["x.png"], "a", [6])
     server.asked.clear()
-    assert zip_source(url, cache_dir=cache).fingerprint == source.fingerprint
+    assert ZipSource(url, cache_dir=cache).fingerprint == source.fingerprint
     assert server.asked == []
     copy = next(cache.rglob("a.zip"))
     copy.write_bytes(b"cut")
-    assert colours(zip_source(url, cache_dir=cache)) == [6]
+    assert colours(ZipSource(url, cache_dir=cache)) == [6]
     with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
         archive.writestr("x.png", png(7))
         archive.writestr("y.png", png(8))
-    assert colours(zip_source(url, cache_dir=cache)) == [7, 8]
+    assert colours(ZipSource(url, cache_dir=cache)) == [7, 8]
 
 
 def test_shards_of_a_folder_are_copied(memory: MemoryFileSystem, tmp_path: Path) -> None:
@@ -240,10 +219,10 @@ def test_shards_of_a_folder_are_copied(memory: MemoryFileSystem, tmp_path: Path)
         buffer = io.BytesIO()
         pq.write_table(pa.table({"image": pa.array([png(shard)], pa.binary())}), buffer)
         memory.pipe(f"/hub/data/{shard}.parquet", buffer.getvalue())
-    source = parquet_source("memory://hub", cache_dir=tmp_path)
+    source = ParquetSource("memory://hub", cache_dir=tmp_path)
     assert source.ids == ["0/0000000", "1/0000000"]
     assert colours(source) == [0, 1]
-    assert parquet_source("memory://hub/data/1.parquet", cache_dir=str(tmp_path)).ids == ["1/0000000"]
+    assert ParquetSource("memory://hub/data/1.parquet", cache_dir=str(tmp_path)).ids == ["1/0000000"]
 
 
 def test_copying_goes_on_where_it_broke_off(
@@ -283,8 +262,8 @@ def test_a_listing_cannot_lead_out_of_the_cache(
 
 def test_what_is_on_this_machine_is_no_url(tmp_path: Path) -> None:
     (tmp_path / "a b.png").write_bytes(png(4))
-    source = folder_source(f"file://{str(tmp_path).replace(' ', '%20')}")
-    assert isinstance(source, FolderSource)
+    source = FolderSource(f"file://{str(tmp_path).replace(' ', '%20')}")
+    assert source.folder == tmp_path
     assert colours(source) == [4]
     assert local_path("~/x", None, ()) == Path.home() / "x"
     assert [is_remote(root) for root in ["s3://b/k", "memory://x", "a/b", "file:///a", Path("x"), None]] == [
@@ -299,23 +278,23 @@ def test_what_is_on_this_machine_is_no_url(tmp_path: Path) -> None:
 
 def test_messages(memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"memory://none: .*no images in it, expected files that end in \.bmp"):
-        folder_source("memory://none")
+        FolderSource("memory://none")
     with pytest.raises(DataError, match=r"memory://none\.zip: expected a file, found nothing at /none\.zip"):
-        zip_source("memory://none.zip", cache_dir=tmp_path)
+        ZipSource("memory://none.zip", cache_dir=tmp_path)
     with pytest.raises(DataError, match=r"set dataset\.source\.cache_dir to the folder"):
-        zip_source("memory://none.zip")
+        ZipSource("memory://none.zip")
     with pytest.raises(DataError, match="nope://x: cannot be opened: ValueError: Protocol not known: nope"):
-        folder_source("nope://x")
+        FolderSource("nope://x")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(DataError, match=r"s3:// needs a package that is not installed: pip install s3fs"):
-        folder_source("s3://bucket/folder")
+        FolderSource("s3://bucket/folder")
     monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no entry")))
     with pytest.raises(DataError, match="memory://set: cannot be listed: PermissionError: no entry"):
-        folder_source("memory://set")
+        FolderSource("memory://set")
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be listed|no images in it"):
-        folder_source("http://127.0.0.1:9/images")
+        FolderSource("http://127.0.0.1:9/images")
     with pytest.raises(DataError, match=r"expected a file, found nothing at http://127\.0\.0\.1:9/a\.zip"):
-        zip_source("http://127.0.0.1:9/a.zip", cache_dir=tmp_path)
+        ZipSource("http://127.0.0.1:9/a.zip", cache_dir=tmp_path)

@@ -1,10 +1,7 @@
 import json
-import multiprocessing
-import pickle
 import random
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.arrays import ArraySource
-from anomalymatch.data.sources.zarr import _refuse_pickles, zarr_source
+from anomalymatch.data.sources.zarr import ZarrSource, _refuse_pickles
 from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
 
@@ -57,8 +53,7 @@ def store(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["a.zarr", "a.zarr.zip", "a.zip"])
 @pytest.mark.parametrize("group", [True, False])
 def test_versions_and_stores(tmp_path: Path, version: int, name: str, group: bool) -> None:
-    source = zarr_source(str(write(tmp_path / name, stack(5), version, group)))
-    assert isinstance(source, ImageSource)
+    source = ZarrSource(str(write(tmp_path / name, stack(5), version, group)))
     assert source.ids == [f"a/{i:06d}" for i in range(5)]
     assert values(source, ["a/000004", "a/000000", "a/000003"]) == [5, 1, 4]
     assert source.read(["a/000002"])[0].tolist() == stack(5)[2].tolist()
@@ -69,8 +64,8 @@ def test_versions_and_stores(tmp_path: Path, version: int, name: str, group: boo
 @pytest.mark.parametrize("version", [2, 3])
 def test_pixels_of_any_type_in_both_layouts(tmp_path: Path, dtype: str, version: int) -> None:
     table = np.arange(1, 1 + 2 * 4 * 5 * 2).reshape(2, 4, 5, 2).astype(dtype)
-    last = zarr_source(write(tmp_path / "last.zarr", table, version, chunks=(2, 2, 2, 1)))
-    first = zarr_source(write(tmp_path / "first.zarr", np.moveaxis(table, 3, 1), version))
+    last = ZarrSource(write(tmp_path / "last.zarr", table, version, chunks=(2, 2, 2, 1)))
+    first = ZarrSource(write(tmp_path / "first.zarr", np.moveaxis(table, 3, 1), version))
     for source in (last, first):
         pixels = source.load(1)
         assert pixels.tolist() == table[1].tolist()
@@ -79,17 +74,17 @@ def test_pixels_of_any_type_in_both_layouts(tmp_path: Path, dtype: str, version:
 
 def test_shards(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zarr", stack(9), shards=(4, 4, 5, 3))
-    assert values(zarr_source(path)) == list(range(1, 10))
+    assert values(ZarrSource(path)) == list(range(1, 10))
 
 
 def test_several_stores(store: Path, tmp_path: Path) -> None:
     write(tmp_path / "sub/images.zarr", stack(2))
     write(tmp_path / "tub/images.zarr", stack(1))
-    source = zarr_source(tmp_path, holdout_files=["a*"])
+    source = ZarrSource(tmp_path, holdout_files=["a*"])
     assert source.ids[4:] == ["a/000004", "sub/images/000000", "sub/images/000001", "tub/images/000000"]
     assert values(source) == [1, 2, 3, 4, 5, 1, 2, 1]
     assert source.holdout == set(source.ids[:5])
-    assert values(zarr_source([store, tmp_path / "tub"])) == [1, 2, 3, 4, 5, 1]
+    assert values(ZarrSource([store, tmp_path / "tub"])) == [1, 2, 3, 4, 5, 1]
 
 
 def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,14 +96,14 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return read(self, rows)
 
     monkeypatch.setattr(zarr.Array, "__getitem__", counted)
-    source = zarr_source(path)
+    source = ZarrSource(path)
     assert decoded == []
     shuffled = random.Random(0).sample(list(source.ids), 8)
     assert values(source, shuffled) == [int(id_[-1]) + 1 for id_ in shuffled]
     assert decoded == [(0, 2), (2, 4), (4, 6), (6, 8)]
     source.read(source.ids)
     assert len(decoded) == 4
-    tight = zarr_source(path, cache_bytes=1)
+    tight = ZarrSource(path, cache_bytes=1)
     tight.read(["a/000000", "a/000001"])
     assert len(decoded) == 5
     tight.read(["a/000002", "a/000000"])
@@ -118,7 +113,7 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_images_of_a_kept_chunk_cannot_be_spoilt(store: Path) -> None:
-    source = zarr_source(store)
+    source = ZarrSource(store)
     source.read(["a/000001"])[0][:] = 99
     assert values(source, ["a/000001"]) == [2]
 
@@ -126,96 +121,70 @@ def test_images_of_a_kept_chunk_cannot_be_spoilt(store: Path) -> None:
 @pytest.mark.parametrize("place", ["a_metadata.parquet", "metadata.parquet", "a.zarr/metadata.parquet"])
 def test_metadata_beside_or_inside(store: Path, place: str) -> None:
     write_metadata(store.parent / place, id=list("vwxyz"), filename=list("edcba"), label=list("ppqqp"))
-    source = zarr_source(store)
+    source = ZarrSource(store)
     assert source.ids == list("edcba")
     assert source.truth == dict(zip("edcba", "ppqqp", strict=True))
     assert values(source, ["a", "e"]) == [5, 1]
-    assert zarr_source(store, ids="id").ids == list("vwxyz")
-    plain = zarr_source(store, metadata="none")
+    assert ZarrSource(store, ids="id").ids == list("vwxyz")
+    plain = ZarrSource(store, metadata="none")
     assert (plain.ids[0], plain.truth) == ("a/000000", None)
-    assert zarr_source(store, labels="none").truth is None
-    assert zarr_source(store, ids="none").ids[0] == "a/000000"
+    assert ZarrSource(store, labels="none").truth is None
+    assert ZarrSource(store, ids="none").ids[0] == "a/000000"
 
 
 def test_metadata_of_another_name(store: Path, tmp_path: Path) -> None:
     path = write_metadata(tmp_path / "b.parquet", key=[10, 11, 12, 13, 14], kind=[0, 1, 0, 1, 1])
-    source = zarr_source(store, metadata=path, ids="key", labels="kind", class_names=["x", "y"])
+    source = ZarrSource(store, metadata=path, ids="key", labels="kind", class_names=["x", "y"])
     assert source.truth == {"10": "x", "11": "y", "12": "x", "13": "y", "14": "y"}
-    assert zarr_source(store, metadata=str(path)).ids[0] == "a/000000"
+    assert ZarrSource(store, metadata=str(path)).ids[0] == "a/000000"
     with pytest.raises(DataError, match="expected a Parquet file with the metadata of"):
-        zarr_source(store, metadata=tmp_path / "c.parquet")
+        ZarrSource(store, metadata=tmp_path / "c.parquet")
     with pytest.raises(DataError, match=r"there is no name, set dataset\.source\.ids to one of key, kind"):
-        zarr_source(store, metadata=path, ids="name")
+        ZarrSource(store, metadata=path, ids="name")
     with pytest.raises(DataError, match=r"labels=kind is a column of the metadata, but there is no file a_metadata\."):
-        zarr_source(store, labels="kind")
+        ZarrSource(store, labels="kind")
     write(tmp_path / "b.zarr", stack(2))
     with pytest.raises(DataError, match="is for one store, but there are 2"):
-        zarr_source(tmp_path, metadata=path)
+        ZarrSource(tmp_path, metadata=path)
 
 
 def test_wrong_metadata(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "metadata.parquet"
     write_metadata(path, filename=list("abcd"))
     with pytest.raises(DataError, match=r"expected 5 values in filename, one per image, found the shape \(4,\)"):
-        zarr_source(store)
+        ZarrSource(store)
     write_metadata(path, filename=["a", "b", None, "d", "e"])
     with pytest.raises(DataError, match=r"1 of 5 values in filename are empty; correct it, or set dataset"):
-        zarr_source(store)
+        ZarrSource(store)
     write_metadata(path, filename=list("abcad"))
     with pytest.raises(DataError, match="ids must be unique, but 'a' occurs 2 times"):
-        zarr_source(store)
+        ZarrSource(store)
     write_metadata(path, filename=[["a"]] * 5)
     with pytest.raises(DataError, match="expected strings or numbers in filename"):
-        zarr_source(store)
+        ZarrSource(store)
     path.write_text("no Parquet")
     with pytest.raises(DataError, match="expected a Parquet file, but it cannot be read"):
-        zarr_source(store)
+        ZarrSource(store)
 
 
 @pytest.mark.parametrize("group", [True, False])
 def test_attributes_name_bands_and_units(tmp_path: Path, group: bool) -> None:
     path = write(tmp_path / "a.zarr", stack(2)[..., :2], group=group)
-    assert zarr_source(path).bands == ("band0", "band1")
+    assert ZarrSource(path).bands == ("band0", "band1")
     zarr.open(path, mode="r+").attrs.update({"bands": ["g", "i"], "units": "nJy"})
-    source = zarr_source(path)
+    source = ZarrSource(path)
     assert (source.bands, source.units) == (("g", "i"), "nJy")
 
 
 def test_fingerprint(store: Path, tmp_path: Path) -> None:
-    first = zarr_source(store).fingerprint
-    assert zarr_source(store).fingerprint == first
-    prints = {first, zarr_source(store, channels=1).fingerprint}
+    first = ZarrSource(store).fingerprint
+    assert ZarrSource(store).fingerprint == first
+    prints = {first, ZarrSource(store, channels=1).fingerprint}
     zarr.open(store, mode="r+")["images"][4] = 77
-    prints.add(zarr_source(store).fingerprint)
+    prints.add(ZarrSource(store).fingerprint)
     write_metadata(tmp_path / "metadata.parquet", filename=list("abcde"))
-    prints.add(zarr_source(store).fingerprint)
+    prints.add(ZarrSource(store).fingerprint)
     assert len(prints) == 4
-
-
-def test_many_threads(store: Path) -> None:
-    source = zarr_source(store, cache_bytes=1)
-    picks = [np.random.default_rng(seed).integers(0, 5, 10).tolist() for seed in range(12)]
-    with ThreadPoolExecutor(6) as pool:
-        results = pool.map(lambda pick: values(source, [source.ids[i] for i in pick]), picks)
-    assert list(results) == [[i + 1 for i in pick] for pick in picks]
-
-
-def _read_in_child(source: ArraySource, queue: Any) -> None:
-    queue.put(values(source))
-
-
-@pytest.mark.parametrize("name", ["a.zarr", "a.zip"])
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_other_processes(tmp_path: Path, name: str) -> None:
-    source = zarr_source(write(tmp_path / name, stack(5)), cache_bytes=1)
-    source.read(source.ids)
-    assert values(pickle.loads(pickle.dumps(source))) == [1, 2, 3, 4, 5]
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    child = context.Process(target=_read_in_child, args=(source, queue))
-    child.start()
-    child.join(20)
-    assert queue.get() == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("fill", [0, 7, np.nan])
@@ -223,46 +192,32 @@ def test_lost_chunks_are_rejected(tmp_path: Path, fill: float) -> None:
     images = stack(5).astype(np.float32) + 10
     path = write(tmp_path / "a.zarr", images, fill_value=fill)
     (path / "images/c/1/0/0/0").unlink()
-    source = zarr_source(path)
+    source = ZarrSource(path)
     results = source.read(source.ids)
     assert [isinstance(result, Reject) for result in results] == [False, False, True, True, False]
     assert results[3] == Reject("a/000003", f"row 3 of {path} cannot be read: its chunk is missing, or blank")
 
 
 def test_store_that_is_gone_or_another(store: Path) -> None:
-    source = zarr_source(store)
+    source = ZarrSource(store)
     shutil.rmtree(store)
     assert "No such file" in source.read(["a/000000"])[0].reason
     write(store, stack(4))
     assert "has changed since the set was opened" in source.read(["a/000000"])[0].reason
 
 
-@pytest.mark.parametrize("blosc", [True, False])
 @pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("name", ["a.zarr", "a.zip"])
-def test_damage_gives_rejects_and_no_wrong_images(tmp_path: Path, version: int, name: str, blosc: bool) -> None:
-    codecs = {2: numcodecs.Blosc(), 3: zarr.codecs.BloscCodec()}
-    path = write(tmp_path / name, stack(5), version, **({"compressors": codecs[version]} if blosc else {}))
-    rng = random.Random(version)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for turn in range(40):
-        file = rng.choice(files)
+def test_cut_blosc_chunks_give_rejects_and_no_wrong_images(tmp_path: Path, version: int) -> None:
+    codec = {2: numcodecs.Blosc(), 3: zarr.codecs.BloscCodec()}[version]
+    path = write(tmp_path / "a.zarr", stack(5), version, compressors=codec)
+    dice = random.Random(version)
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "z"))):
         whole = file.read_bytes()
-        data = bytearray(whole[: rng.randrange(len(whole))] if turn % 2 else whole)
-        if data and not turn % 2:
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        file.write_bytes(data)
-        try:
-            source = zarr_source(path)
-        except DataError:
-            pass
-        else:
-            for result in source.read(source.ids):
-                assert isinstance(result, Reject) or result.ndim == 3
-                if turn % 2 and not isinstance(result, Reject):
-                    assert result.min() == result.max() > 0
+        for _ in range(6):
+            file.write_bytes(whole[: dice.randrange(len(whole))])
+            for value, result in enumerate(ZarrSource(path).read(ZarrSource(path).ids), start=1):
+                assert isinstance(result, Reject) or (result == value).all()
         file.write_bytes(whole)
-    assert values(zarr_source(path)) == [1, 2, 3, 4, 5]
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
@@ -272,26 +227,22 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     for change in ({"filters": [{"id": "pickle", "protocol": 5}]}, {"compressor": {"id": "pickle", "protocol": 5}}):
         header.write_text(json.dumps(content | change))
         with pytest.raises(DataError, match="'pickle'"):
-            zarr_source(path)
+            ZarrSource(path)
     array = SimpleNamespace(filters=(), compressors=(numcodecs.Pickle(),))  # as another version may let it pass
     with pytest.raises(DataError, match="packed by pickle, which is not safe to read"):
         _refuse_pickles(path, array)
 
 
 def test_messages(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"dataset=zarr needs data\.root=PATH"):
-        zarr_source(None)
-    with pytest.raises(DataError, match="expected a Zarr store or a folder with such files, found nothing"):
-        zarr_source(tmp_path / "none.zarr")
     with pytest.raises(DataError, match="there is no array pixels in this store, found images"):
-        zarr_source(store, images="pixels")
+        ZarrSource(store, images="pixels")
     (tmp_path / "text.zip").write_text("no archive")
     with pytest.raises(DataError, match="expected a Zarr store, but it cannot be read"):
-        zarr_source(tmp_path / "text.zip")
+        ZarrSource(tmp_path / "text.zip")
     with pytest.raises(DataError, match=r"of integers or floats in images, found \(2, 4, 5\) and bool"):
-        zarr_source(write(tmp_path / "b.zarr", np.ones((2, 4, 5), dtype=bool)))
+        ZarrSource(write(tmp_path / "b.zarr", np.ones((2, 4, 5), dtype=bool)))
     with pytest.raises(DataError, match="there are no images in it"):
-        zarr_source(write(tmp_path / "nothing.zarr", np.zeros((0, 4, 4)), chunks=(1, 4, 4)))
+        ZarrSource(write(tmp_path / "nothing.zarr", np.zeros((0, 4, 4)), chunks=(1, 4, 4)))
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(DataError, match=r'pip install "anomalymatch\[zarr\]"'):
-        zarr_source(store)
+        ZarrSource(store)

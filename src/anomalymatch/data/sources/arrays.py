@@ -1,33 +1,39 @@
-"""Sources whose images are rows of arrays: their axes, bands, ids and classes, and reading them block by block.
+"""Base class of sources whose images are rows of arrays: axes, bands, ids, classes and blockwise reading."""
 
-What a file format adds is small: it describes each file as a `Part` and opens it.
-"""
-
+import hashlib
+from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from itertools import chain
+from operator import attrgetter, methodcaller
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Shaped
 
+from anomalymatch.checks import check_choice
 from anomalymatch.data.codecs import MAX_PIXELS, MODES, decode, with_channels
-from anomalymatch.data.labels import labels_or_truth
+from anomalymatch.data.find import FoundFile, find_files, missing_root
+from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource
-from anomalymatch.data.sources.array_parts import Part, check_unique, fingerprint, holdout, reason, stamp, truth
-from anomalymatch.data.sources.handles import Handles
+from anomalymatch.data.sources.array_file import AUTO, ArrayFile, Columns, reason, stamp
 from anomalymatch.data.sources.tables import parquet_table
-from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
+from anomalymatch.errors import DataError, UnreadableImageError
+from anomalymatch.lru import LRU
 from anomalymatch.types import Image, Pixels, Reject
 
-LAYOUTS = ("auto", "nhwc", "nchw")
+LAYOUTS = (AUTO, "nhwc", "nchw")
 MAX_BANDS = 64
-"""An axis longer than this is taken for bands only if that is said."""
+"""Length up to which `layout=auto` takes an axis for the bands."""
 CACHE_BYTES = 2**28
+OPEN_FILES = 64
 ENCODED_CHANNELS = 3
 
+Root = str | Path | Sequence[str | Path]
 Rows = Shaped[np.ndarray, "n *image"]
 
 
@@ -35,7 +41,7 @@ class Opened(NamedTuple):
     """An open file.
 
     Attributes:
-        rows: anything that gives an array of images for a slice of rows.
+        rows: object that gives an array of images for a slice of rows.
         close: closes the file.
     """
 
@@ -44,44 +50,61 @@ class Opened(NamedTuple):
 
 
 class ArraySource(ImageSource):
-    """Images that are rows of the arrays of several files, which follow one another.
+    """Images that are rows of the arrays in one or several files, ordered by file and row.
 
-    Ids are those that the files give, else `{file stem}/{row:06d}`. Setting up reads no image. Reading goes through
-    the rows in their order, decodes each block of rows once, and keeps the blocks used last.
+    Arrays have the shape (n, h, w), (n, h, w, bands) or (n, bands, h, w), with integers or floats. Ids come from the
+    files, else they are `{file stem}/{row:06d}`. Opening reads no image. Reading follows the order of the rows, decodes
+    each block of rows once, and keeps the blocks used last. Subclasses implement `describe` and `open_rows` for a
+    format.
 
     Args:
-        parts: what the files say of themselves.
-        open_: opens one of them; must be picklable.
-        name: short name for logs and folders.
-        layout: order of the axes of an array of four: "nhwc" (bands last), "nchw" (bands first), or "auto", which takes
-            the shorter of the two.
-        bands: names of the bands, or of the `channels`; None takes those that the files give, or the usual ones.
-        channels: 1 grey, 3 RGB or 4 RGBA, to which photographs are converted; None keeps the bands as they are, and
-            decodes images in JPEG or PNG to RGB.
-        labels_file: a CSV `filename,label`, as for `FolderSource`; its classes come before those in the files.
+        root: a file, a folder that is searched for files at any depth, or a list of both.
+        name: short name for logs and folders; None takes that of the format.
+        images: name of the array with the images.
+        ids: name of the array or column with a unique id for each image; "auto" takes a usual name where there is
+            one, "none" takes file and row.
+        labels: name of the array or column with a class for each image; "auto" takes a usual name where there is one,
+            "none" reads no classes.
+        class_names: names of the classes 0, 1, …; None takes the numbers themselves.
+        layout: order of the axes of a four-dimensional array: "nhwc" (bands last), "nchw" (bands first), or "auto",
+            which takes the shorter of the two for the bands.
+        bands: names of the bands, or of the `channels`; None takes those in the files, else the usual ones.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA) converts photographs; None keeps the bands, and decodes JPEG and PNG
+            to RGB.
+        labels_file: a CSV `filename,label`, see `read_labels`; its classes replace those in the files.
         holdout_files: patterns of file names, "test*" for example, whose images are the official test split.
-        cache_bytes: how many bytes of decoded rows each process keeps; the block in use is kept whatever its size.
-        rendering: how pixels become 8-bit channels.
+        cache_bytes: bytes of decoded rows that each process keeps; at least one block is kept.
+        rendering: conversion of the bands to 8-bit channels.
 
     Attributes:
-        labels: labels by a person, by id; empty without a labels file.
-        shapes: of the array of each file.
-        beside: a Parquet file with a row for each image of a file, where there is one.
+        files: description of each file.
 
     Raises:
-        DataError: if arrays have other shapes or types than images do, if their axes are not clear, files disagree
-            about their bands, some but not all have classes, ids are not unique, or a pattern matches no file.
-        ConfigError: if an option has no such value, or `bands` are not as many as there are.
+        DataError: if there is no file, one cannot be read or lacks an array, an array does not hold images, its axes
+            are ambiguous, the files have different bands, only some have classes, ids are not unique, or a pattern
+            matches no file.
+        ConfigError: if an option has no such value, or the number of `bands` is wrong.
         LabelError: if the labels file is missing, wrong, or an incomplete benchmark.
     """
 
+    dataset: ClassVar[str]
+    kind: ClassVar[str]
+    """The format's file in messages, "an HDF5 file"."""
+    usual_ids: ClassVar[Sequence[str]] = ("filenames", "ids")
+    usual_labels: ClassVar[Sequence[str]] = ("labels", "label")
+    stores: ClassVar[bool] = False
+    """Whether a folder can be a file of the format."""
+
     def __init__(
         self,
-        parts: Sequence[Part],
-        open_: Callable[[Path], Opened],
+        root: Root | None,
         *,
-        name: str,
-        layout: str = "auto",
+        name: str | None = None,
+        images: str = "images",
+        ids: str = AUTO,
+        labels: str = AUTO,
+        class_names: Sequence[str] | None = None,
+        layout: str = AUTO,
         bands: Sequence[str] | None = None,
         channels: int | None = None,
         labels_file: str | Path | None = None,
@@ -89,121 +112,116 @@ class ArraySource(ImageSource):
         cache_bytes: int = CACHE_BYTES,
         rendering: Rendering = EIGHT_BITS,
     ) -> None:
-        if layout not in LAYOUTS:
-            raise ConfigError(f"dataset.source.layout is {layout!r}: choose one of {', '.join(LAYOUTS)}")
-        if channels is not None and channels not in MODES:
-            raise ConfigError(
-                f"dataset.source.channels is {channels}: choose one of {', '.join(map(str, MODES))}, "
-                "or null to keep the bands as they are"
-            )
-        self._parts = list(parts)
-        self._layouts = [_layout(part, layout) for part in parts]
-        self._channels = channels
-        self.beside: Sequence[Path | None] = [None] * len(parts)
-        self._starts = np.cumsum([0] + [part.shape[0] for part in parts])
-        self._blocks = _Blocks(self._parts, open_, cache_bytes)
-        ids = list(chain.from_iterable(part.all_ids() for part in parts))
-        check_unique(name, parts, ids)
-        given, classes = _labels(labels_file, ids)
+        check_choice("dataset.source.layout", layout, LAYOUTS)
+        check_choice("dataset.source.channels", channels, MODES, null=True)
+        if root is None:
+            raise missing_root(self.dataset, f"{self.kind}, a folder with such files, or a list of them")
+        self.images, self._channels = images, channels
+        self._columns = Columns(ids, labels, class_names, self.usual_ids, self.usual_labels)
+        found = find_files(root, self.matches, self.kind, folders=self.stores)
+        self.check_found(found)
+        self.files = files = [self._described(file) for file in found]
+        self._layouts = [_layout(file, layout) for file in files]
+        self._starts = np.cumsum([0] + [file.shape[0] for file in files])
+        self._opened: LRU[int, Opened] = LRU(OPEN_FILES, close=methodcaller("close"))
+        self._blocks: LRU[tuple[int, int], Rows] = LRU(cache_bytes, cost=attrgetter("nbytes"))
+        all_ids = list(chain.from_iterable(file.all_ids() for file in files))
+        name = name or self.dataset
+        _check_unique(name, files, all_ids)
+        given, classes = read_labels(labels_file, all_ids)
         super().__init__(
             name=name,
-            ids=ids,
-            bands=_bands(parts, self._layouts, bands, channels),
-            units=_agreed("units", [(part.path, part.units) for part in parts]),
+            ids=all_ids,
+            bands=_bands(files, self._layouts, bands, channels),
+            units=_agreed("units", [(file.path, file.units) for file in files]),
             rendering=rendering,
+            fingerprint=_fingerprint(files, f"arrays {channels} {self._layouts}"),
             labels=given,
-            fingerprint=fingerprint(parts, f"arrays {channels} {self._layouts}"),
-            truth=truth(parts, ids) if classes is None else classes,
-            holdout=holdout(parts, holdout_files),
+            truth=_truth(files, all_ids) if classes is None else classes,
+            holdout=_holdout(files, holdout_files),
         )
 
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Shape of the array of each file, images first."""
-        return [part.shape for part in self._parts]
+    @abstractmethod
+    def matches(self, path: Path) -> bool:
+        """Whether a path is a file of the format."""
+
+    def check_found(self, found: Sequence[FoundFile]) -> None:
+        """Refuse options that do not fit the files; by default all do."""
+
+    @abstractmethod
+    def describe(self, file: FoundFile) -> ArrayFile:
+        """Read everything but the images of a file; any exception means that the file is damaged."""
+
+    @abstractmethod
+    def open_rows(self, path: Path) -> Opened:
+        """Open a file for reading its images."""
 
     def read(self, ids: Sequence[str]) -> list[Image | Reject]:
-        """See `ImageSource.read`; rows are fetched in the order in which they lie in the files."""
+        """See `ImageSource.read`; rows are read in the order in which they lie in the files."""
         order = sorted(range(len(ids)), key=lambda i: self._position[ids[i]])
         images = {i: self._read(ids[i]) for i in order}
         return [images[i] for i in range(len(ids))]
 
-    def metadata(self) -> pa.Table | None:
-        """What the Parquet files beside the arrays hold, as text, a row for each image; None without any."""
-        return parquet_table([(path, part.shape[0]) for path, part in zip(self.beside, self._parts, strict=True)])
-
     def load(self, position: int) -> Pixels:
         """See `ImageSource.load`."""
-        file = int(np.searchsorted(self._starts, position, side="right")) - 1
-        row = position - int(self._starts[file])
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        file, row = self.files[number], position - int(self._starts[number])
         try:
-            value = self._blocks.row(file, row)
-        except Exception as error:  # a damaged file can make a codec raise anything, and must not end a long run
-            raise UnreadableImageError(
-                f"row {row} of {self._parts[file].path} cannot be read: {reason(error)}"
-            ) from None
-        if self._parts[file].encoded:
-            return decode(_encoded(value), len(self.bands))
-        pixels = _bands_last(np.asarray(value), self._layouts[file])
+            value = self._row(number, row)
+        except Exception as error:  # a damaged file can make a codec raise anything
+            raise UnreadableImageError(f"row {row} of {file.path} cannot be read: {reason(error)}") from None
+        if file.encoded:
+            return decode(value.tobytes() if isinstance(value, np.ndarray | np.generic) else value, len(self.bands))
+        pixels = _bands_last(np.asarray(value), self._layouts[number])
         return pixels if self._channels is None else with_channels(pixels, self._channels)
 
+    def metadata(self) -> pa.Table | None:
+        """Return the columns of the Parquet files beside the arrays; see `ImageSource.metadata`."""
+        return parquet_table([(self.metadata_file(file.path), file.shape[0]) for file in self.files])
 
-class _Blocks:
-    """Rows of the files, decoded a block at a time; the blocks used last stay, up to a number of bytes."""
+    def metadata_file(self, path: Path) -> Path | None:
+        """Return the Parquet file with a row for each image of a file; None if there is none."""
+        return None
 
-    def __init__(self, parts: Sequence[Part], open_: Callable[[Path], Opened], cache_bytes: int) -> None:
-        self.parts, self.open = parts, open_
-        largest = max((part.block_bytes for part in parts), default=0)
-        self.files: Handles[int, Opened] = Handles(self._open, _close)
-        self.blocks: Handles[tuple[int, int], Rows] = Handles(
-            self._decode, _forget, limit=max(1, cache_bytes // max(1, largest))
-        )
+    def _described(self, file: FoundFile) -> ArrayFile:
+        try:
+            return self.describe(file)
+        except DataError:
+            raise
+        except Exception as error:  # a damaged file can make a parser raise anything
+            raise DataError(
+                f"{file.path}: expected {self.kind}, but it cannot be read ({reason(error)}); get it again"
+            ) from None
 
-    def row(self, file: int, row: int) -> Any:
-        size = self.parts[file].block
-        if size == 1:
-            return self._rows(file, row, row + 1)[0]
-        with self.blocks.use((file, row // size)) as rows:
-            return rows[row % size].copy()  # what a caller does to an image must not show in the next reading of it
+    def _row(self, number: int, row: int) -> Any:
+        file = self.files[number]
+        if file.block == 1:
+            return self._rows(number, row, row + 1)[0]
+        block = row // file.block
 
-    def _open(self, file: int) -> Opened:
-        part = self.parts[file]
-        if stamp(part.witness or part.path) != part.stamp:
-            raise UnreadableImageError("the file has changed since the set was opened")
-        return self.open(part.path)
+        def decoded() -> Rows:
+            return self._rows(number, block * file.block, min((block + 1) * file.block, file.shape[0]))
 
-    def _decode(self, key: tuple[int, int]) -> Rows:
-        file, block = key
-        part = self.parts[file]
-        return self._rows(file, block * part.block, min((block + 1) * part.block, part.shape[0]))
+        with self._blocks.use((number, block), decoded) as rows:
+            return rows[row % file.block].copy()  # callers may write into it
 
-    def _rows(self, file: int, start: int, stop: int) -> Rows:
-        part = self.parts[file]
-        with self.files.use(file) as opened:
-            rows = np.asarray(opened.rows[start:stop])
-        if rows.shape != (stop - start, *part.shape[1:]):
+    def _rows(self, number: int, start: int, stop: int) -> Rows:
+        file = self.files[number]
+
+        def opened() -> Opened:
+            if stamp(file.witness or file.path) != file.stamp:
+                raise UnreadableImageError("the file has changed since the set was opened")
+            return self.open_rows(file.path)
+
+        with self._opened.use(number, opened) as open_file:
+            rows = np.asarray(open_file.rows[start:stop])
+        if rows.shape != (stop - start, *file.shape[1:]):
             raise UnreadableImageError("the file has changed since the set was opened")
         return rows
 
 
-def _labels(file: str | Path | None, ids: Sequence[str]) -> tuple[dict[str, str], dict[str, str] | None]:
-    return ({}, None) if file is None else labels_or_truth(Path(file).expanduser(), ids)
-
-
-def _close(opened: Opened) -> None:
-    opened.close()
-
-
-def _forget(rows: Rows) -> None:
-    """Rows need no closing."""
-
-
-def _encoded(value: Any) -> bytes:
-    return value.tobytes() if isinstance(value, np.ndarray | np.generic) else bytes(value)
-
-
 def _bands_last(image: Shaped[np.ndarray, "*image"], layout: str) -> Pixels:
-    """Put the bands last, in memory of its own and in the machine's byte order."""
+    """Move the bands to the last axis, in new memory and the machine's byte order."""
     if layout == "nhw":
         image = image[..., None]
     elif layout == "nchw":
@@ -211,75 +229,105 @@ def _bands_last(image: Shaped[np.ndarray, "*image"], layout: str) -> Pixels:
     return np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("="))
 
 
-def _layout(part: Part, layout: str) -> str:
-    """Tell the axes of an array: nhw, nhwc, nchw, or n where each image is an encoded file.
-
-    Raises:
-        DataError: if they are not clear, or those of no images.
-    """
-    if part.encoded:
+def _layout(file: ArrayFile, layout: str) -> str:
+    """Return the axes of an array: nhw, nhwc, nchw, or n where each image is an encoded file."""
+    if file.encoded:
         return "n"
-    shape = part.shape
-    if len(shape) not in (3, 4) or part.dtype is None or part.dtype.kind not in "iuf":
+    shape = file.shape
+    if len(shape) not in (3, 4) or file.dtype is None or file.dtype.kind not in "iuf":
         raise DataError(
-            f"{part.path}: expected images of the shape (n, h, w), (n, h, w, bands) or (n, bands, h, w) of integers or "
-            f"floats in {part.array}, found {shape} and {part.dtype}"
+            f"{file.path}: expected images of the shape (n, h, w), (n, h, w, bands) or (n, bands, h, w) of integers or "
+            f"floats in {file.array}, found {shape} and {file.dtype}"
         )
-    if len(shape) == 4 and layout == "auto":
+    if len(shape) == 4 and layout == AUTO:
         layout = "nhwc" if shape[3] < shape[1] else "nchw"
         if shape[1] == shape[3] or min(shape[1], shape[3]) > MAX_BANDS:
             raise DataError(
-                f"{part.path}: which axis of {part.array} holds the bands is not clear from its shape {shape}; "
+                f"{file.path}: the shape {shape} of {file.array} does not tell which axis holds the bands; "
                 "set dataset.source.layout to nhwc or nchw"
             )
     pixels = int(np.prod(shape[1:], dtype=object))
     if not pixels or pixels > MAX_PIXELS * len(MODES):
-        raise DataError(f"{part.path}: expected images in {part.array}, but its shape {shape} is none of images")
+        raise DataError(f"{file.path}: expected images in {file.array}, but they cannot have the shape {shape}")
     return "nhw" if len(shape) == 3 else layout
 
 
-def _count(part: Part, layout: str) -> int:
-    if layout in ("n", "nhw"):
-        return ENCODED_CHANNELS if layout == "n" else 1
-    return part.shape[3] if layout == "nhwc" else part.shape[1]
+def _count_bands(file: ArrayFile, layout: str) -> int:
+    return {"n": ENCODED_CHANNELS, "nhw": 1, "nhwc": file.shape[-1], "nchw": file.shape[min(1, len(file.shape) - 1)]}[
+        layout
+    ]
 
 
 def _bands(
-    parts: Sequence[Part], layouts: Sequence[str], given: Sequence[str] | None, channels: int | None
+    files: Sequence[ArrayFile], layouts: Sequence[str], given: Sequence[str] | None, channels: int | None
 ) -> tuple[str, ...]:
-    counts = [(part.path, _count(part, layout)) for part, layout in zip(parts, layouts, strict=True)]
+    counts = [(file.path, _count_bands(file, layout)) for file, layout in zip(files, layouts, strict=True)]
     if channels is None:
         count = _agreed("number of bands", counts) or 0
     else:
         count = channels
         for path, have in counts:
-            if have != channels and have not in (1, 3, 4):
+            if have != channels and have not in MODES:
                 raise DataError(
                     f"{path}: dataset.source.channels={channels} is for grey, RGB and RGBA images, and these have "
                     f"{have} bands; set it to null, and combine the bands by stretch.combine"
                 )
     if given is not None:
         return band_names(given, count)
-    for part, (_, have) in zip(parts, counts, strict=True):
-        if part.bands is not None and (len(part.bands) != have or len(set(part.bands)) < have):
+    for file, (_, have) in zip(files, counts, strict=True):
+        if file.bands is not None and (len(file.bands) != have or len(set(file.bands)) < have):
             raise DataError(
-                f"{part.path}: its attribute bands names {', '.join(part.bands) or 'nothing'}, but there are {have} "
+                f"{file.path}: its attribute bands names {', '.join(file.bands) or 'nothing'}, but there are {have} "
                 "bands; correct it, or name them all by dataset.source.bands"
             )
-    named = _agreed("names of bands", [(part.path, part.bands) for part in parts if part.bands])
+    named = _agreed("names of bands", [(file.path, file.bands) for file in files if file.bands])
     return named if named and len(named) == count else band_names(None, count)
 
 
 def _agreed(what: str, values: Sequence[tuple[Path, Any]]) -> Any:
-    """What all files say; None where there are none.
-
-    Raises:
-        DataError: if two of them say different things.
-    """
+    """Return the value that all files share; None without files."""
     for path, value in values:
         if value != values[0][1]:
             raise DataError(
                 f"the files must agree on the {what}, but {values[0][0]} has {values[0][1]} and {path} has {value}; "
-                "read them as sets of their own"
+                "open them as separate sets"
             )
     return values[0][1] if values else None
+
+
+def _check_unique(name: str, files: Sequence[ArrayFile], ids: Sequence[str]) -> None:
+    if any(file.ids is not None for file in files) and len(set(ids)) < len(ids):
+        id_, n = Counter(ids).most_common(1)[0]
+        raise DataError(
+            f"{name}: ids must be unique, but {id_!r} occurs {n:,} times; set dataset.source.ids=none to use file and "
+            "row as ids"
+        )
+
+
+def _truth(files: Sequence[ArrayFile], ids: Sequence[str]) -> dict[str, str] | None:
+    without = [file for file in files if file.classes is None]
+    if len(without) == len(files):
+        return None
+    if without:
+        raise DataError(
+            f"{without[0].path}: there are no labels in it, but there are in other files; add them, or set "
+            "dataset.source.labels=none"
+        )
+    return dict(zip(ids, chain.from_iterable(file.classes or () for file in files), strict=True))
+
+
+def _holdout(files: Sequence[ArrayFile], patterns: Sequence[str]) -> frozenset[str]:
+    for pattern in patterns:
+        if not any(fnmatch(file.path.name, pattern) for file in files):
+            raise DataError(f"no file matches {pattern}, correct dataset.source.holdout_files")
+    held = [file for file in files if any(fnmatch(file.path.name, pattern) for pattern in patterns)]
+    return frozenset(chain.from_iterable(file.all_ids() for file in held))
+
+
+def _fingerprint(files: Sequence[ArrayFile], salt: str) -> str:
+    digest = hashlib.sha256(salt.encode())
+    for file in files:
+        digest.update(f"\n{file.stem}\0{file.array}\0{file.shape}\0{file.dtype}\0{file.signature}".encode())
+        for id_ in file.ids or ():
+            digest.update(f"\0{id_}".encode(errors="surrogatepass"))
+    return digest.hexdigest()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from anomalymatch.data.download import download_lock, fetch, within
 from anomalymatch.data.sources.arrays import ArraySource
-from anomalymatch.data.sources.hdf5 import hdf5_source
+from anomalymatch.data.sources.hdf5 import HDF5Source
 from anomalymatch.data.sources.parquet import ParquetSource, find_shards, image_columns
 from anomalymatch.errors import DataError, DownloadError, StorageError
 from anomalymatch.files import atomic_file, storage_errors
@@ -60,7 +60,7 @@ def galaxymnist(root: str | Path | None, cache_dir: str | Path, resolution: int 
     folder = _given(root, "galaxymnist")
     cache = Path(cache_dir).expanduser() / "galaxymnist" / f"{resolution}px"
     files = [_galaxymnist_file(name, folder, cache, resolution) for name in GALAXYMNIST[resolution]]
-    source = hdf5_source(
+    source = HDF5Source(
         files,
         name="galaxymnist" if resolution == 64 else f"galaxymnist{resolution}",
         labels="labels",
@@ -69,7 +69,7 @@ def galaxymnist(root: str | Path | None, cache_dir: str | Path, resolution: int 
         channels=3,
         holdout_files=[files[1].name],
     )
-    for file, shape in zip(files, source.shapes, strict=True):
+    for file, shape in zip(files, [file.shape for file in source.files], strict=True):
         if shape[1:3] != (resolution, resolution):
             raise DataError(
                 f"{file}: expected images of {resolution} x {resolution} pixels, found {shape[1]} x {shape[2]}"
@@ -174,7 +174,7 @@ def _parquet_folder(
 
 def _parquet(folder: Path, name: str, holdout: str | None = None) -> ParquetSource:
     """Open a set whose images are in the column image or img and whose test split, if any, is in files of its own."""
-    shards = find_shards(folder)
+    shards = [file.path for file in find_shards(folder)]
     columns = image_columns(shards[0])
     image = next((column for column in ("image", "img") if column in columns), "image")
     official = [holdout] if holdout and any(fnmatch(shard.name, holdout) for shard in shards) else []

@@ -1,4 +1,4 @@
-"""A catalogue of positions and the large tiles they lie in as a source: one cut-out per row."""
+"""Catalogue of positions in large tiles as a source: one cutout for each row."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,50 +10,59 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from anomalymatch.checks import check_range
 from anomalymatch.data.codecs import MAX_PIXELS
-from anomalymatch.data.labels import labels_or_truth
+from anomalymatch.data.find import missing_root
+from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource
 from anomalymatch.data.sources.catalogue_rows import ColumnNames, labels_or_classes, read_rows
 from anomalymatch.data.sources.fits import check_bands
-from anomalymatch.data.sources.fits_reader import Extensions, check_extensions
-from anomalymatch.data.sources.handles import Handles
+from anomalymatch.data.sources.fits_file import Extensions
+from anomalymatch.data.sources.fits_reader import checked_extensions
 from anomalymatch.data.sources.tables import catalogue_table
 from anomalymatch.data.sources.tiles import Tile, open_numbered, tiles_by_name, tiles_by_position
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
+from anomalymatch.lru import LRU
 from anomalymatch.types import Image, Pixels, Reject
 
 SIDE = 64
-"""Pixels of a cut-out if no size is given."""
+"""Side of a cutout in pixels if no size is given."""
+OPEN_TILES = 64
 _MAPPED = (".npy", ".fits", ".fit", ".fts", ".fz")
-"""Tiles of which little is in memory while they are open."""
+"""Tiles that take little memory while they are open."""
 
 
 class CatalogueSource(ImageSource):
-    """Cut-outs around the positions of a catalogue; an id is that of the row, or `{catalogue}/{row:07d}`.
+    """Cutouts around the positions of a catalogue; an id is that of the row, or `{catalogue}/{row:07d}`.
 
-    The catalogue is a CSV, Parquet, FITS or VOTable file; of it only the columns that are used are held, as arrays.
-    Tiles are FITS files, .npy arrays (h, w) or (h, w, band), PNG, or TIFF. Positions on the sky are turned into pixels
-    by the world coordinates of each tile. Without a column that names the tiles, each position belongs to the FITS tile
-    that contains it, to that with the nearest centre if there are several.
+    The catalogue is a CSV, Parquet, FITS or VOTable file; only the columns in use are held, as arrays. Tiles are FITS
+    files, .npy arrays (h, w) or (h, w, band), PNG, or TIFF. The world coordinates of a tile turn positions on the sky
+    into pixels. Without a column that names the tiles, each position belongs to the FITS tile that contains it; of
+    several, to the one with the nearest centre.
 
-    A cut-out that sticks out of its tile is filled with NaN (8-bit pixels: with 0). A row whose position lies outside
-    of its tile, or whose tile is missing or has other bands, becomes a `Reject`.
+    A cutout that sticks out of its tile is filled with NaN (8-bit pixels: with 0). A row whose position lies outside
+    its tile, or whose tile is missing or has other bands, becomes a `Reject`.
 
     Args:
         root: the catalogue.
-        tiles: the folder to which the paths of tiles are relative; None takes that of the catalogue.
-        columns: which column holds what.
-        size: side of the cut-outs in pixels, unless `columns.size` or `size_arcsec` is given.
-        size_arcsec: side of the cut-outs on the sky in arcsec, by the size of each tile's pixels.
+        tiles: folder to which the paths of tiles are relative; None takes that of the catalogue.
+        id_column: column with a unique id; None takes a usual name, else the number of the row.
+        ra_column: right ascension in degrees; None takes a usual name.
+        dec_column: declination in degrees; None takes a usual name.
+        x_column: 0-based column of the pixel, as in NumPy: the centre of the first pixel is 0.
+        y_column: 0-based row of the pixel.
+        size: side of the cutouts in pixels, unless `size_column` or `size_arcsec` is given.
+        size_column: side of each cutout in pixels.
+        size_arcsec: side of the cutouts in arcsec, converted by the pixel size of each tile.
+        tile_column: path of the tile; None takes `tile`, where there is one.
+        tile_columns: paths of the tiles of several bands, instead of `tile_column`.
+        label_column: class, or label by a person.
         extensions: index or name of a FITS extension, or several of them as bands; see `FitsSource`.
-        bands: names of the bands; None takes what the columns of the tiles end in (tile_g: g), or what the FITS headers
-            tell, or the usual ones.
-        labels_file: a CSV `filename,label`, see `FolderSource`; instead of a column with labels.
-        rendering: how pixels become 8-bit channels.
-
-    Attributes:
-        labels: labels by a person, by id; empty without labels.
+        bands: names of the bands; None takes the endings of `tile_columns` (tile_g: g), else the names in the FITS
+            headers, else the usual ones.
+        labels_file: a CSV `filename,label`, see `labels_or_truth`, instead of `label_column`.
+        rendering: conversion of the bands to 8-bit channels.
 
     Raises:
         DataError: if the catalogue is missing, damaged, empty, or lacks a column, ids are empty or not unique, the
@@ -64,54 +73,81 @@ class CatalogueSource(ImageSource):
 
     def __init__(
         self,
-        root: Path,
+        root: str | Path | None,
         *,
-        tiles: Path | None = None,
-        columns: ColumnNames = ColumnNames(),  # noqa: B008 (it is frozen)
+        tiles: str | Path | None = None,
+        id_column: str | None = None,
+        ra_column: str | None = None,
+        dec_column: str | None = None,
+        x_column: str | None = None,
+        y_column: str | None = None,
         size: int = SIDE,
-        size_arcsec: float | None = None,
+        size_column: str | None = None,
+        size_arcsec: float | int | None = None,
+        tile_column: str | None = None,
+        tile_columns: Sequence[str] = (),
+        label_column: str | None = None,
         extensions: Extensions = None,
         bands: Sequence[str] | None = None,
-        labels_file: Path | None = None,
+        labels_file: str | Path | None = None,
         rendering: Rendering = EIGHT_BITS,
     ) -> None:
-        _check_options(columns, size, size_arcsec, extensions, labels_file)
-        rows = read_rows(root, columns)
+        if root is None:
+            raise missing_root("catalogue", "a CSV, Parquet, FITS or VOTable file with positions")
+        columns = ColumnNames(
+            id=id_column,
+            ra=ra_column,
+            dec=dec_column,
+            x=x_column,
+            y=y_column,
+            size=size_column,
+            tile=tile_column,
+            tiles=tuple(tile_columns),
+            label=label_column,
+        )
+        check_range("dataset.source.size", size, low=1)
+        check_range("dataset.source.size_arcsec", size_arcsec, above=0, null=True)
+        if label_column is not None and labels_file is not None:
+            raise ConfigError("dataset.source.label_column and labels_file: give only one of them")
+        if size_column is not None and size_arcsec is not None:
+            raise ConfigError("dataset.source.size_column and size_arcsec: give only one of them")
+        self.extensions = checked_extensions(extensions)
+        self.size, self.size_arcsec = size, None if size_arcsec is None else float(size_arcsec)
+        self.catalogue = Path(root).expanduser()
+        self.tiles = self.catalogue.parent if tiles is None else Path(tiles).expanduser()
+        rows = read_rows(self.catalogue, columns)
         if not len(rows.ids):
-            raise DataError(f"{root}: the catalogue has no rows")
-        self.catalogue, self.tiles = root, root.parent if tiles is None else tiles
-        self.extensions, self.size, self.size_arcsec = extensions, size, size_arcsec
+            raise DataError(f"{self.catalogue}: the catalogue has no rows")
         self._x, self._y, self._ra, self._dec, self._sizes = rows.x, rows.y, rows.ra, rows.dec, rows.size
         self._codes, self.paths = (
-            tiles_by_name(rows) if rows.tiles else tiles_by_position(root, self.tiles, rows, extensions)
+            tiles_by_name(rows) if rows.tiles else tiles_by_position(self.catalogue, self.tiles, rows, self.extensions)
         )
-        open_ = partial(open_numbered, self.tiles, self.paths, extensions)
-        self._mapped: Handles[int, Tile] = Handles(open_, Tile.close)
-        self._in_memory: Handles[int, Tile] = Handles(open_, Tile.close, limit=max(4, 2 * len(self._codes)))
-        first = self._first(root)
-        names = _suffixes(rows.columns) if len(self._codes) > 1 else first.names
+        self._mapped: LRU[int, Tile] = LRU(OPEN_TILES, close=Tile.close)
+        self._in_memory: LRU[int, Tile] = LRU(max(4, 2 * len(self._codes)), close=Tile.close)
+        first = self._first_tile()
+        names = _endings(rows.columns) if len(self._codes) > 1 else first.names
         self._named = bands is None and len(self._codes) == 1 and names is not None
+        options = (replace(columns, label=None), size, self.size_arcsec, self.extensions)
         super().__init__(
-            name=root.resolve().name.split(".")[0],
+            name=self.catalogue.resolve().name.split(".")[0],
             ids=rows.ids,
             bands=band_names(names if bands is None else bands, max(first.bands, len(self._codes))),
             units=first.units,
             rendering=rendering,
-            fingerprint=_fingerprint(
-                root, self.tiles, self.paths, (replace(columns, label=None), size, size_arcsec, extensions)
-            ),
+            fingerprint=_fingerprint(self.catalogue, self.tiles, self.paths, options),
         )
         if labels_file is None:
-            self.labels, self.truth = labels_or_classes(root, rows, self._position)
+            self.labels, self.truth = labels_or_classes(self.catalogue, rows, self._position)
         else:
-            self.labels, self.truth = labels_or_truth(labels_file, self.ids)
+            self.labels, self.truth = read_labels(labels_file, self.ids)
 
-    def _first(self, root: Path) -> Tile:
-        """The tile of the first row that has one, after a look at those of the other bands."""
+    def _first_tile(self) -> Tile:
+        """Return the tile of the first row that has one, after checking those of the other bands."""
         complete = np.flatnonzero(np.all([codes >= 0 for codes in self._codes], axis=0))
         if not complete.size:
             raise DataError(
-                f"{root}: none of its {len(self._codes[0]):,} rows lies in one of the {len(self.paths):,} tiles"
+                f"{self.catalogue}: none of its {len(self._codes[0]):,} rows lies in one of the "
+                f"{len(self.paths):,} tiles"
             )
         for codes in reversed(self._codes):
             try:
@@ -119,7 +155,7 @@ class CatalogueSource(ImageSource):
                     first = tile
             except UnreadableImageError as error:
                 raise DataError(
-                    f"{root}: {error}; correct dataset.source.tiles ({self.tiles}) or the column with the tiles"
+                    f"{self.catalogue}: {error}; correct dataset.source.tiles ({self.tiles}) or the tile column"
                 ) from None
             if len(self._codes) > 1 and first.bands != 1:
                 raise DataError(f"{self.tiles}: tile_columns needs tiles of one band, {first.name} has {first.bands}")
@@ -131,7 +167,7 @@ class CatalogueSource(ImageSource):
         return first
 
     def read(self, ids: Sequence[str]) -> list[Image | Reject]:
-        """See `ImageSource.read`; goes from tile to tile, so that each is opened once."""
+        """See `ImageSource.read`; follows the order of the tiles, so that each is opened once."""
         tiles = [int(self._codes[0][self._position[id_]]) for id_ in ids]
         results: dict[int, Image | Reject] = {}
         for at in sorted(range(len(ids)), key=tiles.__getitem__):
@@ -139,11 +175,7 @@ class CatalogueSource(ImageSource):
         return [results[at] for at in range(len(ids))]
 
     def coordinates(self, id_: str) -> tuple[float, float] | None:
-        """Right ascension and declination of a row in degrees, from the catalogue or its tile; None where unknown.
-
-        Raises:
-            DataError: if the id is not in the source.
-        """
+        """Return the position of a row from the catalogue, else from its tile; see `ImageSource.coordinates`."""
         position = self._position[id_]
         if self._ra is not None and self._dec is not None:
             ra, dec = float(self._ra[position]), float(self._dec[position])
@@ -158,7 +190,7 @@ class CatalogueSource(ImageSource):
             return None
 
     def metadata(self) -> pa.Table | None:
-        """All columns of the catalogue as text, a row for each image; see `catalogue_table`."""
+        """Return all columns of the catalogue; see `ImageSource.metadata`."""
         return catalogue_table(self.catalogue)
 
     def load(self, position: int) -> Pixels:
@@ -179,10 +211,13 @@ class CatalogueSource(ImageSource):
 
     def _use(self, code: int) -> AbstractContextManager[Tile]:
         light = self.paths[code].lower().endswith(_MAPPED)
-        return (self._mapped if light else self._in_memory).use(code)
+        return (self._mapped if light else self._in_memory).use(code, partial(self._open, code))
+
+    def _open(self, code: int) -> Tile:
+        return open_numbered(self.tiles, self.paths, self.extensions, code)
 
     def _place(self, position: int, tile: Tile) -> tuple[float, float]:
-        """0-based x and y of a row in its tile."""
+        """Return the 0-based x and y of a row in its tile."""
         if self._x is not None and self._y is not None:
             x, y = float(self._x[position]), float(self._y[position])
         else:
@@ -198,7 +233,7 @@ class CatalogueSource(ImageSource):
             raise UnreadableImageError(f"its tile {tile.name} has no celestial coordinates")
         at = slice(position, position + 1)
         x, y = tile.sky.to_pixels(self._ra[at], self._dec[at])
-        # What is meant to be a whole number must not fall on either side of it by the last digit.
+        # Rounding errors must not move a whole pixel to its neighbour.
         return round(float(x[0]), 6), round(float(y[0]), 6)
 
     def _side(self, position: int, tile: Tile) -> int:
@@ -214,71 +249,8 @@ class CatalogueSource(ImageSource):
         return round(side)
 
 
-def catalogue_source(
-    root: str | Path | None,
-    *,
-    tiles: str | Path | None = None,
-    id_column: str | None = None,
-    ra_column: str | None = None,
-    dec_column: str | None = None,
-    x_column: str | None = None,
-    y_column: str | None = None,
-    size: int = SIDE,
-    size_column: str | None = None,
-    size_arcsec: float | int | None = None,
-    tile_column: str | None = None,
-    tile_columns: Sequence[str] = (),
-    label_column: str | None = None,
-    extensions: Extensions = None,
-    bands: Sequence[str] | None = None,
-    labels_file: str | Path | None = None,
-    rendering: Rendering = EIGHT_BITS,
-) -> CatalogueSource:
-    """Build a `CatalogueSource` from configuration values; see there.
-
-    Raises:
-        DataError: if `root` is None, too.
-    """
-    if root is None:
-        raise DataError("dataset=catalogue needs data.root=PATH, a CSV, Parquet, FITS or VOTable file with positions")
-    columns = ColumnNames(
-        id=id_column,
-        ra=ra_column,
-        dec=dec_column,
-        x=x_column,
-        y=y_column,
-        size=size_column,
-        tile=tile_column,
-        tiles=tuple(tile_columns),
-        label=label_column,
-    )
-    return CatalogueSource(
-        Path(root).expanduser(),
-        tiles=None if tiles is None else Path(tiles).expanduser(),
-        columns=columns,
-        size=size,
-        size_arcsec=None if size_arcsec is None else float(size_arcsec),
-        extensions=extensions if extensions is None or isinstance(extensions, int | str) else list(extensions),
-        bands=bands,
-        labels_file=None if labels_file is None else Path(labels_file).expanduser(),
-        rendering=rendering,
-    )
-
-
-def _check_options(
-    columns: ColumnNames, size: int, size_arcsec: float | None, extensions: Extensions, labels_file: Path | None
-) -> None:
-    check_extensions(extensions)
-    if columns.label is not None and labels_file is not None:
-        raise ConfigError("dataset.source.label_column and labels_file: give only one of them")
-    if columns.size is not None and size_arcsec is not None:
-        raise ConfigError("dataset.source.size_column and size_arcsec: give only one of them")
-    if size < 1 or (size_arcsec is not None and not size_arcsec > 0):
-        raise ConfigError(f"dataset.source.size={size} and size_arcsec={size_arcsec}: a size must be positive")
-
-
-def _suffixes(columns: Sequence[str]) -> Sequence[str]:
-    """What the names of the columns end in: tile_g gives g."""
+def _endings(columns: Sequence[str]) -> Sequence[str]:
+    """Return the endings of column names, "g" for "tile_g"; the names themselves if the endings are not unique."""
     ends = [column.rsplit("_", 1)[-1] for column in columns]
     return ends if all(ends) and len(set(ends)) == len(ends) else columns
 

@@ -1,4 +1,4 @@
-"""FITS files as a source: one image per file, its extensions or the planes of its cube as bands."""
+"""FITS files as a source: one image in each file, its extensions or the planes of a cube as bands."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -8,12 +8,13 @@ from typing import Any
 from astropy.io import fits
 
 from anomalymatch.data.codecs import MAX_PIXELS
+from anomalymatch.data.find import missing_root
+from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource
-from anomalymatch.data.sources import files as _tree
-from anomalymatch.data.sources.encoded import read_labels
-from anomalymatch.data.sources.fits_file import FitsFile, fits_errors
-from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, Extensions, FitsImages, check_extensions
+from anomalymatch.data.sources.fits_file import Extensions, FitsFile, fits_errors
+from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages, checked_extensions
+from anomalymatch.data.sources.scan import Entry, describe, fingerprint, scan
 from anomalymatch.data.sources.sky import Sky
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Pixels
@@ -23,64 +24,64 @@ logger = logging.getLogger(__name__)
 MAX_CARDS, MAX_UNITS = 400, 8
 _STRUCTURE = {"SIMPLE", "XTENSION", "EXTEND", "PCOUNT", "GCOUNT", "COMMENT", "HISTORY", "CONTINUE", ""}
 TRIED = 10
-"""How many files may be unreadable before one that can tell what the bands are."""
+"""Files that are tried for one that tells the bands."""
 
 
 class FitsSource(ImageSource):
-    """The FITS files below a folder, or one file; an id is the POSIX path relative to the folder.
+    """FITS files below a folder, or one file; an id is the POSIX path below the folder.
 
     BSCALE and BZERO are applied, BLANK becomes NaN. Hidden files and folders are skipped, and so, with a warning, are
-    links that leave the folder. Only the headers of the first file that can be read are read at construction; a file
-    with another number of bands, or with other names of them where these come from the headers, becomes a `Reject`.
+    links that leave the folder. Opening reads the headers of the first readable file only; a file with another number
+    of bands, or with other band names where these come from the headers, becomes a `Reject`.
 
     Args:
         root: the folder, or one file.
         extensions: index or name of a FITS extension, or several of them as bands of one image; None takes the first
-            with an image of 2 axes (one band) or 3 axes (the slowest one, NAXIS3, runs over the bands).
+            with an image of 2 axes (one band) or 3 axes (NAXIS3 counts the bands).
         bands: names of the bands; None takes the names of the extensions, else FILTER, else CTYPE3, else usual ones.
-        labels_file: see `FolderSource`.
-        rendering: how pixels become 8-bit channels.
-
-    Attributes:
-        labels: labels by a person, by id; empty without a labels file.
+        labels_file: a CSV `filename,label`, see `labels_or_truth`; None takes `labels.csv` in the folder, where there
+            is one.
+        rendering: conversion of the bands to 8-bit channels.
 
     Raises:
         DataError: if there is nothing at `root`, no FITS file in it, or none of the first ten can be read.
-        ConfigError: if `bands` are not one different name for each band, or `extensions` an empty list.
+        ConfigError: if `bands` are not one different name for each band, or `extensions` is an empty list.
         LabelError: if the labels file is missing, wrong, or an incomplete benchmark.
     """
 
     def __init__(
         self,
-        root: Path,
+        root: str | Path | None,
         *,
         extensions: Extensions = None,
         bands: Sequence[str] | None = None,
-        labels_file: Path | None = None,
+        labels_file: str | Path | None = None,
         rendering: Rendering = EIGHT_BITS,
     ) -> None:
-        check_extensions(extensions)
-        entries = _entries(root)
-        self._root = root if root.is_dir() else root.parent
-        self.extensions = extensions
+        if root is None:
+            raise missing_root("fits", "the folder that holds the FITS files")
+        path = Path(root).expanduser()
+        self.extensions = checked_extensions(extensions)
+        entries = _entries(path)
+        self._root = path if path.is_dir() else path.parent
         ids = [entry[0] for entry in entries]
         count, names, units = self._layout(ids)
         self._named = bands is None and names is not None
-        labels, truth = read_labels(root, labels_file, ids)
+        labels, truth = read_labels(labels_file, ids, path)
         super().__init__(
-            name=root.resolve().name,
+            name=path.resolve().name,
             ids=ids,
             bands=band_names(names if bands is None else bands, count),
             units=units,
             rendering=rendering,
-            fingerprint=_tree.fingerprint(f"fits {extensions!r}", entries),
+            fingerprint=fingerprint(f"fits {self.extensions!r}", entries),
             labels=labels,
             truth=truth,
             folder=self._root,
         )
 
     def _layout(self, ids: Sequence[str]) -> tuple[int, Sequence[str] | None, str | None]:
-        """Number of bands, names and units of the first file that can be read."""
+        """Return the number of bands, their names and the unit of the first readable file."""
         reasons = []
         for id_ in ids[:TRIED]:
             try:
@@ -116,28 +117,8 @@ class FitsSource(ImageSource):
         return dict(_cards(self._root / self.ids[self._position[id_]]))
 
 
-def fits_source(
-    root: str | Path | None,
-    *,
-    extensions: Extensions = None,
-    bands: Sequence[str] | None = None,
-    labels_file: str | Path | None = None,
-    rendering: Rendering = EIGHT_BITS,
-) -> FitsSource:
-    """Build a `FitsSource` from configuration values; see there.
-
-    Raises:
-        DataError: if `root` is None, too.
-    """
-    if root is None:
-        raise DataError("dataset=fits needs data.root=PATH, the folder that holds the FITS files")
-    labels = None if labels_file is None else Path(labels_file).expanduser()
-    plain = extensions if extensions is None or isinstance(extensions, int | str) else list(extensions)
-    return FitsSource(Path(root).expanduser(), extensions=plain, bands=bands, labels_file=labels, rendering=rendering)
-
-
 def check_bands(count: int, names: Sequence[str] | None, expected: Sequence[str], *, named: bool) -> None:
-    """Refuse an image that does not have the bands of the others; their names matter if they were `named` by headers.
+    """Refuse an image with other bands than the rest; names count only if the headers `named` them.
 
     Raises:
         UnreadableImageError: if the number of bands differs, or their names.
@@ -151,20 +132,20 @@ def check_bands(count: int, names: Sequence[str] | None, expected: Sequence[str]
         )
 
 
-def _entries(root: Path) -> list[_tree.Entry]:
+def _entries(root: Path) -> list[Entry]:
     if root.is_file():
         stat = root.stat()
         return [(root.name, stat.st_size, stat.st_mtime_ns)]
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder with FITS files, found nothing; set data.root to an existing one")
-    entries, skipped = _tree.scan(root, FITS_SUFFIXES)
+    entries, skipped = scan(root, FITS_SUFFIXES)
     if not entries:
         raise DataError(
-            f"{root}: there are no FITS files in it{_tree.describe(skipped)}, "
+            f"{root}: there are no FITS files in it{describe(skipped)}, "
             f"expected files that end in {', '.join(FITS_SUFFIXES)}"
         )
     if skipped:
-        logger.warning("%s: skipped what was found beside the images%s", root, _tree.describe(skipped))
+        logger.warning("%s: skipped what was found beside the images%s", root, describe(skipped))
     return entries
 
 

@@ -126,14 +126,17 @@ class FitsImages:
             return None
 
 
-def check_extensions(extensions: Extensions) -> None:
-    """Refuse what names no unit.
+def checked_extensions(extensions: Extensions) -> Extensions:
+    """Return the extensions, a sequence as a list.
 
     Raises:
         ConfigError: if it is an empty list.
     """
-    if extensions is not None and not isinstance(extensions, int | str) and not len(extensions):
+    if extensions is None or isinstance(extensions, int | str):
+        return extensions
+    if not len(extensions):
         raise ConfigError("dataset.source.extensions=[]: give null, an index, a name, or a list of at least one")
+    return list(extensions)
 
 
 def _choose(file: FitsFile, extensions: Extensions) -> list[Unit]:

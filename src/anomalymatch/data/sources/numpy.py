@@ -1,113 +1,106 @@
-"""NumPy files as a source: stacks of images in .npy and .npz, or one image a file."""
+"""NumPy files as a source: stacks of images in .npy and .npz, or one image in each file."""
 
 import math
 import mmap
 import zipfile
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 
-from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import EIGHT_BITS
-from anomalymatch.data.sources.array_parts import AUTO, Part, Root, choose, classes, find, reason, stamp, texts
-from anomalymatch.data.sources.arrays import CACHE_BYTES, ArraySource, Opened, Rows
+from anomalymatch.data.find import FoundFile
+from anomalymatch.data.sources.array_file import ArrayFile, stamp
+from anomalymatch.data.sources.arrays import ArraySource, Opened, Root, Rows
 from anomalymatch.errors import DataError
 
 SUFFIXES = frozenset({".npy", ".npz"})
-IDS = ("filenames", "ids")
-LABELS = ("labels", "label")
 
 
-def numpy_source(
-    root: Root | None,
-    *,
-    name: str = "numpy",
-    images: str = "images",
-    ids: str = AUTO,
-    labels: str = AUTO,
-    class_names: Sequence[str] | None = None,
-    each: bool = False,
-    labels_file: str | Path | None = None,
-    layout: str = "auto",
-    bands: Sequence[str] | None = None,
-    channels: int | None = None,
-    holdout_files: Sequence[str] = (),
-    cache_bytes: int = CACHE_BYTES,
-    rendering: Rendering = EIGHT_BITS,
-) -> ArraySource:
-    """Open .npy and .npz files with arrays of images.
+class NumpySource(ArraySource):
+    """Images in .npy and .npz files; see `ArraySource` for the other arguments.
 
-    Images are rows of integers or floats, (n, h, w), (n, h, w, bands) or (n, bands, h, w). A .npy is read a row at a
-    time. An array in a .npz is checked and unpacked as a whole before its first row is read, and kept if
-    `cache_bytes` allow for it; what is larger than the memory belongs into .npy files.
+    A .npy file is read row by row and has neither ids nor classes. The only array of a .npz file may have any name. It
+    is unpacked as a whole before its first row is read, and kept if `cache_bytes` allows; use .npy files for arrays
+    larger than the memory.
 
     Args:
-        root: a file, a folder in which all files `*.npy` and `*.npz`, at any depth, are read in the order of their
-            paths, or a list of both.
-        name: short name for logs and folders.
-        images: name of the array with the images in a .npz; if there is only one array, its name does not matter.
-        ids: name of the array with a unique id for each image in a .npz; "auto" takes `filenames` or `ids` where there
-            is one, "none" takes `{file stem}/{row:06d}`, as for every .npy.
-        labels: name of the array with a class for each image in a .npz: numbers or strings; "auto" takes `labels` or
-            `label` where there is one, "none" reads no classes.
-        class_names: names of the classes 0, 1, …; None takes the numbers themselves.
-        each: whether each .npy is one image, (h, w), (h, w, bands) or (bands, h, w); its id is its path below `root`.
-        labels_file: see `ArraySource`, as for what follows.
-        layout: order of the axes.
-        bands: names of the bands.
-        channels: 1, 3 or 4 for photographs.
-        holdout_files: patterns of the files of an official test split.
-        cache_bytes: unpacked arrays kept in memory.
-        rendering: how pixels become 8-bit channels.
+        root: a file, a folder, or a list.
+        each: whether each .npy file is one image, (h, w), (h, w, bands) or (bands, h, w); its id is its path below
+            `root`.
+        **options: arguments of `ArraySource`.
 
     Raises:
-        DataError: if `root` is None, a file is missing, is not of this format or cut short, or lacks an array, or
-            if `each` is true for a .npz; further see `ArraySource`.
+        DataError: if `each` is true and there is a .npz file, or a file is cut short.
     """
-    if root is None:
-        raise DataError("dataset=numpy needs data.root=PATH, a .npy or .npz file, or a folder of such files")
-    parts = []
-    for path, stem, relative in find(root, _wanted, "a .npy or .npz file"):
-        if each and _is_packed(path):
-            raise DataError(f"{path}: dataset.source.each=true is for .npy files with one image each, not for .npz")
-        try:
-            if _is_packed(path):
-                parts.append(_packed(path, stem, (images, ids, labels), class_names))
-            else:
-                parts.append(_plain(path, stem, relative if each else None))
-        except DataError:
-            raise
-        except Exception as error:  # damaged files make the parsers raise anything
+
+    dataset = "numpy"
+    kind = "a .npy or .npz file"
+
+    def __init__(self, root: Root | None, *, each: bool = False, **options: Any) -> None:
+        self.each = each
+        super().__init__(root, **options)
+
+    def matches(self, path: Path) -> bool:
+        """See `ArraySource.matches`."""
+        return path.suffix.lower() in SUFFIXES
+
+    def describe(self, file: FoundFile) -> ArrayFile:
+        """See `ArraySource.describe`."""
+        if not _is_packed(file.path):
+            return self._describe_plain(file)
+        if self.each:
             raise DataError(
-                f"{path}: expected a .npy or .npz file, but it cannot be read ({reason(error)}); get it again"
-            ) from None
-    return ArraySource(
-        parts,
-        partial(_rows, images=images, each=each),
-        name=name,
-        layout=layout,
-        bands=bands,
-        channels=channels,
-        labels_file=labels_file,
-        holdout_files=holdout_files,
-        cache_bytes=cache_bytes,
-        rendering=rendering,
-    )
+                f"{file.path}: dataset.source.each=true is for .npy files with one image each, not for .npz"
+            )
+        return self._describe_packed(file)
+
+    def open_rows(self, path: Path) -> Opened:
+        """See `ArraySource.open_rows`."""
+        rows = _Packed(path, self.images) if _is_packed(path) else _Mapped(path, self.each)
+        return Opened(rows, rows.close)
+
+    def _describe_plain(self, file: FoundFile) -> ArrayFile:
+        with file.path.open("rb") as opened:
+            header = _header(opened)
+        size, mtime = stamp(file.path)
+        _check_length(file.path, "it", header, size)
+        return ArrayFile(
+            path=file.path,
+            stem=file.stem,
+            array="it",
+            shape=(1, *header.shape) if self.each else header.shape,
+            dtype=header.dtype,
+            stamp=(size, mtime),
+            signature=f"{size} {mtime}",
+            ids=[file.relative] if self.each else None,
+        )
+
+    def _describe_packed(self, file: FoundFile) -> ArrayFile:
+        size, mtime = stamp(file.path)
+        with zipfile.ZipFile(file.path) as archive:
+            name = _images(archive, file.path, self.images)
+            with archive.open(f"{name}.npy") as member:
+                header = _header(member)
+            _check_length(file.path, name, header, archive.getinfo(f"{name}.npy").file_size)
+            count = header.shape[0] if header.shape else 0
+            ids, classes = self._columns.read(_arrays(archive), lambda name: _array(archive, name), count, file.path)
+            return ArrayFile(
+                path=file.path,
+                stem=file.stem,
+                array=name,
+                shape=header.shape,
+                dtype=header.dtype,
+                stamp=(size, mtime),
+                signature=f"{size} {mtime}",
+                block=max(count, 2),  # a single row is cached too, because reading it unpacks the whole array
+                ids=ids,
+                classes=classes,
+            )
 
 
 class _Header(NamedTuple):
-    """What stands before the values of an array.
-
-    Attributes:
-        shape: of the array.
-        fortran: whether the first axis runs fastest.
-        dtype: of its values.
-        offset: bytes of the header.
-    """
+    """Header of an array: its shape, order of axes, number type, and the length of the header in bytes."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -116,12 +109,11 @@ class _Header(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Bytes of header and values."""
         return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
 
 class _Mapped:
-    """A .npy file mapped into memory; its length is checked before each reading: behind its end a program would die."""
+    """Memory-mapped .npy file; each access checks its length, because reading beyond the end kills the process."""
 
     def __init__(self, path: Path, each: bool) -> None:
         with path.open("rb") as file:
@@ -138,36 +130,26 @@ class _Mapped:
         return np.array(self.array[rows])
 
     def close(self) -> None:
-        self.array = None  # a map in use cannot be closed
+        self.array = None  # an mmap cannot be closed while an array uses it
         self.map.close()
 
 
 class _Packed:
-    """An array in a .npz, which is unpacked at each reading: all its rows are one block."""
+    """Array in a .npz file, unpacked at each access."""
 
     def __init__(self, path: Path, images: str) -> None:
-        self.path = path
-        self.images = images
+        self.path, self.images = path, images
 
     def __getitem__(self, rows: slice) -> Rows:
         with zipfile.ZipFile(self.path) as archive:
-            return _member(archive, _images(archive, self.path, self.images))[rows]
+            return _array(archive, _images(archive, self.path, self.images))[rows]
 
     def close(self) -> None:
-        """The file is closed already."""
-
-
-def _wanted(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+        """Do nothing: the file is closed after each access."""
 
 
 def _is_packed(path: Path) -> bool:
     return path.suffix.lower() == ".npz"
-
-
-def _rows(path: Path, images: str, each: bool) -> Opened:
-    rows = _Packed(path, images) if _is_packed(path) else _Mapped(path, each)
-    return Opened(rows, rows.close)
 
 
 def _header(file: Any) -> _Header:
@@ -179,52 +161,9 @@ def _header(file: Any) -> _Header:
     return _Header(shape, fortran, dtype, file.tell())
 
 
-def _plain(path: Path, stem: str, id_: str | None) -> Part:
-    """Describe a .npy file, as one image with this id if there is one."""
-    with path.open("rb") as file:
-        header = _header(file)
-    size, mtime = stamp(path)
+def _check_length(path: Path, name: str, header: _Header, size: int) -> None:
     if size != header.end:
-        raise DataError(f"{path}: expected {header.end:,} bytes by its header, found {size:,}; get it again")
-    return Part(
-        path=path,
-        stem=stem,
-        array="it",
-        shape=header.shape if id_ is None else (1, *header.shape),
-        dtype=header.dtype,
-        stamp=(size, mtime),
-        signature=f"{size} {mtime}",
-        ids=None if id_ is None else [id_],
-    )
-
-
-def _packed(path: Path, stem: str, names: tuple[str, str, str], class_names: Sequence[str] | None) -> Part:
-    size, mtime = stamp(path)
-    with zipfile.ZipFile(path) as archive:
-        name = _images(archive, path, names[0])
-        with archive.open(f"{name}.npy") as member:
-            header = _header(member)
-        length = archive.getinfo(f"{name}.npy").file_size
-        if length != header.end:
-            raise DataError(f"{path}: expected {header.end:,} bytes in {name} by its header, found {length:,}")
-        there = _arrays(archive)
-        id_name = choose("ids", names[1], IDS, there, path)
-        label_name = choose("labels", names[2], LABELS, there, path)
-        n = header.shape[0] if header.shape else 0
-        return Part(
-            path=path,
-            stem=stem,
-            array=name,
-            shape=header.shape,
-            dtype=header.dtype,
-            stamp=(size, mtime),
-            signature=f"{size} {mtime}",
-            block=max(n, 2),  # also a single row is kept, because unpacking it takes all of the file
-            ids=None if id_name is None else texts(_member(archive, id_name), id_name, "ids", n, path),
-            classes=None
-            if label_name is None
-            else classes(_member(archive, label_name), label_name, class_names, n, path),
-        )
+        raise DataError(f"{path}: expected {header.end:,} bytes in {name} by its header, found {size:,}; get it again")
 
 
 def _arrays(archive: zipfile.ZipFile) -> list[str]:
@@ -232,15 +171,15 @@ def _arrays(archive: zipfile.ZipFile) -> list[str]:
 
 
 def _images(archive: zipfile.ZipFile, path: Path, images: str) -> str:
-    """Name the array with the images: the one of this name, or the only one."""
-    there = _arrays(archive)
-    if images in there:
+    """Return the name of the array with the images: `images`, or the only one."""
+    names = _arrays(archive)
+    if images in names:
         return images
-    if len(there) != 1:
-        raise DataError(f"{path}: there is no array {images}, found {', '.join(there) or 'nothing'}")
-    return there[0]
+    if len(names) != 1:
+        raise DataError(f"{path}: there is no array {images}, found {', '.join(names) or 'nothing'}")
+    return names[0]
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."]:
+def _array(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."]:
     with archive.open(f"{name}.npy") as member:
         return np.lib.format.read_array(member, allow_pickle=False)

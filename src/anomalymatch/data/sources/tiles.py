@@ -12,9 +12,10 @@ from astropy.nddata import NoOverlapError, overlap_slices
 from PIL import Image as PillowImage
 
 from anomalymatch.data.codecs import FORMATS, MAX_PIXELS, decode
-from anomalymatch.data.sources import files as _tree
 from anomalymatch.data.sources.catalogue_rows import Codes, Rows
-from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, Extensions, FitsImages
+from anomalymatch.data.sources.fits_file import Extensions
+from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages
+from anomalymatch.data.sources.scan import scan
 from anomalymatch.data.sources.sky import Sky, assign
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.progress import progress
@@ -178,7 +179,7 @@ def tiles_by_position(root: Path, folder: Path, rows: Rows, extensions: Extensio
         )
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder with FITS tiles, found nothing; correct dataset.source.tiles")
-    entries, _ = _tree.scan(folder, FITS_SUFFIXES)
+    entries, _ = scan(folder, FITS_SUFFIXES)
     paths = [path for path, *_ in entries if (folder / path).resolve() != root.resolve()]
     skies = [_sky(folder / path, extensions) for path in paths]
     unknown = skies.count(None)

@@ -1,7 +1,6 @@
 import contextlib
 import hashlib
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from anomalymatch.data.source import ImageSource
-from anomalymatch.data.sources import files as _tree
-from anomalymatch.data.sources.files import FolderSource, folder_source
+from anomalymatch.data.sources import scan as _tree
+from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import ConfigError, DataError, LabelError
 from anomalymatch.types import Reject
 
@@ -37,8 +35,7 @@ def test_ids_are_sorted_relative_paths_and_only_images(root: Path) -> None:
     add(root, ".thumbnails/e.png")
     (root / "notes.txt").write_text("no image")
     (root / "folder.png").mkdir()
-    source = folder_source(root)
-    assert isinstance(source, ImageSource)
+    source = FolderSource(root)
     assert source.ids == ["a.PNG", "b.png", "sub/c.tif", "sub/deep/d.JPeG", "sub/é ü.bmp"]
     assert (source.name, source.truth, source.holdout, source.labels) == ("images", None, frozenset(), {})
     assert [image[0, 0].tolist() for image in source.read(["sub/c.tif", "a.PNG"])] == [[80] * 3, [40] * 3]
@@ -50,17 +47,7 @@ def test_scan_opens_no_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     monkeypatch.setattr(PillowImage, "open", refuse)
-    assert len(folder_source(root)) == 5
-
-
-def test_fingerprint_follows_ids_sizes_times_and_channels(root: Path) -> None:
-    first = folder_source(root).fingerprint
-    assert folder_source(str(root)).fingerprint == first
-    assert folder_source(root, channels=1).fingerprint != first
-    os.utime(root / "b.png", (0, 0))
-    second = folder_source(root).fingerprint
-    (root / "b.png").rename(root / "bb.png")
-    assert len({first, second, folder_source(root).fingerprint}) == 3
+    assert len(FolderSource(root)) == 5
 
 
 def test_unreadable_images_are_rejected_one_by_one(root: Path) -> None:
@@ -68,7 +55,7 @@ def test_unreadable_images_are_rejected_one_by_one(root: Path) -> None:
     (root / "text.png").write_text("no image")
     (root / "cut.jpg").write_bytes((root / "sub/deep/d.JPeG").read_bytes()[:-20])
     add(root, "gone.png")
-    source = folder_source(root)
+    source = FolderSource(root)
     (root / "gone.png").unlink()
     results = source.read(["zero.png", "a.PNG", "text.png", "cut.jpg", "gone.png"])
     assert [isinstance(result, Reject) for result in results] == [True, False, True, True, True]
@@ -85,7 +72,7 @@ def test_links_stay_inside_the_folder(root: Path, tmp_path: Path, caplog: pytest
     (root / "loop.png").symlink_to(root / "loop.png")
     (root / "linked").symlink_to(outside, target_is_directory=True)
     (root / "cycle").symlink_to(root, target_is_directory=True)
-    source = folder_source(root)
+    source = FolderSource(root)
     assert "inside.png" in source.ids
     assert len(source) == 6
     assert "links that leave the folder: 2" in caplog.text
@@ -94,12 +81,12 @@ def test_links_stay_inside_the_folder(root: Path, tmp_path: Path, caplog: pytest
 
 def test_root_that_is_itself_a_link_is_followed(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root, target_is_directory=True)
-    assert folder_source(tmp_path / "link").ids == folder_source(root).ids
+    assert FolderSource(tmp_path / "link").ids == FolderSource(root).ids
 
 
 def test_names_that_are_not_utf8_are_skipped(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     Path(os.fsdecode(os.fsencode(root) + b"/\xff.png")).write_bytes(b"")
-    assert len(folder_source(root)) == 5
+    assert len(FolderSource(root)) == 5
     assert "not UTF-8: 1" in caplog.text
 
 
@@ -107,23 +94,23 @@ def test_sub_folders_are_the_classes(tmp_path: Path) -> None:
     for name in ["cat/1.png", "cat/x/2.png", "dog/1.png"]:
         add(tmp_path, name)
     truth = {"cat/1.png": "cat", "cat/x/2.png": "cat", "dog/1.png": "dog"}
-    assert folder_source(tmp_path).truth == truth
-    assert folder_source(tmp_path, classes="none").truth is None
+    assert FolderSource(tmp_path).truth == truth
+    assert FolderSource(tmp_path, classes="none").truth is None
     add(tmp_path, "loose.png")
-    assert folder_source(tmp_path).truth is None
+    assert FolderSource(tmp_path).truth is None
     with pytest.raises(DataError, match=r"1 lie in the folder itself, the first is loose\.png"):
-        folder_source(tmp_path, classes="folders")
+        FolderSource(tmp_path, classes="folders")
 
 
 def test_one_sub_folder_is_a_class_only_if_told(tmp_path: Path) -> None:
     add(tmp_path, "images/1.png")
-    assert folder_source(tmp_path).truth is None
-    assert folder_source(tmp_path, classes="folders").truth == {"images/1.png": "images"}
+    assert FolderSource(tmp_path).truth is None
+    assert FolderSource(tmp_path, classes="folders").truth == {"images/1.png": "images"}
 
 
 def test_labels_of_a_person_are_partial_and_no_truth(root: Path) -> None:
     (root / "labels.csv").write_text("filename,label\nb.png,anomaly\nsub/c.tif,normal\na.PNG,artefact\n")
-    source = folder_source(root)
+    source = FolderSource(root)
     assert source.labels == {"b.png": "anomaly", "sub/c.tif": "normal", "a.PNG": "artefact"}
     assert source.truth is None
 
@@ -132,44 +119,26 @@ def test_labels_of_a_person_go_along_with_class_folders(tmp_path: Path) -> None:
     for name in ["cat/1.png", "dog/1.png"]:
         add(tmp_path, name)
     (tmp_path / "labels.csv").write_text("filename,label\ncat/1.png,unsure\n")
-    source = folder_source(tmp_path)
+    source = FolderSource(tmp_path)
     assert source.labels == {"cat/1.png": "unsure"}
     assert source.truth == {"cat/1.png": "cat", "dog/1.png": "dog"}
-
-
-def test_other_labels_are_classes_of_a_benchmark(root: Path, tmp_path: Path) -> None:
-    file = tmp_path / "classes.csv"
-    ids = folder_source(root).ids
-    file.write_text("filename,label\n" + "".join(f"{id_},class{i % 2}\n" for i, id_ in enumerate(ids)))
-    source = folder_source(root, labels_file=str(file))
-    assert source.truth == {id_: f"class{i % 2}" for i, id_ in enumerate(ids)}
-    assert source.labels == {}
-    file.write_text("filename,label\nb.png,anomaly\na.PNG,galaxy\n")
-    with pytest.raises(LabelError, match=r"3 of 5 are missing, the first is sub/c\.tif"):
-        folder_source(root, labels_file=file)
 
 
 def test_wrong_labels_file_is_refused(root: Path) -> None:
     (root / "labels.csv").write_text("filename,label\nnone.png,anomaly\n")
     with pytest.raises(LabelError, match=r"line 2 'none\.png,anomaly'"):
-        folder_source(root)
-    with pytest.raises(LabelError, match="No such file"):
-        folder_source(root, labels_file=root / "missing.csv")
+        FolderSource(root)
 
 
 def test_messages_for_a_wrong_root(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset=folder needs data\.root=PATH"):
-        folder_source(None)
-    with pytest.raises(DataError, match="expected a folder with images, found nothing"):
-        folder_source(tmp_path / "none")
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(DataError, match="found a file"):
-        folder_source(file)
+        FolderSource(file)
     with pytest.raises(DataError, match=r"no images in it, expected files that end in \.bmp, "):
-        folder_source(tmp_path)
-    with pytest.raises(ConfigError, match="one of auto, folders, none, got yes"):
-        folder_source(tmp_path, classes="yes")
+        FolderSource(tmp_path)
+    with pytest.raises(ConfigError, match=r"dataset\.source\.classes is 'yes'"):
+        FolderSource(tmp_path, classes="yes")
 
 
 def test_only_links_that_leave_say_so(tmp_path: Path) -> None:
@@ -177,7 +146,7 @@ def test_only_links_that_leave_say_so(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/o.png").symlink_to(outside)
     with pytest.raises(DataError, match=r"no images in it \(links that leave the folder: 1\)"):
-        folder_source(tmp_path / "in")
+        FolderSource(tmp_path / "in")
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may list every folder")
@@ -185,14 +154,9 @@ def test_folder_that_cannot_be_listed_is_an_error(root: Path) -> None:
     (root / "sub").chmod(0)
     try:
         with pytest.raises(DataError, match="cannot list this folder: Permission denied"):
-            folder_source(root)
+            FolderSource(root)
     finally:
         (root / "sub").chmod(0o755)
-
-
-def test_source_can_be_pickled(root: Path) -> None:
-    source: FolderSource = pickle.loads(pickle.dumps(folder_source(root)))
-    assert source.read(["b.png"])[0].shape == (4, 5, 3)
 
 
 NAMES = st.text(st.sampled_from("a-./0é~"), min_size=1, max_size=8)

@@ -1,0 +1,98 @@
+"""Scan of a folder for image files: paths, sizes and times, without links that leave the folder."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from anomalymatch.data.find import Folder, walk
+
+Entry = tuple[str, int, int]
+"""A file: POSIX path below the root, size in bytes, time of the last change in nanoseconds."""
+_TO_FOLDERS = "links to folders"
+_CHUNK = 4096
+
+
+class Scan(NamedTuple):
+    """Files below a root, sorted by path, and the number of files skipped for each reason."""
+
+    entries: list[Entry]
+    skipped: Counter[str]
+
+    @property
+    def named(self) -> int:
+        """Number of entries with a matching name, whether they are files or not."""
+        return len(self.entries) + self.skipped.total() - self.skipped[_TO_FOLDERS]
+
+
+def scan(root: Path, suffixes: tuple[str, ...], folders: Iterable[Folder] | None = None) -> Scan:
+    """List the files below `root` whose lower-case names end in `suffixes`.
+
+    Args:
+        root: the folder.
+        suffixes: endings of the names, in lower case.
+        folders: folders to look into; None takes all that `walk` yields.
+
+    Raises:
+        DataError: if `root` or a folder in it cannot be listed.
+    """
+    top = os.path.realpath(root)
+    entries: list[Entry] = []
+    skipped: Counter[str] = Counter()
+    for path, _, files in walk(root) if folders is None else folders:
+        for child in files:
+            id_ = path + child.name
+            # True of nearly all files, and needs no system call.
+            if child.is_file(follow_symlinks=False) and id_.isascii():
+                wanted = child.name.lower().endswith(suffixes) and child.name[0] != "."
+            else:
+                wanted = _is_wanted(top, id_, child, suffixes, skipped)
+            if wanted:
+                stat = child.stat()
+                entries.append((id_, stat.st_size, stat.st_mtime_ns))
+    entries.sort()
+    return Scan(entries, skipped)
+
+
+def describe(skipped: Counter[str]) -> str:
+    """Format the skipped files for a message, in brackets; empty if there are none."""
+    return " (" + ", ".join(f"{reason}: {n:,}" for reason, n in skipped.items()) + ")" if skipped else ""
+
+
+def fingerprint(salt: str, entries: Sequence[Entry]) -> str:
+    """Hash names, sizes and times of files, and `salt`."""
+    digest = hashlib.sha256(salt.encode())
+    for at in range(0, len(entries), _CHUNK):
+        lines = [f"\n{id_}\0{size}\0{mtime_ns}" for id_, size, mtime_ns in entries[at : at + _CHUNK]]
+        digest.update("".join(lines).encode())
+    return digest.hexdigest()
+
+
+def _is_wanted(top: str, id_: str, child: os.DirEntry[str], suffixes: tuple[str, ...], skipped: Counter[str]) -> bool:
+    """Whether a file or link may be read; count the reason in `skipped` if not."""
+    if child.name.startswith("."):
+        return False
+    link = child.is_symlink()
+    if link and os.path.isdir(child.path):
+        skipped[_TO_FOLDERS] += 1
+    elif not child.name.lower().endswith(suffixes):
+        pass
+    elif link and not os.path.realpath(child.path).startswith(os.path.join(top, "")):
+        skipped["links that leave the folder"] += 1
+    elif not (os.path.isfile(child.path) if link else child.is_file()):
+        skipped["links and names of images that are no files"] += 1
+    elif not _is_utf8(id_):
+        skipped["files whose names are not UTF-8"] += 1
+    else:
+        return True
+    return False
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,471 @@
+"""Contract of every image source; a test of one format belongs in tests/data/sources only if others cannot share it."""
+
+import io
+import multiprocessing
+import pickle
+import random
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from astropy.io import fits
+from hydra.utils import instantiate
+from PIL import Image as PillowImage
+
+from anomalymatch.config import compose
+from anomalymatch.data.open import KINDS, _options
+from anomalymatch.data.rendering import Rendering
+from anomalymatch.data.source import ImageSource
+from anomalymatch.errors import AnomalyMatchError, DataError, LabelError, UnreadableImageError
+from anomalymatch.types import Reject
+
+VALUES = [11, 22, 33, 44, 55]
+SIDE = 4
+
+
+def image(value: int) -> np.ndarray:
+    return np.full((SIDE, SIDE, 3), value, dtype=np.uint8)
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(image(value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def stack(values: Sequence[int]) -> np.ndarray:
+    return np.stack([image(value) for value in values])
+
+
+def write_folder(root: Path, values: Sequence[int]) -> Path:
+    root.mkdir()
+    for i, value in enumerate(values):
+        (root / f"{i}.png").write_bytes(png(value))
+    return root
+
+
+def write_memory(root: Path, values: Sequence[int]) -> str:
+    files = fsspec.filesystem("memory")
+    for i, value in enumerate(values):
+        files.pipe(f"/{root.name}/{i}.png", png(value))
+    return f"memory://{root.name}"
+
+
+def write_zip(root: Path, values: Sequence[int]) -> Path:
+    with zipfile.ZipFile(root.with_suffix(".zip"), "w") as archive:
+        for i, value in enumerate(values):
+            archive.writestr(f"{i}.png", png(value))
+    return root.with_suffix(".zip")
+
+
+def write_tar(root: Path, values: Sequence[int]) -> Path:
+    with tarfile.open(root.with_suffix(".tar"), "w") as archive:
+        for i, value in enumerate(values):
+            info = tarfile.TarInfo(f"{i}.png")
+            info.size = len(png(value))
+            archive.addfile(info, io.BytesIO(png(value)))
+    return root.with_suffix(".tar")
+
+
+def write_parquet(root: Path, values: Sequence[int]) -> Path:
+    path = root.with_suffix(".parquet")
+    pq.write_table(pa.table({"image": [png(value) for value in values]}), path, row_group_size=2)
+    return path
+
+
+def write_hdf5(root: Path, values: Sequence[int], **options: Any) -> Path:
+    with h5py.File(root.with_suffix(".h5"), "w") as file:
+        file.create_dataset("images", data=stack(values), **options)
+    return root.with_suffix(".h5")
+
+
+def write_hdf5_encoded(root: Path, values: Sequence[int]) -> Path:
+    with h5py.File(root.with_suffix(".h5"), "w") as file:
+        rows = file.create_dataset("images", (len(values),), dtype=h5py.vlen_dtype(np.uint8))
+        for i, value in enumerate(values):
+            rows[i] = np.frombuffer(png(value), dtype=np.uint8)
+    return root.with_suffix(".h5")
+
+
+def write_zarr(root: Path, values: Sequence[int]) -> Path:
+    group = zarr.open_group(root.with_suffix(".zarr"), mode="w")
+    group.create_array("images", data=stack(values), chunks=(2, SIDE, SIDE, 3))
+    return root.with_suffix(".zarr")
+
+
+def write_zarr_zip(root: Path, values: Sequence[int]) -> Path:
+    store = zarr.storage.ZipStore(root.with_suffix(".zarr.zip"), mode="w")
+    zarr.open_group(store, mode="w").create_array("images", data=stack(values), chunks=(2, SIDE, SIDE, 3))
+    store.close()
+    return root.with_suffix(".zarr.zip")
+
+
+def write_npy(root: Path, values: Sequence[int]) -> Path:
+    np.save(root.with_suffix(".npy"), stack(values))
+    return root.with_suffix(".npy")
+
+
+def write_npz(root: Path, values: Sequence[int]) -> Path:
+    np.savez_compressed(root.with_suffix(".npz"), images=stack(values))
+    return root.with_suffix(".npz")
+
+
+def write_fits(root: Path, values: Sequence[int]) -> Path:
+    root.mkdir()
+    for i, value in enumerate(values):
+        fits.PrimaryHDU(np.moveaxis(image(value), 2, 0)).writeto(root / f"{i}.fits")
+    return root
+
+
+def write_catalogue(root: Path, values: Sequence[int]) -> Path:
+    root.mkdir()
+    for i, value in enumerate(values):
+        np.save(root / f"{i}.npy", image(value))
+    rows = "".join(f"{i},2,2,{i}.npy\n" for i in range(len(values)))
+    (root / "cat.csv").write_text("id,x,y,tile\n" + rows)
+    return root / "cat.csv"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format and how to write an archive of it.
+
+    Attributes:
+        dataset: name of its configuration.
+        write: writes an archive of constant images.
+        options: options of the source.
+        exact: whether damage is always noticed, so that no wrong image ever comes back.
+        local: whether the archive is on this machine.
+        channels: whether there is an option `channels`.
+    """
+
+    dataset: str
+    write: Callable[[Path, Sequence[int]], Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    exact: bool = False
+    local: bool = True
+    channels: bool = True
+
+    def open(self, root: Any, **options: Any) -> ImageSource:
+        return KINDS[self.dataset].opener()(root, **self.options | options)
+
+
+FORMATS = {
+    "folder": Format("folder", write_folder, exact=True),
+    "url": Format("folder", write_memory, local=False),
+    "zip": Format("zip", write_zip, exact=True),
+    "tar": Format("webdataset", write_tar, exact=True),
+    "parquet": Format("parquet", write_parquet, exact=True),
+    "hdf5": Format("hdf5", write_hdf5),
+    "hdf5 in chunks": Format(
+        "hdf5", lambda root, values: write_hdf5(root, values, chunks=(2, SIDE, SIDE, 3), compression="gzip")
+    ),
+    "hdf5 of files": Format("hdf5", write_hdf5_encoded),
+    "zarr": Format("zarr", write_zarr),
+    "zarr.zip": Format("zarr", write_zarr_zip),
+    "npy": Format("numpy", write_npy),
+    "npz": Format("numpy", write_npz, exact=True),
+    "fits": Format("fits", write_fits, channels=False),
+    "catalogue": Format("catalogue", write_catalogue, {"x_column": "x", "y_column": "y", "size": SIDE}, channels=False),
+}
+LOCAL = [name for name, kind in FORMATS.items() if kind.local]
+LABELLED = [name for name, kind in FORMATS.items() if kind.dataset != "parquet"]
+
+
+@dataclass
+class Archive:
+    kind: Format
+    root: Any
+    place: Path
+
+    def open(self, **options: Any) -> ImageSource:
+        return self.kind.open(self.root, **options)
+
+    def files(self) -> list[Path]:
+        """All files of the archive, but not a catalogue."""
+        if self.kind.dataset == "catalogue":
+            return sorted(self.root.parent.glob("*.npy"))
+        return sorted(p for p in self.root.rglob("*") if p.is_file()) if self.root.is_dir() else [self.root]
+
+    def remove(self) -> None:
+        for file in self.files():
+            file.unlink()
+
+    def rewrite(self, values: Sequence[int]) -> None:
+        if self.kind.local:
+            root = self.root.parent if self.kind.dataset == "catalogue" else self.root
+            shutil.rmtree(root) if root.is_dir() else root.unlink()
+        self.kind.write(self.place, values)
+
+
+@pytest.fixture
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Archive]:
+    """An archive of the format that the test names, or of every format."""
+    kind = FORMATS[request.param]
+    yield Archive(kind, kind.write(tmp_path / "set", VALUES), tmp_path / "set")
+    if not kind.local:
+        filesystem = fsspec.filesystem("memory")
+        filesystem.store.clear()
+        filesystem.pseudo_dirs[:] = [""]
+
+
+every_format = pytest.mark.parametrize("archive", FORMATS, indirect=True)
+every_local_format = pytest.mark.parametrize("archive", LOCAL, indirect=True)
+
+
+def values(source: ImageSource, positions: Sequence[int] = range(len(VALUES))) -> list[int]:
+    """Colours of constant images."""
+    images = source.read([source.ids[i] for i in positions])
+    assert all(isinstance(image, np.ndarray) for image in images), images
+    assert all((image == image.flat[0]).all() for image in images)
+    return [int(image.flat[0]) for image in images]
+
+
+@every_format
+def test_images_come_in_the_order_of_the_ids(archive: Archive) -> None:
+    source = archive.open()
+    assert isinstance(source, ImageSource)
+    assert len(source) == len(source.ids) == len(set(source.ids)) == len(VALUES)
+    assert all(isinstance(id_, str) for id_ in source.ids)
+    assert source.channels == len(source.rendering.channels(source.bands)) == 3
+    assert (source.labels, source.truth, source.holdout) == ({}, None, frozenset())
+    picks = [4, 0, 3, 3, 1]
+    assert values(source, picks) == [VALUES[i] for i in picks]
+    assert source.read([]) == []
+    first = source.read(source.ids[:1])[0]
+    assert (first.dtype, first.shape, first.flags.c_contiguous) == (np.uint8, (SIDE, SIDE, 3), True)
+    for i, id_ in enumerate(source.ids):
+        assert source.position(id_) == i
+        assert (source.pixels(id_) == image(VALUES[i])).all()
+
+
+@every_format
+def test_what_a_caller_writes_into_an_image_is_not_kept(archive: Archive) -> None:
+    source = archive.open()
+    source.read(source.ids[1:2])[0][:] = 99
+    source.pixels(source.ids[1])[:] = 99
+    assert values(source) == VALUES
+
+
+@every_format
+def test_what_else_is_known_has_the_declared_form(archive: Archive) -> None:
+    source = archive.open()
+    for id_ in source.ids:
+        assert source.coordinates(id_) is None
+        assert isinstance(source.header(id_), dict)
+        file = source.file(id_)
+        assert (file is None) == (source.folder is None)
+        assert file is None or file.is_file()
+        if source.encoded:
+            assert source.raw_bytes(id_) == png(VALUES[source.position(id_)])
+        else:
+            with pytest.raises(DataError, match="no encoded image files"):
+                source.raw_bytes(id_)
+    table = source.metadata()
+    assert table is None or len(table) == len(VALUES)
+
+
+@every_format
+def test_unknown_ids_are_errors(archive: Archive) -> None:
+    source = archive.open()
+    for method in (
+        source.pixels,
+        source.position,
+        source.file,
+        source.coordinates,
+        source.header,
+        lambda id_: source.read([source.ids[0], id_]),
+    ):
+        with pytest.raises(DataError, match="has no image 'z'"):
+            method("z")
+
+
+@every_format
+def test_many_threads(archive: Archive) -> None:
+    source = archive.open(cache_bytes=1) if "cache_bytes" in _options(type(archive.open())) else archive.open()
+    picks = [random.Random(seed).choices(range(len(VALUES)), k=6) for seed in range(24)]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda pick: values(source, pick), picks)) == [[VALUES[i] for i in p] for p in picks]
+
+
+def _read_in_child(source: ImageSource, queue: Any) -> None:
+    queue.put(values(source))
+
+
+@every_format
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_other_processes(archive: Archive) -> None:
+    source = archive.open()
+    assert values(source) == VALUES
+    assert values(pickle.loads(pickle.dumps(source))) == VALUES
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_read_in_child, args=(source, queue))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    assert queue.get() == VALUES
+
+
+@every_format
+def test_fingerprint_follows_pixels_and_options(archive: Archive) -> None:
+    first = archive.open().fingerprint
+    assert archive.open().fingerprint == first
+    prints = {first, archive.open(rendering=Rendering(curve="asinh")).fingerprint}
+    if archive.kind.channels:
+        prints.add(archive.open(channels=1).fingerprint)
+    archive.rewrite([*VALUES[:-1], 66])
+    prints.add(archive.open().fingerprint)
+    archive.rewrite([*VALUES, 77])
+    prints.add(archive.open().fingerprint)
+    assert len(prints) == 4 + archive.kind.channels
+
+
+@every_local_format
+def test_files_that_are_gone_give_rejects(archive: Archive) -> None:
+    source = archive.open()
+    archive.remove()
+    results = source.read(source.ids)
+    assert [result.id for result in results if isinstance(result, Reject)] == list(source.ids)
+    assert all("no such file" in result.reason.lower() or "cannot be" in result.reason for result in results)
+    with pytest.raises(UnreadableImageError):
+        source.pixels(source.ids[0])
+
+
+@every_local_format
+def test_damage_gives_errors_or_rejects_and_never_a_crash(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:
+    dice = random.Random(0)
+    names = list(archive.open().ids)
+    refused = rejected = 0
+    for trial in range(60):
+        file = dice.choice(archive.files())
+        whole = file.read_bytes()
+        damaged = bytearray(whole[: dice.randrange(len(whole))] if trial % 2 else whole)
+        if not trial % 2:
+            for _ in range(dice.randint(1, 4)):
+                damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            source = archive.open()
+            results = source.read(source.ids)
+        except DataError:
+            refused += 1
+        else:
+            for id_, result in zip(source.ids, results, strict=True):
+                if isinstance(result, Reject):
+                    rejected += 1
+                elif archive.kind.exact:
+                    assert (result == result.flat[0]).all()
+                    assert id_ not in names or result.flat[0] == VALUES[names.index(id_)]
+        file.write_bytes(whole)
+    assert refused + rejected > 5
+    assert values(archive.open()) == VALUES
+
+
+@pytest.mark.parametrize("archive", LABELLED, indirect=True)
+def test_labels_file(archive: Archive, tmp_path: Path) -> None:
+    ids, file = list(archive.open().ids), tmp_path / "mine.csv"
+
+    def write(labels: dict[str, str]) -> Path:
+        file.write_text("filename,label\n" + "".join(f"{id_},{label}\n" for id_, label in labels.items()))
+        return file
+
+    person = {ids[1]: "anomaly", ids[0]: "normal", ids[3]: "unsure"}
+    source = archive.open(labels_file=write(person))
+    assert (source.labels, source.truth) == (person, None)
+    classes = {id_: f"k{i % 2}" for i, id_ in enumerate(ids)}
+    source = archive.open(labels_file=str(write(classes)))
+    assert (source.labels, source.truth) == ({}, classes)
+    with pytest.raises(LabelError, match=f"4 of 5 are missing, the first is {ids[1]}"):
+        archive.open(labels_file=write({ids[0]: "k0"}))
+    with pytest.raises(LabelError, match=r"mine\.csv: .* line 2 'none,anomaly'"):
+        archive.open(labels_file=write({"none": "anomaly"}))
+    with pytest.raises(LabelError, match=r"gone\.csv"):
+        archive.open(labels_file=tmp_path / "gone.csv")
+
+
+@pytest.mark.parametrize("archive", ["folder", "zip", "tar", "fits"], indirect=True)
+def test_labels_csv_beside_the_images(archive: Archive) -> None:
+    id_ = archive.open().ids[2]
+    folder = archive.root if archive.root.is_dir() else archive.root.parent
+    (folder / "labels.csv").write_text(f"filename,label\n{id_},anomaly\n")
+    assert archive.open().labels == {id_: "anomaly"}
+
+
+@every_local_format
+def test_messages_name_the_path_and_the_key(archive: Archive, tmp_path: Path) -> None:
+    dataset = archive.kind.dataset
+    with pytest.raises(DataError, match=rf"dataset={dataset} needs data\.root=PATH"):
+        archive.kind.open(None)
+    gone = tmp_path / "none"
+    with pytest.raises(DataError, match=f"{gone}.*nothing"):
+        archive.kind.open(gone)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match=str(empty)):
+        archive.kind.open(empty)
+    if archive.root.is_file():
+        other = tmp_path / f"other{archive.root.suffix}"
+        other.write_bytes(b"no archive" * 300)
+        with pytest.raises(DataError, match=rf"{other.name}.* cannot be read|{other.name}: no column"):
+            archive.kind.open(other)
+
+
+@pytest.mark.parametrize("dataset", KINDS)
+def test_the_configuration_names_every_option(dataset: str) -> None:
+    node = compose(f"dataset={dataset}").dataset.source
+    assert set(node) == _options(KINDS[dataset].opener()) - {"scanned"} | {"_target_", "root"}
+    assert f"{KINDS[dataset].opener().__module__}.{KINDS[dataset].opener().__name__}" == node._target_
+    with pytest.raises(Exception, match=rf"dataset={dataset} needs data\.root=PATH"):
+        instantiate(node)
+
+
+@pytest.mark.parametrize("archive", LOCAL, indirect=True)
+def test_the_configuration_opens_the_archive(archive: Archive, tmp_path: Path) -> None:
+    words = [f"dataset.source.{key}={value}" for key, value in archive.kind.options.items()]
+    config = compose(
+        f"dataset={archive.kind.dataset}", f"data.root={archive.root}", f"data.cache_dir={tmp_path / 'cache'}", *words
+    )
+    source = instantiate(config.dataset.source)
+    assert source.ids == archive.open().ids or list(source.ids) == list(archive.open().ids)
+    assert source.fingerprint == archive.open().fingerprint
+    assert values(source) == VALUES
+
+
+class Mine(ImageSource):
+    """The least that a source of one's own implements."""
+
+    def __init__(self) -> None:
+        super().__init__(name="mine", ids=[f"m{i}" for i in range(len(VALUES))], fingerprint="mine-1")
+
+    def load(self, position: int) -> np.ndarray:
+        if position == 3:
+            raise UnreadableImageError("broken")
+        return image(VALUES[position])
+
+
+def test_a_source_of_ones_own_implements_load_alone() -> None:
+    source = pickle.loads(pickle.dumps(Mine()))
+    assert source.read(["m2", "m3"])[1] == Reject("m3", "broken")
+    assert source.read(["m2"])[0].tolist() == image(33).tolist()
+    assert (source.bands, source.channels, source.encoded) == (("red", "green", "blue"), 3, False)
+    assert (source.file("m0"), source.coordinates("m0"), source.metadata(), source.header("m0")) == (
+        None,
+        None,
+        None,
+        {},
+    )
+    with pytest.raises(AnomalyMatchError, match="m0"):
+        source.raw_bytes("m0")
