@@ -57,7 +57,8 @@ class Metadata:
         Raises:
             DataError: if the id is not in the source.
         """
-        with guarded(self.source, id_):
+        given = None
+        with suppress(UnreadableImageError), guarded(self.source, id_):
             given = self.source.coordinates(id_)
         if given is not None:
             return given
