@@ -18,7 +18,7 @@ from scipy.spatial.distance import squareform
 
 from anomalymatch import compose, make_task
 from anomalymatch.build import build, build_embedding, build_source
-from anomalymatch.clustering.analysis import SAMPLED, embed
+from anomalymatch.clustering.analysis import SAMPLED_REFERENCES, embed
 from anomalymatch.clustering.distances import (
     hausdorff_distances,
     normal_scores,
@@ -26,9 +26,9 @@ from anomalymatch.clustering.distances import (
     relative_scores,
     unsupervised_scores,
 )
-from anomalymatch.clustering.group import EXACT_IMAGES, cut_tree, ward_tree
+from anomalymatch.clustering.groups import EXACT_IMAGES, cut_tree, ward_tree
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
-from anomalymatch.clustering.quality import agreement
+from anomalymatch.clustering.quality import clustering_metrics
 from anomalymatch.evaluation.confidence import mean_interval, paired_difference
 from anomalymatch.terminal import console
 
@@ -129,14 +129,14 @@ def by_method(patches: PatchEmbedding, ids: list[str], normals: list[str], draw:
     """Yield the agreement of each method on one draw, by Ward's linkage with the true number of groups."""
     truth = patches.embedding.source.truth or {}
     raw = patches.bags(shared_ids(patches, ids))
-    bags = raw.rows(ids)
-    project = patches.projected(bags, seed=draw)
+    bags = raw.select(ids)
+    project = patches.fit_projection(bags, seed=draw)
     bags = project(bags)
     classes = [truth[id_] for id_ in bags.ids]
     groups = len(set(classes))
 
     def row(method: str, tau: float, tree: Any, seconds: float) -> Row:
-        scores = agreement(classes, cut_tree(tree, groups))
+        scores = clustering_metrics(classes, cut_tree(tree, groups))
         return {"method": method, "tau": tau, **scores, "images": len(classes), "seconds": round(seconds, 2)}
 
     pooled = patches.embedding.features.take(bags.ids).astype(np.float64)
@@ -152,7 +152,7 @@ def by_method(patches: PatchEmbedding, ids: list[str], normals: list[str], draw:
     scores = unsupervised_scores(bags.patches, bags.patches, torch.arange(len(bags.ids)))
     yield from over_tau("unsupervised", bags, scores, row, time.monotonic() - start)
     for count in NORMALS if normals else ():
-        known = project(raw.rows(normals[: count or None]))
+        known = project(raw.select(normals[: count or None]))
         start = time.monotonic()
         scores = normal_scores(bags.patches, known.patches, torch.full((len(bags.ids),), -1))
         yield from over_tau(f"normals_{count or 'all'}", bags, scores, row, time.monotonic() - start)
@@ -168,8 +168,8 @@ def over_tau(method: str, bags: Bags, scores: torch.Tensor, row: Any, seconds: f
 def by_references(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
     """Yield the agreement by the number of reference images, at the default tau."""
     truth = patches.embedding.source.truth or {}
-    bags = patches.bags(shared_ids(patches, ids)).rows(ids)
-    bags = patches.projected(bags, seed=draw)(bags)
+    bags = patches.bags(shared_ids(patches, ids)).select(ids)
+    bags = patches.fit_projection(bags, seed=draw)(bags)
     classes = [truth[id_] for id_ in bags.ids]
     tau = compose(name="cluster").clustering.spec.tau
     rng = np.random.default_rng([draw, 0x4EF])
@@ -184,7 +184,7 @@ def by_references(patches: PatchEmbedding, ids: list[str], normals: list[str], d
         weights = patch_weights(relative_scores(scores), tau)
         groups = cut_tree(ward_tree(embed(bags, weights)), len(set(classes)))
         shown = "all" if count == len(bags.ids) else str(count)
-        yield {"references": shown, **agreement(classes, groups), "seconds": round(seconds, 2)}
+        yield {"references": shown, **clustering_metrics(classes, groups), "seconds": round(seconds, 2)}
 
 
 def shared_ids(patches: PatchEmbedding, ids: list[str]) -> list[str]:
@@ -198,7 +198,7 @@ def measure_cost(sizes: Sequence[int]) -> Iterator[Row]:
     for count in sizes:
         generator = torch.Generator().manual_seed(0)
         patches = torch.randn(count, 196, 64, generator=generator).half()
-        references = count if count <= EXACT_IMAGES else SAMPLED
+        references = count if count <= EXACT_IMAGES else SAMPLED_REFERENCES
         own = torch.arange(count)
         own[references:] = -1
         start = time.monotonic()

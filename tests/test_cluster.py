@@ -125,7 +125,7 @@ def test_the_benchmark_composes_and_needs_its_images(call, tiny):
         (["data.root={images}", "labelled=odd"], "labelled is 'odd'"),
         (["data.root={images}", "benchmark=coco"], "benchmark is 'coco'"),
         (["data.root={images}", "seed=-1"], "seed is -1"),
-        (["data.root={images}", "clustering.spec.tau=-1.0"], "clustering.tau is -1"),
+        (["data.root={images}", "clustering.spec.tau=-1.0"], "clustering.spec.tau is -1"),
         (["data.root={images}", "clustering.spec.tua=1"], "did you mean clustering.spec.tau?"),
         (["data.root={images}", "clustering.patches.levels=[7]"], "no such feature maps"),
         (["names=nowhere.csv"], "names=nowhere.csv cannot be read"),

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from anomalymatch.clustering import analysis as module
-from anomalymatch.clustering.analysis import ClusterSpec, cluster
+from anomalymatch.clustering.analysis import ClusterSpec, Divider, cluster
 from anomalymatch.errors import ConfigError, DataError
 
 
-def test_the_odd_images_are_a_group(make_patches, make_source, spec):
+def test_anomalous_images_are_a_group(make_patches, make_source, spec):
     source = make_source(30)
     found = cluster(make_patches(source), source.ids, spec, clusters=2)
     small = {found.ids[i] for i in found.members(1)}
@@ -26,7 +26,7 @@ def test_the_odd_images_are_a_group(make_patches, make_source, spec):
         assert total[0] == pytest.approx(total.min())
 
 
-def test_the_same_seed_gives_the_same_groups(make_patches, make_source, spec):
+def test_same_seed_gives_same_groups(make_patches, make_source, spec):
     source = make_source(20)
     patches = make_patches(source, components=6)
     one, two = (cluster(patches, source.ids, replace(spec, references=8), seed=3) for _ in range(2))
@@ -43,7 +43,7 @@ def test_each_setting_changes_the_embeddings(make_patches, make_source, spec, ch
     assert not np.allclose(before, after)
 
 
-def test_normals_change_the_weights_and_are_not_compared_with_themselves(make_patches, make_source, spec):
+def test_normal_images_change_the_weights_but_are_not_compared_with_themselves(make_patches, make_source, spec):
     source = make_source(20)
     patches = make_patches(source)
     alone = cluster(patches, source.ids, spec, clusters=2)
@@ -67,7 +67,7 @@ def test_every_method_runs(make_patches, make_source, spec, method):
 
 def test_many_images_are_compared_with_a_sample(make_patches, make_source, spec, monkeypatch):
     monkeypatch.setattr(module, "EXACT_IMAGES", 10)
-    monkeypatch.setattr(module, "SAMPLED", 6)
+    monkeypatch.setattr(module, "SAMPLED_REFERENCES", 6)
     seen = []
     scores = module.unsupervised_scores
     monkeypatch.setattr(module, "unsupervised_scores", lambda p, r, own: seen.append(len(r)) or scores(p, r, own))
@@ -88,7 +88,7 @@ def test_identical_images_are_one_group(make_patches, make_source, spec, caplog)
         cluster(patches, source.ids, spec, clusters=2)
 
 
-def test_what_cannot_be_grouped_is_said(make_patches, make_source, spec):
+def test_errors(make_patches, make_source, spec):
     source = make_source(6, unreadable={"im000000"})
     patches = make_patches(source)
     for ids in ([], ["im000001"], ["im000000", "im000001"]):
@@ -104,15 +104,38 @@ def test_what_cannot_be_grouped_is_said(make_patches, make_source, spec):
     assert len(cluster(patches, source.ids[:3], spec, clusters=2).ids) == 2
 
 
-@pytest.mark.parametrize(("key", "value"), [("tau", -1.0), ("references", 1), ("method", "dbscan")])
-def test_values_out_of_range_are_refused(spec, key, value):
-    with pytest.raises(ConfigError, match=rf"clustering\.{key} is"):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tau", -1.0),
+        ("references", 1),
+        ("method", "dbscan"),
+        ("criterion", "elbow"),
+        ("most_groups", 1),
+        ("smallest_group", 1),
+    ],
+)
+def test_invalid_values_are_refused(spec, key, value):
+    with pytest.raises(ConfigError, match=rf"clustering\.spec\.{key} is"):
         ClusterSpec(**{**spec.__dict__, key: value})
 
 
-def test_weights_by_tau_go_from_one_patch_to_all(make_patches, make_source, spec):
+def test_tau_of_zero_and_infinity(make_patches, make_source, spec):
     source = make_source(8)
     bags = make_patches(source).bags(source.ids)
     sharp, even = (module.weigh(bags, None, replace(spec, tau=tau), seed=0) for tau in (0.0, float("inf")))
     assert torch.equal(sharp.amax(1), torch.ones(8))
     assert torch.equal(even, torch.full_like(even, 1 / even.shape[1]))
+
+
+def test_divider_returns_groups_with_their_medoids_first(make_patches, make_source, spec):
+    source = make_source(24, size=32, unreadable={"im000007"})
+    patches, ids = make_patches(source), list(source.ids)
+    normals = ids[20:]
+    found = cluster(patches, ids, spec, clusters=3, normals=normals, seed=1)
+    groups = Divider(patches, spec, 1)(ids, normals, 3)
+    assert sorted(id_ for group in groups for id_ in group) == sorted(set(ids) - {"im000007"})
+    assert [len(group) for group in groups] == sorted((len(group) for group in groups), reverse=True)
+    assert [group[0] for group in groups] == [found.ids[row] for row in found.medoids]
+    assert groups == Divider(patches, spec, 1)(ids, normals, 3)
+    assert len(Divider(patches, spec, 1)(ids)) >= 1

@@ -10,7 +10,7 @@ from anomalymatch.clustering.figures import (
     map_figure,
     save_sheet,
 )
-from anomalymatch.clustering.group import cut_tree, ward_tree
+from anomalymatch.clustering.groups import cut_tree, ward_tree
 from anomalymatch.errors import ConfigError
 from anomalymatch.evaluation import plots
 

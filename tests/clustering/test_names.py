@@ -16,14 +16,14 @@ def groups(tmp_path):
     return tmp_path / "groups.csv"
 
 
-def test_the_names_are_empty_at_first(groups):
+def test_names_are_empty_at_first(groups):
     assert groups.read_text().splitlines()[:2] == ["cluster,name,size,medoid", "0,,2,a"]
     assert read_names(groups) == {}
     with pytest.raises(LabelError, match="no group has a name yet"):
         label_groups(groups)
 
 
-def test_names_become_labels_that_the_program_reads(groups):
+def test_names_become_labels(groups):
     groups.write_text("cluster,name\n0,satellite trail\n2,Normal\n1,\n")
     path = label_groups(groups)
     assert path.read_text().splitlines() == [
@@ -39,19 +39,19 @@ def test_names_become_labels_that_the_program_reads(groups):
     ("text", "message"),
     [
         ("group,name\n0,x\n", "must have the columns cluster,name"),
-        ("cluster,name\nx,ring\n", "line 2: 'x' is no number"),
-        ("cluster,name\n0,ring\n0,arc\n", "line 3: '0' is no number of a group, or named twice"),
+        ("cluster,name\nx,ring\n", "line 2: 'x' is not the number"),
+        ("cluster,name\n0,ring\n0,arc\n", "line 3: '0' is not the number"),
         ("cluster,name\n9,ring\n", "there is no group 9"),
         ("", "must have the columns"),
     ],
 )
-def test_what_is_wrong_in_the_file_is_said(groups, text, message):
+def test_invalid_files_are_refused(groups, text, message):
     groups.write_text(text)
     with pytest.raises(LabelError, match=message):
         label_groups(groups)
 
 
-def test_missing_files_are_said(groups, tmp_path):
+def test_missing_or_corrupt_files(groups, tmp_path):
     with pytest.raises(LabelError, match="cannot be read"):
         label_groups(tmp_path / "nowhere.csv")
     groups.write_text("cluster,name\n0,ring\n")

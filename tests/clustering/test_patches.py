@@ -7,7 +7,7 @@ from anomalymatch.clustering import patches as module
 from anomalymatch.errors import ConfigError
 
 
-def test_patches_are_the_levels_averaged_resized_and_normalised(make_patches, make_source):
+def test_patches_are_averaged_resized_and_normalised_levels(make_patches, make_source):
     source = make_source(3)
     embedding = make_patches(source)
     bags = embedding.bags(source.ids)
@@ -31,7 +31,7 @@ def test_patches_are_the_levels_averaged_resized_and_normalised(make_patches, ma
     torch.testing.assert_close(bags.patches.float(), rows, rtol=1e-2, atol=2e-3)
 
 
-def test_what_was_computed_is_read_back(make_patches, make_source, monkeypatch):
+def test_cached_patches_are_read_back(make_patches, make_source, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_IMAGES", 4)
     source = make_source(10, unreadable={"im000003"})
     first = make_patches(source).bags(source.ids)
@@ -39,7 +39,8 @@ def test_what_was_computed_is_read_back(make_patches, make_source, monkeypatch):
     again = make_patches(source).bags(source.ids)
     assert source.reads == reads
     assert torch.equal(first.patches, again.patches)
-    assert first.ids == again.ids == [id_ for id_ in source.ids if id_ != "im000003"]
+    assert (first.grid, first.ids) == (again.grid, again.ids)
+    assert first.ids == [id_ for id_ in source.ids if id_ != "im000003"]
     assert [reject.id for reject in again.rejects] == ["im000003"]
     longer = make_patches(make_source(10, unreadable={"im000003"})).bags([*source.ids[:8], "im000009"])
     assert longer.ids[-1] == "im000009"
@@ -53,32 +54,32 @@ def test_each_setting_changes_the_patches(make_patches, make_source, change):
     assert before.shape != after.shape or not torch.equal(before, after)
 
 
-def test_the_projection_is_applied_to_others_too(make_patches, make_source):
+def test_projection_applies_to_other_images(make_patches, make_source):
     source = make_source(12)
     plain = make_patches(source)
     bags = plain.bags(source.ids)
-    assert plain.projected(bags, seed=0)(bags) is bags
+    assert plain.fit_projection(bags, seed=0)(bags) is bags
     shapes = {}
     for whitening in (0.0, 1.0):
         embedding = make_patches(source, components=5, whitening=whitening)
-        project = embedding.projected(bags, seed=0)
-        shapes[whitening] = project(bags.rows(source.ids[:4])).patches
+        project = embedding.fit_projection(bags, seed=0)
+        shapes[whitening] = project(bags.select(source.ids[:4])).patches
         torch.testing.assert_close(shapes[whitening], project(bags).patches[:4])
         assert shapes[whitening].shape[2] == 5
     assert not torch.equal(shapes[0.0], shapes[1.0])
 
 
-def test_a_sample_of_many_patches_gives_the_same_projection_for_the_same_seed(make_patches, make_source, monkeypatch):
+def test_projection_of_a_sample_depends_on_the_seed_only(make_patches, make_source, monkeypatch):
     monkeypatch.setattr(module, "SAMPLE_PATCHES", 50)
     source = make_source(12)
     embedding = make_patches(source, components=4)
     bags = embedding.bags(source.ids)
-    one, same, other = (embedding.projected(bags, seed=seed)(bags).patches for seed in (0, 0, 1))
+    one, same, other = (embedding.fit_projection(bags, seed=seed)(bags).patches for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
-def test_a_transformer_has_patches_as_well(make_patches, make_source):
+def test_transformer(make_patches, make_source):
     source = make_source(2)
     bags = make_patches(source, name="test_vit", levels=[0, 1], image_size=160).bags(source.ids)
     assert bags.patches.shape[0] == 2
@@ -96,13 +97,13 @@ def test_a_transformer_has_patches_as_well(make_patches, make_source):
         ({"whitening": 2.0}, "patches.whitening is 2.0"),
     ],
 )
-def test_what_is_wrong_is_said(make_patches, make_source, options, message):
+def test_invalid_values_are_refused(make_patches, make_source, options, message):
     source = make_source(2)
     with pytest.raises(ConfigError, match=message):
         make_patches(source, **options).bags(source.ids)
 
 
-def test_no_readable_image_is_no_error_here(make_patches, make_source):
+def test_without_readable_images_the_result_is_empty(make_patches, make_source):
     source = make_source(2, unreadable={"im000000", "im000001"})
     bags = make_patches(source).bags(source.ids)
     assert (bags.ids, len(bags.patches), len(bags.rejects)) == ([], 0, 2)

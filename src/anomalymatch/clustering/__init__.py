@@ -1,1 +1,22 @@
-"""What kinds of anomaly there are: images as bags of patches, grouped by what is odd about them."""
+"""Anomaly Clustering: grouping of images by the kind of anomaly they show."""
+
+from anomalymatch.clustering.analysis import Clusters, ClusterSpec, Divider, cluster
+from anomalymatch.clustering.groups import UNGROUPED, Grouping, choose_count
+from anomalymatch.clustering.patches import Bags, PatchEmbedding, PatchSpec
+from anomalymatch.clustering.quality import clustering_metrics
+from anomalymatch.clustering.report import write_clusters
+
+__all__ = [
+    "UNGROUPED",
+    "Bags",
+    "ClusterSpec",
+    "Clusters",
+    "Divider",
+    "Grouping",
+    "PatchEmbedding",
+    "PatchSpec",
+    "choose_count",
+    "cluster",
+    "clustering_metrics",
+    "write_clusters",
+]

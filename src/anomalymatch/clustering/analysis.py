@@ -1,4 +1,4 @@
-"""From images to groups: patches, weights, embeddings, clusters, medoids."""
+"""Anomaly Clustering of images: patches, patch weights, embeddings, groups and their medoids."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from anomalymatch.clustering.choose import Choice, choose_count
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.clustering.distances import (
     normal_scores,
     patch_weights,
@@ -17,14 +17,17 @@ from anomalymatch.clustering.distances import (
     unsupervised_scores,
     weighted_means,
 )
-from anomalymatch.clustering.group import (
+from anomalymatch.clustering.groups import (
+    CRITERIA,
     EXACT_IMAGES,
     METHODS,
     UNGROUPED,
+    Choice,
     Embeddings,
     Grouping,
+    choose_count,
+    count_distinct,
     cut_tree,
-    distinct,
     hdbscan,
     make_cut,
     ward_tree,
@@ -34,22 +37,24 @@ from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Reject
 
 logger = logging.getLogger(__name__)
+SAMPLED_REFERENCES = 500
+"""Default number of reference images if there are more than `EXACT_IMAGES`."""
 
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """How images are grouped.
+    """Settings of the grouping.
 
     Attributes:
-        tau: of the weights, in units of the mean score; infinity weighs all patches the same.
-        references: images that patches are compared with, at most; None takes all up to 2,000 images and 500 beyond.
+        tau: temperature of the patch weights, in units of the mean score; infinity gives equal weights.
+        references: number of images to compare patches with; None takes all up to 2,000 images, and 500 of more.
         method: `ward`, `kmeans`, `spectral` or `hdbscan`.
-        criterion: that chooses the number of groups where none is given: `silhouette` or `gap`.
-        most_groups: that may be chosen.
-        smallest_group: images in a group of HDBSCAN, at least.
+        criterion: `silhouette` or `gap`, to choose the number of groups if none is given.
+        most_groups: largest number of groups to choose.
+        smallest_group: smallest number of images in a group of HDBSCAN.
     """
 
-    tau: float
+    tau: float | int
     references: int | None
     method: str
     criterion: str
@@ -57,31 +62,27 @@ class ClusterSpec:
     smallest_group: int
 
     def __post_init__(self) -> None:
-        if not self.tau >= 0.0:
-            raise ConfigError(f"clustering.tau is {self.tau}: it must be at least 0; inf weighs all patches the same")
-        if self.references is not None and self.references < 2:
-            raise ConfigError(f"clustering.references is {self.references}: it must be at least 2, or null")
-        if self.method not in METHODS:
-            raise ConfigError(f"clustering.method is {self.method!r}: choose one of {', '.join(METHODS)}")
-
-
-SAMPLED = 500
-"""References beyond `EXACT_IMAGES`."""
+        check_range("clustering.spec.tau", self.tau, low=0)
+        check_range("clustering.spec.references", self.references, low=2, null=True)
+        check_choice("clustering.spec.method", self.method, METHODS)
+        check_choice("clustering.spec.criterion", self.criterion, CRITERIA)
+        check_range("clustering.spec.most_groups", self.most_groups, low=2)
+        check_range("clustering.spec.smallest_group", self.smallest_group, low=2)
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Grouped images.
+    """Images in groups.
 
     Attributes:
         ids: the images.
-        embeddings: weighted means of their patches.
-        weights: of their patches.
-        grid: patches on a side.
-        grouping: which image is in which group.
-        distances: to the medoid of the group, 0 for itself; NaN where there is no group.
-        medoids: row of each group's medoid, the image that is nearest to all others of it.
-        choice: how the number of groups was chosen; None where it was given.
+        embeddings: weighted mean of the patches of each image.
+        weights: weights of the patches.
+        grid: side of the grid of patches.
+        grouping: group of each image.
+        distances: distance of each image to the medoid of its group; NaN for images in no group.
+        medoids: row of each group's medoid, its most central image.
+        choice: choice of the number of groups; None if the number was given.
         rejects: images that could not be read.
     """
 
@@ -96,7 +97,7 @@ class Clusters:
     rejects: list[Reject]
 
     def members(self, group: int) -> Int64[np.ndarray, " m"]:
-        """Rows of a group, the medoid first, then by distance from it."""
+        """Return the rows of a group: the medoid first, then by distance from it."""
         rows = np.flatnonzero(self.grouping.labels == group)
         first = self.medoids[group] if group != UNGROUPED else -1
         return rows[np.lexsort((self.distances[rows], rows != first))]
@@ -111,20 +112,20 @@ def cluster(
     normals: Collection[str] = (),
     seed: int = 0,
 ) -> Clusters:
-    """Group images by what is odd about them.
+    """Group images by the kind of anomaly they show.
 
     Args:
-        patches: how images become patches.
+        patches: extractor of the patches.
         ids: the images to group.
-        spec: weights and method.
+        spec: settings of the weights and the groups.
         clusters: number of groups; None chooses it.
-        normals: images known to be normal: with at least one, oddness is the distance from them, else that from the
-            other images. They may be among `ids`.
-        seed: draws samples and starts.
+        normals: images known to be normal, which may be among `ids`. With at least one, patches are scored by their
+            distance to the normal images, otherwise by their distance to the other images.
+        seed: seed of samples and initial values.
 
     Raises:
         DataError: if fewer than two images can be read.
-        ConfigError: if there are not so many different images as groups, or a value is out of range.
+        ConfigError: if there are fewer distinct images than groups, or a value is out of range.
     """
     bags = patches.bags(list(ids))
     if len(bags.ids) < 2:
@@ -132,7 +133,7 @@ def cluster(
     known = patches.bags(sorted(normals)) if normals else None
     if known is not None and not known.ids:
         raise DataError("none of the images that are labelled normal can be read")
-    project = patches.projected(bags, seed=seed)
+    project = patches.fit_projection(bags, seed=seed)
     bags, known = project(bags), None if known is None else project(known)
     weights = weigh(bags, known, spec, seed=seed)
     embeddings = embed(bags, weights)
@@ -143,62 +144,61 @@ def cluster(
     )
 
 
-def weigh(bags: Bags, normals: Bags | None, spec: ClusterSpec, *, seed: int) -> Tensor:
-    """Weights (n, p) of the patches of each image, from the other images or from normal ones."""
+def weigh(bags: Bags, normals: Bags | None, spec: ClusterSpec, *, seed: int) -> Float32[Tensor, "n p"]:
+    """Compute the weights of the patches of each image, relative to the other images or to normal ones."""
     if spec.tau == float("inf"):
         return torch.full(bags.patches.shape[:2], 1.0 / bags.patches.shape[1])
-    references = normals or bags.rows(_references(bags.ids, spec.references, seed))
+    references = normals or bags.select(_reference_ids(bags.ids, spec.references, seed))
     position = {id_: row for row, id_ in enumerate(references.ids)}
     own = torch.tensor([position.get(id_, -1) for id_ in bags.ids], dtype=torch.int64)
     if normals is not None:
         if len(normals.ids) == 1:
-            own = torch.full_like(own, -1)  # a single normal image among those to group is normal by its own word
+            own = torch.full_like(own, -1)  # the only normal image has no other to be compared with
         scores = normal_scores(bags.patches, references.patches, own)
     else:
         scores = unsupervised_scores(bags.patches, references.patches, own)
-    return patch_weights(relative_scores(scores), spec.tau)
+    return patch_weights(relative_scores(scores), float(spec.tau))
 
 
 def embed(bags: Bags, weights: Tensor) -> Embeddings:
-    """Weighted mean (n, d) of the patches of each image."""
-    parts = zip(bags.patches.split(1024), weights.split(1024), strict=True)
-    return torch.cat([weighted_means(some.float(), theirs) for some, theirs in parts]).double().numpy()
+    """Compute the weighted mean of the patches of each image."""
+    blocks = zip(bags.patches.split(1024), weights.split(1024), strict=True)
+    return torch.cat([weighted_means(patches.float(), alpha) for patches, alpha in blocks]).double().numpy()
 
 
 def group(
     embeddings: Embeddings, spec: ClusterSpec, *, clusters: int | None, seed: int
 ) -> tuple[Grouping, Choice | None]:
-    """Group embeddings, into a number of groups that is given or chosen.
+    """Group embeddings into a given or chosen number of groups.
 
     Raises:
-        ConfigError: if there are not so many different images as groups, or the method takes no number.
+        ConfigError: if there are fewer distinct images than groups, or the method accepts no number.
     """
     if spec.method == "hdbscan":
         if clusters is not None:
-            raise ConfigError("method hdbscan finds the number of groups itself: leave out clusters, or take ward")
+            raise ConfigError("method hdbscan finds the number of groups itself: leave out clusters, or use ward")
         return Grouping(hdbscan(embeddings, spec.smallest_group)), None
-    different = distinct(embeddings)
-    if clusters is not None and not 1 <= clusters <= different:
+    distinct = count_distinct(embeddings)
+    if clusters is not None and not 1 <= clusters <= distinct:
         raise ConfigError(
-            f"clusters is {clusters}: of {len(embeddings)} images {different} differ, "
-            f"so it must lie between 1 and {different}"
+            f"clusters is {clusters}: of {len(embeddings)} images {distinct} differ, "
+            f"so it must be between 1 and {distinct}"
         )
     choice = None
-    if clusters is None:
-        if different < 3:
-            logger.warning("%d of %d images differ: that is the number of groups", different, len(embeddings))
-            clusters = different
-        else:
-            choice = choose_count(embeddings, spec.method, criterion=spec.criterion, most=spec.most_groups, seed=seed)
-            clusters = choice.count
+    if clusters is None and distinct < 3:
+        logger.warning("%d of %d images differ: this is the number of groups", distinct, len(embeddings))
+        clusters = distinct
+    elif clusters is None:
+        choice = choose_count(embeddings, spec.method, criterion=spec.criterion, most=spec.most_groups, seed=seed)
+        clusters = choice.count
     if spec.method == "ward":
         tree = ward_tree(embeddings)
         return Grouping(cut_tree(tree, clusters), tree), choice
     return Grouping(make_cut(embeddings, spec.method, seed=seed)(clusters)), choice
 
 
-def _references(ids: Sequence[str], count: int | None, seed: int) -> list[str]:
-    count = count or (SAMPLED if len(ids) > EXACT_IMAGES else len(ids))
+def _reference_ids(ids: Sequence[str], count: int | None, seed: int) -> list[str]:
+    count = count or (SAMPLED_REFERENCES if len(ids) > EXACT_IMAGES else len(ids))
     if count >= len(ids):
         return list(ids)
     rng = np.random.default_rng([seed, 0x4EF])
@@ -206,29 +206,29 @@ def _references(ids: Sequence[str], count: int | None, seed: int) -> list[str]:
 
 
 def _medoids(embeddings: Embeddings, grouping: Grouping) -> tuple[Float64[np.ndarray, " n"], Int64[np.ndarray, " k"]]:
-    """Distance of each image to its group's medoid, and the medoids; of equally good ones the first.
+    """Find the medoid of each group (the first of equally good ones) and the distance of each image to it.
 
-    The image nearest to the mean of its group has the smallest mean squared distance to the rest, so that no pair
-    need be compared.
+    The image nearest to the mean of its group has the smallest mean squared distance to the others, so no pairs are
+    compared.
     """
     distances = np.full(len(embeddings), np.nan)
     medoids = []
     for k in range(int(grouping.labels.max(initial=-1)) + 1):
         rows = np.flatnonzero(grouping.labels == k)
-        middle = rows[np.linalg.norm(embeddings[rows] - embeddings[rows].mean(0), axis=1).argmin()]
-        distances[rows] = np.linalg.norm(embeddings[rows] - embeddings[middle], axis=1)
-        medoids.append(int(middle))
+        medoid = rows[np.linalg.norm(embeddings[rows] - embeddings[rows].mean(0), axis=1).argmin()]
+        distances[rows] = np.linalg.norm(embeddings[rows] - embeddings[medoid], axis=1)
+        medoids.append(int(medoid))
     return distances, np.array(medoids, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Divider:
-    """Divides images by what is odd about them.
+    """Function that divides images into groups, for the labelling page and the query strategy `per_cluster`.
 
     Attributes:
-        patches: how images become patches.
-        spec: weights and method.
-        seed: draws samples and starts.
+        patches: extractor of the patches.
+        spec: settings of the weights and the groups.
+        seed: seed of samples and initial values.
     """
 
     patches: PatchEmbedding
@@ -236,9 +236,9 @@ class Divider:
     seed: int
 
     def __call__(self, ids: Sequence[str], normals: Collection[str] = (), count: int | None = None) -> list[list[str]]:
-        """Groups of `ids`, the largest first; in each the medoid first, then by distance from it.
+        """Return the groups of `ids`, the largest first; in each the medoid first, then by distance from it.
 
-        Images that cannot be read, or that HDBSCAN puts into no group, are in none.
+        Images that cannot be read, or that HDBSCAN assigns to no group, are left out.
 
         Args:
             ids: the images.

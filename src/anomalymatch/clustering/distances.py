@@ -1,7 +1,7 @@
-"""Anomaly Clustering (arXiv 2112.11573; Sohn et al., 2021): distances of images that are bags of patch embeddings.
+"""Scores, weights and distances of Anomaly Clustering (arXiv 2112.11573; Sohn et al., 2021).
 
-Each image is the mean of its patches, weighted by how unlike all else they are: two images are near when what is odd
-about them is alike. Names are those of the paper: z the patches, d their scores, alpha their weights, tau.
+An image is a bag of patch embeddings. Its embedding is the mean of the patches weighted by their anomaly scores, so two
+images are near each other if their anomalies are similar. The paper's symbols: z patches, d scores, alpha weights, tau.
 """
 
 import math
@@ -11,21 +11,21 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 BLOCK_ELEMENTS = 2**24
-"""Patch distances that are in memory at a time."""
+"""Number of patch distances held in memory at once."""
 
 
 def unsupervised_scores(
     patches: Float[Tensor, "n p d"], references: Float[Tensor, "r q d"], own: Int64[Tensor, " n"]
 ) -> Float[Tensor, "n p"]:
-    """How unlike the other images each patch is: the mean over them of its distance to their nearest patch.
+    """Score each patch by its distance to the nearest patch of another image, averaged over the other images.
 
     Args:
-        patches: of the images.
-        references: patches of the images compared with: the same ones, or a sample where they are too many.
-        own: which reference an image is itself, and does not count; -1 where it is none.
+        patches: patches of the images.
+        references: patches of the images to compare with: the same images, or a sample of them.
+        own: index of each image among the references, where it is skipped; -1 if it is not among them.
 
     Raises:
-        ValueError: if an image has no other to be compared with.
+        ValueError: if there is no other image to compare an image with.
     """
     return _over_references(patches, references, own, smallest=False)
 
@@ -33,35 +33,35 @@ def unsupervised_scores(
 def normal_scores(
     patches: Float[Tensor, "n p d"], normals: Float[Tensor, "m q d"], own: Int64[Tensor, " n"]
 ) -> Float[Tensor, "n p"]:
-    """How unlike the labelled normal images each patch is: its distance to the nearest patch of them all.
+    """Score each patch by its distance to the nearest patch of all labelled normal images.
 
     Args:
-        patches: of the images.
+        patches: patches of the images.
         normals: patches of the labelled normal images.
-        own: which of these an image is itself, and does not count; -1 where it is none.
+        own: index of each image among the normal ones, where it is skipped; -1 if it is not among them.
 
     Raises:
-        ValueError: if an image has no normal image to be compared with.
+        ValueError: if there is no normal image to compare an image with.
     """
     return _over_references(patches, normals, own, smallest=True)
 
 
 def relative_scores(scores: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
-    """Scores divided by their mean over all patches of all images: one tau then serves for any backbone and images.
+    """Divide scores by their mean over all patches of all images, so that tau does not depend on their scale.
 
-    Where all are zero, because the images are identical, they stay zero.
+    If all scores are zero, because the images are identical, they stay zero.
     """
     mean = scores.double().mean().item() if scores.numel() else 0.0
     return scores / mean if mean > 0.0 else scores
 
 
 def patch_weights(scores: Float[Tensor, "n p"], tau: float) -> Float[Tensor, "n p"]:
-    """Weights of each image's patches, softmax(score / tau); they add up to 1.
+    """Compute the weights softmax(score / tau) of the patches of each image.
 
     Args:
-        scores: of the patches; higher is more unlike the rest.
-        tau: in units of the scores (see `relative_scores`). At infinity all patches weigh the same; at 0 only the
-            highest does, and those that are equally high share.
+        scores: scores of the patches; higher is more anomalous.
+        tau: temperature, in units of the scores (see `relative_scores`). At infinity all patches have the same weight;
+            at 0 only the highest has one, shared by equally high ones.
 
     Raises:
         ValueError: if tau is negative or NaN.
@@ -78,22 +78,23 @@ def patch_weights(scores: Float[Tensor, "n p"], tau: float) -> Float[Tensor, "n 
 
 
 def weighted_means(patches: Float[Tensor, "n p d"], weights: Float[Tensor, "n p"]) -> Float[Tensor, "n d"]:
-    """The embedding of each image: the weighted mean of its patches."""
+    """Compute the embedding of each image, the weighted mean of its patches."""
     return torch.bmm(weights.to(patches.dtype)[:, None], patches)[:, 0]
 
 
 def hausdorff_distances(patches: Float[Tensor, "n p d"]) -> Float[Tensor, "n n"]:
-    """Maximum Hausdorff distance of each pair of images, the paper's other baseline.
+    """Compute the maximum Hausdorff distance of each pair of images, a baseline of the paper.
 
-    The largest distance from a patch of one image to the nearest patch of the other, whichever way it is larger.
+    It is the largest distance from a patch of one image to the nearest patch of the other, in the direction in which it
+    is larger.
     """
     n = len(patches)
     distances = torch.zeros(n, n, device=patches.device)
     step = _images_per_block(patches.shape[1], patches.shape[1])
-    room = _room(patches, patches, step)
+    buffer = _buffer(patches, patches, step)
     for start in range(0, n, step):
         for other in range(start, n, step):
-            there, back = _nearest_both(patches[start : start + step], patches[other : other + step], room)
+            there, back = _nearest_both(patches[start : start + step], patches[other : other + step], buffer)
             block = torch.maximum(there.amax(1), back.amax(1).T)
             distances[start : start + step, other : other + step] = block
             distances[other : other + step, start : start + step] = block.T
@@ -103,18 +104,18 @@ def hausdorff_distances(patches: Float[Tensor, "n p d"]) -> Float[Tensor, "n n"]
 def _over_references(
     patches: Float[Tensor, "n p d"], references: Float[Tensor, "r q d"], own: Int64[Tensor, " n"], *, smallest: bool
 ) -> Float[Tensor, "n p"]:
-    """Mean, or smallest, over the references (an image itself left out) of the distance to the nearest patch."""
+    """Average or minimise, over the references other than the image itself, the distance to their nearest patch."""
     others = len(references) - (own >= 0).long()
     if len(patches) and int(others.min()) < 1:
         raise ValueError("an image has no other image to be compared with")
     start_value = torch.inf if smallest else 0.0
     total = torch.full(patches.shape[:2], start_value, device=patches.device)
     step = _images_per_block(patches.shape[1], references.shape[1])
-    room = _room(patches, references, step)
+    buffer = _buffer(patches, references, step)
     for start in range(0, len(patches), step):
         rows = slice(start, start + step)
         for other in range(0, len(references), step):
-            nearest = _nearest(patches[rows], references[other : other + step], room)  # n p r
+            nearest = _nearest(patches[rows], references[other : other + step], buffer)  # n p r
             mine = own[rows] - other
             is_own = torch.nonzero((mine >= 0) & (mine < nearest.shape[2]))[:, 0]
             nearest[is_own, :, mine[is_own]] = start_value
@@ -122,36 +123,39 @@ def _over_references(
     return total if smallest else total / others[:, None]
 
 
-def _nearest(a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], room: Float[Tensor, " _"]) -> Float[Tensor, "n p r"]:
-    """Euclidean distance from each patch of `a` to the nearest patch of each image of `b`."""
-    squared = _squared(a, b, room).amin(3) + a.float().square().sum(2)[:, :, None]
+def _nearest(
+    a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], buffer: Float[Tensor, " _"]
+) -> Float[Tensor, "n p r"]:
+    """Compute the Euclidean distance from each patch of `a` to the nearest patch of each image of `b`."""
+    squared = _squared(a, b, buffer).amin(3) + a.float().square().sum(2)[:, :, None]
     return squared.clamp_min_(0.0).sqrt_()
 
 
 def _nearest_both(
-    a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], room: Float[Tensor, " _"]
+    a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], buffer: Float[Tensor, " _"]
 ) -> tuple[Float[Tensor, "n p r"], Float[Tensor, "r q n"]]:
-    """`_nearest` from `a` to `b` and from `b` to `a`, by one product."""
-    squared = _squared(a, b, room) + a.float().square().sum(2)[:, :, None, None]
+    """Compute `_nearest` from `a` to `b` and from `b` to `a` with a single product."""
+    squared = _squared(a, b, buffer) + a.float().square().sum(2)[:, :, None, None]
     there, back = squared.amin(3), squared.amin(1).permute(1, 2, 0)
     return there.clamp_min_(0.0).sqrt_(), back.clamp_min_(0.0).sqrt_()
 
 
 def _squared(
-    a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], room: Float[Tensor, " _"]
+    a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], buffer: Float[Tensor, " _"]
 ) -> Float[Tensor, "n p r q"]:
-    """Squared distances of all patches but for |a|^2, which orders nothing; half precision is widened here.
+    """Compute the squared distances of all patches without the term |a|^2, which the caller adds.
 
-    As products: near zero they are right to about 1e-3 of the patches' length, which no softmax notices.
+    They are expanded to products, which near zero are accurate to about 1e-3 of the patches' length; the softmax does
+    not notice. Half precision is widened here.
     """
     (n, p, d), (r, q, _) = a.shape, b.shape
     left, right = a.reshape(-1, d).float(), b.reshape(-1, d).float()
-    products = room[: len(left) * len(right)].view(len(left), len(right))
+    products = buffer[: len(left) * len(right)].view(len(left), len(right))
     return torch.addmm(right.square().sum(1), left, right.T, alpha=-2.0, out=products).view(n, p, r, q)
 
 
-def _room(a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], step: int) -> Float[Tensor, " m"]:
-    """Memory for one block of distances: asked for anew each time, it would cost as much as the products."""
+def _buffer(a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], step: int) -> Float[Tensor, " m"]:
+    """Allocate memory for one block of distances; an allocation for each block would take as long as the products."""
     images = min(step, len(a)) * min(step, len(b))
     return torch.empty(images * a.shape[1] * b.shape[1], device=a.device)
 
@@ -163,21 +167,24 @@ def _images_per_block(p: int, q: int) -> int:
 def patch_projection(
     patches: Float[Tensor, "m d"], components: int, whitening: float
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, "d c"]]:
-    """Mean and projection (z - mean) W on the principal components, each divided by its spread ** whitening.
+    """Fit a projection (z - mean) W on the principal components, divided by their standard deviation ** whitening.
 
-    At whitening 0 distances are those of the patches themselves, less what the components leave out; at 1 all
-    components weigh the same (Mahalanobis). A direction without any spread is left out at any whitening.
+    At whitening 0 distances are those of the patches, apart from the omitted components; at 1 all components have the
+    same influence (Mahalanobis distance). A direction without variance is left out at any whitening above 0.
 
     Args:
-        patches: all of them, or a sample.
-        components: how many, at most; as many as the patches have dimensions keep them all.
-        whitening: in 0 … 1.
+        patches: all patches, or a sample.
+        components: largest number of components.
+        whitening: between 0 and 1.
+
+    Returns:
+        The mean and W.
 
     Raises:
         ValueError: if components or whitening is out of range.
     """
     if components < 1 or not 0.0 <= whitening <= 1.0:
-        raise ValueError(f"expected components >= 1 and whitening in 0 … 1, got {components} and {whitening}")
+        raise ValueError(f"expected components >= 1 and whitening between 0 and 1, got {components} and {whitening}")
     rows = patches.double()
     mean = rows.mean(0)
     centred = rows - mean

@@ -1,4 +1,4 @@
-"""Pictures of groups: contact sheets, heat maps of the weights, the dendrogram and a two-dimensional map."""
+"""Figures of a grouping: contact sheets with heat maps of the weights, dendrogram, two-dimensional map."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -15,7 +15,8 @@ from PIL import Image as PillowImage
 from scipy.cluster.hierarchy import dendrogram
 from sklearn.decomposition import PCA
 
-from anomalymatch.clustering.group import UNGROUPED, Embeddings, Labels, Tree
+from anomalymatch.checks import check_choice
+from anomalymatch.clustering.groups import UNGROUPED, Embeddings, Labels, Tree
 from anomalymatch.errors import ConfigError
 from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.contact_sheet import as_rgb, contact_sheet
@@ -24,32 +25,32 @@ from anomalymatch.types import Image, Images
 
 MAPS = ("pca", "umap")
 LEAVES = 40
-"""Branches of the dendrogram that are drawn; what is below them is one number."""
+"""Largest number of branches in the dendrogram; each shows the number of images below it."""
 HEAT = 0.55
-"""How much of the heat map covers the image where the weight is highest."""
+"""Opacity of the heat map at the highest weight."""
 
 
 def group_sheet(images: Images, weights: Float32[np.ndarray, "m p"], captions: Sequence[str]) -> PillowImage.Image:
-    """Images above the same images with their weights as heat, in pairs of rows, the medoid first and framed."""
+    """Draw images above the same images with heat maps; the first image, the medoid, has a frame."""
     columns = 8
     tiles: list[Image] = []
-    words: list[str] = []
+    texts: list[str] = []
     frames: list[str | None] = []
     heated = [heat(image, weight) for image, weight in zip(images, weights, strict=True)]
     for start in range(0, len(images), columns):
         stop = min(start + columns, len(images))
-        gap = columns - (stop - start) if start else 0  # the rows of a pair stand below each other
+        gap = columns - (stop - start) if start else 0  # so that both rows of a pair have equal lengths
         blank = [np.zeros((0, 0, 3), dtype=np.uint8)] * gap
         tiles += [*images[start:stop], *blank, *heated[start:stop], *blank]
-        words += [*captions[start:stop], *[""] * gap, *[""] * (stop - start + gap)]
+        texts += [*captions[start:stop], *[""] * gap, *[""] * (stop - start + gap)]
         frames += [plots.ANOMALY if k == 0 else None for k in range(start, stop)] + [None] * (stop - start + 2 * gap)
-    return contact_sheet(tiles, words, columns=min(columns, len(images)), frames=frames)
+    return contact_sheet(tiles, texts, columns=min(columns, len(images)), frames=frames)
 
 
 def heat(image: Image, weights: Float32[np.ndarray, " p"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with its weights laid over it, from nothing to orange: what made it odd.
+    """Overlay an image with the weights of its patches as a heat map.
 
-    The scale is the image's own: equal weights, which point nowhere, leave the image as it is.
+    Weights are scaled per image; equal weights leave the image unchanged.
     """
     side = round(len(weights) ** 0.5)
     spread = float(np.ptp(weights))
@@ -62,7 +63,7 @@ def heat(image: Image, weights: Float32[np.ndarray, " p"]) -> UInt8[np.ndarray, 
 
 
 def dendrogram_figure(tree: Tree, labels: Labels) -> Figure:
-    """Ward's merges from the top, down to at most `LEAVES` branches; the dashed line cuts it into the groups."""
+    """Draw the top of Ward's tree, at most `LEAVES` branches, with a dashed line at the height of the groups."""
     figure, axes = plots.make_figure("images in the branch", "height of the merge")
     drawn: dict[str, Any] = dendrogram(
         tree, p=LEAVES, truncate_mode="lastp", no_plot=True, color_threshold=0.0, show_leaf_counts=True
@@ -80,7 +81,7 @@ def dendrogram_figure(tree: Tree, labels: Labels) -> Figure:
 
 
 def map_figure(places: Float64[np.ndarray, "n 2"], labels: Labels, medoids: Int64[np.ndarray, " k"]) -> Figure:
-    """Every image as a dot in two dimensions, coloured by its group; its number stands at the medoid."""
+    """Draw each image as a dot in the colour of its group, with the number of each group at its medoid."""
     figure, axes = plots.make_figure("first dimension", "second dimension")
     ramp = colormaps["tab20"]
     for k in np.unique(labels):
@@ -94,15 +95,15 @@ def map_figure(places: Float64[np.ndarray, "n 2"], labels: Labels, medoids: Int6
 
 
 def flat_map(embeddings: Embeddings, method: str, *, seed: int) -> Float64[np.ndarray, "n 2"]:
-    """The embeddings in two dimensions.
+    """Project embeddings to two dimensions.
 
     Args:
-        embeddings: of at least two images.
-        method: `pca`, or `umap` where it is installed.
-        seed: of UMAP.
+        embeddings: embeddings of at least two images.
+        method: `pca`, or `umap` if it is installed.
+        seed: seed of UMAP.
 
     Raises:
-        ConfigError: if there is no such method, or it is not installed.
+        ConfigError: if the method is unknown or not installed.
     """
     check_map(method)
     if method == "umap":
@@ -118,18 +119,17 @@ def flat_map(embeddings: Embeddings, method: str, *, seed: int) -> Float64[np.nd
 
 
 def check_map(method: str) -> None:
-    """Refuse what there is not, before anything is computed.
+    """Check that the method of the map is known and installed.
 
     Raises:
-        ConfigError: if there is no such map, or it is not installed.
+        ConfigError: if it is not.
     """
-    if method not in MAPS:
-        raise ConfigError(f"map is {method!r}: choose one of {', '.join(MAPS)}")
+    check_choice("map", method, MAPS)
     if method == "umap" and find_spec("umap") is None:
         raise ConfigError("map=umap needs: pip install 'anomalymatch[umap]'")
 
 
 def save_sheet(sheet: PillowImage.Image, path: Path) -> None:
-    """Write a sheet as PNG, atomically."""
+    """Write a contact sheet as a PNG file, atomically."""
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG")

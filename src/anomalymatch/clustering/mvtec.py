@@ -1,4 +1,4 @@
-"""The paper's table on MVTec AD: each category's test images grouped into its kinds of defect and the good ones."""
+"""Benchmark of Anomaly Clustering on MVTec AD: the paper's table over categories."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from anomalymatch.clustering.analysis import ClusterSpec, embed, group, weigh
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
-from anomalymatch.clustering.quality import agreement
+from anomalymatch.clustering.quality import clustering_metrics
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import ConfigError, DataError
@@ -18,7 +18,7 @@ from anomalymatch.files import make_folder, write_text
 OBJECTS = ("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper")
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 COMBINED = "combined"
-"""The folder of images with several kinds of defect, which the paper leaves out."""
+"""Folder of images with several kinds of defect, which the paper leaves out."""
 Row = dict[str, float | int | str]
 
 
@@ -30,27 +30,27 @@ def write_benchmark(
     *,
     seed: int,
 ) -> list[Row]:
-    """Measure all categories that are present, and write mvtec.csv and report.html.
+    """Measure all categories in a folder and write mvtec.csv and report.html.
 
     Args:
-        folder: that gets them.
-        root: MVTec AD in its published layout: category/test/type/000.png and category/train/good.
-        patches_of: how a source's images become patches.
-        spec: weights and method.
-        seed: draws samples and starts.
+        folder: output folder.
+        root: folder with MVTec AD in its published layout: category/test/type/000.png and category/train/good.
+        patches_of: function that makes the patch extractor of a source.
+        spec: settings of the weights and the groups.
+        seed: seed of samples and initial values.
 
     Returns:
-        One row a category and method, then the means over objects and over textures.
+        One row for each category and method, then the means over objects and over textures.
 
     Raises:
         ConfigError: if no root is given.
-        DataError: if there is no category in it.
+        DataError: if the folder contains no category.
     """
     if root is None:
         raise ConfigError("benchmark=mvtec needs data.root=PATH: the folder with bottle/, cable/ and so on")
     present = [name for name in (*OBJECTS, *TEXTURES) if (Path(root).expanduser() / name / "test").is_dir()]
     if not present:
-        raise DataError(f"{root}: there is no category of MVTec AD in it, expected folders such as bottle/test/good")
+        raise DataError(f"{root}: expected categories of MVTec AD, folders such as bottle/test/good")
     rows = [row for name in present for row in _category(Path(root).expanduser() / name, patches_of, spec, seed)]
     missing = [name for name in (*OBJECTS, *TEXTURES) if name not in present]
     rows += [
@@ -73,14 +73,14 @@ def write_benchmark(
 def _category(
     root: Path, patches_of: Callable[[ImageSource], PatchEmbedding], spec: ClusterSpec, seed: int
 ) -> list[Row]:
-    """The three methods on one category; the number of groups is the true one."""
+    """Measure the three kinds of weights on one category, with the true number of groups."""
     test, normals = (FolderSource(root / part, classes="none") for part in ("test", "train"))
     truth = {id_: id_.split("/")[0] for id_ in test.ids if not id_.startswith(f"{COMBINED}/")}
     tests, trains = patches_of(test), patches_of(normals)
     bags, known = tests.bags(sorted(truth)), trains.bags(sorted(normals.ids))
-    project = tests.projected(bags, seed=seed)
+    project = tests.fit_projection(bags, seed=seed)
     bags, known = project(bags), project(known)
-    # Of the same name, and yet other images than those of the test.
+    # Training and test images have the same names.
     known = Bags([f"train/{id_}" for id_ in known.ids], known.patches, known.rejects)
     classes = [truth[id_] for id_ in bags.ids]
     uniform = torch.full(bags.patches.shape[:2], 1.0 / bags.patches.shape[1])
@@ -92,7 +92,7 @@ def _category(
     rows: list[Row] = []
     for method, alpha in weights.items():
         groups, _ = group(embed(bags, alpha), spec, clusters=len(set(classes)), seed=seed)
-        measured: Mapping[str, float] = agreement(classes, groups.labels)
+        measured: Mapping[str, float] = clustering_metrics(classes, groups.labels)
         row: Row = {"category": root.name, "method": method, "images": len(classes), "types": len(set(classes))}
         rows.append(row | {name: round(value, 4) for name, value in measured.items()})
     return rows

@@ -1,4 +1,4 @@
-"""Names that a person gives to groups, and the labels that they become."""
+"""Names of groups in groups.csv, and their conversion to labels of images."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ COLUMNS = ("cluster", "name")
 
 
 def write_groups(path: Path, sizes: Sequence[int], medoids: Sequence[str]) -> None:
-    """Write the CSV `cluster,name,size,medoid` whose names a person fills in."""
+    """Write the CSV file `cluster,name,size,medoid` with empty names for the user to fill in."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, "size", "medoid"])
@@ -26,10 +26,10 @@ def write_groups(path: Path, sizes: Sequence[int], medoids: Sequence[str]) -> No
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """Names by group; groups without a name are left out.
+    """Read the names by group; groups without a name are left out.
 
     Raises:
-        LabelError: if the file cannot be read, or a line has no whole number or names a group again.
+        LabelError: if the file cannot be read, or a group is not a whole number or is repeated.
     """
     names: dict[int, str] = {}
     try:
@@ -41,7 +41,7 @@ def read_names(path: Path) -> dict[int, str]:
             for row in rows:
                 group = (row["cluster"] or "").strip()
                 if not group.isdecimal() or group in seen:
-                    raise LabelError(f"{path}, line {rows.line_num}: {group!r} is no number of a group, or named twice")
+                    raise LabelError(f"{path}, line {rows.line_num}: {group!r} is not the number of a group, or twice")
                 seen.add(group)
                 if (row["name"] or "").strip():
                     names[int(group)] = row["name"].strip()
@@ -51,15 +51,15 @@ def read_names(path: Path) -> dict[int, str]:
 
 
 def label_groups(path: Path) -> Path:
-    """Turn the names in a `groups.csv` into labels of the images of the `clusters.parquet` beside it.
+    """Convert the names in a `groups.csv` to labels of the images in the `clusters.parquet` beside it.
 
-    A group named normal, unsure or artefact gets that label; any other name is a kind of anomaly.
+    Groups named normal, unsure or artefact get that label; all other names are kinds of anomaly.
 
     Returns:
         The CSV `filename,label,group`, as the labelling page and `labels_file` read it.
 
     Raises:
-        LabelError: if there are no names, or one is of a group that there is not.
+        LabelError: if there are no names, or a group does not exist.
         StorageError: if the groups are missing or corrupt.
     """
     names = read_names(path)

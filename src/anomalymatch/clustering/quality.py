@@ -1,4 +1,4 @@
-"""How well groups match true classes: NMI, ARI, F1 after the optimal matching, purity."""
+"""Measures of a grouping against true classes: NMI, ARI, F1 after optimal matching, purity."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
 
-def agreement(truth: Sequence[str], groups: Int64[np.ndarray, " n"]) -> dict[str, float]:
-    """The paper's three measures (arXiv 2112.11573), and purity; each is 1 for a perfect grouping.
+def clustering_metrics(truth: Sequence[str], groups: Int64[np.ndarray, " n"]) -> dict[str, float]:
+    """Compute the three measures of arXiv 2112.11573, and the purity; each is 1 for a perfect grouping.
 
-    `nmi` is normalised by the arithmetic mean of the entropies, `ari` corrected for chance. For `f1` each class gets
-    at most one group such that the most images agree (Hungarian method); it is the mean over the classes, 0 for a
-    class that gets none. `purity` is the share of images that belong to the commonest class of their group.
+    `nmi` is normalised by the arithmetic mean of the entropies; `ari` is corrected for chance. For `f1`, classes are
+    matched one to one with groups so that the most images agree (Hungarian method); it is the mean over the classes,
+    with 0 for a class without a group. `purity` is the share of images that belong to the largest class of their group.
 
     Raises:
         ValueError: if the lengths differ or there is no image.
@@ -34,8 +34,8 @@ def agreement(truth: Sequence[str], groups: Int64[np.ndarray, " n"]) -> dict[str
     }
 
 
-def purity_of(truth: Sequence[str]) -> tuple[str, float]:
-    """The commonest class of one group, and its share."""
+def group_purity(truth: Sequence[str]) -> tuple[str, float]:
+    """Return the largest class of one group and its share of the images."""
     names, counts = np.unique(np.asarray(truth, dtype=str), return_counts=True)
     best = int(counts.argmax())
     return str(names[best]), float(counts[best] / counts.sum())
