@@ -147,7 +147,7 @@ def test_a_real_refusal_while_writing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(StorageError, match="larger than the system allows"):
+        with pytest.raises(StorageError, match="larger than the operating system allows"):
             write_text(tmp_path / "a", "x" * 200_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,37 +1,22 @@
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "anomalymatch"
 FILES = sorted(path for path in ROOT.rglob("*.py"))
-FLOORS = [
-    {
-        "cache",
-        "checks",
-        "errors",
-        "files",
-        "lru",
-        "progress",
-        "ranking",
-        "tables",
-        "terminal",
-        "text",
-        "types",
-        "votable",
-    },
-    {"data"},
-    {"evaluation"},
-    {"backbones"},
-    {"algorithms"},
-    {"clustering"},
-    {"scoring"},
-    {"active"},
-    {"ui"},
-    {"config", "cli", "sweep", "build"},
-    {"run", "label", "score", "cluster"},
-]
-"""Lowest first; modules of one floor may import each other. `anomalymatch/__init__.py` is above them all."""
+PAGE = ROOT.parents[1] / "docs" / "architecture.md"
+
+
+def read_floors():
+    """The table of floors in docs/architecture.md, from the lowest to the highest."""
+    table = PAGE.read_text(encoding="utf-8").split("| Floor | Modules |")[1].split("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", line.split("|")[2]) for line in table.splitlines()[2:]]
+    return rows[::-1]
+
+
+FLOORS = read_floors()
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 
 
@@ -57,7 +42,7 @@ def imported(node, package):
 
 
 def imports(path):
-    """All imports of a file, also inside of functions, but for what only a type checker sees in `__init__`."""
+    """All imports of a file, also inside functions, without those under TYPE_CHECKING in `__init__`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = list(path.relative_to(ROOT).parent.parts)
     hidden = set()
@@ -79,6 +64,12 @@ def test_relative_and_plain_imports_are_understood():
 def test_there_is_something_to_check():
     assert len(FILES) > 30
     assert sum(len(imports(path)) for path in FILES) > 80
+    assert len(FLOORS) == 11
+
+
+def test_the_architecture_page_names_files_that_exist():
+    for name in re.findall(r"`([\w/.]+/[\w.]+|\w+\.py)`", PAGE.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists() or (ROOT.parents[1] / name).exists(), name
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -98,7 +89,7 @@ def test_no_file_is_long(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_module_and_public_name_says_what_it_is(path):
+def test_modules_and_public_names_have_docstrings(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), path
     kinds = ast.FunctionDef | ast.ClassDef
@@ -126,7 +117,7 @@ def test_no_circle():
 MATHEMATICS = ("loss", "distances", "thresholds", "ranks", "discovery")
 
 
-def test_the_mathematics_knows_neither_files_nor_frameworks():
+def test_mathematics_imports_neither_files_nor_frameworks():
     files = [path for path in FILES if path.stem in MATHEMATICS]
     assert {path.stem for path in files} == set(MATHEMATICS)
     for path in files:

@@ -46,7 +46,7 @@ def cache_key(depends: Mapping[str, object]) -> str:
     """Hash everything that the cached content depends on.
 
     Args:
-        depends: JSON values by name, and arrays, of which all bytes count; the order of the names does not matter.
+        depends: JSON values and arrays by name; all bytes of arrays count, the order of the names does not.
     """
     text = json.dumps({"format": FORMAT, "depends": dict(depends)}, sort_keys=True, default=_describe)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
@@ -56,7 +56,7 @@ def cache_key(depends: Mapping[str, object]) -> str:
 class Cache:
     """Entries on disk, each a folder below `folder` with `.npy` files, `info.json` and checksums.
 
-    An entry is there as a whole or not at all, even after a kill. A corrupt entry is reported in the log and treated
+    An entry is complete or missing, even after a kill. A corrupt entry is reported in the log and treated
     as missing. To resume long work, store it as several entries.
     """
 
@@ -83,7 +83,7 @@ class Cache:
             lock.release()
 
     def read(self, name: str) -> CacheEntry | None:
-        """Return the entry `name`; None if it is missing, or corrupt, which is logged. Hold the lock meanwhile."""
+        """Return the entry `name`; None if it is missing or corrupt, which is logged. The caller holds the lock."""
         path = self.folder / name
         if not path.exists():
             return None
@@ -98,7 +98,7 @@ class Cache:
             return None
 
     def write(self, name: str, arrays: Mapping[str, np.ndarray | Blocks], info: Mapping[str, Any]) -> CacheEntry:
-        """Store the entry `name` in place of what was there; return it as it is read. Hold the lock meanwhile.
+        """Store the entry `name`, replacing an old one, and return it as it is read. The caller holds the lock.
 
         Raises:
             StorageError: if the folder cannot be written to.
@@ -119,7 +119,7 @@ def _load(path: Path) -> CacheEntry:
 
 
 def _write_array(path: Path, array: np.ndarray | Blocks) -> None:
-    # Written by hand: np.save loses the reason why a disk is full, and a full disk kills a process that fills a map.
+    # np.save loses the error of a full disk, and a full disk kills a process that writes to a memory map.
     shape, dtype, blocks = array if isinstance(array, Blocks) else (array.shape, array.dtype.str, [array])
     if np.dtype(dtype).hasobject:
         raise TypeError(f"{path.stem} holds Python objects, which would have to be pickled")

@@ -32,7 +32,7 @@ def check_range(
         null: also allow None.
 
     Raises:
-        ConfigError: if it is no number or out of range.
+        ConfigError: if it is not a number or out of range.
     """
     if value is None and null:
         return
@@ -55,11 +55,11 @@ def check_choice(key: str, value: object, choices: Iterable[object], *, null: bo
     Args:
         key: the configuration key, for the message.
         value: the value.
-        choices: what is allowed.
+        choices: allowed values.
         null: also allow None.
 
     Raises:
-        ConfigError: if it is none of them; the message has the most similar one.
+        ConfigError: if it is not; the message suggests the most similar choice.
     """
     names = list(choices)
     if value in names or (value is None and null):

@@ -1,8 +1,8 @@
-"""Every error that a user can cause or meet: one clear sentence each, never a stack trace."""
+"""Errors shown to the user as one sentence, without a stack trace."""
 
 
 class AnomalyMatchError(Exception):
-    """Base of all errors whose message is meant for the person at the keyboard."""
+    """Base class of all errors with a message for the user."""
 
 
 class ConfigError(AnomalyMatchError):
@@ -10,28 +10,28 @@ class ConfigError(AnomalyMatchError):
 
 
 class MissingValueError(ConfigError):
-    """A key that has no default was not set."""
+    """A key without a default is not set."""
 
 
 class DataError(AnomalyMatchError):
-    """A dataset, archive or image folder is missing, empty or not what it claims to be."""
+    """A dataset, archive or image folder is missing, empty or of another kind than expected."""
 
 
 class DownloadError(DataError):
-    """A file could not be fetched, or its checksum is wrong."""
+    """A download failed, or its checksum is wrong."""
 
 
 class UnreadableImageError(DataError):
-    """One image cannot be decoded; sources turn it into a `Reject`."""
+    """One image cannot be decoded; sources convert this error to a `Reject`."""
 
 
 class LabelError(AnomalyMatchError):
-    """Labels name unknown images or classes, contradict each other, or are too few to train on."""
+    """Labels have unknown images or classes, contradict each other, or are too few for training."""
 
 
 class TrainingError(AnomalyMatchError):
-    """A training diverged, and nothing is there to rank by in its place."""
+    """The training diverged, and there is no other model to rank with."""
 
 
 class StorageError(AnomalyMatchError):
-    """The disk is full, the folder is read-only, or a file written earlier is corrupt."""
+    """The disk is full, the folder is read-only, or a stored file is corrupt."""

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and errors that say what to do."""
+"""Atomic writes of files and folders, and clear errors when the storage refuses."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from anomalymatch.errors import StorageError
 
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space",
-    errno.EFBIG: "the file would be larger than the system allows (ulimit -f)",
+    errno.EFBIG: "the file would be larger than the operating system allows (ulimit -f)",
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EACCES: "permission denied: choose a folder you can write to",
@@ -24,7 +24,7 @@ _REASONS = {
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into one `StorageError` sentence.
+    """Convert operating system errors while writing `path` to a `StorageError` that says what to do.
 
     Raises:
         StorageError: if the disk is full, the folder read-only or a file in the way.
@@ -38,7 +38,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> Path:
-    """Create `path` with its parents if need be, and return it."""
+    """Create a folder with its parents if it does not exist, and return it."""
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -46,9 +46,9 @@ def make_folder(path: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block succeeds it is synced and renamed to `path`.
+    """Yield a temporary path beside `path`, which is synced and renamed to `path` when the block succeeds.
 
-    A kill at any moment leaves the old file, or none, never half of the new one.
+    If the process is killed, the old file (or none) is left, never half of the new one.
     """
     make_folder(path.parent)
     with storage_errors(path):
@@ -66,10 +66,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; when the block succeeds it is renamed to `path`.
-
-    An existing `path` is replaced.
-    """
+    """Yield a temporary folder beside `path`, which replaces `path` when the block succeeds."""
     make_folder(path.parent)
     with storage_errors(path):
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))

@@ -1,4 +1,4 @@
-"""Cache in memory of the values used last, bounded by their number or by what they cost."""
+"""Least-recently-used cache in memory, limited by the number or the total cost of its values."""
 
 import os
 import threading
@@ -13,14 +13,14 @@ V = TypeVar("V")
 
 
 class LRU(Generic[K, V]):
-    """Least-recently-used cache; safe in threads, forks and pickles, of which the latter two begin empty.
+    """Least-recently-used cache, safe in threads; it is empty after a fork or unpickling.
 
     The newest value stays even if it alone costs more than the limit.
 
     Args:
-        limit: total cost of the values that stay.
-        cost: of a value; None counts the values.
-        close: called with each value that is removed, of an open file for example.
+        limit: largest total cost of the values that are kept.
+        cost: function that gives the cost of a value; None counts each as 1.
+        close: function called with each value that is removed, for example to close a file.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LRU(Generic[K, V]):
         return len(self._values)
 
     def find(self, key: K) -> V | None:
-        """Return the value of `key`, None if it is not kept."""
+        """Return the value of `key`, or None."""
         with self._lock:
             if key not in self._values:
                 return None
@@ -59,7 +59,7 @@ class LRU(Generic[K, V]):
             return self._values[key][0]
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value, in place of an older one of the same key."""
+        """Store a value, replacing an older one with the same key."""
         with self._lock:
             if key in self._values:
                 self._remove(key)
@@ -69,9 +69,9 @@ class LRU(Generic[K, V]):
             self._evict()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """Return the value of `key`, made now if it is not kept.
+        """Return the value of `key`, calling `make` if it is not stored.
 
-        `make` runs without the lock: two threads may make the same value at once. Values that get closed need `use`.
+        `make` runs without the lock: two threads may make the same value at once. Use `use` for values with `close`.
         """
         with self._lock:
             if key in self._values:
@@ -83,7 +83,7 @@ class LRU(Generic[K, V]):
 
     @contextmanager
     def use(self, key: K, make: Callable[[], V]) -> Iterator[V]:
-        """Lend the value of `key` to this thread alone while the block runs; it stays open until the block ends."""
+        """Give this thread exclusive use of the value of `key`, which is not closed before the block ends."""
         with self._lock:
             users = self._users
             users[key] += 1
@@ -116,7 +116,7 @@ _ALL: "weakref.WeakSet[LRU[Any, Any]]" = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """Empty every cache in a child process: it cannot share open files, or locks that other threads held."""
+    """Empty every cache in a child process: it cannot share open files, or locks held by other threads."""
     for cache in list(_ALL):
         cache._reset()
 

@@ -1,4 +1,4 @@
-"""Progress bars: rate and time left on a terminal, a plain line now and then anywhere else."""
+"""Progress bars on a terminal, and plain log lines elsewhere, with rate and remaining time."""
 
 import logging
 import time
@@ -17,15 +17,15 @@ PLAIN_INTERVAL_S = 10.0
 
 @runtime_checkable
 class Advance(Protocol):
-    """What `progress` yields."""
+    """Function that `progress` yields."""
 
     def __call__(self, n: int = 1, note: str = "") -> None:
-        """Tell the bar that `n` more items are done, with an optional short note (a loss, say)."""
+        """Report that `n` more items are done, with an optional short note such as a loss."""
         ...
 
 
 def ignore_progress(n: int = 1, note: str = "") -> None:
-    """An `Advance` for what is over at once, or runs while another bar is shown."""
+    """Ignore progress: an `Advance` for short work, or while another bar is shown."""
 
 
 class _Rate(ProgressColumn):
@@ -42,8 +42,7 @@ class _Rate(ProgressColumn):
 def progress(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
     """Show the progress of `total` items while the block runs.
 
-    On a terminal this is a bar with rate and time left; elsewhere (logs, CI) one line every ten seconds, so that
-    whatever ends within that time stays quiet.
+    On a terminal this is a bar with rate and remaining time; elsewhere (logs, CI) one log line every ten seconds.
     """
     if console.is_terminal:
         yield from _bar(description, total, unit)

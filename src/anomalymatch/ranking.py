@@ -1,4 +1,4 @@
-"""The result of a ranking: one score an image, and the ids that could not be read."""
+"""Result of a ranking: one score for each image, and the images that could not be read."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ class Ranking:
 
     Attributes:
         ids: the images, in the order they were scored.
-        logits: log-odds of being an anomaly; they keep their order where the probability saturates.
+        logits: log-odds of being an anomaly, which stay distinct where the probability saturates.
         rejects: images that could not be read; they have no score.
     """
 
@@ -38,26 +38,26 @@ class Ranking:
 
     @cached_property
     def scores(self) -> Float64[np.ndarray, " n"]:
-        """Probability of being an anomaly, as the classes were balanced in training."""
+        """Probability of being an anomaly, for classes balanced as in training."""
         return expit(self.logits)
 
     @cached_property
     def order(self) -> Int64[np.ndarray, " n"]:
-        """Positions from the most to the least anomalous; ties are broken by id, so the order is unique."""
+        """Positions from the most to the least anomalous; ties are ordered by id, so the order is unique."""
         return np.lexsort((np.asarray(self.ids, dtype=object), -self.logits)).astype(np.int64)
 
     def top(self, k: int) -> list[str]:
-        """The `k` most anomalous ids, best first."""
+        """Return the `k` most anomalous ids, best first."""
         return [self.ids[i] for i in self.order[:k]]
 
     def restrict(self, keep: Iterable[str]) -> "Ranking":
-        """The same scores for `keep` alone, in the order of this ranking; ids without a score are passed over."""
+        """Return the ranking of `keep` only, with the same scores and in the same order; unknown ids are ignored."""
         wanted = set(keep)
         rows = [i for i, id_ in enumerate(self.ids) if id_ in wanted]
         return Ranking([self.ids[i] for i in rows], self.logits[rows], [r for r in self.rejects if r.id in wanted])
 
     def score_of(self, ids: Iterable[str]) -> dict[str, float]:
-        """Probability by id, for those of `ids` that have one."""
+        """Return the probabilities by id; ids without a score are left out."""
         wanted = set(ids)
         return {id_: float(s) for id_, s in zip(self.ids, self.scores, strict=True) if id_ in wanted}
 
@@ -71,7 +71,7 @@ class Ranking:
 
     @classmethod
     def read(cls, path: Path) -> "Ranking":
-        """Read what `write` wrote.
+        """Read the Parquet file of a ranking.
 
         Raises:
             StorageError: if the file is missing or corrupt.
@@ -84,7 +84,7 @@ class Ranking:
 
 
 def write_rejects(rejects: Iterable[Reject], path: Path) -> None:
-    """Write `id, reason` of unreadable images to a Parquet file, atomically, and say that there are some."""
+    """Write `id, reason` of unreadable images to a Parquet file, atomically, and log their number."""
     rows = list(rejects)
     if rows:
         first = rows[0]

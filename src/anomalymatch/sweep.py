@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from anomalymatch.active.run_folder import to_csv
-from anomalymatch.evaluation.confidence import mean_interval
 from anomalymatch.files import write_text
 from anomalymatch.terminal import console
 
@@ -84,6 +83,8 @@ def summarise(folder: Path) -> list[Row]:
 
 
 def _interval_row(cycle: int, members: list[list[Row]]) -> Row:
+    from anomalymatch.evaluation import mean_interval  # imported late, because it imports torch
+
     row: Row = {"cycle": cycle, "runs": len(members)}
     for measure in MEASURES:
         if all(measure in cycles[cycle - 1] for cycles in members):

@@ -16,7 +16,7 @@ NOISY = ("pytorch_lightning", "httpx", "urllib3", "wandb", "matplotlib", "PIL", 
 
 
 def set_up_logging(level: str) -> None:
-    """Send log lines to the terminal; of noisy libraries, errors only.
+    """Send log lines to the terminal; noisy libraries log errors only.
 
     Raises:
         ConfigError: if `level` is unknown.
@@ -29,13 +29,13 @@ def set_up_logging(level: str) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line and end with exit code 1."""
+    """Print an error line and exit with code 1."""
     line = " ".join(message.split())
     console.print(Text.assemble(("error:", "bold red"), f" {line}"), soft_wrap=True, highlight=False)
     sys.exit(1)
 
 
 def stop(message: str) -> NoReturn:
-    """Print one line and end with the exit code of Ctrl-C."""
+    """Print a line and exit with the code of Ctrl-C."""
     console.print(f"Stopped. {message}", soft_wrap=True, highlight=False, markup=False)
     sys.exit(130)

@@ -1,27 +1,27 @@
-"""Text from outside made safe: for file names, and for a line on the page or in a picture."""
+"""Conversion of text from users and files to safe file names and printable lines."""
 
 import re
 
 
 def safe_name(text: str, *, default: str = "images", limit: int = 60) -> str:
-    """Turn text into part of a file name that every system accepts; never hidden, never a path.
+    """Convert text to a part of a file name that all operating systems accept.
 
     Args:
         text: any text.
-        default: the name where nothing of the text is left.
-        limit: characters that are kept.
+        default: name to use if nothing of the text is left.
+        limit: largest length.
     """
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:limit].rstrip("-") or default
 
 
 def printable(text: str, replacement: str = "?", *, limit: int | None = None) -> str:
-    """Replace control and other invisible characters, line ends among them.
+    """Replace control characters, line ends and other invisible characters.
 
     Args:
         text: any text.
-        replacement: for each such character; may be empty.
-        limit: longest result; a longer text ends in an ellipsis.
+        replacement: text for each such character; may be empty.
+        limit: largest length; longer texts end in an ellipsis.
     """
-    cut = text if limit is None else text[: limit + 1]  # the rest of a very long text need not be looked at
+    cut = text if limit is None else text[: limit + 1]  # the text may be very long
     line = "".join(character if character.isprintable() else replacement for character in cut)
     return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"

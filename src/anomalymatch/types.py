@@ -1,4 +1,4 @@
-"""The few types that every layer shares."""
+"""Types shared by all modules: images, labels and rejects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 Image = UInt8[np.ndarray, "h w c"]
-"""A decoded image: 8 bits a channel, channels last, at its native size."""
+"""Decoded image: 8 bits per channel, channels last, at its native size."""
 
 Images = Sequence[UInt8[np.ndarray, "_ _ _"]]
 """Decoded images, each of its own size."""
 
 Pixels = Shaped[np.ndarray, "h w b"]
-"""An image as an archive holds it: any number of bands, 8 or 16 bits, integers or floats."""
+"""Image as stored in an archive: any number of bands, 8 or 16 bits, integers or floats."""
 
 
 class Label(StrEnum):
-    """What a person (or an oracle) can say about an image. Training uses the first two."""
+    """Label that a person or an oracle gives to an image. Training uses the first two."""
 
     ANOMALY = "anomaly"
     NORMAL = "normal"
@@ -28,7 +28,7 @@ class Label(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An image that could not be read, and why."""
+    """Image that could not be read, with the reason."""
 
     id: str
     reason: str

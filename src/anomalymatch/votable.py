@@ -1,4 +1,4 @@
-"""Tables with positions on the sky as VOTable files, for TOPCAT, Aladin and ESASky."""
+"""VOTable files for TOPCAT, Aladin and ESASky."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ def write_votable(path: Path, columns: Mapping[str, type], rows: Sequence[Sequen
     Args:
         path: the file.
         columns: `str`, `float` or `int` by name, in order.
-        rows: cells in the order of the columns; None is a missing number or an empty text. Characters that XML cannot
-            write become `?`.
+        rows: cells in the order of the columns; None is a missing number or an empty text. Characters that XML does not
+            allow become `?`.
 
     Raises:
         StorageError: if the file cannot be written.

@@ -11,7 +11,7 @@ from anomalymatch.evaluation.discovery import UNKNOWN, anomalies_among, anomalie
 
 
 def slow_interval(images, audited, anomalies, level=0.9):
-    """All numbers that neither of the two one-sided tests refuses, by counting samples: exact, in fractions."""
+    """All numbers that neither one-sided test rejects, by counting samples with exact fractions."""
     samples, tail = comb(images, audited), (1 - Fraction(str(level))) / 2
 
     def chance(total, found):
@@ -27,7 +27,7 @@ def slow_interval(images, audited, anomalies, level=0.9):
 
 
 @given(st.data(), st.integers(1, 40), st.sampled_from([0.5, 0.9, 0.99]))
-def test_the_interval_is_that_of_the_slow_twin(data, images, level):
+def test_interval_equals_the_slow_twin(data, images, level):
     audited = data.draw(st.integers(1, images))
     anomalies = data.draw(st.integers(0, audited))
     count = anomalies_among(images, audited, anomalies, level=level)
@@ -35,7 +35,7 @@ def test_the_interval_is_that_of_the_slow_twin(data, images, level):
     assert count.low <= count.middle <= count.high
 
 
-def test_a_chance_that_is_exactly_the_tail_is_refused():
+def test_a_probability_equal_to_the_tail_is_rejected():
     # Both of 2 of 16 images are anomalies: with 4 anomalies the chance of that is 6 / 120, exactly 5 %.
     assert anomalies_among(16, 2, 2)[1:] == (5, 16)
     assert slow_interval(16, 2, 2) == (5, 16)
@@ -52,7 +52,7 @@ def test_values_by_hand():
 
 
 @given(st.data(), st.integers(1, 300))
-def test_anomalies_and_normals_are_alike(data, images):
+def test_anomalies_and_normals_are_symmetric(data, images):
     audited = data.draw(st.integers(1, images))
     anomalies = data.draw(st.integers(0, audited))
     count = anomalies_among(images, audited, anomalies)
@@ -87,7 +87,7 @@ def test_archives_of_any_size():
 
 @pytest.mark.parametrize("rate", [0.0, 0.002, 0.01, 0.05, 0.5])
 @pytest.mark.parametrize("audited", [20, 100, 400])
-def test_it_holds_the_truth_as_often_as_it_says(rate, audited):
+def test_coverage(rate, audited):
     rng = np.random.default_rng([audited, int(rate * 1000)])
     total = round(rate * 2000)
     counts = [anomalies_among(2000, audited, int(k)) for k in rng.hypergeometric(total, 2000 - total, audited, 400)]
@@ -102,11 +102,11 @@ def test_impossible_counts_are_refused(wrong):
         anomalies_among(10, 5, 1, level=1.0)
 
 
-# --- what a person has left -----------------------------------------------------------------------------------
+# --- anomalies left -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rate", "audited"), [(0.02, 100), (0.05, 200), (0.3, 40), (0.002, 300)])
-def test_it_holds_the_truth_though_half_was_found_before(rate, audited):
+def test_coverage_of_anomalies_left_after_a_search(rate, audited):
     covered = []
     for seed in range(300):
         rng = np.random.default_rng(seed)
@@ -121,7 +121,7 @@ def test_it_holds_the_truth_though_half_was_found_before(rate, audited):
     assert np.mean(covered) > 0.87
 
 
-def test_what_was_found_is_not_left():
+def test_found_anomalies_are_subtracted():
     total = anomalies_among(1000, 100, 7)
     assert anomalies_left(1000, 100, 7, found=7, unlabelled=900) == pytest.approx([bound - 7 for bound in total])
     assert anomalies_left(1000, 100, 7, found=17, unlabelled=800).low == total.low - 17
@@ -129,19 +129,19 @@ def test_what_was_found_is_not_left():
     assert anomalies_left(1000, 100, 7, found=7, unlabelled=5).high == 5  # there are no more
     assert anomalies_left(12, 12, 3, found=3, unlabelled=0) == (0, 0, 0)
     assert all(math.isnan(value) for value in anomalies_left(12, 0, 0, found=3, unlabelled=5))
-    with pytest.raises(ValueError, match="cannot be"):
+    with pytest.raises(ValueError, match="contradict"):
         anomalies_left(1000, 100, 7, found=6, unlabelled=900)
 
 
 # --- the top of a ranking -------------------------------------------------------------------------------------
 
 
-def test_tops_are_sets_of_their_own():
+def test_anomalies_in_tops():
     rng = np.random.default_rng(0)
     audited, rare = rng.random(500) < 0.3, rng.random(500) < 0.1
     for top, count in zip((0, 20, 500), anomalies_in_tops(audited, rare, (0, 20, 500)), strict=True):
         assert count == anomalies_among(top, int(audited[:top].sum()), int((audited & rare)[:top].sum()))
-    other = rare ^ ~audited  # what was not audited is not looked at
+    other = rare ^ ~audited  # labels outside the audit do not matter
     assert anomalies_in_tops(audited, other, (50,)) == anomalies_in_tops(audited, rare, (50,))
     assert anomalies_in_tops(np.zeros(9, bool), np.zeros(9, bool), (0, 5)) == [
         (0, 0, 0),
@@ -157,15 +157,15 @@ def test_an_adaptive_search_does_not_bias_a_sealed_audit():
         rng = np.random.default_rng(seed)
         rare = rng.random(800) < 0.05
         scores = rng.normal(size=800) + 1.5 * rare
-        rest = np.argsort(-scores)[100:]  # the search took the top
-        rest = rest[np.argsort(-(scores + rng.normal(size=800))[rest])]  # and ranked anew
+        rest = np.argsort(-scores)[100:]  # the search labelled the top
+        rest = rest[np.argsort(-(scores + rng.normal(size=800))[rest])]  # and ranked the rest again
         audited = np.isin(rest, rng.choice(800, 150, replace=False))
         for top, count in zip(held, anomalies_in_tops(audited, rare[rest], list(held)), strict=True):
             held[top].append(math.isnan(count.low) or count.low <= rare[rest][:top].sum() <= count.high)
     assert all(np.mean(values) >= 0.87 for values in held.values())
 
 
-def test_the_audit_is_a_permutation_that_follows_from_the_seed():
+def test_audit_order_is_a_permutation_given_by_the_seed():
     order = audit_order(100, 3)
     assert sorted(order) == list(range(100))
     assert (order == audit_order(100, 3)).all()

@@ -66,7 +66,7 @@ def test_only_the_order_of_the_scores_matters(ranking, random):
     assert same(ranking_metrics(scores.astype(np.int32), truth), expected)
 
 
-def test_reversed_scores_turn_the_auroc_over():
+def test_auroc_of_reversed_scores():
     scores, truth = random_ranking()
     assert ranking_metrics(-scores, truth).auroc == pytest.approx(1 - ranking_metrics(scores, truth).auroc, abs=1e-6)
 

@@ -9,12 +9,16 @@ from PIL import Image
 from anomalymatch.errors import StorageError
 from anomalymatch.evaluation.metrics import curves
 from anomalymatch.evaluation.plots import (
+    ANOMALY,
+    NORMAL,
     discovery_figure,
     histogram_figure,
     metrics_figure,
     pr_figure,
     roc_figure,
+    running_mean,
     save,
+    training_figure,
 )
 
 RNG = np.random.default_rng(0)
@@ -26,8 +30,13 @@ def make_curves(count):
     return {cycle: curves(SCORES + cycle * TRUTH, TRUTH) for cycle in range(count)}
 
 
-def legend(figure):
-    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+def legend(figure, place=0):
+    found = figure.axes[place].get_legend()
+    return [] if found is None else [text.get_text() for text in found.get_texts()]
+
+
+def colour(line):
+    return to_hex(line.get_color()).upper()
 
 
 def lines(figure, axes=0):
@@ -50,7 +59,7 @@ def test_pr_figure_shows_the_prevalence():
     assert lines(pr_figure(make_curves(1)))[0].get_ydata()[0] == TRUTH.mean()
 
 
-def test_methods_by_name_undefined_cycles_and_many_cycles():
+def test_named_methods_undefined_cycles_and_many_cycles():
     undefined = curves(SCORES, np.zeros(500, dtype=bool))
     assert legend(roc_figure({"probe": undefined})) == ["chance", "probe: undefined"]
     assert legend(pr_figure({"probe": undefined})) == ["probe: undefined"]
@@ -112,7 +121,7 @@ def test_metrics_over_cycles_leave_gaps():
     assert metrics_figure([]).axes[0].texts
 
 
-def test_save_writes_a_whole_picture(tmp_path):
+def test_save(tmp_path):
     path = tmp_path / "plots" / "roc.png"
     save(roc_figure(make_curves(2)), path)
     with Image.open(path) as picture:
@@ -123,7 +132,7 @@ def test_save_writes_a_whole_picture(tmp_path):
     assert "<svg" in (tmp_path / "roc.svg").read_text()
 
 
-def test_save_says_why_it_cannot(tmp_path):
+def test_save_into_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="a file stands where a folder is needed"):
         save(roc_figure({}), tmp_path / "file" / "roc.png")
@@ -136,3 +145,41 @@ def test_figures_are_drawn_in_threads_without_pyplot(tmp_path):
         list(pool.map(lambda name: save(roc_figure(by_cycle), tmp_path / f"{name}.png"), range(4)))
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
     assert had_pyplot or "matplotlib.pyplot" not in sys.modules
+
+
+def test_training_figure_has_a_panel_for_each_quantity_and_running_means():
+    figure = training_figure({"loss": {"": list(map(float, range(100)))}, "pass rate": {"all": [0.0, 1.0]}})
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "pass rate"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "step"]
+    noisy, smooth = figure.axes[0].get_lines()
+    assert len(noisy.get_ydata()) == 100
+    assert (smooth.get_xdata()[0], smooth.get_ydata()[0]) == (4, 2)
+    assert len(figure.axes[1].get_lines()) == 1
+    assert [legend(figure, place) for place in (0, 1)] == [[], ["all"]]
+    assert training_figure({}).axes[0].texts
+
+
+@pytest.mark.parametrize("steps", [5, 100])
+def test_training_figure_has_class_colours_and_one_legend_entry_each(steps):
+    drawn = {"normal": [0.9] * steps, "anomaly": [0.1] * steps}
+    figure = training_figure({"precision": drawn})
+    assert legend(figure) == ["normal", "anomaly"]
+    assert [colour(line) for line in lines(figure)[:: 1 if steps == 5 else 2]] == [NORMAL, ANOMALY]
+    unnamed = training_figure({str(place): {"": [1.0, 2.0]} for place in range(8)})
+    others = [colour(axes.get_lines()[0]) for axes in unnamed.axes]
+    assert not {NORMAL, ANOMALY} & set(others)
+
+
+def test_training_figure_draws_single_values_as_dots():
+    gaps, whole = [np.nan, 1.0, np.nan], [0.0, 1.0, 0.5]
+    (axes,) = training_figure({"precision": {"anomaly": gaps, "normal": whole}}).axes
+    assert [line.get_marker() for line in axes.get_lines()] == [".", "None"]
+
+
+def test_running_mean_ignores_gaps():
+    steps, means = running_mean(np.array([1.0, np.nan, 3.0, np.nan, np.nan, np.nan]), 3)
+    assert steps.tolist() == [2, 3, 4, 5]
+    np.testing.assert_allclose(means, [2.0, 3.0, 3.0, np.nan])
+    values = np.random.default_rng(0).normal(size=30)
+    slow = [values[step - 4 : step + 1].mean() for step in range(4, 30)]
+    np.testing.assert_allclose(running_mean(values, 5)[1], slow)

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from anomalymatch.evaluation.ranks import descending_order, expected_hits, interleave, midranks, top_fraction_count
+from anomalymatch.evaluation.ranks import expected_hits, interleave, midranks, top_fraction_count
 
 TIED = hnp.arrays(np.float64, st.integers(1, 40), elements=st.integers(-5, 5).map(float))
 
 
 def slow_midranks(scores):
-    """The definition, pair by pair: those below, plus half of the equals (oneself included)."""
+    """The definition by pairs: lower scores, plus half of the equal ones (itself included)."""
     return [sum((other < s) + 0.5 * (other == s) for other in scores) / len(scores) for s in scores]
 
 
@@ -49,10 +49,9 @@ def test_midranks_keep_a_million_scores_apart():
     assert 0 < ranks.min() < ranks.max() < 1
 
 
-@pytest.mark.parametrize("function", [midranks, lambda s: descending_order(s, ["a", "b"])])
-def test_nan_is_refused(function):
+def test_nan_is_refused():
     with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
-        function(np.array([0.1, np.nan]))
+        midranks(np.array([0.1, np.nan]))
 
 
 @pytest.mark.parametrize(
@@ -79,33 +78,6 @@ def test_top_fraction_count_refuses(n, fraction):
         top_fraction_count(n, fraction)
 
 
-def test_descending_order_by_hand():
-    order = descending_order(np.array([0.5, 0.9, 0.5, -np.inf]), ["b", "c", "a", "d"])
-    assert order.tolist() == [1, 2, 0, 3]
-    assert descending_order(np.empty(0), []).tolist() == []
-
-
-@given(TIED, st.randoms(use_true_random=False))
-def test_descending_order_does_not_depend_on_the_input_order(scores, random):
-    ids = [f"id{place}" for place in range(len(scores))]
-    shuffle = list(range(len(ids)))
-    random.shuffle(shuffle)
-    shuffled = [ids[place] for place in shuffle]
-    expected = [ids[place] for place in sorted(range(len(ids)), key=lambda place: (-scores[place], ids[place]))]
-    assert [ids[place] for place in descending_order(scores, ids)] == expected
-    assert [shuffled[place] for place in descending_order(scores[shuffle], shuffled)] == expected
-
-
-def test_descending_order_of_extreme_integers():
-    scores = np.array([np.iinfo(np.int64).min, np.iinfo(np.int64).max, 0])
-    assert descending_order(scores, ["a", "b", "c"]).tolist() == [1, 2, 0]
-
-
-def test_descending_order_needs_one_id_per_score():
-    with pytest.raises(ValueError, match="expected one id per score, got 1 ids and 2 scores"):
-        descending_order(np.zeros(2), ["a"])
-
-
 def test_expected_hits_by_hand():
     scores, truth = np.array([4.0, 3.0, 3.0, 3.0, 1.0]), np.array([True, True, False, False, True])
     assert expected_hits(scores, truth, 1) == 1
@@ -130,15 +102,15 @@ def test_expected_hits_refuses_an_impossible_k(k):
         expected_hits(np.zeros(2), np.zeros(2, dtype=bool), k)
 
 
-def test_two_orders_interleave():
+def test_interleave_by_hand():
     np.testing.assert_array_equal(interleave(np.array([3, 1, 0, 2]), np.array([3, 0, 2, 1])), [3, 1, 0, 2])
 
 
 @given(st.integers(0, 40), st.integers(0, 2**32 - 1))
-def test_each_place_is_there_once_and_the_first_of_both_come_first(count, seed):
+def test_interleave_keeps_each_position_once_and_the_first_of_both(count, seed):
     rng = np.random.default_rng(seed)
     first, second = rng.permutation(count), rng.permutation(count)
-    turns = interleave(first, second)
-    assert sorted(turns) == list(range(count))
+    merged = interleave(first, second)
+    assert sorted(merged) == list(range(count))
     for k in range(count // 2):
-        assert {*first[:k], *second[:k]} <= {*turns[: 2 * k]}
+        assert {*first[:k], *second[:k]} <= {*merged[: 2 * k]}

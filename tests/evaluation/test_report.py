@@ -13,7 +13,7 @@ HOSTILE = '"><script>alert(1)</script>&amp;<img src=x onerror=alert(2)>'
 
 
 class Page(HTMLParser):
-    """Collect what the tests look at, and check that every tag is closed in order."""
+    """Parsed page: tags and texts; checks that tags are closed in order."""
 
     def __init__(self, html):
         super().__init__()
@@ -138,7 +138,7 @@ def test_one_cycle_has_no_changes(tmp_path):
     assert not any("since" in text for text in page.texts if "cycle before" not in text)
 
 
-def test_what_is_held_out_is_shown_large_for_it_tells_of_progress(tmp_path):
+def test_key_numbers_prefer_held_out_metrics(tmp_path):
     rows = [
         {"cycle": 1, "ap": 0.4, "heldout_ap": 0.2, "found": 5},
         {"cycle": 2, "ap": 0.1, "heldout_ap": 0.7, "found": 30},
@@ -149,12 +149,12 @@ def test_what_is_held_out_is_shown_large_for_it_tells_of_progress(tmp_path):
     assert "0.700" in page.texts
 
 
-def test_what_is_held_out_without_an_anomaly_tells_nothing(tmp_path):
+def test_key_numbers_skip_undefined_held_out_metrics(tmp_path):
     _, page = write(tmp_path, Report(title="t", metrics=[{"cycle": 1, "ap": 0.4, "heldout_ap": math.nan}]))
     assert page.texts.count("AP") == 2  # large, and in the table
 
 
-def test_a_falling_measure_is_shown_with_a_minus(tmp_path):
+def test_falling_metrics_have_a_minus_sign(tmp_path):
     _, page = write(tmp_path, Report(title="t", metrics=[{"cycle": 0, "ap": 0.9}, {"cycle": 1, "ap": 0.85}]))
     assert "\N{MINUS SIGN}0.050" in page.texts
     _, page = write(tmp_path, Report(title="t", metrics=[{"cycle": 0, "ap": 0.9}, {"cycle": 1, "ap": 0.9}]))
@@ -166,7 +166,7 @@ def test_missing_or_broken_figures_are_named(tmp_path):
     with pytest.raises(StorageError, match=r"cannot read the figure .*broken\.png: No such file"):
         write_report(tmp_path / "r.html", Report("t", figures=[ReportFigure("f", "", broken)]))
     broken.write_bytes(b"<svg>")
-    with pytest.raises(StorageError, match=r"broken\.png is no PNG file"):
+    with pytest.raises(StorageError, match=r"broken\.png is not a PNG file"):
         write_report(tmp_path / "r.html", Report("t", figures=[ReportFigure("f", "", broken)]))
     assert not (tmp_path / "r.html").exists()
 

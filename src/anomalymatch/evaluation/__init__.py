@@ -1,1 +1,33 @@
-"""Metrics, confidence intervals, plots, contact sheets and the report of a run."""
+"""Evaluation: metrics, confidence intervals, estimates of what is left, plots, contact sheets and reports."""
+
+from anomalymatch.evaluation.confidence import Interval, mean_interval, paired_difference
+from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, as_rgb, contact_sheet
+from anomalymatch.evaluation.discovery import Count, anomalies_among, anomalies_in_tops, anomalies_left, audit_order
+from anomalymatch.evaluation.metrics import MEASURES, Curves, RankingMetrics, curves, discovery_yield, ranking_metrics
+from anomalymatch.evaluation.ranks import interleave, midranks
+from anomalymatch.evaluation.report import Report, ReportFigure, write_report
+
+__all__ = [
+    "FRAME_COLOURS",
+    "MEASURES",
+    "Count",
+    "Curves",
+    "Interval",
+    "RankingMetrics",
+    "Report",
+    "ReportFigure",
+    "anomalies_among",
+    "anomalies_in_tops",
+    "anomalies_left",
+    "as_rgb",
+    "audit_order",
+    "contact_sheet",
+    "curves",
+    "discovery_yield",
+    "interleave",
+    "mean_interval",
+    "midranks",
+    "paired_difference",
+    "ranking_metrics",
+    "write_report",
+]

@@ -1,4 +1,4 @@
-"""How sure a mean over a few repetitions (draws, seeds, classes) is: Student's t intervals."""
+"""Confidence intervals of means over a few repetitions (draws, seeds, classes), by Student's t."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from scipy import stats
 
 
 class Interval(NamedTuple):
-    """A mean with its two-sided confidence interval; `low` and `high` are NaN where one value alone cannot tell."""
+    """Mean with its two-sided confidence interval; `low` and `high` are NaN for a single value."""
 
     mean: float
     low: float
@@ -17,12 +17,12 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Return the mean and its confidence interval by Student's t with n - 1 degrees of freedom.
+    """Compute the mean and its confidence interval by Student's t with n - 1 degrees of freedom.
 
-    NaN values (undefined metrics) are left out. No value left gives NaN throughout, one value gives NaN bounds.
+    NaN values (undefined metrics) are left out. Without values all results are NaN, with one value the bounds are.
 
     Args:
-        values: independent repetitions of one finite measurement.
+        values: finite results of independent repetitions.
         level: coverage of the interval, in (0, 1).
 
     Raises:
@@ -33,7 +33,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     array = np.asarray(values, dtype=np.float64)
     array = array[~np.isnan(array)]
     if np.isinf(array).any():
-        raise ValueError("an infinite value has no mean")
+        raise ValueError("expected finite values, got an infinite one")
     if array.size == 0:
         return Interval(math.nan, math.nan, math.nan)
     mean = float(array.mean())
@@ -45,14 +45,13 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:
-    """Return the mean of `first - second` and its confidence interval, pair by pair.
+    """Compute the mean of the paired differences `first - second` and its confidence interval.
 
-    Pairing (same class, same draw, same seed) removes what both share, so that a small gain shows. Pairs with a NaN are
-    left out.
+    Pairing (same class, draw and seed) removes the variation that both methods share. Pairs with a NaN are left out.
 
     Args:
-        first: one value per repetition.
-        second: the other method's value for the same repetitions.
+        first: results of one method, one for each repetition.
+        second: results of the other method for the same repetitions.
         level: coverage of the interval, in (0, 1).
 
     Raises:
@@ -61,5 +60,5 @@ def paired_difference(first: Sequence[float], second: Sequence[float], level: fl
     if len(first) != len(second):
         raise ValueError(f"expected pairs, got {len(first)} and {len(second)} values")
     if any(math.isinf(value) for value in (*first, *second)):
-        raise ValueError("an infinite value has no mean")
+        raise ValueError("expected finite values, got an infinite one")
     return mean_interval([a - b for a, b in zip(first, second, strict=True)], level)

@@ -1,4 +1,4 @@
-"""Contact sheets: many images with their captions at one glance, for the report and the logger."""
+"""Contact sheets of images with captions, for reports and trackers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,11 @@ from jaxtyping import UInt8
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
+from anomalymatch.text import printable
 from anomalymatch.types import Image, Images, Label
 
 FRAME_COLOURS = {Label.ANOMALY: "#E8702A", Label.NORMAL: "#56B4E9", Label.UNSURE: "#F0E442", Label.ARTEFACT: "#CC79A7"}
-"""A frame colour for each label, which colour-blind readers tell apart on the dark sheet; no frame = unknown."""
+"""Frame colour of each label, distinct for colour-blind readers on a dark sheet; unlabelled images have no frame."""
 PAPER, WELL, TEXT = "#14171C", "#1E232B", "#D5DAE1"
 MARGIN, GAP, FRAME, CAPTION_GAP = 14, 10, 3, 5
 FONT_SIZE, LINE_HEIGHT = 11, 15
@@ -26,21 +27,20 @@ def contact_sheet(
     tile: int = 112,
     frames: Sequence[str | None] = (),
 ) -> PillowImage.Image:
-    """Lay images out on a dark sheet, which suits galaxies and parts alike on a light or a dark page.
+    """Draw images with captions on a dark sheet.
 
-    Each image is fitted into a square tile without distortion, bicubically. One channel is shown as grey,
-    two as a false colour, of more than three the first three.
+    Each image is fitted into a square tile without distortion, in colours as in `as_rgb`.
 
     Args:
         images: decoded images of any sizes.
-        captions: one per image; a line break starts a second line, and lines too wide for the tile are shortened in
-            the middle, where ids differ least.
+        captions: one per image, of one or several lines; lines too wide for the tile are shortened in the middle,
+            where ids differ least.
         columns: tiles in a row, at least 1.
         tile: side of a tile in pixels, at least 16.
-        frames: a colour (`#rrggbb` or a name) or None per image; empty for no frames. See `FRAME_COLOURS`.
+        frames: a colour (`#rrggbb` or a name) or None per image, see `FRAME_COLOURS`; empty for no frames.
 
     Returns:
-        An RGB image. Without images it says so.
+        An RGB image. Without images it contains a note.
 
     Raises:
         ValueError: if the lengths differ, or `columns` or `tile` is too small.
@@ -78,7 +78,7 @@ def _draw_tile(
 ) -> None:
     x, y = corner
     draw.rectangle((x, y, x + tile - 1, y + tile - 1), fill=WELL)
-    # The room for a frame is kept free on every tile, so that framed and plain images have the same scale.
+    # Every tile has space for a frame, so that framed and plain images have the same scale.
     room = tile - 2 * FRAME
     if image.size:
         fitted = _fit(PillowImage.fromarray(as_rgb(image)), room)
@@ -89,7 +89,7 @@ def _draw_tile(
 
 
 def as_rgb(image: Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Show any number of channels as three: grey thrice, two as a false colour, of more the first three."""
+    """Convert any number of channels to three: grey is repeated, two become a false colour, of more the first three."""
     channels = image.shape[2]
     if channels == 1:
         return np.repeat(image, 3, axis=2)
@@ -102,14 +102,14 @@ def as_rgb(image: Image) -> UInt8[np.ndarray, "h w 3"]:
 def _fit(image: PillowImage.Image, side: int) -> PillowImage.Image:
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Lanczos rings around bright stars, and nearest makes uneven pixels at scales like 1.7; Pillow's bicubic averages
-    # over the whole source area when it reduces.
+    # Lanczos makes rings around bright stars, and nearest uneven pixels at scales like 1.7. Pillow's bicubic filter
+    # averages over the whole source area when it reduces an image.
     return image.resize(size, PillowImage.Resampling.BICUBIC)
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Cut the middle out of `text` until it is at most `width` pixels wide; unprintable characters become `?`."""
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    """Shorten `text` in the middle to at most `width` pixels; unprintable characters become `?`."""
+    text = printable(text)
     if font.getlength(text) <= width:
         return text
     kept = 1
@@ -119,7 +119,7 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _elide(text: str, kept: int) -> str:
-    """Keep `kept` characters of `text`, more of its end than of its start."""
+    """Keep `kept` characters of `text`: half from its start and half, or one more, from its end."""
     start = kept // 2
     return f"{text[:start]}…{text[len(text) - (kept - start) :]}"
 
@@ -139,5 +139,5 @@ def _blank(width: int, height: int) -> PillowImage.Image:
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    # matplotlib ships this font: the same sheet everywhere, with more of the world's letters than Pillow's own.
+    # matplotlib ships this font on all platforms, with more scripts than Pillow's default.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)

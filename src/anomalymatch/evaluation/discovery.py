@@ -1,8 +1,8 @@
-"""How many anomalies are left: exact intervals from a uniform random sample (an audit), no model of the scores.
+"""Estimates of the number of anomalies left, with exact intervals from a uniform random sample (an audit).
 
-The labels of the top of a ranking say nothing of the rest: extrapolated by score or by rank they are wrong by factors
-of ten and more. A sample that was drawn before any ranking does: what it holds of any set of images that does not
-depend on the draw is hypergeometric. In document review this is the elusion test.
+Labels from the top of a ranking say nothing about the rest: extrapolations by score or rank are wrong by factors of ten
+and more. A sample drawn before any ranking does: the number of its anomalies in any set of images chosen independently
+of the sample is hypergeometric. In document review this is the elusion test.
 """
 
 import math
@@ -14,14 +14,14 @@ from jaxtyping import Bool, Int64
 from scipy import stats
 
 LEVEL = 0.9
-"""Coverage of all intervals here, unless told otherwise."""
+"""Default coverage of the intervals."""
 WANTED = 20
-"""Labels of a random audit that somebody gives one after the other, before anything is said."""
+"""Number of audited labels needed before the labelling page shows an estimate."""
 TIE = 1e-9
 
 
 class Count(NamedTuple):
-    """A number of anomalies: the best guess and a two-sided interval; NaN throughout where nothing is known."""
+    """Estimated number of anomalies with a two-sided interval; all NaN if nothing is known."""
 
     middle: float
     low: float
@@ -32,27 +32,27 @@ UNKNOWN = Count(math.nan, math.nan, math.nan)
 
 
 def audit_order(images: int, seed: int) -> Int64[np.ndarray, " n"]:
-    """The order in which images are audited: as far as all of it is labelled, it is a uniform random sample.
+    """Draw the order in which images are audited; each completely labelled prefix is a uniform random sample.
 
     Args:
-        images: how many there are.
-        seed: of the order; it follows from nothing else, least of all from a ranking.
+        images: number of images.
+        seed: seed of the order, which depends on nothing else, in particular not on a ranking.
     """
     return np.random.default_rng(seed).permutation(images)
 
 
 def anomalies_among(images: int, audited: int, anomalies: int, *, level: float = LEVEL) -> Count:
-    """How many of `images` are anomalies, by a uniform random sample of them.
+    """Estimate how many of `images` are anomalies from a uniform random sample.
 
-    The interval holds the numbers that a test at (1 - level) / 2 on either side does not refuse, by the hypergeometric
-    distribution: the Clopper-Pearson interval (Biometrika 26, 1934) of a finite set. It holds the truth at least as
-    often as `level` says, also where the sample has no anomaly. The middle is the median under Jeffreys' prior.
+    The interval has all numbers that a one-sided hypergeometric test at (1 - level) / 2 rejects on neither side: the
+    Clopper-Pearson interval (Biometrika 26, 1934) of a finite set. Its coverage is at least `level`, also for samples
+    without an anomaly. The middle is the median under Jeffreys' prior.
 
     Args:
-        images: size of the set; it must not have been chosen with a look at the sample.
-        audited: size of the sample; 0 tells nothing, and `images` everything.
-        anomalies: in the sample.
-        level: in (0, 1).
+        images: size of the set, which must be chosen independently of the sample.
+        audited: size of the sample.
+        anomalies: number of anomalies in the sample.
+        level: coverage of the interval, in (0, 1).
 
     Raises:
         ValueError: unless 0 <= anomalies <= audited <= images, or if `level` is out of range.
@@ -63,7 +63,7 @@ def anomalies_among(images: int, audited: int, anomalies: int, *, level: float =
         raise ValueError(f"expected 0 < level < 1, got {level}")
     if not audited:
         return UNKNOWN if images else Count(0.0, 0.0, 0.0)
-    # A chance that is exactly the tail is refused, whichever way its last digit is rounded.
+    # TIE: a probability that equals the tail up to rounding is rejected.
     tail, least, most = (1 - level) / 2 * (1 + TIE), anomalies, images - (audited - anomalies)
     low = _first(least, most, lambda total: stats.hypergeom.sf(anomalies - 1, images, total, audited) > tail)
     over = _first(least + 1, most + 1, lambda total: stats.hypergeom.cdf(anomalies, images, total, audited) <= tail)
@@ -75,23 +75,23 @@ def anomalies_among(images: int, audited: int, anomalies: int, *, level: float =
 def anomalies_left(
     images: int, audited: int, audited_anomalies: int, *, found: int, unlabelled: int, level: float = LEVEL
 ) -> Count:
-    """How many anomalies nobody has labelled, where the sample's labels may have steered the search.
+    """Estimate how many anomalies are not labelled yet, even if the sample's labels influenced the search.
 
-    All of the set is estimated, and what was found is taken off: that holds however the search was done.
+    The total is estimated and the anomalies found are subtracted, which is valid for any kind of search.
 
     Args:
-        images: of the archive.
-        audited: of them, labelled images that are a uniform random sample.
-        audited_anomalies: anomalies among these.
-        found: all labelled anomalies, in the sample or not.
-        unlabelled: images without a label, of which no more can be anomalies.
-        level: in (0, 1).
+        images: number of images in the archive.
+        audited: number of labelled images that are a uniform random sample.
+        audited_anomalies: number of anomalies in the sample.
+        found: number of all labelled anomalies, in the sample or not.
+        unlabelled: number of images without a label, an upper bound of the result.
+        level: coverage of the interval, in (0, 1).
 
     Raises:
-        ValueError: as `anomalies_among`, or unless audited_anomalies <= found and unlabelled <= images - audited.
+        ValueError: see `anomalies_among`; or unless audited_anomalies <= found and unlabelled <= images - audited.
     """
     if found < audited_anomalies or not 0 <= unlabelled <= images - audited:
-        raise ValueError(f"{found} found and {unlabelled} unlabelled cannot be with {audited} of {images} audited")
+        raise ValueError(f"{found} found and {unlabelled} unlabelled contradict {audited} of {images} audited")
     total = anomalies_among(images, audited, audited_anomalies, level=level)
     return Count(*(min(max(bound - found, 0.0), float(unlabelled)) for bound in total)) if audited else UNKNOWN
 
@@ -99,26 +99,26 @@ def anomalies_left(
 def anomalies_in_tops(
     audited: Bool[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"], tops: Sequence[int], *, level: float = LEVEL
 ) -> list[Count]:
-    """How many anomalies are among the first images of a ranking that knows nothing of the sample's labels.
+    """Estimate the number of anomalies among the first images of a ranking made without the sample's labels.
 
     Args:
-        audited: whether an image belongs to the sample, best rank first, shape (n,).
-        is_anomaly: whether it is an anomaly; read where `audited` alone, shape (n,).
-        tops: how many images, each 0 to n.
-        level: in (0, 1), of each interval by itself.
+        audited: membership of each image in the sample, best rank first.
+        is_anomaly: true classes, of which only those of the sample are read.
+        tops: numbers of first images, each between 0 and n.
+        level: coverage of each single interval, in (0, 1).
 
     Raises:
         ValueError: if a top is out of range or the shapes differ.
     """
     if audited.shape != is_anomaly.shape or any(not 0 <= top <= audited.size for top in tops):
         raise ValueError(f"expected tops of 0 to {audited.size} and {is_anomaly.size} labels, got {list(tops)}")
-    seen = np.concatenate([[0], np.cumsum(audited)])
+    sampled = np.concatenate([[0], np.cumsum(audited)])
     rare = np.concatenate([[0], np.cumsum(audited & is_anomaly)])
-    return [anomalies_among(top, int(seen[top]), int(rare[top]), level=level) for top in tops]
+    return [anomalies_among(top, int(sampled[top]), int(rare[top]), level=level) for top in tops]
 
 
 def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The first number of low..high for which a rising condition holds; `high` if it is none before."""
+    """Find the first number in low..high for which a monotonic condition holds, or `high`, by bisection."""
     while low < high:
         middle = (low + high) // 2
         if holds(middle):

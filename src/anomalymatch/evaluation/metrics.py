@@ -1,4 +1,4 @@
-"""How well a ranking finds the anomalies: areas under curves, precision and recall at the top, discovery yield."""
+"""Metrics of a ranking: areas under curves, precision and recall at the top, discovery yield."""
 
 import math
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ MEASURES = (
     "precision_at_1pct",
     "recall_at_1pct",
 )
-"""Names of the measures of a ranking, in the order in which they are reported."""
+"""Names of the metrics of a ranking, in the order of reports."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankingMetrics:
-    """Quality of one ranking; undefined values are NaN, with the reason in `undefined`.
+    """Metrics of one ranking; undefined values are NaN, with the reason in `undefined`.
 
     Attributes:
         auroc: area under the ROC curve; ties count one half.
@@ -43,7 +43,7 @@ class RankingMetrics:
         recall_at_1pct: share of all anomalies that lie in the top 1 %.
         images: number of images ranked.
         anomalies: number of true anomalies among them.
-        undefined: name of each NaN above -> why it is undefined.
+        undefined: reason for each NaN above, by name.
     """
 
     auroc: float
@@ -58,15 +58,15 @@ class RankingMetrics:
     undefined: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float | int]:
-        """Return the numbers alone, in the order above: one row of a table."""
+        """Return the numbers in the order above, as one row of a table."""
         return {name: value for name, value in asdict(self).items() if name != "undefined"}
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Points of the ROC and the precision-recall curve of one ranking, each from the strictest threshold on.
+    """Points of the ROC and precision-recall curves of one ranking, from the highest threshold on.
 
-    All arrays are empty, and the numbers NaN, where the ranking holds one class only.
+    If the ranking has one class only, all arrays are empty and the numbers NaN.
     """
 
     fpr: Float64[np.ndarray, " r"]
@@ -79,14 +79,14 @@ class Curves:
 
 
 def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"]) -> RankingMetrics:
-    """Measure how high a ranking puts the anomalies, by the measures of arXiv 2505.03509.
+    """Compute the metrics of arXiv 2505.03509 for a ranking.
 
-    Only the order of the scores matters: probabilities, logits and distances give the same numbers. Where a top-k cut
-    falls among equal scores the expected value over their orders is used.
+    Only the order of the scores matters. If a top-k cut falls among equal scores, the expected value over their orders
+    is used.
 
     Args:
-        scores: higher = more anomalous, any real numbers, shape (n,).
-        is_anomaly: the truth, shape (n,).
+        scores: any real numbers; higher is more anomalous.
+        is_anomaly: true classes.
 
     Raises:
         ValueError: if a score is NaN.
@@ -116,12 +116,12 @@ def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray,
 
 
 def curves(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"], *, max_points: int = 2000) -> Curves:
-    """Return the ROC and precision-recall points, thinned for drawing to about `max_points` each.
+    """Compute the ROC and precision-recall curves, thinned to about `max_points` each for plots.
 
     Args:
-        scores: higher = more anomalous, any real numbers, shape (n,).
-        is_anomaly: the truth, shape (n,).
-        max_points: more points than this are thinned evenly along the curve, the two ends always kept.
+        scores: any real numbers; higher is more anomalous.
+        is_anomaly: true classes.
+        max_points: number of points that are kept, evenly along the curve, both ends included.
 
     Raises:
         ValueError: if a score is NaN.
@@ -144,7 +144,7 @@ def curves(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"], *
 
 
 def discovery_yield(found: int, spent: int) -> float:
-    """Return the anomalies found per label spent; NaN while no label has been spent.
+    """Compute the number of anomalies found per label; NaN without labels.
 
     Raises:
         ValueError: if a count is negative or more was found than spent.
@@ -155,7 +155,7 @@ def discovery_yield(found: int, spent: int) -> float:
 
 
 def _why_undefined(images: int, anomalies: int) -> str:
-    """Return why nothing can be measured, or an empty string if it can."""
+    """Return the reason why the metrics are undefined, or an empty string."""
     if images == 0:
         return "no images to rank"
     if anomalies == 0:
@@ -166,8 +166,8 @@ def _why_undefined(images: int, anomalies: int) -> str:
 
 
 def _tensors(ranks: Float64[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"]) -> tuple[torch.Tensor, torch.Tensor]:
-    # Ranks in [0, 1], because torchmetrics puts a sigmoid over a whole update once a score lies outside, which merges
-    # large logits into one; float64, because float32 merges neighbours from about ten million ranks on.
+    # Ranks in [0, 1]: torchmetrics applies a sigmoid if any score lies outside, which merges large logits. float64:
+    # float32 merges neighbours from about ten million ranks on.
     return torch.from_numpy(ranks), torch.from_numpy(is_anomaly.astype(np.int64))
 
 
@@ -179,9 +179,9 @@ def _top(ranks: Float64[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"], f
 def _thin(
     x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"], limit: int
 ) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
-    """Keep at most about `limit` points, evenly spaced along the curve rather than along its index.
+    """Keep about `limit` points, evenly spaced along the curve rather than by index.
 
-    With rare anomalies nearly all points lie on the long flat end, and an even choice by index would lose the start.
+    With rare anomalies nearly all points lie on the long flat end; an even choice by index would lose the start.
     """
     if x.size <= limit:
         return x.copy(), y.copy()

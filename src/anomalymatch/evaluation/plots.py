@@ -1,4 +1,4 @@
-"""The figures of a run, drawn with matplotlib's object interface: no pyplot, no global state, safe in threads."""
+"""Figures of a run, drawn with matplotlib's object interface: no pyplot, no global state, safe in threads."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from anomalymatch.files import atomic_file
 Row = Mapping[str, float | int | str]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's colours, which colour-blind readers tell apart (jfly.uni-koeln.de/color), less yellow and black."""
+"""Okabe and Ito's colours for colour-blind readers (jfly.uni-koeln.de/color), without yellow and black."""
 ANOMALY, NORMAL, POOL, INK, FAINT = "#D55E00", "#0072B2", "#B8C0CC", "#20252D", "#8A929E"
 MARKERS = "osD^vP"
 MAX_LEGEND = 8
@@ -39,7 +39,7 @@ METRIC_NAMES = {
 
 
 def roc_figure(curves_by_cycle: Mapping[Any, Curves]) -> Figure:
-    """Draw the ROC curve of each cycle (or of each method, where the keys are names)."""
+    """Draw the ROC curve of each cycle (or of each method, if the keys are names)."""
     figure, axes = make_figure("false positive rate", "true positive rate")
     if curves_by_cycle:
         axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1.2, label="chance")
@@ -51,7 +51,7 @@ def roc_figure(curves_by_cycle: Mapping[Any, Curves]) -> Figure:
 
 
 def pr_figure(curves_by_cycle: Mapping[Any, Curves]) -> Figure:
-    """Draw the precision-recall curve of each cycle, above the precision of a random order (the prevalence)."""
+    """Draw the precision-recall curve of each cycle, and the precision of a random order (the prevalence)."""
     figure, axes = make_figure("recall", "precision")
     prevalences = [curve.prevalence for curve in curves_by_cycle.values() if curve.recall.size]
     if prevalences:
@@ -73,15 +73,15 @@ def histogram_figure(
     bins: int = 60,
     name: str = "pool",
 ) -> Figure:
-    """Draw how the scores are spread, counts on a logarithmic axis so that the few anomalies show.
+    """Draw a histogram of the scores, with a logarithmic axis so that few anomalies are visible.
 
     Args:
-        scores: scores of the pool, shape (n,); infinite ones are left out.
-        labelled_anomalies: scores of the images labelled anomalous, shape (a,).
-        labelled_normals: scores of the images labelled normal, shape (b,).
-        true_anomalies: scores of the pool's true anomalies where a benchmark knows them, shape (t,).
+        scores: scores of the pool; infinite ones are left out.
+        labelled_anomalies: scores of the images labelled anomalous.
+        labelled_normals: scores of the images labelled normal.
+        true_anomalies: scores of the pool's true anomalies, for benchmarks.
         bins: number of bins.
-        name: what `scores` are of, for the legend.
+        name: name of the scored set, for the legend.
     """
     figure, axes = make_figure("anomaly score", "images")
     groups = [(scores, name, POOL, 1.0)]
@@ -94,12 +94,12 @@ def histogram_figure(
     for values, title, colour, alpha in groups:
         counts = np.histogram(values, edges)[0]
         tallest = max(tallest, int(counts.max()))
-        # An empty bin has no logarithm: its top lies below the axis.
+        # An empty bin has no logarithm: its top is drawn below the axis.
         tops, label = np.maximum(counts, 0.1), f"{title} ({values.size:,})"
         axes.stairs(tops, edges, baseline=0.1, fill=True, color=colour, alpha=alpha, label=label)
     axes.set_yscale("log")
     axes.set_ylim(0.7, tallest * 2)
-    # A little room beside the bins, where a score of exactly 0 or 1 has its tick.
+    # A small margin, so that ticks of scores of exactly 0 or 1 are visible.
     room = 0.01 * (edges[-1] - edges[0])
     axes.set_xlim(edges[0] - room, edges[-1] + room)
     axes.yaxis.set_major_formatter(PLAIN)
@@ -115,11 +115,11 @@ def discovery_figure(
     """Draw the anomalies found against the labels spent.
 
     Args:
-        spent: labels spent after each cycle, ascending, the labels given at the start first.
-        found: anomalies among them.
-        total: anomalies in the whole set, where known: the ceiling, and with `images` the two lines to compare with.
-        images: images in the whole set. Random labelling finds (total - found at the start) / (images - spent at the
-            start) anomalies per label.
+        spent: labels spent after each cycle, ascending, beginning with the initial labels.
+        found: anomalies among these labels.
+        total: anomalies in the whole set, if known; adds the ceiling and the best possible curve.
+        images: images in the whole set; with `total` adds the expected curve of random labels, which finds
+            (total - initial anomalies) / (images - initial labels) anomalies per label.
 
     Raises:
         ValueError: if the lengths differ.
@@ -144,11 +144,11 @@ def discovery_figure(
 def metrics_figure(
     rows: Sequence[Row], names: Sequence[str] = ("auroc", "ap", "precision_at_0_1pct", "precision_at_1pct")
 ) -> Figure:
-    """Draw measures between 0 and 1 over the cycles; undefined (NaN) or missing values leave a gap.
+    """Draw metrics between 0 and 1 over the cycles; undefined (NaN) or missing values leave a gap.
 
     Args:
-        rows: one per cycle, with `cycle` (else the position counts) and the measures.
-        names: keys to draw; those that no row has are left out.
+        rows: one per cycle, with `cycle` (default: the position) and the metrics.
+        names: metrics to draw; metrics that no row has are left out.
     """
     figure, axes = make_figure("cycle", "")
     cycles = [row.get("cycle", position) for position, row in enumerate(rows)]
@@ -163,7 +163,7 @@ def metrics_figure(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure to `path`, whole or not at all; the suffix chooses the format (png, svg, pdf).
+    """Write a figure to `path`, atomically; the suffix chooses the format (png, svg, pdf).
 
     Raises:
         StorageError: if the disk is full or the folder cannot be written.
@@ -173,7 +173,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def make_figure(x: str, y: str) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes in the style of all, and their names."""
+    """Make a figure with one pair of axes in the common style, and label them."""
     figure = canvas(SIZE[1])
     axes = figure.add_subplot()
     dress(axes, x, y)
@@ -181,7 +181,7 @@ def make_figure(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def canvas(height: float) -> Figure:
-    """An empty figure, as wide as all, `height` inches high."""
+    """Make an empty figure of the common width, `height` inches high."""
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
     figure = Figure(figsize=(SIZE[0], height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
@@ -189,7 +189,7 @@ def canvas(height: float) -> Figure:
 
 
 def dress(axes: Axes, x: str, y: str) -> None:
-    """Give axes the style of all, and their names."""
+    """Give axes the common style, and label them."""
     axes.set_xlabel(x, fontsize=10.5, color=INK)
     axes.set_ylabel(y, fontsize=10.5, color=INK)
     axes.tick_params(labelsize=9.5, colors=INK, length=0, pad=5, which="both")
@@ -201,12 +201,12 @@ def dress(axes: Axes, x: str, y: str) -> None:
 
 
 def legend(axes: Axes, **where: Any) -> None:
-    """Name the curves, or say that there are none."""
+    """Add a legend, or a note if there are no curves."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         axes.text(0.5, 0.5, "nothing to show", transform=axes.transAxes, ha="center", color=FAINT)
         return
-    # A long legend would hide the curves: the first, the last and some between them are enough to read a ramp.
+    # A long legend would hide the curves: the first, the last and some between them are enough for a colour ramp.
     shown = np.unique(np.linspace(0, len(handles) - 1, min(len(handles), MAX_LEGEND)).round().astype(int))
     handles, labels = [handles[place] for place in shown], [labels[place] for place in shown]
     axes.legend(handles, labels, fontsize=9.5, framealpha=0.9, edgecolor="none", labelcolor=INK, **where)
@@ -218,7 +218,7 @@ def _unit_square(axes: Axes) -> None:
 
 
 def _styles(count: int) -> list[dict[str, Any]]:
-    """One line style per cycle: distinct colours for a few, a ramp for many; the last cycle stands out."""
+    """Make a line style for each cycle: distinct colours for a few, a colour ramp for many, the last one thick."""
     ramp = colormaps["cividis"]
     colours = [to_hex(ramp(0.85 * (1 - place / max(count - 1, 1)))) for place in range(count)]
     if count <= len(PALETTE):
@@ -233,7 +233,7 @@ def _label(key: int | str, measure: str, value: float) -> str:
 
 
 def _draw_rugs(axes: Axes, rugs: Mapping[str, Real[np.ndarray, " _"]]) -> None:
-    """Mark single scores as ticks in lanes above `axes`, one lane per name."""
+    """Draw single scores as ticks in strips above `axes`, one strip for each name."""
     for lane, (name, values) in enumerate(rugs.items()):
         strip = axes.inset_axes((0, 1.04 + 0.14 * lane, 1, 0.1), sharex=axes)
         finite = values[np.isfinite(values)]
@@ -246,7 +246,7 @@ def _draw_rugs(axes: Axes, rugs: Mapping[str, Real[np.ndarray, " _"]]) -> None:
 
 
 def _edges(values: Real[np.ndarray, " n"], bins: int) -> Real[np.ndarray, " e"]:
-    """Bin edges over the finite values; 0 to 1 where they look like probabilities."""
+    """Compute bin edges over the finite values; 0 to 1 if these may be probabilities."""
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if low >= 0 and high <= 1:
@@ -257,7 +257,7 @@ def _edges(values: Real[np.ndarray, " n"], bins: int) -> Real[np.ndarray, " e"]:
 
 
 def _draw_bounds(axes: Axes, spent: Real[np.ndarray, " n"], start: int, total: int, images: int | None) -> None:
-    """Draw the ceiling, the perfect oracle's path and the random expectation."""
+    """Draw the ceiling, the best possible curve and the expected curve of random labels."""
     x = np.linspace(spent[0], spent[-1], 200)
     best = np.minimum(start + (x - spent[0]), total)
     axes.plot(x, best, color=NORMAL, linestyle="--", linewidth=1.3, label="every label an anomaly")
@@ -266,16 +266,16 @@ def _draw_bounds(axes: Axes, spent: Real[np.ndarray, " n"], start: int, total: i
         random = start + (x - spent[0]) * slope
         axes.plot(x, random, color=FAINT, linestyle=":", linewidth=1.6, label="random labels (expected)")
     if best[-1] > total / 4:
-        # A ceiling far above everything found would flatten the curve itself.
+        # A ceiling far above the curve would flatten it.
         axes.axhline(total, color=INK, linewidth=1, label=f"all {total:,} anomalies")
 
 
 def left_figure(rows: Sequence[Row], *, total: int | None = None) -> Figure:
-    """Draw the anomalies found, and found + left with the band of its interval.
+    """Draw the anomalies found, and the estimated total (found + left) with its interval.
 
     Args:
         rows: one per cycle, with `labels`, `found`, `left`, `left_low` and `left_high`; NaN leaves a gap.
-        total: true anomalies in the whole set, where a benchmark knows them.
+        total: true anomalies in the whole set, for benchmarks.
     """
     figure, axes = make_figure("labels spent", "anomalies")
     names = ("labels", "found", "left", "left_low", "left_high")
@@ -304,11 +304,10 @@ Panel = Mapping[str, Sequence[float]]
 
 
 def training_figure(panels: Mapping[str, Panel]) -> Figure:
-    """Draw one panel per quantity, all over the same steps, with a running mean where a curve is noisy.
+    """Draw one panel per quantity over the steps of a training, with a running mean of long curves.
 
     Args:
-        panels: title of the panel -> name of the curve -> its value at each step. A name shows in a legend, unless it
-            is empty; NaN leaves a gap.
+        panels: panel title -> curve name -> value at each step. Empty names have no legend; NaN leaves a gap.
     """
     figure = canvas(0.9 + 1.35 * max(len(panels), 1))
     rows = figure.subplots(max(len(panels), 1), 1, sharex=True, squeeze=False)[:, 0]
@@ -329,7 +328,7 @@ def training_figure(panels: Mapping[str, Panel]) -> Figure:
 def _draw(axes: Axes, values: Float[np.ndarray, " n"], name: str, colour: str) -> None:
     width = len(values) // 20
     smooth = width > 1
-    # A value between two gaps is no line: a dot shows it.
+    # A single value between two gaps is drawn as a dot.
     style: dict[str, Any] = {"linewidth": 1.1, "alpha": 0.35} if smooth else {"linewidth": 2, "label": name or None}
     style |= {"marker": ".", "markersize": 4} if np.isnan(values).any() or len(values) == 1 else {}
     axes.plot(np.arange(len(values)), values, color=colour, **style)
@@ -340,7 +339,7 @@ def _draw(axes: Axes, values: Float[np.ndarray, " n"], name: str, colour: str) -
 def running_mean(
     values: Float[np.ndarray, " n"], width: int
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """Steps and the mean of the last `width` values at each of them, of those that are no NaN; NaN where all are."""
+    """Compute the mean of the last `width` values at each step, ignoring NaN; return the steps and the means."""
     known = ~np.isnan(values)
     window = np.ones(width)
     sums = np.convolve(np.where(known, values, 0.0), window, "valid")

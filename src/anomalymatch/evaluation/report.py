@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that holds everything, for the browser, the printer and the archive."""
+"""Report of a run as one self-contained HTML file."""
 
 import base64
 import math
@@ -19,9 +19,9 @@ Value = float | int | str
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 UNDEFINED, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 KEY_COLUMNS = ("auroc", "ap", "precision_at_1pct", "recall_at_1pct", "discovery_yield", "found", "anomalies_found")
-"""Columns shown large at the top, in this order, of those that the metrics have.
+"""Metrics shown large at the top, in this order.
 
-Of what is held out where there is such: what was found leaves the rest, whose measures fall as a search succeeds.
+Their held-out values are preferred: found anomalies leave the pool, so its metrics fall as a search succeeds.
 """
 COLUMN_NAMES = {
     "auroc": "AUROC",
@@ -37,14 +37,14 @@ COLUMN_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class ReportFigure:
-    """One picture of a report.
+    """Picture of a report.
 
     Attributes:
-        title: heading, and the text for those who cannot see the picture.
-        caption: what to see in it; may be empty.
+        title: heading, and alternative text.
+        caption: description; may be empty.
         path: a PNG file.
-        kind: `plot` is a drawing on white: half the page wide, and inverted (hues kept) on a dark page. `image` shows
-            photographs, such as a contact sheet: full width, colours untouched.
+        kind: `plot` is a drawing on white: half the page wide, inverted (hues kept) on a dark page. `image` contains
+            photographs, such as a contact sheet: full width, colours unchanged.
     """
 
     title: str
@@ -55,19 +55,18 @@ class ReportFigure:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a report says; every text is plain text, escaped when it is written.
+    """Contents of a report, all as plain text, which is escaped when the report is written.
 
     Attributes:
         title: name of the run.
-        subtitle: one line below it; may be empty.
-        facts: name -> value, such as dataset, algorithm, labels, images, rejects, time.
-        metrics: one row per cycle; the columns are the union of the keys, in order of appearance, and the first one
-            names the row.
-        figures: pictures in order of appearance.
-        notes: warnings and remarks, such as why a metric is undefined.
-        config: the composed configuration as YAML; may be empty.
-        command: the command that makes the run again; may be empty.
-        cycles: whether the rows of the metrics are cycles, one after the other, so that changes between them are shown.
+        subtitle: one line below the title; may be empty.
+        facts: value by name, such as dataset, algorithm, labels, images, rejects, time.
+        metrics: one row per cycle; the columns are the union of the keys, and the first one names the row.
+        figures: pictures, in order.
+        notes: warnings and remarks, such as the reason why a metric is undefined.
+        config: composed configuration as YAML; may be empty.
+        command: command that repeats the run; may be empty.
+        cycles: show the changes between the rows of the metrics, because they are consecutive cycles.
     """
 
     title: str
@@ -105,14 +104,14 @@ class _Picture:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write `report` as one self-contained HTML file: pictures inside, no script, nothing loaded from a network.
+    """Write a report as one HTML file with embedded pictures, without scripts or external resources.
 
     Args:
-        path: the file to write, whole or not at all.
-        report: what to say.
+        path: the file, written atomically.
+        report: contents.
 
     Raises:
-        StorageError: if a figure is missing or no PNG file, or `path` cannot be written.
+        StorageError: if a figure is missing or not a PNG file, or `path` cannot be written.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(resources.files(__package__).joinpath("report.html.j2").read_text("utf-8"))
@@ -128,7 +127,7 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def column_name(key: str) -> str:
-    """Return the heading for a key of the metrics: `heldout_ap` gives `Held-out AP`."""
+    """Convert a key of the metrics to a column heading: `heldout_ap` gives `Held-out AP`."""
     if key in COLUMN_NAMES:
         return COLUMN_NAMES[key]
     for known, name in COLUMN_NAMES.items():
@@ -140,7 +139,7 @@ def column_name(key: str) -> str:
 
 
 def format_value(value: Value) -> str:
-    """Format for reading: whole numbers with thousands separators, others to about three digits, NaN as a dash."""
+    """Format a value: integers with thousands separators, floats with about three digits, NaN as a dash."""
     if isinstance(value, str):
         return value
     if isinstance(value, int):
@@ -169,7 +168,7 @@ def _cell(value: Value, before: Value | None) -> _Cell:
 
 
 def _delta(value: Value, before: Value | None) -> str:
-    """Return the change since the cycle before, for measures alone: counts only ever grow, and that says little."""
+    """Format the change since the previous cycle, for floats only: counts always grow."""
     if not isinstance(value, float) or not isinstance(before, float) or not math.isfinite(value - before):
         return ""
     text = format_value(abs(value - before))
@@ -179,7 +178,7 @@ def _delta(value: Value, before: Value | None) -> str:
 
 
 def _key_numbers(metrics: Sequence[Mapping[str, Value]]) -> list[_KeyNumber]:
-    """Take the last cycle's key columns, with the change since the first cycle."""
+    """Return the key metrics of the last cycle, with the change since the first one."""
     if not metrics:
         return []
     first, last = metrics[0], metrics[-1]
@@ -195,8 +194,8 @@ def _picture(figure: ReportFigure) -> _Picture:
     except OSError as error:
         raise StorageError(f"cannot read the figure {figure.path}: {error.strerror}") from error
     if content[:8] != PNG_SIGNATURE or len(content) < 24:
-        raise StorageError(f"the figure {figure.path} is no PNG file")
-    # A PNG begins with its header chunk: width and height stand at bytes 16 to 24.
+        raise StorageError(f"the figure {figure.path} is not a PNG file")
+    # A PNG file begins with its header chunk: bytes 16 to 24 are width and height.
     width, height = struct.unpack(">II", content[16:24])
     data = base64.b64encode(content).decode("ascii")
     return _Picture(figure.title, figure.caption, figure.kind, data, width, height)
