@@ -22,7 +22,7 @@ def fail_halfway(writer, path):
         raise KeyError("stop")
 
 
-def test_atomic_file_appears_when_it_is_whole(tmp_path):
+def test_atomic_file_appears_when_complete(tmp_path):
     path = tmp_path / "new" / "scores.txt"
     with atomic_file(path) as temporary:
         temporary.write_text("half")
@@ -39,15 +39,6 @@ def test_atomic_file_replaces_at_once(tmp_path):
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
-
-
-def test_atomic_file_leaves_nothing_on_an_error(tmp_path):
-    path = tmp_path / "a"
-    path.write_text("old")
-    with pytest.raises(KeyError):
-        fail_halfway(atomic_file, path)
-    assert path.read_text() == "old"
-    assert content(tmp_path) == ["a"]
 
 
 def test_files_have_the_usual_permissions(tmp_path):
@@ -75,11 +66,16 @@ def test_atomic_folder(tmp_path):
     assert content(tmp_path) == ["cycle", "cycle/v"]
 
 
-def test_atomic_folder_leaves_nothing_on_an_error(tmp_path):
-    path = tmp_path / "cycle"
+@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+def test_an_error_leaves_the_old_state(tmp_path, writer):
     with pytest.raises(KeyError):
-        fail_halfway(atomic_folder, path)
+        fail_halfway(writer, tmp_path / "new")
     assert content(tmp_path) == []
+    write_text(tmp_path / "old" if writer is atomic_file else tmp_path / "old" / "w", "old")
+    before = content(tmp_path)
+    with pytest.raises(KeyError):
+        fail_halfway(writer, tmp_path / "old")
+    assert content(tmp_path) == before
 
 
 KILLED = """
@@ -96,7 +92,7 @@ with {kind}(Path(sys.argv[1])) as temporary:
 
 @pytest.mark.parametrize("kind", ["atomic_file", "atomic_folder"])
 @pytest.mark.parametrize("old", [True, False])
-def test_a_kill_never_leaves_half(tmp_path, kind, old):
+def test_kill_leaves_no_partial_file(tmp_path, kind, old):
     path = tmp_path / "target"
     if old and kind == "atomic_file":
         path.write_text("old")
@@ -109,7 +105,7 @@ def test_a_kill_never_leaves_half(tmp_path, kind, old):
         process.send_signal(signal.SIGKILL)
     file = path if kind == "atomic_file" else path / "w"
     assert (file.read_text() == "old") if old else not path.exists()
-    # What is left over is hidden, and is no obstacle to the next attempt.
+    # Leftovers are hidden, and do not disturb the next attempt.
     assert all(name.startswith(".target.") for name in content(tmp_path) if not name.startswith("target"))
     if kind == "atomic_file":
         write_text(path, "new")
@@ -129,7 +125,7 @@ def test_a_kill_never_leaves_half(tmp_path, kind, old):
     ],
 )
 @pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
-def test_refusals_of_the_system_are_one_sentence(tmp_path, monkeypatch, number, sentence, writer):
+def test_operating_system_errors(tmp_path, monkeypatch, number, sentence, writer):
     def refuse(descriptor):
         raise OSError(number, os.strerror(number))
 
@@ -142,7 +138,7 @@ def test_refusals_of_the_system_are_one_sentence(tmp_path, monkeypatch, number, 
     assert content(tmp_path) == []
 
 
-def test_a_real_refusal_while_writing(tmp_path):
+def test_file_size_limit(tmp_path):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))

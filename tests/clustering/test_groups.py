@@ -100,6 +100,7 @@ def test_overlapping_groups_are_reported():
 
 @pytest.mark.parametrize("method", ["ward", "kmeans", "spectral"])
 @pytest.mark.parametrize("criterion", ["silhouette", "gap"])
-def test_three_distinct_images_are_enough(method, criterion):
+def test_three_distinct_images_are_enough(method, criterion, monkeypatch):
+    monkeypatch.setattr("anomalymatch.clustering.groups.REPEATS", 2)
     rows = np.repeat([[0.0, 0.0], [1.0, 0.0], [9.0, 1.0]], [1, 1, 3], axis=0)
     assert 1 <= choose_count(rows, method, criterion=criterion, most=5, seed=0).count <= 4
