@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from anomalymatch.evaluation.advice import Yield, advice, left_text, recent_yield
+from anomalymatch.evaluation.advice import Yield, advice, recent_yield
 from anomalymatch.evaluation.discovery import UNKNOWN, Count
 
 MANY, FEW = Count(30, 12, 80), Count(1, 0, 3)
@@ -15,14 +15,14 @@ def rows(*pairs, audited=None):
     ]
 
 
-def test_the_yield_is_that_of_the_last_forty_labels():
+def test_yield_of_the_last_forty_labels():
     assert recent_yield(rows((100, 5))) == (0, 0)
     assert recent_yield(rows((100, 5), (120, 9))) == (4, 20)
     assert recent_yield(rows((100, 5), (120, 20), (140, 22), (160, 23))) == (3, 40)
     assert recent_yield(rows((100, 5), (110, 9), (115, 10), (145, 11))) == (6, 45)
 
 
-def test_a_batch_that_says_nothing_of_the_search_is_left_out():
+def test_corrections_and_audits_end_the_yield():
     assert recent_yield(rows((100, 5), (120, 9), (120, 8), (140, 9))) == (1, 20)  # a label was corrected
     assert recent_yield(rows((100, 5), (120, 9), (140, 9), (160, 9), audited=(0, 0, 20, 20))) == (0, 20)
     assert recent_yield(rows((100, 5), (120, 9), audited=(30, 29))) == (4, 20)  # the search met a sealed image
@@ -53,5 +53,4 @@ def test_advice(left, recent, found, above, said):
 
 
 def test_without_an_estimate_there_is_no_text():
-    assert left_text(UNKNOWN) == ""
     assert advice(Count(math.nan, math.nan, math.nan), Yield(0, 400), found=3, above=FEW) == ""

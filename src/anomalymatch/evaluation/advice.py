@@ -1,4 +1,4 @@
-"""Go on labelling, or stop: one sentence from the yield of the last labels and the estimate of what is left."""
+"""Advice to continue or stop labelling, from the yield of the last labels and the estimate of what is left."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,29 +7,29 @@ from typing import NamedTuple
 from anomalymatch.evaluation.discovery import Count
 
 RECENT = 40
-"""Labels that count as the last ones."""
+"""Number of labels that count as the last ones."""
 ENOUGH = 20
-"""Labels without a find from which that says something."""
+"""Number of labels without an anomaly from which the search counts as exhausted."""
 FEW = 3
 MISSED = 0.1
-"""Left may be a tenth of what was found, or `FEW`: then it is no longer worth the labels."""
+"""Stopping is advised if at most this share of the anomalies found, or `FEW`, may be left."""
 ABOVE = 0.1
-"""Score above which the search still expects something."""
+"""Score above which the search expects anomalies."""
 
 
 class Yield(NamedTuple):
-    """What the last labels of the search found."""
+    """Anomalies found by the last labels of the search."""
 
     found: int
     labels: int
 
 
 def recent_yield(rows: Sequence[Mapping[str, float | int | str]]) -> Yield:
-    """Of the last batches, as many as make up `RECENT` labels.
+    """Sum up the last batches, until they have `RECENT` labels.
 
     Args:
-        rows: one per cycle, with `labels` and `found` up to then, and the images `audited`. A batch in which labels
-            were taken back or corrected, or the audit went on, tells nothing, nor do those before it.
+        rows: one per cycle, with the totals `labels`, `found` and `audited`. A batch with revoked or corrected labels
+            or with audited images ends the sum, because it does not show the yield of the search.
     """
     found = labels = 0
     for now, before in zip(rows[:0:-1], rows[-2::-1], strict=True):
@@ -42,20 +42,20 @@ def recent_yield(rows: Sequence[Mapping[str, float | int | str]]) -> Yield:
 
 
 def advice(left: Count, recent: Yield, *, found: int, above: Count | None = None) -> str:
-    """One sentence; empty where nothing is known of what is left.
+    """Write the advice as one sentence; empty without an estimate.
 
     Args:
-        left: anomalies that the search has not found yet.
-        recent: what its last labels found.
-        found: anomalies that it has found.
-        above: those of `left` above a score of `ABOVE`, where that is known.
+        left: estimated number of anomalies not found yet.
+        recent: yield of the last labels.
+        found: number of anomalies found.
+        above: estimated number of them above a score of `ABOVE`, if known.
     """
     if math.isnan(left.high):
         return ""
     if left.high == 0:
         return "no anomaly is left: stop labelling"
-    limit, dry = max(FEW, math.floor(MISSED * found)), recent.labels >= ENOUGH and not recent.found
-    if not dry:
+    limit, exhausted = max(FEW, math.floor(MISSED * found)), recent.labels >= ENOUGH and not recent.found
+    if not exhausted:
         return _going_on(left, recent, enough=left.high <= limit)
     nothing = f"the last {recent.labels:,} labels found nothing"
     if left.high <= limit:
@@ -71,10 +71,8 @@ def advice(left: Count, recent: Yield, *, found: int, above: Count | None = None
     )
 
 
-def left_text(left: Count) -> str:
-    """How many are left, with the interval; empty where it is not known."""
-    if math.isnan(left.high):
-        return ""
+def _left_text(left: Count) -> str:
+    """Write the estimate with its interval."""
     return f"about {left.middle:,.0f} are left (90 %: {left.low:,.0f} to {left.high:,.0f})"
 
 
@@ -82,8 +80,8 @@ def _going_on(left: Count, recent: Yield, *, enough: bool) -> str:
     if enough:
         return f"at most {left.high:,.0f} (90 %) are left: you may stop soon"
     if not recent.labels or not recent.found:
-        return left_text(left)
-    return f"{left_text(left)}; going on at the present rate finds one in {_share(recent)} labels"
+        return _left_text(left)
+    return f"{_left_text(left)}; going on at the present rate finds one in {_share(recent)} labels"
 
 
 def _share(recent: Yield) -> str:
