@@ -25,6 +25,9 @@ def module_name(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
 
 
+MODULES = {module_name(path) for path in FILES}
+
+
 def imported(node, package):
     """The modules below `anomalymatch` that an import statement names; `package` resolves relative ones."""
     if isinstance(node, ast.Import):
@@ -38,7 +41,8 @@ def imported(node, package):
         base = base[1:]
     else:
         return []
-    return [".".join(base)] if base else [alias.name for alias in node.names]
+    names = [".".join([*base, alias.name]) for alias in node.names]
+    return [name if name in MODULES or not base else ".".join(base) for name in names]
 
 
 def imports(path):
@@ -68,7 +72,10 @@ def test_there_is_something_to_check():
 
 
 def test_the_architecture_page_names_files_that_exist():
-    for name in re.findall(r"`([\w/.]+/[\w.]+|\w+\.py)`", PAGE.read_text(encoding="utf-8")):
+    names = re.findall(r"`([\w/.]+/[\w.]+|\w+\.py)`", PAGE.read_text(encoding="utf-8"))
+    for name in names:
+        if "NAME" in name:  # a file to be added
+            continue
         assert (ROOT / name).exists() or (ROOT.parents[1] / name).exists(), name
 
 

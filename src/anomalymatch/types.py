@@ -16,6 +16,9 @@ Images = Sequence[UInt8[np.ndarray, "_ _ _"]]
 Pixels = Shaped[np.ndarray, "h w b"]
 """Image as stored in an archive: any number of bands, 8 or 16 bits, integers or floats."""
 
+Row = dict[str, float | int | str]
+"""Row of a table of results, by column."""
+
 
 class Label(StrEnum):
     """Label that a person or an oracle gives to an image. Training uses the first two."""

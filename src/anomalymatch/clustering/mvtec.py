@@ -14,12 +14,12 @@ from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.evaluation.report import Report, write_report
 from anomalymatch.files import make_folder, write_text
+from anomalymatch.types import Row
 
 OBJECTS = ("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper")
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 COMBINED = "combined"
 """Folder of images with several kinds of defect, which the paper leaves out."""
-Row = dict[str, float | int | str]
 
 
 def write_benchmark(

@@ -18,10 +18,10 @@ from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
 from anomalymatch.files import atomic_file, make_folder
 from anomalymatch.ranking import write_rejects
+from anomalymatch.types import Row
 
 SHOWN = 24
 """Number of images on the contact sheet of a group."""
-Row = dict[str, float | int | str]
 
 
 def write_clusters(

@@ -17,8 +17,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from anomalymatch.evaluation.metrics import Curves
 from anomalymatch.files import atomic_file
 
-Row = Mapping[str, float | int | str]
-
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's colours for colour-blind readers (jfly.uni-koeln.de/color), without yellow and black."""
 ANOMALY, NORMAL, POOL, INK, FAINT = "#D55E00", "#0072B2", "#B8C0CC", "#20252D", "#8A929E"
@@ -142,7 +140,8 @@ def discovery_figure(
 
 
 def metrics_figure(
-    rows: Sequence[Row], names: Sequence[str] = ("auroc", "ap", "precision_at_0_1pct", "precision_at_1pct")
+    rows: Sequence[Mapping[str, float | int | str]],
+    names: Sequence[str] = ("auroc", "ap", "precision_at_0_1pct", "precision_at_1pct"),
 ) -> Figure:
     """Draw metrics between 0 and 1 over the cycles; undefined (NaN) or missing values leave a gap.
 
@@ -270,7 +269,7 @@ def _draw_bounds(axes: Axes, spent: Real[np.ndarray, " n"], start: int, total: i
         axes.axhline(total, color=INK, linewidth=1, label=f"all {total:,} anomalies")
 
 
-def left_figure(rows: Sequence[Row], *, total: int | None = None) -> Figure:
+def left_figure(rows: Sequence[Mapping[str, float | int | str]], *, total: int | None = None) -> Figure:
     """Draw the anomalies found, and the estimated total (found + left) with its interval.
 
     Args:
