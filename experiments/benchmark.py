@@ -21,7 +21,7 @@ from benchmark_tables import summary
 from recipes import CHEAP, PROBLEMS, RECIPES
 
 from anomalymatch import Label, compose, initial_labels, make_learner
-from anomalymatch.active.cold_start import ColdStart, Shuffled
+from anomalymatch.active.cold_start import ColdStart, RandomOrder
 from anomalymatch.active.evaluate import cycle_row
 from anomalymatch.active.oracles import Oracle, PaperOracle, TopKOracle
 from anomalymatch.algorithms.base import Learner
@@ -150,7 +150,7 @@ def search(
     rounds: int,
 ) -> Iterator[Row]:
     """Train, rank, measure and label in rounds; the first row also has the metrics of the probe on the same labels."""
-    first = Shuffled(probe.embedding, seed=draw)
+    first = RandomOrder(probe.embedding, seed=draw)
     for each in (learner, probe):
         each.embedding.features  # noqa: B018 (compute the cached features now: they are not part of a round's time)
     learner, probe = ColdStart(learner, first), ColdStart(probe, first)

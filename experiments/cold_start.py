@@ -15,10 +15,10 @@ from bench import Row, dataset_overrides, make_parser, parse_options, run_once, 
 from probe_miniimagenet import CLASSES
 from sklearn.metrics import roc_auc_score
 
-from anomalymatch import Label, make_learner, open_task
-from anomalymatch.active.cold_start import Diverse, Mixed, Shuffled
+from anomalymatch import Label, compose, make_learner, open_task
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.novelty.distances import nearest_distances
+from anomalymatch.build import build_cold_start, build_embedding
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task
 from anomalymatch.ranking import Ranking
@@ -103,11 +103,9 @@ def measure(task: Task, named: Row, overrides: list[str], options: argparse.Name
 
 def make_ranker(task: Task, method: str, draw: int, overrides: list[str], options: argparse.Namespace) -> Any:
     """Make a learner that needs no labels."""
-    knn = make_learner("knn", task, *overrides)
-    if method == "mixed":
-        return Mixed(knn, Diverse(knn.embedding, seed=draw))
-    if method in ("diverse", "random"):
-        return (Diverse if method == "diverse" else Shuffled)(knn.embedding, seed=draw)
+    if method in ("mixed", "diverse", "random"):
+        config = compose(*overrides, f"al.cold_start={method}", f"seed={draw}")
+        return build_cold_start(config, task, build_embedding(config, task))
     own = [f"algorithm.learner.drop={options.drop}", f"seed={draw}"]
     if method in ("knn", "msc"):
         own.append(f"algorithm.learner.detector.neighbours={options.neighbours}")

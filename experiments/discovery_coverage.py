@@ -17,7 +17,7 @@ from bench import Row, group_by, make_parser, markdown, parse_options, write_csv
 from scipy.special import expit
 from scipy.stats import beta
 
-from anomalymatch.active.audit import ALL, HIGH, TOPS
+from anomalymatch.active.audit import ALL, HIGH
 from anomalymatch.algorithms.probe.regression import fit_logistic
 from anomalymatch.evaluation.advice import ABOVE, FEW, MISSED, advice, recent_yield
 from anomalymatch.evaluation.discovery import LEVEL, Count, anomalies_among, anomalies_left
@@ -119,7 +119,10 @@ def check(states: dict[int, State], audit: np.ndarray, rare: np.ndarray, **names
     """Compare each interval after each checked cycle with the truth."""
     for cycle, state in states.items():
         truth, audited = rare[state.order], audit[state.order]
-        tops = {f"top {top}": top for top in TOPS} | {HIGH: int((state.scores > ABOVE).sum()), ALL: len(truth)}
+        tops = {f"top {top}": top for top in compose().al.audit_tops} | {
+            HIGH: int((state.scores > ABOVE).sum()),
+            ALL: len(truth),
+        }
         counts = {}
         for what, top in tops.items():
             seen, found = int(audited[:top].sum()), int((truth & audited)[:top].sum())

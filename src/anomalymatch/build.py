@@ -1,39 +1,26 @@
-"""From a checked configuration to objects."""
+"""Build objects from a composed configuration: the one place that knows how the parts fit together."""
 
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from anomalymatch.active.cold_start import ColdStart, Mixed, Shuffled
-from anomalymatch.active.cold_start import Diverse as DiverseStart
+from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
 from anomalymatch.active.oracles import Oracle, PaperOracle
-from anomalymatch.active.strategies import (
-    Auto,
-    Distinct,
-    Diverse,
-    ExpectedDiscovery,
-    Mixture,
-    PerCluster,
-    Strategy,
-    random,
-    top,
-    uncertain,
-)
+from anomalymatch.active.strategies import Strategy, Top
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.novelty.detectors import Detector
 from anomalymatch.algorithms.probe.learner import ProbeLearner
 from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.checks import check_range
 from anomalymatch.clustering.analysis import Divider
-from anomalymatch.clustering.patches import PatchEmbedding
 from anomalymatch.config import compose
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import Task, make_task
@@ -41,33 +28,29 @@ from anomalymatch.errors import AnomalyMatchError, ConfigError
 from anomalymatch.types import Label
 
 logger = logging.getLogger(__name__)
-DETECTORS = ("knn", "msc", "mahalanobis", "pca_residual")
-"""Algorithms that need no anomaly."""
-REFERENCES = 100
-COLD_STARTS = (*DETECTORS, "diverse", "mixed", "random")
 
 
 def open_task(dataset: str, *overrides: str) -> Task:
-    """Open a data set by its configured name, with the rare class and the held-out split of its configuration.
+    """Open a dataset by name, with the rare class and the held-out split of its configuration.
 
     Args:
-        dataset: `demo`, `folder`, `parquet`, `galaxymnist`, `miniimagenet`, `cifar10` or `galaxyzoo1`.
+        dataset: `demo`, `folder`, `parquet`, `galaxymnist`, `miniimagenet`, `cifar10` or another of `conf/dataset`.
         overrides: as on the command line: `open_task("folder", "data.root=photos")`.
 
     Raises:
         ConfigError: if a key or value is wrong.
-        DataError: if the images are not there.
+        DataError: if the images are missing.
     """
     return build_task(compose(f"dataset={dataset}", *overrides))
 
 
 def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
-    """Make a learner for `task` by the configured name of its algorithm.
+    """Make a learner for `task` by the name of its algorithm.
 
     Args:
         algorithm: `probe`, `fixmatch`, `fixmatch_reference`, `flexmatch`, `freematch`, `softmatch`, `meanteacher`, or,
-            without any anomaly, `knn`, `mahalanobis`, `pca_residual` or `msc`.
-        task: see `open_task` and `make_task`.
+            without any labelled anomaly, `knn`, `mahalanobis`, `pca_residual` or `msc`.
+        task: from `open_task` or `make_task`.
         overrides: as on the command line: `make_learner("fixmatch", task, "model.image_size=128")`.
 
     Raises:
@@ -77,10 +60,12 @@ def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
     return build_learner(config, task, build_embedding(config, task))
 
 
+# --- images and features ----------------------------------------------------------------------------------------
+
+
 def build_task(config: DictConfig) -> Task:
-    """The images and what is rare among them."""
-    if config.seed < 0:
-        raise ConfigError(f"seed is {config.seed}: it cannot be negative")
+    """Build the task: the images and the rare class among them."""
+    check_range("seed", config.seed, low=0)
     anomaly = config.dataset.anomaly
     several = isinstance(anomaly, ListConfig)
     return make_task(
@@ -93,10 +78,10 @@ def build_task(config: DictConfig) -> Task:
 
 
 def build_source(config: DictConfig) -> ImageSource:
-    """The images alone.
+    """Build the image source.
 
     Raises:
-        ConfigError: if the data set has no use for `data.root`, or something is wrong with its settings.
+        ConfigError: if the dataset does not use `data.root`, or one of its settings is wrong.
     """
     source = config.dataset.source
     if config.data.root is not None and "root" not in source and "data.root" not in OmegaConf.to_yaml(source):
@@ -108,7 +93,7 @@ def build_source(config: DictConfig) -> ImageSource:
 
 
 def build_embedding(config: DictConfig, task: Task) -> Embedding:
-    """The frozen backbone and its features."""
+    """Build the frozen backbone with its features of the images of `task`."""
     model = OmegaConf.to_container(config.model, resolve=True)
     return Embedding(
         **model,  # type: ignore[arg-type]
@@ -118,49 +103,22 @@ def build_embedding(config: DictConfig, task: Task) -> Embedding:
     )
 
 
-def build_learner(config: DictConfig, task: Task, embedding: Embedding) -> Learner:
-    """The algorithm."""
-    truth = None if task.anomalies is None else task.truth
-    make = build(config.algorithm.learner)
-    try:
-        return make(embedding, seed=config.seed, truth=truth)
-    except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None:
-            raise
-        raise ConfigError(
-            f"algorithm={config.algorithm.name} has no setting algorithm.learner.{unknown[1]}, which the command line "
-            "or the experiment sets for another algorithm: leave it out"
-        ) from error
-
-
-def build_detector(config: DictConfig) -> Detector:
-    """How unlike the others an image is, as `al.cold_start` says; as `knn` does where that compares nothing."""
-    name = "knn" if config.al.cold_start is None else _cold_start(config)
-    return build(_with_algorithm(config, name if name in DETECTORS else "knn").algorithm.learner.detector)
-
-
-def build_divider(config: DictConfig, embedding: Embedding) -> Divider:
-    """What groups images by what is odd about them, while somebody waits: a sample stands for all of them.
-
-    `clustering.spec.references` is its size; see experiments/README.md, 8, for what a small one costs.
-    """
-    patches, spec = PatchEmbedding(embedding, build(config.clustering.patches)), build(config.clustering.spec)
-    return Divider(patches, replace(spec, references=spec.references or REFERENCES), config.seed)
+# --- the loop ---------------------------------------------------------------------------------------------------
 
 
 def build_loop(config: DictConfig) -> ActiveLoop:
-    """Everything together."""
+    """Build the active-learning loop with all its parts."""
     task = build_task(config)
     embedding = build_embedding(config, task)
     learner = build_learner(config, task, embedding)
+    cold = build_cold_start(config, task, embedding)
     compare = config.al.compare_probe and not isinstance(learner, ProbeLearner)
     return ActiveLoop(
         task,
-        learner if config.al.cold_start is None else ColdStart(learner, _first(config, task, embedding)),
+        learner if cold is None else ColdStart(learner, cold),
         _oracle(config, task, embedding),
         given={id_: Label(label) for id_, label in task.source.labels.items()},
-        baseline=_probe(config, embedding) if compare else None,
+        baseline=ProbeLearner(embedding, probe=build(config.probe)) if compare else None,
         spec=LoopSpec(
             cycles=config.al.cycles,
             budget=config.al.budget,
@@ -168,56 +126,67 @@ def build_loop(config: DictConfig) -> ActiveLoop:
             anomalies=config.al.initial.anomalies,
             normals=config.al.initial.normals,
             audit=config.al.audit,
+            audit_tops=tuple(config.al.audit_tops),
         ),
         seed=config.seed,
     )
 
 
-def _first(config: DictConfig, task: Task, embedding: Embedding) -> Learner:
-    """What ranks while labels are missing."""
-    name = _cold_start(config)
-    if name == "random":
-        return Shuffled(embedding, seed=config.seed)
-    if name == "diverse":
-        return DiverseStart(embedding, seed=config.seed)
-    if name == "mixed":
-        return Mixed(_novel(config, "knn", task, embedding), DiverseStart(embedding, seed=config.seed))
-    return _novel(config, name, task, embedding)
+def build_learner(config: DictConfig, task: Task, embedding: Embedding) -> Learner:
+    """Build the learner of the algorithm."""
+    return _learner(
+        build(config.algorithm.learner), config, task, embedding, name=config.algorithm.name, key="algorithm"
+    )
 
 
-def _novel(config: DictConfig, name: str, task: Task, embedding: Embedding) -> Learner:
-    return build_learner(_with_algorithm(config, name), task, embedding)
+def build_cold_start(config: DictConfig, task: Task, embedding: Embedding) -> Learner | None:
+    """Build the learner that ranks while labels are missing; None without a cold start."""
+    cold = _settings(config, config.al.cold_start)
+    if cold.learner is None:
+        return None
+    parts = {
+        str(name): build(_settings(config, part).learner)
+        for name, part in cold.items()
+        if isinstance(part, DictConfig) and name != "learner"
+    }
+    make = partial(build(cold.learner), **parts)
+    return _learner(make, config, task, embedding, name=cold.name, key="al.cold_start")
 
 
-def _cold_start(config: DictConfig) -> str:
-    name = config.al.cold_start
-    if name not in COLD_STARTS:
-        raise ConfigError(f"al.cold_start is {name!r}: choose one of {', '.join(COLD_STARTS)}, or null")
-    return str(name)
+def build_detector(config: DictConfig, default: DictConfig) -> Detector:
+    """Build the novelty detector of the cold start, or that of the algorithm `default` if the cold start has none."""
+    cold = config.al.cold_start
+    algorithms = [cold.get("novelty"), cold, default]
+    return next(
+        build(_settings(config, node).learner.detector)
+        for node in algorithms
+        if node is not None and node.learner is not None and "detector" in node.learner
+    )
 
 
-def _with_algorithm(config: DictConfig, name: str) -> DictConfig:
-    """An algorithm as its own file says; all that the file refers to is that of this job."""
-    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "algorithm"])
-    config.algorithm = compose(f"algorithm={name}")._get_node("algorithm")
-    return config
+def build_divider(config: DictConfig, embedding: Embedding) -> Divider:
+    """Build the function that groups images by kind while somebody waits."""
+    return build(config.clustering.divider)(embedding)
 
 
-def _probe(config: DictConfig, embedding: Embedding) -> ProbeLearner:
-    return ProbeLearner(embedding, probe=build(config.probe))
+def build_strategy(config: DictConfig, embedding: Embedding) -> Strategy:
+    """Build the query strategy."""
+    settings = cast(dict[str, Any], OmegaConf.to_container(config.al.strategy, resolve=True))
+    strategy = build(OmegaConf.create({key: value for key, value in settings.items() if key != "name"}))
+    return strategy(embedding) if isinstance(strategy, partial) else strategy
 
 
 def build_tracker(config: DictConfig, folder: Path) -> Tracker:
-    """W&B, or nothing."""
+    """Build the tracker: W&B or none."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     return build(config.logger)(folder=folder, config=plain)
 
 
 def build(node: DictConfig) -> Any:
-    """Hydra's `instantiate`, with our own errors as they were raised and everything else as a `ConfigError`.
+    """Instantiate a node that has a `_target_`, as Hydra does.
 
     Raises:
-        ConfigError: if an argument is unknown or wrong.
+        ConfigError: if an argument is unknown or wrong; errors of this package are raised as they are.
     """
     try:
         return instantiate(node)
@@ -225,6 +194,25 @@ def build(node: DictConfig) -> Any:
         if isinstance(error.__cause__, AnomalyMatchError):
             raise error.__cause__ from None
         raise ConfigError(f"{node._target_}: {error.__cause__ or error}") from error
+
+
+def _settings(config: DictConfig, node: DictConfig) -> DictConfig:
+    """Return the settings of `algorithm=` where `node` names the same algorithm, else `node` itself."""
+    return config.algorithm if node.name == config.algorithm.name else node
+
+
+def _learner(make: Any, config: DictConfig, task: Task, embedding: Embedding, *, name: str, key: str) -> Learner:
+    truth = None if task.anomalies is None else task.truth
+    try:
+        return make(embedding, seed=config.seed, truth=truth)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        raise ConfigError(
+            f"{key}={name} has no setting {key}.learner.{unknown[1]}, which the command line or the experiment sets for "
+            f"another algorithm: leave it out"
+        ) from error
 
 
 def _share(config: DictConfig, key: str) -> float | None:
@@ -237,27 +225,8 @@ def _share(config: DictConfig, key: str) -> float | None:
 def _oracle(config: DictConfig, task: Task, embedding: Embedding) -> Oracle | None:
     strategy, name = build_strategy(config, embedding), config.al.strategy.name
     oracle: Oracle | None = None if task.anomalies is None else build(config.oracle.answer)(task, strategy)
-    if name != "top" and oracle is None:
-        logger.warning("al.strategy.name=%s is not used: it is for a benchmark, whose truth answers what it asks", name)
-    elif name != "top" and isinstance(oracle, PaperOracle):
+    if not isinstance(strategy, Top) and oracle is None:
+        logger.warning("al.strategy.name=%s is not used: without dataset.anomaly no oracle answers queries", name)
+    elif not isinstance(strategy, Top) and isinstance(oracle, PaperOracle):
         logger.warning("al.strategy.name=%s is not used: this oracle chooses by the truth; add oracle=top_k", name)
     return oracle
-
-
-def build_strategy(config: DictConfig, embedding: Embedding) -> Strategy:
-    """What chooses the images to label."""
-    chosen = config.al.strategy
-    made: dict[str, Callable[[], Strategy]] = {
-        "top": lambda: top,
-        "uncertain": lambda: uncertain,
-        "random": lambda: random,
-        "mixture": lambda: Mixture(chosen.explore),
-        "distinct": lambda: Distinct(embedding, chosen.candidates, chosen.similarity),
-        "diverse": lambda: Diverse(embedding, chosen.candidates),
-        "auto": lambda: Auto(embedding, chosen.candidates, chosen.similarity),
-        "expected": lambda: ExpectedDiscovery(embedding, chosen.candidates, chosen.horizon),
-        "per_cluster": lambda: PerCluster(build_divider(config, embedding), chosen.candidates),
-    }
-    if chosen.name not in made:
-        raise ConfigError(f"al.strategy.name is {chosen.name!r}: choose one of {', '.join(made)}")
-    return made[chosen.name]()

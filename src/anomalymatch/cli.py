@@ -12,7 +12,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from anomalymatch.config import check_overrides
+from anomalymatch.config import check_overrides, expand
 from anomalymatch.errors import AnomalyMatchError, MissingValueError
 from anomalymatch.terminal import fail, stop
 
@@ -36,6 +36,7 @@ def launch(command: Callable[[], object], *, name: str = "config", stopped: str)
         stopped: what is said after Ctrl-C.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hand errors to the lines below instead of printing them
+    sys.argv[1:] = map(expand, sys.argv[1:])
     words = get_args_parser().parse_args()
     folder = Path(words.config_dir) if words.config_dir else None
     try:

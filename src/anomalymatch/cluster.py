@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE
 from rich.table import Table
 
+from anomalymatch.checks import check_range
 from anomalymatch.cli import errors_in_a_line, launch, make_callable
 from anomalymatch.config import FILE, compose, config_folder
 from anomalymatch.errors import ConfigError, StorageError
@@ -62,8 +63,7 @@ def execute(config: DictConfig) -> tuple[Path, list[Row]]:
     check_map(config.map)
     if config.benchmark not in (None, *BENCHMARKS):
         raise ConfigError(f"benchmark is {config.benchmark!r}: choose {', '.join(BENCHMARKS)}, or null")
-    if config.seed < 0:
-        raise ConfigError(f"seed is {config.seed}: it cannot be negative")
+    check_range("seed", config.seed, low=0)
     config = _with_run(config)
     patch_spec, spec = build(config.clustering.patches), build(config.clustering.spec)
 

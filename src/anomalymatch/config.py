@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -49,6 +49,9 @@ NULLABLE = (
 ANY_TYPE = ("dataset.anomaly", "trainer.lightning.")
 """What other programs' words are for: class names may be numbers or a list, Lightning checks its own arguments."""
 
+SHORT_FORMS = {"al.strategy.name": "al/strategy", "al.cold_start": "al/cold_start"}
+"""Keys that stand for a config group on the command line: `al.cold_start=knn` is `al/cold_start=knn`."""
+
 FILE = "config.yaml"
 
 OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v is not None), replace=True)
@@ -58,6 +61,12 @@ def config_folder() -> Path:
     """The folder `conf`: inside an installed package, or at the top of a checkout."""
     installed = Path(str(resources.files("anomalymatch"))) / "conf"
     return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "conf"
+
+
+def expand(word: str) -> str:
+    """Replace the short form of a config group by the group; null is `none`."""
+    key, equals, value = word.partition("=")
+    return f"{SHORT_FORMS[key]}={'none' if value == 'null' else value}" if equals and key in SHORT_FORMS else word
 
 
 def compose(*overrides: str, name: str = "config") -> DictConfig:
@@ -93,7 +102,7 @@ def check_overrides(
         ConfigError: with the first wrong override, and the nearest right one.
     """
     folders = [config_folder(), *([folder] if folder else [])]
-    parsed = [override for override in map(_parse, overrides) if not _is_hydra(override)]
+    parsed = [override for override in map(_parse, map(expand, overrides)) if not _is_hydra(override)]
     groups = [override for override in parsed if _choices(override, folders)]
     for override in groups:
         _check_group(override, _choices(override, folders))
@@ -196,11 +205,19 @@ def _compose(overrides: Sequence[str], folder: Path | None, name: str) -> DictCo
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             own = [f"hydra.searchpath=['file://{folder.resolve()}']"] if folder else []
-            return hydra_compose(name, overrides=[*overrides, *own])
+            composed = hydra_compose(name, overrides=[*overrides, *own], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
     finally:
         GlobalHydra.instance().hydra = outer
+    with open_dict(composed):
+        choices = composed.pop("hydra").runtime.choices
+    for key, group in SHORT_FORMS.items():
+        name_key = key.removesuffix(".name") + ".name"
+        named = OmegaConf.select(composed, name_key, throw_on_resolution_failure=False)
+        if group in choices and named != choices[group]:
+            raise ConfigError(f"a file sets {key}: choose it in the file's defaults list, as `override /{group}: NAME`")
+    return composed
 
 
 def _choices(override: Override, folders: Sequence[Path]) -> list[str]:

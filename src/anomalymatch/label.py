@@ -38,7 +38,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         AnomalyMatchError: with one clear sentence.
     """
     # Imported late: a mistyped word on the command line should not have to wait for torch.
-    from anomalymatch.build import DETECTORS, build, build_detector, build_divider, build_embedding, build_source
+    from anomalymatch.build import build, build_detector, build_divider, build_embedding, build_source
     from anomalymatch.data.task import Task
     from anomalymatch.types import Label
     from anomalymatch.ui.features import build_bank, build_seen
@@ -60,15 +60,16 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     views, folder = embedding.find_views(), embedding.features_folder
     kept = {"compression": page.compression, "dimensions": page.dimensions, "folder": folder}
     bank = build_bank(views.last, source.ids, **kept)
-    cold = config.al.cold_start
-    diverse, random = Beginning.DIVERSE, Beginning.RANDOM
-    beginnings = {None: diverse, "diverse": diverse, "mixed": Beginning.MIXED, "random": random}
+    cold = config.al.cold_start.name
+    beginnings = {"none": Beginning.DIVERSE} | {order.name.lower(): order for order in Beginning}
+    # The classes of the learner and of the cold start, where there is one.
+    learner, *rankers = (build(node.learner).func for node in (config.algorithm, config.al.cold_start) if node.learner)
     probe, seen = build(config.probe), build_seen(bank, views, source.ids, **kept)
     live = LiveRanking(
         bank,
         probe,
         seed=config.seed,
-        novelty=novelty_of(bank, build_detector(config), len(source.ids), folder=folder),
+        novelty=novelty_of(bank, build_detector(config, page.novelty), len(source.ids), folder=folder),
         first=beginnings.get(cold, Beginning.NOVEL),
         seen=seen,
         turned=lambda at: seen.bank.encode(embedding.other_views([source.ids[i] for i in at], probe.orientations)),
@@ -78,13 +79,13 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         source,
         live,
         encode=embedding.encode,
-        # Those of MSC follow from its epochs and the images, so that the page knows no end to count towards.
-        training_steps=0 if "msc" in (cold, config.algorithm.name) else config.trainer.iterations,
+        # A detector trains for epochs, so that its number of steps is not known in advance.
+        training_steps=0 if any(c.is_detector and c.trains for c in (learner, *rankers)) else config.trainer.iterations,
         cache=Path(config.data.cache_dir) / "thumbnails",
         workers=config.inference.workers,
         seed=config.seed,
         divide=build_divider(config, embedding),
-        needs_labels=not (cold == "msc" or config.algorithm.name in DETECTORS),
+        needs_labels=learner.needs_labels and not any(cold_start.trains for cold_start in rankers),
     )
     service.take_given({id_: Label(label) for id_, label in source.labels.items()})
     return service

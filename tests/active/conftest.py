@@ -74,14 +74,22 @@ def loop_of() -> Callable[..., Any]:
     """Make a loop around a scripted learner."""
     from anomalymatch.active.loop import ActiveLoop, LoopSpec
     from anomalymatch.active.oracles import TopKOracle
-    from anomalymatch.active.strategies import top
+    from anomalymatch.active.strategies import Top
 
     def make(task: Any, *, seed: int = 0, oracle: Any = TopKOracle, given: Any = None, **spec: Any) -> ActiveLoop:
-        values = {"cycles": 3, "budget": 5, "pool_size": None, "anomalies": 2, "normals": 6} | spec
+        values = {
+            "cycles": 3,
+            "budget": 5,
+            "pool_size": None,
+            "anomalies": 2,
+            "normals": 6,
+            "audit": 0,
+            "audit_tops": (),
+        } | spec
         return ActiveLoop(
             task,
             ScriptedLearner(task),
-            None if task.anomalies is None else oracle(task, top),
+            None if task.anomalies is None else oracle(task, Top()),
             given=given or {},
             baseline=None,
             spec=LoopSpec(**values),

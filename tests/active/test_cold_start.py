@@ -1,6 +1,7 @@
 """Runs that begin without a label."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from anomalymatch import run
-from anomalymatch.active.cold_start import CENTRES, ColdStart, Diverse, Shuffled
+from anomalymatch.active.cold_start import ColdStart, KCentreOrder, RandomOrder
 from anomalymatch.active.run_folder import RunReader
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.build import build_loop
@@ -184,7 +185,7 @@ def test_an_algorithm_that_needs_no_labels_ranks_from_the_first_cycle(tiny_job, 
 
 
 def test_wrong_methods_are_refused(tiny_job):
-    with pytest.raises(ConfigError, match=r"al\.cold_start is 'cold': choose one of knn, msc, mahalanobis"):
+    with pytest.raises(ConfigError, match="al/cold_start=cold: choose one of diverse, knn"):
         build_loop(compose(*tiny_job, "al.cold_start=cold"))
 
 
@@ -199,7 +200,10 @@ def test_the_methods_take_their_settings_from_their_own_files_and_the_rest_from_
 # --- orders without a distance ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Shuffled, Diverse])
+RANDOM, K_CENTRE = RandomOrder, partial(KCentreOrder, centres=200, candidates=5000)
+
+
+@pytest.mark.parametrize("kind", [RANDOM, K_CENTRE])
 def test_the_orders_follow_from_the_seed_and_leave_the_unreadable_out(kind, make_source, make_embedding, tmp_path):
     task = make_task(make_source(60, unreadable={"im000007"}, truth=None))
     embedding = make_embedding(task.source)
@@ -224,5 +228,11 @@ def test_diverse_images_are_less_alike_than_random_ones(make_source, make_embedd
         top = embedding.features.take(kind(embedding, seed=0).rank().top(20))
         return np.linalg.norm(top[:, None] - top[None], axis=2)[np.triu_indices(20, 1)].min()
 
-    assert nearest_two(Diverse) > nearest_two(Shuffled)
-    assert CENTRES >= 100  # as many as a person labels in a first sitting
+    assert nearest_two(K_CENTRE) > nearest_two(RANDOM)
+
+
+@pytest.mark.parametrize("changed", [{"centres": 5}, {"candidates": 30}])
+def test_each_setting_of_the_diverse_order_changes_it(make_source, make_embedding, changed):
+    embedding = make_embedding(make_source(200, truth=None))
+    orders = [K_CENTRE(embedding, seed=0, **settings).rank().top(40) for settings in ({}, changed)]
+    assert orders[0] != orders[1]

@@ -6,7 +6,7 @@ import pytest
 
 from anomalymatch.active.loop import LoopSpec
 from anomalymatch.active.oracles import PaperOracle, TopKOracle
-from anomalymatch.active.strategies import top
+from anomalymatch.active.strategies import Top
 from anomalymatch.data.label_log import LabelLog, import_csv
 from anomalymatch.data.task import make_task
 from anomalymatch.errors import ConfigError, LabelError
@@ -53,7 +53,7 @@ def test_the_oracle_hears_what_its_last_query_brought(task, loop_of, run_in, tmp
 
     def listen(*args, last, **kwargs):
         heard.append(dict(last))
-        return TopKOracle(task, top)(*args, last=last, **kwargs)
+        return TopKOracle(task, Top())(*args, last=last, **kwargs)
 
     loop.oracle = listen
     run_in(loop, tmp_path / "run")

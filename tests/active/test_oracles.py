@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from anomalymatch.active.oracles import Oracle, PaperOracle, TopKOracle
-from anomalymatch.active.strategies import random, top
+from anomalymatch.active.strategies import Random, Top
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
 
@@ -25,7 +25,7 @@ def normal(task):
 
 @pytest.mark.parametrize(("budget", "anomalies", "normals"), [(4, 2, 2), (5, 3, 2), (1, 1, 0)])
 def test_paper_oracle_labels_the_top_of_both_halves(task, ranking, budget, anomalies, normals):
-    oracle = PaperOracle(task, top)
+    oracle = PaperOracle(task, Top())
     assert isinstance(oracle, Oracle)
     answers = oracle(ranking, frozenset(task.pool), budget, rng=RNG)
     assert answers == {
@@ -36,32 +36,32 @@ def test_paper_oracle_labels_the_top_of_both_halves(task, ranking, budget, anoma
 
 def test_paper_oracle_sees_the_current_pool_alone(task, ranking):
     pool = frozenset(task.pool[40:])
-    answers = PaperOracle(task, top)(ranking, pool, 4, rng=RNG)
+    answers = PaperOracle(task, Top())(ranking, pool, 4, rng=RNG)
     assert set(answers) <= pool
     assert sorted(answers.values()) == [Label.ANOMALY] * 2 + [Label.NORMAL] * 2
 
 
 def test_paper_oracle_gives_no_more_anomalies_than_there_are(task, ranking):
-    answers = PaperOracle(task, top)(ranking, frozenset(task.pool), 40, rng=RNG)
+    answers = PaperOracle(task, Top())(ranking, frozenset(task.pool), 40, rng=RNG)
     assert list(answers.values()).count(Label.ANOMALY) == len(rare(task)) == 8
     assert list(answers.values()).count(Label.NORMAL) == 20
 
 
 @pytest.mark.parametrize("budget", [1, 5, 30])
 def test_top_k_labels_whatever_comes_also_beyond_the_pool(task, ranking, budget):
-    answers = TopKOracle(task, top)(ranking, frozenset(), budget, rng=RNG)
+    answers = TopKOracle(task, Top())(ranking, frozenset(), budget, rng=RNG)
     assert list(answers) == ranking.top(budget)
     assert answers == {id_: task.label(id_) for id_ in ranking.top(budget)}
     assert set(answers.values()) <= {Label.ANOMALY, Label.NORMAL}
 
 
 def test_top_k_asks_its_strategy(task, ranking):
-    answers = TopKOracle(task, random)(ranking, frozenset(), 10, rng=np.random.default_rng(3))
-    assert list(answers) == random(ranking, 10, rng=np.random.default_rng(3))
+    answers = TopKOracle(task, Random())(ranking, frozenset(), 10, rng=np.random.default_rng(3))
+    assert list(answers) == Random()(ranking, 10, rng=np.random.default_rng(3))
 
 
 @pytest.mark.parametrize("oracle", [PaperOracle, TopKOracle])
 def test_an_oracle_labels_only_what_it_is_shown(task, ranking, oracle):
     unlabelled = ranking.restrict(task.pool[10:30])
-    answers = oracle(task, top)(unlabelled, frozenset(task.pool), 100, rng=RNG)
+    answers = oracle(task, Top())(unlabelled, frozenset(task.pool), 100, rng=RNG)
     assert set(answers) == set(task.pool[10:30])

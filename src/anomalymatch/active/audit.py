@@ -12,7 +12,7 @@ in all can be estimated.
 import csv
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -27,7 +27,6 @@ from anomalymatch.types import Label
 logger = logging.getLogger(__name__)
 AUDIT, LEFT = "audit.csv", "left.csv"
 """In the run folder, the audit's labels; in a cycle's, what is left by rank and score."""
-TOPS = (20, 100, 1000)
 ALL, HIGH = "all", f"score above {ABOVE}"
 
 
@@ -39,20 +38,21 @@ def sealed_labels(task: Task, count: int, seed: int) -> dict[str, Label]:
     return {id_: task.label(id_) for id_ in drawn}
 
 
-def left_by_rank(rest: Ranking, sealed: Mapping[str, Label]) -> list[Row]:
+def left_by_rank(rest: Ranking, sealed: Mapping[str, Label], tops: Sequence[int]) -> list[Row]:
     """What the audit says of the first 20, 100 and 1,000 unlabelled images, of the high scores, and of all.
 
     Args:
         rest: what the search has not labelled, ranked without the audit's labels.
         sealed: the audit.
+        tops: numbers of top-ranked images to count in.
     """
     order = rest.order
     labels = [sealed.get(rest.ids[i]) for i in order.tolist()]
     audited = np.array([label is not None for label in labels], dtype=bool)
     is_anomaly = np.array([label is Label.ANOMALY for label in labels], dtype=bool)
-    tops = {f"top {top}": top for top in TOPS if top < len(rest)}
-    tops |= {HIGH: int(np.count_nonzero(rest.scores > ABOVE)), ALL: len(rest)}
-    counts = anomalies_in_tops(audited, is_anomaly, list(tops.values()))
+    sizes = {f"top {top}": top for top in tops if top < len(rest)}
+    sizes |= {HIGH: int(np.count_nonzero(rest.scores > ABOVE)), ALL: len(rest)}
+    counts = anomalies_in_tops(audited, is_anomaly, list(sizes.values()))
     return [
         {
             "what": name,
@@ -62,7 +62,7 @@ def left_by_rank(rest: Ranking, sealed: Mapping[str, Label]) -> list[Row]:
             "audited_anomalies": int(is_anomaly[:top].sum()),
             **_columns(count),
         }
-        for (name, top), count in zip(tops.items(), counts, strict=True)
+        for (name, top), count in zip(sizes.items(), counts, strict=True)
     ]
 
 

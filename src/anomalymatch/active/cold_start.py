@@ -1,6 +1,9 @@
-"""What ranks while there are no labels yet, and hands over when there are."""
+"""Rankers for runs without labels; `ColdStart` switches to the learner once both classes are labelled.
 
-from collections.abc import Mapping, Sequence
+`conf/al/cold_start/` has one file for each ranker; `al.cold_start=NAME` selects it. Detectors such as knn serve, too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,23 +11,22 @@ from jaxtyping import Float64
 from scipy.special import logit
 
 from anomalymatch.active.strategies import k_centres
-from anomalymatch.algorithms.base import COLD, Learner
+from anomalymatch.algorithms.base import COLD, Learner, Truth
 from anomalymatch.algorithms.lightning import StepListener, ignore_step
 from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.checks import check_range
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.evaluation.ranks import interleave, midranks
 from anomalymatch.files import write_text
 from anomalymatch.ranking import Ranking
 
-CENTRES, CANDIDATES = 200, 5_000
-
 
 class ColdStart:
-    """Ranks by `cold` until there are an anomaly and a normal, by `learner` from then on.
+    """Learner that ranks by `cold` until an anomaly and a normal are labelled, and by `learner` from then on.
 
     Args:
         learner: the configured algorithm.
-        cold: one that needs no labels.
+        cold: a learner that needs no labels.
     """
 
     needs_labels = False
@@ -35,18 +37,18 @@ class ColdStart:
         self._current = learner
 
     def first(self, pool: Sequence[str], ids: Sequence[str], count: int) -> list[str]:
-        """The first `count` images to label.
+        """Choose the first images to label.
 
         Args:
             pool: images to learn from.
             ids: images to choose from.
-            count: how many.
+            count: number of images to choose.
         """
         self.cold.fit({}, pool=pool, cycle=0)
         return self.cold.rank(ids).top(count)
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
-        """See `Learner.fit`; any labels will do, or none."""
+        """See `Learner.fit`; no label is needed."""
         warm = have_both_classes(labels) or not self.learner.needs_labels
         self._current = self.learner if warm else self.cold
         self._current.on_step = self.on_step
@@ -68,91 +70,118 @@ class ColdStart:
         self._current.restore(folder)
 
 
-class Shuffled:
-    """Any order: what every cold start has to beat. Images that cannot be read are left out.
+class RandomOrder:
+    """Learner that ranks readable images in random order.
 
     Args:
         embedding: the images.
-        seed: of the order.
+        seed: seed of the order.
+        truth: ignored; all learners are constructed alike.
     """
 
-    needs_labels = False
+    needs_labels, is_detector, trains = False, False, False
 
-    def __init__(self, embedding: Embedding, *, seed: int) -> None:
+    def __init__(self, embedding: Embedding, *, seed: int, truth: Truth | None = None) -> None:
         self.embedding, self.seed = embedding, seed
         self.on_step: StepListener = ignore_step
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
-        """There is nothing to learn."""
+        """Do nothing: the order follows from the seed."""
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`; the `logits` are log-odds of the rank, from first to last."""
         features = self.embedding.features
         reasons = {reject.id: reject for reject in features.rejects}
-        wanted = features.ids if ids is None else [id_ for id_ in ids if id_ not in reasons]
+        readable = features.ids if ids is None else [id_ for id_ in ids if id_ not in reasons]
         rejects = list(features.rejects) if ids is None else [reasons[id_] for id_ in ids if id_ in reasons]
-        return Ranking(wanted, logit(midranks(self.values(wanted))), rejects)
+        return Ranking(readable, logit(midranks(self.values(readable))), rejects)
 
     def values(self, ids: Sequence[str]) -> Float64[np.ndarray, " n"]:
-        """A number for each image; the highest comes first."""
+        """Draw a number for each image; the highest comes first."""
         return np.random.default_rng([self.seed, 0xC01D]).random(len(ids))
 
     def save(self, folder: Path) -> None:
-        """Everything follows from the seed."""
+        """Do nothing: everything follows from the seed."""
 
     def restore(self, folder: Path) -> None:
-        """Everything follows from the seed."""
+        """Do nothing: everything follows from the seed."""
 
 
-class Diverse(Shuffled):
-    """Images that differ from each other first, by greedy k-centre on a random sample; then any order."""
+class KCentreOrder(RandomOrder):
+    """Learner that ranks a diverse subset first, by greedy k-centre on a random sample, and the rest in random order.
+
+    Args:
+        embedding: the images.
+        centres: size of the subset.
+        candidates: size of the sample.
+        seed: seed of sample and order.
+        truth: ignored; all learners are constructed alike.
+    """
+
+    def __init__(
+        self, embedding: Embedding, *, centres: int, candidates: int, seed: int, truth: Truth | None = None
+    ) -> None:
+        super().__init__(embedding, seed=seed)
+        check_range("al.cold_start.learner.centres", centres, low=1)
+        check_range("al.cold_start.learner.candidates", candidates, low=1)
+        self.centres, self.candidates = centres, candidates
 
     def values(self, ids: Sequence[str]) -> Float64[np.ndarray, " n"]:
-        """See `Shuffled.values`."""
+        """See `RandomOrder.values`."""
         values = super().values(ids)
-        sample = np.argsort(-values, kind="stable")[:CANDIDATES]
-        centres = sample[k_centres(self.embedding.features.take([ids[i] for i in sample]), CENTRES)]
+        sample = np.argsort(-values, kind="stable")[: self.candidates]
+        centres = sample[k_centres(self.embedding.features.take([ids[i] for i in sample]), self.centres)]
         values[centres] = 1.0 + np.arange(len(centres), 0, -1)
         return values
 
 
-class Mixed:
-    """By turns what is novel and what differs from the rest: each finds what the other misses.
+class MixedOrder:
+    """Learner that alternates between novel and diverse images.
 
-    What is rare need not be odd (a class of photographs among a hundred), and what is odd may be few of the images that
-    cover an archive; experiments/README.md, 10, has the figures.
+    Each finds what the other misses: a rare class need not look odd (photographs of one class among a hundred), and odd
+    images may be few of those that cover an archive. experiments/README.md, 10, has the figures.
 
     Args:
-        novel: ranks by how unlike the others an image is.
-        diverse: ranks by how well an image covers what the ones before it leave out.
+        embedding: the images.
+        novelty: makes the learner that ranks by novelty.
+        diverse: makes the learner that ranks diverse images first.
+        seed: seed of both.
+        truth: ignored; all learners are constructed alike.
     """
 
-    needs_labels = False
+    needs_labels, is_detector, trains = False, False, False
 
-    def __init__(self, novel: Learner, diverse: Learner) -> None:
-        self.novel, self.diverse = novel, diverse
+    def __init__(
+        self,
+        embedding: Embedding,
+        *,
+        novelty: Callable[..., Learner],
+        diverse: Callable[..., Learner],
+        seed: int,
+        truth: Truth | None = None,
+    ) -> None:
+        self.novelty, self.diverse = novelty(embedding, seed=seed), diverse(embedding, seed=seed)
         self.on_step: StepListener = ignore_step
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
         """See `Learner.fit`."""
-        for learner in (self.novel, self.diverse):
+        for learner in (self.novelty, self.diverse):
             learner.on_step = self.on_step
             learner.fit(labels, pool=pool, cycle=cycle)
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`; the `logits` are log-odds of the rank, from first to last."""
-        novel, diverse = self.novel.rank(ids), self.diverse.rank(ids)
+        novel, diverse = self.novelty.rank(ids), self.diverse.rank(ids)
         places = {id_: place for place, id_ in enumerate(novel.ids)}
-        orders = [np.array([places[id_] for id_ in ranking.top(len(ranking))]) for ranking in (novel, diverse)]
-        turns = interleave(*orders)
-        logits = np.empty(len(turns))
-        logits[turns] = -logit(midranks(np.arange(len(turns))))
+        order = interleave(*(np.array([places[id_] for id_ in r.top(len(r))]) for r in (novel, diverse)))
+        logits = np.empty(len(order))
+        logits[order] = -logit(midranks(np.arange(len(order))))
         return Ranking(novel.ids, logits, novel.rejects)
 
     def save(self, folder: Path) -> None:
         """See `Learner.save`."""
-        self.novel.save(folder)
+        self.novelty.save(folder)
 
     def restore(self, folder: Path) -> None:
         """See `Learner.restore`."""
-        self.novel.restore(folder)
+        self.novelty.restore(folder)

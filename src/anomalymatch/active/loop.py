@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,11 @@ from anomalymatch.active.report import COLD_NOTE, publish, unlabelled_rest, writ
 from anomalymatch.active.run_folder import LABELS, METRICS, SCORES, STEPS, Row, RunFolder, to_csv, to_json
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
+from anomalymatch.checks import check_range
 from anomalymatch.data.label_log import LABELS_FILE, csv_text, export_csv
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task, initial_labels
-from anomalymatch.errors import ConfigError, LabelError
+from anomalymatch.errors import LabelError
 from anomalymatch.evaluation.metrics import curves
 from anomalymatch.files import write_text
 from anomalymatch.ranking import Ranking, write_rejects
@@ -37,7 +39,8 @@ class LoopSpec:
             None takes all.
         anomalies: labelled anomalies to start from, in a benchmark.
         normals: labelled normals to start from, in a benchmark.
-        audit: images of a benchmark that are labelled at random beforehand, only to estimate what is left.
+        audit: images of a benchmark to label at random in advance, only to estimate how many anomalies are left.
+        audit_tops: numbers of top-ranked images for which the audit estimates that, too.
     """
 
     cycles: int
@@ -45,17 +48,16 @@ class LoopSpec:
     pool_size: int | None
     anomalies: int
     normals: int
-    audit: int = 0
+    audit: int
+    audit_tops: Sequence[int]
 
     def __post_init__(self) -> None:
-        if self.cycles < 1:
-            raise ConfigError(f"al.cycles is {self.cycles}: it must be at least 1")
-        if self.budget < 1:
-            raise ConfigError(f"al.budget is {self.budget}: it must be at least 1")
-        if self.audit < 0:
-            raise ConfigError(f"al.audit is {self.audit}: it cannot be negative")
-        if self.pool_size is not None and self.pool_size < 1:
-            raise ConfigError(f"al.pool_size is {self.pool_size}: it must be at least 1, or null for all images")
+        check_range("al.cycles", self.cycles, low=1)
+        check_range("al.budget", self.budget, low=1)
+        check_range("al.audit", self.audit, low=0)
+        check_range("al.pool_size", self.pool_size, low=1, null=True)
+        for top in self.audit_tops:
+            check_range("al.audit_tops", top, low=1)
 
 
 class ActiveLoop:
@@ -241,7 +243,7 @@ class ActiveLoop:
         if self.task.anomalies is None:
             return [left_in_all(self.task, labels, ranking, self.seed)]
         rest = ranking.restrict(id_ for id_ in self.task.pool if id_ not in labels)
-        return left_by_rank(rest, self._sealed)
+        return left_by_rank(rest, self._sealed, self.spec.audit_tops)
 
     def _baseline_ranking(self, labels: dict[str, Label], pool: list[str]) -> Ranking | None:
         if self.baseline is None or not have_both_classes(labels):

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.clustering.distances import (
     normal_scores,
@@ -32,7 +33,7 @@ from anomalymatch.clustering.groups import (
     make_cut,
     ward_tree,
 )
-from anomalymatch.clustering.patches import Bags, PatchEmbedding
+from anomalymatch.clustering.patches import Bags, PatchEmbedding, PatchSpec
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Reject
 
@@ -251,3 +252,16 @@ class Divider:
         """
         found = cluster(self.patches, ids, self.spec, clusters=count, normals=normals, seed=self.seed)
         return [[found.ids[row] for row in found.members(k)] for k in range(len(found.medoids))]
+
+
+def make_divider(embedding: Embedding, patches: PatchSpec, spec: ClusterSpec, *, references: int, seed: int) -> Divider:
+    """Make a divider that compares with few images, for use while a user waits.
+
+    Args:
+        embedding: backbone and images.
+        patches: settings of the patches.
+        spec: settings of the weights and the groups.
+        references: number of images to compare with, if `spec` gives none; experiments/README.md, 8, has the cost.
+        seed: seed of samples and initial values.
+    """
+    return Divider(PatchEmbedding(embedding, patches), replace(spec, references=spec.references or references), seed)
