@@ -17,6 +17,7 @@ from bench import Row, group_by, make_parser, markdown, parse_options, write_csv
 from scipy.special import expit
 from scipy.stats import beta
 
+from anomalymatch import compose
 from anomalymatch.active.audit import ALL, HIGH
 from anomalymatch.algorithms.probe.regression import fit_logistic
 from anomalymatch.evaluation.advice import ABOVE, FEW, MISSED, advice, recent_yield

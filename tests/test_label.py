@@ -77,9 +77,10 @@ def test_without_labels_it_begins_as_it_is_told(open_it, words, archive, cold_st
 def test_the_folder_of_a_job_without_a_cold_start_begins_with_what_differs(open_it, words, archive):
     (archive / "labels.csv").unlink()
     run = open_it(*words).run
-    config = (run / "config.yaml").read_text()
-    assert "cold_start: mixed" in config
-    (run / "config.yaml").write_text(config.replace("cold_start: mixed", "cold_start: null"))
+    config = OmegaConf.load(run / "config.yaml")
+    assert config.al.cold_start.name == "mixed"
+    config.al.cold_start = {"name": "none", "learner": None}
+    OmegaConf.save(config, run / "config.yaml")
     assert "different from each other" in open_it(f"resume={run}").page(Query()).note
 
 

@@ -210,8 +210,8 @@ def _learner(make: Any, config: DictConfig, task: Task, embedding: Embedding, *,
         if unknown is None:
             raise
         raise ConfigError(
-            f"{key}={name} has no setting {key}.learner.{unknown[1]}, which the command line or the experiment sets for "
-            f"another algorithm: leave it out"
+            f"{key}={name} has no setting {key}.learner.{unknown[1]}, which the command line or the experiment sets "
+            f"for another algorithm: leave it out"
         ) from error
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from anomalymatch.active.audit import left_by_rank, left_in_all, sealed_labels
 from anomalymatch.data.task import make_task
-from anomalymatch.errors import ConfigError
 from anomalymatch.evaluation.discovery import anomalies_among, audit_order
 from anomalymatch.evaluation.plots import left_figure
 from anomalymatch.ranking import Ranking
@@ -85,11 +84,6 @@ def test_the_interval_holds_the_truth_in_most_runs(make_source, loop_of, run_in,
         rows, _ = run_in(loop_of(task, audit=60, budget=30, seed=seed), tmp_path / str(seed))
         held += [row["left_low"] <= 32 - row["found"] <= row["left_high"] for row in rows]
     assert np.mean(held) > 0.8  # 36 intervals, three at a time of one audit
-
-
-def test_a_negative_audit_is_refused(task, loop_of):
-    with pytest.raises(ConfigError, match=r"al\.audit is -1"):
-        loop_of(task, audit=-1)
 
 
 # --- a person's audit -----------------------------------------------------------------------------------------

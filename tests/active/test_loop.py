@@ -4,7 +4,6 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from anomalymatch.active.loop import LoopSpec
 from anomalymatch.active.oracles import PaperOracle, TopKOracle
 from anomalymatch.active.strategies import Top
 from anomalymatch.data.label_log import LabelLog, import_csv
@@ -107,14 +106,12 @@ def test_a_pool_smaller_than_the_budget_ends_the_run_early(task, loop_of, run_in
     assert set(import_csv(tmp_path / "run" / "labels.csv", set(task.pool))) == set(task.pool)
 
 
-def test_wrong_protocols_are_refused():
-    for changes, message in (
-        ({"cycles": 0}, "al.cycles is 0: it must be at least 1"),
-        ({"budget": 0}, "al.budget is 0: it must be at least 1"),
-        ({"pool_size": 0}, "al.pool_size is 0: it must be at least 1, or null for all images"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            LoopSpec(**{"cycles": 1, "budget": 1, "pool_size": None, "anomalies": 1, "normals": 1} | changes)
+@pytest.mark.parametrize(
+    ("key", "value"), [("cycles", 0), ("budget", 0), ("pool_size", 0), ("audit", -1), ("audit_tops", (20, 0))]
+)
+def test_a_wrong_protocol_is_refused(task, loop_of, key, value):
+    with pytest.raises(ConfigError, match=rf"al\.{key} is (0|-1)"):
+        loop_of(task, **{key: value})
 
 
 def test_unreadable_images_are_listed_and_never_asked_for(make_source, loop_of, run_in, tmp_path, events, caplog):
