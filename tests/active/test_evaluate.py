@@ -26,7 +26,7 @@ def test_evaluate_measures_against_the_truth(task):
 
 def test_evaluate_needs_a_truth(make_source):
     task = make_task(make_source(20, truth=None))
-    with pytest.raises(DataError, match=r"nothing says which images are anomalies: set dataset\.anomaly=CLASS"):
+    with pytest.raises(DataError, match=r"dataset\.anomaly=CLASS"):
         evaluate(scored(task, 0), task)
 
 

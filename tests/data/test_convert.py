@@ -91,7 +91,7 @@ def test_numbers_of_channels(tmp_path: Path, channels: int, encoding: Any) -> No
     save(tmp_path / "in/a.png", noise(1, channels))
     source = FolderSource(tmp_path / "in", channels=channels)
     if (encoding, channels) == ("jpeg", 4):
-        with pytest.raises(ConfigError, match="encoding=jpeg holds 1 or 3 channels, but in has 4: choose another"):
+        with pytest.raises(ConfigError, match=r"encoding=jpeg.* 1 or 3 .* 4"):
             convert(source, tmp_path / "out", encoding=encoding)
         return
     packed = ParquetSource(convert(source, tmp_path / "out", encoding=encoding), channels=channels)
@@ -149,18 +149,18 @@ def test_a_rerun_goes_on_after_the_last_shard(photos: Path, tmp_path: Path, monk
 @pytest.mark.parametrize("other", [{"size": 4}, {"encoding": "png"}, {"quality": 9}, {"rows_per_file": 7}])
 def test_other_options_in_the_same_folder_are_refused(photos: Path, tmp_path: Path, other: dict[str, Any]) -> None:
     convert(FolderSource(photos), tmp_path / "out")
-    with pytest.raises(DataError, match="no shard of the same images with the same options: choose another folder"):
+    with pytest.raises(DataError, match=r"00000\.parquet.*out"):
         convert(FolderSource(photos), tmp_path / "out", **other)
 
 
 def test_other_images_and_foreign_files_are_refused(photos: Path, tmp_path: Path) -> None:
     convert(FolderSource(photos), tmp_path / "out")
     save(photos / "cat/new.png", noise(1))
-    with pytest.raises(DataError, match=r"00000\.parquet: this is no shard"):
+    with pytest.raises(DataError, match=r"00000\.parquet"):
         convert(FolderSource(photos), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/data.parquet").write_text("mine")
-    with pytest.raises(DataError, match=r"data\.parquet: this is no shard"):
+    with pytest.raises(DataError, match=r"data\.parquet"):
         convert(FolderSource(photos), tmp_path / "mine")
 
 
@@ -181,28 +181,25 @@ def test_row_groups_and_layout_of_the_hub(photos: Path, tmp_path: Path, monkeypa
 def test_a_set_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"text")
-    with pytest.raises(DataError, match="none of its images could be read, the first because: not an image"):
+    with pytest.raises(DataError, match=r"in: .*not an image"):
         convert(FolderSource(tmp_path / "in"), tmp_path / "out")
 
 
 def test_wrong_options(photos: Path, make_source: Any, tmp_path: Path) -> None:
     source, out = FolderSource(photos), tmp_path / "out"
-    with pytest.raises(ConfigError, match=r"size must be a whole number from 1 to 16,384, got 0"):
-        convert(source, out, size=0)
-    with pytest.raises(ConfigError, match=r"quality must be .* to 100, got 101"):
-        convert(source, out, quality=101)
-    with pytest.raises(ConfigError, match=r"rows_per_file must be a whole number from 1 on, got 0"):
-        convert(source, out, rows_per_file=0)
-    with pytest.raises(ConfigError, match="leave out size"):
+    for options in ({"size": 0}, {"quality": 101}, {"rows_per_file": 0}):
+        with pytest.raises(ConfigError, match=f"^{next(iter(options))} is "):
+            convert(source, out, **options)
+    with pytest.raises(ConfigError, match="size"):
         convert(source, out, size=3, encoding="keep")
-    with pytest.raises(ConfigError, match="array holds no image files to copy, choose jpeg"):
+    with pytest.raises(ConfigError, match="encoding=keep: array"):
         convert(make_source(), out, encoding="keep")
     assert not out.exists()
 
 
 def test_a_test_split_is_told_to_be_lost(make_source: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     convert(make_source(holdout=frozenset({"im000001"})), tmp_path / "out")
-    assert "its official test split is not kept" in caplog.text
+    assert "official test split" in caplog.text
 
 
 def test_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,10 +122,9 @@ def test_without_truth_everything_is_pool():
     task = make_task(source)
     assert list(task.pool) == list(source.ids)
     assert list(task.holdout) == []
-    with pytest.raises(DataError, match="nothing says which images are anomalies"):
-        task.truth(task.pool)
-    with pytest.raises(DataError, match="nothing says"):
-        task.label("a/00000")
+    for call in (task.truth, lambda pool: task.label(pool[0])):
+        with pytest.raises(DataError, match=r"set: .*dataset\.anomaly=CLASS"):
+            call(task.pool)
 
 
 def test_truth_by_id():
@@ -139,7 +138,7 @@ def test_truth_by_id():
     [
         ({"anomaly": "z"}, ConfigError, "set has no class 'z' for dataset.anomaly: choose from a, b, c"),
         ({"anomaly": ["a", "z"]}, ConfigError, "no class 'z'"),
-        ({"anomaly": ["a", "b", "c"]}, ConfigError, "names every class"),
+        ({"anomaly": ["a", "b", "c"]}, ConfigError, "every class of set"),
         ({"anomaly": "a", "holdout": -0.1}, ConfigError, "dataset.holdout is -0.1"),
         ({"anomaly": "a", "holdout": 0.9}, ConfigError, "dataset.holdout is 0.9"),
         ({"anomaly": "a", "prevalence": 0.0}, ConfigError, "dataset.prevalence is 0.0"),
@@ -153,7 +152,7 @@ def test_refusals(options, error, message):
 
 
 def test_a_class_of_a_set_without_classes():
-    with pytest.raises(DataError, match=r"set has no classes, so dataset.anomaly=a means nothing"):
+    with pytest.raises(DataError, match=r"set has no classes.* dataset\.anomaly=a"):
         make_task(Source(COUNTS, known=False), anomaly="a")
 
 
@@ -182,10 +181,10 @@ def test_initial_labels_are_drawn_evenly():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"anomalies": 0, "normals": 5}, "asks for 0 images labelled anomaly: training needs at least one"),
-        ({"anomalies": 5, "normals": 0}, "asks for 0 images labelled normal"),
-        ({"anomalies": 81, "normals": 5}, "81 images labelled anomaly, but the pool of 366 images has only 80"),
-        ({"anomalies": 5, "normals": 999}, "has only 286"),
+        ({"anomalies": 0, "normals": 5}, "0 images labelled anomaly"),
+        ({"anomalies": 5, "normals": 0}, "0 images labelled normal"),
+        ({"anomalies": 81, "normals": 5}, "81 images labelled anomaly.* 366 .* 80"),
+        ({"anomalies": 5, "normals": 999}, "999 .* 366 .* 286"),
     ],
 )
 def test_initial_labels_refuse(options, message):

@@ -16,7 +16,7 @@ from anomalymatch.active.run_folder import LABELS, METRICS, SCORES, STEPS, Row, 
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.checks import check_range
-from anomalymatch.data.label_log import LABELS_FILE, csv_text, export_csv
+from anomalymatch.data.label_log import FROM_FILE, csv_text, export_csv
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task, initial_labels
 from anomalymatch.errors import LabelError
@@ -137,7 +137,7 @@ class ActiveLoop:
             if not new and previous and not self._learned_without(previous):
                 return None
             scores = self.folder.ranking(previous).score_of(new) if previous else {}
-            who = LABELS_FILE if self.oracle is None else "oracle" if previous else "start"
+            who = FROM_FILE if self.oracle is None else "oracle" if previous else "start"
             log.append(new, annotator=who, cycle=previous, scores=scores)
         labels = log.current(until_cycle=previous)
         export_csv(labels, self.folder.path / LABELS)
@@ -150,7 +150,7 @@ class ActiveLoop:
 
     def _ask(self, cycle: int) -> dict[str, Label]:
         if self.oracle is None:
-            new = self.folder.labels.unsaid(self.given)
+            new = self.folder.labels.new_labels(self.given)
             if not new and cycle == 1 and self.learner.needs_labels:
                 raise LabelError(
                     f"{self.task.source.name} has no labels to start from: put a labels.csv with the columns "

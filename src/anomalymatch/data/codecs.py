@@ -1,8 +1,11 @@
-"""Decoding of image files: JPEG through libjpeg-turbo, the rest through Pillow, deep colour through OpenCV."""
+"""Decoder of image files: libjpeg-turbo for JPEG, OpenCV for 16-bit and float colour, Pillow for the rest."""
 
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -17,11 +20,11 @@ from anomalymatch.types import Pixels
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_PIXELS = 100_000_000
-"""Images that claim more pixels than this are refused before they are decoded (decompression bombs)."""
+"""Limit of the pixels of an image, checked before decoding (decompression bombs)."""
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
-"""What is decoded. Pillow knows more, among them EPS, for which it would start another program."""
+"""Formats that are decoded. Pillow has more, among them EPS, for which it starts another program."""
 LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of red, green and blue in grey (ITU-R BT.601), Pillow's and JPEG's own."""
+"""Weights of red, green and blue in grey (ITU-R BT.601), as in Pillow and JPEG."""
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _JPEG, _PNG, _TIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEADER_BYTES = 2**16
@@ -31,11 +34,11 @@ _BITS_PER_SAMPLE = 258  # TIFF tag
 def decode(data: bytes, channels: int) -> Pixels:
     """Decode JPEG, PNG, TIFF, WebP … bytes to `channels` channels (1 grey, 3 RGB, 4 RGBA), upright by their EXIF.
 
-    Eight bits stay eight bits, 16-bit integers and floats are returned as such. The array is the caller's own.
+    8-bit and 16-bit integers and floats keep their type. The array is writable.
 
     Raises:
-        UnreadableImageError: if the bytes are empty, truncated, no image, or larger than `MAX_PIXELS`.
-        DataError: if there is no such number of channels.
+        UnreadableImageError: if the bytes are empty, truncated, no image, or have more than `MAX_PIXELS` pixels.
+        DataError: if `channels` is not supported.
     """
     if channels not in MODES:
         raise DataError(f"channels must be one of {', '.join(map(str, MODES))}, got {channels}")
@@ -46,10 +49,10 @@ def decode(data: bytes, channels: int) -> Pixels:
 
 
 def with_channels(pixels: Shaped[np.ndarray, "h w *c"], channels: int) -> Pixels:
-    """Repeat grey, weigh colour to grey, drop or add an opaque alpha: (h, w) or (h, w, c) to (h, w, channels).
+    """Convert (h, w) or (h, w, c) to (h, w, channels): repeat or average grey, drop alpha or add an opaque one.
 
     Raises:
-        UnreadableImageError: if there is no meaning in such a conversion.
+        UnreadableImageError: if the conversion is not defined.
     """
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -72,7 +75,7 @@ def with_channels(pixels: Shaped[np.ndarray, "h w *c"], channels: int) -> Pixels
 
 
 def _decode_jpeg(data: bytes, channels: int) -> Pixels | None:
-    """Decode a JPEG three times as fast as Pillow; None where that one is needed (EXIF, CMYK, damage, alpha)."""
+    """Decode a JPEG three times as fast as Pillow; None if Pillow is needed (EXIF, CMYK, damage, alpha)."""
     if channels == 4 or b"Exif" in data[:_HEADER_BYTES]:
         return None
     try:
@@ -85,9 +88,8 @@ def _decode_jpeg(data: bytes, channels: int) -> Pixels | None:
 
 
 def _decode_any(data: bytes, channels: int) -> Pixels:
-    _silence_pillow()
     try:
-        with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _ignore_pillow_warnings(), PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
             upright = _upright(image)
@@ -100,15 +102,30 @@ def _decode_any(data: bytes, channels: int) -> Pixels:
         if data.startswith(_TIFF):
             return with_channels(_decode_deep(data), channels)
         raise UnreadableImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
-    except Exception as error:  # a damaged file can make a codec raise anything, and must not end a run over millions
+    except Exception as error:  # damage can make a codec raise anything, and must not end a run over millions of images
         raise UnreadableImageError(f"cannot be decoded: {error or type(error).__name__}") from None
+
+
+@contextmanager
+def _ignore_pillow_warnings() -> Iterator[None]:
+    """Ignore warnings of Pillow's modules about the content of single files.
+
+    `warnings.catch_warnings` exchanges the filters of all threads; adding and removing one filter is safe in threads.
+    """
+    filters = cast(list[Any], warnings.filters)
+    filters.insert(0, _IGNORE_PILLOW)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # something else has reset the filters
+            filters.remove(_IGNORE_PILLOW)
 
 
 def _from_pillow(image: PillowImage.Image, channels: int) -> Pixels:
     if image.mode.startswith("I") or image.mode == "F":
         return with_channels(np.array(image), channels)
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # as bytes it has no meaning but for RGBA, and Pillow would warn of it
+        image = image.convert("RGBA")  # Pillow warns about any other conversion
     mode = MODES[channels]
     array = np.array(image if image.mode == mode else image.convert(mode))
     return array.reshape(*array.shape[:2], channels)
@@ -123,7 +140,7 @@ def _is_deep_colour(data: bytes, image: PillowImage.Image) -> bool:
 
 
 def _decode_deep(data: bytes) -> Shaped[np.ndarray, "h w *c"]:
-    """Colour of 16 bits or floats, which Pillow does not know."""
+    """Decode colour of 16 bits or floats, which Pillow does not support."""
     try:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -137,22 +154,12 @@ def _decode_deep(data: bytes) -> Shaped[np.ndarray, "h w *c"]:
     return array
 
 
-def _silence_pillow() -> None:
-    """Ignore the warnings of Pillow's own modules; they are about the contents of single files.
-
-    `warnings.catch_warnings` is not safe to use in several threads at once, so the filter is left in place, and put
-    back where something else has taken it away.
-    """
-    if _IGNORE_PILLOW not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_IGNORE_PILLOW[3].pattern)
-
-
 def _upright(image: PillowImage.Image) -> PillowImage.Image:
-    """Turn a photo as its camera says; broken EXIF data leaves it as it is."""
+    """Rotate a photo as its EXIF data say; broken EXIF data are ignored."""
     image.load()
-    if "exif" not in image.info or image.format == "TIFF":  # Pillow has turned a TIFF already
+    if "exif" not in image.info or image.format == "TIFF":  # Pillow has rotated a TIFF already
         return image
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # the pixels are sound, and EXIF data can be broken in any way
+    except Exception:  # EXIF data can be broken in any way; the pixels are sound
         return image

@@ -1,4 +1,4 @@
-"""Pack any images into Parquet shards that stream fast: `python -m anomalymatch.data.convert PHOTOS PACKED.parquet`."""
+"""Convert images of any kind to Parquet shards: `python -m anomalymatch.data.convert PHOTOS PACKED.parquet`."""
 
 import argparse
 import hashlib
@@ -7,10 +7,8 @@ import json
 import logging
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -21,10 +19,11 @@ import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image as PillowImage
 
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.data.open import open_path
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.parquet import REJECTS_FILE
-from anomalymatch.data.stream import resize
+from anomalymatch.data.stream import prefetch, resize
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder
 from anomalymatch.progress import Advance, progress
@@ -32,85 +31,26 @@ from anomalymatch.types import Image, Reject
 
 logger = logging.getLogger(__name__)
 
-Packer = Callable[[Sequence[str]], list[bytes | Reject]]
-_CHANNELS = {"jpeg": (1, 3), "png": (1, 3, 4), "webp_lossless": (1, 3, 4)}
-_PLANES = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
-"""OpenCV's order is blue, green, red."""
-
-
-def keeper(source: ImageSource, size: int | None) -> Packer:
-    """Make the function that copies image files as they are.
-
-    Raises:
-        ConfigError: if the source has none, or they are to be resized.
-    """
-    if not source.encoded:
-        raise ConfigError(f"encoding=keep: {source.name} holds no image files to copy, choose jpeg, png, webp_lossless")
-    if size is not None:
-        raise ConfigError("encoding=keep copies the images as they are: leave out size, or choose another encoding")
-
-    def keep(id_: str) -> bytes | Reject:
-        try:
-            return source.raw_bytes(id_) or Reject(id_, "the file is empty (0 bytes)")
-        except UnreadableImageError as error:
-            return Reject(id_, str(error))
-
-    return lambda ids: [keep(id_) for id_ in ids]
-
-
-def packer(source: ImageSource, size: int | None, encoding: str, quality: int) -> Packer:
-    """Make the function that encodes images anew.
-
-    Raises:
-        ConfigError: if the encoding does not have that number of channels.
-    """
-    if source.channels not in _CHANNELS[encoding]:
-        raise ConfigError(
-            f"encoding={encoding} holds {' or '.join(map(str, _CHANNELS[encoding]))} channels, but {source.name} has "
-            f"{source.channels}: choose another encoding, or combine its bands by a rendering"
-        )
-    encoders: dict[str, Callable[[Image], bytes]] = {
-        "jpeg": partial(_jpeg, quality=quality),
-        "png": _png,
-        "webp_lossless": _webp,
-    }
-    encode = encoders[encoding]
-
-    def one(item: Image | Reject) -> bytes | Reject:
-        return item if isinstance(item, Reject) else encode(item if size is None else resize(item, size))
-
-    return lambda ids: [one(item) for item in source.read(ids)]
-
-
-def _jpeg(image: Image, quality: int) -> bytes:
-    grey = image.shape[2] == 1
-    return simplejpeg.encode_jpeg(
-        np.ascontiguousarray(image), quality, "GRAY" if grey else "RGB", "Gray" if grey else "444"
-    )
-
-
-def _png(image: Image) -> bytes:
-    done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., _PLANES[image.shape[2]]]))
-    if not done:
-        raise DataError(f"an image of the shape {image.shape} cannot be written as PNG")
-    return data.tobytes()
-
-
-def _webp(image: Image) -> bytes:
-    buffer = io.BytesIO()
-    pixels = image[..., 0] if image.shape[2] == 1 else image
-    PillowImage.fromarray(pixels).save(buffer, "WEBP", lossless=True, exact=True)
-    return buffer.getvalue()
-
-
 Encoding = Literal["jpeg", "png", "webp_lossless", "keep"]
 ROWS_PER_FILE = 100_000
 GROUP_BYTES = 2**23
-"""Encoded images of a row group: enough for a disk to stream, few enough to fetch one image at random."""
+"""Encoded bytes of a row group: enough to stream from a disk, few enough to read one image at random."""
 BATCH = 32
+_CHANNELS = {"jpeg": (1, 3), "png": (1, 3, 4), "webp_lossless": (1, 3, 4)}
+_OPENCV_ORDER = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _REJECTS = pa.schema({"id": pa.string(), "reason": pa.string()})
 _NOTE = b"anomalymatch"
+
+
+class Encoded(NamedTuple):
+    """Encoded image and its id, or the reason why it could not be read."""
+
+    id: str
+    data: bytes | Reject
+
+
+Encode = Callable[[Sequence[str]], list[Encoded]]
 
 
 def convert(
@@ -126,26 +66,25 @@ def convert(
     """Write the images of `source` to the folder `target` as Parquet shards in the layout of the Hugging Face hub.
 
     The shards `00000.parquet`, … have the column image, struct{bytes, path} with the id as path, and the column label
-    where the source knows classes. `ParquetSource` gives the same ids in the same order, without those that could not
-    be read; these are listed with their reasons in `rejects.parquet`. A shard appears when it is complete; another
-    call with the same source and options goes on after the last one. Neither an official test split nor the labels by
-    a person are packed.
+    if the source knows classes. `ParquetSource` reads the same ids in the same order. Unreadable images are left out
+    and listed in `rejects.parquet`. Another call with the same source and options resumes after the last complete
+    shard. The official test split and labels by a person are not stored.
 
     Args:
-        source: the images; they are written as its `rendering` shows them, unless they are kept as they are.
-        target: the folder, made if it is missing.
-        size: side to which images are resized, in pixels, as training would do it; None keeps their own sizes.
-        encoding: "jpeg"; "png" and "webp_lossless" keep every pixel; "keep" copies the files as they are.
-        quality: of the JPEGs, 1 to 100.
-        rows_per_file: images of a shard, the unreadable ones counted.
-        workers: threads; None takes one for each processor.
+        source: images; stored as its `rendering` shows them, except for `encoding="keep"`.
+        target: folder, created if it is missing.
+        size: side in pixels to which images are resized, as in training; None keeps their sizes.
+        encoding: "jpeg"; "png" and "webp_lossless" without loss; "keep" copies the files.
+        quality: quality of the JPEGs, 1 to 100.
+        rows_per_file: images of a shard, unreadable ones included.
+        workers: number of threads; None takes one for each processor.
 
     Returns:
         `target`.
 
     Raises:
-        ConfigError: if an option has no meaning, or not for such a source.
-        DataError: if no image could be read, or `target` holds anything but shards of the same source and options.
+        ConfigError: if an option is out of range or does not fit the source.
+        DataError: if no image could be read, or `target` holds other Parquet files.
         StorageError: if `target` cannot be written.
     """
     plan = _plan(source, size, encoding, quality, rows_per_file)
@@ -158,80 +97,111 @@ def convert(
         ThreadPoolExecutor(threads, thread_name_prefix="pack") as pool,
     ):
         for n, file in enumerate(files):
-            ids = [source.ids[i] for i in range(n * rows_per_file, min((n + 1) * rows_per_file, len(source.ids)))]
+            first, end = n * rows_per_file, min((n + 1) * rows_per_file, len(source.ids))
             if file.exists():
-                advance(len(ids))
-            else:
-                _write_shard(file, plan, _rows(pool, threads + 2, plan, ids, advance))
+                advance(end - first)
+                continue
+            chunks = (source.ids[start : min(start + BATCH, end)] for start in range(first, end, BATCH))
+            _write_shard(file, plan, prefetch(pool, plan.encode, chunks, threads + 1), advance)
     _finish(source, target, files)
     return target
 
 
 class _Plan(NamedTuple):
     source: ImageSource
-    pack: Packer
+    encode: Encode
     classes: list[str] | None
     key: str
 
 
 def _plan(source: ImageSource, size: int | None, encoding: Encoding, quality: int, rows_per_file: int) -> _Plan:
-    if encoding not in get_args(Encoding):
-        raise ConfigError(f"encoding must be one of {', '.join(get_args(Encoding))}, got {encoding}")
-    for name, value, most in (("size", size, 2**14), ("quality", quality, 100), ("rows_per_file", rows_per_file, None)):
-        if value is not None and not 1 <= value <= (most or value):
-            raise ConfigError(f"{name} must be a whole number from 1{f' to {most:,}' if most else ' on'}, got {value}")
-    pack = keeper(source, size) if encoding == "keep" else packer(source, size, encoding, quality)
+    check_choice("encoding", encoding, get_args(Encoding))
+    check_range("size", size, low=1, high=2**14, null=True)
+    check_range("quality", quality, low=1, high=100)
+    check_range("rows_per_file", rows_per_file, low=1)
+    encode = _copier(source, size) if encoding == "keep" else _encoder(source, size, encoding, quality)
     options = json.dumps([source.fingerprint, size, encoding, quality, rows_per_file])
     classes = sorted(set(source.truth.values())) if source.truth is not None else None
-    return _Plan(source, pack, classes, hashlib.sha256(options.encode()).hexdigest())
+    return _Plan(source, encode, classes, hashlib.sha256(options.encode()).hexdigest())
 
 
-def _rows(
-    pool: ThreadPoolExecutor, depth: int, plan: _Plan, ids: Sequence[str], advance: Advance
-) -> Iterator[tuple[str, bytes | Reject]]:
-    """Yield the images in order, a few batches ahead of the writer."""
-    waiting: deque[tuple[Sequence[str], Future[list[bytes | Reject]]]] = deque()
-    starts = iter(range(0, len(ids), BATCH))
-    try:
-        while True:
-            while len(waiting) < depth and (start := next(starts, None)) is not None:
-                batch = ids[start : start + BATCH]
-                waiting.append((batch, pool.submit(plan.pack, batch)))
-            if not waiting:
-                return
-            batch, future = waiting.popleft()
-            yield from zip(batch, future.result(), strict=True)
-            advance(len(batch))
-    finally:  # the writer may have failed
-        for _, future in waiting:
-            future.cancel()
+def _copier(source: ImageSource, size: int | None) -> Encode:
+    if not source.encoded:
+        raise ConfigError(f"encoding=keep: {source.name} holds no image files to copy, choose jpeg, png, webp_lossless")
+    if size is not None:
+        raise ConfigError("encoding=keep copies the images as they are: leave out size, or choose another encoding")
+
+    def copy(id_: str) -> bytes | Reject:
+        try:
+            return source.raw_bytes(id_) or Reject(id_, "the file is empty (0 bytes)")
+        except UnreadableImageError as error:
+            return Reject(id_, str(error))
+
+    return lambda ids: [Encoded(id_, copy(id_)) for id_ in ids]
 
 
-def _write_shard(file: Path, plan: _Plan, rows: Iterator[tuple[str, bytes | Reject]]) -> None:
+def _encoder(source: ImageSource, size: int | None, encoding: str, quality: int) -> Encode:
+    if source.channels not in _CHANNELS[encoding]:
+        raise ConfigError(
+            f"encoding={encoding} holds {' or '.join(map(str, _CHANNELS[encoding]))} channels, but {source.name} has "
+            f"{source.channels}: choose another encoding, or combine its bands by a rendering"
+        )
+
+    def encode(item: Image | Reject) -> bytes | Reject:
+        if isinstance(item, Reject):
+            return item
+        image = np.ascontiguousarray(item if size is None else resize(item, size))
+        if encoding == "jpeg":
+            colours, sampling = ("GRAY", "Gray") if image.shape[2] == 1 else ("RGB", "444")
+            return simplejpeg.encode_jpeg(image, quality, colours, sampling)
+        return _png(image) if encoding == "png" else _webp(image)
+
+    return lambda ids: [Encoded(id_, encode(item)) for id_, item in zip(ids, source.read(ids), strict=True)]
+
+
+def _png(image: Image) -> bytes:
+    done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., _OPENCV_ORDER[image.shape[2]]]))
+    if not done:
+        raise DataError(f"an image of the shape {image.shape} cannot be written as PNG")
+    return data.tobytes()
+
+
+def _webp(image: Image) -> bytes:
+    buffer = io.BytesIO()
+    pixels = image[..., 0] if image.shape[2] == 1 else image
+    PillowImage.fromarray(pixels).save(buffer, "WEBP", lossless=True, exact=True)
+    return buffer.getvalue()
+
+
+def _write_shard(file: Path, plan: _Plan, batches: Iterator[list[Encoded]], advance: Advance) -> None:
     rejects: list[Reject] = []
     columns: dict[str, pa.DataType] = {"image": _IMAGE} | ({"label": pa.int64()} if plan.classes is not None else {})
     schema = pa.schema(columns, metadata=_hub_metadata(plan.classes))
     options: dict[str, Any] = {"compression": "none", "use_dictionary": ["label"], "write_statistics": ["label"]}
     with atomic_file(file) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
-        for group in _groups(rows, rejects):
+        for group in _row_groups(batches, rejects, advance):
             writer.write_table(_table(group, plan, schema), row_group_size=len(group))
         note = {"key": plan.key, "rejects": [[reject.id, reject.reason] for reject in rejects]}
         writer.add_key_value_metadata({_NOTE: json.dumps(note).encode()})
 
 
-def _groups(rows: Iterator[tuple[str, bytes | Reject]], rejects: list[Reject]) -> Iterator[list[tuple[str, bytes]]]:
-    """Gather readable images into row groups, and the others in `rejects`."""
+def _row_groups(
+    batches: Iterator[list[Encoded]], rejects: list[Reject], advance: Advance
+) -> Iterator[list[tuple[str, bytes]]]:
+    """Gather readable images into row groups, and append the others to `rejects`."""
     group: list[tuple[str, bytes]] = []
     n_bytes = 0
-    for id_, item in rows:
-        if isinstance(item, Reject):
-            rejects.append(item)
-            continue
-        group.append((id_, item))
-        n_bytes += len(item)
-        if n_bytes >= GROUP_BYTES:
-            yield group
-            group, n_bytes = [], 0
+    for batch in batches:
+        for id_, data in batch:
+            if isinstance(data, Reject):
+                rejects.append(data)
+                continue
+            group.append((id_, data))
+            n_bytes += len(data)
+            if n_bytes >= GROUP_BYTES:
+                yield group
+                group, n_bytes = [], 0
+        advance(len(batch))
     if group:
         yield group
 
@@ -252,12 +222,12 @@ def _hub_metadata(classes: list[str] | None) -> dict[str, str]:
 
 
 def _check_target(target: Path, files: Sequence[Path], plan: _Plan) -> None:
-    strange = [file for file in sorted(target.glob("*.parquet")) if file not in files and file.name != REJECTS_FILE]
-    for file in [*strange, *(file for file in files if file.exists())]:
+    others = [file for file in sorted(target.glob("*.parquet")) if file not in files and file.name != REJECTS_FILE]
+    for file in [*others, *(file for file in files if file.exists())]:
         if _note(file).get("key") != plan.key:
             raise DataError(
                 f"{file}: this is no shard of the same images with the same options: choose another folder than "
-                f"{target}, or delete what is in it"
+                f"{target}, or delete its content"
             )
 
 
@@ -276,12 +246,12 @@ def _finish(source: ImageSource, target: Path, files: Sequence[Path]) -> None:
     if len(rejects) == len(source.ids):
         raise DataError(f"{source.name}: none of its images could be read, the first because: {rejects[0][1]}")
     if source.holdout:
-        logger.warning("%s: its official test split is not kept, all images are in one set", source.name)
+        logger.warning("%s: its official test split is not stored, all images are in one set", source.name)
     logger.info("%s: %d images packed, %d unreadable", target, len(source.ids) - len(rejects), len(rejects))
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Entry point of the command: errors that a user can mend are one line, exit code 1; Ctrl-C is 130."""
+    """Run the command; a user's error is one line with exit code 1, Ctrl-C exits with 130."""
     arguments = _parser().parse_args(words)
     logging.basicConfig(level="INFO", format="%(message)s")
     encoding = "keep" if arguments.keep else "webp_lossless" if arguments.lossless else "jpeg"
@@ -297,26 +267,26 @@ def main(words: Sequence[str] | None = None) -> None:
     except AnomalyMatchError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("Stopped. The finished shards are kept; the same command goes on.", file=sys.stderr)
+        print("Stopped. Complete shards are kept; the same command resumes.", file=sys.stderr)
         sys.exit(130)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m anomalymatch.data.convert", description="Pack images of any kind into Parquet shards."
+        prog="python -m anomalymatch.data.convert", description="Convert images of any kind to Parquet shards."
     )
-    parser.add_argument("source", help="a folder of images, an archive, or a URL of one")
-    parser.add_argument("target", help="the folder for the shards")
-    parser.add_argument("--size", type=int, help="side to which images are resized, in pixels")
+    parser.add_argument("source", help="folder of images, archive, or URL of one")
+    parser.add_argument("target", help="folder of the shards")
+    parser.add_argument("--size", type=int, help="side in pixels to which images are resized")
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100")
-    kinds.add_argument("--lossless", action="store_true", help="keep every pixel, as lossless WebP")
-    kinds.add_argument("--keep", action="store_true", help="copy the image files as they are")
-    parser.add_argument("--rows-per-file", type=int, default=ROWS_PER_FILE, help="images of a shard")
+    kinds.add_argument("--quality", type=int, default=95, help="quality of the JPEGs, 1 to 100")
+    kinds.add_argument("--lossless", action="store_true", help="lossless WebP")
+    kinds.add_argument("--keep", action="store_true", help="copy the image files")
+    parser.add_argument("--rows-per-file", type=int, default=ROWS_PER_FILE, help="images in a shard")
     parser.add_argument(
         "--cache-dir",
         default=os.environ.get("ANOMALYMATCH_CACHE", "~/.cache/anomalymatch"),
-        help="where copies of remote archives are kept",
+        help="folder for copies of remote archives",
     )
     return parser
 

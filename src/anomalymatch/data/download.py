@@ -1,99 +1,93 @@
-"""Files from the web: resumed where they broke off, checked, and never seen half done."""
+"""Download of one file: resumed after a break, checked, and moved into place when it is complete."""
 
 import hashlib
 import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import NamedTuple, TypeVar
 
 import requests
 import urllib3
 from filelock import FileLock, Timeout
 
-from anomalymatch.errors import DownloadError
+from anomalymatch.errors import AnomalyMatchError, DownloadError
 from anomalymatch.files import make_folder, storage_errors
 from anomalymatch.progress import progress
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
-CHUNK_BYTES = 2**18
+CONNECT_TIMEOUT_S = 8.0
+"""Longest wait for the first answer of a server."""
+READ_TIMEOUT_S = 60.0
+"""Longest silence of a server during a transfer."""
+PAUSE_S = 1.0
+"""Pause after the first failed attempt in seconds, doubled after each further one."""
+CHUNK_BYTES = 2**20
 _MEGABYTE = 10**6
-_T = TypeVar("_T")
+_FINAL = (AnomalyMatchError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    url: str
-    target: Path
-    md5: str | None
-    sha256: str | None
-    connect_timeout_s: float
-    read_timeout_s: float
+class Transfer(NamedTuple):
+    """Open connection: the first byte it delivers, the size of the whole file if known, and the bytes."""
 
-    @property
-    def part(self) -> Path:
-        return self.target.with_name(f"{self.target.name}.part")
-
-    def error(self, reason: str) -> DownloadError:
-        return DownloadError(
-            f"cannot download {self.url} ({reason}): put the file {self.target.name} into {self.target.parent} "
-            "yourself, or take dataset=demo"
-        )
+    start: int
+    size: int | None
+    chunks: Iterable[bytes]
 
 
-class _BrokenOffError(Exception):
-    """The transfer did not come to its end; another attempt may."""
+class InterruptedTransferError(Exception):
+    """A transfer ended early; another attempt may succeed."""
 
 
-class _UnreachableError(_BrokenOffError):
-    """There is no connection to the server."""
+Connect = Callable[[int], AbstractContextManager[Transfer]]
+"""Opens a file from a given byte on."""
 
 
-def fetch(
+def download(
     url: str,
     target: Path,
     *,
-    md5: str | None,
+    md5: str | None = None,
     sha256: str | None = None,
-    connect_timeout_s: float = 8.0,
-    read_timeout_s: float = 30.0,
+    size: int | None = None,
+    connect: Connect | None = None,
     attempts: int = 4,
-    backoff_s: float = 1.0,
 ) -> Path:
-    """Download `url` to `target`, unless it is there; return `target`.
+    """Download a file, unless it exists; return its path.
 
-    Until its checksum is right the file is called `target` + ".part"; a later call goes on where it broke off. Two
-    processes with the same target wait for one another.
+    An incomplete download is kept as `target` + ".part", and a later call resumes it. Only one process downloads a
+    file; others wait for it.
 
     Args:
-        url: what to download.
-        target: where to; its folder is created.
-        md5: the expected checksum, None does not check.
+        url: address of the file.
+        target: path of the file; its folder is created.
+        md5: expected checksum; None skips the check.
         sha256: another expected checksum.
-        connect_timeout_s: seconds until the server must have begun to answer.
-        read_timeout_s: seconds without a byte after which the connection counts as broken.
-        attempts: how often to try; a server that cannot be reached at all is tried once.
-        backoff_s: pause after the first failure in seconds, doubled after each further one.
+        size: expected size in bytes; None takes the size that the server tells, if any.
+        connect: opens the file from a byte on; None uses HTTP.
+        attempts: number of attempts; a server that cannot be reached at first is asked once.
 
     Raises:
         DownloadError: if the server cannot be reached or refuses, or a checksum is wrong.
         StorageError: if `target` cannot be written.
     """
-    request = _Request(url, target, md5, sha256, connect_timeout_s, read_timeout_s)
+    checksums = {"md5": md5, "sha256": sha256}
     if not target.exists():
-        with download_lock(target):
+        with download_lock(target), storage_errors(target):
             if not target.exists():
-                with storage_errors(target):
-                    _attempt(request, attempts, backoff_s)
-                    request.part.replace(target)
+                _fill(url, target, connect or partial(_connect_http, url), checksums, size, attempts)
                 return target
-    _verify_present(request)
+    if wrong := _wrong_checksum(target, checksums):
+        raise DownloadError(
+            f"{target} is damaged or another file ({wrong}): replace it, or delete it to download it again, "
+            "or take dataset=demo"
+        )
     return target
 
 
@@ -106,7 +100,7 @@ def download_lock(target: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            logger.info("waiting for another process that downloads %s", target)
+            logger.info("Waiting for another process that downloads %s", target)
             lock.acquire()
     try:
         yield
@@ -114,13 +108,30 @@ def download_lock(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def within(seconds: float, call: Callable[[], _T]) -> _T:
-    """Return what `call` returns, but wait no longer than `seconds`: a look-up of a host name knows no timeout.
+def with_retries(call: Callable[[], T], what: str, *, attempts: int = 3, retry: type[Exception] = Exception) -> T:
+    """Return the result of `call`; repeat it with growing pauses if it fails, but not if a file does not exist.
 
     Raises:
-        TimeoutError: if it takes longer; it is left to end by itself.
+        Exception: the error of the last attempt.
     """
-    results: list[_T] = []
+    for attempt in range(attempts - 1):
+        try:
+            return call()
+        except _FINAL:
+            raise
+        except retry as error:
+            logger.info("%s: %s, trying again", what, error or type(error).__name__)
+            time.sleep(PAUSE_S * 2**attempt)
+    return call()
+
+
+def with_timeout(seconds: float, call: Callable[[], T]) -> T:
+    """Return the result of `call`, also if it blocks without a timeout of its own, as the look-up of a host name does.
+
+    Raises:
+        TimeoutError: if it takes longer than `seconds`; its thread is abandoned.
+    """
+    results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -139,119 +150,133 @@ def within(seconds: float, call: Callable[[], _T]) -> _T:
     return results[0]
 
 
-def _attempt(request: _Request, attempts: int, backoff_s: float) -> None:
-    """Fill and check the part file, trying again when the connection breaks."""
-    for attempt in range(attempts):
-        last = attempt == attempts - 1
-        resumed = request.part.exists()
+def _fill(
+    url: str, target: Path, connect: Connect, checksums: dict[str, str | None], size: int | None, attempts: int
+) -> None:
+    part = target.with_name(f"{target.name}.part")
+    reason = ""
+    # A resumed part may belong to an older file, so a wrong checksum makes it start from the beginning once.
+    for _ in range(2):
         try:
-            _transfer(request)
-        except _BrokenOffError as error:
-            if last or (attempt == 0 and isinstance(error, _UnreachableError)):
-                raise request.error(str(error)) from None
-            logger.info("%s: %s, trying again", request.url, error)
-            time.sleep(backoff_s * 2**attempt)
-            continue
-        wrong = _wrong_checksum(request, request.part)
-        if not wrong:
+            resumed = with_retries(
+                lambda: _transfer(part, connect, size), url, attempts=attempts, retry=InterruptedTransferError
+            )
+        except (InterruptedTransferError, _RefusedError) as error:
+            reason = str(error)
+            break
+        reason = _wrong_checksum(part, checksums)
+        if not reason:
+            part.replace(target)
             return
-        request.part.unlink()
-        # What was resumed may have been the beginning of an older file: once more from the start.
-        if last or not resumed:
-            raise request.error(f"{wrong}, so what came was deleted")
+        part.unlink()
+        reason += ", so the download was deleted"
+        if not resumed:
+            break
+    raise DownloadError(
+        f"cannot download {url} ({reason}): put the file {target.name} into {target.parent} yourself, or take "
+        "dataset=demo"
+    )
 
 
-def _transfer(request: _Request) -> None:
-    """Bring the part file to its full size, or raise `_BrokenOffError`."""
-    have = request.part.stat().st_size if request.part.exists() else 0
-    with _connect(request, have) as response:
-        start, total = _extent(response, have)
-        if response.status_code == 416 and total == have:
-            return
-        if response.status_code == 416 or start not in (0, have):
-            request.part.unlink()
-            raise _BrokenOffError(f"the server cannot continue after byte {have:,}")
-        with request.part.open("ab" if start else "wb") as file:
-            _copy(request, response, file, start, total)
-    size = request.part.stat().st_size
-    if total is not None and size != total:
-        raise _BrokenOffError(f"got {size:,} of {total:,} bytes")
+def _transfer(part: Path, connect: Connect, size: int | None) -> bool:
+    """Complete the part file; tell whether it was resumed.
+
+    Raises:
+        InterruptedTransferError: if it is not complete.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    with connect(have) as transfer:
+        total = transfer.size if size is None else size
+        if transfer.start not in (0, have) or (total is not None and have > total):
+            part.unlink()
+            raise InterruptedTransferError(f"the server cannot resume after byte {have:,}")
+        with (
+            part.open("ab" if transfer.start else "wb") as file,
+            progress(f"Downloading {part.stem}", max(1, (total or 0) // _MEGABYTE), "MB") as advance,
+        ):
+            done = transfer.start
+            advance(done // _MEGABYTE)
+            for chunk in _received(transfer.chunks, done):
+                file.write(chunk)
+                advance((done + len(chunk)) // _MEGABYTE - done // _MEGABYTE)
+                done += len(chunk)
+    if total is not None and done != total:
+        raise InterruptedTransferError(f"got {done:,} of {total:,} bytes")
+    return transfer.start > 0
 
 
-def _connect(request: _Request, have: int) -> requests.Response:
-    # The file as it is: where it is packed on the way, neither its size nor its checksum is right.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    timeout = (request.connect_timeout_s, request.read_timeout_s)
+def _received(chunks: Iterable[bytes], done: int) -> Iterator[bytes]:
+    """Yield chunks; errors of the connection, unlike those of the disk, count as interruptions."""
     try:
-        response = within(
-            request.connect_timeout_s,
-            lambda: requests.get(request.url, headers=headers, stream=True, timeout=timeout),
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+    except Exception as error:  # clients have their own errors for a broken connection
+        kind = type(error).__name__
+        raise InterruptedTransferError(f"the connection broke after {done:,} bytes, {kind}") from None
+
+
+class _RefusedError(DownloadError):
+    """The server cannot be reached or refuses the file; another attempt is useless."""
+
+
+@contextmanager
+def _connect_http(url: str, start: int) -> Iterator[Transfer]:
+    # Without compression, which would change size and checksum.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    timeout = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+    try:
+        response = with_timeout(
+            CONNECT_TIMEOUT_S, lambda: requests.get(url, headers=headers, stream=True, timeout=timeout)
         )
     except (requests.RequestException, TimeoutError) as error:
-        raise _connection_error(error) from None
-    if response.status_code in (200, 206) or (response.status_code == 416 and have):
-        return response
-    response.close()
-    answer = f"the server answers {response.status_code} {response.reason}"
-    if response.status_code in (408, 429) or response.status_code >= 500:
-        raise _BrokenOffError(answer)
-    raise request.error(answer)
+        raise _connection_error(error, resumed=start > 0) from None
+    with response:
+        answer = f"the server answers {response.status_code} {response.reason}"
+        if response.status_code in (408, 429) or response.status_code >= 500:
+            raise InterruptedTransferError(answer)
+        if response.status_code not in (200, 206) and not (response.status_code == 416 and start):
+            raise _RefusedError(answer)
+        first, size = _extent(response, start)
+        if response.status_code == 416:  # nothing comes after `start`: the part is complete, or of another file
+            yield Transfer(start if size == start else -1, size, ())
+        else:
+            yield Transfer(first, size, response.raw.stream(CHUNK_BYTES, decode_content=False))
 
 
-def _connection_error(error: Exception) -> _BrokenOffError:
+def _connection_error(error: Exception, *, resumed: bool) -> Exception:
+    unreachable = InterruptedTransferError if resumed else _RefusedError
     if isinstance(error, TimeoutError | requests.Timeout):
-        return _UnreachableError("the server does not answer in time")
+        return unreachable("the server does not answer in time")
     if isinstance(error, requests.exceptions.SSLError):
-        return _UnreachableError("its certificate cannot be verified")
+        return _RefusedError("its certificate cannot be verified")
     if isinstance(error, requests.ConnectionError):
-        cut = error.args and isinstance(error.args[0], urllib3.exceptions.ProtocolError)
-        return _BrokenOffError("the connection broke") if cut else _UnreachableError("there is no connection to it")
-    return _UnreachableError(type(error).__name__)
+        if error.args and isinstance(error.args[0], urllib3.exceptions.ProtocolError):
+            return InterruptedTransferError("the connection broke")
+        return unreachable("there is no connection to it")
+    return _RefusedError(type(error).__name__)
 
 
-def _extent(response: requests.Response, have: int) -> tuple[int, int | None]:
-    """Return the first byte that the response holds and the size of the whole file, None if that is unknown."""
+def _extent(response: requests.Response, start: int) -> tuple[int, int | None]:
+    """Return the first byte of the response and the size of the whole file, None if that is unknown."""
     length = response.headers.get("Content-Length", "")
     size = int(length) if length.isdecimal() else None
     if response.status_code == 200:
         return 0, size
     found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
     if not found:
-        return have, None if size is None or response.status_code == 416 else have + size
+        return start, None if size is None or response.status_code == 416 else start + size
     return int(found[1] or 0), int(found[2]) if found[2] != "*" else None
 
 
-def _copy(request: _Request, response: requests.Response, file: BinaryIO, start: int, total: int | None) -> None:
-    with progress(f"Downloading {request.target.name}", max(1, (total or 0) // _MEGABYTE), "MB") as advance:
-        advance(start // _MEGABYTE)
-        done = start
-        try:
-            for chunk in response.raw.stream(CHUNK_BYTES, decode_content=False):
-                file.write(chunk)
-                advance((done + len(chunk)) // _MEGABYTE - done // _MEGABYTE)
-                done += len(chunk)
-        except urllib3.exceptions.HTTPError:
-            raise _BrokenOffError(f"the connection broke after {done:,} bytes") from None
-
-
-def _verify_present(request: _Request) -> None:
-    wrong = _wrong_checksum(request, request.target)
-    if wrong:
-        raise DownloadError(
-            f"{request.target} is damaged or another file ({wrong}): replace it, or delete it to download it again, "
-            "or take dataset=demo"
-        )
-
-
-def _wrong_checksum(request: _Request, file: Path) -> str:
-    """Say what is wrong with the checksums of `file`; nothing if they are right."""
-    with file.open("rb") as opened:
-        for name, expected in (("md5", request.md5), ("sha256", request.sha256)):
-            if expected is None:
-                continue
-            opened.seek(0)
-            # MD5 guards against accidents only, which also systems that forbid it for security allow.
+def _wrong_checksum(file: Path, checksums: dict[str, str | None]) -> str:
+    """Describe the first checksum of `file` that is wrong; empty if all are right."""
+    for name, expected in checksums.items():
+        if expected is None:
+            continue
+        with file.open("rb") as opened:
+            # MD5 guards against accidents only, which systems that forbid it for security allow.
             found = hashlib.file_digest(opened, partial(hashlib.new, name, usedforsecurity=False)).hexdigest()
-            if found != expected.lower():
-                return f"expected the {name} {expected}, got {found}"
+        if found != expected.lower():
+            return f"expected the {name} {expected}, got {found}"
     return ""

@@ -1,4 +1,4 @@
-"""Labels as an append-only log: who said what of which image, when, and with which score. Undo is another event."""
+"""Append-only log of labels in SQLite: who gave which image which label, when, and at which score."""
 
 import csv
 import io
@@ -15,28 +15,28 @@ from anomalymatch.errors import LabelError, StorageError
 from anomalymatch.files import make_folder, storage_errors, write_text
 from anomalymatch.types import Label
 
+FROM_FILE = "labels file"
+AUTOMATIC = ("start", "oracle", FROM_FILE)
+"""Annotators of labels that no person gave in this run: its start, its oracle and the labels file of the images."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     image TEXT NOT NULL,
-    label TEXT,              -- NULL takes the label away
+    label TEXT,              -- NULL removes the label
     annotator TEXT NOT NULL,
     at TEXT NOT NULL,        -- UTC, ISO 8601
     cycle INTEGER NOT NULL,  -- training whose ranking was on screen; 0 before the first
-    score REAL,              -- score at that moment, where there was one
-    undoes INTEGER           -- sequence of the event that this one takes back, in an undo
+    score REAL,              -- score at that moment, if there was one
+    undoes INTEGER           -- sequence of the event that this one undoes
 )
 """
-
-LABELS_FILE = "labels file"
-NOT_PERSONS = ("start", "oracle", LABELS_FILE)
-"""Annotators of the labels that a run starts from, that its oracle gives, and that lie beside the images."""
-
-_PATIENCE_S = 30  # how long a writer waits for another one
+_TIMEOUT_S = 30
+"""Longest wait for another writer."""
 
 
 class LabelEvent(NamedTuple):
-    """One line of the log. `label` is None where a label was taken away; `undoes` is the event that an undo undoes."""
+    """Event of the log. `label` is None if the label was removed; `undoes` is the event that an undo reverts."""
 
     sequence: int
     id: str
@@ -49,18 +49,19 @@ class LabelEvent(NamedTuple):
 
 
 class LabelLog:
-    """The labels of one run, in one SQLite file (write-ahead log, synced at every commit).
+    """Label log of one run, in one SQLite file (write-ahead log, synced at every commit).
 
-    A batch of labels is one transaction: after a kill all of it is there, or none.
+    An undo is an event, too: nothing is deleted. A batch of labels is one transaction, of which a kill leaves all or
+    nothing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         make_folder(path.parent)
         with self._errors(), ExitStack() as on_error:
-            self._connection = sqlite3.connect(path, timeout=_PATIENCE_S, check_same_thread=False)
+            self._connection = sqlite3.connect(path, timeout=_TIMEOUT_S, check_same_thread=False)
             on_error.callback(self._connection.close)
-            _write_ahead(self._connection)
+            _enable_write_ahead(self._connection)
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute(_SCHEMA)
             self._connection.commit()
@@ -74,7 +75,7 @@ class LabelLog:
         cycle: int,
         scores: Mapping[str, float] | None = None,
     ) -> None:
-        """Add one event for each of `labels`, all or none; None takes a label away."""
+        """Append one event for each of `labels`, all or none; None removes a label."""
         now = datetime.now(UTC).isoformat()
         self._insert(
             (id_, None if label is None else str(Label(label)), annotator, now, cycle, (scores or {}).get(id_), None)
@@ -82,9 +83,13 @@ class LabelLog:
         )
 
     def current(self, *, until_cycle: int | None = None) -> dict[str, Label]:
-        """The label of each image: its last event that stands; with `until_cycle`, as it was in that cycle."""
+        """Return the label of each image, by its last event that was not undone.
+
+        Args:
+            until_cycle: ignore events of later cycles.
+        """
         labels: dict[str, Label] = {}
-        for event in self._standing():
+        for event in self._valid_events():
             if until_cycle is not None and event.cycle > until_cycle:
                 continue
             labels.pop(event.id, None)
@@ -93,7 +98,7 @@ class LabelLog:
         return labels
 
     def events(self, *, after: int = 0) -> list[LabelEvent]:
-        """The log, oldest first: all of it, or what came after the event of that number."""
+        """Return the events whose sequence number is larger than `after`, oldest first."""
         with self._errors():
             rows = self._connection.execute(
                 "SELECT * FROM events WHERE sequence > ? ORDER BY sequence", (after,)
@@ -104,19 +109,37 @@ class LabelLog:
         ]
 
     def undo(self, *, annotator: str) -> list[str]:
-        """Take back what the annotator did last and still stands, by other events; return its images, if any.
+        """Undo the annotator's last call of `append` that was not undone; return its images, if any.
 
-        All that one call of `append` said goes at once. It is then as if it had never been said: an earlier label of an
-        image counts again.
+        The earlier labels of these images are valid again.
         """
-        mine = [event for event in self._standing() if event.annotator == annotator]
-        last = [event for event in mine if event.at == mine[-1].at]
+        own = [event for event in self._valid_events() if event.annotator == annotator]
+        last = [event for event in own if event.at == own[-1].at]
         now = datetime.now(UTC).isoformat()
         self._insert([(event.id, None, annotator, now, event.cycle, None, event.sequence) for event in last])
         return [event.id for event in last]
 
-    def _standing(self) -> list[LabelEvent]:
-        """The events that nobody took back, without the undos themselves."""
+    def last_cycle(self) -> int | None:
+        """Return the cycle of the newest event; None if the log is empty."""
+        with self._errors():
+            return self._connection.execute("SELECT MAX(cycle) FROM events").fetchone()[0]
+
+    def new_labels(self, given: Mapping[str, Label]) -> dict[str, Label]:
+        """Return the labels of a labels file that differ from those it gave when it was last read.
+
+        Unchanged ones are left out, so that they do not override what a person has said of the image since.
+
+        Args:
+            given: all labels of the file.
+        """
+        known = {event.id: event.label for event in self.events() if event.annotator in AUTOMATIC}
+        return {id_: label for id_, label in given.items() if known.get(id_) != label}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _valid_events(self) -> list[LabelEvent]:
         events = self.events()
         undone = {event.undoes for event in events}
         return [event for event in events if event.undoes is None and event.sequence not in undone]
@@ -127,23 +150,6 @@ class LabelLog:
                 "INSERT INTO events (image, label, annotator, at, cycle, score, undoes) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
-
-    def last_cycle(self) -> int | None:
-        """The cycle of the newest event; None for an empty log."""
-        with self._errors():
-            return self._connection.execute("SELECT MAX(cycle) FROM events").fetchone()[0]
-
-    def unsaid(self, given: Mapping[str, Label]) -> dict[str, Label]:
-        """Those of `given`, the labels of a file, that the file had not said when it was last read.
-
-        What a person has said since of an image then stays.
-        """
-        said = {event.id: event.label for event in self.events() if event.annotator in NOT_PERSONS}
-        return {id_: label for id_, label in given.items() if said.get(id_) != label}
-
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -156,15 +162,15 @@ class LabelLog:
             ) from error
 
 
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch the log to write-ahead. SQLite refuses it at once, without its timeout, while another one does so too."""
-    give_up = time.monotonic() + _PATIENCE_S
+def _enable_write_ahead(connection: sqlite3.Connection) -> None:
+    # SQLite does not apply its timeout to this statement.
+    end = time.monotonic() + _TIMEOUT_S
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                 raise
             time.sleep(0.01)
 
@@ -173,7 +179,7 @@ def import_csv(path: Path, known_ids: Container[str]) -> dict[str, Label]:
     """Read a CSV `filename,label` with the labels anomaly, normal, unsure and artefact.
 
     Raises:
-        LabelError: if it names unknown images or labels, or an image twice; the first offending lines are quoted.
+        LabelError: if it names unknown images or labels, or an image twice; the message quotes the first such lines.
     """
     labels = read_labels_csv(path, known_ids)
     wrong = [f"{id_},{label}" for id_, label in labels.items() if label not in set(Label)]
@@ -185,16 +191,16 @@ def import_csv(path: Path, known_ids: Container[str]) -> dict[str, Label]:
 
 
 def export_csv(labels: Mapping[str, Label], path: Path) -> None:
-    """Write the CSV `filename,label` that AnomalyMatch and `import_csv` read, atomically."""
+    """Write labels atomically as the CSV `filename,label` that `import_csv` and ESA's AnomalyMatch read."""
     write_text(path, csv_text(labels))
 
 
 def csv_text(labels: Mapping[str, Label]) -> str:
-    """What `export_csv` writes."""
+    """Format labels as the CSV of `export_csv`."""
     text = io.StringIO()
-    # Before Python 3.13 a carriage return is not reason enough for the writer to quote a name.
-    hard = any("\r" in id_ for id_ in labels)
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if hard else csv.QUOTE_MINIMAL)
+    # Before Python 3.13 the writer does not quote a name because of a carriage return.
+    quote_all = any("\r" in id_ for id_ in labels)
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL)
     writer.writerow(("filename", "label"))
     writer.writerows((id_, str(label)) for id_, label in labels.items())
     return text.getvalue()

@@ -1,31 +1,31 @@
-"""Files behind a URL, through fsspec: listed, read whole with retries, or copied to the cache."""
+"""Files at a URL (S3, HTTP, …) through fsspec: listed, opened, or copied to the cache."""
 
 import hashlib
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import fsspec
 
-from anomalymatch.data.download import download_lock, fetch
+from anomalymatch.data.download import (
+    CHUNK_BYTES,
+    CONNECT_TIMEOUT_S,
+    READ_TIMEOUT_S,
+    InterruptedTransferError,
+    Transfer,
+    download,
+    with_retries,
+)
 from anomalymatch.data.find import is_hidden
-from anomalymatch.errors import AnomalyMatchError, DataError
-from anomalymatch.files import atomic_file
-from anomalymatch.progress import progress
+from anomalymatch.errors import DataError
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-TRIES = 3
-PAUSE_S = 1.0
-"""Pause after the first failure in seconds, doubled after each further one."""
-CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 60.0
-CHUNK_BYTES = 2**22
 PACKAGES = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -40,12 +40,10 @@ PACKAGES = {
 }
 _HTTP = ("http", "https")
 _VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "created")
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_MEGABYTE = 10**6
 
 
 class Entry(NamedTuple):
-    """A file: its path below the root, its path in the file system, its size in bytes and its version if known."""
+    """A remote file: path below the root, path in the file system, size in bytes and version, if they are known."""
 
     id: str
     path: str
@@ -54,14 +52,14 @@ class Entry(NamedTuple):
 
 
 class Remote:
-    """A URL and the file system behind it, which each process opens for itself.
+    """URL and its file system, which each process opens for itself.
 
     Args:
-        url: of a file or folder.
-        options: what the file system is opened with.
+        url: URL of a file or folder.
+        options: options of the file system.
 
     Raises:
-        DataError: if the protocol is unknown, needs a package that is not installed, or refuses the options.
+        DataError: if the protocol is unknown, needs a package that is not installed, or rejects the options.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
@@ -88,16 +86,16 @@ class Remote:
 
     @property
     def filesystem(self) -> Any:
-        """The file system of fsspec."""
+        """File system of fsspec."""
         if self._process != os.getpid():  # the thread that serves a connection does not survive a fork
             self._connect()
         return self._fs
 
     def list(self, suffixes: Sequence[str]) -> list[Entry]:
-        """List the files below the URL that end in one of `suffixes`, sorted by path; hidden ones are left out.
+        """List the files below the URL that end in one of `suffixes`, sorted by path, without hidden files.
 
         Raises:
-            DataError: if it cannot be listed.
+            DataError: if the URL cannot be listed.
         """
         try:
             found = with_retries(self._find, self.url)
@@ -108,7 +106,7 @@ class Remote:
 
     def _find(self) -> dict[str, dict[str, Any]]:
         self.filesystem.invalidate_cache()
-        options = {"on_error": _note_missing} if self.protocol in _HTTP else {}
+        options = {"on_error": _skip_missing} if self.protocol in _HTTP else {}
         return self.filesystem.find(self.base, detail=True, **options)
 
     def _entry(self, name: str, info: Mapping[str, Any]) -> Entry | None:
@@ -121,15 +119,20 @@ class Remote:
             name = base + quote(id_)
         return Entry(id_, name, info.get("size"), _version(info))
 
-    def info(self) -> Entry:
-        """Describe the one file that the URL names.
+    def file(self) -> Entry:
+        """Look up the file at the URL itself.
 
         Raises:
-            DataError: if it is not there.
+            DataError: if it does not exist.
         """
-        return self._described(Entry(unquote(PurePosixPath(self.base).name), self.base, None, ""))
+        return self.with_size(Entry(unquote(PurePosixPath(self.base).name), self.base, None, ""))
 
-    def _described(self, entry: Entry) -> Entry:
+    def with_size(self, entry: Entry) -> Entry:
+        """Look up size and version of an entry whose listing did not tell them.
+
+        Raises:
+            DataError: if it does not exist.
+        """
         if entry.size is not None:
             return entry
         try:
@@ -141,52 +144,34 @@ class Remote:
         return entry._replace(size=info.get("size"), version=_version(info))
 
     def copy(self, entry: Entry, target: Path) -> None:
-        """Copy a file to `target`, unless it is there with the right size.
+        """Copy a file to `target`, unless a file of its size is there.
 
         Raises:
-            DataError: if it cannot be fetched whole.
+            DataError: if it cannot be copied.
             StorageError: if `target` cannot be written.
         """
-        if _is_complete(target, entry):
-            return
-        target.unlink(missing_ok=True)
-        if self.protocol in _HTTP and not self.options:  # resumes what broke off, also in an earlier process
-            fetch(entry.path, target, md5=None)
-        else:
-            with download_lock(target):
-                self._transfer(entry, target)
-        if not _is_complete(target, entry):
-            size = target.stat().st_size
+        if target.is_file() and entry.size not in (None, target.stat().st_size):
             target.unlink()
-            raise DataError(f"{entry.path}: got {size:,} of {entry.size or 0:,} bytes, so what came was deleted")
+        plain = self.protocol in _HTTP and not self.options
+        connect = None if plain else partial(self._open, entry)
+        download(entry.path, target, size=entry.size, connect=connect)
 
-    def _transfer(self, entry: Entry, target: Path) -> None:
-        if _is_complete(target, entry):  # another process was faster
-            return
-        size = max(1, (entry.size or 0) // _MEGABYTE)
+    @contextmanager
+    def _open(self, entry: Entry, start: int) -> Iterator[Transfer]:
         try:
-            with (
-                atomic_file(target) as part,
-                part.open("wb") as file,
-                progress(f"Copying {target.name}", size, "MB") as advance,
-            ):
-                with_retries(lambda: self._append(entry, file, advance), entry.path)
-        except AnomalyMatchError:
-            raise
-        except Exception as error:
+            file = self.filesystem.open(entry.path, "rb")
+            if start:
+                file.seek(start)
+        except (FileNotFoundError, PermissionError) as error:
             raise DataError(f"{entry.path}: cannot be copied: {reason(error)}") from None
-
-    def _append(self, entry: Entry, file: Any, advance: Any) -> None:
-        with self.filesystem.open(entry.path, "rb") as opened:
-            if file.tell():  # go on where the last attempt broke off
-                opened.seek(file.tell())
-            while chunk := opened.read(CHUNK_BYTES):
-                file.write(chunk)
-                advance(max(1, len(chunk) // _MEGABYTE))
+        except Exception as error:
+            raise InterruptedTransferError(reason(error)) from None
+        with file:
+            yield Transfer(start, entry.size, iter(partial(file.read, CHUNK_BYTES), b""))
 
 
 def is_remote(root: object) -> bool:
-    """Whether `root` is a URL: s3://…, https://…; but `file://` is this machine."""
+    """Tell whether `root` is a URL such as s3://… or https://…; `file://` is a local path."""
     return isinstance(root, str) and "://" in root and not root.startswith("file://")
 
 
@@ -196,16 +181,16 @@ def local_path(
     suffixes: Sequence[str],
     storage_options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Return a path on this machine: `root` itself, or for a URL a copy in `cache_dir`, made on the first call.
+    """Return a local path: `root` itself, or a copy of a URL in `cache_dir`, made on the first call.
 
     Args:
         root: a path, or the URL of a file or folder.
-        cache_dir: where copies are kept, each under the version of its original.
-        suffixes: of the files to copy from a folder, in lower case; a URL that ends so is a single file.
-        storage_options: what the file system is opened with.
+        cache_dir: folder of the copies, which are kept for each version of the original.
+        suffixes: lower-case suffixes of the files to copy from a folder; a URL that ends in one is a single file.
+        storage_options: options of the file system.
 
     Raises:
-        DataError: if the URL cannot be read, holds no such file, or needs a package that is not installed.
+        DataError: if the URL cannot be read, has no such file, or needs a package that is not installed.
         StorageError: if the cache cannot be written.
     """
     if isinstance(root, Path) or not is_remote(root):
@@ -216,11 +201,11 @@ def local_path(
     remote = Remote(root, storage_options)
     cache = Path(cache_dir).expanduser() / "remote"
     if remote.url.lower().endswith(tuple(suffixes)):
-        entry = remote.info()
+        entry = remote.file()
         target = cache / digest(remote.url, [entry])[:16] / entry.id
         remote.copy(entry, target)
         return target
-    entries = [remote._described(entry) for entry in remote.list(suffixes)]
+    entries = [remote.with_size(entry) for entry in remote.list(suffixes)]
     if not entries:
         raise DataError(f"{root}: expected files that end in {', '.join(suffixes)}, found none")
     folder = cache / digest(remote.url, entries)[:16] / (PurePosixPath(remote.base).name or "root")
@@ -229,25 +214,8 @@ def local_path(
     return folder
 
 
-def with_retries(call: Callable[[], T], what: str) -> T:
-    """Return what `call` returns; try three times, with growing pauses, unless the file is not there.
-
-    Raises:
-        Exception: whatever the last attempt raised.
-    """
-    for attempt in range(TRIES - 1):
-        try:
-            return call()
-        except _FINAL:
-            raise
-        except Exception as error:  # clients have errors of their own for a broken connection
-            logger.info("%s: %s, trying again", what, reason(error))
-            time.sleep(PAUSE_S * 2**attempt)
-    return call()
-
-
 def reason(error: Exception) -> str:
-    """The first line of what `error` says, or its kind."""
+    """Return the first line of an error message, with the kind of error."""
     if isinstance(error, FileNotFoundError):
         return "it is not there"
     text = str(error).strip().split("\n", 1)[0]
@@ -255,7 +223,7 @@ def reason(error: Exception) -> str:
 
 
 def digest(salt: str, entries: Sequence[Entry]) -> str:
-    """Hash names, sizes and versions."""
+    """Hash names, sizes and versions of files."""
     sha = hashlib.sha256(salt.encode())
     for entry in entries:
         sha.update(f"\n{entry.id}\0{entry.size}\0{entry.version}".encode())
@@ -263,7 +231,7 @@ def digest(salt: str, entries: Sequence[Entry]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Dictionaries and lists of a configuration as those of Python, which file systems expect."""
+    """Convert mappings and sequences of a configuration to dict and list, which file systems expect."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
@@ -273,12 +241,8 @@ def _version(info: Mapping[str, Any]) -> str:
     return next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
 
 
-def _is_complete(target: Path, entry: Entry) -> bool:
-    return target.is_file() and entry.size in (None, target.stat().st_size)
-
-
 def _timeouts(protocol: str) -> dict[str, Any]:
-    """Without them a server that falls silent would be waited for."""
+    """Return file system options without which a silent server would block for ever."""
     if protocol not in _HTTP:
         return {}
     import aiohttp
@@ -287,8 +251,8 @@ def _timeouts(protocol: str) -> dict[str, Any]:
     return {"client_kwargs": {"timeout": timeout}}
 
 
-def _note_missing(error: Exception) -> None:
-    """A dead link in a listing is left out; a listing that could not be read must not pass for an empty one."""
+def _skip_missing(error: Exception) -> None:
+    """Skip a dead link in a listing; raise any other error, so that a failed listing does not look empty."""
     if not isinstance(error, FileNotFoundError):
         raise error
-    logger.warning("left out a link that leads nowhere: %s", error)
+    logger.warning("Left out a link that leads nowhere: %s", error)

@@ -1,4 +1,4 @@
-"""What is rare, what may be labelled, and what is kept aside to evaluate on."""
+"""Task of a run: the rare class, the pool that may be labelled, and the held-out split for evaluation."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
+from anomalymatch.checks import check_range
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import ConfigError, DataError, LabelError
 from anomalymatch.types import Label
@@ -14,13 +15,13 @@ from anomalymatch.types import Label
 
 @dataclass(frozen=True)
 class Task:
-    """An image source with the question asked of it.
+    """Image source, divided into pool and held-out split.
 
     Attributes:
-        source: the images.
-        pool: images that are ranked, queried and trained on.
-        holdout: images that never leave this side; evaluation on them is comparable between cycles.
-        anomalies: the truly anomalous ids of both, where a benchmark knows them; None for a user's own archive.
+        source: images of both.
+        pool: ids that are ranked, queried and trained on.
+        holdout: ids that are only evaluated on, the same in each cycle.
+        anomalies: ids of the true anomalies of both in a benchmark; None for a user's own archive.
     """
 
     source: ImageSource
@@ -29,20 +30,24 @@ class Task:
     anomalies: frozenset[str] | None
 
     def truth(self, ids: Iterable[str]) -> Bool[np.ndarray, " n"]:
-        """Whether each of `ids` is an anomaly.
+        """Return a mask of the true anomalies among `ids`.
 
         Raises:
-            DataError: if the truth is not known.
+            DataError: if the truth is unknown.
         """
         if self.anomalies is None:
             raise DataError(
-                f"{self.source.name}: nothing says which images are anomalies: set dataset.anomaly=CLASS "
-                f"for a set with classes, or label images yourself"
+                f"{self.source.name}: the true anomalies are unknown: set dataset.anomaly=CLASS for a dataset with "
+                "classes, or label images yourself"
             )
         return np.fromiter((id_ in self.anomalies for id_ in ids), dtype=bool)
 
     def label(self, id_: str) -> Label:
-        """The true label of an image."""
+        """Return the true label of an image.
+
+        Raises:
+            DataError: if the truth is unknown.
+        """
         return Label.ANOMALY if self.truth([id_])[0] else Label.NORMAL
 
 
@@ -57,37 +62,37 @@ def make_task(
     """Divide `source` into pool and held-out split, with `anomaly` as the rare class.
 
     Args:
-        source: the images; a benchmark needs its `truth`.
-        anomaly: name of the rare class, or several names; None where the truth is unknown.
-        prevalence: share of anomalies to subsample each split to; None keeps them all. The class that is too
-            frequent for it is thinned out, so that no image is ever repeated.
-        holdout: share of each class that is kept aside. A set with an official test split uses that instead. The
-            split depends on the ids alone: it is the same for all seeds.
-        seed: draws the subsample.
+        source: images; a benchmark has their `truth`.
+        anomaly: name of the rare class, or several names; None if the truth is unknown.
+        prevalence: share of anomalies in each split; None keeps all images. The class that is too frequent is
+            subsampled, so no image is repeated.
+        holdout: share of each class in the held-out split, unless the dataset has an official test split. The split
+            depends on the ids alone, not on the seed.
+        seed: seed of the subsample.
 
     Raises:
         ConfigError: if a share is out of range or the class does not exist.
         DataError: if the source has no truth though `anomaly` is given.
     """
-    _check_share("dataset.holdout", holdout, 0.0, 0.9)
+    check_range("dataset.holdout", holdout, low=0, below=0.9)
     if anomaly is None:
         if prevalence is not None:
-            raise ConfigError("dataset.prevalence needs dataset.anomaly=CLASS: without it nothing is known to be rare")
+            raise ConfigError("dataset.prevalence needs dataset.anomaly=CLASS, the rare class")
         return Task(source, list(source.ids), [], None)
     names = [anomaly] if isinstance(anomaly, str) else list(anomaly)
     truth = _truth(source, names)
     anomalies = frozenset(id_ for id_ in source.ids if truth[id_] in names)
-    kept_aside = source.holdout or _split(source.ids, truth, holdout)
-    sides = [[i for i in source.ids if i not in kept_aside], [i for i in source.ids if i in kept_aside]]
+    held_out = source.holdout or _split(source.ids, truth, holdout)
+    sides = [[i for i in source.ids if i not in held_out], [i for i in source.ids if i in held_out]]
     if prevalence is not None:
-        _check_share("dataset.prevalence", prevalence, 0.0, 1.0)
+        check_range("dataset.prevalence", prevalence, above=0, below=1)
         rng = np.random.default_rng([seed, 0x7A5C])
-        sides = [_thin(side, anomalies, prevalence, rng) for side in sides]
+        sides = [_subsample(side, anomalies, prevalence, rng) for side in sides]
     return Task(source, sides[0], sides[1], anomalies)
 
 
 def initial_labels(task: Task, *, anomalies: int, normals: int, seed: int) -> dict[str, Label]:
-    """Draw the labels that a benchmark starts from, at random from the pool.
+    """Draw the initial labels of a benchmark at random from the pool.
 
     Raises:
         LabelError: if the pool has fewer anomalies or normals than asked for.
@@ -111,8 +116,8 @@ def initial_labels(task: Task, *, anomalies: int, normals: int, seed: int) -> di
 def _truth(source: ImageSource, names: Sequence[str]) -> Mapping[str, str]:
     if source.truth is None:
         raise DataError(
-            f"{source.name} has no classes, so dataset.anomaly={','.join(names)} means nothing: "
-            f"leave it out, or give a labels file with the class of every image"
+            f"{source.name} has no classes, so dataset.anomaly={','.join(names)} is unknown: leave it out, or give a "
+            "labels file with the class of every image"
         )
     classes = sorted(set(source.truth.values()))
     unknown = [name for name in names if name not in classes]
@@ -120,12 +125,12 @@ def _truth(source: ImageSource, names: Sequence[str]) -> Mapping[str, str]:
         shown = ", ".join(classes[:20]) + (f" … ({len(classes)} in all)" if len(classes) > 20 else "")
         raise ConfigError(f"{source.name} has no class {unknown[0]!r} for dataset.anomaly: choose from {shown}")
     if set(names) == set(classes):
-        raise ConfigError(f"dataset.anomaly names every class of {source.name}: nothing is left to be normal")
+        raise ConfigError(f"dataset.anomaly names every class of {source.name}: leave out the normal ones")
     return source.truth
 
 
 def _split(ids: Sequence[str], truth: Mapping[str, str], share: float) -> frozenset[str]:
-    """Keep `share` of each class aside, in the order of a hash of the ids: independent of their order and any seed."""
+    """Hold out `share` of each class, in the order of hashed ids: independent of their order and any seed."""
     by_class: dict[str, list[str]] = {}
     for id_ in ids:
         by_class.setdefault(truth[id_], []).append(id_)
@@ -138,7 +143,7 @@ def _hash(id_: str) -> bytes:
     return hashlib.blake2b(id_.encode(), digest_size=8).digest()
 
 
-def _thin(ids: list[str], anomalies: frozenset[str], prevalence: float, rng: np.random.Generator) -> list[str]:
+def _subsample(ids: list[str], anomalies: frozenset[str], prevalence: float, rng: np.random.Generator) -> list[str]:
     if not ids:
         return ids
     rare = np.fromiter((id_ in anomalies for id_ in ids), dtype=bool)
@@ -149,8 +154,3 @@ def _thin(ids: list[str], anomalies: frozenset[str], prevalence: float, rng: np.
         drop, excess = np.flatnonzero(~rare), n - round(a * (1 - prevalence) / prevalence)
     dropped = set(rng.choice(drop, max(0, excess), replace=False).tolist())
     return [id_ for i, id_ in enumerate(ids) if i not in dropped]
-
-
-def _check_share(name: str, value: float, low: float, high: float) -> None:
-    if not (low <= value < high) or (low == 0.0 and value == 0.0 and name.endswith("prevalence")):
-        raise ConfigError(f"{name} is {value}: it must lie between {low} and {high}")

@@ -13,7 +13,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as transforms
 
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import ImageBatch, ahead, resize
+from anomalymatch.data.stream import ImageBatch, prefetch, resize
 from anomalymatch.errors import ConfigError, UnreadableImageError
 from anomalymatch.types import Reject
 
@@ -56,7 +56,7 @@ def stream_on_device(
         device: where to decode; on a processor this is slow, but the same.
     """
     with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        for fetched in ahead(pool, lambda ids: _fetch(source, ids), iter(chunks), workers + 1):
+        for fetched in prefetch(pool, lambda ids: _fetch(source, ids), iter(chunks), workers + 1):
             yield _decoded(source, fetched, size, device)
 
 

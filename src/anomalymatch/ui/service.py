@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from anomalymatch.active.run_folder import RunReader
-from anomalymatch.data.label_log import LABELS_FILE, LabelEvent, LabelLog
+from anomalymatch.data.label_log import FROM_FILE, LabelEvent, LabelLog
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError, UnreadableImageError
 from anomalymatch.ranking import Ranking
@@ -166,9 +166,9 @@ class LabelService:
 
     def take_given(self, given: Mapping[str, Label]) -> None:
         """Take over labels that came with the images, where they are new."""
-        new = self._log.unsaid(given)
+        new = self._log.new_labels(given)
         if new:
-            self._say(new, LABELS_FILE)
+            self._say(new, FROM_FILE)
 
     def export(self, kind: str) -> Export:
         """Write the finds in one of the formats of `exports`.

@@ -113,12 +113,12 @@ def test_galaxymnist_with_a_wrong_checksum_is_refused(archives: dict[str, bytes]
 def test_galaxymnist_is_downloaded(archives: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = []
 
-    def fetch(url: str, target: Path, *, md5: str) -> Path:
+    def download(url: str, target: Path, *, md5: str) -> Path:
         urls.append(url)
         target.write_bytes(archives[target.stem])
         return target
 
-    monkeypatch.setattr(benchmarks, "fetch", fetch)
+    monkeypatch.setattr(benchmarks, "download", download)
     for _ in range(2):
         assert len(galaxymnist(None, tmp_path)) == 12
     assert urls == [

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from anomalymatch.data.download import download_lock, fetch, within
+from anomalymatch.data.download import download, download_lock, with_timeout
 from anomalymatch.data.sources.arrays import ArraySource
 from anomalymatch.data.sources.hdf5 import HDF5Source
 from anomalymatch.data.sources.parquet import ParquetSource, find_shards, image_columns
@@ -147,7 +147,7 @@ def _galaxymnist_file(name: str, folder: Path | None, cache: Path, resolution: i
     with download_lock(cache / name):
         if not (cache / name).is_file():
             archive = GALAXYMNIST[resolution][name]
-            fetch(f"{GALAXYMNIST_URL}{archive.path}{packed.name}", packed, md5=archive.md5)
+            download(f"{GALAXYMNIST_URL}{archive.path}{packed.name}", packed, md5=archive.md5)
             _unpack(packed, cache / name)
             if folder is None:
                 packed.unlink(missing_ok=True)
@@ -210,7 +210,7 @@ def _snapshot(repository: str, pattern: str, target: Path) -> None:
     from huggingface_hub import HfApi, snapshot_download
 
     # Asked first, because `snapshot_download` takes a half-filled folder for the whole set when it is offline.
-    info = within(HUB_TIMEOUT_S, lambda: HfApi().dataset_info(repository, timeout=HUB_TIMEOUT_S))
+    info = with_timeout(HUB_TIMEOUT_S, lambda: HfApi().dataset_info(repository, timeout=HUB_TIMEOUT_S))
     wanted = [file.rfilename for file in info.siblings or [] if fnmatch(file.rfilename, pattern)]
     snapshot_download(
         repository, repo_type="dataset", revision=info.sha, allow_patterns=pattern, local_dir=target, etag_timeout=10

@@ -7,9 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from anomalymatch.checks import check_choice
+from anomalymatch.data.download import with_retries
 from anomalymatch.data.find import missing_root
 from anomalymatch.data.labels import read_labels
-from anomalymatch.data.remote import Entry, Remote, digest, is_remote, local_path, reason, with_retries
+from anomalymatch.data.remote import Entry, Remote, digest, is_remote, local_path, reason
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS
 from anomalymatch.data.sources.encoded import CLASSES, MAX_BYTES, SUFFIXES, EncodedSource, folder_classes, no_images
