@@ -19,13 +19,7 @@ from scipy.spatial.distance import squareform
 from anomalymatch import compose, make_task
 from anomalymatch.build import build, build_embedding, build_source
 from anomalymatch.clustering.analysis import SAMPLED_REFERENCES, embed
-from anomalymatch.clustering.distances import (
-    hausdorff_distances,
-    normal_scores,
-    patch_weights,
-    relative_scores,
-    unsupervised_scores,
-)
+from anomalymatch.clustering.distances import normal_scores, patch_weights, relative_scores, unsupervised_scores
 from anomalymatch.clustering.groups import EXACT_IMAGES, cut_tree, ward_tree
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
 from anomalymatch.clustering.quality import clustering_metrics
@@ -156,6 +150,16 @@ def by_method(patches: PatchEmbedding, ids: list[str], normals: list[str], draw:
         start = time.monotonic()
         scores = normal_scores(bags.patches, known.patches, torch.full((len(bags.ids),), -1))
         yield from over_tau(f"normals_{count or 'all'}", bags, scores, row, time.monotonic() - start)
+
+
+def hausdorff_distances(patches: torch.Tensor) -> torch.Tensor:
+    """Compute the maximum Hausdorff distance of each pair of images, a baseline of the paper."""
+    rows, distances = patches.float(), torch.zeros(len(patches), len(patches))
+    for k in range(len(rows)):
+        pairs = torch.cdist(rows[k].expand(len(rows) - k, -1, -1), rows[k:])
+        largest = torch.maximum(pairs.amin(2).amax(1), pairs.amin(1).amax(1))
+        distances[k, k:] = distances[k:, k] = largest
+    return distances.fill_diagonal_(0.0)
 
 
 def over_tau(method: str, bags: Bags, scores: torch.Tensor, row: Any, seconds: float) -> Iterator[Row]:

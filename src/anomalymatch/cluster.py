@@ -94,8 +94,8 @@ def execute(config: DictConfig) -> tuple[Path, list[Row]]:
         tracker.log_groups(rows, pictures(output))
     finally:
         tracker.finish()
-    if found.choice is not None:
-        logger.info("%s", found.choice.sentence)
+    if found.grouping.choice is not None:
+        logger.info("%s", found.grouping.choice.sentence)
     return output, rows
 
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from anomalymatch.clustering import distances as clustering
 from anomalymatch.clustering.distances import (
-    hausdorff_distances,
     normal_scores,
     patch_projection,
     patch_weights,
@@ -27,7 +26,7 @@ def nearest(z, image):
 
 
 def unsupervised_twin(patches, references, own):
-    """As the definition reads, one patch after the other."""
+    """The definition, patch by patch."""
     scores = []
     for image, mine in zip(patches.tolist(), own.tolist(), strict=True):
         others = [other for j, other in enumerate(references.tolist()) if j != mine]
@@ -45,7 +44,7 @@ def normal_twin(patches, normals, own):
 
 @settings(deadline=None)
 @given(st.integers(2, 6), st.integers(1, 5), st.integers(2, 5), st.integers(1, 4), st.integers(0, 50))
-def test_scores_are_those_of_the_slow_twins(n, p, r, q, seed):
+def test_scores_equal_the_slow_twins(n, p, r, q, seed):
     patches, references = bags(n, p, seed=seed), bags(r, q, seed=seed + 1)
     own = torch.randint(-1, r, (n,), generator=torch.Generator().manual_seed(seed))
     for fast, slow in ((unsupervised_scores, unsupervised_twin), (normal_scores, normal_twin)):
@@ -64,15 +63,15 @@ def test_scores_by_hand():
 
 @pytest.mark.parametrize("score", [unsupervised_scores, normal_scores])
 @pytest.mark.parametrize("elements", [1, 100, 700])
-def test_blocks_change_nothing(monkeypatch, score, elements):
+def test_block_size_does_not_matter(monkeypatch, score, elements):
     patches, own = bags(11, 6), torch.arange(11)
-    expected = score(patches, patches, own), hausdorff_distances(patches)
+    expected = score(patches, patches, own)
     monkeypatch.setattr(clustering, "BLOCK_ELEMENTS", elements)
-    torch.testing.assert_close((score(patches, patches, own), hausdorff_distances(patches)), expected)
+    torch.testing.assert_close(score(patches, patches, own), expected)
 
 
 @pytest.mark.parametrize("score", [unsupervised_scores, normal_scores])
-def test_neither_the_order_of_patches_nor_that_of_images_matters(score):
+def test_order_of_patches_and_images_does_not_matter(score):
     patches, own = bags(7, 6), torch.arange(7)
     scores = score(patches, patches, own)
     images, places = torch.randperm(7), torch.randperm(6)
@@ -82,14 +81,14 @@ def test_neither_the_order_of_patches_nor_that_of_images_matters(score):
     torch.testing.assert_close(weighted_means(patches[:, places], weights[:, places]), weighted_means(patches, weights))
 
 
-def test_half_precision_is_compared_as_it_is():
+def test_half_precision_is_widened():
     patches, own = bags(5, 4).half(), torch.arange(5)
     torch.testing.assert_close(
         unsupervised_scores(patches, patches, own), unsupervised_scores(patches.float(), patches.float(), own)
     )
 
 
-def test_without_another_image_there_is_no_score():
+def test_scores_need_another_image():
     for score in (unsupervised_scores, normal_scores):
         with pytest.raises(ValueError, match="no other image"):
             score(bags(1, 3), bags(1, 3), torch.tensor([0]))
@@ -98,7 +97,7 @@ def test_without_another_image_there_is_no_score():
 
 @settings(deadline=None)
 @given(st.floats(1e-6, 1e6), st.integers(1, 8), st.integers(0, 20))
-def test_weights_add_up_and_follow_the_scores(tau, p, seed):
+def test_weights_sum_to_one_and_follow_the_scores(tau, p, seed):
     scores = bags(4, p, 1, seed=seed)[..., 0].abs()
     weights = patch_weights(scores, tau)
     torch.testing.assert_close(weights.sum(1), torch.ones(4))
@@ -134,16 +133,7 @@ def test_means_by_hand():
     torch.testing.assert_close(weighted_means(patches, weights), torch.tensor([[0.25, 0.75], [2.0, 2.0]]))
 
 
-def test_hausdorff_is_that_of_the_slow_twin():
-    patches = bags(6, 4)
-    rows = patches.tolist()
-    expected = [[max(max(nearest(z, b) for z in a), max(nearest(z, a) for z in b)) for b in rows] for a in rows]
-    torch.testing.assert_close(hausdorff_distances(patches), torch.tensor(expected), rtol=1e-4, atol=1e-3)
-    by_hand = hausdorff_distances(torch.tensor([[[0.0], [1.0]], [[0.0], [9.0]]]))
-    assert by_hand[0, 1] == by_hand[1, 0] == 8.0
-
-
-def test_the_projection_keeps_distances_or_makes_spreads_equal():
+def test_projection_keeps_distances_or_equalises_variances():
     patches = bags(1, 200, 6)[0] * torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.0])
     mean, whole = patch_projection(patches, 6, 0.0)
     torch.testing.assert_close(torch.pdist((patches - mean) @ whole), torch.pdist(patches), rtol=1e-4, atol=1e-4)
@@ -161,7 +151,7 @@ def test_the_projection_keeps_distances_or_makes_spreads_equal():
             patch_projection(patches, components, whitening)
 
 
-def test_an_odd_patch_in_a_common_background_tells_kinds_apart():
+def test_anomalous_patches_separate_kinds_on_a_common_background():
     rng = np.random.default_rng(0)
     background = rng.normal(0, 0.1, (30, 16, 8))
     kinds = np.repeat([0, 1, 2], 10)

@@ -114,10 +114,10 @@ def test_discovery_without_a_truth_or_with_a_far_ceiling():
 def test_metrics_over_cycles_leave_gaps():
     rows = [{"cycle": 1, "auroc": 0.9, "ap": float("nan")}, {"cycle": 2, "auroc": 0.95, "ap": 0.4}, {"cycle": 3}]
     figure = metrics_figure(rows)
-    assert legend(figure) == ["AUROC", "average precision"]
+    assert legend(figure) == ["AUROC", "AP"]
     assert lines(figure)[0].get_xdata().tolist() == [1, 2, 3]
     np.testing.assert_array_equal(lines(figure)[1].get_ydata(), [np.nan, 0.4, np.nan])
-    assert legend(metrics_figure(rows, names=["ap"])) == ["average precision"]
+    assert legend(metrics_figure(rows, names=["ap"])) == ["AP"]
     assert metrics_figure([]).axes[0].texts
 
 

@@ -23,7 +23,6 @@ from anomalymatch.clustering.groups import (
     EXACT_IMAGES,
     METHODS,
     UNGROUPED,
-    Choice,
     Embeddings,
     Grouping,
     choose_count,
@@ -79,22 +78,18 @@ class Clusters:
         ids: the images.
         embeddings: weighted mean of the patches of each image.
         weights: weights of the patches.
-        grid: side of the grid of patches.
         grouping: group of each image.
         distances: distance of each image to the medoid of its group; NaN for images in no group.
         medoids: row of each group's medoid, its most central image.
-        choice: choice of the number of groups; None if the number was given.
         rejects: images that could not be read.
     """
 
     ids: list[str]
     embeddings: Embeddings
     weights: Float32[np.ndarray, "n p"]
-    grid: int
     grouping: Grouping
     distances: Float64[np.ndarray, " n"]
     medoids: Int64[np.ndarray, " k"]
-    choice: Choice | None
     rejects: list[Reject]
 
     def members(self, group: int) -> Int64[np.ndarray, " m"]:
@@ -138,11 +133,9 @@ def cluster(
     bags, known = project(bags), None if known is None else project(known)
     weights = weigh(bags, known, spec, seed=seed)
     embeddings = embed(bags, weights)
-    grouping, choice = group(embeddings, spec, clusters=clusters, seed=seed)
+    grouping = group(embeddings, spec, clusters=clusters, seed=seed)
     distances, medoids = _medoids(embeddings, grouping)
-    return Clusters(
-        bags.ids, embeddings, weights.numpy(), bags.grid, grouping, distances, medoids, choice, bags.rejects
-    )
+    return Clusters(bags.ids, embeddings, weights.numpy(), grouping, distances, medoids, bags.rejects)
 
 
 def weigh(bags: Bags, normals: Bags | None, spec: ClusterSpec, *, seed: int) -> Float32[Tensor, "n p"]:
@@ -167,9 +160,7 @@ def embed(bags: Bags, weights: Tensor) -> Embeddings:
     return torch.cat([weighted_means(patches.float(), alpha) for patches, alpha in blocks]).double().numpy()
 
 
-def group(
-    embeddings: Embeddings, spec: ClusterSpec, *, clusters: int | None, seed: int
-) -> tuple[Grouping, Choice | None]:
+def group(embeddings: Embeddings, spec: ClusterSpec, *, clusters: int | None, seed: int) -> Grouping:
     """Group embeddings into a given or chosen number of groups.
 
     Raises:
@@ -178,7 +169,7 @@ def group(
     if spec.method == "hdbscan":
         if clusters is not None:
             raise ConfigError("method hdbscan finds the number of groups itself: leave out clusters, or use ward")
-        return Grouping(hdbscan(embeddings, spec.smallest_group)), None
+        return Grouping(hdbscan(embeddings, spec.smallest_group))
     distinct = count_distinct(embeddings)
     if clusters is not None and not 1 <= clusters <= distinct:
         raise ConfigError(
@@ -194,8 +185,8 @@ def group(
         clusters = choice.count
     if spec.method == "ward":
         tree = ward_tree(embeddings)
-        return Grouping(cut_tree(tree, clusters), tree), choice
-    return Grouping(make_cut(embeddings, spec.method, seed=seed)(clusters)), choice
+        return Grouping(cut_tree(tree, clusters), tree, choice)
+    return Grouping(make_cut(embeddings, spec.method, seed=seed)(clusters), choice=choice)
 
 
 def _reference_ids(ids: Sequence[str], count: int | None, seed: int) -> list[str]:

@@ -82,25 +82,6 @@ def weighted_means(patches: Float[Tensor, "n p d"], weights: Float[Tensor, "n p"
     return torch.bmm(weights.to(patches.dtype)[:, None], patches)[:, 0]
 
 
-def hausdorff_distances(patches: Float[Tensor, "n p d"]) -> Float[Tensor, "n n"]:
-    """Compute the maximum Hausdorff distance of each pair of images, a baseline of the paper.
-
-    It is the largest distance from a patch of one image to the nearest patch of the other, in the direction in which it
-    is larger.
-    """
-    n = len(patches)
-    distances = torch.zeros(n, n, device=patches.device)
-    step = _images_per_block(patches.shape[1], patches.shape[1])
-    buffer = _buffer(patches, patches, step)
-    for start in range(0, n, step):
-        for other in range(start, n, step):
-            there, back = _nearest_both(patches[start : start + step], patches[other : other + step], buffer)
-            block = torch.maximum(there.amax(1), back.amax(1).T)
-            distances[start : start + step, other : other + step] = block
-            distances[other : other + step, start : start + step] = block.T
-    return distances.fill_diagonal_(0.0)
-
-
 def _over_references(
     patches: Float[Tensor, "n p d"], references: Float[Tensor, "r q d"], own: Int64[Tensor, " n"], *, smallest: bool
 ) -> Float[Tensor, "n p"]:
@@ -110,8 +91,9 @@ def _over_references(
         raise ValueError("an image has no other image to be compared with")
     start_value = torch.inf if smallest else 0.0
     total = torch.full(patches.shape[:2], start_value, device=patches.device)
-    step = _images_per_block(patches.shape[1], references.shape[1])
-    buffer = _buffer(patches, references, step)
+    step = max(1, math.isqrt(BLOCK_ELEMENTS // (patches.shape[1] * references.shape[1])))  # images in a block
+    pairs = min(step, len(patches)) * min(step, len(references))
+    buffer = torch.empty(pairs * patches.shape[1] * references.shape[1], device=patches.device)
     for start in range(0, len(patches), step):
         rows = slice(start, start + step)
         for other in range(0, len(references), step):
@@ -126,42 +108,18 @@ def _over_references(
 def _nearest(
     a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], buffer: Float[Tensor, " _"]
 ) -> Float[Tensor, "n p r"]:
-    """Compute the Euclidean distance from each patch of `a` to the nearest patch of each image of `b`."""
-    squared = _squared(a, b, buffer).amin(3) + a.float().square().sum(2)[:, :, None]
-    return squared.clamp_min_(0.0).sqrt_()
+    """Compute the Euclidean distance from each patch of `a` to the nearest patch of each image of `b`.
 
-
-def _nearest_both(
-    a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], buffer: Float[Tensor, " _"]
-) -> tuple[Float[Tensor, "n p r"], Float[Tensor, "r q n"]]:
-    """Compute `_nearest` from `a` to `b` and from `b` to `a` with a single product."""
-    squared = _squared(a, b, buffer) + a.float().square().sum(2)[:, :, None, None]
-    there, back = squared.amin(3), squared.amin(1).permute(1, 2, 0)
-    return there.clamp_min_(0.0).sqrt_(), back.clamp_min_(0.0).sqrt_()
-
-
-def _squared(
-    a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], buffer: Float[Tensor, " _"]
-) -> Float[Tensor, "n p r q"]:
-    """Compute the squared distances of all patches without the term |a|^2, which the caller adds.
-
-    They are expanded to products, which near zero are accurate to about 1e-3 of the patches' length; the softmax does
-    not notice. Half precision is widened here.
+    Distances are expanded to products, which near zero are accurate to about 1e-3 of the patches' length; the softmax
+    does not notice. Half precision is widened here. The buffer holds the products: to allocate memory for each block
+    would take as long as the products themselves.
     """
     (n, p, d), (r, q, _) = a.shape, b.shape
     left, right = a.reshape(-1, d).float(), b.reshape(-1, d).float()
     products = buffer[: len(left) * len(right)].view(len(left), len(right))
-    return torch.addmm(right.square().sum(1), left, right.T, alpha=-2.0, out=products).view(n, p, r, q)
-
-
-def _buffer(a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], step: int) -> Float[Tensor, " m"]:
-    """Allocate memory for one block of distances; an allocation for each block would take as long as the products."""
-    images = min(step, len(a)) * min(step, len(b))
-    return torch.empty(images * a.shape[1] * b.shape[1], device=a.device)
-
-
-def _images_per_block(p: int, q: int) -> int:
-    return max(1, math.isqrt(BLOCK_ELEMENTS // (p * q)))
+    torch.addmm(right.square().sum(1), left, right.T, alpha=-2.0, out=products)
+    squared = products.view(n, p, r, q).amin(3) + left.square().sum(1).view(n, p, 1)
+    return squared.clamp_min_(0.0).sqrt_()
 
 
 def patch_projection(

@@ -38,16 +38,35 @@ Cut = Callable[[int], Labels]
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Chosen number of groups.
+
+    Attributes:
+        count: number of groups.
+        curve: value of the criterion for each number that was tried.
+        agreement: share of the subsamples that lead to the same number.
+        sentence: certainty of the choice, in words.
+    """
+
+    count: int
+    curve: dict[int, float]
+    agreement: float
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Grouping:
     """Group of each image.
 
     Attributes:
         labels: 0 for the largest group and so on; `UNGROUPED` for images in no group.
         tree: SciPy's linkage matrix (Ward only): row i merges two nodes into node n + i at a height.
+        choice: choice of the number of groups; None if the number was given.
     """
 
     labels: Labels
     tree: Tree | None = None
+    choice: Choice | None = None
 
 
 def make_cut(embeddings: Embeddings, method: str, *, seed: int, exact_images: int = EXACT_IMAGES) -> Cut:
@@ -138,23 +157,6 @@ def count_distinct(embeddings: Embeddings) -> int:
     if spread <= 1e-6 * np.abs(embeddings).max(initial=1e-300):
         return 1
     return len(np.unique(np.round(embeddings / (1e-6 * spread)), axis=0))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Chosen number of groups.
-
-    Attributes:
-        count: number of groups.
-        curve: value of the criterion for each number that was tried.
-        agreement: share of the subsamples that lead to the same number.
-        sentence: certainty of the choice, in words.
-    """
-
-    count: int
-    curve: dict[int, float]
-    agreement: float
-    sentence: str
 
 
 def choose_count(embeddings: Embeddings, method: str, *, criterion: str, most: int, seed: int) -> Choice:

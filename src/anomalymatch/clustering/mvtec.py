@@ -91,7 +91,7 @@ def _category(
     }
     rows: list[Row] = []
     for method, alpha in weights.items():
-        groups, _ = group(embed(bags, alpha), spec, clusters=len(set(classes)), seed=seed)
+        groups = group(embed(bags, alpha), spec, clusters=len(set(classes)), seed=seed)
         measured: Mapping[str, float] = clustering_metrics(classes, groups.labels)
         row: Row = {"category": root.name, "method": method, "images": len(classes), "types": len(set(classes))}
         rows.append(row | {name: round(value, 4) for name, value in measured.items()})

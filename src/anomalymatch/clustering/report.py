@@ -55,7 +55,7 @@ def write_clusters(
     measured = clustering_metrics([truth[id_] for id_ in clusters.ids], clusters.grouping.labels) if known else {}
     report = Report(
         title=f"{folder.name}, {len(numbered)} groups",
-        subtitle=clusters.choice.sentence if clusters.choice else "",
+        subtitle=clusters.grouping.choice.sentence if clusters.grouping.choice else "",
         facts={
             **facts,
             "Images": f"{len(clusters.ids):,}",
@@ -120,12 +120,11 @@ def _plots(folder: Path, clusters: Clusters, map_method: str, seed: int) -> list
     if clusters.grouping.tree is not None:
         figure = figures.dendrogram_figure(clusters.grouping.tree, clusters.grouping.labels)
         drawn["dendrogram"] = (figure, "Dendrogram", "Ward's merges; each branch below the dashed line is a group.")
-    if clusters.choice is not None:
-        curve = clusters.choice.curve
+    if (choice := clusters.grouping.choice) is not None:
         figure, axes = plots.make_figure("groups", "criterion")
-        axes.plot(list(curve), list(curve.values()), color=plots.INK, marker="o", markersize=4)
-        axes.axvline(clusters.choice.count, color=plots.ANOMALY, linestyle="--", linewidth=1.3)
-        drawn["choice"] = (figure, "Number of groups", clusters.choice.sentence)
+        axes.plot(list(choice.curve), list(choice.curve.values()), color=plots.INK, marker="o", markersize=4)
+        axes.axvline(choice.count, color=plots.ANOMALY, linestyle="--", linewidth=1.3)
+        drawn["choice"] = (figure, "Number of groups", choice.sentence)
     for old in pictures(folder):  # an earlier clustering may have had more groups
         old.unlink()
     for name, (figure, _, _) in drawn.items():

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import torch
@@ -15,17 +15,6 @@ from torchmetrics.functional.classification import (
 )
 
 from anomalymatch.evaluation.ranks import expected_hits, midranks, top_fraction_count
-
-MEASURES = (
-    "auroc",
-    "ap",
-    "auprc",
-    "precision_at_0_1pct",
-    "recall_at_0_1pct",
-    "precision_at_1pct",
-    "recall_at_1pct",
-)
-"""Names of the metrics of a ranking, in the order of reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +51,10 @@ class RankingMetrics:
         return {name: value for name, value in asdict(self).items() if name != "undefined"}
 
 
+MEASURES = tuple(each.name for each in fields(RankingMetrics))[:7]
+"""Names of the metrics of a ranking, in the order of reports."""
+
+
 @dataclass(frozen=True, slots=True)
 class Curves:
     """Points of the ROC and precision-recall curves of one ranking, from the highest threshold on.
@@ -95,8 +88,7 @@ def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray,
     images, anomalies = scores.size, int(np.count_nonzero(is_anomaly))
     reason = _why_undefined(images, anomalies)
     if reason:
-        nan, undefined = math.nan, dict.fromkeys(MEASURES, reason)
-        return RankingMetrics(nan, nan, nan, nan, nan, nan, nan, images, anomalies, undefined)
+        return RankingMetrics(*[math.nan] * 7, images, anomalies, undefined=dict.fromkeys(MEASURES, reason))
     preds, target = _tensors(ranks, is_anomaly)
     precision, recall, _ = binary_precision_recall_curve(preds, target, validate_args=False)
     hits_01, k_01 = _top(ranks, is_anomaly, 0.001)

@@ -15,6 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from anomalymatch.evaluation.metrics import Curves
+from anomalymatch.evaluation.report import column_name
 from anomalymatch.files import atomic_file
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -25,15 +26,6 @@ MAX_LEGEND = 8
 SIZE = (6.4, 4.0)
 DPI = 160
 PLAIN = FuncFormatter(lambda value, _: f"{value:,.0f}")
-METRIC_NAMES = {
-    "auroc": "AUROC",
-    "ap": "average precision",
-    "auprc": "AUPRC",
-    "precision_at_0_1pct": "precision in top 0.1 %",
-    "precision_at_1pct": "precision in top 1 %",
-    "recall_at_0_1pct": "recall in top 0.1 %",
-    "recall_at_1pct": "recall in top 1 %",
-}
 
 
 def roc_figure(curves_by_cycle: Mapping[Any, Curves]) -> Figure:
@@ -154,7 +146,7 @@ def metrics_figure(
     for place, name in enumerate(name for name in names if any(name in row for row in rows)):
         values = [float(row.get(name, np.nan)) for row in rows]
         style: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
-        axes.plot(cycles, values, label=METRIC_NAMES.get(name, name), linewidth=2, markersize=6, **style)
+        axes.plot(cycles, values, label=column_name(name), linewidth=2, markersize=6, **style)
     axes.set_ylim(-0.02, 1.04)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
