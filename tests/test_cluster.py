@@ -68,7 +68,7 @@ def test_a_folder_is_grouped_named_and_labelled(call, tiny, images, tmp_path):
     assert "Group 2" in report
     assert "Dendrogram" in report
     assert "NMI" in report
-    assert "since the cycle before" not in report
+    assert "since the previous cycle" not in report
     assert sorted(path.name for path in (folder / "sheets").iterdir()) == [f"group-00{k}.png" for k in range(3)]
     groups = folder / "groups.csv"
     groups.write_text(groups.read_text().replace("\n0,,", "\n0,ring,"))

@@ -135,7 +135,7 @@ def test_an_empty_report_is_a_page(tmp_path):
 
 def test_one_cycle_has_no_changes(tmp_path):
     _, page = write(tmp_path, Report(title="t", metrics=[{"cycle": 0, "auroc": 0.9}]))
-    assert not any("since" in text for text in page.texts if "cycle before" not in text)
+    assert not any("since" in text for text in page.texts if "previous cycle" not in text)
 
 
 def test_key_numbers_prefer_held_out_metrics(tmp_path):
