@@ -91,8 +91,8 @@ def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray,
         return RankingMetrics(*[math.nan] * 7, images, anomalies, undefined=dict.fromkeys(MEASURES, reason))
     preds, target = _tensors(ranks, is_anomaly)
     precision, recall, _ = binary_precision_recall_curve(preds, target, validate_args=False)
-    hits_01, k_01 = _top(ranks, is_anomaly, 0.001)
-    hits_1, k_1 = _top(ranks, is_anomaly, 0.01)
+    k_01, k_1 = (top_fraction_count(images, fraction) for fraction in (0.001, 0.01))
+    hits_01, hits_1 = (expected_hits(ranks, is_anomaly, k) for k in (k_01, k_1))
     return RankingMetrics(
         auroc=float(binary_auroc(preds, target, validate_args=False)),
         ap=float(binary_average_precision(preds, target, validate_args=False)),
@@ -161,11 +161,6 @@ def _tensors(ranks: Float64[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"
     # Ranks in [0, 1]: torchmetrics applies a sigmoid if any score lies outside, which merges large logits. float64:
     # float32 merges neighbours from about ten million ranks on.
     return torch.from_numpy(ranks), torch.from_numpy(is_anomaly.astype(np.int64))
-
-
-def _top(ranks: Float64[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"], fraction: float) -> tuple[float, int]:
-    k = top_fraction_count(ranks.size, fraction)
-    return expected_hits(ranks, is_anomaly, k), k
 
 
 def _thin(

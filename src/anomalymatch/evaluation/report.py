@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
@@ -80,21 +80,18 @@ class Report:
     cycles: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class _Cell:
+class _Cell(NamedTuple):
     text: str
     delta: str = ""
     undefined: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _KeyNumber:
+class _KeyNumber(NamedTuple):
     name: str
     cell: _Cell
 
 
-@dataclass(frozen=True, slots=True)
-class _Picture:
+class _Picture(NamedTuple):
     title: str
     caption: str
     kind: str
