@@ -1,4 +1,4 @@
-"""Shared fixtures. The library is imported inside of them: at the top it would escape the run-time type checks."""
+"""Shared fixtures. They import the library themselves: imported at the top it would escape the run-time type checks."""
 
 import csv
 import faulthandler
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no test phones home
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from threads, and wait long for busy cores
 
-# Imported for the first time from inside of the library, these would be compiled anew: its run-time type checks hook
-# into whatever is imported meanwhile, and so much code takes half a minute.
+# The hook of the run-time type checks compiles all modules that are first imported by the library, which takes half a
+# minute for these: import them before.
 import albumentations  # noqa: F401
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,13 +26,13 @@ import torch
 import torchmetrics  # noqa: F401
 from hypothesis import settings
 
-# A change must not fail because of an example that was drawn for the first time; at home new ones are drawn.
+# CI draws the same examples each time, so that changes do not fail by chance; other machines draw new ones.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
 STDERR = pytest.StashKey[int]()
-"""The terminal, while tests write elsewhere."""
+"""File descriptor of the terminal, while pytest captures the output."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,16 +40,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let a process that crashes say where: each training of Lightning resets the signals, these among them."""
+    """Print a traceback if the process crashes; each training of Lightning resets the signal handlers."""
     faulthandler.disable()
     faulthandler.enable(item.config.stash[STDERR])
 
 
 @pytest.fixture
 def make_source() -> Callable[..., Any]:
-    """Make an in-memory image source; pixels follow from the position, so that 100,000 images take no room.
+    """Function that makes an image source in memory, whose pixels are computed from the position.
 
-    Each tenth image, from the first on, is `rare`: it has a bright square. `reads` counts the images decoded.
+    Every tenth image, from the first on, is `rare`: it has a bright square. `reads` counts the decoded images.
     """
     from anomalymatch.data.rendering import band_names
     from anomalymatch.data.source import ImageSource
@@ -132,7 +132,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Outcome(NamedTuple):
-    """What a command left on the terminal."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -141,7 +141,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def call_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
-    """Call the `main` of a command with these words in this process."""
+    """Function that calls the `main` of a command with arguments, in this process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
@@ -163,7 +163,7 @@ def call_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 def command(
     call_main: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Outcome]:
-    """Call `python -m anomalymatch.run` with these words in this process, in an empty folder."""
+    """Function that calls `python -m anomalymatch.run` with arguments in this process, in an empty folder."""
     from anomalymatch.run import main
 
     monkeypatch.chdir(tmp_path)
@@ -172,7 +172,7 @@ def command(
 
 @pytest.fixture
 def make_embedding(tmp_path: Path) -> Callable[..., Any]:
-    """The features of a tiny network with random weights."""
+    """Function that makes an embedding: a tiny network with random weights, and a source."""
     from anomalymatch.backbones.embedding import Embedding
     from anomalymatch.backbones.inference import Inference
 
@@ -186,7 +186,7 @@ def make_embedding(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def events() -> Callable[..., Any]:
-    """The label log of a run folder."""
+    """Function that reads the label log of a run folder."""
     from anomalymatch.data.label_log import LabelLog
 
     def read(path: Path) -> list[Any]:
@@ -201,7 +201,7 @@ def events() -> Callable[..., Any]:
 
 @pytest.fixture
 def comparable(events: Any) -> Callable[..., Any]:
-    """What must be equal in two runs of the same numbers: everything but the clock."""
+    """Function that reads everything of a run but times, to compare two runs."""
 
     def read(path: Path) -> dict[str, Any]:
         with (path / "metrics.csv").open(newline="") as file:

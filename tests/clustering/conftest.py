@@ -1,30 +1,20 @@
 """Patches of tiny images by a tiny network."""
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 
 @pytest.fixture
-def make_patches(make_source: Any, tmp_path: Path) -> Any:
+def make_patches(make_source: Callable[..., Any], make_embedding: Callable[..., Any]) -> Callable[..., Any]:
     """Patches of an in-memory source: levels 2 and 3 of the tiny network, 4 x 4 of them."""
-    from anomalymatch.backbones.embedding import Embedding
-    from anomalymatch.backbones.inference import Inference
     from anomalymatch.clustering.patches import PatchEmbedding, PatchSpec
 
     def make(source: Any = None, **options: Any) -> PatchEmbedding:
         values = {"levels": [2, 3], "grid": None, "components": None, "whitening": 0.5} | options
-        name = values.pop("name", "test_efficientnet")
-        embedding = Embedding(
-            name=name,
-            weights="none",
-            image_size=values.pop("image_size", 32),
-            bn_momentum=None,
-            source=make_source() if source is None else source,
-            cache_dir=tmp_path / "cache",
-            inference=Inference("cpu", "fp32", workers=1),
-        )
+        network = {key: values.pop(key) for key in ("name", "image_size") if key in values}
+        embedding = make_embedding(make_source() if source is None else source, bn_momentum=None, **network)
         return PatchEmbedding(embedding, PatchSpec(**values))
 
     return make
