@@ -180,7 +180,7 @@ def test_oracles_are_chosen_by_name(tiny):
         ("distinct", "al.strategy.similarity=0.9", {"candidates": 10, "similarity": 0.9}),
         ("auto", "al.strategy.similarity=0.9", {"distinct.similarity": 0.9, "diverse.candidates": 10}),
         ("expected", "al.strategy.horizon=40", {"candidates": 10, "horizon": 40, "followed": 2000, "prior": 2.0}),
-        ("per_cluster", "seed=3", {"candidates": 10, "divide.seed": 3, "divide.spec.references": 100}),
+        ("per_cluster", "seed=3", {"candidates": 10, "group_images.seed": 3, "group_images.spec.references": 100}),
     ],
 )
 def test_strategies_are_chosen_by_name_and_take_their_settings(tiny, name, words, expected):

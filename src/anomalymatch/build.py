@@ -20,7 +20,7 @@ from anomalymatch.algorithms.novelty.detectors import Detector
 from anomalymatch.algorithms.probe.learner import ProbeLearner
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.checks import check_range
-from anomalymatch.clustering.analysis import Divider
+from anomalymatch.clustering.analysis import ImageGrouper
 from anomalymatch.config import compose
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import Task, make_task
@@ -164,9 +164,9 @@ def build_detector(config: DictConfig, default: DictConfig) -> Detector:
     )
 
 
-def build_divider(config: DictConfig, embedding: Embedding) -> Divider:
+def build_grouper(config: DictConfig, embedding: Embedding) -> ImageGrouper:
     """Build the function that groups images by kind while somebody waits."""
-    return build(config.clustering.divider)(embedding)
+    return build(config.clustering.grouper)(embedding)
 
 
 def build_strategy(config: DictConfig, embedding: Embedding) -> Strategy:

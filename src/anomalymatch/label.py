@@ -38,7 +38,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         AnomalyMatchError: with one clear sentence.
     """
     # Imported late: a mistyped word on the command line should not have to wait for torch.
-    from anomalymatch.build import build, build_detector, build_divider, build_embedding, build_source
+    from anomalymatch.build import build, build_detector, build_grouper, build_embedding, build_source
     from anomalymatch.data.task import Task
     from anomalymatch.types import Label
     from anomalymatch.ui.features import build_bank, build_seen
@@ -84,7 +84,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         cache=Path(config.data.cache_dir) / "thumbnails",
         workers=config.inference.workers,
         seed=config.seed,
-        divide=build_divider(config, embedding),
+        divide=build_grouper(config, embedding),
         needs_labels=learner.needs_labels and not any(cold_start.trains for cold_start in rankers),
     )
     service.take_given({id_: Label(label) for id_, label in source.labels.items()})

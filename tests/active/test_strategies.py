@@ -173,12 +173,12 @@ def test_per_cluster_takes_the_best_of_each_group_in_turn(embedding):
     def by_letter(ids):
         return [[id_ for id_ in reversed(ids) if id_[0] == letter] for letter in "ba"]
 
-    def divider(given):
+    def grouper(given):
         assert given is embedding
         return by_letter
 
     ranking = Ranking(["a0", "z0", "b0", "a1", "z1", "a2"], -np.arange(6.0))
-    strategy = PerCluster(embedding, divider, 2)
+    strategy = PerCluster(embedding, grouper, 2)
     assert strategy(ranking, 3, rng=rng()) == ["a0", "b0", "a1"]
     assert strategy(ranking, 5, rng=rng()) == ["a0", "b0", "a1", "a2", "z0"]  # z is in no group
     assert strategy(ranking, 9, rng=rng()) == ranking.ids

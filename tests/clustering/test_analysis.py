@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomalymatch.clustering import analysis as module
-from anomalymatch.clustering.analysis import ClusterSpec, Divider, cluster
+from anomalymatch.clustering.analysis import ClusterSpec, ImageGrouper, cluster
 from anomalymatch.errors import ConfigError, DataError
 
 
@@ -133,9 +133,9 @@ def test_divider_returns_groups_with_their_medoids_first(make_patches, make_sour
     patches, ids = make_patches(source), list(source.ids)
     normals = ids[20:]
     found = cluster(patches, ids, spec, clusters=3, normals=normals, seed=1)
-    groups = Divider(patches, spec, 1)(ids, normals, 3)
+    groups = ImageGrouper(patches, spec, 1)(ids, normals, 3)
     assert sorted(id_ for group in groups for id_ in group) == sorted(set(ids) - {"im000007"})
     assert [len(group) for group in groups] == sorted((len(group) for group in groups), reverse=True)
     assert [group[0] for group in groups] == [found.ids[row] for row in found.medoids]
-    assert groups == Divider(patches, spec, 1)(ids, normals, 3)
-    assert len(Divider(patches, spec, 1)(ids)) >= 1
+    assert groups == ImageGrouper(patches, spec, 1)(ids, normals, 3)
+    assert len(ImageGrouper(patches, spec, 1)(ids)) >= 1

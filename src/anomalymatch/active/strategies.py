@@ -23,7 +23,7 @@ Labels = Mapping[str, str]
 NO_LABELS: Labels = MappingProxyType({})
 ROUNDING = 1e-6
 """Largest distance from 1 of the cosine between an image and its copy."""
-Divide = Callable[[Sequence[str]], Sequence[Sequence[str]]]
+GroupImages = Callable[[Sequence[str]], Sequence[Sequence[str]]]
 """Function that divides images into groups."""
 
 
@@ -163,13 +163,13 @@ class PerCluster:
 
     Args:
         embedding: gives the images.
-        divider: function that makes a `Divide` from the embedding.
+        grouper: function that makes a `GroupImages` from the embedding.
         candidates: number of top images to group, as a multiple of the number asked for.
     """
 
-    def __init__(self, embedding: Embedding, divider: Callable[[Embedding], Divide], candidates: int) -> None:
+    def __init__(self, embedding: Embedding, grouper: Callable[[Embedding], GroupImages], candidates: int) -> None:
         check_range("al.strategy.candidates", candidates, low=1)
-        self.divide, self.candidates = divider(embedding), candidates
+        self.group_images, self.candidates = grouper(embedding), candidates
 
     def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
         """See `Strategy`; images without a group come last."""
@@ -177,7 +177,9 @@ class PerCluster:
         if len(ids) <= count:
             return ids
         place = {id_: rank for rank, id_ in enumerate(ids)}
-        groups = sorted((sorted(group, key=place.__getitem__) for group in self.divide(ids)), key=lambda g: place[g[0]])
+        groups = sorted(
+            (sorted(group, key=place.__getitem__) for group in self.group_images(ids)), key=lambda g: place[g[0]]
+        )
         in_turn = [id_ for round_ in zip_longest(*groups) for id_ in round_ if id_ is not None]
         return [*in_turn, *(id_ for id_ in ids if id_ not in set(in_turn))][:count]
 

@@ -1,6 +1,6 @@
 """Anomaly Clustering: grouping of images by the kind of anomaly they show."""
 
-from anomalymatch.clustering.analysis import Clusters, ClusterSpec, Divider, cluster
+from anomalymatch.clustering.analysis import Clusters, ClusterSpec, ImageGrouper, cluster
 from anomalymatch.clustering.groups import UNGROUPED, Grouping, choose_count
 from anomalymatch.clustering.patches import Bags, PatchEmbedding, PatchSpec
 from anomalymatch.clustering.quality import clustering_metrics
@@ -11,7 +11,7 @@ __all__ = [
     "Bags",
     "ClusterSpec",
     "Clusters",
-    "Divider",
+    "ImageGrouper",
     "Grouping",
     "PatchEmbedding",
     "PatchSpec",

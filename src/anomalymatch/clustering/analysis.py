@@ -214,7 +214,7 @@ def _medoids(embeddings: Embeddings, grouping: Grouping) -> tuple[Float64[np.nda
 
 
 @dataclass(frozen=True)
-class Divider:
+class ImageGrouper:
     """Function that divides images into groups, for the labelling page and the query strategy `per_cluster`.
 
     Attributes:
@@ -245,8 +245,10 @@ class Divider:
         return [[found.ids[row] for row in found.members(k)] for k in range(len(found.medoids))]
 
 
-def make_divider(embedding: Embedding, patches: PatchSpec, spec: ClusterSpec, *, references: int, seed: int) -> Divider:
-    """Make a divider that compares with few images, for use while a user waits.
+def make_grouper(
+    embedding: Embedding, patches: PatchSpec, spec: ClusterSpec, *, references: int, seed: int
+) -> ImageGrouper:
+    """Make a grouper that compares with few images, for use while a user waits.
 
     Args:
         embedding: backbone and images.
@@ -255,4 +257,6 @@ def make_divider(embedding: Embedding, patches: PatchSpec, spec: ClusterSpec, *,
         references: number of images to compare with, if `spec` gives none; experiments/README.md, 8, has the cost.
         seed: seed of samples and initial values.
     """
-    return Divider(PatchEmbedding(embedding, patches), replace(spec, references=spec.references or references), seed)
+    return ImageGrouper(
+        PatchEmbedding(embedding, patches), replace(spec, references=spec.references or references), seed
+    )
