@@ -38,7 +38,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         AnomalyMatchError: with one clear sentence.
     """
     # Imported late: a mistyped word on the command line should not have to wait for torch.
-    from anomalymatch.build import build, build_detector, build_grouper, build_embedding, build_source
+    from anomalymatch.build import build, build_detector, build_embedding, build_grouper, build_source
     from anomalymatch.data.task import Task
     from anomalymatch.types import Label
     from anomalymatch.ui.features import build_bank, build_seen
