@@ -88,7 +88,10 @@ def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray,
     images, anomalies = scores.size, int(np.count_nonzero(is_anomaly))
     reason = _why_undefined(images, anomalies)
     if reason:
-        return RankingMetrics(*[math.nan] * 7, images, anomalies, undefined=dict.fromkeys(MEASURES, reason))
+        undefined = dict.fromkeys(MEASURES, reason)
+        return RankingMetrics(
+            **dict.fromkeys(MEASURES, math.nan), images=images, anomalies=anomalies, undefined=undefined
+        )
     preds, target = _tensors(ranks, is_anomaly)
     precision, recall, _ = binary_precision_recall_curve(preds, target, validate_args=False)
     k_01, k_1 = (top_fraction_count(images, fraction) for fraction in (0.001, 0.01))
