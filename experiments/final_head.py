@@ -67,7 +67,7 @@ def measure(name: str, draw: int, size: int, iterations: int) -> Row:
         network = load_network(Path(folder) / WEIGHTS)
     embedding, trained = learner.embedding, copy.deepcopy(network.head)
     refit_head(network, embedding, labels, build(config.probe))
-    forward = embedding.inference.prepared(network.backbone, size=size, count=len(rest))
+    forward = embedding.inference.prepare(network.backbone, size=size, count=len(rest))
     batches = list(embedding.inference.run(forward, task.source, rest, size=size))
     features = torch.from_numpy(np.concatenate([batch.outputs for batch in batches]))
     truth = task.truth([id_ for batch in batches for id_ in batch.ids])

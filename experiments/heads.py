@@ -37,7 +37,7 @@ class LabelledHead(ABC):
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
-        known = self.embedding.views.features
+        known = self.embedding.probe_features
         wanted = [id_ for id_ in (known.ids if ids is None else ids) if id_ in known]
         rows = _unit(self._rows(wanted) - self._centre)
         return Ranking(wanted, self.score(rows, self._anomalies, self._normals).astype(np.float64))
@@ -55,8 +55,8 @@ class LabelledHead(ABC):
         """Score rows of length one; a higher score is more anomalous."""
 
     def _rows(self, ids: Sequence[str]) -> np.ndarray:
-        views = self.embedding.views
-        return views.features.take(ids) * views.scaling.scale
+        features = self.embedding.probe_features
+        return features.take(ids) * features.scaling.scale
 
 
 class Prototype(LabelledHead):

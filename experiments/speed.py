@@ -47,7 +47,7 @@ def scoring_rates(task: Task, size: int, repeats: int) -> list[Row]:
     embedding = _embedding(task, size)
     inference, backbone = embedding.inference, embedding.network(normalised=True).backbone
     batch = inference.batch_size(size)
-    forward = inference.prepared(backbone, size=size, count=len(task.source.ids))
+    forward = inference.prepare(backbone, size=size, count=len(task.source.ids))
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).to(memory_format=torch.channels_last)
     ids = task.pool[: batch * max(2, 1536 // batch)]
 

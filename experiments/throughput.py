@@ -35,7 +35,8 @@ from anomalymatch.progress import progress
 from anomalymatch.scoring.backends import Scorer, find_batch_size, make_scorer
 from anomalymatch.scoring.engine import score_parts
 from anomalymatch.scoring.finish import finish
-from anomalymatch.scoring.parts import Manifest, PartFolder, TopK, open_manifest
+from anomalymatch.scoring.parts import Manifest, PartFolder, open_manifest
+from anomalymatch.scoring.top import TopK
 
 BACKENDS = ("torch", "compile", "openvino")
 MEASURES = ("per_second", "ratio")

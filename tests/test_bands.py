@@ -3,11 +3,11 @@
 import csv
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import anomalymatch as am
 from anomalymatch.errors import DataError
-from anomalymatch.scoring.finish import read_scores
 
 BANDS = ["u", "g", "r", "i", "z"]
 
@@ -56,7 +56,8 @@ def test_bands_and_stretch_go_from_training_to_scoring(archive, tmp_path):
         shared = [f"run={tmp_path / name}", "dataset=numpy", f"data.root={archive}", "scoring.backend=torch"]
         named = f"dataset.source.bands=[{','.join(BANDS)}]"
         folder = am.score(*shared, named, f"output={tmp_path / name / 'scored'}")
-        again = dict(zip(*(read_scores(folder)[column].to_pylist() for column in ("id", "logit")), strict=True))
+        table = pq.read_table(folder / "scores")
+        again = dict(zip(table["id"].to_pylist(), table["logit"].to_pylist(), strict=True))
         # The probe ranks by features in half precision.
         np.testing.assert_allclose([again[id_] for id_ in ranking.ids], ranking.logits, atol=2e-2)
         with pytest.raises(DataError, match="z, i, r, g, u, the same in another order than those of the training"):

@@ -57,14 +57,14 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         run = Path(page.run).expanduser() if page.run else Path("runs") / f"label-{source.name}"
         config = _begun(run, config)
     embedding = build_embedding(config, Task(source, source.ids, [], None))
-    views, folder = embedding.find_views(), embedding.features_folder
+    features, folder = embedding.load_features(), embedding.features_folder
     kept = {"compression": page.compression, "dimensions": page.dimensions, "folder": folder}
-    bank = build_bank(views.last, source.ids, **kept)
+    bank = build_bank(features.last, source.ids, **kept)
     cold = config.al.cold_start.name
     beginnings = {"none": Beginning.DIVERSE} | {order.name.lower(): order for order in Beginning}
     # The classes of the learner and of the cold start, where there is one.
     learner, *rankers = (build(node.learner).func for node in (config.algorithm, config.al.cold_start) if node.learner)
-    probe, seen = build(config.probe), build_seen(bank, views, source.ids, **kept)
+    probe, seen = build(config.probe), build_seen(bank, features, source.ids, **kept)
     live = LiveRanking(
         bank,
         probe,
@@ -72,7 +72,9 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         novelty=novelty_of(bank, build_detector(config, page.novelty), len(source.ids), folder=folder),
         first=beginnings.get(cold, Beginning.NOVEL),
         seen=seen,
-        turned=lambda at: seen.bank.encode(embedding.other_views([source.ids[i] for i in at], probe.orientations)),
+        turned=lambda at: seen.bank.encode(
+            embedding.reoriented_features([source.ids[i] for i in at], probe.orientations)
+        ),
     )
     service = LabelService(
         run,

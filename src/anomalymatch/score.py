@@ -47,15 +47,15 @@ def execute(config: DictConfig) -> tuple[Path, bool]:
     from anomalymatch.build import build, build_source
     from anomalymatch.data.rendering import Rendering
     from anomalymatch.scoring.job import run_job
-    from anomalymatch.scoring.trained import find_trained
+    from anomalymatch.scoring.model import find_model
 
     spec, inference = build(config.scoring), build(config.inference)
-    trained = find_trained(Path(config.run).expanduser(), config.cycle)
+    model = find_model(Path(config.run).expanduser(), config.cycle)
     target = f"{Rendering.__module__}.{Rendering.__qualname__}"
-    stretch = OmegaConf.create({"stretch": {"_target_": target, **trained.input.rendering.as_dict()}})
+    stretch = OmegaConf.create({"stretch": {"_target_": target, **model.input.rendering.as_dict()}})
     source = build_source(cast(DictConfig, OmegaConf.merge(config, stretch)))
     output = Path(config.output).expanduser() if config.output else _output(config, source.name)
-    return output, run_job(trained, source, spec, inference, output)
+    return output, run_job(model, source, spec, inference, output)
 
 
 @hydra.main(config_path=str(config_folder()), config_name=NAME, version_base="1.3")

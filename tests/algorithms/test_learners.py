@@ -10,7 +10,7 @@ from anomalymatch.algorithms.fixmatch.module import FixMatch
 from anomalymatch.backbones.features import Features
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.openvino import has_openvino
-from anomalymatch.backbones.test_time_views import turned
+from anomalymatch.backbones.tta import reoriented
 from anomalymatch.errors import ConfigError, LabelError
 
 SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
@@ -261,15 +261,15 @@ def test_other_views_are_those_of_the_turned_images_and_computed_once(make_sourc
     source = make_source(12, unreadable={"im000003"})
     embedding = make_embedding(source, stages=True)
     ids = ["im000001", "im000003", "im000002"]
-    rows = embedding.other_views(ids, orientations)
+    rows = embedding.reoriented_features(ids, orientations)
     readable = [source.read([id_])[0] for id_ in ("im000001", "im000002")]
     batches = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in readable]
-    views = [turned(b, i)[0].permute(1, 2, 0).numpy() for b in batches for i in range(1, orientations)]
-    assert rows.shape == (2 * (orientations - 1), embedding.views.features.dimensions)
+    views = [reoriented(b, i)[0].permute(1, 2, 0).numpy() for b in batches for i in range(1, orientations)]
+    assert rows.shape == (2 * (orientations - 1), embedding.probe_features.dimensions)
     if views:
         np.testing.assert_allclose(rows, embedding.encode(views), atol=1e-5)
     source.read = None  # what is known is not read again
-    np.testing.assert_array_equal(embedding.other_views(["im000001", "im000002"], orientations), rows)
+    np.testing.assert_array_equal(embedding.reoriented_features(["im000001", "im000002"], orientations), rows)
 
 
 def test_the_mirror_image_of_an_anomaly_teaches_the_probe(make, small, labels):

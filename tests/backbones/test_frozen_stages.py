@@ -3,10 +3,11 @@ import torch
 
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
 from anomalymatch.backbones import inference as inference_module
-from anomalymatch.backbones.frozen_stages import frozen_apart, frozen_stages
+from anomalymatch.backbones.frozen_stages import FrozenStages, Shortcut, accelerate_frozen_stages, count_frozen_stages
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import build_backbone
 from anomalymatch.backbones.openvino import has_openvino
+from anomalymatch.errors import ConfigError
 
 needs_openvino = pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
 OPENVINO = Inference("cpu", "bf16", backend="openvino")
@@ -19,7 +20,7 @@ def backbone_of(name="tf_efficientnet_lite0", *, learning=4, stages=True, channe
     freeze_lower_groups(backbone.body, learning)
     backbone.train()
     for module in backbone.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     return backbone
 
@@ -37,7 +38,9 @@ def features_and_gradients(backbone, pixels):
 
 
 def apart(*backbones, inference=OPENVINO, device="cpu", count=10**6):
-    return frozen_apart(backbones, inference, device=torch.device(device), size=64, batch_size=4, count=count)
+    return accelerate_frozen_stages(
+        backbones, inference, device=torch.device(device), size=64, batch_size=4, count=count
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,20 @@ def apart(*backbones, inference=OPENVINO, device="cpu", count=10**6):
     ],
 )
 def test_which_stages_are_frozen(name, learning, frozen):
-    assert frozen_stages(backbone_of(name, learning=learning).body) == frozen
+    assert count_frozen_stages(backbone_of(name, learning=learning).body) == frozen
+
+
+@pytest.mark.parametrize("stages", [True, False])
+@pytest.mark.parametrize("learning", [4, 0])
+def test_steps_above_the_frozen_stages_are_those_of_timm(learning, stages):
+    """Compute both ways with PyTorch: an exact comparison with the installed version of timm."""
+    backbone = backbone_of("test_efficientnet", learning=learning, stages=stages)
+    lower = FrozenStages(backbone, count_frozen_stages(backbone.body))
+    with torch.no_grad():
+        shape = lower.maps(images())[-1].shape[1:]
+        shortcut = Shortcut(backbone, lower.count, shape, lambda pixels: lower(pixels).numpy())
+        assert lower.count > 0
+        torch.testing.assert_close(shortcut(images()), backbone(images()))
 
 
 @needs_openvino
@@ -148,7 +164,7 @@ def test_where_it_does_not_pay_all_is_as_it_was(backend, learning, device, count
 
 def test_what_cannot_be_converted_is_computed_by_pytorch(monkeypatch):
     def fail(module, **_):
-        raise RuntimeError("an unknown operator")
+        raise ConfigError("an unknown operator")
 
     monkeypatch.setattr(inference_module, "openvino_forward", fail)
     monkeypatch.setattr(inference_module, "has_openvino", lambda: True)

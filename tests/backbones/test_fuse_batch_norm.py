@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomalymatch.backbones.fuse_batch_norm import fold_batch_norms
+from anomalymatch.backbones.fuse_batch_norm import fuse_batch_norms
 from anomalymatch.backbones.network import build_backbone
 from anomalymatch.backbones.weights import fingerprint
 
@@ -42,15 +42,15 @@ def test_same_outputs_with_fewer_layers(name, weights, left):
     body = backbone.body if weights == "bundled" else lived_in(backbone.body)
     body.train()
     before, trained = fingerprint(body), [m.training for m in body.modules()]
-    folded = fold_batch_norms(body)
+    fused = fuse_batch_norms(body)
     # The original is untouched.
     assert fingerprint(body) == before
     assert [m.training for m in body.modules()] == trained
     assert count(body) > 5
-    assert count(folded) == left
+    assert count(fused) == left
     body.eval()
     with torch.inference_mode():
-        expected, got = body(images()), folded(images())
+        expected, got = body(images()), fused(images())
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
@@ -66,7 +66,7 @@ class DataDependent(nn.Module):
 
 
 class Shared(nn.Module):
-    """The convolution's output is used twice: its norm must not be folded into it."""
+    """The convolution's output is used twice: its norm must not be fused into it."""
 
     def __init__(self):
         super().__init__()
@@ -102,14 +102,14 @@ class OneNorm(nn.Module):
 @pytest.mark.parametrize("kind", [DataDependent, Shared, Twice, OneNorm])
 def test_odd_models_come_back_working(kind):
     model = lived_in(kind())
-    folded = fold_batch_norms(model)
-    assert folded is not model
+    fused = fuse_batch_norms(model)
+    assert fused is not model
     with torch.inference_mode():
-        torch.testing.assert_close(folded(images().abs()), model.eval()(images().abs()), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fused(images().abs()), model.eval()(images().abs()), rtol=1e-4, atol=1e-4)
 
 
 def test_a_transformer_comes_back_working():
     _, backbone = build_backbone(name="test_vit", weights="none", channels=3, image_size=32)
     body = backbone.body.eval()
     with torch.inference_mode():
-        torch.testing.assert_close(fold_batch_norms(body)(images(size=32)), body(images(size=32)))
+        torch.testing.assert_close(fuse_batch_norms(body)(images(size=32)), body(images(size=32)))

@@ -262,13 +262,13 @@ def test_layerwise_groups_slow_each_layer_group_below_the_head(name):
     assert max(scale[id(p)] for n, p in backbone.body.named_parameters() if "blocks" not in n) <= 0.5
 
 
-def test_folded_networks_share_nothing_with_the_original(tiny_network):
-    folded = tiny_network.folded().eval()
+def test_fused_networks_share_nothing_with_the_original(tiny_network):
+    fused = tiny_network.fused().eval()
     own = {t.data_ptr() for t in tiny_network.state_dict().values()}
-    assert not own & {t.data_ptr() for t in folded.state_dict().values()}
+    assert not own & {t.data_ptr() for t in fused.state_dict().values()}
     assert all(m.training for m in tiny_network.modules())
     images = noise()
-    torch.testing.assert_close(folded(images), tiny_network.eval()(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fused(images), tiny_network.eval()(images), rtol=1e-4, atol=1e-4)
 
 
 def test_an_empty_backbone_has_the_same_tensors():

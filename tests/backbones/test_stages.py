@@ -6,7 +6,7 @@ import torch
 
 from anomalymatch.backbones.checkpoint import load_network, save_network
 from anomalymatch.backbones.network import Head, Network, build_backbone
-from anomalymatch.backbones.stages import FEW_STAGES, stage_statistics, stage_width, stages_of
+from anomalymatch.backbones.stages import FEW_STAGES, stage_options, stage_statistics, stage_width
 
 NAMES = ["test_efficientnet", "mobilenetv3_small_050", "test_resnet", "test_convnext", "test_vit"]
 
@@ -47,28 +47,28 @@ def test_the_last_layer_stays_as_it_is_and_the_stages_follow(name):
     plain = built(name, stages=False)[1].eval()
     images = some_images()
     with torch.inference_mode():
-        outputs, last, folded = backbone.eval()(images), plain(images), backbone.folded()(images)
+        outputs, last, fused = backbone.eval()(images), plain(images), backbone.fused()(images)
     assert spec.stages
     assert backbone.stage_features > 0 == plain.stage_features
     assert outputs.shape == (3, backbone.features + backbone.stage_features)
     torch.testing.assert_close(outputs[:, : backbone.features], last)
-    torch.testing.assert_close(outputs, folded, atol=1e-4, rtol=1e-4)
-    again = backbone.like(backbone.body, stages=True).eval()
+    torch.testing.assert_close(outputs, fused, atol=1e-4, rtol=1e-4)
+    again = backbone.with_body(backbone.body, stages=True).eval()
     with torch.inference_mode():
         torch.testing.assert_close(again(images), outputs)
 
 
 def test_an_efficientnet_shows_all_its_stages_and_a_transformer_a_few():
-    assert stages_of(built("tf_efficientnet_lite0")[1].body)["indices"] == [1, 2, 3, 4, 5, 6, 7]
+    assert stage_options(built("tf_efficientnet_lite0")[1].body)["indices"] == [1, 2, 3, 4, 5, 6, 7]
     assert built("tf_efficientnet_lite0")[1].stage_features == 2 * (16 + 24 + 40 + 80 + 112 + 192 + 320)
-    indices = stages_of(built("vit_tiny_patch16_224")[1].body)["indices"]
+    indices = stage_options(built("vit_tiny_patch16_224")[1].body)["indices"]
     assert indices == [2, 5, 8, 11]
     assert len(indices) == FEW_STAGES
 
 
 def test_a_model_without_stages_goes_without():
     body = torch.nn.Linear(2, 2)
-    assert stages_of(body) == {}
+    assert stage_options(body) == {}
     assert stage_width(body, 3, 32) == 0
 
 

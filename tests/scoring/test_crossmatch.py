@@ -1,4 +1,4 @@
-"""Against hand-made answers of the form that astroquery returns; it need not be installed, and no network is used."""
+"""Cross-match with hand-made answers in the form of astroquery, which need not be installed; no network is used."""
 
 import csv
 import math
@@ -15,21 +15,21 @@ from astropy.table import MaskedColumn, Table
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anomalymatch import tables
 from anomalymatch.errors import ConfigError, DataError, DownloadError
 from anomalymatch.scoring import crossmatch as module
-from anomalymatch.scoring import crossmatch as services
-from anomalymatch.scoring.crossmatch import Candidate, Place, crossmatch, nearest, read_places, separation
+from anomalymatch.scoring.crossmatch import Candidate, Position, crossmatch, nearest_objects, read_positions, separation
 
 ARCSEC = 1 / 3600
 TOP = [("a.fits", 10.0, 20.0, 0.9), ("b, c.fits", 359.9999, 0.0, 0.8), ("ü.fits", 50.0, 90.0, 0.7)]
 
 
 class RemoteServiceError(Exception):
-    """As astroquery has it."""
+    """Error of the name that astroquery uses."""
 
 
 class Simbad:
-    """Stands in for astroquery.simbad.Simbad: objects (name, type, ra, dec), found by a slow search."""
+    """Fake of astroquery.simbad.Simbad with objects (name, type, ra, dec), found by a slow search."""
 
     def __init__(self):
         self.objects, self.asked, self.fails = [], [], None
@@ -58,7 +58,7 @@ class Simbad:
 
 
 class Ned(Simbad):
-    """Stands in for astroquery.ipac.ned.Ned."""
+    """Fake of astroquery.ipac.ned.Ned."""
 
     columns = ("Object Name", "RA", "DEC", "Type")
 
@@ -117,8 +117,8 @@ def read_csv(folder):
 
 
 @pytest.mark.parametrize("service", ["simbad", "ned"])
-def test_the_nearest_object_within_the_radius(service, request, output):
-    """Two candidates for the first, one beyond 0° for the second, nothing near the third."""
+def test_nearest_object_within_the_radius(service, request, output):
+    """Two candidates for the first position, one beyond 0° for the second, none for the third."""
     client = request.getfixturevalue(service)
     client.objects = [
         ("M  31", "G", 10.0, 20.0 + 3 * ARCSEC),
@@ -140,7 +140,7 @@ def test_the_nearest_object_within_the_radius(service, request, output):
     assert list(rows[2].values()) == ["ü.fits", "50.0", "90.0", "0.7", "", "", ""]
 
 
-def test_the_votable_comes_back(simbad, output):
+def test_votable_can_be_read(simbad, output):
     simbad.objects = [("Größe 1", "G", 10.0, 20.0)]
     crossmatch(output)
     table = Table.read(output / "crossmatch.vot", format="votable")
@@ -153,7 +153,7 @@ def test_the_votable_comes_back(simbad, output):
     assert sorted(path.name for path in output.iterdir()) == ["crossmatch.csv", "crossmatch.vot", "top.vot"]
 
 
-def test_the_pole_is_one_place(simbad, output):
+def test_pole_is_one_position(simbad, output):
     """At 90° every right ascension is the same."""
     simbad.objects = [("Polaris", "*", 230.0, 90 - 2 * ARCSEC)]
     known = crossmatch(output)[2][1]
@@ -161,27 +161,27 @@ def test_the_pole_is_one_place(simbad, output):
     assert known.separation == pytest.approx(2, abs=1e-6)
 
 
-def test_the_radius_counts(simbad, output):
+def test_radius_limits_the_distance(simbad, output):
     simbad.objects = [("near", "G", 10.0, 20.0 + 4 * ARCSEC)]
     assert crossmatch(output, radius=3.9)[0][1] is None
     assert crossmatch(output, radius=4.1)[0][1].name == "near"
     assert simbad.asked[0][0].endswith("CIRCLE('ICRS', wanted.ra, wanted.dec, 0.001083333)) = 1")
 
 
-def test_only_the_top_is_asked_for(ned, output):
+def test_only_the_top_is_queried(ned, output):
     assert len(crossmatch(output, service="ned", top=2)) == 2
     assert ned.asked == [(10.0, 20.0, 5.0), (pytest.approx(359.9999), 0.0, 5.0)]
     assert len(read_csv(output)) == 2
 
 
-def test_ned_by_its_older_names(ned, output):
+def test_older_column_names_of_ned(ned, output):
     ned.columns = ("Object Name", "RA(deg)", "DEC(deg)", "Type")
     ned.objects = [("MESSIER 031", "G", 10.0, 20.0)]
     assert crossmatch(output, service="ned")[0][1].name == "MESSIER 031"
 
 
-def test_many_places_are_asked_for_in_batches(simbad, tmp_path, monkeypatch):
-    monkeypatch.setattr(services, "BATCH", 4)
+def test_positions_are_queried_in_batches(simbad, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SIMBAD_POSITIONS", 4)
     write_top(tmp_path, [(f"{k}", 10.0 * k, 1.0, 0.5) for k in range(10)])
     simbad.objects = [(f"object {k}", "G", 10.0 * k, 1.0) for k in range(0, 10, 2)]
     matches = crossmatch(tmp_path)
@@ -189,7 +189,7 @@ def test_many_places_are_asked_for_in_batches(simbad, tmp_path, monkeypatch):
     assert [known and known.name for _, known in matches] == [f"object {k}" if k % 2 == 0 else None for k in range(10)]
 
 
-def test_an_empty_list_asks_nothing(simbad, tmp_path):
+def test_empty_list_needs_no_query(simbad, tmp_path):
     write_top(tmp_path, [("a", 1.0, 1.0, 0.5)])
     Table.read(tmp_path / "top.vot")[:0].write(tmp_path / "top.vot", format="votable", overwrite=True)
     assert crossmatch(tmp_path) == []
@@ -197,7 +197,7 @@ def test_an_empty_list_asks_nothing(simbad, tmp_path):
     assert read_csv(tmp_path) == []
 
 
-def test_objects_without_a_place_or_a_type(simbad, output):
+def test_objects_without_coordinates_or_type(simbad, output):
     simbad.objects = [("nowhere", "G", None, None), ("somewhere", "", 10.0, 20.0)]
     name, kind, apart_ = crossmatch(output)[0][1]
     assert (name, kind, apart_) == ("somewhere", "", 0.0)
@@ -220,46 +220,42 @@ def test_empty_answers(simbad, output, answer):
         (ValueError("x" * 5000), "ValueError: x{150}[)]"),
     ],
 )
-def test_a_network_that_is_down(request, service, error, message, output):
+def test_network_error_is_one_line(request, service, error, message, output):
     def fails():
         raise error
 
     request.getfixturevalue(service).fails = fails
-    with pytest.raises(DownloadError, match=rf"^{service.upper()} gave no answer \({message}.*: is there a network\?$"):
+    with pytest.raises(DownloadError, match=rf"^{service.upper()} .*\({message}"):
         crossmatch(output, service=service)
     assert [path.name for path in output.iterdir()] == ["top.vot"]
 
 
 @pytest.mark.parametrize("service", ["simbad", "ned"])
-def test_a_service_that_never_answers(request, service, output):
+def test_timeout(request, service, output):
     release = threading.Event()
     request.getfixturevalue(service).fails = lambda: release.wait(30)
-    message = rf"^{service.upper()} gave no answer within 0.05 s: try again later, or with --timeout$"
+    message = rf"^{service.upper()} .*0\.05 s.*--timeout"
     with pytest.raises(DownloadError, match=message):
         crossmatch(output, service=service, timeout=0.05)
     release.set()
 
 
-def test_an_answer_of_another_form(simbad, output):
+def test_answer_with_other_columns(simbad, output):
     simbad.fails = lambda: Table({"MAIN_ID": ["M 31"], "ra": [1.0]})
-    with pytest.raises(
-        DownloadError, match=r"^SIMBAD gave no columns dec, main_id, otype, place, but MAIN_ID, ra: try"
-    ):
+    with pytest.raises(DownloadError, match=r"^SIMBAD .*dec, main_id, otype, place.*MAIN_ID, ra"):
         crossmatch(output)
 
 
-def test_an_answer_that_was_cut_off(simbad, output, monkeypatch):
-    monkeypatch.setattr(services, "MOST_ROWS", 2)
+def test_answer_that_was_cut_off(simbad, output, monkeypatch):
+    monkeypatch.setattr(module, "SIMBAD_ROWS", 2)
     simbad.objects = [("a", "G", 10.0, 20.0), ("b", "G", 10.0, 20.0)]
-    with pytest.raises(
-        ConfigError, match=r"^--radius is 5.0: there are too many known objects so near, take a smaller"
-    ):
+    with pytest.raises(ConfigError, match=r"^--radius is 5\.0"):
         crossmatch(output)
     assert simbad.asked[0][2] == 2
 
 
 @pytest.mark.parametrize("service", ["simbad", "ned"])
-def test_without_astroquery(service, output, monkeypatch):
+def test_missing_astroquery_is_an_error_with_the_package(service, output, monkeypatch):
     monkeypatch.setitem(sys.modules, "astroquery", None)
     for name in ("astroquery.simbad", "astroquery.ipac", "astroquery.ipac.ned"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -268,55 +264,49 @@ def test_without_astroquery(service, output, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"service": "vizier"}, r"^--service is 'vizier': choose one of simbad, ned$"),
-        ({"radius": 0.0}, r"^--radius is 0.0: it must be positive$"),
-        ({"radius": float("nan")}, r"^--radius is nan: it must be positive$"),
-        ({"top": 0}, r"^--top is 0: it must be positive$"),
-        ({"timeout": float("inf")}, r"^--timeout is inf: it must be positive$"),
-    ],
+    ("option", "value"),
+    [("service", "vizier"), ("radius", 0.0), ("radius", float("nan")), ("top", 0), ("timeout", float("inf"))],
 )
-def test_options_out_of_range(options, message, output):
-    with pytest.raises(ConfigError, match=message):
-        crossmatch(output, **options)
+def test_options_out_of_range(option, value, output):
+    with pytest.raises(ConfigError, match=f"^--{option} is {value!r}: "):
+        crossmatch(output, **{option: value})
 
 
-def test_lists_that_cannot_be_read(tmp_path):
+def test_unreadable_lists(tmp_path):
     path = tmp_path / "top.vot"
-    with pytest.raises(DataError, match=r"top.vot is missing: scoring writes it when it is done, for archives with"):
-        read_places(path)
+    with pytest.raises(DataError, match=r"top\.vot is missing"):
+        read_positions(path)
     Table({"id": ["a"], "ra": [1.0]}).write(path, format="votable")
     with pytest.raises(DataError, match=r"top.vot is no VOTable with id, ra, dec and score \(KeyError: 'dec'\)$"):
-        read_places(path)
+        read_positions(path)
     for text in ("", "<VOTABLE>", "not xml at all"):
         path.write_text(text)
         with pytest.raises(DataError, match=r"top.vot is no VOTable with id, ra, dec and score"):
-            read_places(path)
+            read_positions(path)
     for place in ((float("inf"), 0.0), (0.0, 91.0), (0.0, float("-inf"))):
         write_top(tmp_path, [("a", *place, 0.5)])
-        with pytest.raises(DataError, match=r"top.vot: a lies at .*, which is not on the sky$"):
-            read_places(path)
+        with pytest.raises(DataError, match=r"top\.vot: a "):
+            read_positions(path)
 
 
-def test_a_damaged_list_is_refused_or_read(output):
+def test_truncated_list_is_an_error(output):
     whole = (output / "top.vot").read_bytes()
     for length in range(0, len(whole) - 20, 97):
         (output / "top.vot").write_bytes(whole[:length])
         with pytest.raises(DataError, match="is no VOTable"):
-            read_places(output / "top.vot")
+            read_positions(output / "top.vot")
 
 
-def test_what_scoring_writes_is_read(tmp_path, make_source):
-    from anomalymatch.scoring.finish import _write_votable
-    from anomalymatch.scoring.parts import TopK
+def test_votable_of_a_scoring_job_is_read(tmp_path, make_source):
+    from anomalymatch.scoring.finish import write_top_votable
+    from anomalymatch.scoring.top import TopK
 
     source = make_source(3)
     source.coordinates = lambda id_: None if id_ == "im000001" else (float(id_[-1]), -45.0)
     top = TopK(3)
     top.add(list(source.ids), np.array([0.0, 1.0, 2.0], dtype=np.float32))
-    _write_votable(tmp_path / "top.vot", top, source)
-    places = read_places(tmp_path / "top.vot")
+    write_top_votable(tmp_path / "top.vot", top, source)
+    places = read_positions(tmp_path / "top.vot")
     assert [place[:3] for place in places] == [("im000002", 2.0, -45.0), ("im000000", 0.0, -45.0)]
     assert places[1].score == 0.5
 
@@ -331,15 +321,17 @@ def test_separation_is_that_of_astropy(ra, dec, other_ra, other_dec):
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.floats(-10, 10), st.floats(-10, 10)), max_size=20))
-def test_nearest_is_a_slow_search(offsets):
-    places = [Place(str(k), ra, dec, 0.5) for k, (ra, dec) in enumerate([(0.0, 0.0), (120.0, 60.0), (200.0, -89.999)])]
+def test_nearest_objects_are_those_of_a_slow_search(offsets):
+    places = [
+        Position(str(k), ra, dec, 0.5) for k, (ra, dec) in enumerate([(0.0, 0.0), (120.0, 60.0), (200.0, -89.999)])
+    ]
     candidates = [
         Candidate(k, f"{n:02d}", "G", places[k].ra + x * ARCSEC, places[k].dec + y * ARCSEC)
         for n, (k, x, y) in enumerate(offsets)
     ]
-    for k, known in enumerate(nearest(places, candidates, 6.0)):
+    for k, known in enumerate(nearest_objects(places, candidates, 6.0)):
         near = sorted(
-            (separation(places[k].ra, places[k].dec, c.ra, c.dec), c.name) for c in candidates if c.place == k
+            (separation(places[k].ra, places[k].dec, c.ra, c.dec), c.name) for c in candidates if c.position == k
         )
         near = [pair for pair in near if pair[0] <= 6.0]
         assert (None if known is None else (known.separation, known.name)) == (near[0] if near else None)
@@ -350,19 +342,19 @@ def command(call_main):
     return partial(call_main, module.main)
 
 
-def test_the_command_shows_the_unknown_first(command, simbad, output, monkeypatch):
-    monkeypatch.setattr(module.console, "_width", 120, raising=False)
+def test_command_shows_images_without_known_object_first(command, simbad, output, monkeypatch):
+    monkeypatch.setattr(tables.console, "_width", 120, raising=False)
     simbad.objects = [("M [31]", "G", 10.0, 20.0)]
     code, out, err = command(output, "--radius", 3, "--service", "simbad", "--top", 3)
     assert (code, out) == (0, ""), err
     lines = [line for line in err.splitlines() if ".fits" in line]
     assert [line.split(".fits")[0].strip() for line in lines] == ["b, c", "ü", "a"]
     assert "M [31]" in lines[2]
-    assert "Nothing is known of 2 of 3." in err
+    assert "2 of 3" in err
     assert "crossmatch.csv" in err
 
 
-def test_the_command_fails_in_one_line(command, simbad, tmp_path):
+def test_command_fails_in_one_line(command, simbad, tmp_path):
     code, out, err = command(tmp_path)
     assert (code, out) == (1, "")
     (line,) = err.splitlines()
@@ -370,8 +362,8 @@ def test_the_command_fails_in_one_line(command, simbad, tmp_path):
     assert "top.vot is missing" in line
 
 
-def test_the_command_can_be_stopped(command, simbad, output, monkeypatch):
-    monkeypatch.setattr(module, "read_places", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+def test_command_can_be_stopped(command, simbad, output, monkeypatch):
+    monkeypatch.setattr(module, "read_positions", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
     code, _, err = command(output)
     assert code == 130
     assert err == "Stopped. Nothing was written.\n"

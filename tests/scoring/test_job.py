@@ -1,4 +1,4 @@
-"""A whole scoring job: what it writes, what a kill costs, what shares of a job array give together."""
+"""Scoring jobs: their files, continuation after a kill, and shares of a job array."""
 
 import json
 import os
@@ -13,17 +13,17 @@ from scipy.stats import rankdata
 
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.errors import ConfigError, DataError, StorageError
-from anomalymatch.scoring.finish import read_scores
+from anomalymatch.scoring import job
 from anomalymatch.scoring.job import run_job
+from anomalymatch.scoring.model import find_model
 from anomalymatch.scoring.parts import Manifest, PartFolder
-from anomalymatch.scoring.trained import find_trained
 
 BAD = ["im000003", "im000016", "im000017", "im000018", "im000019", "im000020", "im000021", "im000022", "im000023"]
-"""One in the first part, and all of the third."""
+"""One image of the first part, and all of the third."""
 
 
 def direct_logits(network, source, ids):
-    """The slow twin: one image after the other, no folding, no batches."""
+    """Compute logits image by image, without fusion and batches."""
     import torch
 
     network.eval()
@@ -37,9 +37,9 @@ def direct_logits(network, source, ids):
 
 
 def tables(folder):
-    """All that a finished job says, without pictures and times."""
+    """Read all files of a finished job but the pictures."""
     return (
-        read_scores(folder).to_pylist(),
+        pq.read_table(folder / "scores").to_pylist(),
         pq.read_table(folder / "rejects.parquet").to_pylist(),
         (folder / "top.csv").read_text(),
         json.loads((folder / "summary.json").read_text()),
@@ -50,7 +50,7 @@ def test_every_image_is_scored_once_in_the_order_of_the_archive(
     save_run, spec, cpu, make_source, tiny_network, tmp_path
 ):
     source = make_source(50, unreadable=BAD)
-    assert run_job(find_trained(save_run()), source, spec, cpu, tmp_path / "out")
+    assert run_job(find_model(save_run()), source, spec, cpu, tmp_path / "out")
     table = pq.read_table(tmp_path / "out" / "scores")
     readable = [id_ for id_ in source.ids if id_ not in BAD]
     assert table["id"].to_pylist() == readable
@@ -59,7 +59,7 @@ def test_every_image_is_scored_once_in_the_order_of_the_archive(
     np.testing.assert_allclose(table["score"].to_numpy(), expit(expected), atol=1e-5)
     ranks = rankdata(table["logit"].to_numpy(), method="average")
     np.testing.assert_allclose(table["quantile"].to_numpy(), (ranks - 0.5) / len(readable))
-    assert set(table["run"].to_pylist()) == {find_trained(tmp_path / "run").run_id}
+    assert set(table["run"].to_pylist()) == {find_model(tmp_path / "run").run_id}
     assert table["feature_row"].null_count == len(readable)
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert rejects == [{"id": id_, "reason": "the file is truncated"} for id_ in BAD]
@@ -72,8 +72,8 @@ def test_every_image_is_scored_once_in_the_order_of_the_archive(
     assert not (tmp_path / "out" / "parts").exists()
 
 
-def test_what_is_finished_is_not_scored_again(save_run, spec, cpu, make_source, tmp_path):
-    run = find_trained(save_run())
+def test_finished_job_reads_no_image_again(save_run, spec, cpu, make_source, tmp_path):
+    run = find_model(save_run())
     source = make_source(10)
     run_job(run, source, spec, cpu, tmp_path / "out")
     reads = source.reads
@@ -82,12 +82,12 @@ def test_what_is_finished_is_not_scored_again(save_run, spec, cpu, make_source, 
 
 
 class Killed(BaseException):
-    """Like a kill, nothing catches it."""
+    """Error that nothing catches, like a kill."""
 
 
 @pytest.mark.parametrize("features", [False, True])
-def test_a_job_can_be_killed_at_every_write(save_run, spec, cpu, make_source, tmp_path, monkeypatch, features):
-    run, spec = find_trained(save_run()), replace(spec, features=features)
+def test_job_can_be_killed_at_every_write(save_run, spec, cpu, make_source, tmp_path, monkeypatch, features):
+    run, spec = find_model(save_run()), replace(spec, features=features)
     source = make_source(30, unreadable=BAD)
     run_job(run, source, spec, cpu, tmp_path / "whole")
     real = os.replace
@@ -116,8 +116,8 @@ def test_a_job_can_be_killed_at_every_write(save_run, spec, cpu, make_source, tm
     assert kills >= 10
 
 
-def test_shares_of_a_job_array_give_the_same_as_one_job(save_run, spec, cpu, make_source, tmp_path):
-    run, source = find_trained(save_run()), make_source(45, unreadable=BAD)
+def test_shares_of_a_job_array_give_the_tables_of_one_job(save_run, spec, cpu, make_source, tmp_path):
+    run, source = find_model(save_run()), make_source(45, unreadable=BAD)
     run_job(run, source, spec, cpu, tmp_path / "whole")
     reads = []
     for share in ("2/3", "1/3", "3/3"):
@@ -126,18 +126,17 @@ def test_shares_of_a_job_array_give_the_same_as_one_job(save_run, spec, cpu, mak
         reads.append(source.reads)
         assert done == (share == "3/3")
         if not done:
-            with pytest.raises(StorageError, match="holds no finished scores"):
-                read_scores(tmp_path / "shared")
+            assert not (tmp_path / "shared" / "scores").exists()
     assert tables(tmp_path / "shared") == tables(tmp_path / "whole")
     assert reads[0] == reads[1] == 16
     assert not list((tmp_path / "shared").glob("top-*.csv"))
 
 
-def test_features_are_kept_with_the_row_of_each_image(save_run, spec, cpu, make_source, tiny_network, tmp_path):
+def test_features_are_stored_with_the_row_of_each_image(save_run, spec, cpu, make_source, tiny_network, tmp_path):
     import torch
 
     source = make_source(30, unreadable=BAD)
-    run_job(find_trained(save_run()), source, replace(spec, features=True), cpu, tmp_path / "out")
+    run_job(find_model(save_run()), source, replace(spec, features=True), cpu, tmp_path / "out")
     rows = np.concatenate([np.load(file) for file in sorted((tmp_path / "out" / "features").glob("*.npy"))])
     table = pq.read_table(tmp_path / "out" / "scores")
     assert rows.shape == (len(table), 256)
@@ -149,36 +148,30 @@ def test_features_are_kept_with_the_row_of_each_image(save_run, spec, cpu, make_
     np.testing.assert_allclose(got, feature / np.linalg.norm(feature), atol=2e-3)
 
 
-def test_an_archive_without_one_readable_image_is_only_rejects(save_run, spec, cpu, make_source, tmp_path):
+def test_archive_without_a_readable_image_has_only_rejects(save_run, spec, cpu, make_source, tmp_path):
     source = make_source(5, unreadable=[f"im{i:06d}" for i in range(5)])
-    assert run_job(find_trained(save_run()), source, spec, cpu, tmp_path / "out")
-    assert len(read_scores(tmp_path / "out")) == 0
+    assert run_job(find_model(save_run()), source, spec, cpu, tmp_path / "out")
+    assert len(pq.read_table(tmp_path / "out" / "scores")) == 0
     assert len(pq.read_table(tmp_path / "out" / "rejects.parquet")) == 5
 
 
-@pytest.mark.parametrize(
-    ("bands", "message"),
-    [
-        (["green", "red", "blue"], "the same in another order than those of the training, red, green, blue"),
-        (["g", "r", "i"], "has the bands g, r, i, other ones than those of the training, red, green, blue"),
-    ],
-)
-def test_other_bands_are_refused(save_run, spec, cpu, make_source, tmp_path, bands, message):
-    with pytest.raises(DataError, match=message):
-        run_job(find_trained(save_run()), make_source(bands=bands), spec, cpu, tmp_path / "out")
+@pytest.mark.parametrize("bands", [["green", "red", "blue"], ["g", "r", "i"]])
+def test_other_bands_are_an_error(save_run, spec, cpu, make_source, tmp_path, bands):
+    with pytest.raises(DataError, match=f"{', '.join(bands)}.*red, green, blue"):
+        run_job(find_model(save_run()), make_source(bands=bands), spec, cpu, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_other_units_are_refused_where_both_are_known(save_run, spec, cpu, make_source, tmp_path):
-    run = find_trained(save_run(make_source(units="nJy")))
-    with pytest.raises(DataError, match="array is in mJy, but the training was in nJy"):
+def test_other_units_are_an_error_if_both_are_known(save_run, spec, cpu, make_source, tmp_path):
+    run = find_model(save_run(make_source(units="nJy")))
+    with pytest.raises(DataError, match=r"mJy.*nJy"):
         run_job(run, make_source(units="mJy"), spec, cpu, tmp_path / "out")
     assert run_job(run, make_source(4), spec, cpu, tmp_path / "out")
 
 
-def test_the_rendering_of_the_training_is_kept(save_run, make_source):
+def test_model_has_the_rendering_of_the_training(save_run, make_source):
     rendering = Rendering(curve="asinh", limits={"red": [0.0, 9.5]}, combine={"red": {"blue": 0.5}, "x": {"green": 2}})
-    run = find_trained(save_run(make_source(rendering=rendering)))
+    run = find_model(save_run(make_source(rendering=rendering)))
     assert run.input.rendering.as_dict() == rendering.as_dict()
 
 
@@ -190,70 +183,75 @@ def test_the_rendering_of_the_training_is_kept(save_run, make_source):
         ({"features": True}, "features=False, not True"),
     ],
 )
-def test_a_folder_with_another_job_is_refused(save_run, spec, cpu, make_source, tmp_path, change, message):
-    run, source = find_trained(save_run()), make_source(20)
+def test_folder_of_another_job_is_an_error(save_run, spec, cpu, make_source, tmp_path, change, message):
+    run, source = find_model(save_run()), make_source(20)
     run_job(run, source, replace(spec, shard="1/2"), cpu, tmp_path / "out")
     with pytest.raises(ConfigError, match=message):
         run_job(run, source, replace(spec, **change), cpu, tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"fingerprint=array-20-32, not array-21-32.*choose another output folder"):
+    with pytest.raises(ConfigError, match="fingerprint=array-20-32, not array-21-32"):
         run_job(run, make_source(21), replace(spec, shard="1/2"), cpu, tmp_path / "out")
 
 
-def test_a_share_that_is_being_scored_is_refused(save_run, spec, cpu, make_source, tmp_path):
+def test_share_that_another_process_scores_is_an_error(save_run, spec, cpu, make_source, tmp_path):
     from filelock import FileLock
 
-    run, source = find_trained(save_run()), make_source(20)
+    run, source = find_model(save_run()), make_source(20)
     (tmp_path / "out").mkdir()
     with (
         FileLock(tmp_path / "out" / ".lock-1-2"),
-        pytest.raises(StorageError, match="another process is scoring this share"),
+        pytest.raises(StorageError, match="another process"),
     ):
         run_job(run, source, replace(spec, shard="1/2"), cpu, tmp_path / "out")
 
 
-def test_a_corrupt_part_says_what_to_do(save_run, spec, cpu, make_source, tmp_path):
-    run, source = find_trained(save_run()), make_source(20)
+def test_corrupt_part_is_an_error_until_it_is_deleted(save_run, spec, cpu, make_source, tmp_path):
+    run, source = find_model(save_run()), make_source(20)
     run_job(run, source, replace(spec, shard="1/2"), cpu, tmp_path / "out")
     part = tmp_path / "out" / "parts" / "000000.parquet"
     part.write_bytes(part.read_bytes()[:50])
-    with pytest.raises(StorageError, match="is corrupt: delete it and start the same command again"):
+    with pytest.raises(StorageError, match=r"000000\.parquet is corrupt"):
         run_job(run, source, replace(spec, shard="2/2"), cpu, tmp_path / "out")
     part.unlink()
     assert run_job(run, source, spec, cpu, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("key", "value"),
     [
-        ({"engine": "spark"}, "scoring.engine is 'spark': choose one of local, ray"),
-        ({"decode": "tpu"}, "scoring.decode is 'tpu': choose one of cpu, gpu"),
-        ({"decode": "gpu", "engine": "ray"}, "scoring.decode=gpu is for scoring.engine=local"),
-        ({"batch_size": 0}, "scoring.batch_size is 0: it must be at least 1"),
-        ({"part_images": 0}, "scoring.part_images is 0"),
-        ({"top": -1}, "scoring.top is -1: it cannot be negative"),
-        ({"shard": "0/2"}, "scoring.shard is '0/2': it must be i/n with i from 1 to n"),
-        ({"shard": "3/2"}, "scoring.shard is '3/2'"),
-        ({"shard": "one"}, "scoring.shard is 'one'"),
+        ("engine", "spark"),
+        ("decode", "tpu"),
+        ("batch_size", 0),
+        ("part_images", 0),
+        ("actors", 0),
+        ("top", -1),
+        ("shard", "0/2"),
+        ("shard", "3/2"),
+        ("shard", "one"),
     ],
 )
-def test_wrong_values_are_refused(spec, change, message):
-    with pytest.raises(ConfigError, match=message):
-        replace(spec, **change)
+def test_wrong_values_are_errors(spec, key, value):
+    with pytest.raises(ConfigError, match=f"scoring.{key} is {value!r}"):
+        replace(spec, **{key: value})
 
 
-def test_weights_are_those_of_the_last_cycle_or_the_one_asked_for(save_run, tmp_path):
+def test_ray_does_not_decode_on_gpus(spec):
+    with pytest.raises(ConfigError, match=r"scoring.decode=gpu.*scoring.engine=local"):
+        replace(spec, decode="gpu", engine="ray")
+
+
+def test_model_is_that_of_the_last_cycle_or_the_given_one(save_run, tmp_path):
     run = save_run()
     save_run(cycle=2)
-    assert find_trained(run).weights.parent.name == "02"
-    assert find_trained(run, 1).weights.parent.name == "01"
-    assert find_trained(run, 1).run_id.startswith("run/01-")
-    with pytest.raises(StorageError, match=r"there is no cycle=7 with weights, choose one of 1, 2"):
-        find_trained(run, 7)
-    with pytest.raises(StorageError, match="there is no such run folder"):
-        find_trained(tmp_path / "nowhere")
+    assert find_model(run).weights.parent.name == "02"
+    assert find_model(run, 1).weights.parent.name == "01"
+    assert find_model(run, 1).run_id.startswith("run/01-")
+    with pytest.raises(StorageError, match=r"cycle=7.* 1, 2"):
+        find_model(run, 7)
+    with pytest.raises(StorageError, match="nowhere"):
+        find_model(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StorageError, match="no cycle of it is finished"):
-        find_trained(tmp_path / "empty")
+    with pytest.raises(StorageError, match="no finished cycle"):
+        find_model(tmp_path / "empty")
 
 
 def test_parts_cover_the_archive_once():
@@ -263,21 +261,36 @@ def test_parts_cover_the_archive_once():
         assert [i for start, stop in rows for i in range(start, stop)] == list(range(images))
 
 
-def test_a_full_disk_leaves_the_finished_parts(save_run, spec, cpu, make_source, tmp_path, monkeypatch):
+def test_full_disk_leaves_the_finished_parts(save_run, spec, cpu, make_source, tmp_path, monkeypatch):
     import errno
 
-    run, source = find_trained(save_run()), make_source(30)
+    run, source = find_model(save_run()), make_source(30)
     real, writes = PartFolder.write, []
 
-    def write(self, number, part):
+    def write(self, part, found):
         if len(writes) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        writes.append(number)
-        real(self, number, part)
+        writes.append(part)
+        real(self, part, found)
 
     monkeypatch.setattr(PartFolder, "write", write)
-    with pytest.raises(StorageError, match="the disk is full: free some space"):
+    with pytest.raises(StorageError, match="the disk is full"):
         run_job(run, source, spec, cpu, tmp_path / "out")
     assert len(list((tmp_path / "out" / "parts").glob("*.parquet"))) == 2
     monkeypatch.setattr(PartFolder, "write", real)
     assert run_job(run, source, spec, cpu, tmp_path / "out")
+
+
+def test_auto_builds_the_scorer_once_and_keeps_the_choice(save_run, spec, cpu, make_source, tmp_path, monkeypatch):
+    built, real = [], job.make_scorer
+
+    def make_scorer(*args, **options):
+        built.append(options["backend"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(job, "make_scorer", make_scorer)
+    model, source, spec = find_model(save_run()), make_source(20), replace(spec, backend="auto")
+    run_job(model, source, replace(spec, shard="1/2"), cpu, tmp_path / "out")
+    assert built == ["auto"]
+    assert run_job(model, source, replace(spec, shard="2/2"), cpu, tmp_path / "out")
+    assert built == ["auto", "torch"]

@@ -1,4 +1,4 @@
-"""The Ray engine gives what the local one gives, also when a worker is killed on the way."""
+"""Ray engine: the same scores as the local engine, also after a worker is killed."""
 
 import os
 import signal
@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import ConfigError
-from anomalymatch.scoring.finish import read_scores
 from anomalymatch.scoring.job import run_job
-from anomalymatch.scoring.trained import find_trained
+from anomalymatch.scoring.model import find_model
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"),
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture
 def archive(make_source, tmp_path):
-    """Images on disk, which Ray's processes can open; two of them are damaged."""
+    """Folder of images, which Ray's processes can open; two of them are damaged."""
     from PIL import Image
 
     source = make_source(60)
@@ -39,7 +39,7 @@ def archive(make_source, tmp_path):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A Ray of this machine with three cores, for all tests here: starting one takes seconds."""
+    """Ray cluster of this machine with three cores, shared by all tests here: starting one takes seconds."""
     import ray
 
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
@@ -49,7 +49,7 @@ def cluster():
 
 
 def score_actors():
-    """Process ids of the scoring actors: Ray names its processes after what they do."""
+    """Return the process ids of the scoring actors; Ray names its processes after their class."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # a process that has ended meanwhile
@@ -60,7 +60,7 @@ def score_actors():
 
 def assert_same_scores(one, other):
     """The same ids in the same order; the last bit of a logit depends on the number of threads."""
-    first, second = read_scores(one), read_scores(other)
+    first, second = pq.read_table(one / "scores"), pq.read_table(other / "scores")
     assert first["id"].to_pylist() == second["id"].to_pylist()
     for column in ("logit", "score"):
         np.testing.assert_allclose(first[column].to_numpy(), second[column].to_numpy(), atol=1e-6)
@@ -71,19 +71,19 @@ def assert_same_scores(one, other):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the actors in /proc")
-def test_two_actors_of_which_one_is_killed_give_what_the_local_engine_gives(
+def test_two_actors_give_the_scores_of_the_local_engine_though_one_is_killed(
     cluster, save_run, spec, cpu, archive, tmp_path, monkeypatch
 ):
     from anomalymatch.scoring import ray_engine
 
-    trained = find_trained(save_run())
+    trained = find_model(save_run())
     spec = replace(spec, part_images=6, features=True)
     run_job(trained, archive, spec, cpu, tmp_path / "local")
     killed = []
     real = ray_engine.PartFolder.read
 
     def read_and_kill(self, number, columns=("id", "logit", "reason")):
-        """The driver reads each part when it is done: at the third one, one of the two actors dies."""
+        """Kill one of the two actors when the driver reads the third finished part."""
         if len(list((tmp_path / "ray" / "parts").glob("*"))) >= 3 and not killed:
             victim = score_actors()[0]
             killed.append(victim)
@@ -105,8 +105,8 @@ def test_two_actors_of_which_one_is_killed_give_what_the_local_engine_gives(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ray_goes_on_where_the_local_engine_stopped(cluster, save_run, spec, cpu, archive, tmp_path):
-    trained = find_trained(save_run())
+def test_ray_continues_a_job_of_the_local_engine(cluster, save_run, spec, cpu, archive, tmp_path):
+    trained = find_model(save_run())
     spec = replace(spec, part_images=20)
     run_job(trained, archive, spec, cpu, tmp_path / "whole")
     run_job(trained, archive, replace(spec, shard="2/3"), cpu, tmp_path / "mixed")
@@ -114,7 +114,7 @@ def test_ray_goes_on_where_the_local_engine_stopped(cluster, save_run, spec, cpu
     assert_same_scores(tmp_path / "mixed", tmp_path / "whole")
 
 
-def test_without_ray_it_says_what_to_install(save_run, spec, cpu, make_source, tmp_path, monkeypatch):
+def test_missing_ray_is_an_error_with_the_package(save_run, spec, cpu, make_source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'scoring.engine=ray needs: pip install "anomalymatch\[ray\]"'):
-        run_job(find_trained(save_run()), make_source(4), replace(spec, engine="ray"), cpu, Path(tmp_path / "out"))
+        run_job(find_model(save_run()), make_source(4), replace(spec, engine="ray"), cpu, Path(tmp_path / "out"))

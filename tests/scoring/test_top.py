@@ -2,13 +2,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalymatch.scoring.parts import RunningTop, TopK
+from anomalymatch.scoring.top import TopK
 
 LOGITS = st.lists(st.floats(-5, 5, width=32).map(lambda x: round(x, 1)), max_size=60)
 
 
 @given(logits=LOGITS, k=st.integers(0, 12), cuts=st.lists(st.integers(0, 60), max_size=5), seed=st.integers(0, 9))
-def test_is_the_beginning_of_a_full_sort_whatever_the_pieces(logits, k, cuts, seed):
+def test_top_is_the_beginning_of_a_full_sort_whatever_the_pieces(logits, k, cuts, seed):
     ids = [f"id{i:02d}" for i in range(len(logits))]
     order = np.random.default_rng(seed).permutation(len(logits))
     top = TopK(k)
@@ -30,12 +30,12 @@ def test_csv(tmp_path):
     ]
 
 
-def test_is_written_while_scoring_now_and_then(tmp_path, monkeypatch):
-    from anomalymatch.scoring import parts as module
+def test_csv_is_written_during_the_scoring(tmp_path, monkeypatch):
+    from anomalymatch.scoring import top as module
 
     clock = iter([0.0, 10.0, 31.0, 31.0, 40.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    running = RunningTop(3, tmp_path / "top.csv")
+    running = TopK(3, tmp_path / "top.csv")
     running.add(["a"], np.array([1.0], dtype=np.float32))
     assert not (tmp_path / "top.csv").exists()
     running.add(["b"], np.array([2.0], dtype=np.float32))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anomalymatch.algorithms.probe.regression import ProbeSpec, self_train
-from anomalymatch.backbones.features import Features, Shard, Views
+from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
 from anomalymatch.ui.features import build_bank, build_seen
@@ -26,7 +26,7 @@ def views():
     rows[RARE, 22] += 6
     rows[:, 20:] = 0.3 + 0.02 * rows[:, 20:]
     shard = Shard([IDS[k] for k in KEPT], rows[KEPT].astype(np.float16), [Reject(IDS[7], "truncated")])
-    return Views(Features([shard]), 20)
+    return Features([shard], stage_width=16)
 
 
 def seen_of(views, folder, compression="exact", dimensions=99):
@@ -38,13 +38,13 @@ def seen_of(views, folder, compression="exact", dimensions=99):
 def test_both_banks_stand_side_by_side(views, tmp_path):
     bank, (both, scaling) = seen_of(views, tmp_path)
     some = np.array([0, 6, 8, 299])
-    np.testing.assert_array_equal(both.rows(some), views.features.take([IDS[k] for k in some]))
+    np.testing.assert_array_equal(both.rows(some), views.take([IDS[k] for k in some]))
     np.testing.assert_array_equal(both.positions, KEPT)
     assert both.dimensions == 36
     assert both.has(np.array([6, 7])).tolist() == [True, False]
     with pytest.raises(DataError, match="truncated"):
         both.rows(np.array([7]))
-    assert scaling.parts == (slice(0, 20), slice(20, 36))
+    assert scaling.blocks == (slice(0, 20), slice(20, 36))
     np.testing.assert_array_equal(scaling.scale, views.scaling.scale)
     direction = np.linspace(-1, 1, 36)
     values = both.project(direction, 0.5)
@@ -57,7 +57,7 @@ def test_both_banks_stand_side_by_side(views, tmp_path):
 def test_other_images_come_into_its_space(views, tmp_path):
     for compression, dimensions in (("exact", 1), ("pca", 99), ("pca", 6)):
         _, (both, _) = seen_of(views, tmp_path, compression, dimensions)
-        encoded = both.encode(views.features.take([IDS[3], IDS[8]]))
+        encoded = both.encode(views.take([IDS[3], IDS[8]]))
         np.testing.assert_allclose(encoded, both.rows(np.array([3, 8])), atol=2e-3)
 
 
@@ -65,7 +65,7 @@ def test_the_live_ranking_is_that_of_the_learners_probe(views, tmp_path):
     bank, seen = seen_of(views, tmp_path)
     normals = np.array([k for k in range(20, 260) if k % 15])
     logits = LiveRanking(bank, SPEC, seed=0, seen=seen).fit(RARE[:5], normals, NO_EXAMPLES)
-    rows, taken = views.features.take, set(RARE[:5]) | set(normals)
+    rows, taken = views.take, set(RARE[:5]) | set(normals)
     pool = rows([IDS[k] for k in KEPT if k not in taken])
     probe = self_train(rows([IDS[k] for k in RARE[:5]]), rows([IDS[k] for k in normals]), pool, SPEC, views.scaling)
     np.testing.assert_allclose(logits[KEPT], probe.logits(rows([IDS[k] for k in KEPT])), atol=2e-3)
@@ -84,10 +84,10 @@ def test_all_principal_components_rank_as_the_features_do(views, tmp_path):
 
 
 def test_without_stages_there_is_but_the_bank(views, tmp_path):
-    alone = Views(views.last, 20)
+    alone = views.last
     bank, (both, scaling) = seen_of(alone, tmp_path)
     assert both is bank
-    assert scaling.parts == (slice(0, 20),)
+    assert scaling.blocks == (slice(0, 20),)
 
 
 def test_another_scale_is_another_compression(views, tmp_path):

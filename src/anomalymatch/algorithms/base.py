@@ -83,7 +83,7 @@ def ranked_by(
     kept: list[str] = []
     logits = [np.empty(0)]
     rejects: list[Reject] = []
-    forward = inference.prepared(network, size=size, count=len(ids))
+    forward = inference.prepare(network, size=size, count=len(ids))
     for batch in inference.run(forward, embedding.source, ids, size=size):
         kept += batch.ids
         rejects += batch.rejects

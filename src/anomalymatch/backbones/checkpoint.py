@@ -1,4 +1,4 @@
-"""Checkpoints that nothing has to unpickle: safetensors for the numbers, JSON for what they mean."""
+"""Checkpoints without pickle: tensors in a safetensors file, their description in a JSON file beside it."""
 
 import json
 from collections.abc import Mapping
@@ -19,37 +19,36 @@ FORMAT = 2
 
 
 class InputSpec(NamedTuple):
-    """What a network expects of an archive."""
+    """Bands, units and rendering of the images that a network was trained on."""
 
     bands: tuple[str, ...]
     units: str | None
     rendering: Rendering
 
     def check(self, source: ImageSource) -> None:
-        """Refuse an archive whose bands or units are not those of the training.
+        """Check that an archive has the bands and units of the training.
 
         Raises:
-            DataError: with what was expected and what came.
+            DataError: if not.
         """
         if tuple(source.bands) != self.bands:
-            how = "the same in another order" if set(source.bands) == set(self.bands) else "other ones"
             raise DataError(
-                f"{source.name} has the bands {', '.join(source.bands)}, {how} than those of the training, "
-                f"{', '.join(self.bands)}: name or order them by dataset.source.bands, or train on this archive"
+                f"{source.name} has the bands {', '.join(source.bands)}, the training had {', '.join(self.bands)}: "
+                f"name or order them with dataset.source.bands, or train on this archive"
             )
         if self.units and source.units and source.units != self.units:
             raise DataError(
-                f"{source.name} is in {source.units}, but the training was in {self.units}: convert it first"
+                f"{source.name} is in {source.units}, the training was in {self.units}: convert the archive first"
             )
 
 
 def save_network(network: Network, path: Path, **extra: Any) -> None:
-    """Write `path` (safetensors) and the JSON beside it, both atomically.
+    """Write a network to `path` (safetensors) and its description to the JSON beside it, both atomically.
 
     Args:
-        network: the network that scores.
+        network: the network.
         path: file name ending in .safetensors.
-        extra: more plain values for the JSON, such as the name of the anomaly class.
+        extra: further plain values for the JSON.
 
     Raises:
         StorageError: if the disk is full or the folder cannot be written to.
@@ -81,12 +80,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         with atomic_file(path) as temporary:
             save_file(plain, temporary)
-    except SafetensorError as error:  # its own kind of "the disk is full"
+    except SafetensorError as error:  # safetensors' own error for a full disk
         raise StorageError(f"cannot write {path}: {error}") from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote.
+    """Read the tensors of a safetensors file.
 
     Raises:
         StorageError: if the file is missing or corrupt.
@@ -98,12 +97,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def describe_input(source: ImageSource) -> dict[str, Any]:
-    """Bands, units and rendering of the images that a network was trained on, as plain values for its JSON."""
+    """Return bands, units and rendering of a source as plain values for the JSON of a checkpoint."""
     return {"bands": list(source.bands), "units": source.units, "rendering": source.rendering.as_dict()}
 
 
-def described_as(path: Path) -> dict[str, Any]:
-    """The JSON beside the weights at `path`.
+def load_description(path: Path) -> dict[str, Any]:
+    """Read the JSON beside the weights at `path`.
 
     Raises:
         OSError: if it is missing.
@@ -113,26 +112,26 @@ def described_as(path: Path) -> dict[str, Any]:
 
 
 def load_input(path: Path) -> InputSpec:
-    """Read what `describe_input` stored beside the weights at `path`.
+    """Read the input specification beside the weights at `path`.
 
     Raises:
-        StorageError: if the file is missing, corrupt, or does not say what its input was.
+        StorageError: if the file is missing, corrupt, or has no input specification.
     """
     try:
-        stored = described_as(path)["input"]
+        stored = load_description(path)["input"]
         return InputSpec(tuple(stored["bands"]), stored["units"], Rendering(**stored["rendering"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"the checkpoint {path} is missing or corrupt, or of an older version ({error})") from error
+        raise StorageError(f"the checkpoint {path} is missing or corrupt ({error})") from error
 
 
 def load_network(path: Path) -> Network:
-    """Build the network that `save_network` wrote to `path`.
+    """Load a network that `save_network` wrote, in evaluation mode.
 
     Raises:
         StorageError: if a file is missing or corrupt.
     """
     try:
-        description = described_as(path)
+        description = load_description(path)
         stored = description["network"]
         if description["format"] != FORMAT:
             raise ValueError(f"it has format {description['format']}, this version reads {FORMAT}")
@@ -149,7 +148,7 @@ def load_state(module: nn.Module, path: Path) -> None:
     """Load the tensors of `path` into `module`, all of them and no others.
 
     Raises:
-        StorageError: if the file is missing, corrupt, or of another architecture.
+        StorageError: if the file is missing, corrupt, or for another architecture.
     """
     try:
         module.load_state_dict(load_file(path), strict=True)

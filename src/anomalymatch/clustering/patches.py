@@ -178,7 +178,7 @@ class _PatchExtractor:
     """Function from a batch of images to their patches."""
 
     def __init__(self, embedding: Embedding, spec: PatchSpec) -> None:
-        backbone = embedding.backbone().folded().eval()
+        backbone = embedding.backbone().fused()
         body = cast(Any, backbone.body)
         if not hasattr(body, "forward_intermediates"):
             raise ConfigError(

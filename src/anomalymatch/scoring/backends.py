@@ -1,149 +1,103 @@
-"""What computes the forward pass: PyTorch, compiled PyTorch or OpenVINO, all with the same result."""
+"""Scoring backends: PyTorch, compiled PyTorch or OpenVINO, with equal results up to rounding."""
 
-import copy
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalymatch.algorithms.fixmatch.loss import anomaly_logit
-from anomalymatch.backbones.inference import Inference
+from anomalymatch.backbones.inference import Inference, fastest_backend
 from anomalymatch.backbones.network import Network
-from anomalymatch.backbones.openvino import Forward, has_openvino, in_batches, openvino_forward
+from anomalymatch.backbones.openvino import Forward, in_batches, openvino_forward, require_openvino
+from anomalymatch.checks import check_choice
 from anomalymatch.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "torch", "compile", "openvino")
-SETUP_S = {"openvino": 8.0, "compile": 60.0}
-"""About how long a backend takes before its first batch, on a processor."""
-GAIN = {"openvino": 2.5, "compile": 2.0}
-"""About how many times faster than plain PyTorch it is then, on a processor."""
-_PROBE_IMAGES = 16
-
 Scorer = Forward
-"""Logit of the anomaly in the first column, pooled features in the others, if they are kept."""
-
-
-class ScoringNetwork(nn.Module):
-    """8-bit images to the logit of the anomaly, with the features behind it if they are to be kept."""
-
-    def __init__(self, network: Network, *, features: bool) -> None:
-        super().__init__()
-        self.backbone, self.head, self.features = network.backbone, network.head, features
-
-    def forward(self, images: Tensor) -> Float[Tensor, "b d"]:
-        """Logit, and the features."""
-        pooled = self.backbone(images)
-        logit = anomaly_logit(self.head(pooled))[:, None]
-        return torch.cat([logit, pooled[:, : self.backbone.features]], dim=1) if self.features else logit
+"""Function of 8-bit images; it returns the anomaly's logit, followed by the pooled features if they are kept."""
 
 
 def make_scorer(
     network: Network, inference: Inference, *, backend: str, count: int, batch_size: int, features: bool
 ) -> tuple[str, Scorer]:
-    """The backend's name, and a function that scores batches of `batch_size` images or fewer.
+    """Build the name of the backend and the function that scores batches of up to `batch_size` images.
 
     Args:
         network: the trained network.
         inference: device and precision.
-        backend: `auto` takes the fastest that is installed and pays off for `count` images.
-        count: images to score.
-        batch_size: images in a batch; every batch but the last has so many.
-        features: whether the pooled features are wanted, too.
+        backend: `torch`, `compile` or `openvino`; `auto` takes the one that finishes first.
+        count: number of images to score.
+        batch_size: images in a batch.
+        features: also return the pooled features.
 
     Raises:
         ConfigError: if the backend is unknown, not installed, or not for this device.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"scoring.backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
-    device = inference.torch_device
-    module = ScoringNetwork(network.folded(), features=features).eval().to(device).to(memory_format=torch.channels_last)
-    plain = _torch_scorer(module, inference)
-    chosen = _choose(plain, network, device, count) if backend == "auto" else backend
+    check_choice("scoring.backend", backend, BACKENDS)
+    module, chosen, spec = ScoringNetwork(network, inference, features=features), backend, network.spec
+    if backend == "auto":
+        pixels = count * network.backbone.inputs_per_image * spec.image_size**2
+        chosen = fastest_backend(inference.torch_device, pixels, compiler=_has_compiler())
     if chosen == "compile":
-        return chosen, _compiled_scorer(module, inference, batch_size)
+        return chosen, in_batches(inference.torch_forward(_compiled(module, inference)), batch_size)
     if chosen == "openvino":
         try:
-            return chosen, _openvino_scorer(module, inference, network, batch_size)
+            require_openvino("scoring.backend", inference.torch_device)
+            return chosen, openvino_forward(
+                module,
+                channels=spec.channels,
+                size=spec.image_size,
+                batch_size=batch_size,
+                bf16=inference.computes_bf16,
+            )
         except ConfigError as error:
             if backend == "openvino":
                 raise
-            logger.info("PyTorch computes this model: %s", error)
-    return "torch", plain
+            logger.info("PyTorch computes this model. %s", error)
+    return "torch", inference.torch_forward(module)
 
 
-def _choose(plain: Scorer, network: Network, device: torch.device, count: int) -> str:
-    """The backend that is done first, by the measured rate of plain PyTorch and the usual gains."""
-    if device.type == "cuda":
-        return "compile" if count > 1_000_000 and _has_compiler() else "torch"
-    images = torch.zeros(_PROBE_IMAGES, network.spec.channels, network.spec.image_size, network.spec.image_size).byte()
-    plain(images)
-    start = time.perf_counter()
-    plain(images)
-    seconds = (time.perf_counter() - start) * count / _PROBE_IMAGES
-    total = {"torch": seconds}
-    if has_openvino():
-        total["openvino"] = SETUP_S["openvino"] + seconds / GAIN["openvino"]
-    if _has_compiler():
-        total["compile"] = SETUP_S["compile"] + seconds / GAIN["compile"]
-    return min(total, key=total.__getitem__)
+class ScoringNetwork(nn.Module):
+    """Copy of a network, optimised for prediction, whose output is the anomaly's logit and optionally the features."""
+
+    def __init__(self, network: Network, inference: Inference, *, features: bool) -> None:
+        super().__init__()
+        fused = network.fused()
+        self.backbone, self.head, self.features = fused.backbone, fused.head, features
+        self.eval().to(inference.torch_device).to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Float[Tensor, "b d"]:
+        """Compute the logit in the first column, and the features of the last layer in the others."""
+        pooled = self.backbone(images)
+        logit = anomaly_logit(self.head(pooled))[:, None]
+        return torch.cat([logit, pooled[:, : self.backbone.features]], dim=1) if self.features else logit
 
 
 def _has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
-def _torch_scorer(module: Callable[[Tensor], Tensor], inference: Inference) -> Scorer:
-    device = inference.torch_device
-
-    def score(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
-        moved = images if images.device.type == device.type else images.pin_memory().to(device, non_blocking=True)
-        with torch.inference_mode(), inference.autocast():
-            return module(moved).float().cpu().numpy()
-
-    return score
-
-
-def _compiled_scorer(module: nn.Module, inference: Inference, batch_size: int) -> Scorer:
+def _compiled(module: nn.Module, inference: Inference) -> Callable[[Tensor], Tensor]:
     if not _has_compiler():
-        raise ConfigError("scoring.backend=compile needs a C++ compiler (g++): install one, or take torch or openvino")
-    import torch._inductor.config as inductor
-
-    inductor.freezing = True  # weights become constants, which lets the compiler fold and pack them
-    compiled = torch.compile(
-        module, mode="max-autotune-no-cudagraphs" if inference.torch_device.type == "cuda" else None
-    )
-    score = _torch_scorer(compiled, inference)
-    return in_batches(score, batch_size)
-
-
-def _openvino_scorer(module: nn.Module, inference: Inference, network: Network, batch_size: int) -> Scorer:
-    if not has_openvino():
-        raise ConfigError('scoring.backend=openvino needs: pip install "anomalymatch[openvino]"')
-    if inference.torch_device.type != "cpu":
-        raise ConfigError(f"scoring.backend=openvino is for processors, not for {inference.torch_device}: take torch")
-    spec, bf16 = network.spec, inference.computes_bf16
-    own = copy.deepcopy(module)  # which is put into another memory format
-    try:
-        return openvino_forward(own, channels=spec.channels, size=spec.image_size, batch_size=batch_size, bf16=bf16)
-    except Exception as error:  # it runs the model's own code, and converts what it knows: anything may fail
-        raise ConfigError(f"scoring.backend=openvino cannot convert this model, take torch: {error}") from error
+        raise ConfigError("scoring.backend=compile needs a C++ compiler (g++): install one, or set it to torch")
+    # Frozen weights are constants, which the compiler folds and packs.
+    tuning = {"max_autotune": True, "coordinate_descent_tuning": True} if inference.torch_device.type == "cuda" else {}
+    return torch.compile(module, options={"freezing": True, **tuning})
 
 
 def find_batch_size(network: Network, inference: Inference) -> int:
-    """Images in a batch: on a processor what fits its caches, on a GPU the smallest that reaches its full rate."""
+    """Choose the batch size: on a CPU what fits its caches, on a GPU the smallest that reaches its full rate."""
     size = network.spec.image_size
     if inference.torch_device.type != "cuda":
         return inference.batch_size(size)
-    module = ScoringNetwork(network.folded(), features=False).eval()
-    score = _torch_scorer(module.to(inference.torch_device).to(memory_format=torch.channels_last), inference)
+    score = inference.torch_forward(ScoringNetwork(network, inference, features=False))
     best, rate = 1, 0.0
     for batch in (32, 64, 128, 256, 512, 1024, 2048):
         images = torch.zeros(batch, network.spec.channels, size, size, dtype=torch.uint8)

@@ -1,6 +1,6 @@
-"""What is known at the places of the top of the list: `python -m anomalymatch.scoring.crossmatch OUTPUT_FOLDER`.
+"""Cross-match of the most anomalous images with SIMBAD or NED.
 
-SIMBAD or NED is asked for the nearest object within a radius. Where nothing is known, it is worth a look.
+Command: `python -m anomalymatch.scoring.crossmatch OUTPUT_FOLDER`. Images without a known object come first.
 """
 
 import argparse
@@ -18,34 +18,36 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from rich.box import SIMPLE
-from rich.table import Table as Screen
-from rich.text import Text
 
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, DownloadError
-from anomalymatch.files import atomic_file, write_text
+from anomalymatch.files import write_text
 from anomalymatch.progress import progress
+from anomalymatch.tables import print_table
 from anomalymatch.terminal import console, fail, set_up_logging, stop
+from anomalymatch.votable import write_votable
 
 T = TypeVar("T")
-BATCH = 500
-"""Places in one question to SIMBAD."""
-MOST_ROWS = 100_000
-"""Rows of one answer of SIMBAD."""
-LONGEST = 150
-"""Characters of another program's reason in a message of ours."""
-NOTHING = re.compile(r"\bno \w+ (was |were )?found\b", re.IGNORECASE)
-"""How NED says that there is nothing: by a RemoteServiceError."""
+SIMBAD_POSITIONS = 500
+"""Positions in one query to SIMBAD."""
+SIMBAD_ROWS = 100_000
+"""Largest number of rows in an answer of SIMBAD."""
+MAX_REASON = 150
+"""Characters of a foreign error that are quoted."""
+NOT_FOUND = re.compile(r"\bno \w+ (was |were )?found\b", re.IGNORECASE)
+"""Text of the RemoteServiceError with which NED reports that there is no object."""
+SHOWN = 20
+COLUMNS = {"id": str, "ra": float, "dec": float, "score": float, "name": str, "type": str, "separation": float}
 
 
-class Place(NamedTuple):
-    """One of the most anomalous images, and where it is.
+class Position(NamedTuple):
+    """Position of one of the most anomalous images.
 
     Attributes:
-        id: of the image.
+        id: id of the image.
         ra: right ascension in degrees.
         dec: declination in degrees.
-        score: of the image.
+        score: score of the image.
     """
 
     id: str
@@ -55,19 +57,71 @@ class Place(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """An object of an answer: the number of the place it was found near, and what the service says of it."""
+    """Object in an answer, with the number of the position that it was found near."""
 
-    place: int
+    position: int
     name: str
     type: str
     ra: float
     dec: float
 
 
-Service = Callable[[Sequence[Place], float, float], list[Candidate]]
+class KnownObject(NamedTuple):
+    """Object that a service knows.
+
+    Attributes:
+        name: main name in the service.
+        type: code of the service for the kind of object.
+        separation: distance from the image, in arcseconds.
+    """
+
+    name: str
+    type: str
+    separation: float
 
 
-def _simbad(places: Sequence[Place], radius: float, timeout: float) -> list[Candidate]:
+Service = Callable[[Sequence[Position], float, float], list[Candidate]]
+Match = tuple[Position, KnownObject | None]
+
+
+def crossmatch(
+    output: Path,
+    *,
+    radius: float | int = 5.0,
+    service: str = "simbad",
+    top: int = 100,
+    timeout: float | int = 60.0,
+) -> list[Match]:
+    """Find the nearest known object of each image in OUTPUT/top.vot; write crossmatch.csv and crossmatch.vot there.
+
+    Args:
+        output: folder of the scores.
+        radius: largest distance between image and object, in arcseconds.
+        service: `simbad` or `ned`.
+        top: number of images, from the top of the list.
+        timeout: seconds that one query may take.
+
+    Returns:
+        The images in the order of the list, each with its object or None.
+
+    Raises:
+        ConfigError: if a value is out of range.
+        DataError: if top.vot is missing or damaged, or astroquery is not installed.
+        DownloadError: if the service does not answer.
+    """
+    check_choice("--service", service, SERVICES)
+    for option, value in {"--radius": radius, "--top": top, "--timeout": timeout}.items():
+        check_range(option, value, above=0, below=math.inf)
+    positions = read_positions(output / "top.vot")[:top]
+    objects = nearest_objects(positions, SERVICES[service](positions, float(radius), float(timeout)), float(radius))
+    matches = list(zip(positions, objects, strict=True))
+    _write_csv(output / "crossmatch.csv", matches)
+    rows = [(*position, *(known or (None, None, None))) for position, known in matches]
+    write_votable(output / "crossmatch.vot", COLUMNS, rows)
+    return matches
+
+
+def _simbad(positions: Sequence[Position], radius: float, timeout: float) -> list[Candidate]:
     from astropy.table import Table
 
     with _installed():
@@ -78,36 +132,36 @@ def _simbad(places: Sequence[Place], radius: float, timeout: float) -> list[Cand
         f"CIRCLE('ICRS', wanted.ra, wanted.dec, {radius / 3600:.9f})) = 1"
     )
     candidates = []
-    with progress("Asking SIMBAD", len(places), "places") as advance:
-        for start in range(0, len(places), BATCH):
-            batch = places[start : start + BATCH]
+    with progress("Asking SIMBAD", len(positions), "positions") as advance:
+        for start in range(0, len(positions), SIMBAD_POSITIONS):
+            batch = positions[start : start + SIMBAD_POSITIONS]
             wanted = Table(
                 {
                     "place": list(range(start, start + len(batch))),
-                    "ra": [place.ra % 360 for place in batch],
-                    "dec": [place.dec for place in batch],
+                    "ra": [position.ra % 360 for position in batch],
+                    "dec": [position.dec for position in batch],
                 }
             )
-            answer = _asked("SIMBAD", partial(Simbad.query_tap, query, maxrec=MOST_ROWS, wanted=wanted), timeout)
-            if answer is not None and len(answer) >= MOST_ROWS:
-                raise ConfigError(f"--radius is {radius}: there are too many known objects so near, take a smaller one")
+            answer = _ask("SIMBAD", partial(Simbad.query_tap, query, maxrec=SIMBAD_ROWS, wanted=wanted), timeout)
+            if answer is not None and len(answer) >= SIMBAD_ROWS:
+                raise ConfigError(f"--radius is {radius}: there are too many known objects, set it smaller")
             candidates += _candidates("SIMBAD", answer, ("main_id", "otype", "ra", "dec"), None)
             advance(len(batch))
     return candidates
 
 
-def _ned(places: Sequence[Place], radius: float, timeout: float) -> list[Candidate]:
+def _ned(positions: Sequence[Position], radius: float, timeout: float) -> list[Candidate]:
     from astropy import units
     from astropy.coordinates import SkyCoord
 
     with _installed():
         from astroquery.ipac.ned import Ned
     candidates = []
-    with progress("Asking NED", len(places), "places") as advance:
-        for number, place in enumerate(places):
-            centre = SkyCoord(place.ra, place.dec, unit="deg")
-            answer = _asked("NED", partial(Ned.query_region, centre, radius=radius * units.arcsec), timeout)
-            long = answer is not None and "RA(deg)" in answer.colnames  # so it was called until 2020
+    with progress("Asking NED", len(positions), "positions") as advance:
+        for number, position in enumerate(positions):
+            centre = SkyCoord(position.ra, position.dec, unit="deg")
+            answer = _ask("NED", partial(Ned.query_region, centre, radius=radius * units.arcsec), timeout)
+            long = answer is not None and "RA(deg)" in answer.colnames  # the column names until 2020
             ra, dec = ("RA(deg)", "DEC(deg)") if long else ("RA", "DEC")
             candidates += _candidates("NED", answer, ("Object Name", "Type", ra, dec), number)
             advance()
@@ -117,18 +171,18 @@ def _ned(places: Sequence[Place], radius: float, timeout: float) -> list[Candida
 SERVICES: dict[str, Service] = {"simbad": _simbad, "ned": _ned}
 
 
-def _candidates(service: str, answer: Any, columns: Sequence[str], place: int | None) -> list[Candidate]:
-    """The rows of an answer; `place` is None where a column says which place a row belongs to."""
+def _candidates(service: str, answer: Any, columns: Sequence[str], position: int | None) -> list[Candidate]:
+    """Return the rows of an answer; without `position`, the column `place` has its number."""
     if answer is None or not len(answer):
         return []
-    absent = {*columns, *(["place"] if place is None else [])} - set(answer.colnames)
+    absent = {*columns, *(["place"] if position is None else [])} - set(answer.colnames)
     if absent:
         raise DownloadError(
             f"{service} gave no columns {', '.join(sorted(absent))}, but {', '.join(answer.colnames)}: "
-            f"try another version of astroquery"
+            f"install another version of astroquery"
         )
     rows = zip(*(_plain(answer[name]) for name in columns), strict=True)
-    numbers = [place] * len(answer) if place is not None else [int(number) for number in answer["place"]]
+    numbers = [position] * len(answer) if position is not None else [int(number) for number in answer["place"]]
     return [
         Candidate(number, str(name or "").strip(), str(kind or "").strip(), float(ra), float(dec))
         for number, (name, kind, ra, dec) in zip(numbers, rows, strict=True)
@@ -137,25 +191,25 @@ def _candidates(service: str, answer: Any, columns: Sequence[str], place: int | 
 
 
 def _plain(column: Any) -> list[Any]:
-    """Values of a column, None where there is none."""
+    """Return the values of a column; None for a missing one."""
     return np.ma.asarray(column).tolist()
 
 
-def _asked(service: str, question: Callable[[], T], timeout: float) -> T | None:
-    """What `question` returns, None if it says that there is nothing.
+def _ask(service: str, query: Callable[[], T], timeout: float) -> T | None:
+    """Return the answer to a query; None if the service reports that there is no object.
 
-    It runs in a thread of its own, because not every client of these services gives up by itself.
+    The query runs in its own thread, because not every client of these services has a timeout.
     """
     answers: list[T] = []
     errors: list[BaseException] = []
 
-    def ask() -> None:
+    def run() -> None:
         try:
-            answers.append(question())
+            answers.append(query())
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=ask, name=service, daemon=True)
+    thread = threading.Thread(target=run, name=service, daemon=True)
     with quiet():
         thread.start()
         thread.join(timeout)
@@ -163,7 +217,7 @@ def _asked(service: str, question: Callable[[], T], timeout: float) -> T | None:
         raise DownloadError(f"{service} gave no answer within {timeout:g} s: try again later, or with --timeout")
     if not errors:
         return answers[0]
-    if type(errors[0]).__name__ == "RemoteServiceError" and NOTHING.search(str(errors[0])):
+    if type(errors[0]).__name__ == "RemoteServiceError" and NOT_FOUND.search(str(errors[0])):
         return None
     raise DownloadError(f"{service} gave no answer ({reason(errors[0])}): is there a network?") from errors[0]
 
@@ -179,108 +233,60 @@ def _installed() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings: these services and their tables give warnings that nobody can do anything about."""
+    """Hide warnings: the tables of these services give many that a user cannot change."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def reason(error: BaseException) -> str:
-    """What `error` says, on one line, and its kind."""
+    """Describe an error by its type and its text, on one line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:LONGEST]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[:MAX_REASON]}" if text else type(error).__name__
 
 
-SHOWN = 20
-COLUMNS = ("id", "ra", "dec", "score", "name", "type", "separation")
-
-
-class Known(NamedTuple):
-    """An object that a service knows.
-
-    Attributes:
-        name: the main one of the service.
-        type: its code of the service for what it is.
-        separation: distance from the place, in arcseconds.
-    """
-
-    name: str
-    type: str
-    separation: float
-
-
-def crossmatch(
-    output: Path, *, radius: float = 5.0, service: str = "simbad", top: int = 100, timeout: float = 60.0
-) -> list[tuple[Place, Known | None]]:
-    """Ask for the nearest known object of each image in OUTPUT/top.vot; write crossmatch.csv and crossmatch.vot there.
-
-    Args:
-        output: folder of the scores.
-        radius: how far from an image an object may be, in arcseconds.
-        service: `simbad` or `ned`.
-        top: so many images of the top of the list.
-        timeout: seconds that one question may take.
-
-    Returns:
-        The images in the order of the list, and what is known there; None for nothing.
+def read_positions(path: Path) -> list[Position]:
+    """Read the positions in a top.vot, best first.
 
     Raises:
-        ConfigError: if a value is out of range.
-        DataError: if there is no top.vot, it is damaged, or astroquery is not installed.
-        DownloadError: if the service gives no answer.
-    """
-    if service not in SERVICES:
-        raise ConfigError(f"--service is {service!r}: choose one of {', '.join(SERVICES)}")
-    for option, value in {"--radius": radius, "--top": top, "--timeout": timeout}.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"{option} is {value}: it must be positive")
-    places = read_places(output / "top.vot")[:top]
-    found = nearest(places, SERVICES[service](places, radius, timeout), radius)
-    matches = list(zip(places, found, strict=True))
-    _write_csv(output / "crossmatch.csv", matches)
-    _write_votable(output / "crossmatch.vot", matches)
-    return matches
-
-
-def read_places(path: Path) -> list[Place]:
-    """The images of a top.vot, best first.
-
-    Raises:
-        DataError: if it is missing, damaged, or has places that are not on the sky.
+        DataError: if the file is missing or damaged, or has impossible coordinates.
     """
     from astropy.table import Table
 
     if not path.is_file():
         raise DataError(
-            f"{path} is missing: scoring writes it when it is done, for archives with coordinates (FITS, catalogues)"
+            f"{path} is missing: scoring writes it at its end, for archives with coordinates (FITS, catalogues)"
         )
     try:
         with quiet():
             table = Table.read(path, format="votable")
             columns = [table[name].tolist() for name in ("id", "ra", "dec", "score")]
-            places = [Place(str(i), float(ra), float(dec), float(score)) for i, ra, dec, score in zip(*columns)]  # noqa: B905
-    except Exception as error:  # the parser of VOTables has errors of many kinds
+            positions = [Position(str(i), float(ra), float(dec), float(score)) for i, ra, dec, score in zip(*columns)]  # noqa: B905
+    except Exception as error:  # the parser of VOTables raises many types of errors
         raise DataError(f"{path} is no VOTable with id, ra, dec and score ({reason(error)})") from error
-    for place in places:
-        if not (math.isfinite(place.ra) and abs(place.dec) <= 90):
-            raise DataError(f"{path}: {place.id} lies at {place.ra}, {place.dec}, which is not on the sky")
-    return places
+    for position in positions:
+        if not (math.isfinite(position.ra) and abs(position.dec) <= 90):
+            raise DataError(f"{path}: {position.id} has impossible coordinates: ra={position.ra}, dec={position.dec}")
+    return positions
 
 
-def nearest(places: Sequence[Place], candidates: Sequence[Candidate], radius: float) -> list[Known | None]:
-    """For each place the nearest of its candidates within `radius` arcseconds, by the great circle between them."""
-    found: list[Known | None] = [None] * len(places)
+def nearest_objects(
+    positions: Sequence[Position], candidates: Sequence[Candidate], radius: float
+) -> list[KnownObject | None]:
+    """Return the nearest candidate of each position within `radius` arcseconds along the great circle, or None."""
+    found: list[KnownObject | None] = [None] * len(positions)
     for candidate in candidates:
-        place = places[candidate.place]
-        known = Known(candidate.name, candidate.type, separation(place.ra, place.dec, candidate.ra, candidate.dec))
-        best = found[candidate.place]
+        position = positions[candidate.position]
+        distance = separation(position.ra, position.dec, candidate.ra, candidate.dec)
+        known = KnownObject(candidate.name, candidate.type, distance)
+        best = found[candidate.position]
         if known.separation <= radius and (best is None or (known.separation, known.name) < (best[2], best[0])):
-            found[candidate.place] = known
+            found[candidate.position] = known
     return found
 
 
 def separation(ra: float, dec: float, other_ra: float, other_dec: float) -> float:
-    """Angle in arcseconds between two places in degrees, by Vincenty's formula: exact near 0 and at the poles."""
+    """Compute the angle between two positions by Vincenty's formula, in arcseconds: exact near 0 and at the poles."""
     a, b, delta = (math.radians(value) for value in (dec, other_dec, other_ra - ra))
     across = math.hypot(
         math.cos(b) * math.sin(delta), math.cos(a) * math.sin(b) - math.sin(a) * math.cos(b) * math.cos(delta)
@@ -289,56 +295,45 @@ def separation(ra: float, dec: float, other_ra: float, other_dec: float) -> floa
     return math.degrees(math.atan2(across, along)) * 3600
 
 
-def _write_csv(path: Path, matches: Sequence[tuple[Place, Known | None]]) -> None:
+def _write_csv(path: Path, matches: Sequence[Match]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for place, known in matches:
+    writer.writerow(list(COLUMNS))
+    for position, known in matches:
         more = ("", "", "") if known is None else (known.name, known.type, f"{known.separation:.3f}")
-        writer.writerow([place.id, place.ra, place.dec, f"{place.score:.6g}", *more])
+        writer.writerow([position.id, position.ra, position.dec, f"{position.score:.6g}", *more])
     write_text(path, text.getvalue())
 
 
-def _write_votable(path: Path, matches: Sequence[tuple[Place, Known | None]]) -> None:
-    from astropy import units
-    from astropy.table import MaskedColumn, Table
-
-    rows = [(*place, *(known or ("", "", 0.0))) for place, known in matches]
-    kinds = ("U", float, float, float, "U", "U", float)
-    columns = [[row[k] for row in rows] for k in range(len(COLUMNS))]
-    table = Table([MaskedColumn(v, n, dtype=k) for v, n, k in zip(columns, COLUMNS, kinds, strict=True)])
-    table["separation"].mask = [known is None for _, known in matches]
-    table["ra"].unit = table["dec"].unit = units.deg
-    table["separation"].unit = units.arcsec
-    with atomic_file(path) as temporary:
-        table.write(temporary, format="votable", overwrite=True)
-
-
-def show(matches: Sequence[tuple[Place, Known | None]]) -> None:
-    """Print the first of them, those of which nothing is known before the others."""
-    unknown = [match for match in matches if match[1] is None]
-    table = Screen(header_style="bold", box=SIMPLE, padding=0)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("id", "name", "type") else "right")
-    for place, known in [*unknown, *(match for match in matches if match[1] is not None)][:SHOWN]:
-        more = ["", "", ""] if known is None else [known.name, known.type, f"{known.separation:.1f}"]
-        cells = [place.id, f"{place.ra:.5f}", f"{place.dec:+.5f}", f"{place.score:.4f}", *more]
-        table.add_row(*map(Text, cells))
-    console.print(table)
-    console.print(f"Nothing is known of {len(unknown)} of {len(matches)}.", highlight=False)
+def show(matches: Sequence[Match]) -> None:
+    """Print the first matches, images without a known object before the others."""
+    rows = [
+        {
+            "id": position.id,
+            "ra": f"{position.ra:.5f}",
+            "dec": f"{position.dec:+.5f}",
+            "score": f"{position.score:.4f}",
+            **({} if known is None else {"name": known.name, "type": known.type}),
+            "separation": None if known is None else f"{known.separation:.1f}",
+        }
+        for position, known in sorted(matches, key=lambda match: match[1] is not None)
+    ]
+    print_table(rows[:SHOWN], {name: name for name in COLUMNS}, left=("id", "name", "type"))
+    unknown = sum(known is None for _, known in matches)
+    console.print(f"No known object at {unknown} of {len(matches)} images.", highlight=False)
 
 
 def main() -> None:
-    """Entry point of the command: errors that a user can mend are one line, exit code 1; Ctrl-C is 130."""
+    """Run the command: an error is one line and exit code 1, Ctrl-C is exit code 130."""
     parser = argparse.ArgumentParser(
         prog="python -m anomalymatch.scoring.crossmatch",
-        description="Ask SIMBAD or NED what is known at the places of the most anomalous images.",
+        description="Find known objects at the positions of the most anomalous images in SIMBAD or NED.",
     )
     parser.add_argument("output", type=Path, help="folder of the scores, with top.vot")
     parser.add_argument("--radius", type=float, default=5.0, help="in arcseconds (default: %(default)s)")
     parser.add_argument("--service", default="simbad", help="simbad or ned (default: %(default)s)")
-    parser.add_argument("--top", type=int, default=100, help="so many images (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for an answer (default: %(default)s)")
+    parser.add_argument("--top", type=int, default=100, help="number of images (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for a query (default: %(default)s)")
     words = parser.parse_args(sys.argv[1:])
     try:
         set_up_logging("info")

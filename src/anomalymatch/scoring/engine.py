@@ -1,21 +1,20 @@
-"""The local engine: decode ahead in threads, score, write, part by part."""
+"""Local scoring engine: decode in threads, score, and write part by part."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 
+from anomalymatch.data.collect import collect
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import stream_batches
 from anomalymatch.progress import Advance
 from anomalymatch.scoring.backends import Scorer
 from anomalymatch.scoring.gpu_decode import stream_on_device
-from anomalymatch.scoring.parts import Manifest, Part, PartFolder, TopK
-from anomalymatch.types import Reject
-
-Outputs = Float32[np.ndarray, "_ _"]
-"""Logits and features of a batch; batches differ in length."""
+from anomalymatch.scoring.parts import Manifest, PartFolder
+from anomalymatch.scoring.top import TopK
 
 
 def score_parts(
@@ -31,76 +30,39 @@ def score_parts(
     top: TopK,
     advance: Advance,
 ) -> None:
-    """Score `parts` and write each when it is done.
+    """Score `parts` and write each when it is complete.
 
-    Batches never cross the border of a part, so that a part has the same numbers whoever scores it and when.
-    Decoding does go on across borders: the model never waits for the first batch of a part.
+    A batch never crosses the border of a part, so that a part has the same numbers whoever scores it, and when.
+    Decoding runs ahead across borders: the network never waits for the first batch of a part.
 
     Args:
         source: the archive.
-        score: the backend.
-        folder: where finished parts go.
-        parts: their numbers.
+        score: the backend's function.
+        folder: folder of the finished parts.
+        parts: numbers of the parts.
         size: side to which images are resized, in pixels.
-        width: features of an image that are kept; 0 keeps none.
+        width: number of features of an image that are kept; 0 keeps none.
         workers: decoding threads.
-        decode_on: a GPU that decodes JPEGs; None decodes in the threads.
+        decode_on: GPU that decodes JPEGs; None decodes in the threads.
         top: gets the ids and logits of every part.
-        advance: told of every batch.
+        advance: called with the number of images of every batch.
     """
-    manifest = folder.manifest
-    chunks = [(part, rows) for part in parts for rows in batches_of(manifest, part)]
+    chunks = [(part, rows) for part in parts for rows in batches_of(folder.manifest, part)]
     ids = (source.ids[start:stop] for _, (start, stop) in chunks)
-    collected = _Collector()
     batches = (
         stream_batches(source, ids, size=size, workers=workers)
         if decode_on is None
         else stream_on_device(source, ids, size=size, workers=workers, device=decode_on)
     )
-    for index, batch in enumerate(batches):
-        collected.add(batch.ids, score(batch.images) if len(batch.ids) else None, batch.rejects)
-        advance(len(batch.ids) + len(batch.rejects))
-        part = chunks[index][0]
-        if index + 1 == len(chunks) or chunks[index + 1][0] != part:
-            done = make_part(collected.ids, collected.outputs, collected.rejects, width=width)
-            folder.write(part, done)
-            top.add(done.ids, done.logits)
-            collected = _Collector()
+    numbered = zip((part for part, _ in chunks), batches, strict=True)
+    for part, group in groupby(numbered, key=itemgetter(0)):
+        rows = ((b.ids, score(b.images) if len(b.ids) else None, b.rejects) for _, b in group)
+        found = collect(rows, np.empty((0, 1 + width), np.float32), advance)
+        folder.write(part, found)
+        top.add(found.ids, found.rows[:, 0])
 
 
 def batches_of(manifest: Manifest, part: int) -> list[tuple[int, int]]:
-    """First position and the one behind the last, for each batch of `part`."""
+    """Return the range of positions, start and stop, of each batch of a part."""
     start, stop = manifest.rows(part)
     return [(at, min(stop, at + manifest.batch_size)) for at in range(start, stop, manifest.batch_size)]
-
-
-class _Collector:
-    """Batches of one part."""
-
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-        self.outputs: list[Outputs] = []
-        self.rejects: list[Reject] = []
-
-    def add(self, ids: Sequence[str], outputs: Outputs | None, rejects: Sequence[Reject]) -> None:
-        self.ids += ids
-        self.rejects += rejects
-        if outputs is not None:
-            self.outputs.append(outputs)
-
-
-def make_part(ids: Sequence[str], outputs: Sequence[Outputs], rejects: Sequence[Reject], *, width: int) -> Part:
-    """A part from what the backend gave for its batches.
-
-    Args:
-        ids: the readable images.
-        outputs: for each batch the logit in the first column and `width` features in the others.
-        rejects: the others.
-        width: features of an image that are kept, L2-normalised; 0 keeps none.
-    """
-    rows = np.concatenate([np.empty((0, 1 + width), dtype=np.float32), *outputs])
-    kept = None
-    if width:
-        norms = np.linalg.norm(rows[:, 1:], axis=1, keepdims=True)
-        kept = (rows[:, 1:] / np.maximum(norms, 1e-12)).astype(np.float16)
-    return Part(ids, rows[:, 0], rejects, kept)

@@ -1,7 +1,7 @@
-"""The Ray Data engine: read and decode on all processors, score by a pool of actors, write from there.
+"""Ray Data scoring engine: decode on all CPUs, score in a pool of actors, and write from there.
 
-A row is the unit of recovery: when a worker dies, Ray starts another one and gives it the rows again, and a part is
-still written whole, by one rename, with the same numbers.
+A part is the unit of recovery: when a worker dies, Ray starts another one that scores the part again, with the same
+numbers. Each part is written as a whole, by one rename.
 """
 
 import logging
@@ -10,33 +10,34 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from anomalymatch.backbones.inference import Inference
+from anomalymatch.data.collect import Collected
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import load_batch
 from anomalymatch.errors import ConfigError
 from anomalymatch.progress import Advance
 from anomalymatch.scoring.backends import make_scorer
-from anomalymatch.scoring.engine import batches_of, make_part
-from anomalymatch.scoring.parts import Manifest, PartFolder, TopK
-from anomalymatch.scoring.trained import Trained
+from anomalymatch.scoring.engine import batches_of
+from anomalymatch.scoring.model import TrainedModel
+from anomalymatch.scoring.parts import Manifest, PartFolder
+from anomalymatch.scoring.spec import ScoringSpec
+from anomalymatch.scoring.top import TopK
 from anomalymatch.types import Reject
 
-if TYPE_CHECKING:
-    from anomalymatch.scoring.spec import ScoringSpec
-
 CORES_PER_ACTOR = 2
-Row = dict[str, Any]
+_Item = dict[str, Any]
+"""Values of a part in a Ray data set."""
 
 
 def score_parts_on_ray(
-    trained: Trained,
+    model: TrainedModel,
     source: ImageSource,
-    spec: "ScoringSpec",
+    spec: ScoringSpec,
     inference: Inference,
     folder: PartFolder,
     parts: Sequence[int],
@@ -44,9 +45,19 @@ def score_parts_on_ray(
     top: TopK,
     advance: Advance,
 ) -> None:
-    """Score `parts` on Ray; the arguments are those of the local engine.
+    """Score `parts` on Ray.
 
     On a cluster, archive, run and output folder must have the same paths on every machine.
+
+    Args:
+        model: the trained model.
+        source: the archive.
+        spec: settings of the job.
+        inference: device and precision.
+        folder: folder of the finished parts.
+        parts: numbers of the parts.
+        top: gets the ids and logits of every part.
+        advance: called with the number of images of every part.
 
     Raises:
         ConfigError: if Ray is not installed or the cluster cannot be reached.
@@ -55,26 +66,25 @@ def score_parts_on_ray(
         resources = ray.cluster_resources()
         cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
         actors = min(len(parts), spec.actors or gpus or max(1, cores // CORES_PER_ACTOR))
-        decode = _Decode(source, folder.manifest, trained.network().spec.image_size)
+        decode = _Decode(source, folder.manifest, model.network().spec.image_size)
         threads = max(1, cores // actors)
-        rows = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
-        # Actors ask for less than a core: they leave the cores to the decoders, with which Ray must not merge them.
-        done = rows.map(decode, num_cpus=1).map(
+        items = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
+        # Actors ask for less than a core, so that decoders get the cores and Ray does not merge the two.
+        done = items.map(decode, num_cpus=1).map(
             _Score,
-            fn_constructor_args=(trained, folder.manifest, inference, str(folder.path), threads),
+            fn_constructor_args=(model, folder.manifest, inference, str(folder.path), threads),
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=0.1,
             num_gpus=1 if gpus else 0,
         )
-        for row in done.iter_rows():
-            table = folder.read(int(row["part"]), ["id", "logit"]).drop_null()
-            top.add(table["id"].to_pylist(), table["logit"].to_numpy())
-            advance(int(row["images"]))
+        for item in done.iter_rows():
+            top.add(*folder.logits(int(item["part"])))
+            advance(int(item["images"]))
 
 
 @contextmanager
-def _ray(spec: "ScoringSpec") -> Iterator[Any]:
-    """Ray, connected: to what this process uses already, to `spec.ray_address`, or to a cluster of this machine."""
+def _ray(spec: ScoringSpec) -> Iterator[Any]:
+    """Connect to Ray: the connection of this process, `spec.ray_address`, or a new cluster on this machine."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
@@ -99,20 +109,20 @@ def _ray(spec: "ScoringSpec") -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _Decode:
-    """Images of a part, decoded and resized: one row in, one row out."""
+    """Decode and resize the images of a part."""
 
     source: ImageSource
     manifest: Manifest
     size: int
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, item: _Item) -> _Item:
         batches = [
             load_batch(self.source, self.source.ids[start:stop], self.size)
-            for start, stop in batches_of(self.manifest, int(row["part"]))
+            for start, stop in batches_of(self.manifest, int(item["part"]))
         ]
         rejects = [reject for batch in batches for reject in batch.rejects]
         return {
-            "part": row["part"],
+            "part": item["part"],
             "ids": [id_ for batch in batches for id_ in batch.ids],
             "images": np.concatenate([batch.images.permute(0, 2, 3, 1).numpy() for batch in batches]),
             "lengths": [len(batch.ids) for batch in batches],
@@ -122,13 +132,15 @@ class _Decode:
 
 
 class _Score:
-    """An actor: holds the network, scores and writes one part after the other."""
+    """Score and write parts, in an actor that holds the network."""
 
-    def __init__(self, trained: Trained, manifest: Manifest, inference: Inference, folder: str, threads: int) -> None:
+    def __init__(
+        self, model: TrainedModel, manifest: Manifest, inference: Inference, folder: str, threads: int
+    ) -> None:
         torch.set_num_threads(threads)
         self.manifest = manifest
         self.folder = PartFolder(Path(folder), manifest)
-        network = trained.network()
+        network = model.network()
         self.width = network.backbone.features if manifest.features else 0
         _, self.score = make_scorer(
             network,
@@ -139,13 +151,14 @@ class _Score:
             features=manifest.features,
         )
 
-    def __call__(self, row: Row) -> Row:
-        number, images = int(row["part"]), np.asarray(row["images"])
-        ends = np.cumsum(np.asarray(row["lengths"], dtype=np.int64))
+    def __call__(self, item: _Item) -> _Item:
+        part, images = int(item["part"]), np.asarray(item["images"])
+        ends = np.cumsum(np.asarray(item["lengths"], dtype=np.int64))
         # The same batches as those of the local engine, for the same numbers.
         batches = [images[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True) if end > start]
         outputs = [self.score(torch.from_numpy(np.array(batch)).permute(0, 3, 1, 2)) for batch in batches]
-        rejects = [Reject(str(id_), str(reason)) for id_, reason in zip(row["rejected"], row["reasons"], strict=True)]
-        part = make_part([str(id_) for id_ in row["ids"]], outputs, rejects, width=self.width)
-        self.folder.write(number, part)
-        return {"part": number, "images": len(part.ids) + len(rejects)}
+        rows = np.concatenate([np.empty((0, 1 + self.width), np.float32), *outputs])
+        rejects = [Reject(str(id_), str(reason)) for id_, reason in zip(item["rejected"], item["reasons"], strict=True)]
+        found = Collected([str(id_) for id_ in item["ids"]], rows, rejects)
+        self.folder.write(part, found)
+        return {"part": part, "images": len(found.ids) + len(rejects)}

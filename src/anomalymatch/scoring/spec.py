@@ -1,19 +1,17 @@
-"""TODO."""
+"""Settings of a scoring job."""
 
 from dataclasses import dataclass
 
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import ConfigError
 from anomalymatch.scoring.parts import share_of
 
-ENGINES = ("local", "ray")
-
-
-DECODERS = ("cpu", "gpu")
+ENGINES, DECODERS = ("local", "ray"), ("cpu", "gpu")
 
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """How to score; see conf/scoring/default.yaml.
+    """Settings of a scoring job; the defaults are in conf/scoring/default.yaml.
 
     Attributes:
         engine: `local` or `ray`.
@@ -22,10 +20,10 @@ class ScoringSpec:
         part_images: images that are written at once.
         decode: `cpu`, or `gpu` for JPEGs.
         shard: share `i/n` of a job array.
-        top: how many of the most anomalous images are listed and shown.
+        top: number of most anomalous images that are listed and shown.
         features: keep the pooled features.
-        actors: of `ray`: scoring processes; None lets it choose.
-        ray_address: of `ray`: an existing cluster.
+        actors: scoring processes of `ray`; None chooses.
+        ray_address: existing cluster of `ray`; None starts one.
     """
 
     engine: str
@@ -40,16 +38,12 @@ class ScoringSpec:
     ray_address: str | None
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ConfigError(f"scoring.engine is {self.engine!r}: choose one of {', '.join(ENGINES)}")
-        if self.decode not in DECODERS:
-            raise ConfigError(f"scoring.decode is {self.decode!r}: choose one of {', '.join(DECODERS)}")
+        check_choice("scoring.engine", self.engine, ENGINES)
+        check_choice("scoring.decode", self.decode, DECODERS)
         if self.decode == "gpu" and self.engine == "ray":
-            raise ConfigError("scoring.decode=gpu is for scoring.engine=local: Ray decodes on its processors")
-        least = {"batch_size": self.batch_size, "part_images": self.part_images, "actors": self.actors}
-        for key, value in least.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"scoring.{key} is {value}: it must be at least 1")
-        if self.top < 0:
-            raise ConfigError(f"scoring.top is {self.top}: it cannot be negative")
+            raise ConfigError("scoring.decode=gpu needs scoring.engine=local: Ray decodes on CPUs")
+        check_range("scoring.batch_size", self.batch_size, low=1, null=True)
+        check_range("scoring.part_images", self.part_images, low=1)
+        check_range("scoring.actors", self.actors, low=1, null=True)
+        check_range("scoring.top", self.top, low=0)
         share_of(1, self.shard)

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
-from anomalymatch.backbones.features import Features, Scaling, Views
+from anomalymatch.backbones.features import Features, Scaling
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.ui.compression import HalfRows, Rows, compressed
 
@@ -222,13 +222,13 @@ class PairedBank:
 
 
 def build_seen(
-    bank: FeatureBank, views: Views, ids: Sequence[str], *, compression: str, dimensions: int, folder: Path
+    bank: FeatureBank, features: Features, ids: Sequence[str], *, compression: str, dimensions: int, folder: Path
 ) -> Seen:
     """What a probe sees of an archive.
 
     Args:
         bank: of the last layer.
-        views: of all of `ids`, in their order.
+        features: of all of `ids`, in their order.
         ids: all images of the source.
         compression: see `build_bank`.
         dimensions: see `build_bank`.
@@ -237,12 +237,14 @@ def build_seen(
     Raises:
         DataError, StorageError: see `build_bank`.
     """
-    if not views.stage_width:
+    if not features.stage_width:
         return Seen(bank, Scaling.plain(bank.dimensions))
-    scale = views.scaling.scale[views.width :]
-    stages = build_bank(views.stages, ids, compression=compression, dimensions=dimensions, folder=folder, scale=scale)
+    scale = features.scaling.scale[features.last_width :]
+    stages = build_bank(
+        features.stages, ids, compression=compression, dimensions=dimensions, folder=folder, scale=scale
+    )
     if stages.compressed:  # and scaled before
         scale = np.ones(stages.dimensions, np.float32)
     parts = slice(0, bank.dimensions), slice(bank.dimensions, bank.dimensions + stages.dimensions)
     scaling = Scaling(parts, np.concatenate([np.ones(bank.dimensions, np.float32), scale]))
-    return Seen(PairedBank(bank, stages, views.width), scaling)
+    return Seen(PairedBank(bank, stages, features.last_width), scaling)

@@ -49,7 +49,7 @@ def test_the_candidates_of_the_first_may_teach_the_last(make, small, labels, mon
     rest = [id_ for id_ in small.pool if id_ not in labels]
     probe = fit_probe(learner.embedding, labels, rest, learner.probe)
     assert len(likely) == learner.batch.candidates_of(len(rest)) == -(-len(rest) // 5)
-    rows = learner.embedding.views.features.take(rest)
+    rows = learner.embedding.probe_features.take(rest)
     best = np.argsort(-probe.logits(rows), kind="stable")[: len(likely)]
     assert likely.ids == [rest[i] for i in best]
     np.testing.assert_allclose(likely.logits, probe.logits(rows)[best], atol=1e-4)
@@ -91,7 +91,7 @@ def test_anomalies_pass_although_candidates_hold_more_of_them_than_the_pool(make
     plain = make("fixmatch", *still)
     plain.fit(labels, pool=small.pool)
     probe = fit_probe(plain.embedding, labels, rest, plain.probe)
-    chances = expit(probe.logits(plain.embedding.views.features.take(rest)))
+    chances = expit(probe.logits(plain.embedding.probe_features.take(rest)))
     passes = {}
     for name, prior in (("none", "null"), ("its own", chances.mean()), ("a tenth of it", chances.mean() / 10)):
         learner, rows = make("fixmatch", *still, f"algorithm.learner.loss.alignment.prior={prior}"), []

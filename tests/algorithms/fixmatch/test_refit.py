@@ -10,7 +10,7 @@ from anomalymatch.algorithms.fixmatch.refit import refit_head, refit_spec
 from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.inference import Inference
-from anomalymatch.backbones.test_time_views import turned
+from anomalymatch.backbones.tta import reoriented
 from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import ConfigError
 from anomalymatch.ranking import Ranking
@@ -55,9 +55,9 @@ def test_the_head_is_a_probe_of_the_labels_on_the_features_as_they_are_now(task,
             parameter.mul_(1.1)  # as if it had learnt something
     anomalies, normals = ([id_ for id_ in sorted(labels) if labels[id_] == kind] for kind in ("anomaly", "normal"))
     rare = images(task, anomalies)
-    rows, mirrored, others = (features(network, batch) for batch in (rare, turned(rare, 1), images(task, normals)))
+    rows, mirrored, others = (features(network, batch) for batch in (rare, reoriented(rare, 1), images(task, normals)))
     alone = ProbeSpec(**{**SPEC.__dict__, "rounds": 0})
-    probe = self_train(rows, others, rows[:0], alone, embedding.views.scaling, turned=mirrored)
+    probe = self_train(rows, others, rows[:0], alone, embedding.probe_features.scaling, turned=mirrored)
     refit_head(network, embedding, labels, SPEC)
     with torch.inference_mode():
         logits = network(images(task, task.pool[:9]))
@@ -73,9 +73,9 @@ def test_what_the_probe_before_and_the_new_one_are_sure_of_teaches_it(task, embe
     before = np.linspace(12.0, -12.0, len(pool))
     rare = images(task, anomalies)
     rows, mirrored, others, theirs = (
-        features(network, batch) for batch in (rare, turned(rare, 1), images(task, normals), images(task, readable))
+        features(network, batch) for batch in (rare, reoriented(rare, 1), images(task, normals), images(task, readable))
     )
-    gain = column_gain(rows, others, embedding.views.scaling, inverse_regularisation=10.0)
+    gain = column_gain(rows, others, embedding.probe_features.scaling, inverse_regularisation=10.0)
     fit = partial(
         fit_logistic, np.concatenate([rows, mirrored]), others, inverse_regularisation=10.0, gain=gain, share=0.5
     )

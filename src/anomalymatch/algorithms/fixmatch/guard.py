@@ -317,7 +317,7 @@ class Watch:
         if len(ranking) < ENOUGH:
             return False
         self._has_ranked = True
-        features = self.embedding.views.features
+        features = self.embedding.probe_features
         known = [i for i, id_ in enumerate(ranking.ids) if id_ in features]
         if len(known) < ENOUGH:
             return False
@@ -336,17 +336,15 @@ class Watch:
 
     def _frozen(self, labels: Mapping[str, str]) -> float:
         """What `refit_head` gives, on the features from before the training."""
-        views, c = self.embedding.views, self.spec.inverse_regularisation
-        anomalies, normals = (
-            views.features.take(id_ for id_ in ids if id_ in views.features) for ids in training_ids(labels)
-        )
-        gain = column_gain(anomalies, normals, views.scaling, inverse_regularisation=c)
+        features, c = self.embedding.probe_features, self.spec.inverse_regularisation
+        anomalies, normals = (features.take(id_ for id_ in ids if id_ in features) for ids in training_ids(labels))
+        gain = column_gain(anomalies, normals, features.scaling, inverse_regularisation=c)
         return out_of_fold_ap(anomalies, normals, inverse_regularisation=c, gain=gain)
 
     def _out_of_fold(
         self, labels: Mapping[str, str], pool: Sequence[str], retrain: Retrain, seed: int
     ) -> dict[int, float]:
-        features = self.embedding.views.features
+        features = self.embedding.probe_features
 
         def train_and_score(learnt: dict[str, str], held: list[str]) -> dict[int, Scores]:
             scores = {0: fit_probe(self.embedding, learnt, pool, self.spec).logits(features.take(held))}

@@ -37,7 +37,7 @@ from anomalymatch.algorithms.lightning import (
 )
 from anomalymatch.algorithms.probe.learner import fit_probe, top_by_probe
 from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec
-from anomalymatch.backbones.checkpoint import describe_input, described_as, load_network, save_network
+from anomalymatch.backbones.checkpoint import describe_input, load_description, load_network, save_network
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.network import Network
 from anomalymatch.errors import ConfigError
@@ -220,7 +220,7 @@ class FixMatchLearner:
         if self.carry_over:  # after a fallback there is none
             student = folder / STUDENT
             self._student = load_network(student) if student.exists() else None
-            self._followed = int(described_as(student).get("steps", 0)) if student.exists() else 0
+            self._followed = int(load_description(student).get("steps", 0)) if student.exists() else 0
 
     def _refit(self, network: Network, labels: Mapping[str, str]) -> float:
         return refit_head(network, self.embedding, labels, self.last_probe, self._likely) if self.refit else math.nan

@@ -27,7 +27,7 @@ from anomalymatch.algorithms.fixmatch.spec import FixMatchSpec as FixMatchSpec
 from anomalymatch.algorithms.fixmatch.thresholds import rampup
 from anomalymatch.algorithms.layer_groups import layerwise_groups
 from anomalymatch.algorithms.processes import over_processes, several
-from anomalymatch.backbones.frozen_stages import frozen_apart
+from anomalymatch.backbones.frozen_stages import accelerate_frozen_stages
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Network
 
@@ -155,11 +155,13 @@ class FixMatch(LightningModule):
     def frozen_apart(
         self, inference: Inference, *, device: torch.device, batch_size: int, count: int
     ) -> AbstractContextManager[None]:
-        """See `models.frozen_stages.frozen_apart`."""
+        """See `accelerate_frozen_stages`."""
         if not self.spec.freeze_batch_norm:
             return nullcontext()
         backbones, size = [self.network.backbone, self.ema.network.backbone], self.network.spec.image_size
-        return frozen_apart(backbones, inference, device=device, size=size, batch_size=batch_size, count=count)
+        return accelerate_frozen_stages(
+            backbones, inference, device=device, size=size, batch_size=batch_size, count=count
+        )
 
     def _forward(
         self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor

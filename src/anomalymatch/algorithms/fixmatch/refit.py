@@ -16,9 +16,9 @@ from anomalymatch.algorithms.probe.regression import (
     self_train,
 )
 from anomalymatch.backbones.embedding import Embedding
-from anomalymatch.backbones.features import with_unit_last
+from anomalymatch.backbones.features import normalise_last
 from anomalymatch.backbones.network import Network
-from anomalymatch.backbones.test_time_views import turned
+from anomalymatch.backbones.tta import reoriented
 from anomalymatch.data.labels import ids_labelled
 from anomalymatch.data.stream import stream
 from anomalymatch.ranking import Ranking
@@ -69,10 +69,10 @@ def refit_head(
         The average precision of the labelled images, each ranked by a probe that has not seen it. Their features have:
         a low one tells of features that were spoilt, a high one alone does not tell of good ones. NaN if there is none.
     """
-    backbone, c, scaling = network.backbone, spec.inverse_regularisation, embedding.views.scaling
+    backbone, c, scaling = network.backbone, spec.inverse_regularisation, embedding.probe_features.scaling
     size, inference = embedding.image_size, embedding.inference
     unlabelled = likely.ids if likely is not None and spec.rounds else []
-    forward = inference.prepared(backbone, size=size, count=len(labels) + len(unlabelled))
+    forward = inference.prepare(backbone, size=size, count=len(labels) + len(unlabelled))
     at_once = inference.batch_size(size)
 
     def features(ids: Sequence[str], orientations: Iterable[int] = (0,)) -> tuple[list[str], Rows]:
@@ -81,8 +81,8 @@ def refit_head(
         rows = [np.empty((0, backbone.features + backbone.stage_features), np.float32)]
         for batch in stream(embedding.source, ids, size=size, batch_size=at_once, workers=inference.workers):
             readable += batch.ids
-            rows += [forward(turned(batch.images, i)) for i in orientations if batch.ids]
-        return readable, with_unit_last(np.concatenate(rows), backbone.features)
+            rows += [forward(reoriented(batch.images, i)) for i in orientations if batch.ids]
+        return readable, normalise_last(np.concatenate(rows), backbone.features)
 
     rare, anomalies = features(ids_labelled(labels, Label.ANOMALY))
     _, normals = features(ids_labelled(labels, Label.NORMAL))

@@ -21,7 +21,7 @@ from anomalymatch.algorithms.novelty.distances import trimmed_mean
 from anomalymatch.algorithms.novelty.learner import DistanceLearner
 from anomalymatch.backbones.checkpoint import load_state, save_tensors
 from anomalymatch.backbones.embedding import Embedding
-from anomalymatch.backbones.frozen_stages import frozen_apart
+from anomalymatch.backbones.frozen_stages import accelerate_frozen_stages
 from anomalymatch.backbones.inference import OutputBatch
 from anomalymatch.backbones.network import Backbone
 from anomalymatch.errors import ConfigError
@@ -111,7 +111,7 @@ class MscLearner(DistanceLearner):
     def features(self, ids: Sequence[str]) -> Iterator[OutputBatch]:
         """See `DistanceLearner.features`: those of the trained backbone."""
         inference, size = self.embedding.inference, self.embedding.image_size
-        forward = inference.prepared(self._trained(), size=size, count=len(ids))
+        forward = inference.prepare(self._trained(), size=size, count=len(ids))
         for batch in inference.run(forward, self.embedding.source, ids, size=size):
             norms = np.linalg.norm(batch.outputs, axis=1, keepdims=True)
             rows = (batch.outputs / np.maximum(norms, 1e-12)).astype(np.float16).astype(np.float32)
@@ -151,7 +151,7 @@ class MscLearner(DistanceLearner):
             callbacks = [StepProgress(f"Training, cycle {cycle}", steps)]
         with quiet_lightning():
             trainer = self._make_trainer(callbacks, steps)
-            apart = frozen_apart(
+            apart = accelerate_frozen_stages(
                 [backbone],
                 self.embedding.inference,
                 device=trainer.strategy.root_device,

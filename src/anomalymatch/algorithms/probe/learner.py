@@ -41,7 +41,7 @@ class ProbeLearner:
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
-        features, probe = self.embedding.views.features, self._fitted()
+        features, probe = self.embedding.probe_features, self._fitted()
         logits = features.project(probe.coefficients) + probe.intercept
         if ids is None:
             return Ranking(features.ids, logits, features.rejects)
@@ -70,8 +70,7 @@ class ProbeLearner:
 
 def fit_probe(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str] | None, spec: ProbeSpec) -> Probe:
     """The probe fitted on those of `labels` whose images can be read, and on what it is sure of in the pool."""
-    views = embedding.views
-    features = views.features
+    features = embedding.probe_features
     unreadable = {reject.id for reject in features.rejects}
     unknown = [id_ for id_ in labels if id_ not in features and id_ not in unreadable]
     if unknown:
@@ -82,8 +81,8 @@ def fit_probe(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[st
         unlabelled = [id_ for id_ in (features.ids if pool is None else pool) if id_ in features and id_ not in labels]
     step = max(1, len(unlabelled) // POOL_IMAGES)  # enough to learn from, and a round stays in the milliseconds
     rows = features.take(anomalies), features.take(normals), features.take(unlabelled[::step])
-    turned = embedding.other_views(anomalies, spec.orientations)
-    return self_train(*rows, spec, views.scaling, turned=turned)
+    turned = embedding.reoriented_features(anomalies, spec.orientations)
+    return self_train(*rows, spec, features.scaling, turned=turned)
 
 
 def top_by_probe(
@@ -99,7 +98,7 @@ def top_by_probe(
     """
     if probe is None:
         return Ranking([], np.empty(0))
-    features = embedding.views.features
+    features = embedding.probe_features
     readable = [id_ for id_ in pool if id_ in features]
     logits = features.project(probe.coefficients)[features.positions(readable)] + probe.intercept
     first = Ranking(readable, logits).order[: count_of(len(readable))]

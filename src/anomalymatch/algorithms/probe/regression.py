@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 
 from anomalymatch.backbones.features import Scaling
-from anomalymatch.backbones.test_time_views import ORIENTATIONS
+from anomalymatch.backbones.tta import ORIENTATIONS
 from anomalymatch.errors import ConfigError
 
 
@@ -50,7 +50,7 @@ class ProbeSpec:
         confidence: probability from which an unlabelled image is taken to be an anomaly.
         weight: of a pseudo-labelled anomaly beside a labelled one.
         limit: pseudo-labelled anomalies at most, the surest.
-        orientations: views of each labelled anomaly that teach, mirrored and turned; see `models.orientations.turned`.
+        orientations: views of each labelled anomaly that teach, mirrored and turned; see `tta.reoriented`.
         calibration: `platt` makes log-odds those of the labels, by what is out of fold; `none` leaves them as if both
             classes were equally frequent. The order stays.
 
@@ -236,15 +236,15 @@ def column_gain(
     """
     gain = scaling.scale.astype(np.float64)
     folds = min(FOLDS, len(anomalies), len(normals))
-    if len(scaling.parts) == 1:
+    if len(scaling.blocks) == 1:
         return gain
-    trust = np.ones(len(scaling.parts))
+    trust = np.ones(len(scaling.blocks))
     if folds > 1:
         rows = np.concatenate([anomalies, normals]) * scaling.scale
         targets = np.repeat([True, False], [len(anomalies), len(normals)])
-        own = (_out_of_fold(rows[:, part], targets, folds, inverse_regularisation) for part in scaling.parts)
+        own = (_out_of_fold(rows[:, part], targets, folds, inverse_regularisation) for part in scaling.blocks)
         trust[:] = [average_precision_score(targets, logits) for logits in own]
-    for part, share in zip(scaling.parts, trust / np.linalg.norm(trust), strict=True):
+    for part, share in zip(scaling.blocks, trust / np.linalg.norm(trust), strict=True):
         gain[part] *= share
     return gain
 

@@ -1,23 +1,24 @@
-"""What a probe sees: which columns, how they are scaled, and how far each view is trusted."""
+"""Probes on features of the last layer and of the stages: scaling of the columns, and trust in each block."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
 from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
-from anomalymatch.backbones.features import Features, Scaling, Shard, Views
+from anomalymatch.backbones.features import Features, Scaling, Shard
 
 SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=0, confidence=0.8, weight=0.25, limit=200)
 C = {"inverse_regularisation": 10.0}
 
 
-def features_of(rows, *, shards=2):
-    parts = np.array_split(np.arange(len(rows)), shards)
-    return Features([Shard([f"i{k}" for k in part], rows[part].astype(np.float16), []) for part in parts])
+def features_of(rows, *, stage_width=0):
+    halves = np.array_split(np.arange(len(rows)), 2)
+    shards = [Shard([f"i{k}" for k in half], rows[half].astype(np.float16), []) for half in halves]
+    return Features(shards, stage_width=stage_width)
 
 
-def two_views(*, clue=0, count=400, seed=0):
-    """Rows of two views of 6 and 4 columns; anomalies, each tenth, differ in the first column of view `clue`."""
+def two_blocks(*, clue=0, count=400, seed=0):
+    """Make rows of 6 + 4 columns; every tenth is an anomaly, which differs in the first column of block `clue`."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(count, 10))
     rare = np.arange(count) % 10 == 0
@@ -29,29 +30,27 @@ SCALING = Scaling((slice(0, 6), slice(6, 10)), np.ones(10, np.float32))
 
 
 def test_columns_of_the_last_layer_and_of_the_stages():
-    rows, _ = two_views()
-    views = Views(features_of(rows), 6)
-    assert (views.width, views.stage_width) == (6, 4)
-    np.testing.assert_array_equal(views.last.take(["i3", "i399"]), rows[[3, 399], :6].astype(np.float16))
-    np.testing.assert_array_equal(views.stages.take(["i3", "i399"]), rows[[3, 399], 6:].astype(np.float16))
-    assert views.scaling.parts == (slice(0, 6), slice(6, 10))
+    rows, _ = two_blocks()
+    features = features_of(rows, stage_width=4)
+    assert (features.last_width, features.stage_width) == (6, 4)
+    np.testing.assert_array_equal(features.last.take(["i3", "i399"]), rows[[3, 399], :6].astype(np.float16))
+    np.testing.assert_array_equal(features.stages.take(["i3", "i399"]), rows[[3, 399], 6:].astype(np.float16))
+    assert features.scaling.blocks == (slice(0, 6), slice(6, 10))
 
 
-def test_without_stages_there_is_one_view_as_it_is():
-    rows, _ = two_views()
-    views = Views(features_of(rows), 10)
-    assert views.stage_width == 0
-    assert views.last is views.features
-    assert views.scaling.parts == (slice(0, 10),)
-    np.testing.assert_array_equal(views.scaling.scale, 1.0)
+def test_features_without_stages_are_not_scaled():
+    rows, _ = two_blocks()
+    features = features_of(rows)
+    assert features.last is features
+    assert features.scaling.blocks == (slice(0, 10),)
+    np.testing.assert_array_equal(features.scaling.scale, 1.0)
 
 
-def test_the_stages_are_scaled_half_way_to_equal_spreads():
-    rows, _ = two_views(count=3000)
+def test_stages_are_scaled_half_way_to_equal_spreads():
+    rows, _ = two_blocks(count=3000)
     rows[:, 6:] *= [0.01, 0.04, 0.09, 0.0]
-    rows[:, 9] = 0.3  # says nothing
-    views = Views(features_of(rows), 6)
-    scale = views.scaling.scale
+    rows[:, 9] = 0.3  # constant
+    scale = features_of(rows, stage_width=4).scaling.scale
     np.testing.assert_array_equal(scale[:6], 1.0)
     spread = rows[:, 6:].astype(np.float16).astype(np.float64).std(axis=0)
     np.testing.assert_allclose(scale[6:9], 1 / np.sqrt(spread[:3] * spread[:3].sum()), rtol=1e-3)
@@ -60,14 +59,14 @@ def test_the_stages_are_scaled_half_way_to_equal_spreads():
     assert ((scaled - scaled.mean(axis=0)) ** 2).sum(axis=1).mean() == pytest.approx(1.0, rel=0.01)
 
 
-def test_an_archive_without_a_readable_image_has_no_spread():
-    views = Views(Features([Shard([], np.zeros((0, 10), np.float16), [])]), 6)
-    np.testing.assert_array_equal(views.scaling.scale, [1] * 6 + [0] * 4)
+def test_archive_without_readable_images_has_no_spread():
+    features = Features([Shard([], np.zeros((0, 10), np.float16), [])], stage_width=4)
+    np.testing.assert_array_equal(features.scaling.scale, [1] * 6 + [0] * 4)
 
 
 @pytest.mark.parametrize("clue", [0, 1])
-def test_the_view_that_tells_the_anomalies_is_trusted_more(clue):
-    rows, rare = two_views(clue=clue)
+def test_informative_block_is_trusted_more(clue):
+    rows, rare = two_blocks(clue=clue)
     gain = column_gain(rows[rare][:10], rows[~rare][:100], SCALING, **C)
     shares = gain[0], gain[6]
     assert shares[clue] > 2 * shares[1 - clue]
@@ -77,25 +76,25 @@ def test_the_view_that_tells_the_anomalies_is_trusted_more(clue):
 
 
 def test_trust_is_the_average_precision_out_of_fold():
-    """Against folds drawn and fitted the slow way."""
+    """Compare with folds that are drawn and fitted one by one."""
     from sklearn.model_selection import StratifiedKFold
 
-    rows, rare = two_views()
+    rows, rare = two_blocks()
     anomalies, normals = rows[rare][:7], rows[~rare][:60]
     both, targets = np.concatenate([anomalies, normals]), np.repeat([1, 0], [7, 60])
     found = []
-    for part in SCALING.parts:
+    for block in SCALING.blocks:
         logits = np.zeros(67)
         for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(both, targets):
-            seen, known = both[train][:, part], targets[train] == 1
-            logits[test] = fit_logistic(seen[known], seen[~known], **C).logits(both[test][:, part])
+            rows_, known = both[train][:, block], targets[train] == 1
+            logits[test] = fit_logistic(rows_[known], rows_[~known], **C).logits(both[test][:, block])
         found.append(average_precision_score(targets, logits))
     gain = column_gain(anomalies, normals, SCALING, **C)
     np.testing.assert_allclose([gain[0], gain[6]], np.array(found) / np.linalg.norm(found), rtol=1e-6)
 
 
-def test_more_columns_than_images_give_the_same_trust():
-    rows, rare = two_views()
+def test_trust_does_not_depend_on_the_number_of_columns():
+    rows, rare = two_blocks()
     wide = np.concatenate([np.repeat(rows[:, :6], 20, axis=1) / 20**0.5, rows[:, 6:]], axis=1)
     scaling = Scaling((slice(0, 120), slice(120, 124)), np.ones(124, np.float32))
     narrow_gain = column_gain(rows[rare][:8], rows[~rare][:60], SCALING, **C)
@@ -104,20 +103,20 @@ def test_more_columns_than_images_give_the_same_trust():
 
 
 @pytest.mark.parametrize(("anomalies", "normals"), [(1, 50), (50, 1), (1, 1)])
-def test_a_single_image_of_a_kind_says_nothing_of_the_views(anomalies, normals):
-    rows, rare = two_views()
+def test_single_image_of_a_class_trusts_all_blocks_alike(anomalies, normals):
+    rows, rare = two_blocks()
     gain = column_gain(rows[rare][:anomalies], rows[~rare][:normals], SCALING, **C)
     np.testing.assert_allclose(gain, 0.5**0.5)
 
 
-def test_one_view_is_its_scale():
-    rows, rare = two_views()
+def test_gain_of_one_block_is_its_scale():
+    rows, rare = two_blocks()
     scaling = Scaling((slice(0, 10),), np.arange(10, dtype=np.float32))
     np.testing.assert_array_equal(column_gain(rows[rare][:5], rows[~rare][:5], scaling, **C), np.arange(10))
 
 
-def test_a_gain_is_a_factor_of_the_columns_and_the_probe_takes_them_as_they_are():
-    rows, rare = two_views()
+def test_gain_multiplies_the_columns_in_the_fit_alone():
+    rows, rare = two_blocks()
     gain = np.linspace(0.1, 2.0, 10)
     scaled = (rows * gain).astype(np.float32)
     probe = fit_logistic(rows[rare][:9], rows[~rare][:80], **C, gain=gain)
@@ -126,25 +125,25 @@ def test_a_gain_is_a_factor_of_the_columns_and_the_probe_takes_them_as_they_are(
     np.testing.assert_allclose(probe.logits(rows), plain.logits(scaled), atol=1e-4)
 
 
-def test_both_views_find_more_than_either_where_each_knows_a_half():
-    rows, rare = two_views(clue=0, count=1000)
+def test_two_blocks_find_more_than_each_where_each_has_half_of_the_clues():
+    rows, rare = two_blocks(clue=0, count=1000)
     rows[rare, 6] += np.where(np.arange(rare.sum()) % 2 == 0, 5.0, 0.0)
     rows[rare, 0] -= np.where(np.arange(rare.sum()) % 2 == 0, 4.0, 0.0)
     anomalies, normals, rest = np.flatnonzero(rare)[:20], np.flatnonzero(~rare)[:200], np.arange(300, 1000)
     pool = rows[:0]
 
-    def ap(probe, part):
-        return average_precision_score(rare[rest], probe.logits(rows[rest][:, part]))
+    def ap(probe, block):
+        return average_precision_score(rare[rest], probe.logits(rows[rest][:, block]))
 
-    single = [ap(fit_logistic(rows[anomalies][:, p], rows[normals][:, p], **C), p) for p in SCALING.parts]
+    single = [ap(fit_logistic(rows[anomalies][:, p], rows[normals][:, p], **C), p) for p in SCALING.blocks]
     both = ap(self_train(rows[anomalies], rows[normals], pool, SPEC, SCALING), slice(None))
     assert both > max(single) + 0.1
 
 
-def test_order_of_the_views_does_not_matter():
-    rows, rare = two_views()
-    turned = np.concatenate([rows[:, 6:], rows[:, :6]], axis=1)
+def test_order_of_the_blocks_does_not_matter():
+    rows, rare = two_blocks()
+    swapped = np.concatenate([rows[:, 6:], rows[:, :6]], axis=1)
     scaling = Scaling((slice(0, 4), slice(4, 10)), np.ones(10, np.float32))
     first = self_train(rows[rare][:9], rows[~rare][:80], rows, SPEC, SCALING)
-    second = self_train(turned[rare][:9], turned[~rare][:80], turned, SPEC, scaling)
-    np.testing.assert_allclose(first.logits(rows), second.logits(turned), atol=1e-3)
+    second = self_train(swapped[rare][:9], swapped[~rare][:80], swapped, SPEC, scaling)
+    np.testing.assert_allclose(first.logits(rows), second.logits(swapped), atol=1e-3)

@@ -1,4 +1,4 @@
-"""Several networks side by side: what one of them overlooks, another one sees."""
+"""Several backbones used as one: their features are concatenated."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -10,19 +10,17 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 SEPARATOR = "+"
-"""Between the names of networks that stand side by side."""
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation by channel."""
+"""Between the model names of an ensemble."""
+PixelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
 
 
-class SideBySide(nn.Module):
-    """Timm models without classifier as one: their features one after the other, each model's L2-normalised.
-
-    Features of one model are then as far apart as those of any other, however large its numbers are.
+class FeatureEnsemble(nn.Module):
+    """Concatenation of the features of several timm models, each L2-normalised so that all count the same.
 
     Args:
-        models: the timm models.
-        channels: of the images.
+        models: timm models without classifier.
+        channels: channels of the images.
     """
 
     mean: Tensor
@@ -35,19 +33,19 @@ class SideBySide(nn.Module):
         self.register_buffer("mean", torch.zeros(len(models), channels, 1, 1))
         self.register_buffer("std", torch.ones(len(models), channels, 1, 1))
 
-    def set_statistics(self, statistics: Sequence[Statistics]) -> None:
-        """Of the pixels that each model was trained on, 1 being white."""
+    def set_statistics(self, statistics: Sequence[PixelStatistics]) -> None:
+        """Set mean and standard deviation of the pixels that each model was trained on; white is 1."""
         mean, std = (torch.tensor(values)[..., None, None] for values in zip(*statistics, strict=True))
         self.mean.copy_(mean)
         self.std.copy_(std)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Features of images whose pixels lie between 0 and 1."""
-        seen = (model((images - self.mean[i]) / self.std[i]) for i, model in enumerate(self.models))
-        return torch.cat([F.normalize(features, dim=-1) for features in seen], dim=-1)
+        """Compute the features of images with pixels between 0 and 1."""
+        rows = (model((images - self.mean[i]) / self.std[i]) for i, model in enumerate(self.models))
+        return torch.cat([F.normalize(row, dim=-1) for row in rows], dim=-1)
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """As timm's models have it: the layer group of a parameter. The last groups of all models are one."""
+        """Return the layer group of each parameter, as timm's models do; the last groups of all models are one."""
         places: dict[str, int] = {}
         for i, model in enumerate(self.models):
             groups = group_parameters(model, cast(Any, model).group_matcher(coarse=coarse), return_values=False)
@@ -57,5 +55,5 @@ class SideBySide(nn.Module):
 
 
 def feature_width(body: nn.Module) -> int:
-    """Pooled features of a timm model; some end in a hidden layer of another width than that of their last map."""
+    """Return the number of pooled features of a timm model, after its last hidden layer if it has one."""
     return int(cast(int, getattr(body, "head_hidden_size", None) or body.num_features))

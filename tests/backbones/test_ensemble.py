@@ -38,7 +38,7 @@ def test_features_are_those_of_each_at_length_one(channels):
     with torch.inference_mode():
         expected = torch.cat([torch.nn.functional.normalize(one(some_images(channels)), dim=1) for one in alone], dim=1)
         torch.testing.assert_close(both(some_images(channels)), expected)
-        torch.testing.assert_close(both.folded()(some_images(channels)), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(both.fused()(some_images(channels)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_hidden_layer_before_the_classifier_counts():
@@ -69,7 +69,7 @@ def test_a_checkpoint_brings_all_of_them_back(tmp_path):
 @pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
 def test_openvino_gives_the_same():
     backbone = built("test_efficientnet+test_resnet")[1].eval()  # it converts no transformer of another size
-    forward = openvino_forward(backbone.folded(), channels=3, size=32, batch_size=3, bf16=False)
+    forward = openvino_forward(backbone.fused(), channels=3, size=32, batch_size=3, bf16=False)
     with torch.inference_mode():
         expected = backbone(some_images())
     torch.testing.assert_close(torch.from_numpy(forward(some_images())), expected, atol=1e-4, rtol=1e-4)
