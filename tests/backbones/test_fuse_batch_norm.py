@@ -7,8 +7,8 @@ from anomalymatch.backbones.network import build_backbone
 from anomalymatch.backbones.weights import fingerprint
 
 
-def lived_in(model, seed=0):
-    """Give every batch norm statistics and weights of its own; fresh ones would hide mistakes."""
+def randomised(model, seed=0):
+    """Give every batch norm random statistics and weights; those of a new one would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -39,7 +39,7 @@ def images(channels=3, size=64):
 )
 def test_same_outputs_with_fewer_layers(name, weights, left):
     _, backbone = build_backbone(name=name, weights=weights, channels=3, image_size=64)
-    body = backbone.body if weights == "bundled" else lived_in(backbone.body)
+    body = backbone.body if weights == "bundled" else randomised(backbone.body)
     body.train()
     before, trained = fingerprint(body), [m.training for m in body.modules()]
     fused = fuse_batch_norms(body)
@@ -55,7 +55,7 @@ def test_same_outputs_with_fewer_layers(name, weights, left):
 
 
 class DataDependent(nn.Module):
-    """Branches on its input: tracing it fails."""
+    """Model that branches on its input and cannot be traced."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +78,7 @@ class Shared(nn.Module):
 
 
 class Twice(nn.Module):
-    """One convolution, called twice, with a norm for each call."""
+    """Model that calls one convolution twice, with two norms."""
 
     def __init__(self):
         super().__init__()
@@ -89,7 +89,7 @@ class Twice(nn.Module):
 
 
 class OneNorm(nn.Module):
-    """One norm after two convolutions, and after a plain addition."""
+    """Model with one norm after two convolutions and an addition."""
 
     def __init__(self):
         super().__init__()
@@ -100,15 +100,15 @@ class OneNorm(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [DataDependent, Shared, Twice, OneNorm])
-def test_odd_models_come_back_working(kind):
-    model = lived_in(kind())
+def test_special_models_give_the_same_outputs(kind):
+    model = randomised(kind())
     fused = fuse_batch_norms(model)
     assert fused is not model
     with torch.inference_mode():
         torch.testing.assert_close(fused(images().abs()), model.eval()(images().abs()), rtol=1e-4, atol=1e-4)
 
 
-def test_a_transformer_comes_back_working():
+def test_transformer_gives_the_same_outputs():
     _, backbone = build_backbone(name="test_vit", weights="none", channels=3, image_size=32)
     body = backbone.body.eval()
     with torch.inference_mode():

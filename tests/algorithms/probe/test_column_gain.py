@@ -1,20 +1,14 @@
-"""Probes on features of the last layer and of the stages: scaling of the columns, and trust in each block."""
+"""Probes on several blocks of features: the trust in each block."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
 from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
-from anomalymatch.backbones.features import Features, Scaling, Shard
+from anomalymatch.backbones.features import Scaling
 
 SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=0, confidence=0.8, weight=0.25, limit=200)
 C = {"inverse_regularisation": 10.0}
-
-
-def features_of(rows, *, stage_width=0):
-    halves = np.array_split(np.arange(len(rows)), 2)
-    shards = [Shard([f"i{k}" for k in half], rows[half].astype(np.float16), []) for half in halves]
-    return Features(shards, stage_width=stage_width)
 
 
 def two_blocks(*, clue=0, count=400, seed=0):
@@ -27,41 +21,6 @@ def two_blocks(*, clue=0, count=400, seed=0):
 
 
 SCALING = Scaling((slice(0, 6), slice(6, 10)), np.ones(10, np.float32))
-
-
-def test_columns_of_the_last_layer_and_of_the_stages():
-    rows, _ = two_blocks()
-    features = features_of(rows, stage_width=4)
-    assert (features.last_width, features.stage_width) == (6, 4)
-    np.testing.assert_array_equal(features.last.take(["i3", "i399"]), rows[[3, 399], :6].astype(np.float16))
-    np.testing.assert_array_equal(features.stages.take(["i3", "i399"]), rows[[3, 399], 6:].astype(np.float16))
-    assert features.scaling.blocks == (slice(0, 6), slice(6, 10))
-
-
-def test_features_without_stages_are_not_scaled():
-    rows, _ = two_blocks()
-    features = features_of(rows)
-    assert features.last is features
-    assert features.scaling.blocks == (slice(0, 10),)
-    np.testing.assert_array_equal(features.scaling.scale, 1.0)
-
-
-def test_stages_are_scaled_half_way_to_equal_spreads():
-    rows, _ = two_blocks(count=3000)
-    rows[:, 6:] *= [0.01, 0.04, 0.09, 0.0]
-    rows[:, 9] = 0.3  # constant
-    scale = features_of(rows, stage_width=4).scaling.scale
-    np.testing.assert_array_equal(scale[:6], 1.0)
-    spread = rows[:, 6:].astype(np.float16).astype(np.float64).std(axis=0)
-    np.testing.assert_allclose(scale[6:9], 1 / np.sqrt(spread[:3] * spread[:3].sum()), rtol=1e-3)
-    assert scale[9] == 0
-    scaled = rows[:, 6:] * scale[6:]
-    assert ((scaled - scaled.mean(axis=0)) ** 2).sum(axis=1).mean() == pytest.approx(1.0, rel=0.01)
-
-
-def test_archive_without_readable_images_has_no_spread():
-    features = Features([Shard([], np.zeros((0, 10), np.float16), [])], stage_width=4)
-    np.testing.assert_array_equal(features.scaling.scale, [1] * 6 + [0] * 4)
 
 
 @pytest.mark.parametrize("clue", [0, 1])

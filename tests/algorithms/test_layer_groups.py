@@ -1,0 +1,87 @@
+"""Layer groups of a backbone: which of them learn, and with which learning rate and weight decay."""
+
+from itertools import pairwise
+
+import pytest
+import timm
+from torch import nn
+
+from anomalymatch.algorithms.layer_groups import freeze_lower_groups, layerwise_groups, parameter_groups
+from anomalymatch.backbones.network import Head, Network, build_backbone
+from anomalymatch.errors import ConfigError
+
+
+def tiny(name="test_efficientnet"):
+    return build_backbone(name=name, weights="none", channels=3, image_size=32)
+
+
+def learning(body):
+    return {name.rsplit(".", 1)[0] for name, p in body.named_parameters() if p.requires_grad}
+
+
+def test_freeze_lower_groups():
+    _, backbone = tiny()
+    body, every = backbone.body, sum(p.numel() for p in backbone.parameters())
+    assert freeze_lower_groups(body, None) == every
+    last = freeze_lower_groups(body, 1)
+    assert 0 < last < every
+    assert all(name.startswith(("blocks.4", "conv_head", "bn2")) for name in learning(body))
+    assert {"conv_head", "bn2"} <= learning(body)
+    two = freeze_lower_groups(body, 2)
+    assert last < two < every
+    assert all(name.startswith(("blocks.3", "blocks.4", "conv_head", "bn2")) for name in learning(body))
+    assert freeze_lower_groups(body, 0) == 0
+    assert not learning(body)
+    assert freeze_lower_groups(body, 99) == every  # and unfreezes again
+
+
+def test_freeze_lower_groups_of_the_papers_backbone():
+    body = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    freeze_lower_groups(body, 2)
+    stages = {".".join(name.split(".")[:2]) for name in learning(body) if name.startswith("blocks")}
+    assert stages == {"blocks.5", "blocks.6"}
+    assert {"conv_head", "bn2"} <= learning(body)
+
+
+def test_negative_number_of_groups_is_an_error():
+    with pytest.raises(ConfigError, match="trainable_groups is -1"):
+        freeze_lower_groups(tiny()[1].body, -1)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_normalisation_layers_have_no_weight_decay(name):
+    spec, backbone = tiny(name)
+    network = Network(spec, backbone, Head(backbone.features, normalised=True))
+    decay, rest = parameter_groups(network, 0.01)
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.01, 0.0)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)]
+    exempt = {id(p) for m in norms for p in m.parameters()}
+    assert {id(p) for p in rest["params"]} == exempt
+    assert {id(p) for p in decay["params"]} == {id(p) for p in network.parameters()} - exempt
+    assert any(p is network.head.linear.weight for p in decay["params"])
+
+
+def test_frozen_parameters_are_in_no_group(tiny_network):
+    freeze_lower_groups(tiny_network.backbone.body, 1)
+    ids = [id(p) for group in parameter_groups(tiny_network, 0.1) for p in group["params"]]
+    assert set(ids) == {id(p) for p in tiny_network.parameters() if p.requires_grad}
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_learning_rate_decays_with_each_layer_group_below_the_head(name):
+    spec, backbone = tiny(name)
+    network = Network(spec, backbone, Head(backbone.features, normalised=True))
+    groups = layerwise_groups(network, 0.01, 0.5)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    plain = {id(p): g["weight_decay"] for g in parameter_groups(network, 0.01) for p in g["params"]}
+    assert decays == plain
+    assert sum(len(group["params"]) for group in groups) == len(plain)
+    assert scale[id(network.head.linear.weight)] == 1.0
+    blocks = [{scale[id(p)] for p in block.parameters()} for block in backbone.body.blocks]
+    assert all(len(scales) == 1 for scales in blocks)
+    order = [next(iter(scales)) for scales in blocks]
+    assert order[-1] == 0.5
+    assert [low / high for low, high in pairwise(order)] == [0.5] * (len(order) - 1)
+    assert max(scale[id(p)] for n, p in backbone.body.named_parameters() if "blocks" not in n) <= 0.5
