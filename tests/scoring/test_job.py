@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.errors import ConfigError, DataError, StorageError
-from anomalymatch.scoring import job
+from anomalymatch.scoring import backends, job
 from anomalymatch.scoring.job import run_job
 from anomalymatch.scoring.model import find_model
 from anomalymatch.scoring.parts import Manifest, PartFolder
@@ -219,6 +219,7 @@ def test_corrupt_part_is_an_error_until_it_is_deleted(save_run, spec, cpu, make_
     ("key", "value"),
     [
         ("engine", "spark"),
+        ("backend", "tpu"),
         ("decode", "tpu"),
         ("batch_size", 0),
         ("part_images", 0),
@@ -281,7 +282,8 @@ def test_full_disk_leaves_the_finished_parts(save_run, spec, cpu, make_source, t
     assert run_job(run, source, spec, cpu, tmp_path / "out")
 
 
-def test_auto_builds_the_scorer_once_and_keeps_the_choice(save_run, spec, cpu, make_source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_scorer_is_built_once_and_the_choice_is_kept(save_run, spec, cpu, make_source, tmp_path, monkeypatch, backend):
     built, real = [], job.make_scorer
 
     def make_scorer(*args, **options):
@@ -289,8 +291,16 @@ def test_auto_builds_the_scorer_once_and_keeps_the_choice(save_run, spec, cpu, m
         return real(*args, **options)
 
     monkeypatch.setattr(job, "make_scorer", make_scorer)
-    model, source, spec = find_model(save_run()), make_source(20), replace(spec, backend="auto")
+    model, source, spec = find_model(save_run()), make_source(20), replace(spec, backend=backend)
     run_job(model, source, replace(spec, shard="1/2"), cpu, tmp_path / "out")
-    assert built == ["auto"]
+    assert built == [backend]
     assert run_job(model, source, replace(spec, shard="2/2"), cpu, tmp_path / "out")
-    assert built == ["auto", "torch"]
+    assert built == [backend, "torch"]
+
+
+def test_backend_that_does_not_work_leaves_no_manifest(save_run, spec, cpu, make_source, tmp_path, monkeypatch):
+    monkeypatch.setattr(backends, "_has_compiler", lambda: False)
+    model, source = find_model(save_run()), make_source(4)
+    with pytest.raises(ConfigError, match=r"scoring\.backend=compile"):
+        run_job(model, source, replace(spec, backend="compile"), cpu, tmp_path / "out")
+    assert run_job(model, source, spec, cpu, tmp_path / "out")

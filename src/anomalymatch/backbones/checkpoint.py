@@ -151,6 +151,6 @@ def load_state(module: nn.Module, path: Path) -> None:
         StorageError: if the file is missing, corrupt, or for another architecture.
     """
     try:
-        module.load_state_dict(load_file(path), strict=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        module.load_state_dict(load_tensors(path), strict=True)
+    except RuntimeError as error:
         raise StorageError(f"the weights {path} are missing or corrupt ({str(error).splitlines()[0]})") from error

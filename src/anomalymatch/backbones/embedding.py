@@ -26,16 +26,10 @@ class Embedding:
     """Backbone and source; features are computed on first use and cached on disk.
 
     Attributes:
-        name: see `build_backbone`.
-        weights: see `load_weights`.
-        image_size: side to which images are resized, in pixels.
-        bn_momentum: momentum of every batch norm in training; None keeps the model's own.
+        name, weights, image_size, bn_momentum, stages, orientations, crops: see `build_backbone`.
         source: the images.
         cache_dir: folder of the feature cache.
         inference: device, precision and batch size.
-        stages: add the features of the stages for a probe.
-        orientations: number of orientations over which features are averaged.
-        crops: number of crops that are averaged with the whole image.
     """
 
     name: str

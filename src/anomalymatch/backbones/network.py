@@ -25,17 +25,9 @@ from anomalymatch.errors import ConfigError
 class NetworkSpec:
     """Parameters from which the same network can be built again; stored beside every checkpoint.
 
-    Attributes:
-        name: see `build_backbone`.
-        channels: see `build_backbone`.
-        image_size: see `build_backbone`.
-        bn_momentum: see `build_backbone`.
-        mean: mean of each channel of the pixels that the backbone was trained on; white is 1.
-        std: standard deviation of each channel.
-        weights: origin of the pretrained weights.
-        stages: see `build_backbone`.
-        orientations: see `build_backbone`.
-        crops: see `build_backbone`.
+    Attributes are the arguments of `build_backbone`, and:
+        mean, std: statistics of the pixels that the backbone was trained on, by channel; white is 1.
+        weights: origin of the pretrained weights, in words.
     """
 
     name: str

@@ -14,7 +14,6 @@ from anomalymatch.algorithms.fixmatch.loss import anomaly_logit
 from anomalymatch.backbones.inference import Inference, fastest_backend
 from anomalymatch.backbones.network import Network
 from anomalymatch.backbones.openvino import Forward, in_batches, openvino_forward, require_openvino
-from anomalymatch.checks import check_choice
 from anomalymatch.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -38,9 +37,8 @@ def make_scorer(
         features: also return the pooled features.
 
     Raises:
-        ConfigError: if the backend is unknown, not installed, or not for this device.
+        ConfigError: if the backend is not installed, or not for this device.
     """
-    check_choice("scoring.backend", backend, BACKENDS)
     module, chosen, spec = ScoringNetwork(network, inference, features=features), backend, network.spec
     if backend == "auto":
         pixels = count * network.backbone.inputs_per_image * spec.image_size**2

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -85,28 +86,21 @@ def _open(
         batch_size = batch_size or saved.batch_size
     if batch_size is None:
         batch_size = find_batch_size(model.network(), inference)
-    batch_size = min(batch_size, spec.part_images)
-    if backend == "auto":  # only building shows that OpenVINO can convert the model
-        backend, scorer = make_scorer(
-            model.network(),
-            inference,
-            backend="auto",
-            count=len(source.ids),
-            batch_size=batch_size,
-            features=spec.features,
-        )
     manifest = Manifest(
         run_id=model.run_id,
         archive=source.name,
         fingerprint=source.fingerprint,
         images=len(source.ids),
         part_images=spec.part_images,
-        batch_size=batch_size,
+        batch_size=min(batch_size, spec.part_images),
         backend=backend,
         precision="bf16" if inference.computes_bf16 else "fp32",
         decode=spec.decode,
         features=spec.features,
     )
+    if saved is None and (backend == "auto" or spec.engine == "local"):  # only building shows that a backend works
+        chosen, scorer = make_scorer(model.network(), inference, **manifest.scorer_options)
+        manifest = replace(manifest, backend=chosen)
     open_manifest(output, manifest)
     return manifest, scorer
 
@@ -128,14 +122,7 @@ def _score(
             return
         network = model.network()
         if scorer is None:
-            _, scorer = make_scorer(
-                network,
-                inference,
-                backend=manifest.backend,
-                count=manifest.images,
-                batch_size=manifest.batch_size,
-                features=manifest.features,
-            )
+            _, scorer = make_scorer(network, inference, **manifest.scorer_options)
         score_parts(
             source,
             scorer,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,16 @@ class Manifest:
     def parts(self) -> int:
         """Number of parts."""
         return -(-self.images // self.part_images)
+
+    @property
+    def scorer_options(self) -> dict[str, Any]:
+        """Options of `make_scorer`."""
+        return {
+            "backend": self.backend,
+            "count": self.images,
+            "batch_size": self.batch_size,
+            "features": self.features,
+        }
 
     def rows(self, part: int) -> tuple[int, int]:
         """Return the range of positions, start and stop, of a part."""

@@ -142,14 +142,7 @@ class _Score:
         self.folder = PartFolder(Path(folder), manifest)
         network = model.network()
         self.width = network.backbone.features if manifest.features else 0
-        _, self.score = make_scorer(
-            network,
-            inference,
-            backend=manifest.backend,
-            count=manifest.images,
-            batch_size=manifest.batch_size,
-            features=manifest.features,
-        )
+        _, self.score = make_scorer(network, inference, **manifest.scorer_options)
 
     def __call__(self, item: _Item) -> _Item:
         part, images = int(item["part"]), np.asarray(item["images"])

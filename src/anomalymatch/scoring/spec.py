@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import ConfigError
+from anomalymatch.scoring.backends import BACKENDS
 from anomalymatch.scoring.parts import share_of
 
 ENGINES, DECODERS = ("local", "ray"), ("cpu", "gpu")
@@ -39,6 +40,7 @@ class ScoringSpec:
 
     def __post_init__(self) -> None:
         check_choice("scoring.engine", self.engine, ENGINES)
+        check_choice("scoring.backend", self.backend, BACKENDS)
         check_choice("scoring.decode", self.decode, DECODERS)
         if self.decode == "gpu" and self.engine == "ray":
             raise ConfigError("scoring.decode=gpu needs scoring.engine=local: Ray decodes on CPUs")
