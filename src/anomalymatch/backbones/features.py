@@ -11,8 +11,8 @@ from jaxtyping import Float16, Float32, Float64, Int64
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone, NetworkSpec
 from anomalymatch.backbones.weights import fingerprint
-from anomalymatch.cache import Cache, CacheEntry, Contents, cache_key
-from anomalymatch.data.collect import Collected, collect
+from anomalymatch.cache import Cache, cache_key
+from anomalymatch.data.collect import collect
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import DataError
 from anomalymatch.progress import progress
@@ -30,7 +30,7 @@ class Shard:
     """Features of up to `SHARD_IMAGES` consecutive images, memory-mapped."""
 
     ids: list[str]
-    rows: Float16[np.ndarray, "n ..."]
+    rows: Float16[np.ndarray, "n d"]
     rejects: list[Reject]
 
 
@@ -176,8 +176,14 @@ class FeatureCache:
                     for name in missing:
                         batches = self.inference.run(forward, source, chunks[name], size=size)
                         rows = ((b.ids, normalise_last(b.outputs, backbone.features), b.rejects) for b in batches)
-                        found[name] = cache.write(name, *to_contents(collect(rows, empty, advance)))
-        shards = [to_shard(entry) for entry in found.values() if entry is not None]
+                        shard = collect(rows, empty, advance)
+                        rejects = [[reject.id, reject.reason] for reject in shard.rejects]
+                        found[name] = cache.write(name, {"rows": shard.rows}, {"ids": shard.ids, "rejects": rejects})
+        shards = [
+            Shard(entry.info["ids"], entry.arrays["rows"], [Reject(*reject) for reject in entry.info["rejects"]])
+            for entry in found.values()
+            if entry is not None
+        ]
         return Features(shards, stage_width=backbone.stage_features)
 
     def key(self, source: ImageSource, spec: NetworkSpec, backbone: Backbone) -> str:
@@ -200,13 +206,3 @@ def normalise_last(outputs: Float32[np.ndarray, "n d"], width: int) -> Float32[n
     """L2-normalise the first `width` columns of a backbone's outputs, the features of the last layer."""
     norms = np.linalg.norm(outputs[:, :width], axis=1, keepdims=True)
     return np.concatenate([outputs[:, :width] / np.maximum(norms, 1e-12), outputs[:, width:]], axis=1)
-
-
-def to_contents(found: Collected) -> Contents:
-    """Return the cache contents of a shard."""
-    return {"rows": found.rows}, {"ids": found.ids, "rejects": [[r.id, r.reason] for r in found.rejects]}
-
-
-def to_shard(entry: CacheEntry) -> Shard:
-    """Return the shard in a cache entry."""
-    return Shard(entry.info["ids"], entry.arrays["rows"], [Reject(*reject) for reject in entry.info["rejects"]])
