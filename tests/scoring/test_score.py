@@ -86,7 +86,7 @@ def test_archive_gets_the_stretch_of_the_training(save_run, make_source, tmp_pat
         (["run={run}", "data={archive}", "output=/proc/nowhere"], "/proc/nowhere"),
     ],
 )
-def test_errors_are_one_line(call, save_run, archive, words, message):
+def test_wrong_options_get_one_line(call, save_run, archive, words, message):
     run = save_run()
     code, out, err = call(*(word.format(run=run, archive=archive) for word in words))
     assert (code, out) == (1, "")
