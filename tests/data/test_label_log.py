@@ -1,4 +1,3 @@
-import re
 import signal
 import sqlite3
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anomalymatch.data.label_log import LabelLog, export_csv, import_csv
+from anomalymatch.data.label_log import FROM_FILE, LabelLog, export_csv, import_csv
 from anomalymatch.errors import LabelError, StorageError
 from anomalymatch.types import Label
 
@@ -27,7 +26,7 @@ def log(tmp_path):
     log.close()
 
 
-def test_an_event_keeps_who_when_cycle_and_score(log):
+def test_an_event_has_annotator_time_cycle_and_score(log):
     log.append({"a": A, "b": U}, annotator="Ada", cycle=3, scores={"a": 0.75})
     first, second = log.events()
     assert (first.id, first.label, first.annotator, first.cycle, first.score) == ("a", A, "Ada", 3, 0.75)
@@ -46,7 +45,7 @@ def test_an_empty_log(log):
     assert log.events() == []
 
 
-def test_the_last_event_of_an_image_counts(log):
+def test_the_last_event_of_an_image_is_its_label(log):
     log.append({"a": A, "b": N}, annotator="Ada", cycle=0)
     log.append({"a": X}, annotator="Bob", cycle=1)
     log.append({"b": None}, annotator="Ada", cycle=2)
@@ -55,7 +54,7 @@ def test_the_last_event_of_an_image_counts(log):
     assert log.current(until_cycle=0) == {"a": A, "b": N}
 
 
-def test_it_only_grows(log):
+def test_events_are_only_appended(log):
     log.append({"a": A}, annotator="Ada", cycle=0)
     before = log.events()
     log.append({"a": N}, annotator="Ada", cycle=1)
@@ -66,17 +65,17 @@ def test_it_only_grows(log):
     assert [event.sequence for event in log.events()] == [1, 2, 3, 4]
 
 
-def test_undo_brings_the_earlier_label_back(log):
+def test_undo_restores_the_earlier_label(log):
     log.append({"a": A}, annotator="Ada", cycle=1)
     log.append({"a": N}, annotator="Ada", cycle=2)
-    assert log.undo(annotator="Ada") == ["a"]
-    assert log.current() == {"a": A}
-    assert log.undo(annotator="Ada") == ["a"]
-    assert log.current() == {}
+    log.append({"a": None}, annotator="Ada", cycle=2)
+    for expected in ({"a": N}, {"a": A}, {}):
+        assert log.undo(annotator="Ada") == ["a"]
+        assert log.current() == expected
     assert log.undo(annotator="Ada") == []
 
 
-def test_undo_takes_back_a_whole_action(log):
+def test_undo_reverts_a_whole_call(log):
     log.append({"a": A}, annotator="Ada", cycle=0)
     log.append({"a": N, "b": N, "c": N}, annotator="Ada", cycle=0)
     log.append({"d": N}, annotator="Bob", cycle=0)
@@ -84,28 +83,24 @@ def test_undo_takes_back_a_whole_action(log):
     assert log.current() == {"a": A, "d": N}
 
 
-def test_events_after_another_one(log):
+def test_new_labels_are_those_that_the_file_changed(log):
+    log.append({"a": A, "b": N, "c": N}, annotator=FROM_FILE, cycle=0)
+    log.append({"a": N}, annotator="Ada", cycle=1)
+    assert log.new_labels({"a": A, "b": U, "c": N, "d": A}) == {"b": U, "d": A}
+
+
+def test_events_after_a_sequence_number(log):
     log.append({"a": A, "b": U}, annotator="Ada", cycle=0)
     first, second = log.events()
     assert log.events(after=first.sequence) == [second]
     assert log.events(after=second.sequence) == []
 
 
-def test_undo_of_a_label_taken_away(log):
-    log.append({"a": A}, annotator="Ada", cycle=1)
-    log.append({"b": N}, annotator="Ada", cycle=1)
-    log.append({"a": None}, annotator="Ada", cycle=1)
-    assert log.undo(annotator="Ada") == ["a"]
-    assert log.current() == {"a": A, "b": N}
-    assert log.undo(annotator="Ada") == ["b"]
-    assert log.current() == {"a": A}
-
-
-def test_undo_takes_back_ones_own_labels_only(log):
+def test_undo_reverts_the_annotators_own_labels_only(log):
     log.append({"a": A}, annotator="Ada", cycle=1)
     log.append({"a": N, "b": N}, annotator="Bob", cycle=1)
     assert log.undo(annotator="Ada") == ["a"]
-    assert log.current() == {"a": N, "b": N}  # Bob's word came later and stands
+    assert log.current() == {"a": N, "b": N}  # Bob's label came later and stays
     assert log.undo(annotator="Ada") == []
     assert log.undo(annotator="Bob") == ["a", "b"]
     assert log.current() == {}
@@ -122,7 +117,7 @@ EVENTS = st.lists(
 
 @given(EVENTS)
 @settings(max_examples=60, deadline=None)
-def test_undo_of_any_depth_is_as_if_it_had_never_been(events):
+def test_undone_events_have_no_effect(events):
     log, twin = LabelLog(Path(":memory:")), []
     for id_, label, who in events:
         if id_ == "undo":
@@ -145,7 +140,7 @@ def test_a_batch_is_all_or_none(log):
     with pytest.raises(StorageError):
         log.append({"b": N, None: A}, annotator="Ada", cycle=0)
     assert log.current() == {"a": A}
-    log.append({"d": N}, annotator="Ada", cycle=0)  # and the log goes on
+    log.append({"d": N}, annotator="Ada", cycle=0)  # and the log still works
     assert log.current() == {"a": A, "d": N}
 
 
@@ -162,7 +157,7 @@ for batch in range(100_000):
 """
 
 
-def test_a_kill_in_the_middle_of_appends_loses_nothing_that_was_said(tmp_path):
+def test_a_kill_during_appends_loses_no_finished_call(tmp_path):
     path = tmp_path / "labels.sqlite"
     with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -194,7 +189,7 @@ def test_two_processes_write_to_one_log(tmp_path):
     log.close()
 
 
-def test_it_waits_for_another_one_that_is_opening_the_new_log(tmp_path):
+def test_it_waits_for_another_process_that_creates_the_log(tmp_path):
     """The other one writes before the file is write-ahead; for the switch SQLite itself does not wait."""
     path = tmp_path / "labels.sqlite"
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -208,7 +203,7 @@ def test_it_waits_for_another_one_that_is_opening_the_new_log(tmp_path):
     other.close()
 
 
-def test_it_is_the_same_when_opened_again(tmp_path):
+def test_events_are_the_same_after_reopening(tmp_path):
     path = tmp_path / "labels.sqlite"
     first = LabelLog(path)
     first.append({"ä,\n\"'": A}, annotator="Ada", cycle=1, scores={"ä,\n\"'": 0.5})
@@ -225,7 +220,7 @@ def test_it_is_the_same_when_opened_again(tmp_path):
 def test_a_corrupt_log(tmp_path, content):
     path = tmp_path / "labels.sqlite"
     path.write_bytes(content)
-    with pytest.raises(StorageError, match=r"labels\.sqlite cannot be used \(.*restore it from labels\.csv"):
+    with pytest.raises(StorageError, match=r"labels\.sqlite.*labels\.csv"):
         LabelLog(path)
     assert path.read_bytes() == content
 
@@ -239,17 +234,17 @@ def test_a_log_that_becomes_corrupt(log):
     again = sqlite3.connect(log.path)
     again.close()
     fresh = LabelLog(log.path)
-    with pytest.raises(StorageError, match="cannot be used"):
+    with pytest.raises(StorageError, match=r"labels\.sqlite"):
         fresh.current()
     fresh.close()
 
 
-def test_a_folder_that_cannot_be(tmp_path):
+def test_paths_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+    with pytest.raises(StorageError, match="file"):
         LabelLog(tmp_path / "file" / "labels.sqlite")
     (tmp_path / "labels.sqlite").mkdir()
-    with pytest.raises(StorageError, match="cannot be used"):
+    with pytest.raises(StorageError, match=r"labels\.sqlite"):
         LabelLog(tmp_path / "labels.sqlite")
 
 
@@ -268,7 +263,7 @@ def test_csv_round_trip_of_hard_names(tmp_path, id_):
     assert import_csv(tmp_path / "labels.csv", {id_, "plain"}) == {id_: A, "plain": N}
 
 
-def test_csv_is_what_anomalymatch_reads(tmp_path):
+def test_csv_format_of_anomalymatch(tmp_path):
     export_csv({"a.png": A, "dir/b, c.png": X}, tmp_path / "labels.csv")
     assert (tmp_path / "labels.csv").read_bytes() == b'filename,label\na.png,anomaly\n"dir/b, c.png",artefact\n'
 
@@ -276,8 +271,7 @@ def test_csv_is_what_anomalymatch_reads(tmp_path):
 def test_csv_with_other_labels(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("filename,label\na,anomaly\nb,cat\nc,Normal\n")
-    expected = "2 labels are none of anomaly, normal, unsure, artefact; the first: b,cat; c,Normal"
-    with pytest.raises(LabelError, match=re.escape(expected)):
+    with pytest.raises(LabelError, match=r"2 labels.* anomaly, normal, unsure, artefact.* b,cat; c,Normal"):
         import_csv(path, {"a", "b", "c"})
-    with pytest.raises(LabelError, match="there is no such image"):
+    with pytest.raises(LabelError, match="c,Normal"):
         import_csv(path, {"a", "b"})

@@ -30,7 +30,7 @@ RAMP = np.linspace(0, 1, 11).reshape(1, 11, 1)
 
 
 def sky(size=128, seed=0):
-    """A galaxy and stars on a sky whose background was removed, in units of its noise; the position of the galaxy."""
+    """Make a galaxy and stars on a sky without background, in units of its noise; return the galaxy's place too."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size].astype(float)
     r = np.hypot(x - 60, (y - 68) / 0.6)
@@ -42,7 +42,7 @@ def sky(size=128, seed=0):
 
 
 def curve(rendering, x):
-    """The written-out formulas, one value at a time."""
+    """Evaluate the formula of the curve."""
     a = rendering.parameter
     if rendering.curve == "log":
         a = 1000 if a is None else a
@@ -54,7 +54,7 @@ def curve(rendering, x):
 
 
 def slow(rendering, plane, low, high):
-    """Twin of a channel whose interval is known, pixel by pixel."""
+    """Render a channel with a known interval pixel by pixel."""
     out = np.zeros(plane.shape, dtype=np.float64)
     for at, value in np.ndenumerate(plane):
         if np.isnan(value) or high <= low:
@@ -78,7 +78,7 @@ def near(image, expected, tolerance=0.501):
         ("zscale", ZScaleInterval()),
     ],
 )
-def test_twin(name, parameter, interval, astropy):
+def test_rendering_equals_its_slow_twin(name, parameter, interval, astropy):
     rendering = Rendering(interval, name, parameter if name in ("log", "asinh") else None, percentiles=(2, 90))
     pixels = np.concatenate([NOISE, NOISE[:4] * 8])
     image = rendering(pixels, GRI)
@@ -102,7 +102,7 @@ def test_values_by_hand():
 
 @pytest.mark.parametrize(("name", "stretch"), [("log", LogStretch), ("asinh", AsinhStretch)])
 @pytest.mark.parametrize("a", [0.01, 0.1, 1.0, 1000.0])
-def test_curves_are_those_of_astropy(name, stretch, a):
+def test_curves_equal_those_of_astropy(name, stretch, a):
     x = np.linspace(0, 1, 501).reshape(3, 167, 1)
     assert near(Rendering("minmax", name, a)(x, ("grey",)), 255 * stretch(a)(x))
 
@@ -119,7 +119,7 @@ def test_midtones_transfer_function(balance, median, target):
 
 @pytest.mark.parametrize("target", [None, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("interval", ["minmax", "percentile"])
-def test_midtones_bring_the_median_to_the_target(target, interval):
+def test_midtones_move_the_median_to_the_target(target, interval):
     grey = 255 * (target or 0.25)
     image = Rendering(interval, "midtones", target)(NOISE[:23, :19], GRI)
     assert np.abs(np.median(image, axis=(0, 1)) - grey).max() <= 0.501
@@ -127,8 +127,8 @@ def test_midtones_bring_the_median_to_the_target(target, interval):
     assert image.max() == 255
 
 
-def test_pixels_that_are_missing_have_no_part_in_the_median():
-    """Half of an image at the edge of a field is NaN: the other half looks as it does alone."""
+def test_missing_pixels_do_not_change_the_median():
+    """If half of an image is NaN, as at the edge of a field, the other half looks as it does alone."""
     rendering = Rendering("minmax", "midtones")
     pixels = np.concatenate([NOISE, np.full((60, 20, 3), np.nan, np.float32)])
     pixels[0, 0], pixels[0, 1] = np.inf, -np.inf
@@ -137,7 +137,7 @@ def test_pixels_that_are_missing_have_no_part_in_the_median():
     assert abs(int(np.median(rendering(pixels, GRI)[:24])) - 64) <= 1
 
 
-def test_midtones_without_a_median_to_move_are_linear():
+def test_midtones_with_median_0_are_linear():
     pixels = np.zeros((4, 4, 1))
     pixels[0, 0] = 8
     assert Rendering("minmax", "midtones")(pixels, ("grey",)).tolist() == (pixels / 8 * 255).tolist()
@@ -160,7 +160,7 @@ def test_scale_and_offset_change_nothing(interval, name, per_channel):
 
 @pytest.mark.parametrize("order", [(2, 0, 1), (1, 0, 2)])
 @pytest.mark.parametrize("name", CURVES)
-def test_bands_with_their_names_may_be_permuted(order, name):
+def test_named_bands_may_be_permuted(order, name):
     limits = {"r": (60.0, 160.0)}
     rendering = Rendering("percentile", name, limits=limits)
     image = rendering(NOISE, GRI)
@@ -171,15 +171,15 @@ def test_bands_with_their_names_may_be_permuted(order, name):
     assert np.array_equal(combined(NOISE, GRI), again)
 
 
-def test_one_interval_for_all_keeps_ratios():
+def test_a_common_interval_keeps_ratios():
     pixels = np.array([[[0, 10, 100], [20, 40, 80], [50, 100, 200]]], dtype=np.float32)
     image = Rendering("minmax", per_channel=False)(pixels, GRI)
     assert image.tolist() == [[[0, 13, 128], [26, 51, 102], [64, 128, 255]]]
     assert Rendering("minmax")(pixels, GRI).tolist() == [[[0, 0, 42], [102, 85, 0], [255, 255, 255]]]
 
 
-def test_one_balance_for_all_keeps_the_order_of_colours():
-    """With a median for each channel a red image would become grey; with one for all it stays red."""
+def test_a_common_median_keeps_the_order_of_colours():
+    """A red image stays red with a common median, and becomes grey with a median for each channel."""
     pixels = NOISE * np.array([1, 2, 4], dtype=np.float32)
     linked = Rendering("minmax", "midtones", per_channel=False)(pixels, GRI)
     assert (np.diff(np.median(linked, axis=(0, 1))) > 20).all()
@@ -198,12 +198,12 @@ def test_limits_by_name():
     assert common[0, :, 1].tolist() == [0, 255, 255, 255]
 
 
-def test_limits_hold_for_eight_bits_too():
+def test_limits_apply_to_8_bits():
     pixels = np.array([[[0], [50], [100], [200]]], dtype=np.uint8)
     assert Rendering(limits={"grey": (0, 100)})(pixels, ("grey",))[0, :, 0].tolist() == [0, 128, 255, 255]
 
 
-def test_bands_are_summed_by_hand():
+def test_combined_bands_by_hand():
     pixels = np.array([[[1, 10, 100], [2, 30, 500]]], dtype=np.int16)
     limits = {"a": (0, 51), "b": (0, 255)}
     rendering = Rendering("minmax", combine={"b": {"i": 0.5, "g": -1}, "a": {"r": 1}}, limits=limits)
@@ -211,7 +211,7 @@ def test_bands_are_summed_by_hand():
     assert rendering(pixels, GRI).tolist() == [[[49, 50], [248, 150]]]
 
 
-def test_a_nan_in_a_band_that_is_not_used_does_not_spread():
+def test_nan_in_an_unused_band_is_ignored():
     pixels = NOISE.copy()
     pixels[..., 1] = np.nan
     rendering = Rendering(combine={"a": {"g": 1, "r": 0}, "b": {"i": 1}})
@@ -219,11 +219,11 @@ def test_a_nan_in_a_band_that_is_not_used_does_not_spread():
     pixels[3, 4, 0] = np.nan
     assert rendering(pixels, GRI)[3, 4, 0] == 0
     spreads = Rendering(combine={"a": {"g": 1, "r": 1}})
-    with pytest.raises(UnreadableImageError, match="there is no finite pixel value in it"):
+    with pytest.raises(UnreadableImageError, match="finite"):
         spreads(pixels, GRI)
 
 
-def test_eight_bits_pass_untouched():
+def test_8_bits_stay_unchanged():
     pixels = RNG.integers(90, 120, (5, 6, 3), dtype=np.uint8)
     assert EIGHT_BITS(pixels, GRI) is pixels
     assert Rendering(combine={}, limits={})(pixels, GRI) is pixels
@@ -246,7 +246,7 @@ def test_eight_bits_pass_untouched():
         {"combine": {"g": {"r": 1}}},
     ],
 )
-def test_options_hold_for_eight_bits(options):
+def test_options_apply_to_8_bits(options):
     pixels = RNG.integers(90, 120, (24, 20, 3), dtype=np.uint8)
     assert not Rendering(**options).keeps_eight_bits
     assert not np.array_equal(Rendering(**options)(pixels, GRI), pixels[..., : 1 if "combine" in options else 3])
@@ -274,14 +274,14 @@ CHANGES = [
 @pytest.mark.parametrize(("before", "after"), CHANGES)
 def test_every_option_changes_the_image_and_the_fingerprint(before, after, make_source):
     options = [{"interval": "minmax", **values} for values in (before, {**before, **after})]
-    pixels = np.concatenate([NOISE, NOISE[:3] * 5]) * [1, 2, 3]  # the bright rows are what zscale leaves out
+    pixels = np.concatenate([NOISE, NOISE[:3] * 5]) * [1, 2, 3]  # zscale clips the bright rows
     first, second = (Rendering(**values)(pixels, GRI) for values in options)
     assert not np.array_equal(first, second)
     keys = [make_source(bands=GRI, rendering=Rendering(**values)).fingerprint for values in options]
     assert keys[0] != keys[1]
 
 
-def test_what_is_missing_and_what_is_infinite():
+def test_nan_and_infinity():
     pixels = np.array([[[np.nan], [0.0], [5.0], [10.0], [np.inf], [-np.inf], [-np.finfo(float).max]]])
     for interval in ("auto", "minmax"):
         assert Rendering(interval)(pixels, ("grey",)).ravel().tolist() == [0, 0, 128, 255, 255, 0, 0]
@@ -307,18 +307,18 @@ def test_a_constant_channel_becomes_black(interval, name, value):
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (NOISE[..., :2], r"^it has 2 bands instead of 3: g, r, i$"),
-        (NOISE[..., :2].astype(np.uint8), r"^it has 2 bands instead of 3: g, r, i$"),
-        (NOISE.astype(np.complex64), r"^its pixels are complex64, which are no real numbers$"),
-        (NOISE.astype(object), r"^its pixels are object, which are no real numbers$"),
-        (NOISE.astype("U4"), r"^its pixels are <U4, which are no real numbers$"),
-        (NOISE * np.nan, r"^there is no finite pixel value in it$"),
-        (np.full((2, 2, 3), np.inf), r"^there is no finite pixel value in it$"),
-        (NOISE[:0], r"^it has no pixels$"),
-        (NOISE[:0].astype(np.uint8), r"^it has no pixels$"),
+        (NOISE[..., :2], r"2 bands .* 3: g, r, i$"),
+        (NOISE[..., :2].astype(np.uint8), r"2 bands .* 3: g, r, i$"),
+        (NOISE.astype(np.complex64), "complex64"),
+        (NOISE.astype(object), "object"),
+        (NOISE.astype("U4"), "<U4"),
+        (NOISE * np.nan, "finite"),
+        (np.full((2, 2, 3), np.inf), "finite"),
+        (NOISE[:0], "no pixels"),
+        (NOISE[:0].astype(np.uint8), "no pixels"),
     ],
 )
-def test_images_that_cannot_be_rendered(pixels, message):
+def test_pixels_that_cannot_be_rendered(pixels, message):
     with pytest.raises(UnreadableImageError, match=message):
         EIGHT_BITS(pixels, GRI)
 
@@ -348,7 +348,7 @@ def test_images_that_cannot_be_rendered(pixels, message):
         ({"combine": {"a": {"g": 0}}}, r"stretch\.combine\.a "),
     ],
 )
-def test_wrong_options_get_one_sentence(options, message):
+def test_wrong_options(options, message):
     with pytest.raises(ConfigError, match=message):
         Rendering(**options)
 
@@ -376,7 +376,7 @@ for word in sys.argv[1:]:
 """
 
 
-def test_values_of_a_wrong_type_get_one_sentence():
+def test_values_of_a_wrong_type():
     """In a process of its own: the type checks of the tests would raise first."""
     words = [word for word, _ in WRONG_TYPES]
     done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, timeout=120)
@@ -386,12 +386,12 @@ def test_values_of_a_wrong_type_get_one_sentence():
     assert [line for line, (_, begin) in zip(lines, WRONG_TYPES, strict=True) if not line.startswith(begin)] == []
 
 
-def test_names_that_are_not_there():
-    with pytest.raises(DataError, match=r"^stretch.combine names the bands u, z, but there are g, r, i$"):
+def test_unknown_bands_and_channels():
+    with pytest.raises(DataError, match=r"stretch\.combine .* u, z,.* g, r, i$"):
         Rendering(combine={"red": {"z": 1, "g": 1}, "blue": {"u": 1}}).channels(GRI)
-    with pytest.raises(DataError, match=r"^stretch.limits names the channels red, but there are g, r, i$"):
+    with pytest.raises(DataError, match=r"stretch\.limits .* red,.* g, r, i$"):
         Rendering(limits={"red": (0, 1)}).channels(GRI)
-    with pytest.raises(DataError, match=r"^stretch.limits names the channels g, but there are red$"):
+    with pytest.raises(DataError, match=r"stretch\.limits .* g,.* red$"):
         Rendering(limits={"g": (0, 1)}, combine={"red": {"g": 1}}).channels(GRI)
     assert Rendering().channels(GRI) == GRI
 
@@ -402,7 +402,7 @@ def test_names_of_bands():
     assert all(len(names) == count for count, names in DEFAULT_BANDS.items())
     assert band_names(["u", "g"], 2) == ("u", "g")
     for names in (["u"], ["u", "u"], ["u", "g", "r"]):
-        with pytest.raises(ConfigError, match=r"^dataset.source.bands=\[.*: expected 2 different names, one for each"):
+        with pytest.raises(ConfigError, match=r"^dataset\.source\.bands=\[.* 2 "):
             band_names(names, 2)
 
 
@@ -415,7 +415,7 @@ def test_names_of_bands():
         {"limits": {"red": [0, 1]}, "combine": {"red": {"i": 1}, "blue": {"g": 0.5, "r": 1}}},
     ],
 )
-def test_comes_back_from_json(options):
+def test_json_round_trip(options):
     rendering = Rendering(**options)
     again = Rendering(**json.loads(json.dumps(rendering.as_dict())))
     assert again == rendering
@@ -423,29 +423,29 @@ def test_comes_back_from_json(options):
     assert np.array_equal(again(NOISE, GRI), rendering(NOISE, GRI))
 
 
-def test_a_configured_default_is_the_default(make_source):
-    """However its values came: an equal rendering means an equal fingerprint, and features that are found again."""
+def test_configured_default_equals_the_default(make_source):
+    """Equal renderings have equal fingerprints, whatever the types of their values."""
     configured = instantiate(anomalymatch.compose("stretch=linear").stretch)
     assert configured == EIGHT_BITS == Rendering(percentiles=[0.5, 99.5], limits={}, combine={})
     assert make_source(rendering=configured).fingerprint == make_source().fingerprint
 
 
 @pytest.mark.parametrize("name", STRETCHES)
-def test_every_configured_stretch_shows_sources_on_a_sky(name):
+def test_configured_stretches_show_sources_on_a_sky(name):
     pixels, galaxy = sky()
     rendering = instantiate(anomalymatch.compose(f"stretch={name}").stretch)
     image = rendering(pixels, ("grey",))
     background, source = np.median(image), np.median(image[galaxy])
     assert source - background > 5 if name == "linear" else source - background > 70
     assert background < 90, "the sky is dark"
-    assert (image == 255).mean() < 0.1, "few pixels are burnt out"
+    assert (image == 255).mean() < 0.1, "few pixels are saturated"
     if name != "linear":
         assert len(np.unique(image)) > 60
     order = np.argsort(pixels.ravel())
     assert (np.diff(image.ravel()[order].astype(int)) >= 0).all(), "brighter stays brighter"
 
 
-def test_stretches_are_of_their_names():
+def test_configured_stretches():
     pixels, _ = sky()
     built = {name: instantiate(anomalymatch.compose(f"stretch={name}").stretch) for name in STRETCHES}
     assert STRETCHES == ["asinh", "linear", "log", "midtones", "percentile", "sqrt", "zscale"]
@@ -463,7 +463,7 @@ def test_stretches_are_of_their_names():
     assert abs(np.median(built["midtones"](pixels, ("grey",))) - 64) <= 1
 
 
-def test_options_of_the_command_line_arrive():
+def test_options_of_the_command_line():
     words = ["stretch.limits={red: [-0.1, 30]}", "stretch.combine={red: {i: 1}, blue: {g: 0.7, u: 0.3}}"]
     rendering = instantiate(anomalymatch.compose("stretch=asinh", "stretch.parameter=0.02", *words).stretch)
     combine = {"red": {"i": 1.0}, "blue": {"g": 0.7, "u": 0.3}}
@@ -491,7 +491,7 @@ def test_any_pixels_give_an_image_or_a_reason(pixels, interval, name, per_channe
         assert not np.isfinite(pixels.astype(np.float64)).any() or np.abs(pixels[np.isfinite(pixels)]).min() > 1e150
         return
     assert (image.dtype, image.shape) == (np.uint8, pixels.shape)
-    assert np.array_equal(pixels, before, equal_nan=pixels.dtype.kind == "f"), "the pixels are those of the archive"
+    assert np.array_equal(pixels, before, equal_nan=pixels.dtype.kind == "f"), "the pixels are not modified"
     for k in range(pixels.shape[2]):  # brighter stays brighter
         plane, shown = pixels[..., k].ravel(), image[..., k].ravel().astype(int)
         order = np.argsort(plane[~np.isnan(plane)], kind="stable")

@@ -36,7 +36,7 @@ def test_order_and_pixels(make_source, batch_size, workers):
     assert not decoders()
 
 
-def test_order_is_kept_though_later_batches_are_ready_first(make_source, monkeypatch):
+def test_order_is_kept_if_later_batches_are_ready_first(make_source, monkeypatch):
     source = make_source(12)
     read = source.read
 
@@ -70,7 +70,7 @@ def test_no_ids(make_source):
     assert list(stream(make_source(3), [], size=16, batch_size=4)) == []
 
 
-def test_an_error_of_the_source_arrives(make_source):
+def test_an_error_of_the_source_is_raised(make_source):
     with pytest.raises(DataError, match="no image 'z'"):
         list(stream(make_source(30), ["im000001", "z"], size=16, batch_size=1))
     assert not decoders()
@@ -86,7 +86,7 @@ def test_the_consumer_may_stop_early(make_source):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_only_a_few_batches_are_in_memory(make_source, monkeypatch, workers):
+def test_few_batches_are_in_memory(make_source, monkeypatch, workers):
     alive, most = 0, 0
     lock = threading.Lock()
     to_tensor = module.to_tensor
@@ -108,8 +108,8 @@ def test_only_a_few_batches_are_in_memory(make_source, monkeypatch, workers):
     monkeypatch.setattr(module, "to_tensor", counted)
     source = make_source(120)
     for _batch in stream(source, source.ids, size=16, batch_size=2, workers=workers):
-        time.sleep(0.002)  # a slow model: the decoders run ahead as far as they may
-    assert workers <= most <= workers + 3  # one is in the hands of the model
+        time.sleep(0.002)  # a slow model: the decoders run ahead as far as possible
+    assert workers <= most <= workers + 3  # the model uses one
 
 
 GROWTH = """
@@ -130,11 +130,11 @@ for count in (1_000, 100_000):
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the unit of ru_maxrss is the system's own")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the unit of ru_maxrss depends on the system")
 def test_memory_does_not_grow_with_the_number_of_images():
     output = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
     thousand, hundred_thousand = map(int, output.split())
-    assert hundred_thousand - thousand < 30_000  # KiB; the pixels of them all are 300,000
+    assert hundred_thousand - thousand < 30_000  # KiB; all pixels would take 300,000
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 9])
@@ -144,13 +144,13 @@ def test_resize_any_number_of_channels(shape, channels):
     resized = resize(image, 16)
     assert resized.shape == (16, 16, channels)
     assert resized.dtype == np.uint8
-    for k in range(channels):  # no channel sees another
+    for k in range(channels):  # channels are independent
         np.testing.assert_allclose(resize(image[..., k : k + 1], 16)[..., 0], resized[..., k].astype(int), atol=1)
 
 
 def test_shrinking_averages_and_enlarging_interpolates():
     image = np.zeros((32, 32, 1), dtype=np.uint8)
-    image[::2] = 200  # stripes that sampling would turn into all or nothing
+    image[::2] = 200  # stripes; sampling would give 0 or 200
     assert np.unique(resize(image, 16)).tolist() == [100]
     ramp = np.repeat(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], 16, axis=0)
     large = resize(ramp, 64)
@@ -159,7 +159,7 @@ def test_shrinking_averages_and_enlarging_interpolates():
     assert (np.diff(large[0, 8:-8, 0].astype(int)) >= 0).all()
 
 
-def test_the_right_size_is_not_touched():
+def test_the_right_size_is_returned_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     assert resize(image, 16) is image
 

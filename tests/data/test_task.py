@@ -10,7 +10,7 @@ from anomalymatch.types import Label
 
 
 class Source(ImageSource):
-    """Ids and classes; nobody reads an image of it."""
+    """Source of ids and classes without images."""
 
     def __init__(self, counts, *, order=None, holdout=frozenset(), known=True):
         truth = {f"{name}/{i:05d}": name for name, count in counts.items() for i in range(count)}
@@ -30,7 +30,7 @@ def share(ids, task):
     return task.truth(ids).mean()
 
 
-def test_pool_and_holdout_divide_the_source():
+def test_pool_and_holdout_partition_the_source():
     source = Source(COUNTS)
     task = make_task(source, anomaly="a", holdout=0.2)
     assert sorted([*task.pool, *task.holdout]) == sorted(source.ids)
@@ -85,12 +85,12 @@ def test_prevalence_is_exact_within_rounding(rare, common, prevalence, seed):
     for side, whole in ((task.pool, plain.pool), (task.holdout, plain.holdout)):
         truth = task.truth(side)
         anomalies, normals = int(truth.sum()), int((~truth).sum())
-        # One anomaly more or less is the rounding, or one normal where those were thinned out.
+        # Rounding: one anomaly more or less, or one normal if those were subsampled.
         assert abs(anomalies - prevalence * len(side)) <= 1
         assert set(side) <= set(whole)
         assert len(set(side)) == len(side)
         before = plain.truth(whole)
-        # Only the class that was too frequent is thinned out.
+        # Only the class that was too frequent is subsampled.
         assert anomalies == before.sum() or normals == (~before).sum()
 
 
@@ -146,17 +146,17 @@ def test_truth_by_id():
         ({"prevalence": 0.1}, ConfigError, "dataset.prevalence needs dataset.anomaly"),
     ],
 )
-def test_refusals(options, error, message):
+def test_wrong_options(options, error, message):
     with pytest.raises(error, match=message):
         make_task(Source(COUNTS), **options)
 
 
-def test_a_class_of_a_set_without_classes():
+def test_a_dataset_without_classes():
     with pytest.raises(DataError, match=r"set has no classes.* dataset\.anomaly=a"):
         make_task(Source(COUNTS, known=False), anomaly="a")
 
 
-def test_a_long_list_of_classes_is_cut_short():
+def test_a_long_list_of_classes_is_shortened():
     with pytest.raises(ConfigError, match=r"… \(30 in all\)"):
         make_task(Source({f"c{i:02d}": 2 for i in range(30)}), anomaly="x")
 
@@ -187,7 +187,7 @@ def test_initial_labels_are_drawn_evenly():
         ({"anomalies": 5, "normals": 999}, "999 .* 366 .* 286"),
     ],
 )
-def test_initial_labels_refuse(options, message):
+def test_too_few_images_for_the_initial_labels(options, message):
     task = make_task(Source(COUNTS), anomaly="a")
     with pytest.raises(LabelError, match=message):
         initial_labels(task, seed=0, **options)

@@ -1,11 +1,6 @@
 """Decoder of image files: libjpeg-turbo for JPEG, OpenCV for 16-bit and float colour, Pillow for the rest."""
 
 import io
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -15,6 +10,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Pixels
 
@@ -25,7 +21,6 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
 """Formats that are decoded. Pillow has more, among them EPS, for which it starts another program."""
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in grey (ITU-R BT.601), as in Pillow and JPEG."""
-_IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _JPEG, _PNG, _TIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEADER_BYTES = 2**16
 _BITS_PER_SAMPLE = 258  # TIFF tag
@@ -89,7 +84,7 @@ def _decode_jpeg(data: bytes, channels: int) -> Pixels | None:
 
 def _decode_any(data: bytes, channels: int) -> Pixels:
     try:
-        with _ignore_pillow_warnings(), PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
+        with ignore_warnings(r"PIL\."), PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
             upright = _upright(image)
@@ -104,21 +99,6 @@ def _decode_any(data: bytes, channels: int) -> Pixels:
         raise UnreadableImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # damage can make a codec raise anything, and must not end a run over millions of images
         raise UnreadableImageError(f"cannot be decoded: {error or type(error).__name__}") from None
-
-
-@contextmanager
-def _ignore_pillow_warnings() -> Iterator[None]:
-    """Ignore warnings of Pillow's modules about the content of single files.
-
-    `warnings.catch_warnings` exchanges the filters of all threads; adding and removing one filter is safe in threads.
-    """
-    filters = cast(list[Any], warnings.filters)
-    filters.insert(0, _IGNORE_PILLOW)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # something else has reset the filters
-            filters.remove(_IGNORE_PILLOW)
 
 
 def _from_pillow(image: PillowImage.Image, channels: int) -> Pixels:

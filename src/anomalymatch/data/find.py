@@ -116,7 +116,7 @@ def _stem(file: Path) -> str:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a member of an archive is hidden: a dot file, or metadata that macOS adds."""
+    """Tell whether a member of an archive is hidden: a dot file, or metadata of macOS."""
     return any(part == "__MACOSX" or part.startswith(".") for part in path.split("/"))
 
 

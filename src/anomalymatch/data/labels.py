@@ -1,4 +1,4 @@
-"""Which labels teach."""
+"""Labels of images: the ids to train on, and the labels file `filename,label`."""
 
 import csv
 import io
@@ -8,9 +8,15 @@ from pathlib import Path
 from anomalymatch.errors import LabelError
 from anomalymatch.types import Label
 
+COLUMNS = ("filename", "label")
+LABELS_FILE = "labels.csv"
+"""Labels file that a source takes from the folder of its images."""
+QUOTED = 5
+"""Number of wrong lines that a message quotes."""
+
 
 def training_ids(labels: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Ids labelled anomaly and ids labelled normal, each sorted; unsure and artefact teach nothing.
+    """Return the ids labelled anomaly and the ids labelled normal, each sorted.
 
     Raises:
         LabelError: if either is empty, or a label is none of `Label`.
@@ -25,7 +31,7 @@ def training_ids(labels: Mapping[str, str]) -> tuple[list[str], list[str]]:
 
 
 def ids_labelled(labels: Mapping[str, str], wanted: Label) -> list[str]:
-    """Ids with the label `wanted`, sorted.
+    """Return the ids with the label `wanted`, sorted.
 
     Raises:
         LabelError: if a label is none of `Label`.
@@ -37,15 +43,8 @@ def ids_labelled(labels: Mapping[str, str], wanted: Label) -> list[str]:
 
 
 def have_both_classes(labels: Mapping[str, str]) -> bool:
-    """Whether there is at least one anomaly and one normal, as most algorithms need."""
+    """Tell whether there is at least one anomaly and one normal, as most algorithms need."""
     return {Label.ANOMALY, Label.NORMAL} <= set(labels.values())
-
-
-COLUMNS = ("filename", "label")
-LABELS_FILE = "labels.csv"
-"""Labels file that a source takes from the folder of its images."""
-QUOTED = 5
-"""How many offending lines a message quotes."""
 
 
 def read_labels(
@@ -161,11 +160,14 @@ def _columns(name: str, header: list[str]) -> tuple[int, int]:
 def _collect(
     rows: Iterator[list[str]], columns: tuple[int, int], known_ids: Container[str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return the labels of the sound lines, and a description of each of the others."""
+    """Return the labels of the valid lines, and a description of each wrong line."""
     labels: dict[str, str] = {}
     lines: dict[str, int] = {}
     faults = []
-    for number, row in _numbered(rows):
+    for row in rows:
+        if not any(field.strip() for field in row):
+            continue
+        number = rows.line_num  # type: ignore[attr-defined]
         fault = _fault(row, columns, known_ids, lines)
         if fault:
             faults.append(f"line {number} {_quote(row)} ({fault})")
@@ -173,13 +175,6 @@ def _collect(
             labels[row[columns[0]]] = row[columns[1]].strip()
             lines[row[columns[0]]] = number
     return labels, faults
-
-
-def _numbered(rows: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a CSV reader that are not blank, each with the number of its (last) line."""
-    for row in rows:
-        if any(field.strip() for field in row):
-            yield rows.line_num, row  # type: ignore[attr-defined]
 
 
 def _fault(row: list[str], columns: tuple[int, int], known_ids: Container[str], lines: dict[str, int]) -> str:

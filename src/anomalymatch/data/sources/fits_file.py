@@ -4,7 +4,6 @@ import gzip
 import io
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from astropy.io import fits
 
+from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import UnreadableImageError
 
 MAX_UNZIPPED = 2**31
@@ -22,24 +22,16 @@ MAX_UNZIPPED = 2**31
 BUFFER = 2**16
 """Bytes that are read at once: a small file takes one call of the system."""
 _GZIP = b"\x1f\x8b"
-_IGNORE_ASTROPY = ("ignore", None, Warning, re.compile(r"astropy\."), 0)
-
-
-def silence_astropy() -> None:
-    """Ignore the warnings of astropy's own modules; they are about the contents of single files.
-
-    What matters among them, above all a truncated file, is checked here. `warnings.catch_warnings` is not safe to use
-    in several threads at once, so the filter is left in place, and put back where something has taken it away.
-    """
-    if _IGNORE_ASTROPY not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_IGNORE_ASTROPY[3].pattern)
+ASTROPY = r"astropy\."
+"""Modules whose warnings are ignored: they are about the contents of single files."""
 
 
 @contextmanager
 def fits_errors() -> Iterator[None]:
-    """Turn whatever a damaged file makes astropy raise into an `UnreadableImageError`."""
+    """Turn any error of astropy at a damaged file into an `UnreadableImageError`, and ignore its warnings."""
     try:
-        yield
+        with ignore_warnings(ASTROPY):
+            yield
     except UnreadableImageError:
         raise
     except Exception as error:  # a bad header can make any line of a parser fail, and must not end a run over millions
@@ -76,7 +68,6 @@ class FitsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        silence_astropy()
         self.path = path
         self.data: bytes | None = None
         self._stream: BinaryIO | None = None

@@ -9,14 +9,15 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from anomalymatch.data.sources.fits_file import (
+    ASTROPY,
     Extensions,
     FitsFile,
     Unit,
     find_plain,
     fits_errors,
     image_shape,
-    silence_astropy,
 )
+from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import ConfigError, UnreadableImageError
 from anomalymatch.types import Pixels
 
@@ -117,11 +118,11 @@ class FitsImages:
 
     def wcs(self) -> WCS | None:
         """World coordinates of the first band; None without celestial ones."""
-        silence_astropy()
         try:
-            hdus = self._file.hdus
-            wcs = WCS(hdus[self._parts[0].unit.number].header, fobj=hdus, naxis=2)
-            return wcs if wcs.has_celestial else None
+            with ignore_warnings(ASTROPY):
+                hdus = self._file.hdus
+                wcs = WCS(hdus[self._parts[0].unit.number].header, fobj=hdus, naxis=2)
+                return wcs if wcs.has_celestial else None
         except Exception:  # a header can be wrong in any way, and its image still be sound
             return None
 

@@ -9,7 +9,8 @@ from astropy.wcs.utils import proj_plane_pixel_area, wcs_to_celestial_frame
 from jaxtyping import Float64, Int64
 from scipy.spatial import cKDTree
 
-from anomalymatch.data.sources.fits_file import silence_astropy
+from anomalymatch.data.sources.fits_file import ASTROPY
+from anomalymatch.data.warning_filter import ignore_warnings
 
 Degrees = Float64[np.ndarray, " n"]
 CHUNK = 2**20
@@ -30,9 +31,9 @@ class Sky:
     """
 
     def __init__(self, wcs: WCS, shape: tuple[int, int]) -> None:
-        silence_astropy()
         self.wcs, self.shape = wcs, shape
-        frame = wcs_to_celestial_frame(wcs)
+        with ignore_warnings(ASTROPY):
+            frame = wcs_to_celestial_frame(wcs)
         # FK5 of J2000 is ICRS to 0.03 arcsec, and what catalogues call it varies.
         near = isinstance(frame, ICRS) or (isinstance(frame, FK5) and frame.equinox.jyear == 2000)
         self._frame: BaseCoordinateFrame | None = None if near else frame

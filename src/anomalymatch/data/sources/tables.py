@@ -15,7 +15,8 @@ from astropy.io import fits
 from astropy.io.votable import parse_single_table
 from jaxtyping import Float64, Int32
 
-from anomalymatch.data.sources.fits_file import FitsFile, Place, silence_astropy
+from anomalymatch.data.sources.fits_file import ASTROPY, FitsFile, Place
+from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,8 @@ def encode(texts: Any) -> tuple[Int32[np.ndarray, " n"], list[str]]:
 @contextmanager
 def _catalogue_errors(path: Path) -> Iterator[None]:
     try:
-        yield
+        with ignore_warnings(ASTROPY):
+            yield
     except Exception as error:  # a damaged table can make a parser raise anything
         text = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise DataError(f"{path}: the catalogue cannot be read: {text}") from None
@@ -172,7 +174,6 @@ def _open_fits(path: Path) -> tuple[list[str], _Reader]:
 
 
 def _open_votable(path: Path) -> tuple[list[str], _Reader]:
-    silence_astropy()
     table = parse_single_table(path).to_table(use_names_over_ids=True)
 
     def read(columns: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
