@@ -34,7 +34,7 @@ def test_values_in_range_pass(value, limits):
         (1.0, {"low": 0.5, "below": 1}, "at least 0.5 and below 1"),
         (0.0, {"above": 0, "high": 1}, "above 0 and at most 1"),
         (0.0, {"above": 0}, "above 0"),
-        (math.inf, {"above": 0, "below": math.inf}, "finite and above 0"),
+        (math.inf, {"above": 0, "below": math.inf}, "a finite number and above 0"),
         (math.nan, {}, "a number"),
         (math.nan, {"low": 0}, "at least 0"),
         (0, {"low": 1, "null": True}, "at least 1, or null"),

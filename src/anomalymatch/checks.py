@@ -83,7 +83,7 @@ def _range(low: Number | None, high: Number | None, above: Number | None, below:
         for word, limit in (("at least", low), ("above", above), ("at most", high), ("below", below))
         if limit is not None and limit != math.inf
     ]
-    return " and ".join((["finite"] if below == math.inf else []) + limits) or "a number"
+    return " and ".join((["a finite number"] if below == math.inf else []) + limits) or "a number"
 
 
 def _shown(limit: Number) -> str:
