@@ -48,7 +48,7 @@ def same(a: ImageSource, b: ImageSource) -> bool:
 
 
 @pytest.mark.parametrize("encoding", ["png", "webp_lossless"])
-def test_ids_order_classes_and_pixels_come_back(photos: Path, tmp_path: Path, encoding: Any) -> None:
+def test_ids_order_classes_and_pixels_are_kept(photos: Path, tmp_path: Path, encoding: Any) -> None:
     source = FolderSource(photos)
     packed = ParquetSource(convert(source, tmp_path / "out", encoding=encoding, rows_per_file=10))
     bad = {"cat/05.png", "dog/99.png"}
@@ -62,7 +62,7 @@ def test_ids_order_classes_and_pixels_come_back(photos: Path, tmp_path: Path, en
     assert rejects[1]["reason"] == "the file is empty (0 bytes)"
 
 
-def test_keep_copies_the_bytes(photos: Path, tmp_path: Path) -> None:
+def test_encoding_keep_copies_the_bytes(photos: Path, tmp_path: Path) -> None:
     source = FolderSource(photos)
     packed = ParquetSource(convert(source, tmp_path / "out", encoding="keep"))
     assert packed.ids == [id_ for id_ in source.ids if id_ != "dog/99.png"]
@@ -99,7 +99,7 @@ def test_numbers_of_channels(tmp_path: Path, channels: int, encoding: Any) -> No
     assert encoding == "jpeg" or same(source, packed)
 
 
-def test_the_rendering_is_applied_unless_files_are_kept(tmp_path: Path) -> None:
+def test_the_rendering_is_applied_unless_files_are_copied(tmp_path: Path) -> None:
     deep = np.arange(35, dtype=np.uint16).reshape(5, 7) * 1000
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in/a.png"), deep)
@@ -114,7 +114,7 @@ class _Stops(Exception):  # noqa: N818
     pass
 
 
-def test_a_rerun_goes_on_after_the_last_shard(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rerun_resumes_after_the_last_shard(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ParquetSource(convert(FolderSource(photos), tmp_path / "whole", encoding="png", rows_per_file=5))
     source = FolderSource(photos)
     reads: list[str] = []
@@ -134,7 +134,7 @@ def test_a_rerun_goes_on_after_the_last_shard(photos: Path, tmp_path: Path, monk
     assert [file.name for file in done] == ["00000.parquet", "00001.parquet"]
     times = [file.stat().st_mtime_ns for file in done]
     reads[:] = [""] * 20
-    convert(source, tmp_path / "out", encoding="png", rows_per_file=5)
+    convert(source, tmp_path / "out", encoding="png", rows_per_file=5, workers=1)
     assert reads[20:] == source.ids[10:]
     assert [file.stat().st_mtime_ns for file in done] == times
     monkeypatch.undo()
@@ -146,15 +146,11 @@ def test_a_rerun_goes_on_after_the_last_shard(photos: Path, tmp_path: Path, monk
     assert len(rejects[0]) == 2
 
 
-@pytest.mark.parametrize("other", [{"size": 4}, {"encoding": "png"}, {"quality": 9}, {"rows_per_file": 7}])
-def test_other_options_in_the_same_folder_are_refused(photos: Path, tmp_path: Path, other: dict[str, Any]) -> None:
+def test_shards_of_other_options_or_images_and_foreign_files_are_kept(photos: Path, tmp_path: Path) -> None:
     convert(FolderSource(photos), tmp_path / "out")
-    with pytest.raises(DataError, match=r"00000\.parquet.*out"):
-        convert(FolderSource(photos), tmp_path / "out", **other)
-
-
-def test_other_images_and_foreign_files_are_refused(photos: Path, tmp_path: Path) -> None:
-    convert(FolderSource(photos), tmp_path / "out")
+    for options in ({"size": 4}, {"encoding": "png"}, {"quality": 9}, {"rows_per_file": 7}):
+        with pytest.raises(DataError, match=r"00000\.parquet.*out"):
+            convert(FolderSource(photos), tmp_path / "out", **options)
     save(photos / "cat/new.png", noise(1))
     with pytest.raises(DataError, match=r"00000\.parquet"):
         convert(FolderSource(photos), tmp_path / "out")
@@ -178,7 +174,7 @@ def test_row_groups_and_layout_of_the_hub(photos: Path, tmp_path: Path, monkeypa
     assert pq.read_schema(unlabelled / "00000.parquet").names == ["image"]
 
 
-def test_a_set_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+def test_a_source_without_readable_images(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"text")
     with pytest.raises(DataError, match=r"in: .*not an image"):
@@ -197,7 +193,7 @@ def test_wrong_options(photos: Path, make_source: Any, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_test_split_is_told_to_be_lost(make_source: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_about_the_lost_test_split(make_source: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     convert(make_source(holdout=frozenset({"im000001"})), tmp_path / "out")
     assert "official test split" in caplog.text
 
