@@ -19,8 +19,8 @@ from astropy.io import fits
 from PIL import Image as PillowImage
 
 from anomalymatch.config import compose
+from anomalymatch.data import download
 from anomalymatch.data import open as auto
-from anomalymatch.data import remote as _remote
 from anomalymatch.data.open import KINDS, open_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
@@ -226,7 +226,7 @@ def test_options_reach_the_source(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_urls(tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, make_source: Any) -> None:
-    monkeypatch.setattr(_remote, "PAUSE_S", 0.0)
+    monkeypatch.setattr(download, "PAUSE_S", 0.0)
     for key in ["zip", "tar", "parquet", "h5", "npy", "fits"]:
         dataset, name, write = WRITERS[key]
         write(tmp_path / name)
