@@ -1,4 +1,4 @@
-"""Evaluation: metrics, confidence intervals, estimates of what is left, plots, contact sheets and reports."""
+"""Evaluation: metrics, confidence intervals, estimates of the anomalies left, plots, contact sheets and reports."""
 
 from anomalymatch.evaluation.confidence import Interval, mean_interval, paired_difference
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, as_rgb, contact_sheet

@@ -1,4 +1,4 @@
-"""Advice to continue or stop labelling, from the yield of the last labels and the estimate of what is left."""
+"""Advice to continue or stop labelling, from the yield of the last labels and the estimated anomalies left."""
 
 import math
 from collections.abc import Mapping, Sequence
