@@ -1,4 +1,4 @@
-"""Any archive by its path alone: the suffix and the contents say which source opens it."""
+"""Open any archive by its path: suffix and contents decide on the source."""
 
 import csv
 import inspect
@@ -15,6 +15,7 @@ from anomalymatch.data.remote import Remote, is_remote, local_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS, ImageSource
 from anomalymatch.data.sources.catalogue_rows import USUAL_DEC, USUAL_RA, USUAL_TILE
+from anomalymatch.data.sources.encoded import SUFFIXES
 from anomalymatch.data.sources.parquet import REJECTS_FILE
 from anomalymatch.data.sources.scan import Scan, scan
 from anomalymatch.errors import ConfigError, DataError
@@ -23,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 class Kind(NamedTuple):
-    """A kind of archive.
+    """Kind of archive.
 
     Attributes:
-        dataset: its name on the command line, `dataset=zip`.
-        what: how a message calls its files.
-        suffixes: how their names end, in lower case.
-        target: module and function that open it.
+        dataset: name on the command line, "zip" for `dataset=zip`.
+        what: name of its files in messages.
+        suffixes: endings of the file names, in lower case.
+        target: module and class of the source.
     """
 
     dataset: str
@@ -38,7 +39,7 @@ class Kind(NamedTuple):
     target: str
 
     def opener(self) -> Callable[..., ImageSource]:
-        """The function that opens it; its module is loaded when it is asked for."""
+        """Import and return the class of the source."""
         module, _, function = self.target.partition(":")
         return getattr(import_module(module), function)
 
@@ -47,12 +48,7 @@ _DATA = "anomalymatch.data.sources"
 KINDS = {
     kind.dataset: kind
     for kind in (
-        Kind(
-            "folder",
-            "images",
-            (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
-            f"{_DATA}.folder:FolderSource",
-        ),
+        Kind("folder", "images", tuple(sorted(SUFFIXES)), f"{_DATA}.folder:FolderSource"),
         Kind("zip", "zip archives", (".zip",), f"{_DATA}.zip:ZipSource"),
         Kind(
             "webdataset",
@@ -77,7 +73,7 @@ _BY_SUFFIX = {suffix: kind.dataset for kind in KINDS.values() for suffix in kind
 _IMAGES = KINDS["folder"].suffixes
 _ZARR_MARKS = frozenset({"zarr.json", ".zarray", ".zgroup"})
 _POSITIONS = {"ra_column", "x_column"}
-"""Options that make any CSV a catalogue."""
+"""Options that mark any CSV file as a catalogue."""
 
 
 def open_path(
@@ -89,18 +85,18 @@ def open_path(
     storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> ImageSource:
-    """Open a folder of images, an archive or a URL with the source that is made for it.
+    """Open a folder of images, an archive or a URL with the source for its format.
 
     Args:
-        root: a file or folder, or a URL of one; `None` is an error that says what to give.
-        cache_dir: where copies of remote archives, and tables of contents, are kept.
-        rendering: how pixels become 8-bit channels.
+        root: a file or folder, or a URL of one.
+        cache_dir: folder for copies of remote archives and for indices of archives.
+        rendering: conversion of the bands to 8-bit channels.
         labels_file: a CSV `filename,label`; see `FolderSource`.
-        storage_options: what the file system of a URL is opened with.
-        **options: further options of that source; see there.
+        storage_options: arguments of a URL's file system.
+        **options: further options of the source that is found.
 
     Raises:
-        DataError: if there is nothing, nothing that can be opened, or more than one kind of data.
+        DataError: if `root` is None, or there is nothing that can be opened, or more than one kind of data.
         ConfigError: if that source has no such option.
     """
     if root is None:
@@ -123,7 +119,7 @@ def open_path(
 def _arguments(
     kind: Kind, opener: Callable[..., ImageSource], given: dict[str, Any], offered: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is `given`, if the opener knows all of it, and what it has use for of what is `offered`."""
+    """Return the `given` options, all of which the source must have, and those `offered` that it has."""
     parameters = _options(opener)
     known = parameters - {"rendering", "scanned"}
     unknown = sorted(set(given) - known)
@@ -179,7 +175,7 @@ def _kind_of_path(path: Path, with_positions: bool) -> tuple[Kind, Path, Scan | 
 
 
 def _kind_of_folder(root: Path) -> tuple[Kind, Path, Scan]:
-    """The kind of what is in a folder, where it is, and its images: there may be millions, so that one look must do."""
+    """Return the kind of data in a folder, its place, and the images, from a single walk through the folder."""
     found: Counter[str] = Counter()
     last: dict[str, Path] = {}
 
@@ -199,7 +195,7 @@ def _kind_of_folder(root: Path) -> tuple[Kind, Path, Scan]:
 
 
 def _others_in(root: Path, folder: Folder) -> Iterator[tuple[str, Path]]:
-    """Yield everything in a folder that is of a known kind, but no images; a Zarr store counts as one."""
+    """Yield the kind and path of all archives in a folder; a Zarr store counts as one."""
     path = root / folder.path
     if folder.path.lower().endswith(".zarr/") or any(child.name in _ZARR_MARKS for child in folder.files):
         folder.folders.clear()
@@ -234,7 +230,7 @@ def _is_zarr(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.rpartition("/")[2] in _ZARR_MARKS for name in archive.namelist())
-    except Exception:  # its own source says what is wrong with it
+    except Exception:  # its own source describes the damage
         return False
 
 

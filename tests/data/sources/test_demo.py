@@ -5,12 +5,13 @@ import time
 import numpy as np
 import pytest
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
+from anomalymatch.config import compose
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources import demo
-from anomalymatch.data.sources.demo import COMMON, FRAME, RARE, Grid, Shape, blobs, demo_source, profile
-from anomalymatch.errors import ConfigError, DataError, StorageError
+from anomalymatch.data.sources.demo import DemoSource
+from anomalymatch.data.sources.demo_galaxies import COMMON, FRAME, RARE, Grid, Shape, blobs, profile
+from anomalymatch.errors import ConfigError, StorageError
 
 
 def pixels(source):
@@ -26,7 +27,7 @@ def gallery(name, count=40, size=64):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     cache = tmp_path_factory.mktemp("demo")
-    return cache, demo_source(cache_dir=cache, count=40, size=32, rare_fraction=0.1)
+    return cache, DemoSource(cache_dir=cache, count=40, size=32, rare_fraction=0.1)
 
 
 def test_is_an_image_source(small):
@@ -39,15 +40,10 @@ def test_is_an_image_source(small):
 
 @pytest.mark.parametrize("size", [16, 33, 64])
 def test_shape_and_type(tmp_path, size):
-    (image,) = demo_source(cache_dir=tmp_path, count=1, size=size).read(["demo-000000"])
+    (image,) = DemoSource(cache_dir=tmp_path, count=1, size=size).read(["demo-000000"])
     assert image.shape == (size, size, 3)
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous
-
-
-def test_unknown_id(small):
-    with pytest.raises(DataError, match="demo has no image 'demo-000040'"):
-        small[1].read(["demo-000040"])
 
 
 def test_a_reader_cannot_spoil_the_set(small):
@@ -58,19 +54,19 @@ def test_a_reader_cannot_spoil_the_set(small):
 
 
 def test_same_seed_same_bytes(small, tmp_path):
-    again = demo_source(cache_dir=tmp_path, count=40, size=32, rare_fraction=0.1)
+    again = DemoSource(cache_dir=tmp_path, count=40, size=32, rare_fraction=0.1)
     np.testing.assert_array_equal(pixels(again), pixels(small[1]))
     assert (again.fingerprint, again.truth) == (small[1].fingerprint, small[1].truth)
 
 
 def test_images_do_not_depend_on_the_count(small, tmp_path):
-    fewer = demo_source(cache_dir=tmp_path, count=15, size=32, rare_fraction=0.1)
+    fewer = DemoSource(cache_dir=tmp_path, count=15, size=32, rare_fraction=0.1)
     np.testing.assert_array_equal(pixels(fewer), pixels(small[1])[:15])
     assert list(fewer.truth.items()) == list(small[1].truth.items())[:15]
 
 
 def test_another_seed_gives_other_images(small, tmp_path):
-    other = demo_source(cache_dir=tmp_path, count=40, size=32, rare_fraction=0.1, seed=1)
+    other = DemoSource(cache_dir=tmp_path, count=40, size=32, rare_fraction=0.1, seed=1)
     assert not any((a == b).all() for a, b in zip(pixels(other), pixels(small[1]), strict=True))
     assert list(other.truth.values()) != list(small[1].truth.values())
 
@@ -91,8 +87,8 @@ def test_a_galaxy_keeps_its_looks_at_another_size(name):
 def test_every_argument_changes_the_fingerprint(small, tmp_path, key):
     base = {"count": 2, "size": 16, "rare": "lens_arc", "rare_fraction": 0.1, "seed": 0}
     change = {"count": 3, "size": 17, "rare": "merger", "rare_fraction": 0.2, "seed": 1}
-    a = demo_source(cache_dir=tmp_path, **base)
-    b = demo_source(cache_dir=tmp_path, **base | {key: change[key]})
+    a = DemoSource(cache_dir=tmp_path, **base)
+    b = DemoSource(cache_dir=tmp_path, **base | {key: change[key]})
     assert a.fingerprint != b.fingerprint
 
 
@@ -115,82 +111,61 @@ def test_classes_are_shuffled():
 
 
 def test_the_rare_class_is_chosen(tmp_path):
-    source = demo_source(cache_dir=tmp_path, count=20, size=16, rare="merger", rare_fraction=0.5)
+    source = DemoSource(cache_dir=tmp_path, count=20, size=16, rare="merger", rare_fraction=0.5)
     assert "merger" in source.truth.values()
     assert "lens_arc" not in source.truth.values()
 
 
 def test_a_set_without_anomalies_is_said(tmp_path, caplog):
-    demo_source(cache_dir=tmp_path, count=1, size=16, rare_fraction=1e-4)
+    DemoSource(cache_dir=tmp_path, count=1, size=16, rare_fraction=1e-4)
     assert "none of the 1 demo images is a lens_arc" in caplog.text
 
 
 def test_the_second_call_reads_the_cache(small, monkeypatch):
     cache, source = small
     monkeypatch.setattr(demo, "_render", None)
-    again = demo_source(cache_dir=str(cache), count=40, size=32, rare_fraction=0.1)
+    again = DemoSource(cache_dir=str(cache), count=40, size=32, rare_fraction=0.1)
     np.testing.assert_array_equal(pixels(again), pixels(source))
 
 
-def flip_a_byte(data):
-    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda data: b"", lambda data: b"rubbish", lambda data: data[:-50], lambda data: data[:999], flip_a_byte]
-)
-def test_a_damaged_cache_is_rendered_again(tmp_path, caplog, damage):
+def test_a_damaged_cache_is_rendered_again(tmp_path, caplog):
     arguments = {"cache_dir": tmp_path, "count": 3, "size": 16}
-    first = pixels(demo_source(**arguments))
-    (file,) = tmp_path.iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(damage(whole))
+    first = pixels(DemoSource(**arguments))
+    (file,) = tmp_path.glob("*/images.npy")
+    file.write_bytes(file.read_bytes()[:-50])
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(pixels(demo_source(**arguments)), first)
-    assert f"{file} is damaged" in caplog.text
-    np.testing.assert_array_equal(np.load(file)["images"], first)
-
-
-@pytest.mark.parametrize("content", [{"other": np.zeros(3)}, {"images": np.zeros((3, 16, 16, 3))}])
-def test_a_foreign_file_in_the_cache_is_replaced(tmp_path, caplog, content):
-    arguments = {"cache_dir": tmp_path, "count": 3, "size": 16}
-    first = pixels(demo_source(**arguments))
-    (file,) = tmp_path.iterdir()
-    np.savez(file, **content)
-    np.testing.assert_array_equal(pixels(demo_source(**arguments)), first)
-    assert str(file) in caplog.text
+        np.testing.assert_array_equal(pixels(DemoSource(**arguments)), first)
+    assert f"{file.parent} is corrupt" in caplog.text
 
 
 def test_an_unusable_cache_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="a file stands where a folder is needed"):
-        demo_source(cache_dir=tmp_path / "file", count=1, size=16)
+        DemoSource(cache_dir=tmp_path / "file", count=1, size=16)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"count": 0}, "count must be at least 1, but is 0"),
-        ({"size": 15}, "size must be at least 16 pixels, but is 15"),
-        ({"rare": "quasar"}, "no rare class 'quasar'; choose one of: lens_arc, merger"),
-        ({"rare_fraction": 0.0}, "rare_fraction must lie between 0 and 1, both excluded, but is 0.0"),
-        ({"rare_fraction": 1.0}, "both excluded, but is 1.0"),
-        ({"rare_fraction": float("nan")}, "both excluded, but is nan"),
-        ({"seed": -1}, "seed must be 0 or more, but is -1"),
+        ({"count": 0}, "count is 0"),
+        ({"size": 15}, "size is 15: it must be at least 16"),
+        ({"rare": "quasar"}, "rare is 'quasar': choose one of lens_arc, merger"),
+        ({"rare_fraction": 0.0}, r"rare_fraction is 0\.0"),
+        ({"rare_fraction": 1.0}, r"rare_fraction is 1\.0"),
+        ({"rare_fraction": float("nan")}, "rare_fraction is nan"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_wrong_arguments(tmp_path, wrong, message):
     with pytest.raises(ConfigError, match=message):
-        demo_source(cache_dir=tmp_path, **wrong)
+        DemoSource(cache_dir=tmp_path, **wrong)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_hydra_node_builds_the_source(tmp_path, request):
-    node = OmegaConf.load(request.config.rootpath / "conf" / "dataset" / "demo.yaml")
-    config = OmegaConf.create({"data": {"cache_dir": str(tmp_path)}, "dataset": node})
-    assert config.dataset.anomaly == "lens_arc"
-    config.dataset.source.count = 2
-    assert len(instantiate(config.dataset.source)) == 2
+def test_the_configuration_builds_the_source(tmp_path):
+    config = compose("dataset=demo", f"data.cache_dir={tmp_path}", "dataset.source.count=2").dataset
+    assert config.anomaly == "lens_arc"
+    assert len(instantiate(config.source)) == 2
 
 
 @pytest.mark.parametrize(("index", "ratio"), [(1.0, 1.0), (1.0, 0.4), (4.0, 0.7)])
@@ -274,6 +249,6 @@ def test_the_frame_is_64_units():
 @pytest.mark.slow
 def test_the_default_set_renders_in_time(tmp_path):
     start = time.process_time()
-    source = demo_source(cache_dir=tmp_path)
+    source = DemoSource(cache_dir=tmp_path)
     assert time.process_time() - start < 60  # seconds of one core: about 9, and twice that with types checked
     assert list(source.truth.values()).count("lens_arc") == 40

@@ -112,12 +112,6 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(decoded) == 7
 
 
-def test_images_of_a_kept_chunk_cannot_be_spoilt(store: Path) -> None:
-    source = ZarrSource(store)
-    source.read(["a/000001"])[0][:] = 99
-    assert values(source, ["a/000001"]) == [2]
-
-
 @pytest.mark.parametrize("place", ["a_metadata.parquet", "metadata.parquet", "a.zarr/metadata.parquet"])
 def test_metadata_beside_or_inside(store: Path, place: str) -> None:
     write_metadata(store.parent / place, id=list("vwxyz"), filename=list("edcba"), label=list("ppqqp"))

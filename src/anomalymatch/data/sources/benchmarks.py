@@ -1,4 +1,4 @@
-"""Benchmark sets, each by one function: found in a folder, or downloaded into the cache."""
+"""Benchmark data sets: found in a folder, or downloaded into the cache."""
 
 import gzip
 import logging
@@ -43,12 +43,12 @@ GALAXYMNIST = {
 
 
 def galaxymnist(root: str | Path | None, cache_dir: str | Path, resolution: int = 64) -> ArraySource:
-    """GalaxyMNIST: 10,000 galaxies of four morphologies; the official test file is the holdout.
+    """Open GalaxyMNIST: 10,000 galaxies of four morphologies; the official test file is the holdout.
 
     Args:
         root: a folder with train_dataset.hdf5 and test_dataset.hdf5, either of them also as .gz; None looks into
             `$ANOMALYMATCH_DATA/galaxymnist`, then into the cache, and then downloads.
-        cache_dir: where downloads and what is unpacked are kept.
+        cache_dir: folder for downloads and unpacked files.
         resolution: 64 or 224 pixels.
 
     Raises:
@@ -78,14 +78,14 @@ def galaxymnist(root: str | Path | None, cache_dir: str | Path, resolution: int 
 
 
 def miniimagenet(root: str | Path | None, cache_dir: str | Path) -> ParquetSource:
-    """miniImageNet: photographs of 100 classes, named by WordNet id; all its splits together.
+    """Open miniImageNet: photographs of 100 classes, named by WordNet id; all splits together.
 
     The hub's edition has 65,000 at their original sizes (7.4 GB).
 
     Args:
         root: a folder with its Parquet files; None looks into `$ANOMALYMATCH_DATA/miniimagenet`, then into the cache,
             and then downloads them from the hub.
-        cache_dir: where downloads are kept.
+        cache_dir: folder for downloads.
 
     Raises:
         DataError: if the folder has no such files.
@@ -96,20 +96,20 @@ def miniimagenet(root: str | Path | None, cache_dir: str | Path) -> ParquetSourc
 
 
 def cifar10(root: str | Path | None, cache_dir: str | Path) -> ParquetSource:
-    """CIFAR-10: 60,000 photographs of 32 x 32 pixels in ten classes; the official test split is the holdout.
+    """Open CIFAR-10: 60,000 photographs of 32 x 32 pixels in ten classes; the official test split is the holdout.
 
-    Args and errors are those of `miniimagenet`.
+    Arguments and errors are those of `miniimagenet`.
     """
     folder = _parquet_folder("cifar10", root, cache_dir, _hub("uoft-cs/cifar10", "*.parquet"))
     return _parquet(folder, "cifar10", holdout="test-*")
 
 
 def galaxyzoo1(root: str | Path | None, cache_dir: str | Path) -> ParquetSource:
-    """Galaxy Zoo 1: colour cutouts of SDSS galaxies with the classes that people chose.
+    """Open Galaxy Zoo 1: colour cutouts of SDSS galaxies with the classes that people chose.
 
     Args:
         root: a folder with its Parquet files; None looks into `$ANOMALYMATCH_DATA/galaxyzoo1`, then into the cache.
-        cache_dir: looked into last; there is nothing to download.
+        cache_dir: folder that is searched last; there is nothing to download.
 
     Raises:
         DataError: if there are no such files.
@@ -125,7 +125,7 @@ def galaxyzoo1(root: str | Path | None, cache_dir: str | Path) -> ParquetSource:
 
 
 def _given(root: str | Path | None, name: str) -> Path | None:
-    """Return the folder that `data.root` or else the environment names for the set `name`."""
+    """Return the folder that `data.root`, else the environment, names for a data set."""
     if root is not None:
         folder = Path(root).expanduser()
         if not folder.exists():
@@ -138,7 +138,7 @@ def _given(root: str | Path | None, name: str) -> Path | None:
 
 
 def _galaxymnist_file(name: str, folder: Path | None, cache: Path, resolution: int) -> Path:
-    """Find `name`, unpacked; take it from `folder` if that is given, else from the cache or the web."""
+    """Return the unpacked file `name` in `folder`; without a folder, in the cache, else downloaded."""
     if folder is not None and (folder / name).is_file():
         return folder / name
     packed = (folder or cache) / f"{name}.gz"
@@ -173,7 +173,7 @@ def _parquet_folder(
 
 
 def _parquet(folder: Path, name: str, holdout: str | None = None) -> ParquetSource:
-    """Open a set whose images are in the column image or img and whose test split, if any, is in files of its own."""
+    """Open Parquet files with images in the column image or img; `holdout` is the pattern of the test split."""
     shards = [file.path for file in find_shards(folder)]
     columns = image_columns(shards[0])
     image = next((column for column in ("image", "img") if column in columns), "image")
@@ -182,20 +182,20 @@ def _parquet(folder: Path, name: str, holdout: str | None = None) -> ParquetSour
 
 
 def _hub(repository: str, pattern: str) -> Callable[[Path], None]:
-    """Return a function that downloads those files of a hub data set which match `pattern` into a folder."""
+    """Return a function that downloads the files of a hub data set that match `pattern` into a folder."""
 
     def download(target: Path) -> None:
         partial = target.with_name(f".{target.name}.part")
         with download_lock(target):
             if target.is_dir() and any(target.rglob("*.parquet")):
-                return  # another process has just done it
+                return  # another process was faster
             try:
                 with storage_errors(target):
                     _snapshot(repository, pattern, partial)
                     partial.replace(target)
             except StorageError:
                 raise
-            except Exception as error:  # the hub's client has errors of its own and passes on those of two others
+            except Exception as error:  # the hub's client raises errors of several libraries
                 reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0].rstrip(". ")
                 raise DownloadError(
                     f"cannot download {repository} from the Hugging Face hub ({reason}): put its files {pattern} into "
@@ -206,10 +206,10 @@ def _hub(repository: str, pattern: str) -> Callable[[Path], None]:
 
 
 def _snapshot(repository: str, pattern: str, target: Path) -> None:
-    """Download into `target`, going on where an earlier call broke off."""
+    """Download into `target`; resumes an earlier download."""
     from huggingface_hub import HfApi, snapshot_download
 
-    # Asked first, because `snapshot_download` takes a half-filled folder for the whole set when it is offline.
+    # Listed first, because `snapshot_download` accepts a half-filled folder when it is offline.
     info = with_timeout(HUB_TIMEOUT_S, lambda: HfApi().dataset_info(repository, timeout=HUB_TIMEOUT_S))
     wanted = [file.rfilename for file in info.siblings or [] if fnmatch(file.rfilename, pattern)]
     snapshot_download(

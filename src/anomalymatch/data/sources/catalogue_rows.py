@@ -1,4 +1,4 @@
-"""The rows of a catalogue: ids, positions, sizes, tiles and labels as columns, never as an object for each row."""
+"""Rows of a catalogue: ids, positions, sizes, tiles and labels, held as columns."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
@@ -37,21 +37,21 @@ Codes = Int32[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Which column holds what; None takes a usual name, where there is one.
+    """Names of the columns of a catalogue; None takes a usual name, where there is one.
 
     Attributes:
-        id: a unique id.
+        id: unique id.
         ra: right ascension in degrees.
         dec: declination in degrees.
-        x: 0-based column of the pixel, as in numpy: the middle of the first pixel is 0.
+        x: 0-based column of the pixel.
         y: 0-based row of the pixel.
-        size: side of the cut-out in pixels.
+        size: side of the cutout in pixels.
         tile: path of the tile.
-        tiles: paths of the tiles of several bands; instead of `tile`.
+        tiles: paths of the tiles of several bands, instead of `tile`.
         label: class, or label by a person.
 
     Raises:
-        ConfigError: if only one of two columns that belong together is given, or both of two that exclude each other.
+        ConfigError: if only one of a pair of columns is given, or both `tile` and `tiles`.
     """
 
     id: str | None = None
@@ -73,19 +73,19 @@ class ColumnNames:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The columns that were read.
+class CatalogueRows:
+    """Columns of a catalogue that are in use.
 
     Attributes:
-        ids: of the rows.
-        ra: degrees, None if the catalogue has none.
-        dec: degrees, None if the catalogue has none.
-        x: 0-based pixels, None if positions are those on the sky.
-        y: 0-based pixels, None if positions are those on the sky.
-        size: pixels, None without such a column.
+        ids: id of each row.
+        ra: right ascension in degrees, or None.
+        dec: declination in degrees, or None.
+        x: 0-based pixel column; None if positions are on the sky.
+        y: 0-based pixel row; None if positions are on the sky.
+        size: side in pixels, or None.
         tiles: for each band the code of each row's tile, -1 for none, and the paths; empty without such a column.
-        columns: names of the columns of the tiles.
-        labels: codes of the labels, -1 for none, and the labels; None without such a column.
+        columns: names of the tile columns.
+        labels: code of each row's label, -1 for none, and the labels; or None.
     """
 
     ids: Sequence[str]
@@ -99,11 +99,11 @@ class Rows:
     labels: tuple[Codes, list[str]] | None
 
 
-def read_rows(path: Path, names: ColumnNames) -> Rows:
-    """Read the columns that are `names`, or have a usual name.
+def read_rows(path: Path, names: ColumnNames) -> CatalogueRows:
+    """Read the columns with the given or usual names.
 
     Raises:
-        DataError: if the catalogue is damaged, lacks a column, has no rows, or holds something else than expected.
+        DataError: if the catalogue is damaged, lacks a column, has no rows, or has columns of another type.
     """
     catalogue = Catalogue(path)
     given = {key: value for key, value in vars(names).items() if isinstance(value, str)}
@@ -123,7 +123,7 @@ def read_rows(path: Path, names: ColumnNames) -> Rows:
     numbers = [name for name in (ra, dec, names.x, names.y, names.size) if name]
     columns = catalogue.read(numbers, [name for name in (id_, names.label, *tiles) if name])
     count = len(next(iter(columns.values())))
-    return Rows(
+    return CatalogueRows(
         ids=_RowNumbers(path.name.split(".")[0], count) if id_ is None else _checked_ids(path, id_, columns[id_]),
         ra=columns[ra] if ra else None,
         dec=columns[dec] if dec else None,
@@ -149,7 +149,7 @@ def _checked_ids(path: Path, name: str, array: Any) -> "_ArrowIds":
 
 
 class _Ids(Sequence[str]):
-    """Ids that are made when asked."""
+    """Sequence of ids that are computed on access."""
 
     @overload
     def __getitem__(self, at: int) -> str: ...
@@ -194,13 +194,13 @@ class _ArrowIds(_Ids):
 
 
 class RowLabels(Mapping[str, str]):
-    """The label of each row by its id, found through the position; takes no more memory than the codes.
+    """Mapping from ids to labels that stores one code for each row.
 
     Args:
-        ids: of the rows.
-        index: position of an id.
-        codes: of the labels; -1 nowhere.
-        names: of the codes.
+        ids: id of each row.
+        index: index from ids to positions.
+        codes: code of each row's label.
+        names: labels by code.
     """
 
     def __init__(self, ids: Sequence[str], index: IdIndex, codes: Codes, names: Sequence[str]) -> None:
@@ -218,7 +218,7 @@ class RowLabels(Mapping[str, str]):
         return len(self.ids)
 
     def values(self) -> "_LabelValues":
-        """All labels in the order of the ids, without looking them up one by one."""
+        """Return all labels in the order of the ids, without a look-up for each."""
         return _LabelValues(self)
 
 
@@ -231,8 +231,10 @@ class _LabelValues(ValuesView[str]):
         return (self.labels.names[code] for code in self.labels.codes)
 
 
-def labels_or_classes(path: Path, rows: Rows, index: IdIndex) -> tuple[dict[str, str], Mapping[str, str] | None]:
-    """The column with labels as labels by a person, or as the classes of a benchmark; one is empty or None.
+def labels_or_classes(
+    path: Path, rows: CatalogueRows, index: IdIndex
+) -> tuple[dict[str, str], Mapping[str, str] | None]:
+    """Return the label column as labels by a person and None, or as {} and the classes of a benchmark.
 
     Raises:
         DataError: if there are classes beside anomaly, normal, unsure and artefact, but not in every row.

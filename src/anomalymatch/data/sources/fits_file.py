@@ -1,4 +1,4 @@
-"""An open FITS file whose units are checked for completeness; what damage raises becomes one kind of error."""
+"""Open FITS file: completeness checks, one kind of error for damage, and a quick reader of plain headers."""
 
 import gzip
 import io
@@ -18,9 +18,9 @@ from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import UnreadableImageError
 
 MAX_UNZIPPED = 2**31
-"""Bytes to which a .gz file may grow: it is unpacked in memory."""
+"""Largest size in bytes of an unpacked .gz file, which is held in memory."""
 BUFFER = 2**16
-"""Bytes that are read at once: a small file takes one call of the system."""
+"""Bytes read at once, so that a small file takes one system call."""
 _GZIP = b"\x1f\x8b"
 ASTROPY = r"astropy\."
 """Modules whose warnings are ignored: they are about the contents of single files."""
@@ -28,13 +28,13 @@ ASTROPY = r"astropy\."
 
 @contextmanager
 def fits_errors() -> Iterator[None]:
-    """Turn any error of astropy at a damaged file into an `UnreadableImageError`, and ignore its warnings."""
+    """Turn any exception of astropy about a damaged file into an `UnreadableImageError`; ignore its warnings."""
     try:
         with ignore_warnings(ASTROPY):
             yield
     except UnreadableImageError:
         raise
-    except Exception as error:  # a bad header can make any line of a parser fail, and must not end a run over millions
+    except Exception as error:  # a bad header can make any line of the parser fail
         if isinstance(error, OSError) and error.strerror:
             raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
         text = str(error).strip().split("\n", 1)[0] or type(error).__name__
@@ -42,7 +42,7 @@ def fits_errors() -> Iterator[None]:
 
 
 class Place(NamedTuple):
-    """Where the data of a unit begin in the file, and their bytes without and with the padding to whole blocks."""
+    """Start of the data of a unit in the file, and their size in bytes without and with padding to whole blocks."""
 
     start: int
     size: int
@@ -50,18 +50,18 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, hdu: Any) -> "Place":
-        """The place of astropy's unit."""
+        """Return the place of a unit of astropy."""
         info = hdu.fileinfo()
-        # The table behind a compressed image does not tell its own size, but is padded to whole blocks.
+        # The table of a compressed image does not tell its own size, but is padded to whole blocks.
         return cls(info["datLoc"], info["datSpan"] if isinstance(hdu, fits.CompImageHDU) else hdu.size, info["datSpan"])
 
 
 class FitsFile:
-    """An open FITS file, unpacked in memory if it is gzipped.
+    """Open FITS file, unpacked in memory if it is gzipped.
 
     Attributes:
-        data: the bytes, if they are in memory.
-        size: bytes of the file.
+        data: contents of an unpacked file, else None.
+        size: size in bytes.
 
     Raises:
         UnreadableImageError: if the file cannot be opened, or is no FITS.
@@ -87,7 +87,7 @@ class FitsFile:
 
     @cached_property
     def hdus(self) -> Any:
-        """The header and data units as astropy lists them; pixels are left unscaled.
+        """Header and data units of astropy, with unscaled pixels.
 
         Raises:
             UnreadableImageError: if the first header is damaged.
@@ -95,7 +95,7 @@ class FitsFile:
         assert self._stream is not None
         with fits_errors():
             self._stream.seek(0)
-            # Scaled by astropy, BLANK would be lost where it is 0, or stands beside the BZERO of unsigned integers.
+            # Scaling by astropy loses a BLANK that is 0 or stands beside the BZERO of unsigned integers.
             return fits.open(self._stream, memmap=False, do_not_scale_image_data=True, lazy_load_hdus=True)
 
     def _unpack(self) -> None:
@@ -114,17 +114,17 @@ class FitsFile:
             self._stream.close()
 
     def __del__(self) -> None:
-        # Tiles stay open for as long as their source lives, which nobody closes.
+        # Tiles stay open as long as their source, which has no close method.
         self.close()
 
     def read(self, start: int, count: int) -> bytes:
-        """Bytes from `start` on; fewer at the end of the file."""
+        """Return `count` bytes from `start` on; fewer at the end of the file."""
         assert self._stream is not None
         self._stream.seek(start)
         return self._stream.read(count)
 
     def check_complete(self, place: Place) -> None:
-        """Refuse a unit whose data are cut off, or are followed by what is no further unit.
+        """Check that the data of a unit are complete and followed by another unit or the end.
 
         Raises:
             UnreadableImageError: with the number of missing bytes.
@@ -135,7 +135,7 @@ class FitsFile:
                 f"the file is truncated: {missing:,} of {place.size:,} bytes of data are missing"
             )
         end = place.start + place.span
-        following = self.read(end, 8) if end < self.size else b""  # or the buffer would be lost
+        following = self.read(end, 8) if end < self.size else b""  # reading at the end would discard the buffer
         if following.strip(b"\0 ") not in (b"", b"XTENSION"):
             raise UnreadableImageError("the file is damaged: its data are not as long as its header says")
 
@@ -143,7 +143,7 @@ class FitsFile:
 Extensions = int | str | Sequence[int | str] | None
 BLOCK, CARD = 2880, 80
 MAX_BLOCKS = 64
-"""Longer headers are left to astropy."""
+"""Length of the longest header that is parsed here; astropy parses longer ones."""
 MAX_LAYOUTS = 1024
 _FIRST_CARDS = (b"SIMPLE  =                    T", b"XTENSION= 'IMAGE   '")
 _END = re.compile(rb"(?:.{80})*?END {5}", re.DOTALL)
@@ -151,7 +151,7 @@ _USED = (
     rb"SIMPLE|XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|GROUPS|EXTEND|EXTNAME|EXTVER|EXTLEVEL|INHERIT|"
     rb"BSCALE|BZERO|BLANK|BUNIT|FILTER|CTYPE3|CRPIX3|CRVAL3|CDELT3"
 )
-"""Keywords that are looked at here, in `_fits_images`, or by astropy when it makes a unit of a header."""
+"""Keywords that this package uses, or astropy when it makes a unit from a header."""
 _UNUSED = re.compile(
     rb"(?=.{8}= )(?!(?:%b)\b)[A-Z0-9_-]+ *=|HIERARCH (?! *(?i:%b)\b)|COMMENT |HISTORY | {8}" % (_USED, _USED), re.DOTALL
 )
@@ -159,7 +159,7 @@ _UNUSED = re.compile(
 
 @dataclass(frozen=True)
 class Scaling:
-    """What the numbers in the file mean: stored * scale + zero, and which of them is no value."""
+    """Conversion of stored numbers to values: stored * scale + zero, with NaN for `blank`."""
 
     scale: float
     zero: float
@@ -167,13 +167,13 @@ class Scaling:
 
     @classmethod
     def of(cls, header: fits.Header) -> "Scaling":
-        """What a header says."""
+        """Return the scaling that a header describes."""
         blank = header.get("BLANK")
         known = isinstance(blank, int) and header["BITPIX"] > 0
         return cls(float(header.get("BSCALE", 1)), float(header.get("BZERO", 0)), blank if known else None)
 
     def __call__(self, stored: np.ndarray) -> np.ndarray:
-        """Values in native byte order; where they are those stored, no copy."""
+        """Return the values in native byte order, without a copy where they equal the stored numbers."""
         native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
         plain = self.scale == 1 and self.zero == 0
         if native.dtype.kind == "f":
@@ -193,15 +193,15 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a unit stores its image, by astropy's reading of the header; many files share one.
+    """Storage of an image in a unit, as astropy reads the header; many files share one layout.
 
     Attributes:
-        name: of the unit.
-        header: all that is used of it, at least.
-        shape: see `image_shape`.
-        size: bytes of the data.
-        dtype: of the numbers as stored.
-        scaling: what they mean.
+        name: name of the unit.
+        header: header, at least the cards in use.
+        shape: shape of the image, see `image_shape`.
+        size: size of the data in bytes.
+        dtype: type of the stored numbers.
+        scaling: conversion to values.
         words: EXTNAME, FILTER, CTYPE3 and BUNIT; empty where they are missing.
     """
 
@@ -215,7 +215,7 @@ class Layout:
 
     @classmethod
     def of(cls, hdu: Any) -> "Layout":
-        """The layout of astropy's unit."""
+        """Return the layout of a unit of astropy."""
         header = hdu.header
         dtype = np.dtype(fits.BITPIX2DTYPE[header["BITPIX"]]).newbyteorder(">")
         words = {key: _word(header, key) for key in ("EXTNAME", "FILTER", "CTYPE3", "BUNIT")}
@@ -226,11 +226,11 @@ class Unit(NamedTuple):
     """One unit of a file.
 
     Attributes:
-        number: its index.
-        layout: how its image is stored.
-        place: where.
-        filter: FILTER of its header, or of the first one.
-        hdu: astropy's unit, or None where the layout is enough.
+        number: index of the unit.
+        layout: storage of its image.
+        place: place of its data.
+        filter: FILTER of its header, or of the first header.
+        hdu: unit of astropy; None where the layout suffices.
     """
 
     number: int
@@ -241,14 +241,14 @@ class Unit(NamedTuple):
 
     @classmethod
     def of(cls, file: FitsFile, number: int) -> "Unit":
-        """A unit that astropy has found."""
+        """Return a unit that astropy has found."""
         hdu = file.hdus[number]
         layout = Layout.of(hdu)
         return cls(number, layout, Place.of(hdu), layout.words["FILTER"] or _word(file.hdus[0].header, "FILTER"), hdu)
 
 
 def find_plain(file: FitsFile, extensions: Extensions) -> list[Unit] | None:
-    """The chosen units, if all up to them are plain images in the order and form of the standard; None: ask astropy."""
+    """Return the chosen units if they and all before them are plain images; None if astropy has to find them."""
     single = extensions is None or isinstance(extensions, int | str)
     wanted: Any = [extensions] if single else extensions
     found: dict[int | str | None, Unit] = {}
@@ -268,7 +268,7 @@ def _is(unit: Unit, key: int | str | None) -> bool:
 
 
 def _plain_units(file: FitsFile) -> Iterator[Unit]:
-    """The units of a file up to the first that is no plain image."""
+    """Yield the units of a file up to the first that is no plain image."""
     number = start = 0
     first: Layout | None = None
     while header := _header(file, start):
@@ -281,7 +281,7 @@ def _plain_units(file: FitsFile) -> Iterator[Unit]:
 
 
 def _header(file: FitsFile, start: int) -> bytes:
-    """The header that begins at `start`, of whole blocks; empty if it is not as the standard wants it."""
+    """Read the header at `start`, in whole blocks; empty if it does not follow the standard."""
     header = b""
     for _ in range(MAX_BLOCKS):
         block = file.read(start + len(header), BLOCK)
@@ -295,8 +295,8 @@ def _header(file: FitsFile, start: int) -> bytes:
 
 
 def _identity(header: bytes) -> bytes:
-    """The cards that tell how pixels are stored, or might: what is left out is of the standard's form, and not used."""
-    if b"CONTINUE" in header:  # which card it goes on with is astropy's business
+    """Return the cards that describe the storage; cards of standard form with unused keywords are left out."""
+    if b"CONTINUE" in header:  # astropy decides which card it continues
         return header
     cards = [header[at : at + CARD] for at in range(0, len(header.rstrip(b" ")), CARD)]
     return b"".join([card for card in cards if not _UNUSED.match(card)])
@@ -304,13 +304,13 @@ def _identity(header: bytes) -> bytes:
 
 @lru_cache(MAX_LAYOUTS)
 def _layout(cards: bytes) -> Layout | None:
-    """How astropy reads a header; None if it is no plain image."""
+    """Return the layout that astropy reads from a header; None if it is no plain image."""
     kind = fits.PrimaryHDU if cards.startswith(b"SIMPLE") else fits.ImageHDU
     try:
         hdu = kind.fromstring(cards.ljust(-(-len(cards) // BLOCK) * BLOCK), do_not_scale_image_data=True)
-        clear = len(dict(hdu.header.items())) == len(hdu.header)  # every card can be parsed, and none comes twice
+        clear = len(dict(hdu.header.items())) == len(hdu.header)  # all cards can be parsed, and none occurs twice
         return Layout.of(hdu) if type(hdu) is kind and hdu.size >= 0 and clear else None
-    except Exception:  # damage, which astropy describes when it opens the whole file
+    except Exception:  # damage; astropy describes it when it opens the whole file
         return None
 
 
@@ -320,7 +320,7 @@ def _word(header: fits.Header, key: str) -> str:
 
 
 def image_shape(hdu: Any) -> tuple[int, ...]:
-    """Shape of the image of a unit, (h, w) or (plane, h, w), without leading axes of length 1; empty if it has none."""
+    """Return the shape of a unit's image, (h, w) or (plane, h, w) without leading axes of length 1; else ()."""
     if not hdu.is_image or isinstance(hdu, fits.GroupsHDU):
         return ()
     shape = tuple(hdu.shape)

@@ -1,4 +1,4 @@
-"""The images in one FITS file: chosen, scaled to physical values, and in native byte order."""
+"""Reader of the images in one FITS file: choice of units, scaling, band names, world coordinates."""
 
 import math
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ STOKES = {1: "I", 2: "Q", 3: "U", 4: "V"}
 KINDS = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU, fits.BinTableHDU, fits.TableHDU, fits.GroupsHDU)
 
 
-class _Part:
-    """The image of one unit, (plane, h, w)."""
+class _UnitImage:
+    """Image of one unit, (plane, h, w)."""
 
     def __init__(self, file: FitsFile, unit: Unit, mapped: bool) -> None:
         file.check_complete(unit.place)
@@ -59,17 +59,17 @@ class _Part:
 
 
 class FitsImages:
-    """The chosen images of one FITS file as the bands of one image. Opening reads headers only.
+    """Chosen images of one FITS file, as the bands of one image. Opening reads headers only.
 
     Args:
         path: the file.
         extensions: index or name of a unit, several of them, or None for the first with an image of 2 or 3 axes.
-        mapped: map pixels into memory where they lie as they are, instead of reading them; for small cuts.
+        mapped: map uncompressed pixels into memory instead of reading them; for small cuts.
 
     Attributes:
         shape: height and width in pixels.
         bands: number of bands.
-        names: of the bands, where the headers tell them, else None.
+        names: names of the bands in the headers, or None.
         units: BUNIT, or None.
 
     Raises:
@@ -81,13 +81,13 @@ class FitsImages:
         try:
             with fits_errors():
                 units = find_plain(self._file, extensions) or _choose(self._file, extensions)
-                self._parts = [_Part(self._file, unit, mapped) for unit in units]
-                sizes = {part.shape[-2:] for part in self._parts}
+                self._images = [_UnitImage(self._file, unit, mapped) for unit in units]
+                sizes = {part.shape[-2:] for part in self._images}
                 if len(sizes) > 1:
                     described = ", ".join(f"{w} x {h}" for h, w in sorted(sizes))
                     raise UnreadableImageError(f"its extensions have different sizes: {described}")
-                self.shape: tuple[int, int] = self._parts[0].shape[-2:]  # type: ignore[assignment]
-                self.bands = sum(part.planes for part in self._parts)
+                self.shape: tuple[int, int] = self._images[0].shape[-2:]  # type: ignore[assignment]
+                self.bands = sum(part.planes for part in self._images)
                 self.names = _names(units, self.bands)
                 self.units = units[0].layout.words["BUNIT"] or None
         except UnreadableImageError:
@@ -105,25 +105,26 @@ class FitsImages:
         self.close()
 
     def cut(self, rows: slice = slice(None), columns: slice = slice(None)) -> Pixels:
-        """Pixels of a part, (h, w, band), scaled by BSCALE and BZERO; what is BLANK becomes NaN.
+        """Return the pixels of a region, (h, w, band), scaled by BSCALE and BZERO; BLANK becomes NaN.
 
         Raises:
             UnreadableImageError: if they are damaged.
         """
         with fits_errors():
             in_file = self._mapped and self._file.data is None
-            if in_file and self._file.path.stat().st_size < self._file.size:  # or a map would kill us
+            # Reading a map beyond the end kills the process.
+            if in_file and self._file.path.stat().st_size < self._file.size:
                 raise UnreadableImageError("the file has become shorter since it was opened")
-            return np.dstack([plane for part in self._parts for plane in part.cut(rows, columns)])
+            return np.dstack([plane for part in self._images for plane in part.cut(rows, columns)])
 
     def wcs(self) -> WCS | None:
-        """World coordinates of the first band; None without celestial ones."""
+        """Return the world coordinates of the first band; None if they are not celestial."""
         try:
             with ignore_warnings(ASTROPY):
                 hdus = self._file.hdus
-                wcs = WCS(hdus[self._parts[0].unit.number].header, fobj=hdus, naxis=2)
+                wcs = WCS(hdus[self._images[0].unit.number].header, fobj=hdus, naxis=2)
                 return wcs if wcs.has_celestial else None
-        except Exception:  # a header can be wrong in any way, and its image still be sound
+        except Exception:  # a wrong header does not spoil the image
             return None
 
 
@@ -141,10 +142,10 @@ def checked_extensions(extensions: Extensions) -> Extensions:
 
 
 def _choose(file: FitsFile, extensions: Extensions) -> list[Unit]:
-    """The chosen units by astropy's way through the file."""
+    """Find the chosen units by astropy."""
     if extensions is None:
         for i, hdu in enumerate(file.hdus):
-            # What is skipped must be sound, or a weight map behind a damaged image would be taken for it.
+            # Skipped units must be intact, or a weight map behind a damaged image would take its place.
             if not isinstance(hdu, KINDS):
                 raise UnreadableImageError(f"its unit {i}, which comes before any image, is damaged or unknown")
             if image_shape(hdu):
@@ -168,7 +169,7 @@ def _listing(file: FitsFile) -> str:
 
 
 def _names(units: Sequence[Unit], bands: int) -> tuple[str, ...] | None:
-    """Names of the bands from the extensions, from FILTER, or from a third axis that has a meaning."""
+    """Return the names of the bands from the extensions, from FILTER, or from the type of the third axis."""
     layouts = [unit.layout for unit in units]
     if len(units) > 1:
         for key in ("EXTNAME", "FILTER"):

@@ -1,4 +1,4 @@
-"""Where on the sky an image lies: world coordinates in and out as ICRS degrees, and which tile a position falls in."""
+"""World coordinates of images in ICRS degrees, and assignment of positions to tiles."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,24 +17,24 @@ CHUNK = 2**20
 
 
 class Sky:
-    """The celestial coordinates of one image.
+    """Celestial coordinates of one image.
 
     Args:
-        wcs: of two axes, with celestial ones.
+        wcs: celestial world coordinates of two axes.
         shape: height and width of the image.
 
     Attributes:
-        scale: side of a pixel in arcsec, the root of its area at the reference point.
+        scale: side of a pixel in arcsec: the square root of its area at the reference point.
 
     Raises:
         ValueError: if the celestial frame is unknown.
     """
 
+    @ignore_warnings(ASTROPY)
     def __init__(self, wcs: WCS, shape: tuple[int, int]) -> None:
         self.wcs, self.shape = wcs, shape
-        with ignore_warnings(ASTROPY):
-            frame = wcs_to_celestial_frame(wcs)
-        # FK5 of J2000 is ICRS to 0.03 arcsec, and what catalogues call it varies.
+        frame = wcs_to_celestial_frame(wcs)
+        # FK5 of J2000 equals ICRS within 0.03 arcsec, and catalogues use both names.
         near = isinstance(frame, ICRS) or (isinstance(frame, FK5) and frame.equinox.jyear == 2000)
         self._frame: BaseCoordinateFrame | None = None if near else frame
         self._longitude_first = wcs.wcs.lng == 0
@@ -42,29 +42,31 @@ class Sky:
 
     @classmethod
     def of(cls, wcs: WCS | None, shape: tuple[int, int]) -> "Sky | None":
-        """The sky of an image; None where that is not known."""
+        """Return the coordinates of an image; None if they are unknown."""
         try:
             return None if wcs is None else cls(wcs, shape)
-        except Exception:  # a header can be wrong in any way, and its image still be sound
+        except Exception:  # a wrong header does not spoil the image
             return None
 
+    @ignore_warnings(ASTROPY)
     def to_pixels(self, ra: Degrees, dec: Degrees) -> tuple[Degrees, Degrees]:
-        """0-based x and y of positions in degrees; NaN where the image's projection has none."""
+        """Return the 0-based x and y of positions in degrees; NaN where the projection has none."""
         lon, lat = ra, dec
         if self._frame is not None:
             there = SkyCoord(ra, dec, unit="deg").transform_to(self._frame)
             lon, lat = there.spherical.lon.deg, there.spherical.lat.deg
         world = (lon, lat) if self._longitude_first else (lat, lon)
         x, y = (np.array(axis, np.float64) for axis in self.wcs.all_world2pix(*world, 0, quiet=True))
-        # Distortions are undone step by step, which far outside of an image may end anywhere.
+        # The inversion of distortions is iterative and may diverge far outside the image.
         with np.errstate(invalid="ignore"):
             back = np.linalg.norm(unit_vectors(*self.to_world(x, y)) - unit_vectors(ra, dec), axis=1)
             wrong = ~(np.degrees(back) * 3600 < self.scale / 2)
         x[wrong] = y[wrong] = np.nan
         return x, y
 
+    @ignore_warnings(ASTROPY)
     def to_world(self, x: Degrees, y: Degrees) -> tuple[Degrees, Degrees]:
-        """Right ascension from 0 to 360 and declination, in degrees, of 0-based pixels."""
+        """Return right ascension (0 to 360) and declination in degrees of 0-based pixels."""
         world = self.wcs.all_pix2world(x, y, 0)
         lon, lat = world if self._longitude_first else reversed(world)
         if self._frame is not None:
@@ -73,41 +75,41 @@ class Sky:
         return np.mod(np.asarray(lon, np.float64), 360.0), np.asarray(lat, np.float64)
 
     def at(self, x: float, y: float) -> tuple[float, float] | None:
-        """Right ascension and declination of one 0-based pixel in degrees; None where it has none."""
+        """Return right ascension and declination of one 0-based pixel in degrees; None where it has none."""
         try:
             ra, dec = self.to_world(np.array([x], np.float64), np.array([y], np.float64))
-        except Exception:  # whatever a strange projection makes of its formulas
+        except Exception:  # a strange projection can raise anything
             return None
         return (float(ra[0]), float(dec[0])) if np.isfinite([ra[0], dec[0]]).all() else None
 
     def centre(self) -> tuple[float, float] | None:
-        """Right ascension and declination of the middle of the image in degrees."""
+        """Return right ascension and declination of the centre of the image in degrees."""
         return self.at((self.shape[1] - 1) / 2, (self.shape[0] - 1) / 2)
 
     def contains(self, ra: Degrees, dec: Degrees) -> np.ndarray:
-        """Which positions lie on a pixel of the image."""
+        """Return whether each position lies on a pixel of the image."""
         x, y = self.to_pixels(ra, dec)
         height, width = self.shape
         return (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
 
     def circle(self) -> tuple[np.ndarray, float] | None:
-        """Unit vector to the middle, and the chord from it to the farthest point of the edge; None if there is none."""
+        """Return the unit vector to the centre and the chord to the farthest edge point; None without a centre."""
         height, width = self.shape
         across, up = np.linspace(-0.5, width - 0.5, 9), np.linspace(-0.5, height - 0.5, 9)
         x = np.concatenate([[(width - 1) / 2], across, across, np.full(9, -0.5), np.full(9, width - 0.5)])
         y = np.concatenate([[(height - 1) / 2], np.full(9, -0.5), np.full(9, height - 0.5), up, up])
         try:
             vectors = unit_vectors(*self.to_world(x, y))
-        except Exception:  # see `at`
+        except Exception:  # as in `at`
             return None
         chords = np.linalg.norm(vectors[1:] - vectors[0], axis=1)
-        # Where a corner has no place on the sky, as in maps of all of it, any position may lie in the image.
+        # If a corner has no place on the sky, as in all-sky maps, any position may lie in the image.
         radius = float(chords.max()) * 1.01 if np.isfinite(chords).all() else 2.0
         return (vectors[0], radius) if np.isfinite(vectors[0]).all() else None
 
 
 def unit_vectors(ra: Degrees, dec: Degrees) -> Float64[np.ndarray, "n 3"]:
-    """Positions in degrees as points on the unit sphere."""
+    """Convert positions in degrees to points on the unit sphere."""
     a, d = np.radians(ra), np.radians(dec)
     return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=1)
 
@@ -119,13 +121,13 @@ def assign(
     *,
     on_chunk: Callable[[int], None] = lambda count: None,
 ) -> Int64[np.ndarray, " n"]:
-    """The image in which each position lies, that with the nearest centre if there are several, -1 if there is none.
+    """Find the image that contains each position: of several the one with the nearest centre, -1 if there is none.
 
     Args:
-        skies: of the images; None for one without.
+        skies: coordinates of the images; None for an image without.
         ra: right ascension in degrees.
         dec: declination in degrees.
-        on_chunk: called with the number of positions done since the last call.
+        on_chunk: called with the number of positions of each chunk.
     """
     circles = [(i, sky, circle) for i, sky in enumerate(skies) if sky is not None and (circle := sky.circle())]
     found = np.full(len(ra), -1, np.int64)

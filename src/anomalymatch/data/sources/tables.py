@@ -1,4 +1,4 @@
-"""Columns of a catalogue (CSV, Parquet, FITS table or VOTable) as Arrow arrays; only those that are needed are read."""
+"""Tables of metadata: catalogues in CSV, Parquet, FITS or VOTable, and Parquet files beside images."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -31,14 +31,13 @@ _Reader = Callable[[Sequence[str], Sequence[str]], dict[str, pa.Array]]
 
 
 class Catalogue:
-    """A catalogue whose columns are read when asked.
+    """Catalogue whose columns are read on demand.
 
     Args:
         path: the file; its suffix tells the format.
 
     Attributes:
-        path: the file.
-        names: of all columns.
+        names: names of all columns.
 
     Raises:
         DataError: if the file is missing, damaged, or of an unknown format, or if two columns have one name.
@@ -77,12 +76,12 @@ class Catalogue:
         return name
 
     def find(self, *usual: str) -> str | None:
-        """The first of the `usual` names that a column has, whatever its case."""
+        """Return the first of the `usual` names that a column has, in any case."""
         by_lower = {name.lower(): name for name in reversed(self.names)}
         return next((by_lower[name] for name in usual if name in by_lower), None)
 
     def read(self, numbers: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-        """Read columns: `numbers` as float64 arrays with NaN for none, `texts` as Arrow strings.
+        """Read columns: `numbers` as float64 arrays with NaN for missing values, `texts` as Arrow strings.
 
         Raises:
             DataError: if the file is damaged, or a column holds something else.
@@ -109,7 +108,7 @@ class Catalogue:
 
 
 def encode(texts: Any) -> tuple[Int32[np.ndarray, " n"], list[str]]:
-    """Codes of strings and what they stand for; nothing and the empty string are -1."""
+    """Encode strings as codes into a list of distinct strings; null and the empty string are -1."""
     encoded = pc.dictionary_encode(pc.if_else(pc.equal(texts, ""), None, texts))
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
     return codes.astype(np.int32), encoded.dictionary.to_pylist()
@@ -120,7 +119,7 @@ def _catalogue_errors(path: Path) -> Iterator[None]:
     try:
         with ignore_warnings(ASTROPY):
             yield
-    except Exception as error:  # a damaged table can make a parser raise anything
+    except Exception as error:  # damage can make a parser raise anything
         text = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise DataError(f"{path}: the catalogue cannot be read: {text}") from None
 
@@ -206,12 +205,12 @@ _OPEN = {"csv": _open_csv, "parquet": _open_parquet, "fits": _open_fits, "votabl
 
 
 MAX_BYTES = 2**28
-"""Of text in a table; columns beyond it are left out."""
+"""Largest size of the text in a table; further columns are left out."""
 _AT_ONCE = 16
 
 
 def catalogue_table(path: Path) -> pa.Table | None:
-    """All columns of a catalogue that hold one value a row, as text; None if there are none.
+    """Read all columns of a catalogue with one value in each row, as text; None if there are none.
 
     Raises:
         DataError: if the file is gone or damaged.
@@ -228,11 +227,11 @@ def catalogue_table(path: Path) -> pa.Table | None:
 
 
 def parquet_table(files: Sequence[tuple[Path | None, int]], leave_out: Sequence[str] = ()) -> pa.Table | None:
-    """The columns of Parquet files, one behind the other, that hold one value a row, as text; None if there are none.
+    """Read and concatenate the columns of Parquet files with one value in each row, as text; None if there are none.
 
     Args:
-        files: each with its number of rows; None stands for rows of which nothing is known.
-        leave_out: columns that are no news, the images above all.
+        files: files with their numbers of rows; None stands for rows without metadata.
+        leave_out: columns to skip, the images above all.
 
     Raises:
         DataError: if a file is gone, damaged, or has another number of rows.
@@ -243,14 +242,14 @@ def parquet_table(files: Sequence[tuple[Path | None, int]], leave_out: Sequence[
     for name in names:
         if name in leave_out or columns.full:
             continue
-        parts = [_part(path, count, name, schema) for (path, count), schema in zip(files, schemas, strict=True)]
+        parts = [_text_column(path, count, name, schema) for (path, count), schema in zip(files, schemas, strict=True)]
         if all(part is not None for part in parts):
             columns.add(name, pa.chunked_array(parts))
     return columns.table()
 
 
 class _Columns:
-    """Columns that are collected until they are too large."""
+    """Columns up to a total size."""
 
     def __init__(self, source: str) -> None:
         self.source, self.columns, self.left_out, self.n_bytes = source, dict[str, Any](), list[str](), 0
@@ -271,7 +270,7 @@ class _Columns:
 
 
 def _read(catalogue: Catalogue, names: Sequence[str]) -> dict[str, Any]:
-    """Columns as text; those that hold no text, lists of numbers for example, are passed over."""
+    """Read columns as text, without those that cannot be text, lists of numbers for example."""
     try:
         return catalogue.read([], names)
     except DataError:
@@ -291,8 +290,8 @@ def _schema(path: Path) -> pa.Schema:
         raise _damaged(path, error) from None
 
 
-def _part(path: Path | None, count: int, name: str, schema: pa.Schema | None) -> Any:
-    """One file's share of a column; None if it holds something else than text."""
+def _text_column(path: Path | None, count: int, name: str, schema: pa.Schema | None) -> Any:
+    """Read a column of one file as text; None if it cannot be text."""
     if path is None or schema is None or name not in schema.names:
         return pa.nulls(count, pa.large_string())
     kind = schema.field(name).type

@@ -1,4 +1,4 @@
-"""Large images out of which small ones are cut: FITS, .npy and ordinary image files."""
+"""Tiles: large images to cut small ones from, in FITS, .npy and ordinary image files."""
 
 import io
 import logging
@@ -12,7 +12,7 @@ from astropy.nddata import NoOverlapError, overlap_slices
 from PIL import Image as PillowImage
 
 from anomalymatch.data.codecs import FORMATS, MAX_PIXELS, decode
-from anomalymatch.data.sources.catalogue_rows import Codes, Rows
+from anomalymatch.data.sources.catalogue_rows import CatalogueRows, Codes
 from anomalymatch.data.sources.fits_file import Extensions
 from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages
 from anomalymatch.data.sources.scan import scan
@@ -33,16 +33,16 @@ class _Cuttable(Protocol):
 
 @dataclass(frozen=True)
 class Tile:
-    """An open tile.
+    """Open tile.
 
     Attributes:
-        name: of the file, for messages.
+        name: name of the file, for messages.
         shape: height and width.
         bands: number of bands.
-        names: of the bands where the file tells them.
-        units: of the pixels where the file tells them.
-        sky: where it lies; None for what is no FITS, or has no celestial coordinates.
-        images: gives parts of it.
+        names: names of the bands, if the file has them.
+        units: unit of the pixels, if the file has it.
+        sky: celestial coordinates; None without them.
+        images: reader of regions.
     """
 
     name: str
@@ -54,13 +54,13 @@ class Tile:
     images: _Cuttable
 
     def cut(self, x: float, y: float, side: int) -> Pixels:
-        """A square around the 0-based position, (side, side, band), as `Cutout2D` places it.
+        """Cut a square around a 0-based position, (side, side, band), placed as astropy's `Cutout2D` places it.
 
-        What lies outside of the tile is NaN, for which integers become floats; 8-bit pixels, which the rendering
-        takes as they are, have 0 there, as NaN would be rendered.
+        Pixels outside the tile are NaN, for which integers become floats; 8-bit pixels are 0 there, as NaN would be
+        rendered.
 
         Raises:
-            UnreadableImageError: if no pixel of it is in the tile, or the tile is damaged.
+            UnreadableImageError: if the square lies outside the tile, or the tile is damaged.
         """
         height, width = self.shape
         try:
@@ -83,7 +83,7 @@ class Tile:
 
 
 def open_tile(path: Path, extensions: Extensions) -> Tile:
-    """Open a tile; of FITS only the headers are read, .npy is mapped, other images are decoded.
+    """Open a tile: read the headers of FITS, map .npy, decode other images.
 
     Raises:
         UnreadableImageError: if it is missing or damaged.
@@ -113,7 +113,7 @@ class _Array:
 
     def cut(self, rows: slice, columns: slice) -> Pixels:
         try:
-            shorter = self.path.stat().st_size < self._size  # reading a map of what is gone would kill the process
+            shorter = self.path.stat().st_size < self._size  # reading a map beyond the end kills the process
         except OSError as error:
             raise UnreadableImageError(f"its tile cannot be opened: {error.strerror}") from None
         if shorter:
@@ -122,7 +122,7 @@ class _Array:
         return np.array(part, dtype=part.dtype.newbyteorder("="), order="C")
 
     def close(self) -> None:
-        """Let go of the pixels; a map is closed with the last cut from it."""
+        """Do nothing: a memory map closes with the last array that uses it."""
 
 
 def _load_npy(path: Path) -> np.ndarray:
@@ -130,7 +130,7 @@ def _load_npy(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UnreadableImageError(f"cannot be opened: {error.strerror or error}") from None
-    except Exception as error:  # a damaged header is parsed as Python, and can fail in any way
+    except Exception as error:  # the header is parsed as Python, so damage can raise anything
         raise UnreadableImageError(f"cannot be read as .npy: {error}") from None
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.dtype.kind not in "iuf":
         found = f"{array.dtype} of {array.shape}" if isinstance(array, np.ndarray) else "an archive"
@@ -151,13 +151,13 @@ def _decode(path: Path) -> np.ndarray:
                 raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
     except UnreadableImageError:
         raise
-    except Exception:  # deep TIFF, which only the decoder knows, and damage, which it describes better
+    except Exception:  # deep TIFF, and damage: the decoder knows more
         count, colour = 3, False
     return decode(data, 3 if colour else {1: 1, 2: 4}.get(count, min(count, 4)))
 
 
-def tiles_by_name(rows: Rows) -> tuple[list[Codes], list[str]]:
-    """For each band the numbers of the rows' tiles, -1 for none, and the paths they count."""
+def tiles_by_name(rows: CatalogueRows) -> tuple[list[Codes], list[str]]:
+    """Return the tile number of each row for each band, -1 for none, and the paths of the tiles."""
     codes: list[Codes] = []
     paths: list[str] = []
     for column, names in rows.tiles:
@@ -166,8 +166,10 @@ def tiles_by_name(rows: Rows) -> tuple[list[Codes], list[str]]:
     return codes, paths
 
 
-def tiles_by_position(root: Path, folder: Path, rows: Rows, extensions: Extensions) -> tuple[list[Codes], list[str]]:
-    """The same for FITS tiles in a folder, whose headers are read once.
+def tiles_by_position(
+    root: Path, folder: Path, rows: CatalogueRows, extensions: Extensions
+) -> tuple[list[Codes], list[str]]:
+    """Find the FITS tile in a folder that contains each row; returns what `tiles_by_name` does.
 
     Raises:
         DataError: if the catalogue `root` has no positions on the sky, or the folder no tiles that have them.
@@ -196,10 +198,10 @@ def tiles_by_position(root: Path, folder: Path, rows: Rows, extensions: Extensio
 
 
 def open_numbered(folder: Path, paths: Sequence[str], extensions: Extensions, code: int) -> Tile:
-    """Open the tile of a number.
+    """Open the tile with a number.
 
     Raises:
-        UnreadableImageError: if it is missing or damaged; the reason names it.
+        UnreadableImageError: if the tile is missing or damaged.
     """
     try:
         return open_tile(folder / paths[code], extensions)
