@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalymatch.text import printable, safe_name
+from anomalymatch.text import printable, reason, safe_name
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,9 @@ def test_a_long_text_ends_in_an_ellipsis():
     assert printable("abcde", limit=5) == "abcde"
     assert printable("abcdef", limit=5) == "abcd…"
     assert printable("x" * 10**6, limit=2) == "x…"
+
+
+def test_the_reason_of_an_error_is_one_line():
+    assert reason(FileNotFoundError(2, "No such file or directory", "x")) == "No such file or directory"
+    assert reason(ValueError(" bad header.\nline 2")) == "bad header"
+    assert reason(ValueError()) == "ValueError"

@@ -25,3 +25,10 @@ def printable(text: str, replacement: str = "?", *, limit: int | None = None) ->
     cut = text if limit is None else text[: limit + 1]  # the text may be very long
     line = "".join(character if character.isprintable() else replacement for character in cut)
     return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def reason(error: Exception) -> str:
+    """Return the operating system's message of an error, else the first line of its text, else its type."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).strip().split("\n", 1)[0].rstrip(". ") or type(error).__name__

@@ -252,7 +252,7 @@ def test_images_come_in_the_order_of_the_ids(archive: Archive) -> None:
 
 
 @every_format
-def test_what_a_caller_writes_into_an_image_is_not_kept(archive: Archive) -> None:
+def test_images_are_copies(archive: Archive) -> None:
     source = archive.open()
     source.read(source.ids[1:2])[0][:] = 99
     source.pixels(source.ids[1])[:] = 99
@@ -260,7 +260,7 @@ def test_what_a_caller_writes_into_an_image_is_not_kept(archive: Archive) -> Non
 
 
 @every_format
-def test_what_else_is_known_has_the_declared_form(archive: Archive) -> None:
+def test_optional_information_has_the_declared_form(archive: Archive) -> None:
     source = archive.open()
     for id_ in source.ids:
         assert source.coordinates(id_) is None
@@ -334,7 +334,7 @@ def test_fingerprint_follows_pixels_and_options(archive: Archive) -> None:
 
 
 @every_local_format
-def test_files_that_are_gone_give_rejects(archive: Archive) -> None:
+def test_missing_files_give_rejects(archive: Archive) -> None:
     source = archive.open()
     archive.remove()
     results = source.read(source.ids)
@@ -345,7 +345,7 @@ def test_files_that_are_gone_give_rejects(archive: Archive) -> None:
 
 
 @every_local_format
-def test_damage_gives_errors_or_rejects_and_never_a_crash(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_gives_errors_or_rejects(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:
     dice = random.Random(0)
     names = list(archive.open().ids)
     refused = rejected = 0
@@ -445,7 +445,7 @@ def test_the_configuration_opens_the_archive(archive: Archive, tmp_path: Path) -
 
 
 class Mine(ImageSource):
-    """The least that a source of one's own implements."""
+    """Smallest source: it implements `load` alone."""
 
     def __init__(self) -> None:
         super().__init__(name="mine", ids=[f"m{i}" for i in range(len(VALUES))], fingerprint="mine-1")
@@ -456,7 +456,7 @@ class Mine(ImageSource):
         return image(VALUES[position])
 
 
-def test_a_source_of_ones_own_implements_load_alone() -> None:
+def test_own_source_implements_load() -> None:
     source = pickle.loads(pickle.dumps(Mine()))
     assert source.read(["m2", "m3"])[1] == Reject("m3", "broken")
     assert source.read(["m2"])[0].tolist() == image(33).tolist()

@@ -92,7 +92,7 @@ def memory() -> Iterator[Any]:
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, stand_in: ImageSource) -> list[tuple[str, Path]]:
-    """Only note which source would be opened, and from where."""
+    """Replace the sources by a function that records the kind and the path."""
     calls: list[tuple[str, Path]] = []
 
     def opener(kind: auto.Kind) -> Any:
@@ -141,7 +141,9 @@ def test_zarr_in_a_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_sou
     assert calls == [("zarr", tmp_path / "a.zip"), ("zarr", tmp_path / "a.folder")]
 
 
-def test_companions_are_no_kind_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_source: Any) -> None:
+def test_labels_rejects_and_metadata_are_no_archives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_source: Any
+) -> None:
     calls = opened(monkeypatch, make_source())
     for name in ["x.png", ".hidden.zip", ".cache/y.zip", "README.md", "rejects.parquet", "a_metadata.parquet"]:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +185,7 @@ def test_images_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (source.ids, source.fingerprint) == (["a/2.jpg", "b/1.png"], FolderSource(tmp_path).fingerprint)
 
 
-def test_a_folder_of_broken_links_is_one_of_images(tmp_path: Path) -> None:
+def test_folder_of_broken_links_counts_as_images(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     with pytest.raises(DataError, match=r"no images in it \(links and names of images"):
         open_path(tmp_path, cache_dir=tmp_path)

@@ -1,7 +1,8 @@
 """Search of folders for the files of a dataset: archives, shards and stores below one or several roots."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -123,3 +124,16 @@ def is_hidden(path: str) -> bool:
 def missing_root(dataset: str, expected: str) -> DataError:
     """Return the error about a source without `data.root`, which says what is `expected`."""
     return DataError(f"dataset={dataset} needs data.root=PATH, {expected}")
+
+
+def held_out(ids_by_file: Iterable[tuple[Path, Iterable[str]]], patterns: Sequence[str]) -> frozenset[str]:
+    """Return the ids of the images in files whose names match one of `patterns`.
+
+    Raises:
+        DataError: if a pattern matches no file.
+    """
+    files = [(path.name, ids) for path, ids in ids_by_file]
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name, _ in files):
+            raise DataError(f"no file matches {pattern}, correct dataset.source.holdout_files")
+    return frozenset(id_ for name, ids in files if any(fnmatch(name, p) for p in patterns) for id_ in ids)

@@ -147,12 +147,20 @@ class ImageSource(ABC):
         """
 
     def read(self, ids: Sequence[str]) -> list[Image | Reject]:
-        """Read and render images, in the order of `ids`; an unreadable one becomes a `Reject`.
+        """Read and render images; an unreadable one becomes a `Reject`.
+
+        Images are read in their order in the archive, and returned in the order of `ids`.
 
         Raises:
             DataError: if an id is not in the source.
         """
-        return [self._read(id_) for id_ in ids]
+        places = [self.place(self._position[id_]) for id_ in ids]
+        images = {i: self._read(ids[i]) for i in sorted(range(len(ids)), key=places.__getitem__)}
+        return [images[i] for i in range(len(ids))]
+
+    def place(self, position: int) -> int:
+        """Return a number that sorts images by their place in the archive; by default `position`."""
+        return position
 
     def pixels(self, id_: str) -> Pixels:
         """Return an image before it is rendered: (h, w, band), in the number type and `units` of the archive.

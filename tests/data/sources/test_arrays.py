@@ -40,13 +40,13 @@ def test_layouts(tmp_path: Path, shape: tuple[int, ...], layout: str, image: tup
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 6, 5), (2, 66, 4, 65), (2, 65, 4, 66)])
-def test_layouts_that_are_not_clear(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_ambiguous_layouts(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r"which axis holds the bands; set dataset\.source\.layout to nhwc or nchw"):
         NumpySource(write(tmp_path / "b.npy", *shape))
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (2, 3, 4, 5, 6)])
-def test_shapes_that_are_none_of_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_shapes_that_cannot_hold_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="expected images of the shape"):
         NumpySource(write(tmp_path / "b.npy", *shape))
     with pytest.raises(DataError, match="cannot have the shape"):

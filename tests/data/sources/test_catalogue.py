@@ -83,7 +83,7 @@ def simple(tmp_path: Path) -> Path:
     )
 
 
-def test_cuts_by_pixels(simple: Path) -> None:
+def test_cutouts_by_pixels(simple: Path) -> None:
     source = CatalogueSource(str(simple), size=4, **XY)
     assert (list(source.ids), source.name, source.bands) == (["p", "q", "r", "s"], "cat", ("grey",))
     assert source.ids[1:3] == ["q", "r"]
@@ -103,7 +103,7 @@ def test_cuts_by_pixels(simple: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(x=st.floats(-30, 70), y=st.floats(-30, 60), side=st.integers(1, 50))
-def test_cuts_are_those_of_astropy(tmp_path: Path, x: float, y: float, side: int) -> None:
+def test_cutouts_match_astropy(tmp_path: Path, x: float, y: float, side: int) -> None:
     opened = _tiles.open_tile(tile(tmp_path / "a.fits"), None)
     try:
         theirs = Cutout2D(TILE, (x, y), side, mode="partial", fill_value=np.nan).data
@@ -115,7 +115,7 @@ def test_cuts_are_those_of_astropy(tmp_path: Path, x: float, y: float, side: int
 
 
 @pytest.mark.parametrize("kind", ["RA/DEC", "DEC/RA", "GLON/GLAT"])
-def test_cuts_by_position(tmp_path: Path, kind: str) -> None:
+def test_cutouts_by_position(tmp_path: Path, kind: str) -> None:
     there = wcs(123.0, 45.0, kind=kind)
     tile(tmp_path / "a.fits", at=there, BUNIT="nJy")
     where = there.pixel_to_world([10.0, 25.3], [5.0, 8.8]).icrs
@@ -263,7 +263,7 @@ def test_tiles_found_by_position(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert source.coordinates(source.ids[6]) is None
 
 
-def test_assignment_is_that_of_every_tile_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assignment_matches_a_search_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     centres = [(float(rng.uniform(0, 2) - 1) % 360, float(rng.uniform(88.5, 90))) for _ in range(40)]
     skies = [None, *(Sky(wcs(ra, dec, 36.0), (30, 40)) for ra, dec in centres)]
@@ -285,7 +285,7 @@ def test_assignment_is_that_of_every_tile_tried_in_turn(monkeypatch: pytest.Monk
     assert 20 < (found >= 0).sum() < 480
 
 
-def test_positions_on_the_other_side_have_no_pixel() -> None:
+def test_positions_on_the_far_side_have_no_pixel() -> None:
     x, y = Sky(wcs(10.0, 20.0), (30, 40)).to_pixels(np.array([10.0, 190.0, 130.0, np.nan]), np.array([20.0, -20, 0, 0]))
     assert x[0] == pytest.approx(19.5)
     assert y[0] == pytest.approx(14.5)
@@ -328,7 +328,7 @@ def test_bad_rows_are_rejected(tmp_path: Path) -> None:
     assert found[9]
 
 
-def test_a_tile_that_shrinks_is_no_crash(tmp_path: Path) -> None:
+def test_truncated_tiles_are_rejected(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", TILE)
     tile(tmp_path / "b.fits", np.tile(TILE, (10, 1)))
     source = CatalogueSource(table(tmp_path / "c.csv", x=[9, 9], y=[9, 9], tile=["a.npy", "b.fits"]), size=2, **XY)
@@ -432,7 +432,7 @@ def test_fingerprint_and_rendering(simple: Path) -> None:
     assert len({first.fingerprint, second, CatalogueSource(simple, size=4, **XY).fingerprint}) == 3
 
 
-def test_tiles_elsewhere(simple: Path, tmp_path: Path) -> None:
+def test_folder_of_tiles(simple: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     tile(elsewhere / "a.fits", TILE + 7)
     tile(elsewhere / "sub/b.fits")
@@ -456,7 +456,7 @@ def test_each_tile_is_opened_once_in_a_read(simple: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "fits", "vot"])
-def test_a_damaged_catalogue_is_an_error_or_a_catalogue(tmp_path: Path, suffix: str) -> None:
+def test_damaged_catalogue_raises_or_opens(tmp_path: Path, suffix: str) -> None:
     np.save(tmp_path / "a.npy", TILE)
     columns = {"id": [f"n{i}" for i in range(9)], "x": np.arange(9.0), "y": np.arange(9.0), "tile": ["a.npy"] * 9}
     path = tmp_path / f"cat.{suffix}"
@@ -480,7 +480,7 @@ def test_a_damaged_catalogue_is_an_error_or_a_catalogue(tmp_path: Path, suffix: 
         assert all(isinstance(result, Reject | np.ndarray) for result in source.read(list(source.ids)))
 
 
-def test_objects_are_never_unpickled(tmp_path: Path) -> None:
+def test_pickled_tiles_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "o.npy", np.array([[{}]], dtype=object), allow_pickle=True)
     np.save(tmp_path / "c.npy", np.zeros((4, 4), dtype=complex))
     np.savez(tmp_path / "z.npz", TILE)

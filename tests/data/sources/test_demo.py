@@ -46,7 +46,7 @@ def test_shape_and_type(tmp_path, size):
     assert image.flags.c_contiguous
 
 
-def test_a_reader_cannot_spoil_the_set(small):
+def test_images_are_copies(small):
     source = small[1]
     before = source.read(["demo-000003"])[0].copy()
     source.read(["demo-000003"])[0][:] = 0
@@ -76,7 +76,7 @@ def test_no_two_images_are_alike(small):
 
 
 @pytest.mark.parametrize("name", [*COMMON, *RARE])
-def test_a_galaxy_keeps_its_looks_at_another_size(name):
+def test_galaxies_look_alike_at_another_size(name):
     def likeness(a, b):
         return np.corrcoef(a.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3)).ravel(), b.ravel())[0, 1]
 
@@ -116,7 +116,7 @@ def test_the_rare_class_is_chosen(tmp_path):
     assert "lens_arc" not in source.truth.values()
 
 
-def test_a_set_without_anomalies_is_said(tmp_path, caplog):
+def test_warning_without_anomalies(tmp_path, caplog):
     DemoSource(cache_dir=tmp_path, count=1, size=16, rare_fraction=1e-4)
     assert "none of the 1 demo images is a lens_arc" in caplog.text
 
@@ -200,7 +200,7 @@ def axis_ratio(image):
     return np.sqrt(low / high)
 
 
-def test_round_cigar_and_edge_on_are_ever_more_elongated():
+def test_elongation_of_the_common_classes():
     ratios = {name: np.median([axis_ratio(i) for i in gallery(name)]) for name in COMMON}
     assert ratios["edge_on_disk"] < 0.35 < ratios["smooth_cigar"] < 0.65 < 0.8 < ratios["smooth_round"]
 

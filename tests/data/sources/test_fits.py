@@ -54,7 +54,7 @@ def wcs_header(
     return wcs.to_header()
 
 
-def test_files_of_a_tree(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_below_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "archive"
     for i, name in enumerate(["b.fits", "a.FIT", "sub/c.fits"]):
         write(root / name, PLANE + i)
@@ -84,7 +84,7 @@ def test_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
-def test_every_depth_comes_back_exactly(tmp_path: Path, dtype: str) -> None:
+def test_every_number_type_is_exact(tmp_path: Path, dtype: str) -> None:
     kind = np.dtype(dtype)
     limits = np.iinfo(kind) if kind.kind in "iu" else np.finfo(kind)
     values = np.array([[limits.min, 0, 1], [2, 3, limits.max]], dtype=kind)
@@ -102,7 +102,7 @@ def test_every_depth_comes_back_exactly(tmp_path: Path, dtype: str) -> None:
     zero=st.sampled_from([0.0, 32768.0, 100.0, -128.0]),
     seed=st.integers(0, 99),
 )
-def test_scaling_is_that_of_astropy(tmp_path: Path, dtype: str, scale: float, zero: float, seed: int) -> None:
+def test_scaling_matches_astropy(tmp_path: Path, dtype: str, scale: float, zero: float, seed: int) -> None:
     assume((dtype, scale, zero) != ("u1", 1.0, -128.0))  # signed bytes, at which astropy itself fails
     stored = np.random.default_rng(seed).integers(0, 100, (3, 4)).astype(dtype)
     path = tmp_path / "a.fits"
@@ -282,7 +282,7 @@ def test_a_damaged_image_is_not_replaced_by_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "RICE_1", "GZIP_2", "gz"])
-def test_no_damage_crashes_or_brings_another_shape(tmp_path: Path, kind: str) -> None:
+def test_damaged_files_are_rejected_or_keep_their_shape(tmp_path: Path, kind: str) -> None:
     noise = np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32)
     unit = fits.ImageHDU(noise) if kind in ("plain", "gz") else fits.CompImageHDU(noise, compression_type=kind)
     sound = write(tmp_path / "a.fits", unit).read_bytes()
@@ -331,7 +331,7 @@ def test_coordinates(tmp_path: Path) -> None:
         source.coordinates("z")
 
 
-def test_warnings_of_astropy_are_not_shown(tmp_path: Path) -> None:
+def test_warnings_of_astropy_are_ignored(tmp_path: Path) -> None:
     write(tmp_path / "a.fits", PLANE, RADECSYS="FK5", **dict(wcs_header().items()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -32,8 +32,8 @@ def extension(pixels: np.ndarray, name: str = "", **cards: Any) -> fits.ImageHDU
     return unit
 
 
-def seen(path: Path, extensions: Extensions = None) -> tuple[Any, ...]:
-    """All that there is to see of a file, or why there is nothing."""
+def read_all(path: Path, extensions: Extensions = None) -> tuple[Any, ...]:
+    """Return everything that `FitsImages` reads from a file, or the reason why it cannot."""
     try:
         with FitsImages(path, extensions) as images:
             pixels = images.cut()
@@ -42,14 +42,14 @@ def seen(path: Path, extensions: Extensions = None) -> tuple[Any, ...]:
         return (str(error),)
 
 
-def seen_by_astropy(path: Path, extensions: Extensions = None) -> tuple[Any, ...]:
+def read_all_by_astropy(path: Path, extensions: Extensions = None) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_fits_images, "find_plain", lambda *_: None)
-        return seen(path, extensions)
+        return read_all(path, extensions)
 
 
 def rich(path: Path) -> Path:
-    """Everything that a header can say about an image, and much that it need not say."""
+    """Write a file with every keyword in use and many others."""
     first = primary(None, FILTER="white", OBJECT="M 31")
     first.header["HIERARCH ESO DET EXPTIME"] = 30.0
     first.header["HISTORY"] = "BITPIX  = 64"
@@ -62,9 +62,9 @@ CHOICES: list[Extensions] = [None, 0, 1, 2, 3, -1, 9, "g", "cube", " R ", "prima
 
 
 @pytest.mark.parametrize("extensions", CHOICES)
-def test_what_is_seen_is_what_astropy_sees(tmp_path: Path, extensions: Extensions) -> None:
+def test_plain_headers_are_read_as_astropy_reads_them(tmp_path: Path, extensions: Extensions) -> None:
     path = rich(tmp_path / "a.fits")
-    assert seen(path, extensions) == seen_by_astropy(path, extensions)
+    assert read_all(path, extensions) == read_all_by_astropy(path, extensions)
 
 
 ODD_CARDS = [
@@ -101,7 +101,7 @@ def test_odd_cards(tmp_path: Path, card: bytes, following: bytes) -> None:
     path = tmp_path / "b.fits"
     for at in (sound.index(b"AA  "), sound.index(b"EXTEND")):
         path.write_bytes(sound[:at] + card.ljust(80) + following.ljust(80) + sound[at + 160 :])
-        assert seen(path) == seen_by_astropy(path)
+        assert read_all(path) == read_all_by_astropy(path)
 
 
 def test_damaged_headers(tmp_path: Path) -> None:
@@ -116,10 +116,10 @@ def test_damaged_headers(tmp_path: Path) -> None:
         broken[at] = dice.choice(b" =TEN/-'07\0\xe4") if trial % 2 else broken[at] ^ (1 << dice.randrange(8))
         path.write_bytes(broken)
         extensions = dice.choice(CHOICES)
-        assert seen(path, extensions) == seen_by_astropy(path, extensions), (trial, at)
+        assert read_all(path, extensions) == read_all_by_astropy(path, extensions), (trial, at)
 
 
-def test_a_header_of_a_kind_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_headers_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(5):
         write(tmp_path / f"{i}.fits", primary(PLANE + i, RA=i / 7, OBJECT=f"galaxy {i}"))
     write(tmp_path / "5.fits", primary(PLANE.astype(np.int32)))
@@ -132,12 +132,12 @@ def test_a_header_of_a_kind_is_parsed_once(tmp_path: Path, monkeypatch: pytest.M
     assert _fits_units._layout.cache_info().misses == 2
 
 
-def test_a_header_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_header_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = write(tmp_path / "a.fits", primary()).read_bytes()
     path = tmp_path / "b.fits"
     path.write_bytes(sound[:2880].replace(b"END", b"AND") * 100)
-    assert seen(path) == seen_by_astropy(path)
+    assert read_all(path) == read_all_by_astropy(path)
     path.write_bytes(sound[:2880].replace(b"END   ", b"COMMENT") + sound[2880:])
-    assert seen(path) == seen_by_astropy(path)
+    assert read_all(path) == read_all_by_astropy(path)
     monkeypatch.setattr(_fits_units, "MAX_BLOCKS", 0)  # astropy takes headers of any length
-    assert len(seen(tmp_path / "a.fits")) == 5
+    assert len(read_all(tmp_path / "a.fits")) == 5

@@ -41,7 +41,7 @@ def test_ids_are_sorted_relative_paths_and_only_images(root: Path) -> None:
     assert [image[0, 0].tolist() for image in source.read(["sub/c.tif", "a.PNG"])] == [[80] * 3, [40] * 3]
 
 
-def test_scan_opens_no_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_reads_no_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError
 
@@ -50,7 +50,7 @@ def test_scan_opens_no_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(FolderSource(root)) == 5
 
 
-def test_unreadable_images_are_rejected_one_by_one(root: Path) -> None:
+def test_unreadable_images_are_rejected(root: Path) -> None:
     (root / "zero.png").write_bytes(b"")
     (root / "text.png").write_text("no image")
     (root / "cut.jpg").write_bytes((root / "sub/deep/d.JPeG").read_bytes()[:-20])
@@ -79,7 +79,7 @@ def test_links_stay_inside_the_folder(root: Path, tmp_path: Path, caplog: pytest
     assert "links to folders: 2" in caplog.text
 
 
-def test_root_that_is_itself_a_link_is_followed(root: Path, tmp_path: Path) -> None:
+def test_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root, target_is_directory=True)
     assert FolderSource(tmp_path / "link").ids == FolderSource(root).ids
 
@@ -102,20 +102,20 @@ def test_sub_folders_are_the_classes(tmp_path: Path) -> None:
         FolderSource(tmp_path, classes="folders")
 
 
-def test_one_sub_folder_is_a_class_only_if_told(tmp_path: Path) -> None:
+def test_one_sub_folder_is_a_class_only_on_request(tmp_path: Path) -> None:
     add(tmp_path, "images/1.png")
     assert FolderSource(tmp_path).truth is None
     assert FolderSource(tmp_path, classes="folders").truth == {"images/1.png": "images"}
 
 
-def test_labels_of_a_person_are_partial_and_no_truth(root: Path) -> None:
+def test_labels_by_a_person_may_be_partial(root: Path) -> None:
     (root / "labels.csv").write_text("filename,label\nb.png,anomaly\nsub/c.tif,normal\na.PNG,artefact\n")
     source = FolderSource(root)
     assert source.labels == {"b.png": "anomaly", "sub/c.tif": "normal", "a.PNG": "artefact"}
     assert source.truth is None
 
 
-def test_labels_of_a_person_go_along_with_class_folders(tmp_path: Path) -> None:
+def test_labels_by_a_person_beside_class_folders(tmp_path: Path) -> None:
     for name in ["cat/1.png", "dog/1.png"]:
         add(tmp_path, name)
     (tmp_path / "labels.csv").write_text("filename,label\ncat/1.png,unsure\n")
@@ -141,7 +141,7 @@ def test_messages_for_a_wrong_root(tmp_path: Path) -> None:
         FolderSource(tmp_path, classes="yes")
 
 
-def test_only_links_that_leave_say_so(tmp_path: Path) -> None:
+def test_message_counts_links_that_leave_the_folder(tmp_path: Path) -> None:
     outside = add(tmp_path / "outside", "o.png")
     (tmp_path / "in").mkdir()
     (tmp_path / "in/o.png").symlink_to(outside)
@@ -164,7 +164,7 @@ NAMES = st.text(st.sampled_from("a-./0é~"), min_size=1, max_size=8)
 
 @given(names=st.sets(NAMES, min_size=1, max_size=12))
 @settings(max_examples=40, deadline=None)
-def test_any_names_come_sorted_and_keep_their_fingerprint(
+def test_scan_sorts_any_names_and_fingerprint_hashes_them(
     tmp_path_factory: pytest.TempPathFactory, names: set[str]
 ) -> None:
     root = tmp_path_factory.mktemp("tree")

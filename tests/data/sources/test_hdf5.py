@@ -51,7 +51,7 @@ def values(source: ArraySource, ids: Any = None) -> list[int]:
     return [int(image[0, 0, 0]) for image in source.read(source.ids if ids is None else ids)]
 
 
-def test_files_follow_one_another(files: list[Path]) -> None:
+def test_several_files(files: list[Path]) -> None:
     source = HDF5Source(files, class_names=["x", "y"], holdout_files=["test*"])
     assert source.ids == [f"train/{i:06d}" for i in range(5)] + [f"test/{i:06d}" for i in range(3)]
     assert list((source.truth or {}).values()) == list("xyxyxyyx")
@@ -68,7 +68,7 @@ def test_config_values(files: list[Path]) -> None:
     assert HDF5Source(files, name="mine").name == "mine"
 
 
-def test_a_folder_is_read_in_the_order_of_its_paths(files: list[Path], tmp_path: Path) -> None:
+def test_files_of_a_folder_in_the_order_of_their_paths(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no HDF5")
     (tmp_path / ".hidden.h5").write_text("no HDF5")
     assert values(HDF5Source(tmp_path)) == [5, 6, 7, 0, 1, 2, 3, 4]
@@ -89,7 +89,7 @@ def test_string_labels_and_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_encoded_images_beside_their_names(tmp_path: Path, form: str) -> None:
+def test_encoded_images_with_names(tmp_path: Path, form: str) -> None:
     file = write_encoded(tmp_path / "a.h5", [encoded(40, form), encoded(90, form), b"no image", b""], list("dbca"))
     source = HDF5Source(file)
     assert (source.ids, source.channels, source.files[0].shape) == (list("dbca"), 3, (4,))
@@ -160,7 +160,7 @@ def test_ids_of_any_name_and_kind(tmp_path: Path) -> None:
         HDF5Source(file, ids="name")
 
 
-def test_setting_up_reads_no_image(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_reads_no_image(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     read = h5py.Dataset.__getitem__
 
     def checked(self: h5py.Dataset, *args: Any) -> Any:

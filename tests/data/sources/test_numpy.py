@@ -81,7 +81,7 @@ def test_name_of_the_array_with_the_images(tmp_path: Path) -> None:
         NumpySource(tmp_path / "two.npz")
 
 
-def test_one_image_a_file(tmp_path: Path) -> None:
+def test_one_image_in_each_file(tmp_path: Path) -> None:
     for name, value in (("b", 1), ("sub/a", 2), ("sub/b", 3)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / f"{name}.npy", np.full((4, 5 + value, 2), value, dtype=np.int16))

@@ -55,7 +55,7 @@ def memory() -> Iterator[MemoryFileSystem]:
 
 @dataclass
 class Server:
-    """What the server of a folder was asked for, and how often it fails first."""
+    """Requests to the server of a folder, and the number of failures it begins with."""
 
     url: str = ""
     asked: list[str] = field(default_factory=list)
@@ -103,14 +103,12 @@ def test_images_below_a_url(memory: MemoryFileSystem) -> None:
     assert FolderSource("memory://set", channels=1).read(["b.png"])[0].shape == (2, 3, 1)
 
 
-def test_setting_up_reads_no_image(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_reads_no_image(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryFileSystem, "cat_file", None)
     assert len(FolderSource("memory://set").ids) == 3
 
 
-def test_a_failure_is_tried_again_and_what_lasts_is_rejected(
-    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_requests_are_repeated_then_rejected(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     source = FolderSource("memory://set")
     original, tries = MemoryFileSystem.cat_file, [0]
 
@@ -226,9 +224,7 @@ def test_shards_of_a_folder_are_copied(memory: MemoryFileSystem, tmp_path: Path)
     assert ParquetSource("memory://hub/data/1.parquet", cache_dir=str(tmp_path)).ids == ["1/0000000"]
 
 
-def test_copying_goes_on_where_it_broke_off(
-    memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copying_resumes(memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bytes(range(256)) * 40
     memory.pipe("/a.bin", content)
     monkeypatch.setattr(_remote, "CHUNK_BYTES", 1000)
@@ -252,7 +248,7 @@ def test_copying_goes_on_where_it_broke_off(
     assert not copy.exists()
 
 
-def test_a_listing_cannot_lead_out_of_the_cache(
+def test_listed_paths_stay_in_the_cache(
     memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {"/set/../../evil.zip": {"size": 1}, "/set/ok/../../../evil.zip": {"size": 1}, "/other/a.zip": {"size": 1}}
@@ -261,7 +257,7 @@ def test_a_listing_cannot_lead_out_of_the_cache(
         local_path("memory://set", tmp_path, (".zip",))
 
 
-def test_what_is_on_this_machine_is_no_url(tmp_path: Path) -> None:
+def test_local_paths_are_no_urls(tmp_path: Path) -> None:
     (tmp_path / "a b.png").write_bytes(png(4))
     source = FolderSource(f"file://{str(tmp_path).replace(' ', '%20')}")
     assert source.folder == tmp_path
@@ -294,7 +290,7 @@ def test_messages(memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.
         FolderSource("memory://set")
 
 
-def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+def test_unreachable_server(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be listed|no images in it"):
         FolderSource("http://127.0.0.1:9/images")
     with pytest.raises(DataError, match=r"expected a file, found nothing at http://127\.0\.0\.1:9/a\.zip"):

@@ -98,11 +98,11 @@ def test_label_keys(tmp_path: Path, label_key: str, content: str, expected: str)
     assert WebDatasetSource(file, label_key=None).truth is None
 
 
-def test_labels_that_are_missing(tmp_path: Path) -> None:
+def test_missing_labels(tmp_path: Path) -> None:
     file = write(tmp_path / "a.tar", {"x.cls": "1", "x.png": 1, "y.png": 2, "z.json": "[1]", "z.png": 3})
-    with pytest.raises(DataError, match=r"2 of 3 images have no label cls, the first is y; .*label_key=null"):
+    with pytest.raises(DataError, match=r"2 of 3 images have no label, the first is y; .*label_key"):
         WebDatasetSource(file)
-    with pytest.raises(DataError, match="3 of 3 images have no label txt"):
+    with pytest.raises(DataError, match="3 of 3 images have no label"):
         WebDatasetSource(file, label_key="txt")
     with pytest.raises(DataError, match=r"with the field 'kind' in z\.json, found '\[1\]'; correct .*label_key"):
         WebDatasetSource(file, label_key="json.kind")
@@ -131,9 +131,7 @@ def test_duplicate_keys_name_both_shards(tmp_path: Path) -> None:
         WebDatasetSource(tmp_path)
 
 
-def test_places_are_kept_and_made_anew_when_a_shard_changes(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_index_is_cached_until_a_shard_changes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     first = WebDatasetSource(root, cache_dir=cache)
     follow = _tar._follow
@@ -210,7 +208,7 @@ def test_sample_cut_off_before_its_label_is_left_out(tmp_path: Path, caplog: pyt
     assert WebDatasetSource(file, label_key=None).ids == ["x", "y"]
 
 
-def test_damaged_header_in_the_middle_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_header_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = write(tmp_path / "a.tar", {f"{i}.png": i for i in range(6)})
     data = bytearray(file.read_bytes())
     data[3 * 1024 + 5] ^= 1
@@ -249,9 +247,9 @@ def test_links_and_odd_names_are_skipped(tmp_path: Path, caplog: pytest.LogCaptu
     assert "1 names that are not UTF-8, 1 folders, links and sparse files" in caplog.text
 
 
-def test_label_that_is_no_label_is_not_read(tmp_path: Path) -> None:
+def test_long_texts_are_no_labels(tmp_path: Path) -> None:
     file = write(tmp_path / "a.tar", {"x.png": 1, "x.txt": "long" * 2**15})
-    with pytest.raises(DataError, match="1 of 1 images have no label txt"):
+    with pytest.raises(DataError, match="1 of 1 images have no label"):
         WebDatasetSource(file, label_key="txt")
 
 

@@ -126,7 +126,7 @@ def test_metadata_beside_or_inside(store: Path, place: str) -> None:
     assert ZarrSource(store, ids="none").ids[0] == "a/000000"
 
 
-def test_metadata_of_another_name(store: Path, tmp_path: Path) -> None:
+def test_metadata_file_by_name(store: Path, tmp_path: Path) -> None:
     path = write_metadata(tmp_path / "b.parquet", key=[10, 11, 12, 13, 14], kind=[0, 1, 0, 1, 1])
     source = ZarrSource(store, metadata=path, ids="key", labels="kind", class_names=["x", "y"])
     assert source.truth == {"10": "x", "11": "y", "12": "x", "13": "y", "14": "y"}
@@ -192,7 +192,7 @@ def test_lost_chunks_are_rejected(tmp_path: Path, fill: float) -> None:
     assert results[3] == Reject("a/000003", f"row 3 of {path} cannot be read: its chunk is missing, or blank")
 
 
-def test_store_that_is_gone_or_another(store: Path) -> None:
+def test_missing_or_replaced_store(store: Path) -> None:
     source = ZarrSource(store)
     shutil.rmtree(store)
     assert "No such file" in source.read(["a/000000"])[0].reason

@@ -47,11 +47,11 @@ def test_ids_are_paths_inside_and_pixels_are_right(tmp_path: Path, method: int) 
     assert source.raw_bytes("x/a.png") == png(2)
 
 
-def test_hidden_entries_and_what_is_no_image_are_skipped(archive: Path) -> None:
+def test_hidden_entries_and_other_files_are_skipped(archive: Path) -> None:
     assert ZipSource(archive).ids == ["a.PNG", "b.png", "sub/é ü.png"]
 
 
-def test_setting_up_reads_no_image(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_reads_no_image(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zipfile.ZipFile, "open", None)
     assert len(ZipSource(archive)) == 3
 
@@ -69,7 +69,7 @@ def test_several_archives_are_prefixed(tmp_path: Path) -> None:
     assert colours(source, source.ids[::-1]) == [4, 1, 2]
 
 
-def test_first_folder_is_the_class_and_archives_are_none(tmp_path: Path) -> None:
+def test_first_folder_is_the_class(tmp_path: Path) -> None:
     write(tmp_path / "in/b.zip", {"cat/x.png": 1})
     write(tmp_path / "in/a.zip", {"cat/x.png": 2, "dog/x.png": 3})
     truth = {"a/cat/x.png": "cat", "a/dog/x.png": "dog", "b/cat/x.png": "cat"}
@@ -112,7 +112,7 @@ def test_fingerprint_does_not_depend_on_the_place(archive: Path, tmp_path: Path)
     assert ZipSource(archive.rename(tmp_path / "other.zip")).fingerprint == first
 
 
-def test_bad_members_are_rejected_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_members_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["crc.png", "secret.png", "big.png", "liar.png", "good.png", "text.png"]
     file = write(tmp_path / "a.zip", dict.fromkeys(names[:5], 7) | {"text.png": "no image"}, zipfile.ZIP_STORED)
     data = bytearray(file.read_bytes())
@@ -131,7 +131,7 @@ def test_bad_members_are_rejected_one_by_one(tmp_path: Path, monkeypatch: pytest
     assert "not an image" in reasons[5]
 
 
-def test_no_more_is_unpacked_than_was_claimed(tmp_path: Path) -> None:
+def test_decompression_stops_at_the_claimed_size(tmp_path: Path) -> None:
     file = write(tmp_path / "a.zip", {"bomb.png": bytes(10**8)})
     data = bytearray(file.read_bytes())
     struct.pack_into("<I", data, data.rindex(b"PK\1\2") + 24, 100)

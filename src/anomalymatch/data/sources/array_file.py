@@ -125,13 +125,6 @@ def bands_and_units(own: Attributes, common: Attributes) -> tuple[tuple[str, ...
     return _names(own.get("bands", common.get("bands"))), next(filter(None, units), None)
 
 
-def reason(error: Exception) -> str:
-    """Return the first line of an error's message, or the operating system's message."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).strip().split("\n", 1)[0].rstrip(". ") or type(error).__name__
-
-
 def _choose(option: str, name: str, usual: Sequence[str], names: Collection[str], path: Path) -> str | None:
     if name == NONE:
         return None

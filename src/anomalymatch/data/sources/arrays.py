@@ -4,7 +4,6 @@ import hashlib
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatch
 from itertools import chain
 from operator import attrgetter, methodcaller
 from pathlib import Path
@@ -16,15 +15,16 @@ from jaxtyping import Shaped
 
 from anomalymatch.checks import check_choice
 from anomalymatch.data.codecs import MAX_PIXELS, MODES, decode, with_channels
-from anomalymatch.data.find import FoundFile, find_files, missing_root
+from anomalymatch.data.find import FoundFile, find_files, held_out, missing_root
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource
-from anomalymatch.data.sources.array_file import AUTO, ArrayFile, Columns, reason, stamp
+from anomalymatch.data.sources.array_file import AUTO, ArrayFile, Columns, stamp
 from anomalymatch.data.sources.tables import parquet_table
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
-from anomalymatch.types import Image, Pixels, Reject
+from anomalymatch.text import reason
+from anomalymatch.types import Pixels
 
 LAYOUTS = (AUTO, "nhwc", "nchw")
 MAX_BANDS = 64
@@ -138,7 +138,7 @@ class ArraySource(ImageSource):
             fingerprint=_fingerprint(files, f"arrays {channels} {self._layouts}"),
             labels=given,
             truth=_truth(files, all_ids) if classes is None else classes,
-            holdout=_holdout(files, holdout_files),
+            holdout=held_out([(file.path, file.all_ids()) for file in files], holdout_files),
         )
 
     @abstractmethod
@@ -155,12 +155,6 @@ class ArraySource(ImageSource):
     @abstractmethod
     def open_rows(self, path: Path) -> Opened:
         """Open a file for reading its images."""
-
-    def read(self, ids: Sequence[str]) -> list[Image | Reject]:
-        """See `ImageSource.read`; rows are read in the order in which they lie in the files."""
-        order = sorted(range(len(ids)), key=lambda i: self._position[ids[i]])
-        images = {i: self._read(ids[i]) for i in order}
-        return [images[i] for i in range(len(ids))]
 
     def load(self, position: int) -> Pixels:
         """See `ImageSource.load`."""
@@ -314,14 +308,6 @@ def _truth(files: Sequence[ArrayFile], ids: Sequence[str]) -> dict[str, str] | N
             "dataset.source.labels=none"
         )
     return dict(zip(ids, chain.from_iterable(file.classes or () for file in files), strict=True))
-
-
-def _holdout(files: Sequence[ArrayFile], patterns: Sequence[str]) -> frozenset[str]:
-    for pattern in patterns:
-        if not any(fnmatch(file.path.name, pattern) for file in files):
-            raise DataError(f"no file matches {pattern}, correct dataset.source.holdout_files")
-    held = [file for file in files if any(fnmatch(file.path.name, pattern) for pattern in patterns)]
-    return frozenset(chain.from_iterable(file.all_ids() for file in held))
 
 
 def _fingerprint(files: Sequence[ArrayFile], salt: str) -> str:

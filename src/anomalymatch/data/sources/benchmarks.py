@@ -15,6 +15,7 @@ from anomalymatch.data.sources.hdf5 import HDF5Source
 from anomalymatch.data.sources.parquet import ParquetSource, find_shards, image_columns
 from anomalymatch.errors import DataError, DownloadError, StorageError
 from anomalymatch.files import atomic_file, storage_errors
+from anomalymatch.text import reason
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +197,9 @@ def _hub(repository: str, pattern: str) -> Callable[[Path], None]:
             except StorageError:
                 raise
             except Exception as error:  # the hub's client raises errors of several libraries
-                reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0].rstrip(". ")
                 raise DownloadError(
-                    f"cannot download {repository} from the Hugging Face hub ({reason}): put its files {pattern} into "
-                    f"{target}, point data.root at a folder that holds them, or take dataset=demo"
+                    f"cannot download {repository} from the Hugging Face hub ({reason(error)}): put its files "
+                    f"{pattern} into {target}, point data.root at a folder that holds them, or take dataset=demo"
                 ) from None
 
     return download

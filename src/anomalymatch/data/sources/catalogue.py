@@ -24,7 +24,7 @@ from anomalymatch.data.sources.tables import catalogue_table
 from anomalymatch.data.sources.tiles import Tile, open_numbered, tiles_by_name, tiles_by_position
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
-from anomalymatch.types import Image, Pixels, Reject
+from anomalymatch.types import Pixels
 
 SIDE = 64
 """Side of a cutout in pixels if no size is given."""
@@ -166,13 +166,9 @@ class CatalogueSource(ImageSource):
                 )
         return first
 
-    def read(self, ids: Sequence[str]) -> list[Image | Reject]:
-        """See `ImageSource.read`; follows the order of the tiles, so that each is opened once."""
-        tiles = [int(self._codes[0][self._position[id_]]) for id_ in ids]
-        results: dict[int, Image | Reject] = {}
-        for at in sorted(range(len(ids)), key=tiles.__getitem__):
-            results[at] = self._read(ids[at])
-        return [results[at] for at in range(len(ids))]
+    def place(self, position: int) -> int:
+        """Return the number of the tile, so that a batch opens each tile once."""
+        return int(self._codes[0][position])
 
     def coordinates(self, id_: str) -> tuple[float, float] | None:
         """Return the position of a row from the catalogue, else from its tile; see `ImageSource.coordinates`."""

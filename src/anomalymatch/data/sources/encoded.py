@@ -86,6 +86,20 @@ def folder_classes(root: Path | str, paths: Sequence[str], classes: str) -> dict
     return truth if classes == "folders" or len(set(truth.values())) > 1 else None
 
 
+def check_complete(root: Path, classes: Mapping[str, str], ids: Sequence[str], option: str) -> None:
+    """Check that every image has a class.
+
+    Raises:
+        DataError: if one has none; the message names the `option` that turns classes off.
+    """
+    if len(classes) < len(ids):
+        missing = next(id_ for id_ in ids if id_ not in classes)
+        raise DataError(
+            f"{root}: {len(ids) - len(classes):,} of {len(ids):,} images have no label, the first is {missing}; "
+            f"correct dataset.source.{option}, or set it to null to read the images without classes"
+        )
+
+
 def no_images(root: object, wanted: str, found: str = "") -> DataError:
     """Return the error about an archive without images.
 

@@ -16,6 +16,7 @@ from astropy.io import fits
 
 from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import UnreadableImageError
+from anomalymatch.text import reason
 
 MAX_UNZIPPED = 2**31
 """Largest size in bytes of an unpacked .gz file, which is held in memory."""
@@ -37,8 +38,7 @@ def fits_errors() -> Iterator[None]:
     except Exception as error:  # a bad header can make any line of the parser fail
         if isinstance(error, OSError) and error.strerror:
             raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
-        text = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise UnreadableImageError(f"cannot be read as FITS: {text}") from None
+        raise UnreadableImageError(f"cannot be read as FITS: {reason(error)}") from None
 
 
 class Place(NamedTuple):

@@ -5,9 +5,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain
 from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int64
 
-from anomalymatch.data.codecs import decode
-from anomalymatch.data.find import FoundFile, find_files, missing_root
+from anomalymatch.data.find import FoundFile, find_files, held_out, missing_root
 from anomalymatch.data.remote import local_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS
-from anomalymatch.data.sources.encoded import EncodedSource
+from anomalymatch.data.sources.encoded import EncodedSource, check_complete
 from anomalymatch.data.sources.tables import parquet_table
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
-from anomalymatch.types import Image, Reject
+from anomalymatch.text import reason
 
 DEFAULT_LABELS = "label"
 REJECTS_FILE = "rejects.parquet"
@@ -35,8 +32,6 @@ CACHE_BYTES = 2**28
 OPEN_FILES = 64
 _BATCH_BYTES = 2**26
 _TAIL_BYTES = 8
-
-Positions = Int64[np.ndarray, " n"]
 
 
 class ParquetSource(EncodedSource):
@@ -99,46 +94,24 @@ class ParquetSource(EncodedSource):
             rendering=rendering,
             fingerprint=_fingerprint(shards, f"parquet {image_column} {id_column} {channels}"),
             labels=({}, _truth(path, shards, ids)),
-            holdout=_holdout(path, shards, ids, holdout_files),
+            holdout=held_out(_ids_by_file(shards, ids), holdout_files),
         )
-
-    def read(self, ids: Sequence[str]) -> list[Image | Reject]:
-        """See `ImageSource.read`; each row group is fetched once, in whatever order its ids come."""
-        positions = np.array([self._position[id_] for id_ in ids], dtype=np.int64)
-        groups = self._group_of(positions)
-        results: dict[int, Image | Reject] = {}
-        for group, members in groupby(np.argsort(groups, kind="stable").tolist(), key=groups.tolist().__getitem__):
-            results.update(self._read_group(group, list(members), ids, positions))
-        return [results[i] for i in range(len(ids))]
 
     def read_bytes(self, position: int) -> bytes:
         """See `EncodedSource.read_bytes`."""
-        group = int(self._group_of(np.array([position]))[0])
-        return _row(self._column(group), position - int(self._starts[group]))
+        group = int(np.searchsorted(self._starts, position, side="right")) - 1
+        column, row = self._column(group), position - int(self._starts[group])
+        if row >= len(column):
+            raise UnreadableImageError("its file has lost rows since the set was opened")
+        data = column[row].as_py()
+        if data is None:
+            raise UnreadableImageError("there are no bytes in the image column")
+        return data
 
     def metadata(self) -> pa.Table | None:
         """Return the columns beside images and classes; see `ImageSource.metadata`."""
         own = [name for name in (self._columns.image, self._columns.label) if name]
         return parquet_table([(shard.file, sum(shard.group_rows)) for shard in self._shards], own)
-
-    def _read_group(
-        self, group: int, members: Sequence[int], ids: Sequence[str], positions: Positions
-    ) -> Iterator[tuple[int, Image | Reject]]:
-        """Decode the images of `ids` at the indices `members`, all of them in one row group."""
-        try:
-            column = self._column(group)
-        except UnreadableImageError as error:
-            yield from ((i, Reject(ids[i], str(error))) for i in members)
-            return
-        for i in members:
-            try:
-                data = _row(column, int(positions[i] - self._starts[group]))
-                yield i, self.rendering(decode(data, len(self.bands)), self.bands)
-            except UnreadableImageError as error:
-                yield i, Reject(ids[i], str(error))
-
-    def _group_of(self, positions: Positions) -> Positions:
-        return np.searchsorted(self._starts, positions, side="right") - 1
 
     def _column(self, group: int) -> pa.ChunkedArray:
         """Return the encoded images of a row group."""
@@ -147,9 +120,8 @@ class ParquetSource(EncodedSource):
             with self._cached.use((file, number), partial(self._fetch, file, number)) as column:
                 return column
         except (OSError, IndexError, pa.ArrowException) as error:
-            reason = str(error).split("\n", 1)[0]
             raise UnreadableImageError(
-                f"row group {number} of {self._shards[file].file} cannot be read: {reason}"
+                f"row group {number} of {self._shards[file].file} cannot be read: {reason(error)}"
             ) from None
 
     def _fetch(self, file: int, number: int) -> pa.ChunkedArray:
@@ -231,8 +203,7 @@ def _scan(found: FoundFile, columns: _Columns) -> _Shard:
 
 
 def _no_parquet(file: Path, error: Exception) -> DataError:
-    reason = str(error).split("\n", 1)[0].rstrip(". ")
-    return DataError(f"{file}: expected a Parquet file, but it cannot be read ({reason}); download it again")
+    return DataError(f"{file}: expected a Parquet file, but it cannot be read ({reason(error)}); download it again")
 
 
 def _key_column(file: Path, schema: pa.Schema, columns: _Columns) -> str | None:
@@ -313,15 +284,6 @@ def _fingerprint(shards: Sequence[_Shard], salt: str) -> str:
     return digest.hexdigest()
 
 
-def _row(column: pa.ChunkedArray, row: int) -> bytes:
-    if row >= len(column):
-        raise UnreadableImageError("its file has lost rows since the set was opened")
-    data = column[row].as_py()
-    if data is None:
-        raise UnreadableImageError("there are no bytes in the image column")
-    return data
-
-
 def _ids(root: Path, shards: Sequence[_Shard], id_column: str | None) -> list[str]:
     keys = list(chain.from_iterable(shard.keys or [None] * sum(shard.group_rows) for shard in shards))
     named = [key for key in keys if key]
@@ -337,30 +299,19 @@ def _ids(root: Path, shards: Sequence[_Shard], id_column: str | None) -> list[st
     raise DataError(f"{root}: the ids in the id_column {id_column} must be unique, but {key!r} occurs {n:,} times")
 
 
+def _ids_by_file(shards: Sequence[_Shard], ids: Sequence[str]) -> Iterator[tuple[Path, Sequence[str]]]:
+    start = 0
+    for shard in shards:
+        end = start + sum(shard.group_rows)
+        yield shard.file, ids[start:end]
+        start = end
+
+
 def _truth(root: Path, shards: Sequence[_Shard], ids: Sequence[str]) -> dict[str, str] | None:
     with_labels = [shard for shard in shards if shard.labels is not None]
     if not with_labels:
         return None
     labels = list(chain.from_iterable(shard.labels or [None] * sum(shard.group_rows) for shard in shards))
     truth = {id_: label for id_, label in zip(ids, labels, strict=True) if label is not None}
-    if len(truth) < len(ids):
-        missing = next(id_ for id_ in ids if id_ not in truth)
-        raise DataError(
-            f"{root}: {len(ids) - len(truth):,} of {len(ids):,} images have no label, the first is {missing}; "
-            "set dataset.source.label_column=null to read the images without classes"
-        )
+    check_complete(root, truth, ids, "label_column")
     return truth
-
-
-def _holdout(root: Path, shards: Sequence[_Shard], ids: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
-    unused = [pattern for pattern in patterns if not any(fnmatch(shard.file.name, pattern) for shard in shards)]
-    if unused:
-        raise DataError(f"{root}: no file matches {', '.join(unused)}, correct dataset.source.holdout_files")
-    holdout: list[str] = []
-    start = 0
-    for shard in shards:
-        end = start + sum(shard.group_rows)
-        if any(fnmatch(shard.file.name, pattern) for pattern in patterns):
-            holdout += ids[start:end]
-        start = end
-    return frozenset(holdout)

@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int32
 from anomalymatch.data.sources.fits_file import ASTROPY, FitsFile, Place
 from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import DataError
+from anomalymatch.text import reason
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,7 @@ def _catalogue_errors(path: Path) -> Iterator[None]:
         with ignore_warnings(ASTROPY):
             yield
     except Exception as error:  # damage can make a parser raise anything
-        text = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise DataError(f"{path}: the catalogue cannot be read: {text}") from None
+        raise DataError(f"{path}: the catalogue cannot be read: {reason(error)}") from None
 
 
 def _open_csv(path: Path) -> tuple[list[str], _Reader]:
@@ -310,5 +310,4 @@ def _text_column(path: Path | None, count: int, name: str, schema: pa.Schema | N
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    reason = str(error).split("\n", 1)[0].rstrip(". ")
-    return DataError(f"{path}: expected a Parquet file, but it cannot be read ({reason})")
+    return DataError(f"{path}: expected a Parquet file, but it cannot be read ({reason(error)})")

@@ -18,7 +18,7 @@ from anomalymatch.data.labels import read_labels
 from anomalymatch.data.remote import local_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS
-from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, EncodedSource
+from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, EncodedSource, check_complete
 from anomalymatch.data.sources.tar_index import TarIndex, tar_index
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
@@ -264,10 +264,5 @@ def _truth(root: Path, samples: Mapping[str, _Sample], label_key: str | None) ->
     truth = {key: sample.label for key, sample in samples.items() if sample.label is not None}
     if not truth and label_key in (None, DEFAULT_LABELS):
         return None
-    if len(truth) < len(samples):
-        missing = next(key for key in samples if key not in truth)
-        raise DataError(
-            f"{root}: {len(samples) - len(truth):,} of {len(samples):,} images have no label {label_key}, the first is "
-            f"{missing}; set dataset.source.label_key=null to read the images without classes"
-        )
+    check_complete(root, truth, list(samples), "label_key")
     return truth

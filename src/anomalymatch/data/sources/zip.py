@@ -21,6 +21,7 @@ from anomalymatch.data.sources.encoded import CLASSES, MAX_BYTES, SUFFIXES, Enco
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.progress import progress
+from anomalymatch.text import reason
 
 OPEN_FILES = 64
 _ENCRYPTED = 1
@@ -93,9 +94,7 @@ class ZipSource(EncodedSource):
         except UnreadableImageError:
             raise
         except Exception as error:  # damage can make a decompressor raise anything
-            raise UnreadableImageError(
-                f"cannot be read from {archive.file.name}: {error or type(error).__name__}"
-            ) from None
+            raise UnreadableImageError(f"cannot be read from {archive.file.name}: {reason(error)}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ def _list(file: Path, prefix: str) -> _Archive:
             labels = _read(opened, LABELS_FILE) if LABELS_FILE in opened.namelist() else None
     except Exception as error:  # damage can make the table of contents raise anything
         raise DataError(
-            f"{file}: expected a zip archive, but it cannot be read ({error or type(error).__name__}); get it again"
+            f"{file}: expected a zip archive, but it cannot be read ({reason(error)}); get it again"
         ) from None
     return _Archive(file, prefix, [i.filename for i in infos], [(i.file_size, i.CRC) for i in infos], labels)
 
