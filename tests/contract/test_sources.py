@@ -404,6 +404,26 @@ def test_labels_csv_beside_the_images(archive: Archive) -> None:
     assert archive.open().labels == {id_: "anomaly"}
 
 
+@pytest.mark.parametrize(
+    "archive", ["zip", "parquet", "hdf5", "hdf5 of files", "zarr", "zarr.zip", "npy", "npz"], indirect=True
+)
+def test_archives_of_a_folder_in_the_order_of_their_paths(archive: Archive, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    for place, colours in (("b", [1, 2]), ("a", [3, 4, 5]), ("sub/b", [6]), (".hidden/c", [7])):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        written = archive.kind.write(folder / place, colours)
+    assert isinstance(written, Path)
+    (folder / "notes.txt").write_text("no archive")
+    options = {} if archive.kind.dataset == "zip" else {"holdout_files": ["a.*"]}
+    source = archive.kind.open(folder, **options)
+    assert values(source, range(6)) == [3, 4, 5, 1, 2, 6]
+    assert [id_.rpartition("/")[0] for id_ in source.ids] == ["a"] * 3 + ["b"] * 2 + ["sub/b"]
+    assert source.holdout == set(source.ids[:3] if options else ())
+    if options:
+        with pytest.raises(DataError, match=r"no file matches x\*, correct dataset\.source\.holdout_files"):
+            archive.kind.open(folder, holdout_files=["a*", "x*"])
+
+
 @every_local_format
 def test_messages_name_the_path_and_the_key(archive: Archive, tmp_path: Path) -> None:
     dataset = archive.kind.dataset

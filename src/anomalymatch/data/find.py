@@ -25,7 +25,7 @@ class Folder(NamedTuple):
 
 
 class FoundFile(NamedTuple):
-    """A file, its name in ids, and its POSIX path below the root."""
+    """Found file, its name in ids, and its POSIX path below the root."""
 
     path: Path
     stem: str

@@ -104,7 +104,7 @@ def open_path(
     if is_remote(root):
         scanned = None
         kind, place = _remote(str(root), cache_dir, storage_options)
-        if isinstance(place, str):  # read where it is
+        if isinstance(place, str):  # a folder of images is read in place
             options["storage_options"] = storage_options
     else:
         kind, place, scanned = _kind_of_path(local_path(root, None, ()), bool(_POSITIONS & set(options)))
@@ -190,7 +190,7 @@ def _kind_of_folder(root: Path) -> tuple[Kind, Path, Scan]:
     if images.named:
         found["folder"] = images.named
     dataset = _only_kind(str(root), found)
-    # A catalogue is one file.
+    # A catalogue is a single file.
     return KINDS[dataset], last[dataset] if dataset == "catalogue" and found[dataset] == 1 else root, images
 
 
@@ -214,11 +214,11 @@ def _by_name(name: str) -> str | None:
 
 
 def _kind_of_file(path: Path) -> str | None:
-    """Name the kind of a file; what only goes along with others (labels, metadata, rejects) is of none."""
+    """Return the kind of a file; None for labels, metadata and rejects, which only accompany others."""
     dataset = _by_name(path.name)
     if dataset == "zip" and _is_zarr(path):
         return "zarr"
-    # Beside images a table of their positions is no catalogue of cut-outs, unless it names tiles.
+    # Beside images, a table of positions is a catalogue of cutouts only if it names tiles.
     if dataset == "catalogue" and not (USUAL_TILE in _header(path) and _has_positions(path)):
         return None
     if path.name == REJECTS_FILE or path.name.endswith("metadata.parquet"):

@@ -68,16 +68,6 @@ def test_config_values(files: list[Path]) -> None:
     assert HDF5Source(files, name="mine").name == "mine"
 
 
-def test_files_of_a_folder_in_the_order_of_their_paths(files: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("no HDF5")
-    (tmp_path / ".hidden.h5").write_text("no HDF5")
-    assert values(HDF5Source(tmp_path)) == [5, 6, 7, 0, 1, 2, 3, 4]
-    (tmp_path / "sub").mkdir()
-    write(tmp_path / "sub/test.h5", stack(1, 9), [0])
-    source = HDF5Source(tmp_path)
-    assert [id_ for id_ in source.ids if id_.endswith("000")] == ["sub/test/000000", "test/000000", "train/000000"]
-
-
 def test_string_labels_and_channels(tmp_path: Path) -> None:
     grey = np.array([[[10, 20]], [[30, 40]]], dtype=np.uint8)
     file = write(tmp_path / "a.h5", grey, np.array([b"cat", "dög".encode()]))
@@ -107,19 +97,6 @@ def test_encoded_images_as_opaque_bytes_and_objects(tmp_path: Path) -> None:
     opaque = np.array([np.void(data.ljust(length, b"\0")) for data in pictures])
     assert values(HDF5Source(write(tmp_path / "a.h5", opaque))) == [40, 90]
     assert values(HDF5Source(write(tmp_path / "b.h5", np.array(pictures)))) == [40, 90]
-
-
-@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int16", "<i4", ">f4", "float64"])
-def test_pixels_of_any_type_in_both_layouts(tmp_path: Path, dtype: str) -> None:
-    table = np.arange(2 * 4 * 5 * 2).reshape(2, 4, 5, 2).astype(dtype)
-    last = HDF5Source(write(tmp_path / "last.h5", table, chunks=(2, 2, 2, 1)))
-    first = HDF5Source(write(tmp_path / "first.h5", np.moveaxis(table, 3, 1)))
-    for source in (last, first):
-        pixels = source.load(1)
-        assert pixels.tolist() == table[1].tolist()
-        assert pixels.dtype == np.dtype(dtype).newbyteorder("=")
-        assert pixels.flags.c_contiguous
-    assert HDF5Source(write(tmp_path / "square.h5", table), layout="nchw").load(0).shape == (5, 2, 4)
 
 
 def test_attributes_name_bands_and_units(tmp_path: Path) -> None:

@@ -26,40 +26,6 @@ def values(source: ArraySource, ids: Any = None) -> list[int]:
     return [int(image[0, 0, 0]) for image in source.read(source.ids if ids is None else ids)]
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_rows_of_several_files(tmp_path: Path, suffix: str) -> None:
-    for name, start in (("b", 5), ("a", 0)):
-        write(tmp_path / f"{name}{suffix}", stack(5, start))
-    source = NumpySource(str(tmp_path), holdout_files=["b.*"])
-    assert source.ids[4:6] == ["a/000004", "b/000000"]
-    assert source.holdout == set(source.ids[5:])
-    picks = [7, 0, 5, 5, 4]
-    assert values(source, [source.ids[i] for i in picks]) == picks
-    assert (source.name, source.truth, source.channels, source.read(["a/000001"])[0].shape) == (
-        "numpy",
-        None,
-        3,
-        (4, 5, 3),
-    )
-
-
-@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int16", "<i4", ">f4", "float64", "float16"])
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_pixels_of_any_type_layout_and_order(tmp_path: Path, dtype: str, suffix: str) -> None:
-    table = np.arange(2 * 4 * 5 * 2).reshape(2, 4, 5, 2).astype(dtype)
-    last = NumpySource(write(tmp_path / f"last{suffix}", table))
-    first = NumpySource(write(tmp_path / f"first{suffix}", np.moveaxis(table, 3, 1).copy()))
-    fortran = NumpySource(write(tmp_path / f"fortran{suffix}", np.asfortranarray(table)))
-    for source in (last, first, fortran):
-        pixels = source.load(1)
-        assert pixels.tolist() == table[1].tolist()
-        assert pixels.dtype == np.dtype(dtype).newbyteorder("=")
-        pixels[:] = 0
-        assert source.load(1).tolist() == table[1].tolist()
-    grey = NumpySource(write(tmp_path / f"grey{suffix}", table[..., 0]))
-    assert (grey.bands, grey.load(0).tolist()) == (("grey",), table[0, :, :, :1].tolist())
-
-
 def test_arrays_beside_the_images(tmp_path: Path) -> None:
     path = write(tmp_path / "a.npz", stack(3), filenames=np.array(["x", "y", "z"]), labels=[1, 0, 1], ids=[7, 8, 9])
     source = NumpySource(path)

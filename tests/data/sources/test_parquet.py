@@ -122,15 +122,6 @@ def test_ids_fall_back_to_file_and_row(tmp_path: Path, paths: list[str | None] |
     assert source.truth is None
 
 
-def test_shards_of_one_name_in_two_folders_have_different_ids(tmp_path: Path) -> None:
-    write(tmp_path / "a/0.parquet", [1])
-    write(tmp_path / "b/0.parquet", [2])
-    write(tmp_path / ".cache/0.parquet", [3])
-    source = ParquetSource(tmp_path)
-    assert source.ids == ["a/0/0000000", "b/0/0000000"]
-    assert colours(source, source.ids) == [1, 2]
-
-
 def test_id_column(tmp_path: Path) -> None:
     write(
         tmp_path / "a.parquet", [1, 2], paths=["x", "y"], columns={"objid": [7, 8], "twice": [1, 1], "gap": [1, None]}
@@ -230,8 +221,6 @@ def test_messages(root: Path, tmp_path: Path) -> None:
         ParquetSource(root, image_column="label")
     with pytest.raises(DataError, match="no column kind, set label_column"):
         ParquetSource(root, label_column="kind")
-    with pytest.raises(DataError, match=r"no file matches val-\*"):
-        ParquetSource(root, holdout_files=["test-*", "val-*"])
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all", b"PAR1" + b"\0" * 50 + b"PAR1"])

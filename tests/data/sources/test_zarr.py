@@ -60,31 +60,9 @@ def test_versions_and_stores(tmp_path: Path, version: int, name: str, group: boo
     assert (source.name, source.truth, source.channels) == ("zarr", None, 3)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int16", ">f4", "float64"])
-@pytest.mark.parametrize("version", [2, 3])
-def test_pixels_of_any_type_in_both_layouts(tmp_path: Path, dtype: str, version: int) -> None:
-    table = np.arange(1, 1 + 2 * 4 * 5 * 2).reshape(2, 4, 5, 2).astype(dtype)
-    last = ZarrSource(write(tmp_path / "last.zarr", table, version, chunks=(2, 2, 2, 1)))
-    first = ZarrSource(write(tmp_path / "first.zarr", np.moveaxis(table, 3, 1), version))
-    for source in (last, first):
-        pixels = source.load(1)
-        assert pixels.tolist() == table[1].tolist()
-        assert pixels.dtype == np.dtype(dtype).newbyteorder("=")
-
-
 def test_shards(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zarr", stack(9), shards=(4, 4, 5, 3))
     assert values(ZarrSource(path)) == list(range(1, 10))
-
-
-def test_several_stores(store: Path, tmp_path: Path) -> None:
-    write(tmp_path / "sub/images.zarr", stack(2))
-    write(tmp_path / "tub/images.zarr", stack(1))
-    source = ZarrSource(tmp_path, holdout_files=["a*"])
-    assert source.ids[4:] == ["a/000004", "sub/images/000000", "sub/images/000001", "tub/images/000000"]
-    assert values(source) == [1, 2, 3, 4, 5, 1, 2, 1]
-    assert source.holdout == set(source.ids[:5])
-    assert values(ZarrSource([store, tmp_path / "tub"])) == [1, 2, 3, 4, 5, 1]
 
 
 def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,19 +56,6 @@ def test_opening_reads_no_image(archive: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(ZipSource(archive)) == 3
 
 
-def test_several_archives_are_prefixed(tmp_path: Path) -> None:
-    write(tmp_path / "in/b.zip", {"x.png": 1})
-    write(tmp_path / "in/a.ZIP", {"x.png": 2})
-    write(tmp_path / "in/.cache/c.zip", {"x.png": 3})
-    source = ZipSource(tmp_path / "in")
-    assert source.ids == ["a/x.png", "b/x.png"]
-    assert colours(source, source.ids) == [2, 1]
-    write(tmp_path / "in/sub/b.zip", {"x.png": 4})
-    source = ZipSource(tmp_path / "in")
-    assert source.ids == ["a/x.png", "b/x.png", "sub/b/x.png"]
-    assert colours(source, source.ids[::-1]) == [4, 1, 2]
-
-
 def test_first_folder_is_the_class(tmp_path: Path) -> None:
     write(tmp_path / "in/b.zip", {"cat/x.png": 1})
     write(tmp_path / "in/a.zip", {"cat/x.png": 2, "dog/x.png": 3})
@@ -93,12 +80,6 @@ def test_labels_inside(tmp_path: Path) -> None:
         LabelError, match=r"labels\.csv in .*in: b/x\.png has the label 'cat'.* 1 of 3 are missing, .*d/x\.png"
     ):
         ZipSource(tmp_path / "in")
-
-
-def test_labels_beside(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.zip", {"x.png": 1, "y.png": 2})
-    (tmp_path / "labels.csv").write_text("filename,label\nx.png,normal\n")
-    assert ZipSource(file).labels == {"x.png": "normal"}
 
 
 def test_wrong_labels_inside_name_the_archive(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from anomalymatch.data.sources.scan import Stamp
 from anomalymatch.errors import DataError
 
 AUTO, NONE = "auto", "none"
 
-Stamp = tuple[int, int]
 Attributes = Any
 """Attributes of an HDF5 or Zarr object, a mapping in all but its type."""
 
@@ -106,12 +106,6 @@ class ArrayFile:
     def all_ids(self) -> Iterable[str]:
         """Return the ids of the images, in order."""
         return self.ids if self.ids is not None else (f"{self.stem}/{row:06d}" for row in range(self.shape[0]))
-
-
-def stamp(path: Path) -> Stamp:
-    """Return the size (bytes) and the time of the last change (ns) of a file."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 def bands_and_units(own: Attributes, common: Attributes) -> tuple[tuple[str, ...] | None, str | None]:

@@ -19,7 +19,8 @@ from anomalymatch.data.find import FoundFile, find_files, held_out, missing_root
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource
-from anomalymatch.data.sources.array_file import AUTO, ArrayFile, Columns, stamp
+from anomalymatch.data.sources.array_file import AUTO, ArrayFile, Columns
+from anomalymatch.data.sources.scan import stamp
 from anomalymatch.data.sources.tables import parquet_table
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
@@ -38,7 +39,7 @@ Rows = Shaped[np.ndarray, "n *image"]
 
 
 class Opened(NamedTuple):
-    """An open file.
+    """Open file.
 
     Attributes:
         rows: object that gives an array of images for a slice of rows.
@@ -89,11 +90,11 @@ class ArraySource(ImageSource):
 
     dataset: ClassVar[str]
     kind: ClassVar[str]
-    """The format's file in messages, "an HDF5 file"."""
+    """Name of a file of the format in messages, "an HDF5 file" for example."""
     usual_ids: ClassVar[Sequence[str]] = ("filenames", "ids")
     usual_labels: ClassVar[Sequence[str]] = ("labels", "label")
     stores: ClassVar[bool] = False
-    """Whether a folder can be a file of the format."""
+    """True if a folder can be a file of the format."""
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class ArraySource(ImageSource):
 
     @abstractmethod
     def matches(self, path: Path) -> bool:
-        """Whether a path is a file of the format."""
+        """Tell whether a path is a file of the format."""
 
     def check_found(self, found: Sequence[FoundFile]) -> None:
         """Refuse options that do not fit the files; by default all do."""

@@ -100,14 +100,6 @@ def check_complete(root: Path, classes: Mapping[str, str], ids: Sequence[str], o
         )
 
 
-def no_images(root: object, wanted: str, found: str = "") -> DataError:
-    """Return the error about an archive without images.
-
-    Args:
-        root: the archive.
-        wanted: kind of entry that was looked for, "members" for example.
-        found: remark on what there is instead.
-    """
-    return DataError(
-        f"{root}: there are no images in it{found}, expected {wanted} that end in {', '.join(sorted(SUFFIXES))}"
-    )
+def no_images(root: object, wanted: str) -> DataError:
+    """Return the error about an archive without images, in which `wanted` ("members", "files") were looked for."""
+    return DataError(f"{root}: there are no images in it, expected {wanted} that end in {', '.join(sorted(SUFFIXES))}")

@@ -1,6 +1,5 @@
 """FITS files as a source: one image in each file, its extensions or the planes of a cube as bands."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,10 @@ from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource
 from anomalymatch.data.sources.fits_file import Extensions, FitsFile, fits_errors
 from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages, checked_extensions
-from anomalymatch.data.sources.scan import Entry, describe, fingerprint, scan
+from anomalymatch.data.sources.scan import fingerprint, scan_for, stamp
 from anomalymatch.data.sources.sky import Sky
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Pixels
-
-logger = logging.getLogger(__name__)
 
 MAX_CARDS, MAX_UNITS = 400, 8
 _STRUCTURE = {"SIMPLE", "XTENSION", "EXTEND", "PCOUNT", "GCOUNT", "COMMENT", "HISTORY", "CONTINUE", ""}
@@ -62,8 +59,8 @@ class FitsSource(ImageSource):
             raise missing_root("fits", "the folder that holds the FITS files")
         path = Path(root).expanduser()
         self.extensions = checked_extensions(extensions)
-        entries = _entries(path)
         self._root = path if path.is_dir() else path.parent
+        entries = [(path.name, *stamp(path))] if path.is_file() else scan_for("FITS files", path, FITS_SUFFIXES)
         ids = [entry[0] for entry in entries]
         count, names, units = self._layout(ids)
         self._named = bands is None and names is not None
@@ -130,23 +127,6 @@ def check_bands(count: int, names: Sequence[str] | None, expected: Sequence[str]
         raise UnreadableImageError(
             f"its bands {found} instead of {', '.join(expected)}; give dataset.source.bands to take them as such"
         )
-
-
-def _entries(root: Path) -> list[Entry]:
-    if root.is_file():
-        stat = root.stat()
-        return [(root.name, stat.st_size, stat.st_mtime_ns)]
-    if not root.is_dir():
-        raise DataError(f"{root}: expected a folder with FITS files, found nothing; set data.root to an existing one")
-    entries, skipped = scan(root, FITS_SUFFIXES)
-    if not entries:
-        raise DataError(
-            f"{root}: there are no FITS files in it{describe(skipped)}, "
-            f"expected files that end in {', '.join(FITS_SUFFIXES)}"
-        )
-    if skipped:
-        logger.warning("%s: skipped what was found beside the images%s", root, describe(skipped))
-    return entries
 
 
 def _cards(path: Path) -> Iterator[tuple[str, str]]:

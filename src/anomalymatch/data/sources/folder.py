@@ -1,6 +1,5 @@
 """Folder of image files as a source, on this machine or behind a URL."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -14,11 +13,9 @@ from anomalymatch.data.remote import Entry, Remote, digest, is_remote, local_pat
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS
 from anomalymatch.data.sources.encoded import CLASSES, MAX_BYTES, SUFFIXES, EncodedSource, folder_classes, no_images
-from anomalymatch.data.sources.scan import Scan, describe, fingerprint, scan
-from anomalymatch.errors import DataError, UnreadableImageError
+from anomalymatch.data.sources.scan import Scan, fingerprint, scan_for
+from anomalymatch.errors import UnreadableImageError
 from anomalymatch.types import Image, Reject
-
-logger = logging.getLogger(__name__)
 
 CONNECTIONS = 16
 """Images that one call of `read` fetches at once from a URL."""
@@ -95,17 +92,8 @@ class _LocalFiles:
     """Image files below a folder."""
 
     def __init__(self, root: Path, scanned: Scan | None) -> None:
-        if not root.is_dir():
-            found = "a file" if root.exists() else "nothing"
-            raise DataError(
-                f"{root}: expected a folder with images, found {found}; set data.root to an existing folder"
-            )
         self.folder, self.name = root, root.resolve().name
-        self._entries, skipped = scanned or scan(root, tuple(SUFFIXES))
-        if not self._entries:
-            raise no_images(root, "files", describe(skipped))
-        if skipped:
-            logger.warning("%s: skipped what was found beside the images%s", root, describe(skipped))
+        self._entries = scan_for("images", root, tuple(sorted(SUFFIXES)), scanned)
         self.ids = [entry[0] for entry in self._entries]
 
     def fingerprint(self, channels: int) -> str:

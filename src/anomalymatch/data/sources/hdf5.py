@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 
 from anomalymatch.data.find import FoundFile
-from anomalymatch.data.sources.array_file import ArrayFile, bands_and_units, stamp
+from anomalymatch.data.sources.array_file import ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened
+from anomalymatch.data.sources.scan import stamp
 from anomalymatch.errors import DataError
 
 SUFFIXES = frozenset({".h5", ".hdf5"})
@@ -79,7 +80,7 @@ def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
 
 
 def _is_encoded(images: h5py.Dataset) -> bool:
-    """Whether each row holds the bytes of an image file; an array of pixels never has the shape (n,)."""
+    """Tell whether each row holds the bytes of an image file; an array of pixels never has the shape (n,)."""
     pieces = h5py.check_vlen_dtype(images.dtype)
     whole = h5py.check_string_dtype(images.dtype) is not None or images.dtype.kind in "SV"
     return images.ndim == 1 and images.dtype.names is None and (whole or pieces == np.uint8)

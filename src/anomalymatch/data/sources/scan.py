@@ -1,6 +1,7 @@
 """Scan of a folder for image files: paths, sizes and times, without links that leave the folder."""
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,9 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomalymatch.data.find import Folder, walk
+from anomalymatch.errors import DataError
 
+logger = logging.getLogger(__name__)
+
+Stamp = tuple[int, int]
+"""Size of a file in bytes and time of its last change in nanoseconds."""
 Entry = tuple[str, int, int]
-"""A file: POSIX path below the root, size in bytes, time of the last change in nanoseconds."""
+"""File: POSIX path below the root, size in bytes, time of the last change in nanoseconds."""
 _TO_FOLDERS = "links to folders"
 _CHUNK = 4096
 
@@ -56,9 +62,34 @@ def scan(root: Path, suffixes: tuple[str, ...], folders: Iterable[Folder] | None
     return Scan(entries, skipped)
 
 
-def describe(skipped: Counter[str]) -> str:
-    """Format the skipped files for a message, in brackets; empty if there are none."""
-    return " (" + ", ".join(f"{reason}: {n:,}" for reason, n in skipped.items()) + ")" if skipped else ""
+def scan_for(what: str, root: Path, suffixes: tuple[str, ...], scanned: Scan | None = None) -> list[Entry]:
+    """List the files below `root` with given suffixes, and log how many were skipped.
+
+    Args:
+        what: kind of the files, for messages: "images".
+        root: the folder.
+        suffixes: endings of the names, in lower case.
+        scanned: result of `scan`, where there is one already.
+
+    Raises:
+        DataError: if `root` is no folder, cannot be listed, or has no such files.
+    """
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise DataError(f"{root}: expected a folder with {what}, found {found}; set data.root to an existing folder")
+    entries, skipped = scanned or scan(root, suffixes)
+    counts = " (" + ", ".join(f"{reason}: {n:,}" for reason, n in skipped.items()) + ")" if skipped else ""
+    if not entries:
+        raise DataError(f"{root}: there are no {what} in it{counts}, expected files that end in {', '.join(suffixes)}")
+    if skipped:
+        logger.warning("%s: skipped entries beside the %s%s", root, what, counts)
+    return entries
+
+
+def stamp(path: Path) -> Stamp:
+    """Return the size (bytes) and the time of the last change (ns) of a file."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def fingerprint(salt: str, entries: Sequence[Entry]) -> str:
@@ -71,7 +102,7 @@ def fingerprint(salt: str, entries: Sequence[Entry]) -> str:
 
 
 def _is_wanted(top: str, id_: str, child: os.DirEntry[str], suffixes: tuple[str, ...], skipped: Counter[str]) -> bool:
-    """Whether a file or link may be read; count the reason in `skipped` if not."""
+    """Tell whether a file or link may be read; count the reason in `skipped` if not."""
     if child.name.startswith("."):
         return False
     link = child.is_symlink()

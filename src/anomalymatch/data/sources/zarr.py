@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
 from anomalymatch.data.find import FoundFile, walk
-from anomalymatch.data.sources.array_file import AUTO, NONE, ArrayFile, bands_and_units, stamp
+from anomalymatch.data.sources.array_file import AUTO, NONE, ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened, Root, Rows
-from anomalymatch.data.sources.scan import fingerprint
+from anomalymatch.data.sources.scan import fingerprint, stamp
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.text import reason
 
