@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.sources import sky as _sky
 from anomalymatch.data.sources import tiles as _tiles
 from anomalymatch.data.sources.catalogue import CatalogueSource
@@ -418,18 +417,6 @@ def test_labels(simple: Path, tmp_path: Path) -> None:
     assert CatalogueSource(file, labels_file=tmp_path / "labels.csv", **XY).labels == {"q": "anomaly"}
     with pytest.raises(ConfigError, match="label_column and labels_file: give only one"):
         CatalogueSource(file, label_column="said", labels_file=tmp_path / "labels.csv", **XY)
-
-
-def test_fingerprint_and_rendering(simple: Path) -> None:
-    first = CatalogueSource(simple, size=4, **XY)
-    assert CatalogueSource(simple, size=4, **XY).fingerprint == first.fingerprint
-    stretched = CatalogueSource(simple, size=4, rendering=Rendering(curve="asinh"), **XY)
-    assert stretched.fingerprint != first.fingerprint
-    assert stretched.read(["p"])[0].mean() > first.read(["p"])[0].mean()
-    tile(simple.parent / "sub/b.fits", np.tile(TILE, (4, 4)))
-    second = CatalogueSource(simple, size=4, **XY).fingerprint
-    (simple.parent / "sub/b.fits").unlink()
-    assert len({first.fingerprint, second, CatalogueSource(simple, size=4, **XY).fingerprint}) == 3
 
 
 def test_folder_of_tiles(simple: Path, tmp_path: Path) -> None:

@@ -62,12 +62,6 @@ def test_several_files(files: list[Path]) -> None:
     assert {image.shape for image in images} == {(4, 5, 3)}
 
 
-def test_config_values(files: list[Path]) -> None:
-    assert HDF5Source(str(files[0])).truth == {f"train/{i:06d}": str(i % 2) for i in range(5)}
-    assert HDF5Source([str(file) for file in files], labels="none").truth is None
-    assert HDF5Source(files, name="mine").name == "mine"
-
-
 def test_string_labels_and_channels(tmp_path: Path) -> None:
     grey = np.array([[[10, 20]], [[30, 40]]], dtype=np.uint8)
     file = write(tmp_path / "a.h5", grey, np.array([b"cat", "dög".encode()]))

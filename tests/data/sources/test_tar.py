@@ -1,6 +1,5 @@
 import io
 import json
-import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image as PillowImage
 
 from anomalymatch.data.sources import tar_index as _tar
 from anomalymatch.data.sources.tar import WebDatasetSource
-from anomalymatch.errors import ConfigError, DataError, LabelError
+from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Reject
 
 
@@ -108,18 +107,6 @@ def test_missing_labels(tmp_path: Path) -> None:
         WebDatasetSource(file, label_key="json.kind")
 
 
-def test_labels_file(root: Path, tmp_path: Path) -> None:
-    (root / "labels.csv").write_text("filename,label\nk3,anomaly\n")
-    source = WebDatasetSource(root)
-    assert source.labels == {"k3": "anomaly"}
-    assert source.truth is not None
-    (tmp_path / "other.csv").write_text("filename,label\nk4,normal\n")
-    assert WebDatasetSource(root, labels_file=tmp_path / "other.csv").labels == {"k4": "normal"}
-    (root / "labels.csv").write_text("filename,label\nk3.png,anomaly\n")
-    with pytest.raises(LabelError, match="there is no such image"):
-        WebDatasetSource(root)
-
-
 def test_duplicate_keys_name_both_shards(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", {"x.png": 1})
     write(tmp_path / "b.tar", {"x.jpg": 1})
@@ -159,14 +146,6 @@ def test_index_is_cached_until_a_shard_changes(root: Path, tmp_path: Path, monke
         file.write_bytes(file.read_bytes()[:100])
     assert WebDatasetSource(root, cache_dir=cache).ids == changed.ids
     assert len(followed) == 3
-
-
-def test_fingerprint_follows_times_and_options(root: Path, tmp_path: Path) -> None:
-    first = WebDatasetSource(root).fingerprint
-    assert WebDatasetSource(root).fingerprint == first
-    assert WebDatasetSource(root, channels=1).fingerprint != first
-    os.utime(root / "0.tar", (0, 0))
-    assert WebDatasetSource(root).fingerprint != first
 
 
 def test_shard_that_changes_while_open_is_rejected(root: Path) -> None:
