@@ -154,11 +154,11 @@ class ImageSource(ABC):
         Raises:
             DataError: if an id is not in the source.
         """
-        places = [self.place(self._position[id_]) for id_ in ids]
+        places = [self.storage_order(self._position[id_]) for id_ in ids]
         images = {i: self._read(ids[i]) for i in sorted(range(len(ids)), key=places.__getitem__)}
         return [images[i] for i in range(len(ids))]
 
-    def place(self, position: int) -> int:
+    def storage_order(self, position: int) -> int:
         """Return a number that sorts images by their place in the archive; by default `position`."""
         return position
 

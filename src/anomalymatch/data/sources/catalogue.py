@@ -166,7 +166,7 @@ class CatalogueSource(ImageSource):
                 )
         return first
 
-    def place(self, position: int) -> int:
+    def storage_order(self, position: int) -> int:
         """Return the number of the tile, so that a batch opens each tile once."""
         return int(self._codes[0][position])
 
@@ -181,7 +181,7 @@ class CatalogueSource(ImageSource):
             return None
         try:
             with self._use(code) as tile:
-                return None if tile.sky is None else tile.sky.at(*self._place(position, tile))
+                return None if tile.sky is None else tile.sky.at(*self._pixel(position, tile))
         except UnreadableImageError:
             return None
 
@@ -199,7 +199,7 @@ class CatalogueSource(ImageSource):
             with self._use(code) as tile:
                 one_each = len(self._codes) > 1
                 check_bands(tile.bands, tile.names, self.bands[:1] if one_each else self.bands, named=self._named)
-                parts.append(tile.cut(*self._place(position, tile), self._side(position, tile)))
+                parts.append(tile.cut(*self._pixel(position, tile), self._side(position, tile)))
                 shapes.add(tile.shape if self._x is not None else parts[-1].shape)
         if len(shapes) > 1:
             raise UnreadableImageError("the tiles of its bands differ in size, or in the size of their pixels")
@@ -212,17 +212,17 @@ class CatalogueSource(ImageSource):
     def _open(self, code: int) -> Tile:
         return open_numbered(self.tiles, self.paths, self.extensions, code)
 
-    def _place(self, position: int, tile: Tile) -> tuple[float, float]:
+    def _pixel(self, position: int, tile: Tile) -> tuple[float, float]:
         """Return the 0-based x and y of a row in its tile."""
         if self._x is not None and self._y is not None:
             x, y = float(self._x[position]), float(self._y[position])
         else:
-            x, y = self._place_on_sky(position, tile)
+            x, y = self._pixel_on_sky(position, tile)
         if not np.isfinite([x, y]).all():
             raise UnreadableImageError(f"its position is no number, or has no place in its tile {tile.name}")
         return x, y
 
-    def _place_on_sky(self, position: int, tile: Tile) -> tuple[float, float]:
+    def _pixel_on_sky(self, position: int, tile: Tile) -> tuple[float, float]:
         assert self._ra is not None
         assert self._dec is not None
         if tile.sky is None:
