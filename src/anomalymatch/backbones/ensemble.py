@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 SEPARATOR = "+"
-"""Between the model names of an ensemble."""
+"""Separator of the model names of an ensemble."""
 PixelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel."""
 

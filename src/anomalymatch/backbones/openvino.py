@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from anomalymatch.errors import ConfigError
 
 Forward = Callable[[UInt8[Tensor, "b c h w"]], Float32[np.ndarray, "b d"]]
-"""A module as a function of 8-bit images."""
+"""Function from a batch of 8-bit images to the outputs of a module."""
 
 
 def has_openvino() -> bool:

@@ -19,7 +19,7 @@ def training_ids(labels: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return the ids labelled anomaly and the ids labelled normal, each sorted.
 
     Raises:
-        LabelError: if either is empty, or a label is none of `Label`.
+        LabelError: if either is empty, or a label is not in `Label`.
     """
     anomalies, normals = (ids_labelled(labels, label) for label in (Label.ANOMALY, Label.NORMAL))
     for name, ids in (("anomaly", anomalies), ("normal", normals)):
@@ -34,7 +34,7 @@ def ids_labelled(labels: Mapping[str, str], wanted: Label) -> list[str]:
     """Return the ids with the label `wanted`, sorted.
 
     Raises:
-        LabelError: if a label is none of `Label`.
+        LabelError: if a label is not in `Label`.
     """
     unknown = sorted(set(labels.values()) - set(Label))
     if unknown:
@@ -43,7 +43,7 @@ def ids_labelled(labels: Mapping[str, str], wanted: Label) -> list[str]:
 
 
 def have_both_classes(labels: Mapping[str, str]) -> bool:
-    """Tell whether there is at least one anomaly and one normal, as most algorithms need."""
+    """Return True if there is at least one anomaly and one normal image, as most algorithms need."""
     return {Label.ANOMALY, Label.NORMAL} <= set(labels.values())
 
 
@@ -72,7 +72,7 @@ def read_labels(
 def labels_or_truth(
     labels: dict[str, str], ids: Sequence[str], name: str
 ) -> tuple[dict[str, str], dict[str, str] | None]:
-    """Tell labels by a person from the classes of a benchmark.
+    """Distinguish labels by a person from the classes of a benchmark.
 
     Labels by a person are among anomaly, normal, unsure and artefact, and may be partial. Any others are classes, and
     then no image may be missing.

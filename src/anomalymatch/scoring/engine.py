@@ -32,7 +32,7 @@ def score_parts(
 ) -> None:
     """Score `parts` and write each when it is complete.
 
-    A batch never crosses the border of a part, so that a part has the same numbers whoever scores it, and when.
+    A batch never crosses the border of a part, so the numbers of a part do not depend on the process that scores it.
     Decoding runs ahead across borders: the network never waits for the first batch of a part.
 
     Args:
