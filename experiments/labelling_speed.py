@@ -21,11 +21,7 @@ from anomalymatch.algorithms.novelty.detectors import Neighbours
 from anomalymatch.algorithms.probe.regression import ProbeSpec
 from anomalymatch.backbones.features import SHARD_IMAGES, Features, Shard
 from anomalymatch.types import Label
-from anomalymatch.ui.features import build_bank
-from anomalymatch.ui.live import LiveRanking
-from anomalymatch.ui.novelty import novelty_of
-from anomalymatch.ui.service import LabelService
-from anomalymatch.ui.views import Query, Show, Sort
+from anomalymatch.ui import LabelService, LiveRanking, Query, Show, Sort, build_feature_store, compute_novelty
 
 DIMENSIONS = 128
 COMPRESSIONS = ("exact", "pca")
@@ -90,11 +86,13 @@ def measure(folder: Path, count: int, compression: str) -> list[Row]:
 
     def start() -> LabelService:
         features = read_features(folder, archive.ids)
-        bank = build_bank(features, archive.ids, compression=compression, dimensions=DIMENSIONS, folder=folder)
+        store = build_feature_store(
+            features, archive.ids, compression=compression, dimensions=DIMENSIONS, folder=folder
+        )
         service = LabelService(
             folder / compression,
             archive,
-            LiveRanking(bank, PROBE, seed=0, novelty=novelty_of(bank, Neighbours(10), count, folder=folder)),
+            LiveRanking(store, PROBE, seed=0, novelty=compute_novelty(store, Neighbours(10), folder=folder)),
             encode=unused,
             divide=unused,
             training_steps=1,

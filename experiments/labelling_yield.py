@@ -10,8 +10,7 @@ from bench import NO_CROPS, Row, dataset_overrides, make_parser, parse_options, 
 from anomalymatch import compose
 from anomalymatch.label import open_service
 from anomalymatch.types import Label
-from anomalymatch.ui.service import LabelService
-from anomalymatch.ui.views import Query, Show, Sort
+from anomalymatch.ui import LabelService, Query, Show, Sort
 
 LABELS, EXAMPLES = 100, 5
 STARTS = {"five examples": "knn", "nothing, novel first": "knn", "nothing, diverse first": "diverse"}

@@ -4,10 +4,12 @@ import logging
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from jaxtyping import Float32, Int64
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from anomalymatch.active.cold_start import ColdStart
@@ -26,6 +28,9 @@ from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import Task, make_task
 from anomalymatch.errors import AnomalyMatchError, ConfigError
 from anomalymatch.types import Label
+
+if TYPE_CHECKING:
+    from anomalymatch.ui import LabelService
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +172,55 @@ def build_detector(config: DictConfig, default: DictConfig) -> Detector:
 def build_grouper(config: DictConfig, embedding: Embedding) -> ImageGrouper:
     """Build the function that groups images by kind while somebody waits."""
     return build(config.clustering.grouper)(embedding)
+
+
+def build_label_service(config: DictConfig, page: DictConfig, run: Path, source: ImageSource) -> "LabelService":
+    """Build the service of the labelling page on a run folder; features that are not cached are computed now.
+
+    Args:
+        config: configuration of the run.
+        page: the node `ui` of the labelling command.
+        run: the run folder.
+        source: the images.
+    """
+    # Imported late: the other commands do not need it.
+    from anomalymatch.ui import FirstOrder, LabelService, LiveRanking, build_feature_store, compute_novelty
+
+    embedding = build_embedding(config, Task(source, source.ids, [], None))
+    folder = embedding.features_folder
+    options = {"compression": page.compression, "dimensions": page.dimensions, "folder": folder}
+    store = build_feature_store(embedding.load_features(), source.ids, **options)
+    first_orders = {"none": FirstOrder.DIVERSE} | {order.name.lower(): order for order in FirstOrder}
+    # The classes of the learner and of the cold start, if there is one.
+    learner, *rankers = (build(node.learner).func for node in (config.algorithm, config.al.cold_start) if node.learner)
+    probe = build(config.probe)
+
+    def reorient(at: Int64[np.ndarray, " a"]) -> Float32[np.ndarray, "t d"]:
+        return store.encode(embedding.reoriented_features([source.ids[i] for i in at], probe.orientations))
+
+    live = LiveRanking(
+        store,
+        probe,
+        seed=config.seed,
+        novelty=compute_novelty(store, build_detector(config, page.novelty), folder=folder),
+        first=first_orders.get(config.al.cold_start.name, FirstOrder.NOVEL),
+        reorient=reorient,
+    )
+    service = LabelService(
+        run,
+        source,
+        live,
+        encode=embedding.encode,
+        # A detector trains for epochs, so that its number of steps is not known in advance.
+        training_steps=0 if any(c.is_detector and c.trains for c in (learner, *rankers)) else config.trainer.iterations,
+        cache=Path(config.data.cache_dir) / "thumbnails",
+        workers=config.inference.workers,
+        seed=config.seed,
+        divide=build_grouper(config, embedding),
+        needs_labels=learner.needs_labels and not any(cold_start.trains for cold_start in rankers),
+    )
+    service.add_given_labels({id_: Label(label) for id_, label in source.labels.items()})
+    return service
 
 
 def build_strategy(config: DictConfig, embedding: Embedding) -> Strategy:

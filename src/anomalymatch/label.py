@@ -1,4 +1,4 @@
-"""The labelling page: `python -m anomalymatch.label dataset=folder data.root=PATH`."""
+"""Labelling command: `python -m anomalymatch.label dataset=folder data.root=PATH`."""
 
 import logging
 from importlib import import_module
@@ -23,29 +23,22 @@ NAME = "label"
 
 
 def main() -> None:
-    """Entry point of the command."""
-    launch(_command, name=NAME, stopped="What was computed is kept: the same command goes on from there.")
+    """Run the command."""
+    launch(_command, name=NAME, stopped="Completed work is kept: run the same command to continue.")
 
 
 def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
-    """The images, their features and the run folder as a service; features are computed now if need be.
+    """Open the service of the page in a new run folder, or in that of an earlier run with the same settings.
 
     Args:
-        config: of the command, or `compose(..., name="label")`.
-        overrides: the words of the command line; with `resume` only a few are allowed.
+        config: configuration of the command, or `compose(..., name="label")`.
+        overrides: arguments of the command line; only a few are allowed with `resume`.
 
     Raises:
-        AnomalyMatchError: with one clear sentence.
+        AnomalyMatchError: with one sentence.
     """
-    # Imported late: a mistyped word on the command line should not have to wait for torch.
-    from anomalymatch.build import build, build_detector, build_embedding, build_grouper, build_source
-    from anomalymatch.data.task import Task
-    from anomalymatch.types import Label
-    from anomalymatch.ui.features import build_bank, build_seen
-    from anomalymatch.ui.live import LiveRanking
-    from anomalymatch.ui.novelty import novelty_of
-    from anomalymatch.ui.service import LabelService
-    from anomalymatch.ui.views import Beginning
+    # Imported late: a wrong argument must be reported without loading PyTorch.
+    from anomalymatch.build import build_label_service, build_source
 
     page = config.ui
     if config.resume is not None:
@@ -55,42 +48,8 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     else:
         source = build_source(config)
         run = Path(page.run).expanduser() if page.run else Path("runs") / f"label-{source.name}"
-        config = _begun(run, config)
-    embedding = build_embedding(config, Task(source, source.ids, [], None))
-    features, folder = embedding.load_features(), embedding.features_folder
-    kept = {"compression": page.compression, "dimensions": page.dimensions, "folder": folder}
-    bank = build_bank(features.last, source.ids, **kept)
-    cold = config.al.cold_start.name
-    beginnings = {"none": Beginning.DIVERSE} | {order.name.lower(): order for order in Beginning}
-    # The classes of the learner and of the cold start, where there is one.
-    learner, *rankers = (build(node.learner).func for node in (config.algorithm, config.al.cold_start) if node.learner)
-    probe, seen = build(config.probe), build_seen(bank, features, source.ids, **kept)
-    live = LiveRanking(
-        bank,
-        probe,
-        seed=config.seed,
-        novelty=novelty_of(bank, build_detector(config, page.novelty), len(source.ids), folder=folder),
-        first=beginnings.get(cold, Beginning.NOVEL),
-        seen=seen,
-        turned=lambda at: seen.bank.encode(
-            embedding.reoriented_features([source.ids[i] for i in at], probe.orientations)
-        ),
-    )
-    service = LabelService(
-        run,
-        source,
-        live,
-        encode=embedding.encode,
-        # A detector trains for epochs, so that its number of steps is not known in advance.
-        training_steps=0 if any(c.is_detector and c.trains for c in (learner, *rankers)) else config.trainer.iterations,
-        cache=Path(config.data.cache_dir) / "thumbnails",
-        workers=config.inference.workers,
-        seed=config.seed,
-        divide=build_grouper(config, embedding),
-        needs_labels=learner.needs_labels and not any(cold_start.trains for cold_start in rankers),
-    )
-    service.take_given({id_: Label(label) for id_, label in source.labels.items()})
-    return service
+        config = _start_run(run, config)
+    return build_label_service(config, page, run, source)
 
 
 @hydra.main(config_path=str(config_folder()), config_name=NAME, version_base="1.3")
@@ -114,10 +73,10 @@ def _serve(config: DictConfig, overrides: list[str]) -> None:
     logger.info("Labels, trainings and rankings are in %s", service.run)
 
 
-def _begun(run: Path, config: DictConfig) -> DictConfig:
-    """The configuration of a run folder that is begun now, or goes on: that of a main job, without the page."""
+def _start_run(run: Path, config: DictConfig) -> DictConfig:
+    """Write the configuration without the page to a new run folder, or compare it with that of an existing one."""
     if config.dataset.anomaly is not None:
-        raise ConfigError(f"dataset.anomaly={config.dataset.anomaly}: on the page, a person says what is an anomaly")
+        raise ConfigError(f"dataset.anomaly={config.dataset.anomaly}: on the page, a person decides what is an anomaly")
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "ui"])
     check_same_run(run, config)
     if not (run / FILE).exists():

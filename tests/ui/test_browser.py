@@ -1,4 +1,4 @@
-"""The page as a person uses it: a real browser on a real server, on galaxies if they are there, else on the demo."""
+"""Tests of the page in a real browser on a real server, with galaxies if available, otherwise the demo."""
 
 import csv
 import io
@@ -15,6 +15,8 @@ from typing import ClassVar
 
 import pytest
 
+from anomalymatch.ui import FirstOrder
+
 pytestmark = [pytest.mark.ui, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALL = [
@@ -23,7 +25,7 @@ SMALL = [
     *("inference.workers=1", "logger=none", "algorithm.learner.batch.labelled=2"),
 ]
 GALAXIES = ["dataset=galaxyzoo1", "algorithm=probe", "logger=none"]
-LENSES = [  # where the galaxies are not at hand; the model is the real one, since random features find nothing
+LENSES = [  # without the galaxies; with a real model, since random features find nothing
     *("dataset=demo", "dataset.source.count=600", "dataset.source.size=64", "dataset.image_size=64"),
     *("dataset.source.rare_fraction=0.05", "algorithm=probe", "inference.workers=1", "logger=none"),
 ]
@@ -31,7 +33,7 @@ WAIT_MS = 60_000
 
 
 class Page:
-    """A page in the browser, and what a person does with it."""
+    """Page in the browser with the actions of a person."""
 
     def __init__(self, context, url, path=""):
         self.page = context.new_page()
@@ -76,7 +78,7 @@ class Page:
         return {label: self.count(label) for label in ("anomaly", "normal", "unsure", "artefact")}
 
     def choose(self, name, value):
-        """Take another value of a drop-down list."""
+        """Choose a value of a drop-down list."""
         self.get(name).click()
         self.page.get_by_role("option", name=value, exact=True).click()
 
@@ -89,13 +91,13 @@ class Page:
     def until(self, condition, what, seconds=60):
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"in vain: {what}"
+            assert time.monotonic() < end, f"not in time: {what}"
             self.page.wait_for_timeout(50)
 
     def label(self, key, label):
-        """Press a key for the tile under the cursor; return its id once the label is on disk, so coloured.
+        """Press a key for the tile under the cursor; return its id once the label is on disk and on the tile.
 
-        The order does not follow from here on: the image under the cursor could be another one when the key is pressed.
+        This turns off `follow`: otherwise the order could change before the key is pressed.
         """
         self.switch("follow", False)
         id_ = self.cursor
@@ -103,15 +105,15 @@ class Page:
         self.until(lambda: self.tile(id_).get_attribute("data-label") == label, f"{id_} is labelled {label}")
         return id_
 
-    def rank_anew(self):
-        """Re-rank, and go to the top."""
+    def rerank(self):
+        """Re-rank and go to the top."""
         top = self.ids[0]
         self.press("r")
         self.until(lambda: self.ids[0] != top, "another image is on top")
         self.press("Home")
 
     def exported(self):
-        """The labels of the CSV file that the page offers."""
+        """Return the labels of the CSV export."""
         with self.page.expect_download() as download:
             self.get("export-csv").click()
         text = Path(download.value.path()).read_text(encoding="utf-8")
@@ -119,7 +121,7 @@ class Page:
 
 
 class Command:
-    """`python -m anomalymatch.label` in a process of its own."""
+    """Process of `python -m anomalymatch.label`."""
 
     def __init__(self, folder, *words):
         self.folder, self.words, self.url = folder, words, ""
@@ -138,15 +140,15 @@ class Command:
                 env=environment,
             )
         line = self.process.stdout.readline()
-        assert line, self.said()
+        assert line, self.output()
         self.url = re.search(r"http://\S+", line)[0]
         return self
 
-    def said(self):
+    def output(self):
         return (self.folder / "stderr.txt").read_text(encoding="utf-8")
 
     def end(self, number=signal.SIGINT):
-        """Stop it, and wait until it has stopped."""
+        """Stop the command and wait for its end."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -157,7 +159,7 @@ class Command:
 
 
 def trainings(run):
-    """Processes that train in a run folder."""
+    """Return the processes that train in a run folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -171,7 +173,7 @@ def trainings(run):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser without a window; the test is skipped where none can be found."""
+    """Headless browser; tests are skipped without one."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     with sync_api.sync_playwright() as playwright:
         names = ("chromium", "chromium-browser", "google-chrome")
@@ -186,7 +188,7 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium):
-    """Open the page of a command in a browser that has never seen it; at the end nothing must have gone wrong in it."""
+    """Open the page of a command in a new browser context; it must not request other servers."""
     contexts, pages = [], []
 
     def opening(command, *, path="", **options):
@@ -208,7 +210,7 @@ def running(folder, *words):
         yield command
     finally:
         command.end()
-        assert "Traceback" not in command.said()
+        assert "Traceback" not in command.output()
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +225,7 @@ def demo_words(cache_word):
 
 @pytest.fixture(scope="module")
 def archive(cache_word):
-    """Words for the command line, the class of each image, and the class that is looked for."""
+    """Overrides of the command, the class of each image, and the rare class."""
     from anomalymatch.build import build_source
     from anomalymatch.config import compose
 
@@ -235,46 +237,46 @@ def archive(cache_word):
 
 @pytest.fixture(scope="module")
 def galaxies(archive, tmp_path_factory):
-    """The command on the images of `archive`; tests go on from where the one before stopped."""
+    """Command on the images of `archive`; each test continues the search of the one before."""
     with running(tmp_path_factory.mktemp("galaxies"), *archive[0]) as command:
         yield command
 
 
 def judge(page, truth, rare, count):
-    """Label what is under the cursor for what it is, one after the other; return what was said."""
+    """Label the images under the cursor correctly, one after the other; return the labels."""
     page.switch("follow", False)
-    said = {}
+    labels = {}
     for _ in range(count):
         is_rare = truth[page.cursor] == rare
         id_ = page.label("a" if is_rare else "n", "anomaly" if is_rare else "normal")
-        said[id_] = "anomaly" if is_rare else "normal"
-    return said
+        labels[id_] = "anomaly" if is_rare else "normal"
+    return labels
 
 
 class TestSearch:
     """One search, from the first label to the export after a crash."""
 
-    said: ClassVar[dict[str, str]] = {}
+    labels: ClassVar[dict[str, str]] = {}
 
-    def test_a_person_finds_some_by_keyboard(self, galaxies, archive, opened):
+    def test_search_by_keyboard(self, galaxies, archive, opened):
         _, truth, rare = archive
         page = opened(galaxies)
-        assert "the least like all others, by turns" in page.get("note").inner_text()
-        said = {}
+        assert FirstOrder.MIXED in page.get("note").inner_text()
+        labels = {}
         for _ in range(12):
-            said |= judge(page, truth, rare, 10)
-            if sum(label == "anomaly" for label in said.values()) >= 8:
+            labels |= judge(page, truth, rare, 10)
+            if sum(label == "anomaly" for label in labels.values()) >= 8:
                 break
-            page.rank_anew()
-        found = sum(label == "anomaly" for label in said.values())
-        assert found / len(said) > sum(name == rare for name in truth.values()) / len(truth), "no better than chance"
-        page.until(lambda: sum(page.counts().values()) == len(said), "the counts follow")
+            page.rerank()
+        found = sum(label == "anomaly" for label in labels.values())
+        assert found / len(labels) > sum(name == rare for name in truth.values()) / len(truth), "no better than chance"
+        page.until(lambda: sum(page.counts().values()) == len(labels), "the counts follow")
         assert page.count("anomaly") == found
-        assert page.exported() == said
+        assert page.exported() == labels
         assert page.complaints == []
-        self.said.update(said)
+        self.labels.update(labels)
 
-    def test_every_tile_says_where_it_stands(self, galaxies, opened):
+    def test_tiles_have_accessible_names(self, galaxies, opened):
         page = opened(galaxies)
         spoken = page.page.eval_on_selector_all(
             "[data-testid=tile]", "tiles => tiles.map(tile => tile.getAttribute('aria-label'))"
@@ -289,13 +291,13 @@ class TestSearch:
         assert page.get("follow").get_attribute("aria-checked") == "true"
         id_ = page.cursor
         page.press("a" if truth[id_] == rare else "n")
-        page.until(lambda: page.tile(id_).count() == 0, "what is labelled makes room")
-        self.said[id_] = "anomaly" if truth[id_] == rare else "normal"
-        assert page.exported() == self.said
+        page.until(lambda: page.tile(id_).count() == 0, "the labelled image leaves the page")
+        self.labels[id_] = "anomaly" if truth[id_] == rare else "normal"
+        assert page.exported() == self.labels
 
-    def test_undo_takes_back_one_after_the_other(self, galaxies, archive, opened):
+    def test_undo_several_times(self, galaxies, archive, opened):
         page = opened(galaxies)
-        page.until(lambda: sum(page.counts().values()) == len(self.said), "the counts are there")
+        page.until(lambda: sum(page.counts().values()) == len(self.labels), "the counts are there")
         before = page.exported()
         page.switch("follow", False)
         first = page.label("u", "unsure")
@@ -306,10 +308,10 @@ class TestSearch:
         page.until(lambda: page.tile(second).get_attribute("data-label") == "", "the last label is gone")
         assert page.exported() == before | {first: "unsure"}
         page.press("z", "z")
-        page.until(lambda: len(page.exported()) == len(before) - 1, "older ones can be taken back too")
+        page.until(lambda: len(page.exported()) == len(before) - 1, "older labels are undone")
         gone = set(before) - set(page.exported())
         assert len(gone) == 1
-        self.said.pop(gone.pop())
+        self.labels.pop(gone.pop())
 
     def test_a_range_gets_one_label(self, galaxies, opened):
         page = opened(galaxies)
@@ -323,12 +325,12 @@ class TestSearch:
         page.press("z")
         page.until(lambda: page.counts()["unsure"] == 0, "one undo takes back all four")
 
-    def test_it_ranks_anew_when_asked(self, galaxies, archive, opened):
+    def test_rerank(self, galaxies, archive, opened):
         page = opened(galaxies)
         page.press("r")
         page.page.get_by_text(re.compile(rf"Ranked {len(archive[1]):,} images in \d+\.\d\d s")).wait_for()
 
-    def test_the_large_view_labels_too(self, galaxies, opened):
+    def test_labels_in_the_large_view(self, galaxies, opened):
         page = opened(galaxies)
         page.switch("follow", False)
         id_ = page.cursor
@@ -336,45 +338,45 @@ class TestSearch:
         page.get("viewer").wait_for()
         full = page.get("full").first
         page.until(lambda: full.evaluate("image => image.naturalWidth") >= 32, "the picture is there")
-        page.until(lambda: page.get("neighbour").count() > 0, "images like it are there")
+        page.until(lambda: page.get("neighbour").count() > 0, "similar images are there")
         page.press("u")
         page.until(lambda: page.tile(id_).get_attribute("data-label") == "unsure", "the label is there")
         page.press("z")
-        page.until(lambda: page.tile(id_).get_attribute("data-label") == "", "it is taken back")
+        page.until(lambda: page.tile(id_).get_attribute("data-label") == "", "the label is undone")
         page.press("Escape")
         page.get("viewer").wait_for(state="detached")
         assert page.complaints == []
 
-    def test_training_ranks_the_archive(self, galaxies, opened):
+    def test_training(self, galaxies, opened):
         page = opened(galaxies)
         assert not page.get("mode").is_visible()
         page.press("t")
         page.until(lambda: page.get("training-state").inner_text().startswith("Training"), "it begins")
         before = page.cursor
-        page.press("ArrowRight")  # the page goes on meanwhile
+        page.press("ArrowRight")  # the page works during the training
         assert page.cursor != before
         page.until(lambda: page.get("training-state").inner_text().startswith("Finished"), "it ends", 900)
         page.get("mode").wait_for()
-        page.until(lambda: sum(page.counts().values()) == len(self.said), "no label is lost")
+        page.until(lambda: sum(page.counts().values()) == len(self.labels), "no label is lost")
 
-    def test_after_a_crash_all_labels_are_there(self, galaxies, archive, opened):
+    def test_labels_survive_a_crash(self, galaxies, archive, opened):
         _, truth, rare = archive
         page = opened(galaxies)
-        self.said.update(judge(page, truth, rare, 5))
-        page.press(*"nnn")  # under way while it dies: they may be there or not
+        self.labels.update(judge(page, truth, rare, 5))
+        page.press(*"nnn")  # in progress during the crash: they may be stored or not
         galaxies.end(signal.SIGKILL)
         galaxies.start()
         again = opened(galaxies)
-        again.until(lambda: sum(again.counts().values()) >= len(self.said), "the labels are there")
+        again.until(lambda: sum(again.counts().values()) >= len(self.labels), "the labels are there")
         kept = again.exported()
-        assert kept | self.said == kept
-        assert 0 <= len(kept) - len(self.said) <= 3
+        assert kept | self.labels == kept
+        assert 0 <= len(kept) - len(self.labels) <= 3
         assert again.get("training-state").inner_text().startswith("Finished") or again.get("mode").is_visible()
-        self.said.update(kept)
-        self.said.update(judge(again, truth, rare, 1))
-        assert again.exported() == self.said
+        self.labels.update(kept)
+        self.labels.update(judge(again, truth, rare, 1))
+        assert again.exported() == self.labels
 
-    def test_two_people_see_each_other(self, galaxies, opened):
+    def test_two_annotators(self, galaxies, opened):
         first, second = opened(galaxies), opened(galaxies)
         for page, name in ((first, "ada"), (second, "ben")):
             page.get("annotator").fill(name)
@@ -384,16 +386,16 @@ class TestSearch:
         page_ids = set(second.ids)
         id_ = first.cursor
         assert id_ in page_ids
-        first.page.wait_for_timeout(600)  # names wait for a pause in typing
+        first.page.wait_for_timeout(600)  # the name is sent after a pause in typing
         first.tile(id_).focus()
         first.label("a", "anomaly")
-        second.until(lambda: second.tile(id_).get_attribute("data-label") == "anomaly", "ben sees what ada says")
+        second.until(lambda: second.tile(id_).get_attribute("data-label") == "anomaly", "ben sees ada's label")
         second.tile(id_).click()
         second.label("n", "normal")
-        first.until(lambda: first.tile(id_).get_attribute("data-label") == "normal", "ada sees what ben says")
-        first.until(lambda: first.tile(id_).locator(".am-conflict").count() == 1, "that they disagree is shown")
+        first.until(lambda: first.tile(id_).get_attribute("data-label") == "normal", "ada sees ben's label")
+        first.until(lambda: first.tile(id_).locator(".am-conflict").count() == 1, "the conflict is shown")
         first.get("conflicts").wait_for()
-        first.until(lambda: "ada and ben" in first.get("annotators").inner_text(), "how they agree is shown")
+        first.until(lambda: "ada and ben" in first.get("annotators").inner_text(), "the agreement is shown")
 
 
 class TestTraining:
@@ -401,7 +403,7 @@ class TestTraining:
         with running(tmp_path, *demo_words, "trainer.iterations=40") as command:
             page = opened(command)
             page.press("t")
-            page.page.get_by_text("training needs images of both kinds").wait_for()
+            page.page.get_by_text("training needs an anomaly and a normal").wait_for()
             page.label("a", "anomaly")
             page.label("n", "normal")
             page.press("t")
@@ -411,10 +413,10 @@ class TestTraining:
             assert "step 40 of 40" in page.get("training-state").inner_text()
             assert page.complaints == []
 
-    def test_it_can_be_stopped_and_its_crash_is_shown(self, demo_words, tmp_path, opened):
+    def test_stop_and_crash(self, demo_words, tmp_path, opened):
         with running(tmp_path, *demo_words, "trainer.iterations=1000000") as command:
             page = opened(command)
-            said = {page.label("a", "anomaly"): "anomaly", page.label("n", "normal"): "normal"}
+            labels = {page.label("a", "anomaly"): "anomaly", page.label("n", "normal"): "normal"}
             page.press("t")
             page.until(lambda: page.get("losses").count() == 1, "it trains", 300)
             page.get("training-stop").click()
@@ -431,24 +433,24 @@ class TestTraining:
                 "the crash is shown",
             )
             assert "SIGKILL" in page.get("training-message").inner_text()
-            said[page.label("u", "unsure")] = "unsure"
-            assert page.exported() == said
+            labels[page.label("u", "unsure")] = "unsure"
+            assert page.exported() == labels
 
 
 class TestToken:
-    def test_a_page_for_the_network_opens_with_its_token_alone(self, demo_words, tmp_path, opened, chromium):
+    def test_a_page_on_the_network_needs_its_token(self, demo_words, tmp_path, opened, chromium):
         with running(tmp_path, *demo_words, "ui.host=0.0.0.0") as command:
             port, token = re.search(r":(\d+)/\?token=(\S+)", command.url).groups()
             command.url = f"http://127.0.0.1:{port}/"
             page = opened(command, path=f"?token={token}")
             assert page.page.url == command.url
-            said = {page.label("a", "anomaly"): "anomaly"}
-            assert page.exported() == said
+            labels = {page.label("a", "anomaly"): "anomaly"}
+            assert page.exported() == labels
             (cookie,) = page.page.context.cookies()
             assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
             stranger = chromium.new_context().new_page()
             assert stranger.goto(command.url).status == 401
-            assert "A token is needed" in stranger.inner_text("body")
+            assert "needs a token" in stranger.inner_text("body")
             stranger.context.close()
 
 

@@ -54,7 +54,7 @@ def make(tmp_path: Path, make_source: Any) -> Any:
     return lambda source=None: Examples(tmp_path / "examples", encode, source or make_source(), dimensions=3)
 
 
-def test_a_dropped_image_is_kept(make: Any, tmp_path: Path) -> None:
+def test_examples_are_stored(make: Any, tmp_path: Path) -> None:
     some = make()
     assert some.features().shape == (0, 3)
     first = some.add("merger.png", file())
@@ -70,7 +70,7 @@ def test_a_dropped_image_is_kept(make: Any, tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in stored)
 
 
-def test_the_same_image_is_kept_once(make: Any) -> None:
+def test_the_same_image_is_stored_once(make: Any) -> None:
     some = make()
     first = some.add("a.png", file())
     assert some.add("b.bmp", file(kind="BMP")) is first
@@ -91,13 +91,13 @@ def test_examples_survive_a_restart(make: Any, tmp_path: Path) -> None:
     assert again.add("x", file()).id == ids[0]
 
 
-def test_what_is_gone(make: Any) -> None:
+def test_removed_and_unknown_examples(make: Any) -> None:
     some = make()
     id_ = some.add("a.png", file()).id
     some.remove(id_)
     for call in (some.remove, lambda id_: some.thumbnail(id_, 64)):
         for unknown in (id_, "../../etc/passwd", ""):
-            with pytest.raises(DataError, match=r"^there is no such example: it has been removed$"):
+            with pytest.raises(DataError, match="there is no example"):
                 call(unknown)
     assert some.all() == []
 
@@ -105,7 +105,7 @@ def test_what_is_gone(make: Any) -> None:
 @pytest.mark.parametrize(
     "name", ["../../x.png", "/etc/cron.d/x.png", "..\\..\\x.png", "a\0b/x.png", "x" * 5000, "", "..", "\n\x1b[2J.png"]
 )
-def test_names_have_no_part_in_the_place(make: Any, tmp_path: Path, name: str) -> None:
+def test_the_path_does_not_depend_on_the_name(make: Any, tmp_path: Path, name: str) -> None:
     some = make()
     example = some.add(name, file())
     assert [path.name for path in (tmp_path / "examples").iterdir()] == [f"{example.id}.png"]
@@ -119,19 +119,19 @@ def test_names_have_no_part_in_the_place(make: Any, tmp_path: Path, name: str) -
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", r"^a.png cannot serve as an example: it is empty \(0 bytes\)$"),
+        (b"", r"^a.png cannot be an example: it is empty \(0 bytes\)$"),
         (b"hello" * 100, r"it is not an image in one of the formats JPEG, PNG, .*, FITS$"),
         (file()[:300], r"cannot be decoded"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"it is not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", r"it is not an image"),
         (png_claiming(9000, 9000), r"9000 x 9000 pixels is more than 67,108,864$"),
-        (png_claiming(60000, 60000), r"far more than 67,108,864 pixels"),
-        (png_claiming(2**31 - 1, 2**31 - 1), r"far more than 67,108,864 pixels"),
+        (png_claiming(60000, 60000), r"67,108,864 pixels"),
+        (png_claiming(2**31 - 1, 2**31 - 1), r"67,108,864 pixels"),
         (b"SIMPLE  =" + b"x" * 5000, r"cannot be read as FITS|no image|damaged"),
         (fits_file(PIXELS[..., 0], compressed=True), r"it is a compressed FITS file: unpack it by funpack$"),
     ],
 )
-def test_what_is_refused(make: Any, tmp_path: Path, data: bytes, message: str) -> None:
+def test_refused_files(make: Any, tmp_path: Path, data: bytes, message: str) -> None:
     some = make()
     with pytest.raises(DataError, match=message):
         some.add("a.png", data)
@@ -143,14 +143,14 @@ def test_limits(make: Any, monkeypatch: Any) -> None:
     some = make()
     monkeypatch.setattr(examples, "MAX_EXAMPLES", 1)
     some.add("a.png", file())
-    with pytest.raises(DataError, match=r"^there are 1 examples already: remove some before you add b.png$"):
+    with pytest.raises(DataError, match=r"there are 1 examples.*b.png"):
         some.add("b.png", file(PIXELS[:5]))
     monkeypatch.setattr(examples, "MAX_BYTES", 100)
     with pytest.raises(DataError, match=r"b.png .* bytes, which is more than 100$"):
         some.add("b.png", file(PIXELS[:5]))
 
 
-def test_large_images_are_kept_small(make: Any) -> None:
+def test_large_images_are_reduced(make: Any) -> None:
     large = np.zeros((700, 3000, 3), np.uint8)
     large[:, :1500] = 240
     some = make()
@@ -161,14 +161,14 @@ def test_large_images_are_kept_small(make: Any) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_pictures_take_on_the_channels(make: Any, make_source: Any, channels: int) -> None:
+def test_pictures_get_the_channels_of_the_archive(make: Any, make_source: Any, channels: int) -> None:
     some = make(make_source(channels=channels))
     for kind, pixels in (("RGB", PIXELS), ("L", PIXELS[..., 0])):
         assert some.add(kind, file(pixels)).features[2] == channels
     assert len(make(make_source(channels=channels)).all()) == 2
 
 
-def test_pictures_are_rendered_as_those_of_the_archive(make: Any, make_source: Any) -> None:
+def test_pictures_are_rendered_like_the_archive(make: Any, make_source: Any) -> None:
     rendering = Rendering(curve="sqrt")
     some = make(make_source(rendering=rendering))
     assert some.add("a", file()).features.tolist() == encode(rendering(PIXELS, ("red", "green", "blue"))).tolist()
@@ -186,7 +186,7 @@ def test_examples_of_a_fits_archive(tmp_path: Path, make: Any) -> None:
     assert some.add("screenshot.png", file(grey)).features.tolist() == encode(grey[..., :1]).tolist()
     deep = (PIXELS[..., 0].astype(np.uint16)) * 200
     assert some.add("deep.png", file(deep)).features.tolist() == encode(rendering(deep[..., None], ("grey",))).tolist()
-    with pytest.raises(DataError, match=r"^c.fits cannot serve as an example: it has 2 bands instead of 1: grey$"):
+    with pytest.raises(DataError, match=r"^c.fits cannot be an example: it has 2 bands instead of 1: grey$"):
         some.add("c.fits", fits_file(np.stack([plane, plane])))
     with pytest.raises(DataError, match=r"truncated"):
         some.add("c.fits", fits_file(plane)[:3000])
@@ -211,11 +211,11 @@ def test_archives_of_many_bands(tmp_path: Path, make: Any) -> None:
         some.add("a.png", file())
     combine = {name: {f"band{k}": 1} for k, name in enumerate(("red", "green", "blue"))}
     colour = make(FitsSource(tmp_path / "f", rendering=Rendering("minmax", combine=combine)))
-    assert len(colour.all()) == 0, "an example of five channels does not fit any more"
+    assert len(colour.all()) == 0, "an example of five channels no longer fits"
     assert colour.add("a.png", file()).features.tolist() == encode(PIXELS).tolist()
 
 
-def test_strange_files_in_the_folder_are_left_out(make: Any, tmp_path: Path, caplog: Any) -> None:
+def test_unsuitable_files_in_the_folder_are_ignored(make: Any, tmp_path: Path, caplog: Any) -> None:
     some = make()
     kept = some.add("a.png", file())
     folder = tmp_path / "examples"
@@ -225,7 +225,7 @@ def test_strange_files_in_the_folder_are_left_out(make: Any, tmp_path: Path, cap
     (folder / "link.png").symlink_to(folder / f"{kept.id}.png")
     assert [example.id for example in make().all()] == [kept.id]
     for name in ("broken", "bomb", "odd", "link"):
-        assert f"{name}.png is left out" in caplog.text
+        assert f"{name}.png is ignored" in caplog.text
         assert (folder / f"{name}.png").exists()
 
 
@@ -241,7 +241,7 @@ def test_an_encoder_that_fails_leaves_nothing(tmp_path: Path, make_source: Any) 
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "GIF", "FITS"])
-def test_hostile_bytes_never_crash(make: Any, make_source: Any, kind: str) -> None:
+def test_malicious_bytes_never_crash(make: Any, make_source: Any, kind: str) -> None:
     whole = fits_file(PIXELS[..., 0]) if kind == "FITS" else file(kind=kind)
     some, rng = make(make_source(channels=1)), np.random.default_rng(3)
     for number in range(60):

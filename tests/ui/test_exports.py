@@ -26,8 +26,7 @@ from anomalymatch.errors import ConfigError, DataError, LabelError, StorageError
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
 from anomalymatch.ui import exports
-from anomalymatch.ui import exports as label_studio
-from anomalymatch.ui.exports import KINDS, export, import_labels, slug
+from anomalymatch.ui.exports import KINDS, LABEL_STUDIO_CONFIG, export, import_labels
 from anomalymatch.ui.groups import Groups
 from anomalymatch.ui.pictures import Pictures
 
@@ -36,6 +35,8 @@ A, N = Label.ANOMALY, Label.NORMAL
 
 @dataclass
 class Search:
+    """Exportable search with labels at known times."""
+
     source: Any
     pictures: Pictures
     labels: dict[str, Label] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Search:
     novelty: np.ndarray | None = None
     groups: Any = None
 
-    def say(self, id_: str, label: Label, annotator: str = "ada") -> None:
+    def add(self, id_: str, label: Label, annotator: str = "ada") -> None:
         at = datetime(2030, 1, 2, 3, 4, len(self.events), tzinfo=UTC)
         self.events.append(LabelEvent(len(self.events) + 1, id_, label, annotator, at, 0, None))
         self.labels[id_] = label
@@ -69,15 +70,15 @@ def search(tmp_path: Path, make_source: Any) -> Any:
 
 @pytest.fixture
 def ranked(search: Any) -> Search:
-    """Labels by two people; scores fall with the number of the image; one has none."""
+    """Search with labels of two people; scores fall with the position, and one image has none."""
     one = search()
     ids = [id_ for id_ in one.source.ids if id_ != "im000013"]
     one.ranking = Ranking(ids, np.linspace(2, -2, len(ids)))
-    one.say("im000003", N)
-    one.say("im000007", A, "bob")
-    one.say("im000003", A, "bob")
-    one.say("im000013", A)
-    one.say("im000005", Label.UNSURE)
+    one.add("im000003", N)
+    one.add("im000007", A, "bob")
+    one.add("im000003", A, "bob")
+    one.add("im000013", A)
+    one.add("im000005", Label.UNSURE)
     return one
 
 
@@ -114,11 +115,11 @@ def test_kinds(ranked: Search, temporary: Path) -> None:
         assert found.path.stat().st_mode & 0o077 in (0, 0o44)
         found.path.unlink()
     assert list(temporary.iterdir()) == []
-    with pytest.raises(ConfigError, match="there is no export 'exe': choose one of csv, parquet, votable, zip, label"):
+    with pytest.raises(ConfigError, match="'exe'"):
         export("exe", ranked)
 
 
-def test_csv_is_what_is_imported(ranked: Search) -> None:
+def test_csv_can_be_imported(ranked: Search) -> None:
     found = export("csv", ranked)
     assert found.filename == "array-labels.csv"
     text = found.path.read_text()
@@ -150,7 +151,7 @@ def test_parquet_has_every_image(ranked: Search) -> None:
     assert [rows["im000000"][name] for name in ("label", "annotator", "at", "rank")] == [None, None, None, 1]
 
 
-def test_parquet_says_which_kind_an_image_is(ranked: Search) -> None:
+def test_parquet_has_the_groups(ranked: Search) -> None:
     ranked.groups.make("anomalies", None)
     ranked.groups.rename(0, "rings")
     rows = {row["id"]: row["group"] for row in pq.read_table(export("parquet", ranked).path).to_pylist()}
@@ -160,7 +161,7 @@ def test_parquet_says_which_kind_an_image_is(ranked: Search) -> None:
     assert rows["im000000"] is None
 
 
-def test_parquet_says_how_novel_an_image_is(ranked: Search) -> None:
+def test_parquet_has_the_novelty(ranked: Search) -> None:
     ranked.novelty = np.linspace(-2, 2, 20).astype(np.float32)
     ranked.novelty[13] = np.nan
     column = pq.read_table(export("parquet", ranked).path)["novelty"].to_pylist()
@@ -169,23 +170,23 @@ def test_parquet_says_how_novel_an_image_is(ranked: Search) -> None:
     assert column[19] == pytest.approx(1 / (1 + np.exp(-2.0)))
 
 
-def test_without_anything(search: Any, temporary: Path) -> None:
+def test_exports_without_labels(search: Any, temporary: Path) -> None:
     one = search()
     assert export("csv", one).path.read_text() == "filename,label\n"
     table = pq.read_table(export("parquet", one).path)
     assert table.num_rows == 20
     assert table["rank"].null_count == table["label"].null_count == 20
     for kind, message in (
-        ("votable", r"^there is nothing to export yet: label some images first$"),
-        ("labelstudio", r"^there is nothing to export yet: label some images first$"),
-        ("zip", r"^no image is labelled anomaly yet, so there are no found images to export$"),
+        ("votable", "nothing to export"),
+        ("labelstudio", "nothing to export"),
+        ("zip", "anomaly"),
     ):
         with pytest.raises(DataError, match=message):
             export(kind, one)
-    assert len(list(temporary.iterdir())) == 2, "what failed leaves nothing"
+    assert len(list(temporary.iterdir())) == 2, "a failed export leaves no file"
 
 
-def test_events_that_were_taken_back(tmp_path: Path, ranked: Search) -> None:
+def test_undone_events(tmp_path: Path, ranked: Search) -> None:
     log = LabelLog(tmp_path / "labels.sqlite")
     log.append({"im000001": N}, annotator="ada", cycle=0)
     log.append({"im000001": A, "im000002": A}, annotator="bob", cycle=0)
@@ -203,13 +204,15 @@ def test_votable(tmp_path: Path, search: Any) -> None:
     ids = ["a", 'b"<&>', "c\x07\x1b", "d", "e"]
     one = search(sky(tmp_path, ids, [10.0, 20.0, 30.0, None, 50.0]))
     one.ranking = Ranking(["a", "d", "e"], np.array([1.0, 3.0, 2.0]))
-    one.say(ids[1], A, "<ada>")
-    one.say(ids[2], N)
+    one.add(ids[1], A, "<ada>")
+    one.add(ids[2], N)
     found = export("votable", one)
     assert found.filename == "parquet-sky.vot"
     ElementTree.parse(found.path)
     table = Table.read(found.path)
-    assert list(table["id"]) == ['b"<&>', "c??", "e", "a"], "labels first, then the best; without a place none"
+    assert list(table["id"]) == ['b"<&>', "c??", "e", "a"], (
+        "labelled images first, then the top; only those with coordinates"
+    )
     assert table["ra"].tolist() == [20.0, 30.0, 50.0, 10.0]
     assert str(table["dec"].unit) == "deg"
     assert list(table["label"]) == ["anomaly", "normal", "", ""]
@@ -219,20 +222,18 @@ def test_votable(tmp_path: Path, search: Any) -> None:
 
 
 def test_no_votable_without_coordinates(ranked: Search) -> None:
-    with pytest.raises(
-        DataError, match=r"^these images have no coordinates, which a VOTable needs: they come from FITS"
-    ):
+    with pytest.raises(DataError, match="coordinates"):
         export("votable", ranked)
 
 
-def test_votable_has_a_top(tmp_path: Path, search: Any, monkeypatch: Any) -> None:
+def test_votable_of_the_top(tmp_path: Path, search: Any, monkeypatch: Any) -> None:
     one = search(sky(tmp_path, list("abcde"), [1.0] * 5))
     one.ranking = Ranking(list("abcde"), np.arange(5.0))
     monkeypatch.setattr(exports, "TOP", 2)
     assert list(Table.read(export("votable", one).path)["id"]) == ["e", "d"]
 
 
-def test_zip_of_the_found(ranked: Search) -> None:
+def test_zip_of_the_anomalies(ranked: Search) -> None:
     found = export("zip", ranked)
     assert found.filename == "array-anomalies.zip"
     with zipfile.ZipFile(found.path) as archive:
@@ -254,15 +255,15 @@ def test_zip_of_the_found(ranked: Search) -> None:
     ]
 
 
-def test_zip_has_the_bytes_of_the_archive(tmp_path: Path, search: Any) -> None:
+def test_zip_has_the_original_bytes(tmp_path: Path, search: Any) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     for name in ("one.tar.png", "b/one.tar.png"):
         (tmp_path / "a" / name).write_bytes(png(9))
     secret = tmp_path / "secret.png"
     secret.write_bytes(png(1))
     one = search(FolderSource(tmp_path / "a"))
-    one.say("one.tar.png", A)
-    one.say("b/one.tar.png", A)
+    one.add("one.tar.png", A)
+    one.add("b/one.tar.png", A)
     with zipfile.ZipFile(export("zip", one).path) as archive:
         names = archive.namelist()[:2]
         assert names == ["images/0001-one-tar.png", "images/0002-one-tar.png"]
@@ -279,7 +280,7 @@ def test_zip_has_the_bytes_of_the_archive(tmp_path: Path, search: Any) -> None:
 )
 def test_names_in_a_zip_are_safe(tmp_path: Path, search: Any, name: str) -> None:
     one = search(sky(tmp_path, [name], [1.0]))
-    one.say(name, A)
+    one.add(name, A)
     with zipfile.ZipFile(export("zip", one).path) as archive:
         first, *rest = archive.namelist()
         assert rest == ["images.csv", "labels.csv"]
@@ -299,13 +300,13 @@ def test_fits_files_are_exported_as_they_are(tmp_path: Path, search: Any) -> Non
     (tmp_path / "f").mkdir()
     fits.PrimaryHDU(np.arange(64.0).reshape(8, 8)).writeto(tmp_path / "f/a.fits")
     one = search(FitsSource(tmp_path / "f"))
-    one.say("a.fits", A)
+    one.add("a.fits", A)
     with zipfile.ZipFile(export("zip", one).path) as archive:
         assert archive.read("images/0001-a.fits") == (tmp_path / "f/a.fits").read_bytes()
 
 
-def test_tasks_of_label_studio(ranked: Search, monkeypatch: Any) -> None:
-    monkeypatch.setattr(label_studio, "UNLABELLED", 2)
+def test_label_studio_tasks(ranked: Search, monkeypatch: Any) -> None:
+    monkeypatch.setattr(exports, "UNLABELLED", 2)
     tasks = json.loads(export("labelstudio", ranked).path.read_text())
     by_id = {task["data"]["filename"]: task for task in tasks}
     assert list(by_id) == ["im000003", "im000007", "im000013", "im000005", "im000000", "im000001"]
@@ -328,8 +329,8 @@ def test_tasks_of_label_studio(ranked: Search, monkeypatch: Any) -> None:
         assert max(PillowImage.open(io.BytesIO(base64.b64decode(data))).size) in (1, 512)
 
 
-def test_the_interface_of_label_studio() -> None:
-    root = ElementTree.fromstring(label_studio.CONFIG)
+def test_label_studio_interface() -> None:
+    root = ElementTree.fromstring(LABEL_STUDIO_CONFIG)
     image, choices = root
     assert image.attrib["name"] == choices.attrib["toName"] == "image"
     assert choices.attrib["name"] == "label"
@@ -358,7 +359,7 @@ def test_a_full_disk(ranked: Search, temporary: Path, monkeypatch: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(StorageError, match="the disk is full: free some space"):
+    with pytest.raises(StorageError, match="disk is full"):
         export("parquet", ranked)
     assert list(temporary.iterdir()) == []
 
@@ -391,7 +392,7 @@ def test_imports_that_are_refused(text: str, message: str, temporary: Path) -> N
 
 def test_imports_of_any_size(monkeypatch: Any) -> None:
     monkeypatch.setattr(exports, "MAX_IMPORT", 10)
-    with pytest.raises(LabelError, match="has more than 10 characters: divide it"):
+    with pytest.raises(LabelError, match="more than 10"):
         import_labels("filename,label\na.png,normal\n", KNOWN)
 
 
@@ -400,7 +401,7 @@ def test_import_of_windows_files() -> None:
     assert import_labels(text, KNOWN) == {"a.png": A, "b, c.png": Label.UNSURE, 'd"e.png': Label.ARTEFACT}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip),
@@ -413,12 +414,3 @@ def test_any_names_come_back(tmp_path: Path, labels: dict[str, Label]) -> None:
     export_csv(labels, path)
     text = path.read_bytes().decode()
     assert import_labels(text, frozenset(labels)) == labels
-
-
-@given(st.text())
-def test_slugs_are_safe(text: str) -> None:
-    made = slug(text)
-    assert made.isascii()
-    assert made.replace("-", "").replace("_", "").isalnum() or set(made) <= {"_", "-"}
-    assert 0 < len(made) <= 60
-    assert not made.startswith((".", "-"))

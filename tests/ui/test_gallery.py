@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
+from anomalymatch.lru import LRU
 from anomalymatch.types import Label
 from anomalymatch.ui import gallery as module
 from anomalymatch.ui.gallery import CODES, Gallery, TextFilter
-from anomalymatch.ui.recent import Recent
 from anomalymatch.ui.views import Query, Show, Sort
 
 COUNT = 90
@@ -37,7 +37,7 @@ def keep(candidates, count):
 
 
 def backwards(candidates, count):
-    """An order of its own that leaves out each fifth image, as if it could not be read."""
+    """Reverse the candidates and omit each fifth image, as if it could not be read."""
     return candidates[candidates % 5 != 0][::-1][:count]
 
 
@@ -53,7 +53,7 @@ def update(gallery, logits, labels, newest=(), conflicts=(), diverse=keep, novel
 
 
 def passes(i, query, logits, labels, conflicts):
-    """The slow twin of the filters."""
+    """Filter slowly in plain Python."""
     shown = {
         Show.ALL: True,
         Show.UNLABELLED: labels[i] == 0,
@@ -69,7 +69,7 @@ def passes(i, query, logits, labels, conflicts):
 
 
 def ordered(query, logits, newest, audit, novelty):
-    """The slow twin of the orders, but for the diverse one."""
+    """Sort slowly in plain Python; the diverse order is tested by itself."""
     positions = list(range(COUNT))
     if query.sort is Sort.AUDIT:
         return audit
@@ -95,7 +95,7 @@ def ordered(query, logits, newest, audit, novelty):
 
 
 def all_pages(gallery, query, like=None):
-    """The images of all pages, one after the other; the totals must agree."""
+    """Return the images of all pages and check the totals."""
     found, number = [], 0
     while True:
         page = Query(**{**query.__dict__, "page": number})
@@ -132,7 +132,7 @@ QUERIES = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(STATES, st.lists(QUERIES, min_size=1, max_size=6))
-def test_every_page_is_what_plain_python_sorts_and_filters(state, queries):
+def test_pages_equal_plain_python(state, queries):
     logits = None if state["logits"] is None else np.array(state["logits"], dtype=np.float32)
     if logits is not None and np.isinf(logits).any() and np.isinf(np.nanmedian(logits)):
         logits[np.isinf(logits)] = 9.0  # an infinite median has no distances
@@ -153,7 +153,7 @@ def test_every_page_is_what_plain_python_sorts_and_filters(state, queries):
 
 @pytest.mark.parametrize("block", [7, 30, 500])
 @pytest.mark.parametrize("size", [12, 25])
-def test_the_diverse_order_is_that_of_the_blocks(monkeypatch, block, size):
+def test_diverse_order_in_blocks(monkeypatch, block, size):
     monkeypatch.setattr(module, "DIVERSE_BLOCK", block)
     logits = np.random.default_rng(0).normal(size=COUNT).astype(np.float32)
     gallery = Gallery(IDS, seed=0, metadata=None)
@@ -166,14 +166,14 @@ def test_the_diverse_order_is_that_of_the_blocks(monkeypatch, block, size):
     assert all_pages(gallery, Query(sort=Sort.DIVERSE, size=size)) == expected
     calls = []
     update(gallery, logits, np.zeros(COUNT), diverse=lambda c, k: calls.append((len(c), k)) or c)
-    assert not calls  # a page that nobody asks for costs nothing
+    assert not calls  # computed on demand
     for _ in range(2):
         gallery.page(Query(sort=Sort.DIVERSE, size=12))
     assert len(calls) == -(-12 // block)
     assert calls[0] == (min(block, COUNT), min(block, COUNT))
 
 
-def test_ranks_count_the_images_with_a_score():
+def test_ranks_of_images_with_a_score():
     gallery = Gallery(IDS, seed=0, metadata=None)
     assert gallery.rank(np.array([0, 5])).tolist() == [0, 0]
     logits = np.full(COUNT, np.nan, dtype=np.float32)
@@ -184,7 +184,7 @@ def test_ranks_count_the_images_with_a_score():
     assert sorted(everything[everything > 0]) == [1, 2, 3, 4]
 
 
-def test_before_the_first_update_all_are_shown_in_their_order():
+def test_before_the_first_update_images_are_in_order_of_position():
     gallery = Gallery(IDS, seed=0, metadata=None)
     for sort in Sort:
         if sort is not Sort.AUDIT:
@@ -193,14 +193,14 @@ def test_before_the_first_update_all_are_shown_in_their_order():
     assert gallery.page(Query(low=0.1))[0].tolist() == []
 
 
-def test_past_the_end_it_is_the_last_page():
+def test_page_beyond_the_end_is_the_last_page():
     gallery = Gallery(IDS, seed=0, metadata=None)
     assert gallery.page(Query(size=40, page=99))[0].tolist() == list(range(80, 90))
     assert gallery.page(Query(size=45, page=99))[0].tolist() == list(range(45, 90))
     assert gallery.page(Query(text="nothing", page=3))[1] == 0
 
 
-def test_the_audit_is_the_same_whatever_the_scores_and_differs_by_seed():
+def test_audit_order_depends_on_the_seed_alone():
     gallery = Gallery(IDS, seed=4, metadata=None)
     query = Query(sort=Sort.AUDIT)
     first = gallery.page(query)[0].tolist()
@@ -217,14 +217,14 @@ def test_labels_are_copied_and_the_same_scores_are_not_sorted_again(monkeypatch)
     update(gallery, logits, labels)
     best = int(gallery.page(Query())[0][0])
     labels[best] = CODES[Label.ANOMALY]
-    gallery._view.recent = Recent(2)
+    gallery._snapshot.results = LRU(2)
     assert gallery.page(Query())[0][0] == best
 
     def never(_):
         raise AssertionError("sorted again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_rising", never)
+        patch.setattr(module, "_ascending", never)
         update(gallery, logits, labels, newest=[best])
         assert best not in gallery.page(Query())[0]
         assert gallery.page(Query(show=Show.ANOMALY))[0].tolist() == [best]
@@ -234,7 +234,7 @@ def test_labels_are_copied_and_the_same_scores_are_not_sorted_again(monkeypatch)
             gallery.page(Query())
 
 
-def test_the_codes_are_in_the_order_of_the_labels():
+def test_label_codes():
     assert CODES == {Label.ANOMALY: 1, Label.NORMAL: 2, Label.UNSURE: 3, Label.ARTEFACT: 4}
 
 
@@ -261,7 +261,7 @@ def test_pages_while_another_thread_updates():
     assert wrong == []
 
 
-def test_text_is_found_in_any_case_and_literally():
+def test_text_filter_ignores_case_and_is_literal():
     words = TextFilter(IDS, METADATA)
     assert np.flatnonzero(words.matches("IM_00")).tolist() == list(range(10))
     assert words.matches("im.00").sum() == 0
@@ -272,13 +272,3 @@ def test_text_is_found_in_any_case_and_literally():
     assert TextFilter(IDS, None).matches("spiral").sum() == 0
     chunked = pa.concat_tables([METADATA.slice(0, 40), METADATA.slice(40)])
     np.testing.assert_array_equal(TextFilter(IDS, chunked).matches("blue"), words.matches("blue"))
-
-
-def test_only_the_results_last_used_are_remembered():
-    recent, made = Recent(2), []
-
-    def get(key):
-        return recent.get(key, lambda: made.append(key) or key * 2)
-
-    assert [get(key) for key in (1, 2, 1, 3, 1, 2)] == [2, 4, 2, 6, 2, 4]
-    assert made == [1, 2, 3, 2]

@@ -8,7 +8,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from anomalymatch.data.label_log import LabelLog
 from anomalymatch.types import Label
-from anomalymatch.ui.labels import LabelBook
+from anomalymatch.ui.labels import LabelIndex
 
 A, N, U, X = Label
 
@@ -20,72 +20,72 @@ def log():
     log.close()
 
 
-def say(book, annotator, **labels):
-    return book.say(labels, annotator=annotator, cycle=0, scores={})
+def add(index, annotator, **labels):
+    return index.add(labels, annotator=annotator, cycle=0, scores={})
 
 
-def test_the_last_word_counts(log):
-    book = LabelBook(log)
-    assert say(book, "ada", a=A, b=N) == {"a", "b"}
-    say(book, "bob", a=N)
-    assert book.labels() == {"b": N, "a": N}
-    assert book.last("a").annotator == "bob"
-    assert book.counts() == {A: 0, N: 2, U: 0, X: 0}
-    assert book.annotators() == {"ada": 2, "bob": 1}
+def test_the_last_label_counts(log):
+    index = LabelIndex(log)
+    assert add(index, "ada", a=A, b=N) == {"a", "b"}
+    add(index, "bob", a=N)
+    assert index.labels() == {"b": N, "a": N}
+    assert index.current("a").annotator == "bob"
+    assert index.counts() == {A: 0, N: 2, U: 0, X: 0}
+    assert index.annotators() == {"ada": 2, "bob": 1}
 
 
-def test_a_label_taken_away(log):
-    book = LabelBook(log)
-    say(book, "ada", a=A)
-    say(book, "ada", a=None)
-    assert book.last("a") is None
-    assert book.labels() == {}
-    assert book.annotators() == {}
+def test_a_removed_label(log):
+    index = LabelIndex(log)
+    add(index, "ada", a=A)
+    add(index, "ada", a=None)
+    assert index.current("a") is None
+    assert index.labels() == {}
+    assert index.annotators() == {}
 
 
-def test_undo_of_any_depth(log):
-    book = LabelBook(log)
-    say(book, "ada", a=A)
-    say(book, "ada", a=N, b=N)
-    say(book, "ada", b=U)
-    assert book.undo("ada") == ["b"]
-    assert book.labels() == {"a": N, "b": N}
-    assert book.undo("ada") == ["a", "b"]
-    assert book.labels() == {"a": A}
-    assert book.undo("ada") == ["a"]
-    assert book.undo("ada") == []
-    assert [event.undoes for event in book.history("a")] == [None, None, 2, 1]
+def test_undo_any_number_of_times(log):
+    index = LabelIndex(log)
+    add(index, "ada", a=A)
+    add(index, "ada", a=N, b=N)
+    add(index, "ada", b=U)
+    assert index.undo("ada") == ["b"]
+    assert index.labels() == {"a": N, "b": N}
+    assert index.undo("ada") == ["a", "b"]
+    assert index.labels() == {"a": A}
+    assert index.undo("ada") == ["a"]
+    assert index.undo("ada") == []
+    assert [event.undoes for event in index.history("a")] == [None, None, 2, 1]
 
 
-def test_it_follows_another_process(log):
-    book, other = LabelBook(log), LabelBook(log)
-    say(other, "bob", a=A)
-    assert book.labels() == {}
-    assert book.refresh() == {"a"}
-    assert book.labels() == {"a": A}
-    assert LabelBook(log).labels() == {"a": A}
+def test_refresh_reads_labels_of_another_process(log):
+    index, other = LabelIndex(log), LabelIndex(log)
+    add(other, "bob", a=A)
+    assert index.labels() == {}
+    assert index.refresh() == {"a"}
+    assert index.labels() == {"a": A}
+    assert LabelIndex(log).labels() == {"a": A}
 
 
-def test_conflicts_newest_first(log):
-    book = LabelBook(log)
-    say(book, "ada", a=A, b=A, c=A)
-    say(book, "bob", c=N, b=A)
-    say(book, "bob", a=N)
-    assert book.conflicts() == ["a", "c"]
-    assert book.conflict("c")
-    assert not book.conflict("b")
-    assert not book.conflict("unknown")
-    say(book, "ada", c=N)
-    assert book.conflicts() == ["a"]
+def test_conflicts_come_newest_first(log):
+    index = LabelIndex(log)
+    add(index, "ada", a=A, b=A, c=A)
+    add(index, "bob", c=N, b=A)
+    add(index, "bob", a=N)
+    assert index.conflicts() == ["a", "c"]
+    assert index.has_conflict("c")
+    assert not index.has_conflict("b")
+    assert not index.has_conflict("unknown")
+    add(index, "ada", c=N)
+    assert index.conflicts() == ["a"]
 
 
-def test_the_discovery_curve_keeps_the_order_of_first_labels(log):
-    book = LabelBook(log)
-    say(book, "ada", a=N)
-    say(book, "ada", b=A)
-    say(book, "ada", c=N, d=A)
-    say(book, "ada", a=A)  # a second thought is no further label
-    assert book.discovery() == [1, 2, 2, 3]
+def test_discovery_is_in_the_order_of_first_labels(log):
+    index = LabelIndex(log)
+    add(index, "ada", a=N)
+    add(index, "ada", b=A)
+    add(index, "ada", c=N, d=A)
+    add(index, "ada", a=A)  # a changed label is not a further label
+    assert index.discovery() == [1, 2, 2, 3]
 
 
 PAIRS = st.lists(st.tuples(st.sampled_from(list(Label)), st.sampled_from(list(Label))), min_size=1, max_size=12)
@@ -93,12 +93,12 @@ PAIRS = st.lists(st.tuples(st.sampled_from(list(Label)), st.sampled_from(list(La
 
 @given(PAIRS)
 @settings(max_examples=40, deadline=None)
-def test_kappa_is_that_of_scikit_learn(pairs):
+def test_kappa_equals_that_of_scikit_learn(pairs):
     log = LabelLog(Path(":memory:"))
-    book = LabelBook(log)
-    book.say({str(i): a for i, (a, _) in enumerate(pairs)}, annotator="ada", cycle=0, scores={})
-    book.say({str(i): b for i, (_, b) in enumerate(pairs)}, annotator="bob", cycle=0, scores={})
-    (agreement,) = book.agreements()
+    index = LabelIndex(log)
+    index.add({str(i): a for i, (a, _) in enumerate(pairs)}, annotator="ada", cycle=0, scores={})
+    index.add({str(i): b for i, (_, b) in enumerate(pairs)}, annotator="bob", cycle=0, scores={})
+    (agreement,) = index.agreements()
     one, other = zip(*pairs, strict=True)
     assert agreement.images == len(pairs)
     assert agreement.share == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
@@ -106,16 +106,16 @@ def test_kappa_is_that_of_scikit_learn(pairs):
         expected = cohen_kappa_score([str(a) for a in one], [str(b) for b in other])
         assert agreement.kappa == pytest.approx(expected, nan_ok=True)
     else:
-        assert math.isnan(agreement.kappa)  # chance alone explains all
+        assert math.isnan(agreement.kappa)  # chance explains all agreement
     log.close()
 
 
-def test_agreement_of_a_pair_needs_common_images(log):
-    book = LabelBook(log)
-    say(book, "ada", a=A, b=N, c=N)
-    say(book, "bob", a=A)
-    say(book, "eve", b=N, c=A)
-    assert [(x.first, x.second, x.images, x.share) for x in book.agreements()] == [
+def test_agreement_of_pairs_with_common_images(log):
+    index = LabelIndex(log)
+    add(index, "ada", a=A, b=N, c=N)
+    add(index, "bob", a=A)
+    add(index, "eve", b=N, c=A)
+    assert [(x.first, x.second, x.images, x.share) for x in index.agreements()] == [
         ("ada", "eve", 2, 0.5),
         ("ada", "bob", 1, 1.0),
     ]

@@ -1,581 +1,510 @@
 import asyncio
-import threading
+import sys
+from collections import Counter
 
 import numpy as np
 import pytest
+from nicegui.testing.user_interaction import UserInteraction
+
+from anomalymatch.errors import StorageError
+from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
+from anomalymatch.types import Label
+from anomalymatch.ui.labels import Change
+from anomalymatch.ui.state import WANTED
+from anomalymatch.ui.views import Query, Sort
+from anomalymatch.ui.web import charts
+from anomalymatch.ui.web.gallery import DropZone, GalleryElement
+from anomalymatch.ui.web.page import KEYS
+from anomalymatch.ui.web.theme import SHAPES, label_colours
+from anomalymatch.ui.web.viewer import Zoom, sky_links
+
+FAILS = """
+import json, pathlib, sys, time
+run = pathlib.Path(sys.argv[1].removeprefix("resume="))
+rows = [{"cycle": 2, "step": i, "loss_lb": 1 / (i + 1)} for i in range(200)]
+(run / "live.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+print("step 200: loss 0.24", flush=True)
+while not (run / "fail").exists():
+    time.sleep(0.01)
+sys.exit("error: the GPU is out of memory")
+"""
 
 
-async def until(condition, seconds=5.0):
-    """Wait for something that happens in a thread or on the next turn of the page."""
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not happen")
+class Visitor:
+    """Simulated user of the page, with the actions that the tests need."""
+
+    def __init__(self, user):
+        self.user = user
+
+    @property
+    def gallery(self):
+        (gallery,) = self.user.find(kind=GalleryElement).elements
+        return gallery
+
+    @property
+    def ids(self):
+        return self.gallery.ids
+
+    @property
+    def page(self):
+        return self.gallery._props["page"]
+
+    def send(self, event, **args):
+        """Send an event of the gallery, like the browser."""
+        self.user.find(kind=GalleryElement).trigger(event, args)
+
+    def label(self, ids, label):
+        self.send("label", ids=list(ids), label=label)
+
+    def all(self, name):
+        return [e for e in self.user.client.elements.values() if e.props.get("data-testid") == name]
+
+    def get(self, name):
+        (found,) = self.all(name)
+        return found
+
+    def act(self, name, event="click"):
+        interaction = UserInteraction(self.user, {self.get(name)}, None)
+        interaction.click() if event == "click" else interaction.trigger(event)
+
+    async def until(self, condition, seconds=10.0):
+        """Wait for a change in a thread or in the event loop."""
+        for _ in range(int(seconds / 0.01)):
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the condition was not met in time")
+
+    async def sees(self, text):
+        await self.user.should_see(text, retries=40)
 
 
-async def gallery_of(user):
-    """The gallery, once it shows its first page."""
-    from anomalymatch.ui.web.gallery import GalleryElement
+@pytest.fixture
+def open_page(visit):
+    """Run `act(visitor)` on the page of a service, once it shows its first images."""
 
-    (gallery,) = user.find(kind=GalleryElement).elements
-    await until(lambda: gallery._props["page"]["tiles"] is not None)
-    return gallery
+    def open_it(service, act):
+        async def simulated(user):
+            visitor = Visitor(user)
+            await visitor.until(lambda: visitor.page["tiles"] is not None)
+            await act(visitor)
 
+        visit(service, simulated)
 
-def send(user, event, args=None):
-    """Send an event of the gallery, as the browser does."""
-    from anomalymatch.ui.web.gallery import GalleryElement
-
-    user.find(kind=GalleryElement).trigger(event, args)
-
-
-def by_test_id(user, name):
-    """The one element with this test id, shown or not."""
-    found = [e for e in user.client.elements.values() if e.props.get("data-testid") == name]
-    assert len(found) == 1, f"{len(found)} elements are called {name}"
-    return found[0]
+    return open_it
 
 
-def has(user, name):
-    return any(element.props.get("data-testid") == name for element in user.client.elements.values())
+@pytest.fixture
+def service(make_service):
+    """60 images, ranked by position."""
+    return make_service(60, trained=True)
 
 
-def click(user, name):
-    from nicegui.testing.user_interaction import UserInteraction
+def test_first_page_has_the_highest_scores(service, open_page):
+    async def act(page):
+        assert [tile["rank"] for tile in page.gallery.tiles] == list(range(1, 49))
+        assert page.page["pages"] == 2
+        assert "no labels yet" in page.page["note"]
+        await page.sees("60 images")
+        await page.sees(f"label {WANTED} images")
+        assert not page.get("advice").visible
 
-    UserInteraction(user, {by_test_id(user, name)}, None).click()
-
-
-def blur(user, name):
-    from nicegui.testing.user_interaction import UserInteraction
-
-    UserInteraction(user, {by_test_id(user, name)}, None).trigger("blur")
-
-
-def test_it_opens_with_the_highest_scores(make_fake, visit):
-    service = make_fake(60)
-
-    async def act(user):
-        gallery = await gallery_of(user)
-        ranks = [tile["rank"] for tile in gallery.tiles]
-        assert ranks == list(range(1, 49))
-        assert gallery._props["page"]["pages"] == 2
-        assert "No labels yet" in gallery._props["page"]["note"]
-        await user.should_see("60 images")
-        await user.should_see("label 5 images first")
-        assert not by_test_id(user, "advice").visible
-
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_what_is_left_comes_with_advice(make_fake, visit):
-    from anomalymatch.types import Label
+def test_estimate_and_advice(make_service, open_page):
+    service = make_service(100)
+    audit = service.page(Query(sort=Sort.AUDIT, size=WANTED + 10)).tiles
+    service.label([tile.id for tile in audit], Label.NORMAL, "ada")
 
-    service = make_fake(60)
-    service.label(service.source.ids[:6], Label.NORMAL, "ada")
+    async def act(page):
+        await page.until(lambda: page.get("advice").visible)
+        estimate = service.summary().estimate
+        assert f"{estimate.low:,.0f} to {estimate.high:,.0f}" in page.get("estimate").text
+        assert page.get("advice").text.lower() == estimate.advice.lower()
 
-    async def act(user):
-        await gallery_of(user)
-        await user.should_see("About 120 anomalies are left (90 %: 80 to 190)")
-        await user.should_see("going on at the present rate finds one in 6 labels")
-        assert by_test_id(user, "advice").visible
-
-    visit(service, act)
-
-
-def test_a_label_is_in_the_log_and_leaves_the_page_with_the_next_ranking(make_fake, visit):
-    service = make_fake()
-
-    async def act(user):
-        gallery = await gallery_of(user)
-        id_ = gallery.ids[0]
-        send(user, "label", {"ids": [id_], "label": "anomaly"})
-        await until(lambda: service.labels == {id_: "anomaly"})
-        await until(lambda: id_ not in gallery.ids)
-        assert gallery._props["page"]["keep"]
-        await until(lambda: by_test_id(user, "standing").text == "40 images · 1 labelled · 1 found")
-
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_without_following_tiles_stay_and_change_in_place(make_fake, visit):
-    service = make_fake()
+def test_a_labelled_image_leaves_the_page_with_the_next_ranking(service, open_page):
+    async def act(page):
+        id_ = page.ids[0]
+        page.label([id_], "anomaly")
+        await page.until(lambda: service.labels == {id_: "anomaly"})
+        await page.until(lambda: id_ not in page.ids)
+        assert page.page["keep"]
+        await page.until(lambda: page.get("standing").text == "60 images · 1 labelled · 1 found")
 
-    async def act(user):
-        gallery = await gallery_of(user)
-        by_test_id(user, "follow").value = False
-        before, scores = gallery.ids, [tile["score"] for tile in gallery.tiles]
-        send(user, "label", {"ids": before[:2], "label": "normal"})
-        await until(lambda: [tile["label"] for tile in gallery.tiles[:3]] == ["normal", "normal", None])
-        await until(lambda: [tile["score"] for tile in gallery.tiles] != scores)
-        assert gallery.ids == before
-        send(user, "rerank")
-        await until(lambda: gallery.ids != before)
-        assert not set(before[:2]) & set(gallery.ids)
-
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_undo_takes_labels_back_at_any_depth(make_fake, visit):
-    service = make_fake()
+def test_a_label_makes_one_patch_and_a_ranking_one_page(service, open_page, monkeypatch):
+    calls = Counter()
 
-    async def act(user):
-        gallery = await gallery_of(user)
-        first, second = gallery.ids[:2]
-        for id_ in (first, second):
-            send(user, "label", {"ids": [id_], "label": "artefact"})
-        await until(lambda: len(service.labels) == 2)
-        send(user, "undo")
-        await until(lambda: set(service.labels) == {first})
-        send(user, "undo")
-        await until(lambda: not service.labels)
-        send(user, "undo")
-        await user.should_see("Nothing to undo for me", retries=20)
+    def count(name):
+        method = getattr(service, name)
+        monkeypatch.setattr(service, name, lambda *args: calls.update([name]) or method(*args))
 
-    visit(service, act)
+    count("tiles")
+    count("page")
+    monkeypatch.setattr(service._reranking, "request", lambda: None)
 
+    async def act(page):
+        await asyncio.sleep(0.1)
+        calls.clear()
+        page.label(page.ids[:1], "anomaly")
+        await page.until(lambda: page.gallery.tiles[0]["label"] == "anomaly")
+        await asyncio.sleep(0.2)
+        assert calls == {"tiles": 1}
+        service.rerank()
+        await page.until(lambda: page.gallery.tiles[0]["label"] is None)
+        assert calls == {"tiles": 1, "page": 1}
 
-def test_labels_reach_the_service_in_the_order_of_the_keys(make_fake, visit):
-    service = make_fake()
-
-    async def act(user):
-        gallery = await gallery_of(user)
-        for label in ("anomaly", "normal", None, "unsure"):
-            send(user, "label", {"ids": gallery.ids[:1], "label": label})
-        await until(lambda: len(service.events) == 4)
-        assert [event.label for event in service.events] == ["anomaly", "normal", None, "unsure"]
-
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_filters_and_order_make_the_query(make_fake, visit):
-    service = make_fake(60)
+def test_without_follow_tiles_stay_and_change_in_place(service, open_page):
+    async def act(page):
+        page.get("follow").value = False
+        before, scores = page.ids, [tile["score"] for tile in page.gallery.tiles]
+        page.label(before[:2], "anomaly")
+        await page.until(lambda: [tile["label"] for tile in page.gallery.tiles[:3]] == ["anomaly", "anomaly", None])
+        await page.until(lambda: [tile["score"] for tile in page.gallery.tiles] != scores)
+        assert page.ids == before
+        page.send("rerank")
+        await page.until(lambda: not set(before[:2]) & set(page.ids))
 
-    async def act(user):
-        gallery = await gallery_of(user)
-        by_test_id(user, "filter-text").value = "IM00001"
-        await until(lambda: sorted(gallery.ids) == [f"im00001{k}" for k in range(10)])
-        by_test_id(user, "sort").value = "lowest score"
-        await until(lambda: len(gallery.ids) == 10 and gallery.tiles[0]["score"] < gallery.tiles[-1]["score"])
-        by_test_id(user, "show").value = "anomaly"
-        await until(lambda: gallery._props["page"]["empty"] == "Nothing matches these filters.")
-        assert gallery._props["page"]["filtered"]
-        send(user, "clear")
-        await until(lambda: len(gallery.ids) == 48)
-        assert by_test_id(user, "filter-text").value == ""
-
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_a_score_range_filters(make_fake, visit):
-    service = make_fake(60)
+def test_labels_in_the_order_of_the_keys_and_undo(service, open_page):
+    async def act(page):
+        id_, labels = page.ids[0], ("anomaly", "normal", None, "unsure")
+        for label in labels:
+            page.label([id_], label)
+        await page.until(lambda: len(service.events) == 4)
+        assert tuple(event.label for event in service.events) == labels
+        for expected in ({}, {id_: "normal"}, {id_: "anomaly"}, {}):
+            page.send("undo")
+            await page.until(lambda expected=expected: service.labels == expected)
+        page.send("undo")
+        await page.sees("Nothing to undo for me")
 
-    async def act(user):
-        from nicegui.testing.user_interaction import UserInteraction
-
-        gallery = await gallery_of(user)
-        scores = by_test_id(user, "scores")
-        scores.value = {"min": 0.4, "max": 0.7}
-        UserInteraction(user, {scores}, None).trigger("change")
-        await until(lambda: gallery.tiles and all(0.4 <= tile["score"] <= 0.7 for tile in gallery.tiles))
-
-    visit(service, act)
-
-
-@pytest.mark.parametrize(
-    ("show", "says"),
-    [("conflicts", "No conflicts"), ("unsure", "Nothing is labelled unsure yet"), ("labelled", "Nothing has a label")],
-)
-def test_an_empty_page_says_why(make_fake, visit, show, says):
-    async def act(user):
-        gallery = await gallery_of(user)
-        by_test_id(user, "show").value = show
-        await until(lambda: gallery._props["page"]["empty"].startswith(says))
-
-    visit(make_fake(), act)
+    open_page(service, act)
 
 
-def test_pages_turn(make_fake, visit):
-    async def act(user):
-        gallery = await gallery_of(user)
-        send(user, "turn", {"to": 1, "at": "last"})
-        await until(lambda: gallery._props["page"]["page"] == 1)
-        assert [tile["rank"] for tile in gallery.tiles] == list(range(49, 61))
-        assert gallery._props["page"]["at"] == "last"
-        assert not gallery._props["page"]["keep"]
+def test_filters_and_order_make_the_query(service, open_page):
+    async def act(page):
+        page.get("filter-text").value = "IM00001"
+        await page.until(lambda: sorted(page.ids) == [f"im00001{k}" for k in range(10)])
+        page.get("sort").value = "lowest score"
+        await page.until(lambda: page.gallery.tiles[0]["score"] < page.gallery.tiles[-1]["score"])
+        page.get("show").value = "anomaly"
+        await page.until(lambda: not page.ids)
+        assert "filters" in page.page["empty"]
+        assert page.page["filtered"]
+        page.send("clear")
+        await page.until(lambda: len(page.ids) == 48)
+        assert page.get("filter-text").value == ""
+        page.get("scores").value = {"min": 0.4, "max": 0.7}
+        page.act("scores", "change")
+        await page.until(lambda: page.ids and all(0.4 <= tile["score"] <= 0.7 for tile in page.gallery.tiles))
 
-    visit(make_fake(60), act)
+    open_page(service, act)
 
 
-def test_what_the_browser_remembers_comes_back(make_fake, visit):
-    service = make_fake(60)
+def test_an_empty_page_says_why_and_pages_turn(service, open_page):
+    async def act(page):
+        for show, text in (("conflicts", "no conflicts"), ("unsure", "labelled unsure"), ("labelled", "has a label")):
+            page.get("show").value = show
+            await page.until(lambda text=text: text in page.page["empty"])
+        page.get("show").value = "unlabelled"
+        await page.until(lambda: len(page.ids) == 48)
+        page.send("turn", to=1, at="last")
+        await page.until(lambda: page.page["page"] == 1)
+        assert [tile["rank"] for tile in page.gallery.tiles] == list(range(49, 61))
+        assert (page.page["at"], page.page["keep"]) == ("last", False)
+
+    open_page(service, act)
+
+
+def test_settings_of_the_browser(service, open_page):
+    wrong = {"annotator": "", "count": "1000000", "tile": "-5", "theme": "<b>"}
     kept = {"annotator": "ada", "count": "24", "tile": "200", "follow": "false", "advance": "false", "theme": "dark"}
 
-    async def act(user):
-        gallery = await gallery_of(user)
-        send(user, "hello", kept)
-        await until(lambda: len(gallery.ids) == 24)
-        assert (gallery._props["tile"], gallery._props["advance"]) == (200, False)
-        assert by_test_id(user, "theme").props["icon"] == "dark_mode"
-        send(user, "label", {"ids": gallery.ids[:1], "label": "normal"})
-        await until(lambda: service.events)
+    async def act(page):
+        page.send("hello", **wrong)
+        await asyncio.sleep(0.05)
+        assert (len(page.ids), page.gallery._props["tile"], page.get("annotator").value) == (48, 128, "me")
+        page.send("hello", **kept)
+        await page.until(lambda: len(page.ids) == 24)
+        assert (page.gallery._props["tile"], page.gallery._props["advance"]) == (200, False)
+        assert page.get("theme").props["icon"] == "dark_mode"
+        page.label(page.ids[:1], "normal")
+        await page.until(lambda: service.events)
         assert service.events[0].annotator == "ada"
 
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_nonsense_from_the_browser_is_ignored(make_fake, visit):
-    kept = {"annotator": "", "count": "1000000", "tile": "-5", "theme": "<b>"}
+def test_large_view_with_neighbours_history_and_links(service, open_page, monkeypatch):
+    monkeypatch.setattr(service.pictures, "coordinates", lambda id_: (210.802429, 54.34875))
 
-    async def act(user):
-        gallery = await gallery_of(user)
-        send(user, "hello", kept)
-        await asyncio.sleep(0.1)
-        assert (len(gallery.ids), gallery._props["tile"]) == (48, 128)
-        assert by_test_id(user, "annotator").value == "me"
-
-    visit(make_fake(60), act)
-
-
-def test_the_large_view_shows_an_image_with_its_neighbours_and_history(make_fake, visit):
-    service = make_fake(sky=True)
-
-    async def act(user):
-        gallery = await gallery_of(user)
-        id_ = gallery.ids[3]
-        send(user, "look", {"id": id_})
-        await user.should_see("424 x 424 px", retries=20)
-        await user.should_see("no label yet")
-        assert gallery._props["viewing"] == id_
-        await until(lambda: sum("am-neighbour" in e.classes for e in user.client.elements.values()) == 12)
-        link = by_test_id(user, "link-aladin").props
+    async def act(page):
+        id_ = page.ids[3]
+        page.send("look", id=id_)
+        await page.sees("16 x 16 pixels")
+        await page.sees("no label yet")
+        assert page.gallery._props["viewing"] == id_
+        await page.until(lambda: len(page.all("neighbour")) == 12)
+        link = page.get("link-aladin").props
         assert (link["rel"], link["target"]) == ("noopener noreferrer", "_blank")
         assert "210.802429" in link["href"]
-        send(user, "label", {"ids": [id_], "label": "unsure"})
-        await user.should_see("unsure by me", retries=20)
-        assert by_test_id(user, "view-unsure").props["aria-pressed"] == "true"
-        send(user, "shut")
-        await until(lambda: gallery._props["viewing"] == "")
+        page.label([id_], "unsure")
+        await page.sees("unsure by me")
+        assert page.get("view-unsure").props["aria-pressed"] == "true"
+        page.send("shut")
+        await page.until(lambda: page.gallery._props["viewing"] == "")
 
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_the_large_view_changes_stretch_and_channel_and_compares(make_fake, visit):
-    async def act(user):
-        from anomalymatch.ui.web.viewer import Zoom
-
-        gallery = await gallery_of(user)
-        send(user, "look", {"id": gallery.ids[0]})
-        (zoom,) = user.find(kind=Zoom).elements
+def test_large_view_changes_stretch_and_channel_and_compares(service, open_page):
+    async def act(page):
+        page.send("look", id=page.ids[0])
+        (zoom,) = page.user.find(kind=Zoom).elements
         assert [pane["name"] for pane in zoom._props["panes"]] == ["as trained"]
         assert len(zoom._props["ahead"]) == 1
-        by_test_id(user, "stretch").value = "asinh"
-        by_test_id(user, "channel").value = "G"
+        page.get("stretch").value = "asinh"
+        page.get("channel").value = "green"
         assert "stretch=asinh" in zoom._props["panes"][0]["src"]
-        assert zoom._props["panes"][0]["src"].endswith("channel=G")
-        by_test_id(user, "compare").value = True
-        assert [pane["name"] for pane in zoom._props["panes"]] == list(make_fake().stretches)
-        user.find(kind=Zoom).trigger("pick", "log")
+        assert zoom._props["panes"][0]["src"].endswith("channel=green")
+        page.get("compare").value = True
+        assert [pane["name"] for pane in zoom._props["panes"]] == list(service.stretches)
+        page.user.find(kind=Zoom).trigger("pick", "log")
         assert [pane["name"] for pane in zoom._props["panes"]] == ["log"]
 
-    visit(make_fake(), act)
+    open_page(service, act)
 
 
-def test_next_and_previous_image_and_all_neighbours(make_fake, visit):
-    async def act(user):
-        gallery = await gallery_of(user)
-        first, second = gallery.ids[:2]
-        send(user, "look", {"id": first})
-        click(user, "view-next")
-        await until(lambda: gallery._props["viewing"] == second)
-        click(user, "view-previous")
-        click(user, "view-previous")
-        assert gallery._props["viewing"] == first
-        click(user, "view-next")
-        await user.should_see("no label yet", retries=20)
-        click(user, "like")
-        await until(lambda: gallery.ids[0] == second)
-        assert by_test_id(user, "like-off").visible
-        assert gallery._props["viewing"] == ""
-        click(user, "like-off")
-        await until(lambda: [tile["rank"] for tile in gallery.tiles] == list(range(1, 41)))
+def test_next_previous_and_similar_images(service, open_page):
+    async def act(page):
+        first, second = page.ids[:2]
+        page.send("look", id=first)
+        page.act("view-next")
+        await page.until(lambda: page.gallery._props["viewing"] == second)
+        page.act("view-previous")
+        page.act("view-previous")
+        assert page.gallery._props["viewing"] == first
+        page.act("like")
+        near = [tile.id for tile in service.neighbours(first, 48)]
+        await page.until(lambda: page.ids == near)
+        assert page.get("like-off").visible
+        assert page.gallery._props["viewing"] == ""
+        page.act("like-off")
+        await page.until(lambda: [tile["rank"] for tile in page.gallery.tiles] == list(range(1, 49)))
 
-    visit(make_fake(), act)
+    open_page(service, act)
 
 
-def test_help_shows_all_keys(make_fake, visit):
-    async def act(user):
-        await gallery_of(user)
-        assert not by_test_id(user, "help").parent_slot.parent.value
-        send(user, "help")
-        assert by_test_id(user, "help").parent_slot.parent.value
-        for text in ("anomaly", "take the label away", "undo, any depth", "train in the background"):
-            await user.should_see(text)
+def test_help_lists_all_keys(service, open_page):
+    async def act(page):
+        assert not page.get("help").parent_slot.parent.value
+        page.send("help")
+        assert page.get("help").parent_slot.parent.value
+        for text in ("anomaly", "remove the label", "train in the background"):
+            await page.sees(text)
 
-    visit(make_fake(), act)
-
-
-def test_labels_of_others_arrive_by_themselves(make_fake, visit):
-    from anomalymatch.types import Label
-
-    service = make_fake()
-
-    async def act(user):
-        gallery = await gallery_of(user)
-        by_test_id(user, "follow").value = False
-        id_ = gallery.ids[5]
-        thread = threading.Thread(target=service.label, args=([id_], Label.ANOMALY, "bob"))
-        thread.start()
-        await until(lambda: gallery.tiles[5]["label"] == "anomaly")
-        assert gallery.tiles[5]["annotator"] == "bob"
-        thread.join()
-        send(user, "label", {"ids": [id_], "label": "normal"})
-        await until(lambda: gallery.tiles[5]["conflict"])
-        await user.should_see("bob and me", retries=40)
-        await user.should_see("1 conflict")
-        click(user, "conflicts")
-        await until(lambda: gallery.ids == [id_])
-
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_a_thousand_changes_at_once_redraw_the_page_once(make_fake, visit):
-    service = make_fake()
+def test_labels_of_others_and_conflicts(service, open_page):
+    async def act(page):
+        page.get("follow").value = False
+        id_ = page.ids[5]
+        await asyncio.to_thread(service.label, [id_], Label.ANOMALY, "bob")
+        await page.until(lambda: page.gallery.tiles[5]["label"] == "anomaly")
+        assert page.gallery.tiles[5]["annotator"] == "bob"
+        page.label([id_], "normal")
+        await page.until(lambda: page.gallery.tiles[5]["conflict"])
+        await page.sees("bob and me")
+        await page.sees("1 conflict")
+        page.act("conflicts")
+        await page.until(lambda: page.ids == [id_])
 
-    async def act(user):
-        gallery = await gallery_of(user)
+    open_page(service, act)
+
+
+def test_a_burst_of_changes_redraws_the_page_a_few_times(service, open_page):
+    async def act(page):
         await asyncio.sleep(0.2)
-        serial = gallery._serial
-        threads = [threading.Thread(target=service.tell, args=("ranking",)) for _ in range(1000)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        await asyncio.sleep(0.5)
-        assert 1 <= gallery._serial - serial <= 3
+        serial = page.gallery._serial
+        await asyncio.to_thread(lambda: [service._listeners.tell(Change("ranking")) for _ in range(1000)])
+        await asyncio.sleep(0.4)
+        assert 1 <= page.gallery._serial - serial <= 3
 
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_who_leaves_is_unsubscribed(make_fake, visit):
-    service = make_fake()
+def test_a_closed_page_is_unsubscribed(service, open_page):
+    async def act(page):
+        assert len(service._listeners._listeners) == 1
+        page.user.client.delete()
+        assert not service._listeners._listeners
 
-    async def act(user):
-        await gallery_of(user)
-        assert len(service.listeners) == 1
-        user.client.delete()
-        assert not service.listeners
-        service.tell("ranking")
-
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_a_failed_training_is_told_and_loses_no_label(make_fake, visit):
-    service = make_fake()
+def test_a_failed_training_is_shown(service, open_page):
+    service.label(service.source.ids[:1], Label.ANOMALY, "ada")
+    service.label(service.source.ids[1:2], Label.NORMAL, "ada")
+    service.training.program = (sys.executable, "-c", FAILS)
 
-    async def act(user):
-        gallery = await gallery_of(user)
-        send(user, "label", {"ids": gallery.ids[:1], "label": "anomaly"})
-        send(user, "train")
-        await until(
-            lambda: by_test_id(user, "training-state").text.startswith("Training · cycle 1 · step 200 of 1,000")
-        )
-        assert by_test_id(user, "training-stop").visible
-        assert not by_test_id(user, "training-start").visible
-        await user.should_see("step 200: loss 0.24")
-        threading.Thread(target=service.training.fail, args=("the GPU is out of memory",)).start()
-        await until(lambda: by_test_id(user, "training-message").visible)
-        assert by_test_id(user, "training-message").text == "the GPU is out of memory"
-        assert user.notify.contains("all labels are safe: the GPU is out of memory")
-        assert by_test_id(user, "training-start").text == "Resume"
-        assert len(service.labels) == 1
+    async def act(page):
+        page.send("train")
+        state = page.get("training-state")
+        await page.until(lambda: state.text.startswith("Training · cycle 2 · step 200 of 1,000"))
+        assert page.get("training-stop").visible
+        assert not page.get("training-start").visible
+        await page.sees("step 200: loss 0.24")
+        (service.run / "fail").touch()
+        await page.until(lambda: page.get("training-message").visible)
+        assert page.get("training-message").text == "error: the GPU is out of memory"
+        assert page.user.notify.contains("all labels are safe: error: the GPU is out of memory")
+        assert page.get("training-start").text == "Resume"
+        assert len(service.labels) == 2
 
-    visit(service, act)
-
-
-def test_training_starts_and_stops(make_fake, visit):
-    service = make_fake()
-
-    async def act(user):
-        await gallery_of(user)
-        click(user, "training-start")
-        await until(lambda: by_test_id(user, "training-stop").visible)
-        click(user, "training-stop")
-        await until(lambda: by_test_id(user, "training-state").text.startswith("Finished"))
-
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_an_error_of_the_service_becomes_a_notification(make_fake, visit, monkeypatch):
-    from anomalymatch.errors import StorageError
+def test_a_training_starts_and_stops(make_service, open_page):
+    service = make_service(needs_labels=False)
+    service.training.program = (sys.executable, "-c", "import time; time.sleep(60)")
 
-    service = make_fake()
+    async def act(page):
+        page.act("training-start")
+        await page.until(lambda: page.get("training-stop").visible)
+        page.act("training-stop")
+        await page.until(lambda: page.get("training-start").visible)
 
-    def full(*args):
+    open_page(service, act)
+
+
+def test_an_error_of_the_service_becomes_a_notification(service, open_page, monkeypatch):
+    def full(*_):
         raise StorageError("the disk is full")
 
     monkeypatch.setattr(service, "label", full)
 
-    async def act(user):
-        gallery = await gallery_of(user)
-        send(user, "label", {"ids": gallery.ids[:1], "label": "anomaly"})
-        await user.should_see("the disk is full", retries=20)
-        assert gallery.tiles[0]["label"] is None
+    async def act(page):
+        page.label(page.ids[:1], "anomaly")
+        await page.sees("the disk is full")
+        assert page.gallery.tiles[0]["label"] is None
 
-    visit(service, act)
-
-
-def test_the_ranking_mode_changes(make_fake, visit):
-    service = make_fake()
-
-    async def act(user):
-        await gallery_of(user)
-        await until(lambda: by_test_id(user, "mode").value == "live")
-        assert service.reranks == 0
-        by_test_id(user, "mode").value = "both"
-        await until(lambda: service.mode == "both")
-
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_examples_come_and_go(make_fake, visit):
-    service = make_fake()
+def test_ranking_mode(service, open_page):
+    service.label(service.source.ids[:1], Label.ANOMALY, "ada")
+    service.rerank()
 
-    async def act(user):
-        from anomalymatch.ui.web.gallery import DropZone
+    async def act(page):
+        await page.until(lambda: page.get("mode").value == "both")
+        page.get("mode").value = "live"
+        await page.until(lambda: service.summary().mode == "live")
 
-        await gallery_of(user)
-        id_ = service.add_example("a.png", b"x", "me")
-        await until(lambda: any(e.props.get("data-testid") == "example" for e in user.client.elements.values()))
-        zones = user.find(kind=DropZone).elements
-        assert {zone._props["url"] for zone in zones} == {"/examples", "/import"}
-        user.find(kind=DropZone).trigger("sent", {"ok": True, "message": '{"added": ["a"], "refused": []}'})
-        assert user.notify.contains("1 example came in.")
+    open_page(service, act)
+
+
+def test_examples_and_uploads(service, open_page):
+    async def act(page):
+        id_ = service.add_example("a.png", service.pictures.full("im000003"), "me")
+        await page.until(lambda: page.all("example"))
+        zones = page.user.find(kind=DropZone)
+        assert {zone._props["url"] for zone in zones.elements} == {"/examples", "/import"}
         refused = '{"added": [], "refused": [{"name": "b.png", "reason": "it is no image"}]}'
-        user.find(kind=DropZone).trigger("sent", {"ok": False, "message": refused})
-        assert user.notify.contains("b.png: it is no image")
-        user.find(kind=DropZone).trigger("sent", {"ok": True, "message": '{"labels": 1200}'})
-        assert user.notify.contains("1,200 labels came in.")
-        click(user, "example-remove")
-        await until(lambda: id_ not in service.example_ids())
+        for is_ok, message, shown in (
+            (True, '{"added": ["a"], "refused": []}', "1 example added."),
+            (False, refused, "b.png: it is no image"),
+            (True, '{"labels": 1200}', "1,200 labels imported."),
+        ):
+            zones.trigger("sent", {"ok": is_ok, "message": message})
+            assert page.user.notify.contains(shown)
+        page.act("example-remove")
+        await page.until(lambda: id_ not in service.example_ids())
 
-    visit(service, act)
+    open_page(service, act)
 
 
-def test_sky_links_point_to_the_place():
-    from anomalymatch.ui.web.viewer import sky_links
+def test_groups_are_made_shown_named_and_labelled(service, open_page):
+    async def act(page):
+        page.send("group")
+        await page.sees("There are no groups yet")
+        page.get("groups-selection").value = "top 100"
+        page.act("groups-make")
+        await page.until(lambda: page.all("group-2"))
+        first, second, _ = service.groups.all()
+        page.send("group")
+        await page.until(lambda: page.ids == list(first.ids))
+        assert page.gallery._props["grouped"]
+        assert "group 1 of 3" in page.page["note"]
+        page.send("group")
+        await page.until(lambda: page.ids == list(second.ids))
+        page.send("whole", label="artefact")
+        await page.until(lambda: service.labels == dict.fromkeys(second.ids, "artefact"))
+        page.get("group-name-1").value = "trails"
+        page.act("group-name-1", "blur")
+        await page.until(lambda: service.groups.all()[1].name == "trails")
+        page.act("group-off")
+        await page.until(lambda: not page.gallery._props["grouped"] and len(page.ids) > len(second.ids))
+        assert not set(page.ids) & set(second.ids)
 
+    open_page(service, act)
+
+
+def test_groups_are_split_and_merged(service, open_page):
+    service.groups.make("top 100", None)
+
+    async def act(page):
+        page.act("group-show-0")
+        first = service.groups.all()[0].ids
+        await page.until(lambda: page.ids == list(first))
+        service.groups.split(0)  # by another person: the group on display follows
+        await page.until(lambda: page.ids == list(first[::2]))
+        page.act("group-split-0")
+        await page.until(lambda: page.all("group-4"))
+        ticks = [e for e in page.user.client.elements.values() if type(e).__name__ == "Checkbox"]
+        for tick in ticks[:2]:
+            tick.value = True
+        page.act("groups-merge")
+        await page.until(lambda: len(service.groups.all()) == 4 and not page.gallery._props["grouped"])
+
+    open_page(service, act)
+
+
+def test_sky_links():
     links = sky_links((10.5, -5.25))
     assert links["ESASky"].startswith("https://sky.esa.int/esasky/?target=10.500000+-5.250000&")
     assert links["Aladin Lite"].startswith("https://aladin.cds.unistra.fr/AladinLite/?target=10.500000+-5.250000&")
     assert sky_links(None) == {}
 
 
-def test_the_discovery_curve_keeps_its_ends_when_thinned():
-    from anomalymatch.ui.web import charts
-
-    found = np.arange(5000) // 10
-    curve = charts.discovery(range(1, 5001), found.tolist())["data"][1]
+def test_charts():
+    found = (np.arange(5000) // 10).tolist()
+    curve = charts.discovery(found)["data"][1]
     assert len(curve["x"]) <= 502
     assert (curve["x"][0], curve["y"][0]) == (0, 0)
     assert (curve["x"][-1], curve["y"][-1]) == (5000, 499)
-
-
-def test_plots_without_data_say_so():
-    from anomalymatch.ui.web import charts
-
-    for figure, says in (
-        (charts.histogram(None), "no ranking yet"),
-        (charts.discovery([], []), "no labels yet"),
-        (charts.training({"loss": []}), "no steps yet"),
-    ):
-        assert figure["data"] == []
-        assert figure["layout"]["annotations"][0]["text"] == says
-
-
-def test_losses_that_are_no_numbers_are_gaps():
-    from anomalymatch.ui.web import charts
-
     (trace,) = charts.training({"loss": [1.0, float("nan"), float("inf"), 0.5]})["data"]
     assert trace["y"] == [1.0, None, None, 0.5]
+    for empty in (charts.histogram(None), charts.discovery([]), charts.training({"loss": []})):
+        assert empty["data"] == []
+        assert empty["layout"]["annotations"][0]["text"]
 
 
-def test_each_label_has_a_colour_a_shape_and_its_key():
-    from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
-    from anomalymatch.types import Label
-    from anomalymatch.ui.web.page import KEYS
-    from anomalymatch.ui.web.theme import SHAPES, label_colours
-
+def test_each_label_has_a_colour_a_shape_and_a_key():
     keys = dict(KEYS[0][1])
     assert len({shape[0] for shape in SHAPES.values()}) == len(Label)
     for label in Label:
         assert keys[SHAPES[label][-1].lower()] == label
         assert f"--{label}: {FRAME_COLOURS[label]};" in label_colours()
-
-
-def test_groups_are_made_shown_named_and_labelled_as_a_whole(make_fake, visit):
-    service = make_fake(60)
-
-    async def act(user):
-        gallery = await gallery_of(user)
-        send(user, "group")
-        await user.should_see("There are no groups yet")
-        by_test_id(user, "groups-what").value = "top 100"
-        click(user, "groups-make")
-        await until(lambda: len(service.groups.all()) == 3)
-        first, second, _ = service.groups.all()
-        await until(lambda: has(user, "group-2"))
-        send(user, "group")
-        await until(lambda: gallery.ids == list(first.ids)[:48])
-        assert gallery._props["grouped"]
-        assert "group 1 of 3" in gallery._props["page"]["note"]
-        send(user, "group")
-        await until(lambda: gallery.ids == list(second.ids))
-        send(user, "whole", {"label": "artefact"})
-        await until(lambda: service.labels == dict.fromkeys(second.ids, "artefact"))
-        by_test_id(user, "group-name-1").value = "trails"
-        blur(user, "group-name-1")
-        await until(lambda: service.groups.all()[1].name == "trails")
-        click(user, "group-off")
-        await until(lambda: not gallery._props["grouped"] and len(gallery.ids) > len(second.ids))
-        assert not set(gallery.ids) & set(second.ids)
-
-    visit(service, act)
-
-
-def test_groups_split_and_merge_on_the_page(make_fake, visit):
-    service = make_fake(60)
-    service.groups.make("top 100", None)
-
-    async def act(user):
-        gallery = await gallery_of(user)
-        click(user, "group-show-0")
-        await until(lambda: gallery._props["grouped"])
-        click(user, "group-split-0")
-        await until(lambda: has(user, "group-3"))
-        ticks = [e for e in user.client.elements.values() if type(e).__name__ == "Checkbox"]
-        for tick in ticks[:2]:
-            tick.value = True
-        click(user, "groups-merge")
-        await until(lambda: len(service.groups.all()) == 3)
-        await until(lambda: not gallery._props["grouped"])
-
-    visit(service, act)
-
-
-def test_the_group_that_is_shown_follows_when_another_person_changes_it(make_fake, visit):
-    service = make_fake(60)
-    service.groups.make("top 100", None)
-
-    async def act(user):
-        gallery = await gallery_of(user)
-        click(user, "group-show-0")
-        first = list(service.groups.all()[0].ids)
-        await until(lambda: gallery.ids == first[:48])
-        service.groups.split(0)
-        half = list(service.groups.all()[0].ids)
-        assert 0 < len(half) < len(first)
-        await until(lambda: gallery.ids == half)
-
-    visit(service, act)

@@ -25,10 +25,9 @@ from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.data.sources.parquet import ParquetSource
 from anomalymatch.data.sources.zarr import ZarrSource
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
-from anomalymatch.types import Reject
+from anomalymatch.lru import LRU
 from anomalymatch.ui import originals, pictures
-from anomalymatch.ui import pictures as thumbnails
-from anomalymatch.ui.pictures import SIDES, STRETCHES, Pictures, ThumbnailCache, fitted, step
+from anomalymatch.ui.pictures import STRETCHES, Pictures, ThumbnailCache, fitted, step
 
 RNG = np.random.default_rng(0)
 
@@ -44,7 +43,7 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 
 def field(size: int = 80) -> np.ndarray:
-    """A bright star and a faint galaxy on a noisy sky."""
+    """Make an image of a bright star and a faint galaxy on a noisy sky."""
     y, x = np.mgrid[:size, :size].astype(float)
     image = np.random.default_rng(1).normal(100, 3, (size, size)) + 25 * np.exp(-np.hypot(x - 25, y - 30) / 8)
     return (image + 6e4 * (1 + ((x - 60) ** 2 + (y - 60) ** 2) / 3) ** -2.5).astype(np.float32)
@@ -75,11 +74,11 @@ def make(tmp_path: Path) -> Any:
 # Thumbnails
 
 
-def test_sides_are_rounded_up_to_steps() -> None:
+def test_sides_are_rounded_up() -> None:
     assert [step(side) for side in (-5, 1, 64, 65, 128, 200, 512, 10**9)] == [64, 64, 64, 96, 128, 256, 512, 512]
 
 
-def test_a_square_is_averaged_over_areas() -> None:
+def test_large_images_are_averaged_over_areas() -> None:
     board = np.indices((128, 128)).sum(axis=0) % 2 * 255
     assert np.unique(fitted(board.astype(np.uint8)[..., None], 64)).tolist() == [128]
     star = np.zeros((512, 512, 3), np.uint8)
@@ -89,7 +88,7 @@ def test_a_square_is_averaged_over_areas() -> None:
     assert small.sum() == 12
 
 
-def test_small_images_are_enlarged_smoothly_and_all_keep_their_shape() -> None:
+def test_small_images_are_enlarged_smoothly() -> None:
     ramp = np.repeat(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], 8, axis=0)
     large = fitted(ramp, 64)
     assert large.shape == (32, 64, 3)
@@ -109,19 +108,19 @@ def test_thumbnails_of_a_folder(photos: Path, make: Any) -> None:
     with pytest.raises(UnreadableImageError, match="truncated"):
         one.thumbnail("broken.png", 64)
     for unknown in ("nothing.png", "../photos/wide.png", "/etc/passwd", ""):
-        for call in (one.full, one.size, one.metadata, one.coordinates, one.original, lambda i: one.thumbnail(i, 64)):
+        for call in (one.full, one.metadata, one.coordinates, one.original, lambda i: one.thumbnail(i, 64)):
             with pytest.raises(DataError, match=r"photos"):
                 call(unknown)
 
 
-def test_thumbnails_are_made_once(make: Any, make_source: Any, tmp_path: Path) -> None:
+def test_thumbnails_are_cached(make: Any, make_source: Any, tmp_path: Path) -> None:
     source = make_source()
     one = make(source)
     first = one.thumbnail("im000003", 128)
     assert one.thumbnail("im000003", 100) == first
     assert source.reads == 1
     assert make(source).thumbnail("im000003", 128) == first
-    assert source.reads == 1, "found on the disk"
+    assert source.reads == 1, "from the disk"
     assert one.thumbnail("im000003", 129) != first
     assert one.thumbnail("im000004", 128) != first
     assert make(make_source(fingerprint="changed")).thumbnail("im000003", 128) == first
@@ -161,11 +160,11 @@ def key(number: int) -> tuple[str, str, int]:
     return ("source", f"image {number}", 64)
 
 
-def test_the_cache_is_bounded(tmp_path: Path) -> None:
+def test_thumbnail_cache_is_bounded(tmp_path: Path) -> None:
     cache = ThumbnailCache(tmp_path / "t.sqlite", memory_bytes=25_000, disk_bytes=300_000)
     for number in range(100):
         cache.put(key(number), bytes([number]) * 10_000)
-    assert len(cache._latest) == 2
+    assert len(cache._memory) == 2
     held = [number for number in range(100) if cache.get(key(number)) is not None]
     assert 15 < len(held) < 35
     assert held[-5:] == [95, 96, 97, 98, 99], "the oldest go first"
@@ -175,17 +174,17 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"x" * 5000])
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_cache_is_replaced(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "t.sqlite"
     path.write_bytes(content)
     cache = ThumbnailCache(path)
     cache.put(key(1), b"abc")
-    cache._latest.clear()
+    cache._memory = LRU(2**20, cost=len)
     assert cache.get(key(1)) == b"abc"
     cache.close()
 
 
-def test_another_table_of_that_name_is_replaced(tmp_path: Path) -> None:
+def test_another_table_of_the_same_name_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "t.sqlite"
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE thumbnails (something TEXT)")
@@ -193,35 +192,35 @@ def test_another_table_of_that_name_is_replaced(tmp_path: Path) -> None:
     connection.close()
     cache = ThumbnailCache(path)
     cache.put(key(1), b"abc")
-    cache._latest.clear()
+    cache._memory = LRU(2**20, cost=len)
     assert cache.get(key(1)) == b"abc"
     cache.close()
 
 
-def test_without_a_place_for_the_cache_memory_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_thumbnails_stay_in_memory_without_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     cache = ThumbnailCache(tmp_path / "file" / "t.sqlite")
-    assert "Thumbnails are not kept" in caplog.text
+    assert "Thumbnails are not stored" in caplog.text
     cache.put(key(1), b"abc")
     assert cache.get(key(1)) == b"abc"
     assert cache.get(key(2)) is None
 
 
-def test_a_cache_that_breaks_meanwhile_is_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_breaks_is_no_longer_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = ThumbnailCache(tmp_path / "t.sqlite")
     cache._connection.execute("DROP TABLE thumbnails")
     cache.put(key(1), b"abc")
-    assert "no longer kept" in caplog.text
+    assert "no longer stored" in caplog.text
     assert cache.get(key(1)) == b"abc"
     assert cache.get(key(2)) is None
 
 
-def test_programs_share_a_cache(tmp_path: Path) -> None:
+def test_two_caches_share_a_file(tmp_path: Path) -> None:
     caches = [ThumbnailCache(tmp_path / "t.sqlite") for _ in range(2)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: caches[n % 2].put(key(n), b"%d" % n), range(200)))
     for cache in caches:
-        cache._latest.clear()
+        cache._memory = LRU(2**20, cost=len)
         assert [cache.get(key(n)) for n in range(200)] == [b"%d" % n for n in range(200)]
         cache.close()
 
@@ -235,11 +234,11 @@ def test_full_resolution_is_lossless(photos: Path, make: Any) -> None:
     assert np.array_equal(opened(one.full("wide.png")), pixels)
     assert np.array_equal(opened(one.full("wide.png", stretch="linear")), pixels)
     assert np.array_equal(opened(one.full("wide.png", channel="green")), np.repeat(pixels[..., 1:2], 3, axis=2))
-    assert one.size("wide.png") == (90, 30)
+    assert one.metadata("wide.png")["size"] == "90 x 30 pixels"
     assert tuple(one.channels) == ("red", "green", "blue")
 
 
-def test_every_stretch_shows_something_else(tmp_path: Path, make: Any) -> None:
+def test_every_stretch_differs(tmp_path: Path, make: Any) -> None:
     (tmp_path / "fits").mkdir()
     fits.PrimaryHDU(field(160)).writeto(tmp_path / "fits/a.fits")
     one = make(FitsSource(tmp_path / "fits", rendering=Rendering("minmax")))
@@ -255,7 +254,7 @@ def test_every_stretch_shows_something_else(tmp_path: Path, make: Any) -> None:
 
 
 @pytest.mark.parametrize("stretch", STRETCHES)
-def test_stretches_hold_for_eight_bits(stretch: str, make: Any, make_source: Any) -> None:
+def test_stretches_of_eight_bits(stretch: str, make: Any, make_source: Any) -> None:
     one = make(make_source())
     image, plain = opened(one.full("im000001", stretch=stretch)), opened(one.full("im000001"))
     assert np.array_equal(image, plain) == (stretch in ("as trained", "linear"))
@@ -273,29 +272,29 @@ def test_bands_and_combined_channels(make: Any, make_source: Any) -> None:
     band = Rendering("minmax")(pixels[..., 1:2], ("r",))
     assert np.array_equal(opened(one.full("im000000", channel="r"))[..., :1], band)
     assert np.array_equal(opened(one.full("im000000"))[..., 2], trained[..., 1]), "two channels as a false colour"
-    with pytest.raises(ConfigError, match="there is no channel 'u': choose one of red, g, r, i"):
+    with pytest.raises(ConfigError, match="'u'"):
         one.full("im000000", channel="u")
-    with pytest.raises(ConfigError, match="there is no stretch 'cubic': choose one of as trained, linear"):
+    with pytest.raises(ConfigError, match="'cubic'"):
         one.full("im000000", stretch="cubic")
 
 
-def test_limits_of_training_hold_only_there(make: Any, make_source: Any) -> None:
+def test_limits_apply_as_trained_only(make: Any, make_source: Any) -> None:
     source = make_source(rendering=Rendering(limits={"red": (0, 1), "green": (0, 1), "blue": (0, 1)}))
     one = make(source)
     assert np.median(opened(one.full("im000001"))) == 255
     assert np.median(opened(one.full("im000001", stretch="linear"))) < 100
 
 
-def test_an_image_is_read_once_for_all_its_stretches(make: Any, make_source: Any, monkeypatch: Any) -> None:
+def test_an_image_is_read_once_for_all_stretches(make: Any, make_source: Any) -> None:
     source = make_source()
     one = make(source)
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda stretch: one.full("im000001", stretch=stretch), STRETCHES))
-    assert one.size("im000001") == (32, 32)
+    assert one.metadata("im000001")["size"] == "32 x 32 pixels"
     assert source.reads == 1
-    monkeypatch.setattr(pictures, "KEPT_BYTES", 32 * 32 * 3)
-    one.size("im000002")
-    one.size("im000001")
+    one._decoded.limit = 32 * 32 * 3
+    one.metadata("im000002")
+    one.metadata("im000001")
     assert source.reads == 3
 
 
@@ -308,11 +307,11 @@ def test_very_large_images_are_reduced(make: Any, make_source: Any, monkeypatch:
     monkeypatch.setattr(pictures, "MAX_VALUES", 1000)
     monkeypatch.setattr(pictures, "MAX_BYTES", 1000)
     assert opened(one.full("im000000")).shape == (30, 20, 3)
-    assert one.size("im000000") == (41, 60)
+    assert one.metadata("im000000")["size"] == "41 x 60 pixels"
     assert opened(one.thumbnail("im000000", 64)).shape == (64, 43, 3)
 
 
-# Files that have changed since the archive was opened
+# Files that changed after the archive was opened
 
 
 def test_a_link_that_leaves_the_folder_is_not_followed(photos: Path, make: Any, tmp_path: Path) -> None:
@@ -320,7 +319,7 @@ def test_a_link_that_leaves_the_folder_is_not_followed(photos: Path, make: Any, 
     one = make(FolderSource(photos))
     (photos / "wide.png").unlink()
     (photos / "wide.png").symlink_to(secret)
-    for call in (one.full, one.size, one.original, lambda id_: one.thumbnail(id_, 64)):
+    for call in (one.full, one.original, lambda id_: one.thumbnail(id_, 64)):
         with pytest.raises(UnreadableImageError, match="it has become a link that leaves the folder of the archive"):
             call("wide.png")
     found = one.metadata("wide.png")
@@ -328,7 +327,7 @@ def test_a_link_that_leaves_the_folder_is_not_followed(photos: Path, make: Any, 
     assert str(secret) not in str(found)
     (photos / "wide.png").unlink()
     (photos / "wide.png").symlink_to(photos / "sub/small.png")
-    assert one.size("wide.png") == (8, 8), "a link within the folder is fine"
+    assert one.metadata("wide.png")["size"] == "8 x 8 pixels", "a link within the folder is fine"
 
 
 def test_a_folder_that_became_a_link_is_not_followed(photos: Path, make: Any, tmp_path: Path) -> None:
@@ -339,7 +338,7 @@ def test_a_folder_that_became_a_link_is_not_followed(photos: Path, make: Any, tm
         one.full("sub/small.png")
 
 
-def test_a_link_put_there_while_the_file_is_read(photos: Path, make: Any, tmp_path: Path) -> None:
+def test_a_link_created_while_the_file_is_read(photos: Path, make: Any, tmp_path: Path) -> None:
     secret = save(tmp_path / "secret.png", np.full((9, 9, 3), 7, np.uint8))
     source = FolderSource(photos)
     load = source.load
@@ -354,7 +353,7 @@ def test_a_link_put_there_while_the_file_is_read(photos: Path, make: Any, tmp_pa
         make(source).full("wide.png")
 
 
-def test_what_is_no_file_is_not_opened(photos: Path, make: Any, monkeypatch: Any) -> None:
+def test_only_regular_files_are_opened(photos: Path, make: Any, monkeypatch: Any) -> None:
     one = make(FolderSource(photos))
     (photos / "wide.png").unlink()
     with pytest.raises(UnreadableImageError, match="cannot be opened: No such file or directory"):
@@ -391,13 +390,13 @@ def test_decompression_bombs(tmp_path: Path, make: Any) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     one = make(FolderSource(tmp_path / "a"))
-    for call in (one.full, one.size, lambda id_: one.thumbnail(id_, 64)):
+    for call in (one.full, lambda id_: one.thumbnail(id_, 64)):
         with pytest.raises(UnreadableImageError, match=f"12000 x 10000 pixels is more than {codecs.MAX_PIXELS:,}"):
             call("bomb.png")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "FITS"])
-def test_damage_never_crashes(tmp_path: Path, make: Any, kind: str) -> None:
+def test_damaged_files_never_crash(tmp_path: Path, make: Any, kind: str) -> None:
     root = tmp_path / "a"
     root.mkdir()
     buffer = io.BytesIO()
@@ -416,14 +415,14 @@ def test_damage_never_crashes(tmp_path: Path, make: Any, kind: str) -> None:
             if data:
                 data[at] ^= 1 << rng.integers(8)
         path.write_bytes(data)
-        one._kept.clear()
+        one._decoded = LRU(1)
         with suppress(UnreadableImageError):
             assert opened(one.full(path.name)).ndim == 3
-        one._kept.clear()
+        one._decoded = LRU(1)
         assert isinstance(one.metadata(path.name), dict)
 
 
-# What is known beside the pixels
+# Metadata
 
 
 def sky_header(ra: float, dec: float, side: int) -> fits.Header:
@@ -546,7 +545,7 @@ def test_metadata_of_zarr(tmp_path: Path, make: Any) -> None:
         source.metadata()
 
 
-def test_columns_that_are_too_large_are_left_out(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+def test_large_columns_are_ignored(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
     from anomalymatch.data.sources import tables as _beside
 
     columns = {"image": [encoded(1)], "short": ["a"], "long": ["b" * 5000], "other": ["c"]}
@@ -569,7 +568,7 @@ def test_no_metadata(photos: Path, make: Any, make_source: Any) -> None:
     assert one.metadata("broken.png")["unreadable"].startswith("cannot be decoded")
 
 
-def test_texts_are_one_line_of_a_length(tmp_path: Path, make: Any) -> None:
+def test_metadata_is_one_short_line(tmp_path: Path, make: Any) -> None:
     pq.write_table(pa.table({"image": [encoded(1)], "note": ["a\n\x1b[1m" + "b" * 500]}), tmp_path / "a.parquet")
     text = make(ParquetSource(tmp_path)).metadata("a/0000000")["note"]
     assert len(text) == 300
@@ -580,28 +579,10 @@ def test_texts_are_one_line_of_a_length(tmp_path: Path, make: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "suffix"), [("JPEG", ".jpg"), ("WEBP", ".webp"), ("GIF", ".gif"), ("BMP", ".bmp"), ("TIFF", ".tif")]
 )
-def test_suffixes_are_those_of_the_bytes(tmp_path: Path, make: Any, kind: str, suffix: str) -> None:
+def test_suffixes_follow_the_bytes(tmp_path: Path, make: Any, kind: str, suffix: str) -> None:
     (tmp_path / "a").mkdir()
     with (tmp_path / "a/wrong.png").open("wb") as file:
         PillowImage.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, kind)
     one = make(FolderSource(tmp_path / "a"))
     assert one.original("wrong.png") == ((tmp_path / "a/wrong.png").read_bytes(), suffix)
     assert originals.suffix_of(b"what is this") == ".bin"
-
-
-def test_pixels_are_public(make_source: Any) -> None:
-    source = make_source(unreadable={"im000001"}, rendering=Rendering("minmax"))
-    assert source.pixels("im000000").max() == 250
-    assert source.read(["im000000"])[0].max() == 255
-    assert isinstance(source.read(["im000001"])[0], Reject)
-    with pytest.raises(UnreadableImageError, match="the file is truncated"):
-        source.pixels("im000001")
-    with pytest.raises(DataError):
-        source.pixels("nothing")
-    assert source.position("im000007") == 7
-
-
-def test_steps_are_few() -> None:
-    assert tuple(sorted(SIDES)) == SIDES
-    assert (SIDES[0], SIDES[-1]) == (64, 512)
-    assert thumbnails.QUALITY > 80

@@ -1,5 +1,5 @@
+import asyncio
 import io
-import os
 import threading
 import time
 import zlib
@@ -11,6 +11,12 @@ import pytest
 from PIL import Image as PillowImage
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
+
+from anomalymatch.data.sources.folder import FolderSource
+from anomalymatch.errors import StorageError
+from anomalymatch.types import Label
+from anomalymatch.ui.web.routes import LIMITS, routes, version
+from anomalymatch.ui.web.security import Guard, host_names
 
 BASE = "http://127.0.0.1:8765"
 ORIGIN = {"origin": BASE}
@@ -30,7 +36,7 @@ def encoded(kind, size=(40, 30), seed=0):
 
 
 def bomb(side=60_000):
-    """A PNG of a few kilobytes that claims to be, and unpacks to, side x side pixels."""
+    """Make a PNG of a few kilobytes that unpacks to side x side pixels."""
 
     def chunk(kind, data):
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -53,58 +59,28 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def service(folder, tmp_path):
-    """The parts of the service that the routes use: real images, labels in a dictionary."""
-    from anomalymatch.data.sources.folder import FolderSource
-    from anomalymatch.errors import DataError, StorageError
-    from anomalymatch.ui.examples import Examples
-    from anomalymatch.ui.exports import Export, import_labels
-    from anomalymatch.ui.pictures import STRETCHES, Pictures
+def service(folder, make_service):
+    return make_service(source=FolderSource(folder))
 
-    class Service:
-        def __init__(self):
-            self.source = FolderSource(folder)
-            self.pictures = Pictures(self.source, tmp_path / "cache", workers=2)
-            encode = lambda image: np.full(4, image.mean(), np.float32)  # noqa: E731
-            self.examples = Examples(tmp_path / "examples", encode, self.source, dimensions=4)
-            self.stretches, self.channels = STRETCHES, ("red", "green", "blue")
-            self.added, self.imported, self.exports = [], [], []
 
-        def example_thumbnail(self, id_, side):
-            return self.examples.thumbnail(id_, side)
+@pytest.fixture
+def exported(service, monkeypatch):
+    """Paths of the exports that the service has written."""
+    paths, export = [], service.export
 
-        def add_example(self, name, data, annotator):
-            self.added.append((name, len(data), annotator))
-            return self.examples.add(name, data).id
+    def recorded(kind):
+        made = export(kind)
+        paths.append(made.path)
+        return made
 
-        def import_csv(self, text, annotator):
-            labels = import_labels(text, set(self.source.ids))
-            self.imported.append((labels, annotator))
-            return len(labels)
-
-        def export(self, kind):
-            if kind == "full":
-                raise StorageError(f"cannot write {tmp_path}/x.zip: the disk is full: free some space")
-            if kind == "bug":
-                raise ValueError(f"nothing at {tmp_path}")
-            if kind != "csv":
-                raise DataError("there is no such export: choose csv")
-            path = tmp_path / f"export-{time.monotonic_ns()}"
-            path.write_text("filename,label\na.jpg,anomaly\n" * 20_000)
-            self.exports.append(Export("labels.csv", "text/csv", path))
-            return self.exports[-1]
-
-    service = Service()
-    yield service
-    service.pictures.close()
+    monkeypatch.setattr(service, "export", recorded)
+    return paths
 
 
 @pytest.fixture
 def client(service):
-    from anomalymatch.ui.web.routes import LIMITS, routes
-    from anomalymatch.ui.web.security import Guard, names_of
-
-    app = Guard(Starlette(routes=routes(service)), names=names_of("127.0.0.1", "127.0.0.1"), token=None, limits=LIMITS)
+    names = host_names("127.0.0.1", "127.0.0.1")
+    app = Guard(Starlette(routes=routes(service)), names=names, token=None, limits=LIMITS)
     with TestClient(app, base_url=BASE, raise_server_exceptions=False) as client:
         yield client
 
@@ -114,19 +90,14 @@ def opened(answer):
 
 
 class TestPictures:
-    def test_a_thumbnail_has_the_side_that_was_asked_for(self, client):
+    def test_thumbnails(self, client):
         for id_ in ("a.jpg", "sub/b.jpg", "ü & ?#%2e.jpg"):
             answer = client.get("/thumb", params={"id": id_, "side": 128})
             assert answer.status_code == 200
             assert answer.headers["content-type"] == "image/jpeg"
-            assert opened(answer).format == "JPEG"
-        assert max(opened(client.get("/thumb?id=a.jpg&side=512")).size) >= max(
-            opened(client.get("/thumb?id=a.jpg&side=64")).size
-        )
+            assert max(opened(answer).size) == 128
 
-    def test_the_browser_keeps_what_has_the_right_version(self, client, service):
-        from anomalymatch.ui.web.routes import version
-
+    def test_browsers_cache_the_current_version(self, client, service):
         fresh = client.get("/thumb", params={"id": "a.jpg", "v": version(service.source)})
         assert fresh.headers["cache-control"] == "private, max-age=31536000, immutable"
         for old in ("", "old", service.source.fingerprint):
@@ -134,43 +105,38 @@ class TestPictures:
             assert answer.headers["cache-control"] == "private, no-cache"
         assert len(version(service.source)) == 16
 
-    def test_the_large_view_is_at_full_size_in_every_stretch_and_channel(self, client, service):
+    def test_large_view_in_full_size_stretches_and_channels(self, client):
         plain = client.get("/full", params={"id": "a.jpg"})
         assert plain.headers["content-type"] == "image/png"
         assert opened(plain).size == (40, 30)
-        seen = {plain.content}
+        contents = {plain.content}
         for words in ({"stretch": "asinh"}, {"stretch": "zscale"}, {"channel": "green"}):
             answer = client.get("/full", params={"id": "a.jpg"} | words)
             assert answer.status_code == 200
-            seen.add(answer.content)
-        assert len(seen) >= 3
+            contents.add(answer.content)
+        assert len(contents) >= 3
 
     @pytest.mark.parametrize(
-        ("query", "said"),
+        ("query", "message"),
         [
-            ("id=a.jpg&side=63", "A side has 64 to 512 pixels."),
-            ("id=a.jpg&side=1000000000", "A side has 64 to 512 pixels."),
-            ("id=a.jpg&side=-64", "A side has 64 to 512 pixels."),
-            ("id=a.jpg&side=٦٤", "A side has 64 to 512 pixels."),
-            ("side=64", "One id is needed."),
-            ("id=&side=64", "One id is needed."),
-            ("id=a.jpg&id=broken.jpg", "One id is needed."),
+            *((f"id=a.jpg&side={side}", "64 to 512 pixels") for side in ("63", "1000000000", "-64", "٦٤")),
+            *((query, "one id") for query in ("side=64", "id=&side=64", "id=a.jpg&id=broken.jpg")),
         ],
     )
-    def test_what_makes_no_sense_is_refused(self, client, query, said):
+    def test_wrong_parameters(self, client, query, message):
         for path in ("/thumb", "/example"):
             answer = client.get(f"{path}?{query}")
-            assert (answer.status_code, answer.text) == (400, said)
+            assert (answer.status_code, message in answer.text) == (400, True)
 
-    def test_unknown_stretches_and_channels_are_refused(self, client):
-        answer = client.get("/full", params={"id": "a.jpg", "stretch": "__class__"})
-        assert answer.status_code == 400
-        assert answer.text == "A stretch is one of: as trained, linear, sqrt, log, asinh, zscale."
-        answer = client.get("/full", params={"id": "a.jpg", "channel": "x-ray"})
-        assert (answer.status_code, answer.text) == (400, "A channel is one of: red, green, blue.")
+    @pytest.mark.parametrize(
+        ("name", "value", "known"), [("stretch", "__class__", "zscale"), ("channel", "x-ray", "blue")]
+    )
+    def test_unknown_stretches_and_channels(self, client, name, value, known):
+        answer = client.get("/full", params={"id": "a.jpg", name: value})
+        assert (answer.status_code, name in answer.text, known in answer.text) == (400, True, True)
 
     @pytest.mark.parametrize("path", ["/thumb", "/full", "/example"])
-    def test_only_ids_of_the_archive_are_found(self, client, path):
+    def test_unknown_ids(self, client, path):
         for id_ in STRANGE:
             answer = client.get(path, params={"id": id_})
             assert (answer.status_code, answer.text) == (404, "There is no such image."), id_
@@ -181,20 +147,13 @@ class TestPictures:
             assert client.get(f"/thumb?id={raw}").status_code == 404
         assert client.get(f"/thumb?id={quote('sub/b.jpg', safe='')}").status_code == 200
 
-    def test_a_link_that_leaves_the_archive_is_not_followed(self, folder, tmp_path):
-        from anomalymatch.data.sources.folder import FolderSource
-
-        (tmp_path / "private.jpg").write_bytes(encoded("JPEG"))
-        os.symlink(tmp_path / "private.jpg", folder / "link.jpg")
-        assert "link.jpg" not in FolderSource(folder).ids
-
-    def test_an_image_that_cannot_be_read_says_why_and_not_where(self, client, folder):
+    def test_unreadable_images_give_a_reason_without_folders(self, client, folder):
         (folder / "gone.jpg").unlink()
-        for id_, said in (("broken.jpg", "decoded"), ("bomb.png", "pixels"), ("gone.jpg", "No such file")):
+        for id_, reason in (("broken.jpg", "decoded"), ("bomb.png", "pixels"), ("gone.jpg", "No such file")):
             for path in ("/thumb", "/full"):
                 answer = client.get(path, params={"id": id_})
                 assert answer.status_code == 422
-                assert said in answer.text
+                assert reason in answer.text
                 assert "secret place" not in answer.text
                 assert answer.headers["content-type"].startswith("text/plain")
 
@@ -204,12 +163,15 @@ class TestExamples:
         form = [("files", (name, data, "image/png")) for name, data in files]
         return client.post("/examples", files=form, headers=ORIGIN, params=words or WHO)
 
-    def test_images_are_taken_up(self, client, service):
+    def test_images_become_examples(self, client, service):
+        changes = []
+        service.subscribe(changes.append)
         answer = self.post(client, ("x.png", encoded("PNG")), ("y.jpg", encoded("JPEG", seed=3)))
         assert answer.status_code == 200
         added = answer.json()["added"]
         assert (len(added), answer.json()["refused"]) == (2, [])
-        assert [(name, who) for name, _, who in service.added] == [("x.png", "ada"), ("y.jpg", "ada")]
+        assert [example.name for example in service.examples.all()] == ["x.png", "y.jpg"]
+        assert {change.annotator for change in changes if change.kind == "examples"} == {"ada"}
         picture = client.get("/example", params={"id": added[0], "side": 64})
         assert picture.headers["cache-control"].endswith("immutable")
         assert opened(picture).format == "JPEG"
@@ -220,52 +182,51 @@ class TestExamples:
             ("../../../etc/passwd", "passwd"),
             ("/etc/cron.d/x", "x"),
             ("..\\..\\x.png", "x.png"),
-            ("x" * 999 + ".png", "x" * 200),
+            ("x" * 999 + ".png", "x" * 79 + "…"),
             ("..", ".."),
         ],
     )
-    def test_names_are_only_names(self, client, service, tmp_path, given, shown):
+    def test_file_names_are_not_paths(self, client, service, tmp_path, given, shown):
         before = {path for path in tmp_path.rglob("*") if "examples" not in path.parts}
         assert self.post(client, (given, encoded("PNG"))).status_code == 200
-        assert service.added[0][0] == shown
+        assert service.examples.all()[0].name == shown
         assert {path for path in tmp_path.rglob("*") if "examples" not in path.parts} == before
 
-    def test_a_good_one_beside_a_bad_one_is_taken(self, client):
+    def test_a_valid_file_beside_an_invalid_one(self, client):
         answer = self.post(client, ("good.png", encoded("PNG")), ("bad.png", b"<svg onload=alert(1)>"))
         assert answer.status_code == 200
         assert len(answer.json()["added"]) == 1
         assert [entry["name"] for entry in answer.json()["refused"]] == ["bad.png"]
 
     @pytest.mark.parametrize(
-        ("data", "said"),
+        ("data", "reason"),
         [
-            (bomb(9_000), "9000 x 9000 pixels is more than"),
-            (bomb(60_000), "cannot serve as an example"),
+            (bomb(9_000), "9000 x 9000"),
+            (bomb(60_000), "cannot be an example"),
             (b"", "empty"),
             (b"x" * 1000, "not an image"),
         ],
     )
-    def test_hostile_images_are_refused_at_once(self, client, tmp_path, data, said):
+    def test_malicious_images_are_refused_at_once(self, client, service, data, reason):
         start = time.monotonic()
         answer = self.post(client, ("x.png", data))
         assert answer.status_code == 400
-        assert said in answer.json()["refused"][0]["reason"]
+        assert reason in answer.json()["refused"][0]["reason"]
         assert time.monotonic() - start < 10
-        assert not list((tmp_path / "examples").glob("*.png"))
+        assert service.example_ids() == []
 
-    def test_a_large_file_is_refused_before_it_is_decoded(self, client, service, monkeypatch):
+    def test_large_and_many_files_are_refused(self, client, service, monkeypatch):
+        answer = self.post(client, *[(f"{k}.png", b"x") for k in range(21)])
+        assert (answer.status_code, "20" in answer.text) == (400, True)
         monkeypatch.setattr("anomalymatch.ui.web.routes.MAX_EXAMPLE", 1000)
         answer = self.post(client, ("x.png", encoded("PNG")))
         assert answer.json()["refused"] == [{"name": "x.png", "reason": "More than 1,000 bytes are not accepted."}]
-        assert service.added == []
+        assert service.example_ids() == []
 
-    def test_a_large_form_is_refused_while_it_comes_in(self, client, service):
-        read = []
-
+    def test_a_large_form_is_refused_during_the_upload(self, client):
         def endless():
             yield b"--b\r\nContent-Disposition: form-data; name=f; filename=f\r\n\r\n"
             for _ in range(150):
-                read.append(1)
                 yield bytes(1 << 20)
 
         headers = ORIGIN | {"content-type": "multipart/form-data; boundary=b"}
@@ -273,90 +234,69 @@ class TestExamples:
         assert (answer.status_code, answer.text) == (413, "More than 104,857,600 bytes are not accepted.")
         answer = client.post("/examples", content=b"x", headers=headers | {"content-length": "999999999"}, params=WHO)
         assert answer.status_code == 413
-        assert service.added == []
-
-    def test_too_many_files_are_refused(self, client, service):
-        answer = self.post(client, *[(f"{k}.png", b"x") for k in range(21)])
-        assert (answer.status_code, answer.text) == (400, "Too many files. Maximum number of files is 20.")
-        assert service.added == []
 
     @pytest.mark.parametrize(
-        ("kind", "content", "said"),
+        ("kind", "content"),
         [
-            (
-                "multipart/form-data; boundary=b",
-                b"--b\r\nbroken",
-                "There is no file|Invalid multipart|Missing|Malformed",
-            ),
-            ("multipart/form-data", b"--b", "Missing boundary"),
-            ("text/plain", b"hello", "There is no file in the form."),
-            ("application/x-www-form-urlencoded", b"files=1", "There is no file in the form."),
+            ("multipart/form-data; boundary=b", b"--b\r\nbroken"),
+            ("multipart/form-data", b"--b"),
+            ("text/plain", b"hello"),
+            ("application/x-www-form-urlencoded", b"files=1"),
         ],
     )
-    def test_what_is_no_form_is_refused(self, client, kind, content, said):
+    def test_bodies_that_are_not_forms(self, client, kind, content):
         for path in ("/examples", "/import"):
             answer = client.post(path, content=content, headers=ORIGIN | {"content-type": kind}, params=WHO)
-            assert answer.status_code == 400
-            assert any(part in answer.text for part in said.split("|")), answer.text
+            assert (answer.status_code, bool(answer.text)) == (400, True)
 
     @pytest.mark.parametrize("name", ["", "  ", "\x00\n", "x" * 65])
-    def test_the_annotator_must_have_a_name(self, client, service, name):
+    def test_uploads_need_an_annotator(self, client, service, name):
         answer = self.post(client, ("x.png", encoded("PNG")), annotator=name)
-        assert "The name of the annotator is needed" in answer.text
-        assert answer.status_code == 400
-        assert service.added == []
+        assert (answer.status_code, "name" in answer.text) == (400, True)
+        assert service.example_ids() == []
 
-    def test_from_another_page_nothing_is_taken(self, client, service):
+    def test_uploads_of_other_pages_are_refused(self, client, service):
         form = {"files": ("x.png", encoded("PNG"), "image/png")}
         assert client.post("/examples", files=form, params=WHO).status_code == 403
         assert client.post("/examples", files=form, params=WHO, headers={"origin": "http://evil"}).status_code == 403
-        assert service.added == []
+        assert service.example_ids() == []
 
 
 class TestImport:
     def post(self, client, data):
         return client.post("/import", files={"files": ("l.csv", data, "text/csv")}, headers=ORIGIN, params=WHO)
 
-    def test_labels_are_taken_over(self, client, service):
-        text = "filename,label\na.jpg,anomaly\nü & ?#%2e.jpg,normal\n"
-        for data in (text.encode(), text.encode("utf-8-sig")):
-            answer = self.post(client, data)
-            assert (answer.status_code, answer.json()) == (200, {"labels": 2})
-        assert service.imported[1] == ({"a.jpg": "anomaly", "ü & ?#%2e.jpg": "normal"}, "ada")
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+    def test_labels_are_imported(self, client, service, encoding):
+        answer = self.post(client, "filename,label\na.jpg,anomaly\nü & ?#%2e.jpg,normal\n".encode(encoding))
+        assert (answer.status_code, answer.json()) == (200, {"labels": 2})
+        assert service.labels == {"a.jpg": "anomaly", "ü & ?#%2e.jpg": "normal"}
+        assert {event.annotator for event in service.events} == {"ada"}
 
     @pytest.mark.parametrize(
-        ("data", "said"),
-        [
-            (b"\xff\xfe\x00", "it is not written in UTF-8"),
-            (b"filename,label\n../../x,anomaly\n", "x"),
-            (b"nonsense", ""),
-            (b"", ""),
-        ],
+        ("data", "message"),
+        [(b"\xff\xfe\x00", "UTF-8"), (b"filename,label\n../../x,anomaly\n", "x"), (b"nonsense", ""), (b"", "")],
     )
-    def test_what_is_wrong_is_said(self, client, service, data, said):
+    def test_invalid_files(self, client, service, data, message):
         answer = self.post(client, data)
-        assert answer.status_code == 400
-        assert said in answer.text
-        assert service.imported == []
+        assert (answer.status_code, message in answer.text) == (400, True)
+        assert service.labels == {}
 
-    def test_a_large_file_is_refused(self, client, service, monkeypatch):
+    def test_a_large_file_is_refused(self, client, monkeypatch):
         monkeypatch.setattr("anomalymatch.ui.web.routes.MAX_LABELS", 10)
         assert self.post(client, b"filename,label\n").status_code == 413
 
 
 class TestExport:
-    def test_a_file_is_sent_and_then_deleted(self, client, service):
+    def test_a_file_is_sent_and_deleted(self, client, service, exported):
+        service.label(["a.jpg"], Label.ANOMALY, "ada")
         answer = client.get("/export/csv")
-        assert answer.status_code == 200
-        assert answer.text.startswith("filename,label\n")
-        assert len(answer.text) == 29 * 20_000
-        assert answer.headers["content-disposition"] == 'attachment; filename="labels.csv"'
+        assert (answer.status_code, answer.text) == (200, "filename,label\na.jpg,anomaly\n")
+        assert answer.headers["content-disposition"] == 'attachment; filename="very-secret-place-labels.csv"'
         assert answer.headers["cache-control"] == "no-store"
-        assert not service.exports[0].path.exists()
+        assert not exported[0].exists()
 
-    def test_it_is_deleted_when_the_browser_goes_away(self, client, service):
-        import asyncio
-
+    def test_a_file_is_deleted_when_the_browser_disconnects(self, client, exported):
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -372,75 +312,69 @@ class TestExport:
 
         async def send(message):
             sent.append(message)
-            if len(sent) > 2:
+            if len(sent) > 1:
                 raise OSError("the connection is closed")
 
         with pytest.raises(Exception):  # noqa: B017, PT011
             asyncio.run(client.app(scope, receive, send))
         assert sent[0]["status"] == 200
-        assert not service.exports[0].path.exists()
+        assert not exported[0].exists()
 
     @pytest.mark.parametrize("kind", ["xml", "..", "%2e%2e", "csv%00", "csv.", "__class__", "%2Fetc%2Fpasswd"])
-    def test_other_kinds_are_refused(self, client, service, kind):
-        answer = client.get(f"/export/{kind}")
-        assert answer.status_code in (400, 404)
-        assert service.exports == []
+    def test_unknown_kinds(self, client, exported, kind):
+        assert client.get(f"/export/{kind}").status_code in (400, 404)
+        assert exported == []
 
-    def test_errors_are_sentences_without_folders(self, client, tmp_path, caplog):
-        answer = client.get("/export/full")
-        assert (answer.status_code, answer.text) == (400, "cannot write x.zip: the disk is full: free some space")
-        answer = client.get("/export/bug")
-        assert (answer.status_code, answer.text) == (500, "Something went wrong; the terminal says what.")
-        assert "/export/bug failed" in caplog.text
+    @pytest.mark.parametrize(
+        ("error", "status", "message"),
+        [
+            (StorageError("cannot write /a/b/x.zip: the disk is full"), 400, "cannot write x.zip: the disk is full"),
+            (ValueError("nothing at /a/b"), 500, "An internal error occurred: see the terminal."),
+        ],
+    )
+    def test_errors_are_sentences_without_folders(self, client, service, monkeypatch, caplog, error, status, message):
+        def fail(kind):
+            raise error
+
+        monkeypatch.setattr(service, "export", fail)
+        answer = client.get("/export/csv")
+        assert (answer.status_code, answer.text) == (status, message)
+        assert ("/export/csv failed" in caplog.text) == (status == 500)
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "POST"])
 @pytest.mark.parametrize("path", ["/thumb?id=a.jpg", "/full?id=a.jpg", "/export/csv"])
-def test_pictures_and_files_are_only_fetched(client, service, method, path):
+def test_other_methods_are_refused(client, exported, method, path):
     assert client.request(method, path, headers=ORIGIN).status_code == 405
-    assert service.exports == []
+    assert exported == []
 
 
-def test_every_answer_has_the_headers(client):
-    for path in (
-        "/thumb?id=a.jpg",
-        "/thumb?id=b",
-        "/thumb",
-        "/full?id=broken.jpg",
-        "/export/csv",
-        "/export/bug",
-        "/no",
-    ):
+def test_every_response_has_the_security_headers(client):
+    for path in ("/thumb?id=a.jpg", "/thumb?id=b", "/thumb", "/full?id=broken.jpg", "/export/csv", "/export/x", "/no"):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
-def test_only_so_many_pictures_are_drawn_at_once(service):
-    from anomalymatch.ui.web.routes import routes
-
+def test_number_of_pictures_drawn_at_once(service, monkeypatch):
     busy, most, lock = 0, 0, threading.Lock()
 
-    class Slow:
-        def thumbnail(self, id_, side):
-            nonlocal busy, most
-            with lock:
-                busy += 1
-                most = max(most, busy)
-            time.sleep(0.02)
-            with lock:
-                busy -= 1
-            return b"\xff\xd8"
+    def slow(id_, side):
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        time.sleep(0.02)
+        with lock:
+            busy -= 1
+        return b"\xff\xd8"
 
-    real, service.pictures = service.pictures, Slow()
-    try:
-        with (
-            TestClient(Starlette(routes=routes(service, workers=3)), base_url=BASE) as client,
-            ThreadPoolExecutor(12) as pool,
-        ):
-            answers = list(pool.map(lambda k: client.get(f"/thumb?id={k}").status_code, range(40)))
-    finally:
-        service.pictures = real
+    monkeypatch.setattr(service.pictures, "thumbnail", slow)
+    with (
+        TestClient(Starlette(routes=routes(service, workers=3)), base_url=BASE) as client,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        answers = list(pool.map(lambda k: client.get(f"/thumb?id={k}").status_code, range(40)))
     assert set(answers) == {200}
     assert most == 3

@@ -1,13 +1,15 @@
+import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from anomalymatch.active.run_folder import RunFolder
+from anomalymatch.active.run_folder import LOCK, RunFolder
 from anomalymatch.errors import LabelError, StorageError
-from anomalymatch.ui.training import Training
+from anomalymatch.ui.training import BackgroundTask, Training
 
 SETUP = """
 import os, signal, sys, time
@@ -24,7 +26,7 @@ TRAINS = SETUP + (
 WAITS = SETUP + 'print("began", flush=True)\ntime.sleep(60)\n'
 STUBBORN = SETUP + 'signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint("began", flush=True)\ntime.sleep(60)\n'
 FAILS = SETUP + 'print("some line")\nprint("error: the disk is full")\nsys.exit(1)\n'
-SAYS_NOTHING = SETUP + "sys.exit(3)\n"
+PRINTS_NOTHING = SETUP + "sys.exit(3)\n"
 IS_KILLED = SETUP + "os.kill(os.getpid(), signal.SIGKILL)\n"
 
 
@@ -50,19 +52,16 @@ def make(tmp_path):
         one.close()
 
 
-def wait_for(condition, seconds=30):
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "it never happened"
-        time.sleep(0.01)
+@pytest.fixture
+def ended(wait_for):
+    def wait(training):
+        wait_for(lambda: not training.running and len(training.changes) > 1)
+        return training.status()
+
+    return wait
 
 
-def ended(training):
-    wait_for(lambda: not training.running and len(training.changes) > 1)
-    return training.status()
-
-
-def test_a_training_that_ends_well(make):
+def test_finished_training(make, ended):
     training = make(TRAINS)
     assert training.status().state == "idle"
     assert training.status().cycle == 0
@@ -83,11 +82,11 @@ def test_a_training_that_ends_well(make):
     ("script", "message"),
     [
         (FAILS, "error: the disk is full"),
-        (SAYS_NOTHING, "it ended without a word"),
+        (PRINTS_NOTHING, "exit code 3"),
         (IS_KILLED, "killed by SIGKILL"),
     ],
 )
-def test_a_crash_is_told_in_one_line_and_the_next_training_can_begin(make, script, message, caplog):
+def test_failed_training(make, ended, script, message, caplog):
     training = make(script)
     training.start()
     status = ended(training)
@@ -99,11 +98,11 @@ def test_a_crash_is_told_in_one_line_and_the_next_training_can_begin(make, scrip
     ended(training)
 
 
-def test_who_sees_that_a_training_failed_sees_why(make, monkeypatch):
+def test_the_reason_is_known_once_the_failure_is(make, wait_for, monkeypatch):
     reason = Training._reason
 
     def slow(one, code):
-        time.sleep(0.3)
+        time.sleep(0.1)
         return reason(one, code)
 
     monkeypatch.setattr(Training, "_reason", slow)
@@ -114,7 +113,7 @@ def test_who_sees_that_a_training_failed_sees_why(make, monkeypatch):
     assert training.status().seconds > 0
 
 
-def test_stopping_is_no_failure(make):
+def test_stopped_training(make, ended, wait_for):
     training = make(WAITS)
     training.start()
     wait_for(lambda: training.status().log)
@@ -122,10 +121,10 @@ def test_stopping_is_no_failure(make):
     status = ended(training)
     assert status.state == "idle"
     assert status.message == ""
-    training.stop()  # nothing to stop
+    training.stop()  # no effect
 
 
-def test_one_that_does_not_listen_is_killed(make, monkeypatch):
+def test_a_training_that_ignores_the_signal_is_killed(make, ended, wait_for, monkeypatch):
     monkeypatch.setattr("anomalymatch.ui.training.PATIENCE_S", 0.2)
     training = make(STUBBORN)
     training.start()
@@ -135,14 +134,14 @@ def test_one_that_does_not_listen_is_killed(make, monkeypatch):
     assert ended(training).state == "idle"
 
 
-def test_there_is_one_training_at_a_time(make):
+def test_one_training_at_a_time(make):
     training = make(WAITS)
     training.start()
-    with pytest.raises(LabelError, match="a training goes on"):
+    with pytest.raises(LabelError, match="training 1 is running"):
         training.start()
 
 
-def test_nothing_begins_if_there_is_nothing_to_train_on(make):
+def test_the_check_can_refuse_a_training(make):
     def check():
         raise LabelError("no labels yet")
 
@@ -152,7 +151,7 @@ def test_nothing_begins_if_there_is_nothing_to_train_on(make):
     assert training.status().state == "idle"
 
 
-def test_closing_the_page_stops_its_training(make):
+def test_close_stops_the_training(make):
     training = make(WAITS)
     training.start()
     pid = training._process.pid
@@ -162,26 +161,29 @@ def test_closing_the_page_stops_its_training(make):
 
 
 HOLDS = """
-import sys, time
+import sys
 from pathlib import Path
-from anomalymatch.active.run_folder import RunFolder
-folder = RunFolder(Path(sys.argv[1]))
+from filelock import FileLock
+lock = FileLock(sys.argv[2])
+lock.acquire()
 print("began", flush=True)
 sys.stdin.read()
-(folder.cycle(1)).mkdir(parents=True)
-folder.close()
+(Path(sys.argv[1]) / "cycles" / "01").mkdir(parents=True)
+lock.release()
 """
 
 
-def test_a_training_that_outlived_the_page_is_watched(make, tmp_path):
+def test_a_training_of_an_earlier_page_is_watched(make, wait_for, tmp_path):
     other = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDS, str(tmp_path), str(tmp_path / LOCK)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert other.stdout.readline() == b"began\n"
     training = make(WAITS)
     assert training.status().state == "running"
     assert training.status().cycle == 1
-    with pytest.raises(LabelError, match="a training goes on"):
+    with pytest.raises(LabelError, match="training 1 is running"):
         training.start()
     with pytest.raises(StorageError, match="not started from here"):
         training.stop()
@@ -190,13 +192,13 @@ def test_a_training_that_outlived_the_page_is_watched(make, tmp_path):
     assert training.status().state == "finished"
 
 
-def test_looking_whether_a_run_is_busy_disturbs_nobody(make, tmp_path):
+def test_status_does_not_lock_the_run_folder(make, tmp_path):
     training = make(WAITS)
     assert training.status().state == "idle"
     RunFolder(tmp_path).close()
 
 
-def test_signals_reach_the_whole_group(make):
+def test_signals_reach_all_child_processes(make, ended, wait_for):
     training = make(SETUP + 'import subprocess\nsubprocess.run(["sleep", "60"])\n')
     training.start()
     group = training._process.pid
@@ -204,3 +206,43 @@ def test_signals_reach_the_whole_group(make):
     training.stop()
     ended(training)
     wait_for(lambda: subprocess.run(["pgrep", "-g", str(group)], capture_output=True).returncode != 0)
+
+
+def test_requests_during_a_run_lead_to_one_further_run():
+    began, go, count = threading.Semaphore(0), threading.Semaphore(0), []
+
+    def work():
+        count.append(1)
+        began.release()
+        go.acquire()
+
+    background = BackgroundTask(work, "work")
+    background.request()
+    began.acquire()
+    for _ in range(5):
+        background.request()
+    go.release()
+    began.acquire()  # the second run, for all five
+    go.release()
+    background.close()
+    assert len(count) == 2
+
+
+def test_a_failed_task_is_logged_and_runs_again(caplog):
+    done, results = threading.Semaphore(0), [ValueError("broken"), None]
+
+    def work():
+        result = results.pop(0)
+        done.release()
+        if result:
+            raise result
+
+    background = BackgroundTask(work, "re-ranking")
+    with caplog.at_level(logging.ERROR):
+        for _ in range(2):
+            background.request()
+            done.acquire()
+        background.close()
+    assert "The re-ranking failed" in caplog.text
+    assert "broken" in caplog.text
+    assert results == []

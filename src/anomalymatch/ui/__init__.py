@@ -1,1 +1,19 @@
-"""The labelling page: a service without web imports, and the page on it."""
+"""Labelling page: `LabelService` and its parts without web code, and in `web` the NiceGUI page on top of it."""
+
+from anomalymatch.ui.features import FeatureStore, build_feature_store
+from anomalymatch.ui.live import LiveRanking
+from anomalymatch.ui.novelty import compute_novelty
+from anomalymatch.ui.service import LabelService
+from anomalymatch.ui.views import FirstOrder, Query, Show, Sort
+
+__all__ = [
+    "FeatureStore",
+    "FirstOrder",
+    "LabelService",
+    "LiveRanking",
+    "Query",
+    "Show",
+    "Sort",
+    "build_feature_store",
+    "compute_novelty",
+]

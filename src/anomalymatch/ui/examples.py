@@ -1,4 +1,4 @@
-"""Images that are dropped on the page as examples: they are not in the archive, but their features teach the probe."""
+"""Examples: images from outside the archive that a person adds as anomalies to train the probe."""
 
 import hashlib
 import io
@@ -20,6 +20,7 @@ from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.fits_reader import FitsImages
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder
+from anomalymatch.text import printable
 from anomalymatch.types import Image, Pixels
 from anomalymatch.ui.originals import suffix_of
 from anomalymatch.ui.pictures import averaged, fitted, jpeg, step
@@ -30,7 +31,7 @@ MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 2**26
 MAX_EXAMPLES = 200
 MAX_SIDE = 1024
-"""Larger examples are kept reduced to this; what a network is given is smaller still."""
+"""Larger examples are reduced to this side; the input of the network is smaller still."""
 MAX_NAME = 80
 _TITLE = "Title"
 _TRIED = 5
@@ -42,12 +43,12 @@ Encode = Callable[[Image], Features]
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """An image that was dropped on the page.
+    """Example image.
 
     Attributes:
-        id: made from its pixels, so that the same image is kept once.
-        features: its row in the space of the feature bank.
-        name: of the file that was dropped.
+        id: hash of its pixels, so that the same image is stored once.
+        features: its row in the feature store.
+        name: name of the file.
     """
 
     id: str
@@ -56,13 +57,13 @@ class Example:
 
 
 class Examples:
-    """The examples of a run, each a PNG in a folder; they are there again after a restart.
+    """Examples of a run, each stored as a PNG in a folder and loaded again after a restart.
 
     Args:
-        folder: where they are kept.
-        encode: turns an 8-bit image with the channels of the source into a row of the feature bank.
-        source: the archive, whose channels and rendering the examples take on.
-        dimensions: length of such a row.
+        folder: the folder.
+        encode: computes a row of the feature store from an 8-bit image with the channels of the source.
+        source: the archive; examples are rendered like its images.
+        dimensions: length of a row.
     """
 
     def __init__(self, folder: Path, encode: Encode, source: ImageSource, *, dimensions: int) -> None:
@@ -75,22 +76,22 @@ class Examples:
             self._restore(path)
 
     def add(self, name: str, data: bytes) -> Example:
-        """Decode an image file (JPEG, PNG, TIFF, WebP, ... or FITS), keep it, and compute its features.
+        """Decode an image file (JPEG, PNG, TIFF, WebP, ... or FITS), store it, and compute its features.
 
         Args:
-            name: of the file, to be shown; it has no part in where the image is stored.
+            name: name of the file for display; the path of the stored image does not depend on it.
             data: its bytes, at most `MAX_BYTES`.
 
         Raises:
-            DataError: if it is too large, damaged, no image, or has other bands than the archive, or if there are
-                `MAX_EXAMPLES` already.
+            DataError: if it is too large, damaged, not an image, or has other bands than the archive, or if there
+                are `MAX_EXAMPLES` already.
             StorageError: if it cannot be stored.
         """
-        shown = _shown(name)
+        shown = _display_name(name)
         try:
             image = self._decoded(data)
         except UnreadableImageError as error:
-            raise DataError(f"{shown} cannot serve as an example: {error}") from None
+            raise DataError(f"{shown} cannot be an example: {error}") from None
         id_ = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()[:20]
         with self._lock:
             if id_ in self._examples:
@@ -103,40 +104,40 @@ class Examples:
             return example
 
     def remove(self, id_: str) -> None:
-        """Forget an example.
+        """Remove an example.
 
         Raises:
             DataError: if there is no such example.
         """
         with self._lock:
-            self._known(id_)
+            self._check_known(id_)
             self._path(id_).unlink(missing_ok=True)
             del self._examples[id_], self._images[id_]
 
     def all(self) -> Sequence[Example]:
-        """The examples, oldest first."""
+        """Return the examples, oldest first."""
         with self._lock:
             return list(self._examples.values())
 
     def features(self) -> Float32[np.ndarray, "e d"]:
-        """Their features as rows, in the order of `all`; (0, d) without examples."""
+        """Return the features of the examples in the order of `all`; (0, d) without examples."""
         rows = [example.features for example in self.all()]
         return np.stack(rows) if rows else np.zeros((0, self._dimensions), np.float32)
 
     def thumbnail(self, id_: str, side: int) -> bytes:
-        """JPEG of an example; see `Pictures.thumbnail`.
+        """Return the JPEG of an example; see `Pictures.thumbnail`.
 
         Raises:
             DataError: if there is no such example.
         """
         with self._lock:
-            self._known(id_)
+            self._check_known(id_)
             image = self._images[id_]
         return jpeg(fitted(image, step(side)))
 
-    def _known(self, id_: str) -> None:
+    def _check_known(self, id_: str) -> None:
         if id_ not in self._examples:
-            raise DataError("there is no such example: it has been removed")
+            raise DataError(f"there is no example {printable(id_, limit=MAX_NAME)!r}: it was removed")
 
     def _path(self, id_: str) -> Path:
         return self.folder / f"{id_}.png"
@@ -145,20 +146,20 @@ class Examples:
         self._examples[example.id], self._images[example.id] = example, image
 
     def _restore(self, path: Path) -> None:
-        """Take up an example that was stored before; one that no longer fits is left where it is."""
+        """Load a stored example; a file that does not fit is ignored and left in place."""
         try:
             if path.is_symlink() or path.stat().st_size > 4 * MAX_SIDE**2 * max(4, self.source.channels):
-                raise UnreadableImageError("it is none that was stored here")
+                raise UnreadableImageError("it was not stored here")
             image, name = _stored(path.read_bytes(), self.source.channels)
             self._keep(Example(path.stem, np.asarray(self.encode(image), np.float32), name), image)
         except (DataError, OSError) as error:
-            logger.warning("The example %s is left out: %s", path, error)
+            logger.warning("The example %s is ignored: %s", path, error)
 
     def _decoded(self, data: bytes) -> Image:
-        """Render an uploaded file as the archive's images are rendered, or take it as it is where it is a picture.
+        """Decode an uploaded file and render it like the images of the archive.
 
         Raises:
-            UnreadableImageError: with the reason, if that cannot be done.
+            UnreadableImageError: with the reason.
         """
         if len(data) > MAX_BYTES:
             raise UnreadableImageError(f"it has {len(data):,} bytes, which is more than {MAX_BYTES:,}")
@@ -169,9 +170,9 @@ class Examples:
         bands = len(source.bands)
         if bands in MODES:
             pixels = decode(data, bands)
-            if pixels.dtype != np.uint8 or self._holds_pictures():
+            if pixels.dtype != np.uint8 or self._has_eight_bits():
                 return source.rendering(_smaller(pixels), source.bands)
-        # A picture of 8 bits beside an archive of deep pixels has been stretched already.
+        # An 8-bit picture for an archive of deeper pixels is stretched already.
         pixels = decode(data, source.channels) if source.channels in MODES else np.zeros((0, 0, 0))
         if pixels.dtype != np.uint8:
             raise UnreadableImageError(
@@ -180,7 +181,7 @@ class Examples:
         return _smaller(pixels)
 
     def _decoded_fits(self, data: bytes) -> Image:
-        if _COMPRESSED in data:  # there is no limit to what a tile of it unpacks to
+        if _COMPRESSED in data:  # the size of an unpacked tile has no limit
             raise UnreadableImageError("it is a compressed FITS file: unpack it by funpack")
         extensions = self.source.extensions
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=".upload-", suffix=".fits")
@@ -200,8 +201,8 @@ class Examples:
         finally:
             Path(name).unlink(missing_ok=True)
 
-    def _holds_pictures(self) -> bool:
-        """Whether the images of the archive have 8 bits, by the first that can be read."""
+    def _has_eight_bits(self) -> bool:
+        """Return True if the first readable image of the archive has 8 bits."""
         if self.source.encoded:
             return True
         for id_ in self.source.ids[:_TRIED]:
@@ -213,15 +214,15 @@ class Examples:
 
 
 def _check_header(data: bytes) -> None:
-    """Refuse what claims to be huge, or is of a format whose size cannot be told, before any pixel is decoded."""
+    """Check size and format before any pixel is decoded."""
     if not data:
         raise UnreadableImageError("it is empty (0 bytes)")
     try:
         with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
     except PillowImage.DecompressionBombError:
-        raise UnreadableImageError(f"it claims to have far more than {MAX_PIXELS:,} pixels") from None
-    except Exception:  # a hostile header can make a parser raise anything
+        raise UnreadableImageError(f"its header claims far more than {MAX_PIXELS:,} pixels") from None
+    except Exception:  # a malicious header can raise any error
         raise UnreadableImageError(f"it is not an image in one of the formats {', '.join(FORMATS)}, FITS") from None
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(_too_large(width, height))
@@ -232,14 +233,14 @@ def _too_large(width: int, height: int) -> str:
 
 
 def _smaller(pixels: Pixels) -> Shaped[np.ndarray, "y x b"]:
-    """Reduced before it is rendered, which takes forty bytes for each number."""
+    """Reduce a large image before rendering, which takes forty bytes for each number."""
     height, width = pixels.shape[:2]
     scale = MAX_SIDE / max(height, width, 1)
     return pixels if scale >= 1 else averaged(pixels, (max(1, round(width * scale)), max(1, round(height * scale))))
 
 
 def _write(path: Path, image: Image, name: str) -> None:
-    """Store any number of channels as a grey PNG, one below the other."""
+    """Write any number of channels as a grey PNG, one below the other."""
     notes = PngImagePlugin.PngInfo()
     notes.add_itxt(_TITLE, name)
     planes = np.ascontiguousarray(image.transpose(2, 0, 1)).reshape(-1, image.shape[1])
@@ -253,13 +254,10 @@ def _stored(data: bytes, channels: int) -> tuple[Image, str]:
     if suffix_of(data) != ".png" or planes.dtype != np.uint8 or planes.shape[0] % channels:
         raise UnreadableImageError(f"it does not have {channels} channels, as the images of the archive have")
     with PillowImage.open(io.BytesIO(data), formats=("PNG",)) as file:
-        name = _shown(str(file.info.get(_TITLE, "")))
+        name = _display_name(str(file.info.get(_TITLE, "")))
     image = planes.reshape(channels, -1, planes.shape[1]).transpose(1, 2, 0)
     return np.ascontiguousarray(image), name
 
 
-def _shown(name: str) -> str:
-    """The last part of a file name, on one line and of a length that can be shown."""
-    last = PurePosixPath(name.replace("\\", "/")).name
-    text = "".join(character if character.isprintable() else "?" for character in last)
-    return (text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…") or "the image"
+def _display_name(name: str) -> str:
+    return printable(PurePosixPath(name.replace("\\", "/")).name, limit=MAX_NAME) or "the image"

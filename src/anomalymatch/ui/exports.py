@@ -1,10 +1,9 @@
-"""What leaves the page as a file, and the labels that come in as one."""
+"""Exports of a search as files (CSV, Parquet, VOTable, zip, Label Studio), and the import of labels."""
 
 import base64
 import csv
 import io
 import json
-import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -18,232 +17,67 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 from scipy.special import expit
 
+from anomalymatch.checks import check_choice
 from anomalymatch.data.label_log import LabelEvent, export_csv, import_csv
 from anomalymatch.data.source import ImageSource
-from anomalymatch.errors import ConfigError, DataError, LabelError, UnreadableImageError
+from anomalymatch.errors import DataError, LabelError, UnreadableImageError
 from anomalymatch.files import storage_errors
 from anomalymatch.ranking import Ranking
+from anomalymatch.text import safe_name
 from anomalymatch.types import Label
 from anomalymatch.ui.groups import Groups
 from anomalymatch.ui.pictures import THUMBNAIL_TYPE, Pictures
+from anomalymatch.votable import write_votable
 
-
-@runtime_checkable
-class Exportable(Protocol):
-    """What an export needs to know of the search."""
-
-    @property
-    def source(self) -> ImageSource:
-        """The images."""
-
-    @property
-    def labels(self) -> Mapping[str, Label]:
-        """The label that counts, by id."""
-
-    @property
-    def events(self) -> Sequence[LabelEvent]:
-        """What was said, oldest first: all of it, or at least the event of each label that counts."""
-
-    @property
-    def ranking(self) -> Ranking | None:
-        """The latest one, if there is any."""
-
-    @property
-    def novelty(self) -> Float32[np.ndarray, " n"] | None:
-        """How unlike the others each image of the source is, as log-odds; NaN if it cannot be read."""
-
-    @property
-    def groups(self) -> Groups:
-        """Kinds of images."""
-
-    @property
-    def pictures(self) -> Pictures:
-        """Of the images."""
-
-
-class Scored(NamedTuple):
-    """The place of an image in the ranking."""
-
-    score: float
-    rank: int
-
-
-def slug(text: str) -> str:
-    """Text as a part of a file name that is safe everywhere; never empty, never hidden."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:60] or "images"
-
-
-def scored(ranking: Ranking | None, ids: Iterable[str] | None = None) -> dict[str, Scored]:
-    """Score and rank by id, for those of `ids` (None for all) that the ranking has."""
-    if ranking is None:
-        return {}
-    wanted = None if ids is None else set(ids)
-    rows = zip(ranking.ids, ranking.scores.tolist(), ranks(ranking).tolist(), strict=True)
-    return {id_: Scored(score, rank) for id_, score, rank in rows if wanted is None or id_ in wanted}
-
-
-def standing(events: Sequence[LabelEvent]) -> dict[str, list[LabelEvent]]:
-    """The events of each image that nobody has taken back, oldest first."""
-    undone = {event.undoes for event in events}
-    found: dict[str, list[LabelEvent]] = {}
-    for event in events:
-        if event.undoes is None and event.sequence not in undone:
-            found.setdefault(event.id, []).append(event)
-    return found
-
-
-def chosen(service: Exportable, top: int) -> list[str]:
-    """The labelled images, then the `top` of the ranking that are not among them."""
-    best = [] if service.ranking is None else service.ranking.top(top)
-    return [*service.labels, *(id_ for id_ in best if id_ not in service.labels)]
-
-
-def ranks(ranking: Ranking) -> Int64[np.ndarray, " n"]:
-    """The rank of each of the ranking's images, 1 for the highest score."""
-    places = np.empty(len(ranking), np.int64)
-    places[ranking.order] = np.arange(1, len(ranking) + 1)
-    return places
-
-
-_COLUMNS = ("file", "id", "score", "rank", "ra", "dec", "note")
-
-
-def write_found(service: Exportable, path: Path) -> None:
-    """Write the images labelled anomaly, as they lie in the archive, with labels.csv (all labels) and images.csv.
-
-    Their names are made from a number and the letters of the id: an id may be anything, `../../x` for example, and
-    whoever unpacks the archive must not have to trust it.
-
-    Raises:
-        DataError: if no image is labelled anomaly.
-    """
-    ids = [id_ for id_, label in service.labels.items() if label == Label.ANOMALY]
-    if not ids:
-        raise DataError("no image is labelled anomaly yet, so there are no found images to export")
-    places = scored(service.ranking, ids)
-    ids.sort(key=lambda id_: places[id_].rank if id_ in places else len(service.source.ids) + 1)
-    rows: list[tuple[object, ...]] = []
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # images are compressed already
-        for number, id_ in enumerate(ids, 1):
-            name, note = _add(archive, service, number, id_)
-            score, rank = places.get(id_, ("", ""))
-            rows.append((name, id_, score, rank, *(service.pictures.coordinates(id_) or ("", "")), note))
-        archive.writestr("images.csv", _csv(rows), zipfile.ZIP_DEFLATED)
-        archive.writestr("labels.csv", _labels(service), zipfile.ZIP_DEFLATED)
-
-
-def _add(archive: zipfile.ZipFile, service: Exportable, number: int, id_: str) -> tuple[str, str]:
-    """Add an image; return its name in the archive and a note, of which one is empty."""
-    try:
-        data, suffix = service.pictures.original(id_)
-    except UnreadableImageError as error:
-        return "", f"unreadable: {error}"
-    name = f"images/{number:04d}-{slug(PurePosixPath(id_).name.rsplit('.', 1)[0])}{suffix}"
-    archive.writestr(name, data)
-    return name, ""
-
-
-def _csv(rows: list[tuple[object, ...]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(_COLUMNS)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _labels(service: Exportable) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="anomalymatch-") as folder:
-        path = Path(folder) / "labels.csv"
-        export_csv(service.labels, path)
-        return path.read_bytes()
-
-
+TOP = 1000
+"""Number of top-ranked images in a VOTable, besides the labelled ones."""
+MAX_IMPORT = 100 * 2**20
 UNLABELLED = 200
-"""Images of the highest scores that are handed over to be labelled, beside those that are."""
+"""Number of top-ranked images among the Label Studio tasks, besides the labelled ones."""
 SIDE = 512
 MODEL = "anomalymatch"
-CONFIG = f"""<View>
+LABEL_STUDIO_CONFIG = f"""<View>
   <Image name="image" value="$image" zoom="true"/>
   <Choices name="label" toName="image" choice="single" required="true">
 {"".join(f'    <Choice value="{label}"/>' + chr(10) for label in Label)}  </Choices>
 </View>
 """
-"""The labelling interface that a project must have for these tasks (Settings, Labeling Interface, Code)."""
+"""Labelling interface that a Label Studio project needs for these tasks (Settings, Labeling Interface, Code)."""
+_COLUMNS = ("file", "id", "score", "rank", "ra", "dec", "note")
+_PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
-def write_tasks(service: Exportable, path: Path) -> None:
-    """Write a list of tasks, one an image, each with its picture inside, so that no server has to serve it.
+@runtime_checkable
+class Exportable(Protocol):
+    """Search whose labels and images can be exported; see `LabelService` for the attributes."""
 
-    Raises:
-        DataError: if there is no image to hand over.
-    """
-    ids = chosen(service, UNLABELLED)
-    if not ids:
-        raise DataError("there is nothing to export yet: label some images first")
-    places, said = scored(service.ranking, ids), standing(service.events)
-    with path.open("w", encoding="utf-8") as file:
-        separator = "["
-        for id_ in ids:
-            file.write(separator + json.dumps(_task(service, id_, places.get(id_), said.get(id_, []))))
-            separator = ",\n"
-        file.write("]\n")
+    source: ImageSource
+    pictures: Pictures
+    groups: Groups
 
-
-def _task(service: Exportable, id_: str, place: Scored | None, events: list[LabelEvent]) -> dict[str, Any]:
-    task: dict[str, Any] = {"data": {"image": _picture(service, id_), "filename": id_}}
-    label = service.labels.get(id_)
-    if label is not None:
-        by_annotator = {event.annotator: event for event in events}
-        votes = [event for event in by_annotator.values() if event.label is not None]
-        # An annotator is a name here and an account there, so the name goes into the data.
-        task["data"]["annotators"] = ", ".join(event.annotator for event in votes)
-        task["annotations"] = [_choice(event.label or label) for event in votes] or [_choice(label)]
-    if place is not None:
-        task["data"] |= {"score": place.score, "rank": place.rank}
-        guess = Label.ANOMALY if place.score >= 0.5 else Label.NORMAL
-        task["predictions"] = [{"model_version": MODEL, "score": place.score, **_choice(guess)}]
-    return task
-
-
-def _choice(label: Label) -> dict[str, Any]:
-    result = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [str(label)]}}
-    return {"result": [result]}
-
-
-def _picture(service: Exportable, id_: str) -> str:
-    """The picture as a data URI; a transparent pixel for an image that cannot be read."""
-    try:
-        data, kind = service.pictures.thumbnail(id_, SIDE), THUMBNAIL_TYPE
-    except UnreadableImageError:
-        return "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-TOP = 1000
-"""Images of the highest scores that a table holds beside the labelled ones."""
-MAX_IMPORT = 100 * 2**20
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+    @property
+    def labels(self) -> Mapping[str, Label]: ...  # noqa: D102
+    @property
+    def events(self) -> Sequence[LabelEvent]: ...  # noqa: D102
+    @property
+    def ranking(self) -> Ranking | None: ...  # noqa: D102
+    @property
+    def novelty(self) -> Float32[np.ndarray, " n"] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
 class Export:
-    """A file to be downloaded.
+    """Exported file.
 
     Attributes:
-        filename: what the browser shall call it; letters, digits, `-`, `_` and dots only.
-        media_type: of its contents.
-        path: a temporary file, which whoever asked for it removes.
+        filename: name for the browser; letters, digits, `-`, `_` and dots only.
+        media_type: media type of the contents.
+        path: a temporary file, which the caller deletes.
     """
 
     filename: str
     media_type: str
     path: Path
-
-
-class _Kind(NamedTuple):
-    ending: str
-    media_type: str
-    write: Callable[[Exportable, Path], None]
 
 
 def export(kind: str, service: Exportable) -> Export:
@@ -254,8 +88,7 @@ def export(kind: str, service: Exportable) -> Export:
         DataError: if there is nothing to export; the message says what is missing.
         StorageError: if the disk is full.
     """
-    if kind not in _KINDS:
-        raise ConfigError(f"there is no export {kind!r}: choose one of {', '.join(KINDS)}")
+    check_choice("export", kind, KINDS)
     ending, media_type, write = _KINDS[kind]
     with tempfile.NamedTemporaryFile(prefix="anomalymatch-", suffix=f".{ending.rsplit('.')[-1]}", delete=False) as file:
         path = Path(file.name)
@@ -265,17 +98,17 @@ def export(kind: str, service: Exportable) -> Export:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return Export(f"{slug(service.source.name)}-{ending}", media_type, path)
+    return Export(f"{safe_name(service.source.name)}-{ending}", media_type, path)
 
 
 def import_labels(text: str, known_ids: Container[str]) -> dict[str, Label]:
-    """Read labels from the text of a CSV `filename,label`; all lines are checked before one is used.
+    """Read labels from a CSV `filename,label`. All lines are checked before any is used.
 
     Raises:
-        LabelError: if lines name unknown images or labels, or an image twice; the first of them are quoted.
+        LabelError: if lines name unknown images or labels, or an image twice; the message quotes the first of them.
     """
     if len(text) > MAX_IMPORT:
-        raise LabelError(f"the CSV file has more than {MAX_IMPORT:,} characters: divide it")
+        raise LabelError(f"the CSV file has {len(text):,} characters, more than {MAX_IMPORT:,}: split it")
     with tempfile.TemporaryDirectory(prefix="anomalymatch-") as folder:
         path = Path(folder) / "labels.csv"
         with storage_errors(path):
@@ -286,24 +119,66 @@ def import_labels(text: str, known_ids: Container[str]) -> dict[str, Label]:
             raise LabelError(str(error).replace(str(path), "the CSV file")) from None
 
 
+class _Place(NamedTuple):
+    """Place of an image in the ranking."""
+
+    score: float
+    rank: int
+
+
+def _places(ranking: Ranking | None, ids: Iterable[str]) -> dict[str, _Place]:
+    """Return score and rank of each of `ids` that is ranked."""
+    if ranking is None:
+        return {}
+    wanted = set(ids)
+    rows = zip(ranking.ids, ranking.scores.tolist(), _ranks(ranking).tolist(), strict=True)
+    return {id_: _Place(score, rank) for id_, score, rank in rows if id_ in wanted}
+
+
+def _ranks(ranking: Ranking) -> Int64[np.ndarray, " n"]:
+    """Return the rank of each image, 1 for the highest score."""
+    ranks = np.empty(len(ranking), np.int64)
+    ranks[ranking.order] = np.arange(1, len(ranking) + 1)
+    return ranks
+
+
+def _valid_events(events: Sequence[LabelEvent]) -> dict[str, list[LabelEvent]]:
+    """Return the events of each image that were not undone, oldest first."""
+    undone = {event.undoes for event in events}
+    found: dict[str, list[LabelEvent]] = {}
+    for event in events:
+        if event.undoes is None and event.sequence not in undone:
+            found.setdefault(event.id, []).append(event)
+    return found
+
+
+def _labelled_and_top(service: Exportable, top: int) -> list[str]:
+    """Return the labelled images, then those of the `top` of the ranking that are not labelled."""
+    best = [] if service.ranking is None else service.ranking.top(top)
+    ids = [*service.labels, *(id_ for id_ in best if id_ not in service.labels)]
+    if not ids:
+        raise DataError("there is nothing to export yet: label some images first")
+    return ids
+
+
 def _write_csv(service: Exportable, path: Path) -> None:
     export_csv(service.labels, path)
 
 
 def _write_parquet(service: Exportable, path: Path) -> None:
-    """A row for each image of the archive, labelled or not."""
+    """Write one row for each image of the archive, labelled or not."""
     ids = list(service.source.ids)
     row = {id_: number for number, id_ in enumerate(ids)}
     label, annotator, at = (np.full(len(ids), None, object) for _ in range(3))
-    said = standing(service.events)
+    events = _valid_events(service.events)
     for id_ in service.labels.keys() & row.keys():
         label[row[id_]] = str(service.labels[id_])
-        if id_ in said:
-            annotator[row[id_]], at[row[id_]] = said[id_][-1].annotator, said[id_][-1].at
+        if id_ in events:
+            annotator[row[id_]], at[row[id_]] = events[id_][-1].annotator, events[id_][-1].at
     score, rank = np.full(len(ids), np.nan), np.zeros(len(ids), np.int64)
     if service.ranking is not None:
         rows = np.fromiter((row[id_] for id_ in service.ranking.ids), np.int64, len(service.ranking))
-        score[rows], rank[rows] = service.ranking.scores, ranks(service.ranking)
+        score[rows], rank[rows] = service.ranking.scores, _ranks(service.ranking)
     novelty = np.full(len(ids), np.nan) if service.novelty is None else expit(service.novelty.astype(np.float64))
     groups = service.groups.names()
     columns = {
@@ -320,49 +195,114 @@ def _write_parquet(service: Exportable, path: Path) -> None:
 
 
 def _write_votable(service: Exportable, path: Path) -> None:
-    """Labelled images and the top of the ranking that have a place on the sky, for TOPCAT, Aladin and ESASky."""
-    ids = chosen(service, TOP)
-    if not ids:
-        raise DataError("there is nothing to export yet: label some images first")
-    found = [(id_, service.pictures.coordinates(id_)) for id_ in ids]
-    placed = [(id_, place) for id_, place in found if place is not None]
-    if not placed:
+    """Write the labelled and top-ranked images that have sky coordinates, for TOPCAT, Aladin and ESASky."""
+    ids = _labelled_and_top(service, TOP)
+    places, events = _places(service.ranking, ids), _valid_events(service.events)
+    rows = []
+    for id_ in ids:
+        coordinates = service.pictures.coordinates(id_)
+        if coordinates is not None:
+            by = events[id_][-1].annotator if id_ in service.labels and id_ in events else ""
+            rows.append((id_, *coordinates, service.labels.get(id_, ""), by, *places.get(id_, (None, None))))
+    if not rows:
         raise DataError(
             "these images have no coordinates, which a VOTable needs: they come from FITS headers, or from columns "
             "like ra and dec of a catalogue"
         )
-    from astropy import units
-    from astropy.table import MaskedColumn, Table
-
-    places, said = scored(service.ranking, ids), standing(service.events)
-    empty = Scored(np.nan, 0)
-    rows = [places.get(id_, empty) for id_, _ in placed]
-    unknown = [id_ not in places for id_, _ in placed]
-    by = [said[id_][-1].annotator if id_ in service.labels and id_ in said else "" for id_, _ in placed]
-    table = Table(
-        {
-            "id": [_xml(id_) for id_, _ in placed],
-            "ra": [place[0] for _, place in placed] * units.deg,
-            "dec": [place[1] for _, place in placed] * units.deg,
-            "label": [str(service.labels.get(id_, "")) for id_, _ in placed],
-            "annotator": [_xml(name) for name in by],
-            "score": MaskedColumn([row.score for row in rows], mask=unknown, dtype=np.float64),
-            "rank": MaskedColumn([row.rank for row in rows], mask=unknown, dtype=np.int64),
-        }
-    )
-    table.write(path, format="votable", overwrite=True)
+    columns = {"id": str, "ra": float, "dec": float, "label": str, "annotator": str, "score": float, "rank": int}
+    write_votable(path, columns, rows)
 
 
-def _xml(text: str) -> str:
-    """XML has no way to write control characters."""
-    return _NOT_XML.sub("?", text)
+def _write_zip(service: Exportable, path: Path) -> None:
+    """Write the original files of the anomalies, with labels.csv (all labels) and images.csv.
+
+    File names are built from a number and the letters of the id. An id can be any text, `../../x` for example, and
+    unpacking the archive must be safe.
+    """
+    ids = [id_ for id_, label in service.labels.items() if label == Label.ANOMALY]
+    if not ids:
+        raise DataError("no image is labelled anomaly yet: label one before this export")
+    places = _places(service.ranking, ids)
+    ids.sort(key=lambda id_: places[id_].rank if id_ in places else len(service.source.ids) + 1)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(_COLUMNS)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # images are compressed already
+        for number, id_ in enumerate(ids, 1):
+            name, note = _add_original(archive, service, number, id_)
+            score, rank = places.get(id_, ("", ""))
+            writer.writerow((name, id_, score, rank, *(service.pictures.coordinates(id_) or ("", "")), note))
+        archive.writestr("images.csv", table.getvalue(), zipfile.ZIP_DEFLATED)
+        with tempfile.TemporaryDirectory(prefix="anomalymatch-") as folder:
+            labels = Path(folder) / "labels.csv"
+            export_csv(service.labels, labels)
+            archive.write(labels, "labels.csv", zipfile.ZIP_DEFLATED)
+
+
+def _add_original(archive: zipfile.ZipFile, service: Exportable, number: int, id_: str) -> tuple[str, str]:
+    """Add an image to a zip archive; return its name there and a note, one of them empty."""
+    try:
+        data, suffix = service.pictures.original(id_)
+    except UnreadableImageError as error:
+        return "", f"unreadable: {error}"
+    name = f"images/{number:04d}-{safe_name(PurePosixPath(id_).name.rsplit('.', 1)[0])}{suffix}"
+    archive.writestr(name, data)
+    return name, ""
+
+
+def _write_label_studio(service: Exportable, path: Path) -> None:
+    """Write a list of Label Studio tasks, each with its picture as a data URI, so that no server is needed."""
+    ids = _labelled_and_top(service, UNLABELLED)
+    places, events = _places(service.ranking, ids), _valid_events(service.events)
+    with path.open("w", encoding="utf-8") as file:
+        separator = "["
+        for id_ in ids:
+            file.write(separator + json.dumps(_task(service, id_, places.get(id_), events.get(id_, []))))
+            separator = ",\n"
+        file.write("]\n")
+
+
+def _task(service: Exportable, id_: str, place: _Place | None, events: list[LabelEvent]) -> dict[str, Any]:
+    task: dict[str, Any] = {"data": {"image": _data_uri(service, id_), "filename": id_}}
+    label = service.labels.get(id_)
+    if label is not None:
+        by_annotator = {event.annotator: event for event in events}
+        votes = [event for event in by_annotator.values() if event.label is not None]
+        # Label Studio's annotators are accounts, ours are names: they go into the data.
+        task["data"]["annotators"] = ", ".join(event.annotator for event in votes)
+        task["annotations"] = [_choice(event.label or label) for event in votes] or [_choice(label)]
+    if place is not None:
+        task["data"] |= {"score": place.score, "rank": place.rank}
+        predicted = Label.ANOMALY if place.score >= 0.5 else Label.NORMAL
+        task["predictions"] = [{"model_version": MODEL, "score": place.score, **_choice(predicted)}]
+    return task
+
+
+def _choice(label: Label) -> dict[str, Any]:
+    result = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [str(label)]}}
+    return {"result": [result]}
+
+
+def _data_uri(service: Exportable, id_: str) -> str:
+    """Return the picture as a data URI; a transparent pixel for an unreadable image."""
+    try:
+        data = service.pictures.thumbnail(id_, SIDE)
+    except UnreadableImageError:
+        return _PIXEL
+    return f"data:{THUMBNAIL_TYPE};base64,{base64.b64encode(data).decode()}"
+
+
+class _Kind(NamedTuple):
+    ending: str
+    media_type: str
+    write: Callable[[Exportable, Path], None]
 
 
 _KINDS = {
     "csv": _Kind("labels.csv", "text/csv; charset=utf-8", _write_csv),
     "parquet": _Kind("images.parquet", "application/vnd.apache.parquet", _write_parquet),
     "votable": _Kind("sky.vot", "application/x-votable+xml", _write_votable),
-    "zip": _Kind("anomalies.zip", "application/zip", write_found),
-    "labelstudio": _Kind("label-studio.json", "application/json", write_tasks),
+    "zip": _Kind("anomalies.zip", "application/zip", _write_zip),
+    "labelstudio": _Kind("label-studio.json", "application/json", _write_label_studio),
 }
 KINDS = tuple(_KINDS)

@@ -1,68 +1,86 @@
-"""The features of all images of an archive, close at hand: what the live ranking and the neighbours are made of."""
+"""Feature store of the labelling page: features of all images by position, exact or as principal components."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from threading import RLock
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32, Int64
+import torch
+from jaxtyping import Bool, Float16, Float32, Float64, Int32, Int64
+from threadpoolctl import ThreadpoolController
 
 from anomalymatch.backbones.features import Features, Scaling
-from anomalymatch.errors import ConfigError, DataError
-from anomalymatch.ui.compression import HalfRows, Rows, compressed
+from anomalymatch.cache import Blocks, Cache, cache_key
+from anomalymatch.checks import check_choice, check_range
+from anomalymatch.errors import DataError
+from anomalymatch.progress import progress
 
-COMPRESSIONS = ("auto", "exact", "pca", "pq")
+COMPRESSIONS = ("auto", "exact", "pca")
 EXACT_BYTES = 512 * 2**20
-"""Up to here `auto` keeps the features as they are."""
+"""Size in half precision up to which `auto` keeps the features as they are."""
+SAMPLE = 20_000
+"""Vectors from which the principal components are computed."""
+BLOCK_ROWS = 2048
+_CHUNK = 2048
+_SEED = 0
+_thread_lock = RLock()  # overlapping blocks would restore each other's limits
 
 
-@runtime_checkable
-class FeatureBank(Protocol):
-    """Features by position in the source; `n` images, of which `m` can be read, in `d` dimensions."""
+class HalfMatrix:
+    """Feature vectors in half precision, mapped from disk or in memory.
 
-    positions: Int64[np.ndarray, " m"]
-    """The images that can be read, rising."""
-    dimensions: int
+    Args:
+        blocks: the vectors, one below the other; at least one block, all with the same number of columns.
+        components: projection from pooled features to these vectors; None if they are the pooled features.
+    """
 
-    def rows(self, positions: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k d"]:
-        """Features of these images.
+    def __init__(
+        self, blocks: Sequence[Float16[np.ndarray, "_ d"]], components: Float32[np.ndarray, "D d"] | None = None
+    ) -> None:
+        self.dimensions, self.components = int(blocks[0].shape[1]), components
+        # Blocks that fit into the processor's cache are converted and multiplied ten times as fast as the whole.
+        self.blocks = [block[i : i + BLOCK_ROWS] for block in blocks for i in range(0, len(block), BLOCK_ROWS)]
+        self._starts = np.cumsum([0] + [len(block) for block in self.blocks])
 
-        Raises:
-            DataError: if one of them cannot be read, with the reason.
-        """
-        ...
+    def __len__(self) -> int:
+        return int(self._starts[-1])
 
-    def has(self, positions: Int64[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
-        """Whether there are features of these images."""
-        ...
+    def take(self, index: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k d"]:
+        """Return the vectors of these rows."""
+        rows = np.empty((len(index), self.dimensions), dtype=np.float32)
+        owner = np.searchsorted(self._starts, index, side="right") - 1
+        for k in np.unique(owner):
+            mine = owner == k
+            rows[mine] = self.blocks[k][index[mine] - self._starts[k]]
+        return rows
 
-    def project(self, direction: Float64[np.ndarray, " d"], intercept: float) -> Float32[np.ndarray, " n"]:
-        """Inner product of every image with `direction`, plus `intercept`; NaN for what cannot be read."""
-        ...
-
-    def nearest(self, row: Float32[np.ndarray, " d"], count: int) -> Int64[np.ndarray, " k"]:
-        """The `count` images with the largest inner product with `row`, nearest first, equal ones by position."""
-        ...
+    def multiply(self, direction: Float32[np.ndarray, " d"]) -> Float32[np.ndarray, " m"]:
+        """Return the inner product of every vector with `direction`."""
+        products = torch.empty(len(self))
+        weights = torch.from_numpy(np.array(direction))
+        with one_thread():
+            for block, start in zip(self.blocks, self._starts, strict=False):
+                torch.mv(torch.from_numpy(_single(block)), weights, out=products[start : start + len(block)])
+        return products.numpy()
 
     def encode(self, pooled: Float32[np.ndarray, "k D"]) -> Float32[np.ndarray, "k d"]:
-        """L2-normalised pooled features of other images, as this bank would hold them.
-
-        Raises:
-            DataError: if they come from a network with another number of features.
-        """
-        ...
+        """Map pooled features of other images to the space of these vectors."""
+        return pooled if self.components is None else pooled @ self.components
 
 
-class Bank:
-    """Stored vectors and the images that they belong to.
+class FeatureStore:
+    """Features of an archive by position: `n` images, of which `m` are readable, in `d` columns.
+
+    The columns of the last layer come first and define which images are similar; a probe also uses those of the stages.
 
     Args:
         ids: all images.
-        positions: of the readable ones, rising, one for each row of `store`.
-        reasons: why the others cannot be read, by position.
-        store: the vectors.
-        components: maps pooled features to the vectors by a product; None if they are the same.
+        positions: readable images in increasing order, one for each row.
+        reasons: by position, why each other image cannot be read.
+        parts: the last layer, then the stages if there are any.
+        scaling: scaling of the columns for a probe.
     """
 
     def __init__(
@@ -70,181 +88,210 @@ class Bank:
         ids: Sequence[str],
         positions: Int64[np.ndarray, " m"],
         reasons: dict[int, str],
-        store: Rows,
-        components: Float32[np.ndarray, "D d"] | None = None,
+        parts: Sequence[HalfMatrix],
+        scaling: Scaling,
     ) -> None:
-        self.positions, self.dimensions, self.compressed = positions, store.dimensions, components is not None
-        self._ids, self._reasons, self._store, self._components = ids, reasons, store, components
+        self.ids, self.positions, self.parts, self.scaling = ids, positions, parts, scaling
+        self.dimensions = sum(part.dimensions for part in parts)
+        self._reasons = reasons
         self._row: Int32[np.ndarray, " n"] = np.full(len(ids), -1, dtype=np.int32)
         self._row[positions] = np.arange(len(positions), dtype=np.int32)
 
+    @cached_property
+    def last_layer(self) -> "FeatureStore":
+        """The same images with the columns of the last layer alone."""
+        if len(self.parts) == 1:
+            return self
+        plain = Scaling.plain(self.parts[0].dimensions)
+        return FeatureStore(self.ids, self.positions, self._reasons, self.parts[:1], plain)
+
+    def has(self, positions: Int64[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
+        """Return True for each image that has features."""
+        return self._row[positions] >= 0
+
     def rows(self, positions: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k d"]:
-        """See `FeatureBank`."""
+        """Return the features of images.
+
+        Raises:
+            DataError: if one of them cannot be read; the message has the reason.
+        """
         index = self._row[positions].astype(np.int64)
         if (index < 0).any():
             bad = int(positions[index < 0][0])
-            raise DataError(f"there are no features of image {self._ids[bad]!r}: {self._reasons[bad]}")
-        return self._store.take(index)
-
-    def has(self, positions: Int64[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
-        """See `FeatureBank`."""
-        return self._row[positions] >= 0
+            raise DataError(f"there are no features of image {self.ids[bad]!r}: {self._reasons[bad]}")
+        return np.concatenate([part.take(index) for part in self.parts], axis=1)
 
     def project(self, direction: Float64[np.ndarray, " d"], intercept: float) -> Float32[np.ndarray, " n"]:
-        """See `FeatureBank`."""
-        values = np.full(len(self._row), np.nan, dtype=np.float32)
-        values[self.positions] = self._store.inner(direction.astype(np.float32)) + np.float32(intercept)
+        """Return the inner product of every image with `direction`, plus `intercept`; NaN for unreadable images."""
+        total = np.full(len(self.positions), intercept, dtype=np.float32)
+        start = 0
+        for part in self.parts:
+            total += part.multiply(direction[start : start + part.dimensions].astype(np.float32))
+            start += part.dimensions
+        values = np.full(len(self.ids), np.nan, dtype=np.float32)
+        values[self.positions] = total
         return values
 
-    def nearest(self, row: Float32[np.ndarray, " d"], count: int) -> Int64[np.ndarray, " k"]:
-        """See `FeatureBank`."""
-        products = self._store.inner(row)
+    def nearest(self, position: int, count: int) -> Int64[np.ndarray, " k"]:
+        """Return the `count` images most similar to an image, without itself; none if it cannot be read.
+
+        Similarity is the inner product of the last-layer features; ties are in order of position.
+        """
+        row = int(self._row[position])
+        if row < 0:
+            return self.positions[:0]
+        last = self.parts[0]
+        products = last.multiply(last.take(np.array([row]))[0])
+        products[row] = -np.inf
+        near = np.arange(len(products))
         if 0 < count < len(products):
-            cut = np.partition(products, len(products) - count)[len(products) - count]
-            near = np.flatnonzero(products >= cut)
-        else:
-            near = np.arange(len(products))
-        return self.positions[near[np.argsort(-products[near], kind="stable")][:count]]
+            near = np.flatnonzero(products >= np.partition(products, len(products) - count)[len(products) - count])
+        near = near[np.argsort(-products[near], kind="stable")]
+        return self.positions[near[near != row][:count]]
 
     def encode(self, pooled: Float32[np.ndarray, "k D"]) -> Float32[np.ndarray, "k d"]:
-        """See `FeatureBank`."""
-        expected = self.dimensions if self._components is None else len(self._components)
-        if pooled.shape[1] != expected:
-            raise DataError(f"these images have {pooled.shape[1]} features, but those of the archive have {expected}")
-        return pooled if self._components is None else pooled @ self._components
+        """Map L2-normalised pooled features of other images to the columns of this store.
+
+        Raises:
+            DataError: if they come from a network with another number of features.
+        """
+        widths = [part.dimensions if part.components is None else len(part.components) for part in self.parts]
+        if pooled.shape[1] != sum(widths):
+            raise DataError(
+                f"these images have {pooled.shape[1]} features, but those of the archive have {sum(widths)}"
+            )
+        split = np.split(pooled, np.cumsum(widths)[:-1], axis=1)
+        return np.concatenate([part.encode(own) for part, own in zip(self.parts, split, strict=True)], axis=1)
 
 
-def build_bank(
-    features: Features,
-    ids: Sequence[str],
-    *,
-    compression: str,
-    dimensions: int,
-    folder: Path,
-    scale: Float32[np.ndarray, " d"] | None = None,
-) -> Bank:
-    """The bank of `features`.
+def build_feature_store(
+    features: Features, ids: Sequence[str], *, compression: str, dimensions: int, folder: Path
+) -> FeatureStore:
+    """Build the feature store of an archive.
 
     Args:
-        features: of all of `ids`, in their order.
+        features: features of all of `ids`, in their order.
         ids: all images of the source.
-        compression: `exact` keeps the features in half precision, mapped from the cache; `pca` keeps their principal
-            components; `pq` quantises these to a byte for every two; `auto` is `exact` up to 512 MB, else `pca`.
-        dimensions: principal components that `pca` and `pq` keep.
-        folder: the cache entry of the features, to which the compressed ones are added.
-        scale: of each column, by which compressed features are multiplied; None for one.
+        compression: `exact` maps the cached features in half precision; `pca` keeps their principal components;
+            `auto` is `exact` up to 512 MB and `pca` above.
+        dimensions: principal components that `pca` keeps of each part.
+        folder: cache folder of the features; compressed features are stored below it.
 
     Raises:
         ConfigError: if `compression` is unknown or `dimensions` is not positive.
         DataError: if the features are not those of `ids`.
         StorageError: if the compressed features cannot be written.
     """
-    if compression not in COMPRESSIONS:
-        raise ConfigError(f"ui.compression is {compression!r}: choose one of {', '.join(COMPRESSIONS)}")
-    if dimensions < 1:
-        raise ConfigError(f"ui.dimensions is {dimensions}: it must be at least 1")
-    positions, reasons = _places(features, ids)
-    exact = HalfRows([shard.rows for shard in features.shards])
-    if compression == "auto":
-        compression = "exact" if 2 * len(exact) * exact.dimensions <= EXACT_BYTES else "pca"
-    if compression == "exact" or not len(exact):
-        return Bank(ids, positions, reasons, exact)
-    told = positions.tobytes() + (b"" if scale is None else scale.tobytes())
-    stamp = hashlib.blake2b(told, digest_size=8).hexdigest()
-    rows, components = compressed(exact, compression, dimensions, folder, stamp, scale)
-    return Bank(ids, positions, reasons, rows, components)
+    check_choice("ui.compression", compression, COMPRESSIONS)
+    check_range("ui.dimensions", dimensions, low=1)
+    positions, reasons = _find_positions(features, ids)
+    layers: list[tuple[Features, Float32[np.ndarray, " D"] | None]] = [(features.last, None)]
+    if features.stage_width:
+        layers.append((features.stages, features.scaling.scale[features.last_width :]))
+    parts: list[HalfMatrix] = []
+    slices: list[slice] = []
+    scales: list[Float32[np.ndarray, " _"]] = []
+    for layer, scale in layers:
+        part = HalfMatrix([shard.rows for shard in layer.shards])
+        is_small = 2 * len(part) * part.dimensions <= EXACT_BYTES
+        if len(part) and (compression == "pca" or (compression == "auto" and not is_small)):
+            part = _compress(part, positions, dimensions, folder, scale)
+            scale = None  # the components contain it
+        start = slices[-1].stop if slices else 0
+        slices.append(slice(start, start + part.dimensions))
+        scales.append(np.ones(part.dimensions, np.float32) if scale is None else scale)
+        parts.append(part)
+    return FeatureStore(ids, positions, reasons, parts, Scaling(tuple(slices), np.concatenate(scales)))
 
 
-def _places(features: Features, ids: Sequence[str]) -> tuple[Int64[np.ndarray, " m"], dict[int, str]]:
-    """Positions of the readable images, and why the others are not.
+def _find_positions(features: Features, ids: Sequence[str]) -> tuple[Int64[np.ndarray, " m"], dict[int, str]]:
+    """Return the positions of the readable images, and the reason for each other image.
 
-    Shards hold consecutive images, so that small dictionaries do where one of all ids would take a gigabyte.
+    Shards hold consecutive images, so small dictionaries suffice where one of all ids would take a gigabyte.
     """
     reasons: dict[int, str] = {}
-    parts: list[Int64[np.ndarray, " _"]] = []
+    found: list[Int64[np.ndarray, " _"]] = []
     start = 0
     for shard in features.shards:
         stop = start + len(shard.ids) + len(shard.rejects)
         place = {id_: start + i for i, id_ in enumerate(ids[start:stop])}
-        found = np.array([place.get(id_, -1) for id_ in shard.ids], dtype=np.int64)
+        readable = np.array([place.get(id_, -1) for id_ in shard.ids], dtype=np.int64)
         rejected = {place.get(reject.id, -1): reject.reason for reject in shard.rejects}
-        if (found < 0).any() or (np.diff(found) <= 0).any() or -1 in rejected:
+        if (readable < 0).any() or (np.diff(readable) <= 0).any() or -1 in rejected:
             raise DataError(f"the features are of other images: those from {ids[start]!r} on do not match the source")
-        parts.append(found)
+        found.append(readable)
         reasons |= rejected
         start = stop
     if start != len(ids):
         raise DataError(f"there are features of {start} images, but {len(ids)} images: compute the features again")
-    return np.concatenate(parts), reasons
+    return np.concatenate(found), reasons
 
 
-class Seen(NamedTuple):
-    """A bank, and how a probe on it scales its columns."""
+def _compress(
+    exact: HalfMatrix,
+    positions: Int64[np.ndarray, " m"],
+    dimensions: int,
+    folder: Path,
+    scale: Float32[np.ndarray, " D"] | None,
+) -> HalfMatrix:
+    """Project features, multiplied by `scale`, on their principal components; cached below `folder`."""
+    width = min(dimensions, exact.dimensions)
 
-    bank: FeatureBank
-    scaling: Scaling
+    def compute() -> tuple[dict[str, np.ndarray | Blocks], dict[str, object]]:
+        rng = np.random.default_rng(_SEED)
+        sample = exact.take(np.sort(rng.choice(len(exact), min(SAMPLE, len(exact)), replace=False)))
+        factor = np.ones(exact.dimensions, np.float32) if scale is None else scale
+        components = factor[:, None] * principal_components(sample * factor, width)
+        rows = Blocks((len(exact), width), "float16", _project_blocks(exact, components))
+        return {"components": components, "rows": rows}, {}
 
-
-class PairedBank:
-    """Two banks of the same images side by side: what a probe sees of them. Images are alike by the first alone.
-
-    Args:
-        first: of the first `width` columns of pooled features.
-        second: of the others.
-        width: see above.
-    """
-
-    def __init__(self, first: FeatureBank, second: FeatureBank, width: int) -> None:
-        self.positions, self.dimensions = first.positions, first.dimensions + second.dimensions
-        self._first, self._second, self._width = first, second, width
-
-    def rows(self, positions: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k d"]:
-        """See `FeatureBank`."""
-        return np.concatenate([self._first.rows(positions), self._second.rows(positions)], axis=1)
-
-    def has(self, positions: Int64[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
-        """See `FeatureBank`."""
-        return self._first.has(positions)
-
-    def project(self, direction: Float64[np.ndarray, " d"], intercept: float) -> Float32[np.ndarray, " n"]:
-        """See `FeatureBank`."""
-        first, second = np.split(direction, [self._first.dimensions])
-        return self._first.project(first, intercept) + self._second.project(second, 0.0)
-
-    def nearest(self, row: Float32[np.ndarray, " d"], count: int) -> Int64[np.ndarray, " k"]:
-        """See `FeatureBank`."""
-        return self._first.nearest(row[: self._first.dimensions], count)
-
-    def encode(self, pooled: Float32[np.ndarray, "k D"]) -> Float32[np.ndarray, "k d"]:
-        """See `FeatureBank`."""
-        first, second = np.split(pooled, [self._width], axis=1)
-        return np.concatenate([self._first.encode(first), self._second.encode(second)], axis=1)
+    key = {"positions": positions, "scale": scale, "of": exact.dimensions, "dimensions": width, "sample": SAMPLE}
+    arrays = Cache(folder / "compressed").get(cache_key(key), compute).arrays
+    return HalfMatrix([arrays["rows"]], np.array(arrays["components"]))
 
 
-def build_seen(
-    bank: FeatureBank, features: Features, ids: Sequence[str], *, compression: str, dimensions: int, folder: Path
-) -> Seen:
-    """What a probe sees of an archive.
+def _project_blocks(exact: HalfMatrix, components: Float32[np.ndarray, "D d"]) -> Iterator[Float16[np.ndarray, "_ d"]]:
+    with progress("Compressing features", len(exact)) as advance:
+        for block in exact.blocks:
+            yield (_single(block) @ components).astype(np.float16)
+            advance(len(block))
+
+
+def principal_components(sample: Float32[np.ndarray, "n D"], dimensions: int) -> Float32[np.ndarray, "D d"]:
+    """Compute the principal components of uncentred vectors as orthonormal columns, largest variance first.
+
+    The mean is not subtracted: the similarity of two images is the inner product of their features, and subtracting
+    the mean would change neighbours and probe even if all components were kept.
 
     Args:
-        bank: of the last layer.
-        features: of all of `ids`, in their order.
-        ids: all images of the source.
-        compression: see `build_bank`.
-        dimensions: see `build_bank`.
-        folder: see `build_bank`.
-
-    Raises:
-        DataError, StorageError: see `build_bank`.
+        sample: feature vectors.
+        dimensions: number of components; all `D` if it is larger.
     """
-    if not features.stage_width:
-        return Seen(bank, Scaling.plain(bank.dimensions))
-    scale = features.scaling.scale[features.last_width :]
-    stages = build_bank(
-        features.stages, ids, compression=compression, dimensions=dimensions, folder=folder, scale=scale
-    )
-    if stages.compressed:  # and scaled before
-        scale = np.ones(stages.dimensions, np.float32)
-    parts = slice(0, bank.dimensions), slice(bank.dimensions, bank.dimensions + stages.dimensions)
-    scaling = Scaling(parts, np.concatenate([np.ones(bank.dimensions, np.float32), scale]))
-    return Seen(PairedBank(bank, stages, features.last_width), scaling)
+    moments = np.zeros((sample.shape[1], sample.shape[1]))
+    for start in range(0, len(sample), _CHUNK):
+        part = sample[start : start + _CHUNK].astype(np.float64)
+        moments += part.T @ part
+    vectors = np.linalg.eigh(moments)[1][:, ::-1][:, :dimensions]
+    # The sign of an eigenvector depends on the library; cached features must not.
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
+    return np.ascontiguousarray(vectors * np.sign(largest), dtype=np.float32)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit NumPy and PyTorch to one thread within this block.
+
+    Their threads wait for each other after every small product. While a training uses the same cores, one such wait
+    lasts until the scheduler runs the other thread again: one second of work took nine.
+    """
+    with _thread_lock, _thread_pools().limit(limits=1):
+        yield
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _single(block: Float16[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    return torch.from_numpy(np.array(block)).float().numpy()  # PyTorch converts ten times as fast as NumPy

@@ -1,4 +1,4 @@
-"""Kinds of images: groups that a clustering proposes and a person corrects and names."""
+"""Groups of images: proposed by clustering, corrected and named by a person, stored in one file."""
 
 import json
 import threading
@@ -6,31 +6,31 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalymatch.errors import ConfigError, DataError, StorageError
+from anomalymatch.checks import check_choice
+from anomalymatch.errors import DataError, StorageError
 from anomalymatch.files import write_text
 from anomalymatch.ranking import Ranking
+from anomalymatch.text import printable
 from anomalymatch.types import Label
 
 MAX_NAME = 60
-FOUND = "anomalies"
+ANOMALIES = "anomalies"
 TOPS = {"top 100": 100, "top 200": 200, "top 500": 500}
-GROUPED = (FOUND, *TOPS)
-"""What can be grouped: what is labelled anomaly, or the highest scores among the unlabelled."""
+SELECTIONS = (ANOMALIES, *TOPS)
+"""Images that can be grouped: those labelled anomaly, or the highest scores among the unlabelled."""
 Divide = Callable[[Sequence[str], Collection[str], int | None], Sequence[Sequence[str]]]
-"""Divides images, given some that are normal, into so many groups (None: as many as there seem to be): largest first,
-and in each the most typical image first. What cannot be read is in none."""
-
-
+"""Divides images into a number of groups (None chooses it), given some normal images: largest group first, and in each
+the most typical image first. Unreadable images are in no group."""
 State = Callable[[], tuple[Mapping[str, Label], Ranking | None]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Images of one kind.
+    """Group of images.
 
     Attributes:
-        name: what a person calls it; "group 3" until then.
-        ids: its images, the most typical first.
+        name: its name; "group 3" until a person names it.
+        ids: its images, most typical first.
     """
 
     name: str
@@ -38,16 +38,16 @@ class Group:
 
 
 class Groups:
-    """The present groups, kept in one file; an image is in one group at most.
+    """Groups of a search, stored in one file; an image is in at most one group.
 
     Args:
         path: the file.
         divide: see `Divide`.
-        state: gives labels and ranking of this moment.
+        state: returns the current labels and ranking.
         on_change: called after each change.
 
     Raises:
-        StorageError: if the file is there and corrupt.
+        StorageError: if the file is corrupt.
     """
 
     def __init__(self, path: Path, divide: Divide, state: State, on_change: Callable[[], None]) -> None:
@@ -56,11 +56,11 @@ class Groups:
         self._groups = _read(path)
 
     def all(self) -> Sequence[Group]:
-        """All groups."""
+        """Return all groups."""
         return tuple(self._groups)
 
-    def members(self, number: int) -> Group:
-        """A group.
+    def get(self, number: int) -> Group:
+        """Return a group.
 
         Raises:
             DataError: if there is no such group.
@@ -70,98 +70,97 @@ class Groups:
             raise DataError(f"there is no group {number + 1}: there are {len(groups)}")
         return groups[number]
 
-    def make(self, what: str, count: int | None) -> None:
-        """Group anew; what was grouped before is forgotten, but for the names of groups that hold the same images.
+    def make(self, selection: str, count: int | None) -> None:
+        """Group images and replace all groups; a group that holds the same images as before keeps its name.
 
         Args:
-            what: one of `GROUPED`. Images labelled normal say what is not odd about an image.
+            selection: one of `SELECTIONS`. Images labelled normal show the clustering what is usual.
             count: number of groups; None chooses it.
 
         Raises:
             DataError: if there are too few images.
-            ConfigError: if there are fewer different images than `count`, or nothing is called `what`.
+            ConfigError: if there are fewer distinct images than `count`, or `selection` is unknown.
         """
         labels, ranking = self._state()
-        found = self._divide(_chosen(what, labels, ranking), _normal(labels), count)
+        found = self._divide(_select(selection, labels, ranking), _normals(labels), count)
         with self._lock:
             names = {frozenset(group.ids): group.name for group in self._groups}
-            self._keep([Group(names.get(frozenset(g), _default(i)), tuple(g)) for i, g in enumerate(found)])
+            self._save([Group(names.get(frozenset(g), _default_name(i)), tuple(g)) for i, g in enumerate(found)])
 
     def rename(self, number: int, name: str) -> None:
-        """Name a group; an empty name takes the name away.
+        """Name a group; an empty name restores the default.
 
         Raises:
             DataError: if there is no such group.
         """
-        plain = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())[:MAX_NAME]
+        clean = " ".join(printable(name, " ").split())[:MAX_NAME]
         with self._lock:
-            group = self.members(number)
-            self._keep(_with(self._groups, number, [Group(plain or _default(number), group.ids)]))
+            group = self.get(number)
+            self._save(_replace(self._groups, number, [Group(clean or _default_name(number), group.ids)]))
 
     def split(self, number: int) -> None:
-        """Divide a group in two; the first half keeps the name.
+        """Split a group in two; the first half keeps the name.
 
         Raises:
-            DataError: if there is no such group, or it has fewer than two images that can be told apart.
+            DataError: if there is no such group, or it has fewer than two distinct images.
         """
-        group = self.members(number)
-        halves = self._divide(group.ids, _normal(self._state()[0]), 2) if len(group.ids) > 1 else []
+        group = self.get(number)
+        halves = self._divide(group.ids, _normals(self._state()[0]), 2) if len(group.ids) > 1 else []
         if len(halves) < 2:
-            raise DataError(f"{group.name} has nothing to split: its images are too few, or alike")
+            raise DataError(f"{group.name} cannot be split: it has too few images, or they are all alike")
         with self._lock:
-            if self.members(number) != group:
-                raise DataError(f"{group.name} was changed meanwhile: look again")
+            if self.get(number) != group:
+                raise DataError(f"{group.name} has changed in the meantime: look at it again")
             names = (group.name, f"{group.name}, other"[:MAX_NAME])
             parts = [Group(name, tuple(half)) for name, half in zip(names, halves, strict=True)]
-            self._keep(_with(self._groups, number, parts))
+            self._save(_replace(self._groups, number, parts))
 
     def merge(self, numbers: Collection[int]) -> None:
-        """Make one group of several; it has the place and the name of the first, and its images come first.
+        """Merge groups into the first of them, which keeps its place and name; its images come first.
 
         Raises:
-            DataError: if one of them is not there, or there are fewer than two.
+            DataError: if one of them does not exist, or there are fewer than two.
         """
         with self._lock:
-            chosen = [self.members(number) for number in sorted(set(numbers))]
+            chosen = [self.get(number) for number in sorted(set(numbers))]
             if len(chosen) < 2:
                 raise DataError("choose at least two groups to merge")
             merged = Group(chosen[0].name, tuple(id_ for group in chosen for id_ in group.ids))
-            rest = [merged if i == min(numbers) else g for i, g in enumerate(self._groups)]
-            self._keep([g for i, g in enumerate(rest) if i == min(numbers) or i not in numbers])
+            groups = _replace(self._groups, min(numbers), [merged])
+            self._save([g for i, g in enumerate(groups) if i == min(numbers) or i not in numbers])
 
     def names(self) -> dict[str, str]:
-        """The name of its group for each image that is in one."""
+        """Return the group name of each image that is in a group."""
         return {id_: group.name for group in self._groups for id_ in group.ids}
 
-    def _keep(self, groups: list[Group]) -> None:
+    def _save(self, groups: list[Group]) -> None:
         plain = {"groups": [{"name": group.name, "ids": list(group.ids)} for group in groups]}
         write_text(self.path, json.dumps(plain, indent=1, ensure_ascii=False))
         self._groups = groups
         self._on_change()
 
 
-def _chosen(what: str, labels: Mapping[str, Label], ranking: Ranking | None) -> list[str]:
-    if what == FOUND:
+def _select(selection: str, labels: Mapping[str, Label], ranking: Ranking | None) -> list[str]:
+    check_choice("selection to group", selection, SELECTIONS)
+    if selection == ANOMALIES:
         found = [id_ for id_, label in labels.items() if label == Label.ANOMALY]
         if len(found) < 2:
-            raise DataError("grouping needs at least two images that are labelled anomaly")
+            raise DataError(f"grouping needs at least two images labelled anomaly, and there are {len(found)}")
         return found
-    if what not in TOPS:
-        raise ConfigError(f"cannot group {what!r}: choose one of {', '.join(GROUPED)}")
     if ranking is None:
-        raise DataError("nothing ranks the images yet: label some first")
-    return ranking.restrict(id_ for id_ in ranking.ids if id_ not in labels).top(TOPS[what])
+        raise DataError("nothing is ranked yet: label some images first")
+    return ranking.restrict(id_ for id_ in ranking.ids if id_ not in labels).top(TOPS[selection])
 
 
-def _normal(labels: Mapping[str, Label]) -> list[str]:
+def _normals(labels: Mapping[str, Label]) -> list[str]:
     return [id_ for id_, label in labels.items() if label == Label.NORMAL]
 
 
-def _default(number: int) -> str:
+def _default_name(number: int) -> str:
     return f"group {number + 1}"
 
 
-def _with(groups: Sequence[Group], number: int, instead: Sequence[Group]) -> list[Group]:
+def _replace(groups: Sequence[Group], number: int, instead: Sequence[Group]) -> list[Group]:
     return [*groups[:number], *instead, *groups[number + 1 :]]
 
 
@@ -172,4 +171,4 @@ def _read(path: Path) -> list[Group]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"the groups in {path} are corrupt ({error}): delete that file to begin anew") from error
+        raise StorageError(f"the groups in {path} are corrupt ({error}): delete that file to start over") from error

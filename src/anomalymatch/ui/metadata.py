@@ -1,4 +1,4 @@
-"""What is known of an image beside its pixels: its class, file, header, row in a catalogue, and place on the sky."""
+"""Metadata of images: class, file, FITS header, row in a catalogue, sky coordinates."""
 
 import math
 import os
@@ -12,13 +12,14 @@ import pyarrow as pa
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.catalogue_rows import USUAL_DEC, USUAL_RA
 from anomalymatch.errors import UnreadableImageError
+from anomalymatch.text import printable
 from anomalymatch.ui.originals import guarded, suffix_of
 
 MAX_TEXT = 300
 
 
 class Metadata:
-    """What an archive tells of its images.
+    """Metadata of the images of a source.
 
     Args:
         source: the images.
@@ -29,11 +30,11 @@ class Metadata:
 
     @cached_property
     def table(self) -> pa.Table | None:
-        """Further columns of the archive, see `ImageSource.metadata`; read on first access."""
+        """Further columns of the archive, see `ImageSource.metadata`; read on first use."""
         return self.source.metadata()
 
     def __call__(self, id_: str) -> dict[str, str]:
-        """All but the pixels of one image, by name. What cannot be read is left out.
+        """Return the metadata of one image by name, without parts that cannot be read.
 
         Raises:
             DataError: if the id is not in the source.
@@ -49,10 +50,10 @@ class Metadata:
                 found |= {"format": suffix_of(data).removeprefix(".").upper(), "bytes": f"{len(data):,}"}
         for name, value in self._row(id_).items():
             found[f"{name} (catalogue)" if name in found else name] = value
-        return {_printable(name): _printable(value) for name, value in found.items()}
+        return {_one_line(name): _one_line(value) for name, value in found.items()}
 
     def coordinates(self, id_: str) -> tuple[float, float] | None:
-        """Right ascension and declination in degrees, by the source or by the usual columns of its table.
+        """Return right ascension and declination in degrees, from the source or the usual columns of its table.
 
         Raises:
             DataError: if the id is not in the source.
@@ -87,7 +88,5 @@ def _file(path: Path) -> dict[str, str]:
     return {"file": str(path), "bytes": f"{found.st_size:,}", "changed": f"{changed:%Y-%m-%d %H:%M} UTC"}
 
 
-def _printable(text: str) -> str:
-    """Text on one line, of a length that can be shown."""
-    text = "".join(character if character.isprintable() else " " for character in text[: MAX_TEXT + 1])
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+def _one_line(text: str) -> str:
+    return printable(text, " ", limit=MAX_TEXT)

@@ -1,4 +1,4 @@
-"""The files that images come from, as they are; none is opened that has become a link out of its folder."""
+"""Original files of images, read only while they lie inside the folder of the archive."""
 
 import os
 import stat
@@ -27,13 +27,13 @@ MAX_FITS_BYTES = 2**31
 
 @contextmanager
 def guarded(source: ImageSource, id_: str) -> Iterator[Path | None]:
-    """Read an image within this block, which gets its file, or None if the archive is not made of single files.
+    """Guard the reading of an image in this block; yields its file, or None if the archive does not store single files.
 
-    Opening an archive passes over links that leave its folder, but one can be put there later. So the place of a file
-    is looked at before it is read and again after.
+    Opening an archive skips links that leave its folder, but one can be created later. Therefore the path is checked
+    before and after the file is read.
 
     Raises:
-        UnreadableImageError: if the file is gone, no ordinary file, too large, or a link that leaves the folder.
+        UnreadableImageError: if the file is missing, not a regular file, too large, or a link that leaves the folder.
         DataError: if the id is not in the source.
     """
     path = source.file(id_)
@@ -47,7 +47,7 @@ def guarded(source: ImageSource, id_: str) -> Iterator[Path | None]:
 
 
 def original(source: ImageSource, id_: str) -> tuple[bytes, str] | None:
-    """The bytes of an image's own file and the suffix that their format has; None if the archive holds no such files.
+    """Return the bytes of an image's file and the suffix of their format; None if the archive has no such files.
 
     Raises:
         UnreadableImageError: if it cannot be read.
@@ -64,7 +64,7 @@ def original(source: ImageSource, id_: str) -> tuple[bytes, str] | None:
 
 
 def suffix_of(data: bytes) -> str:
-    """The suffix of a file by what it begins with; `.bin` for what is unknown."""
+    """Return the file suffix that the first bytes indicate; `.bin` if unknown."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
     return next((suffix for magic, suffix in _MAGIC.items() if data.startswith(magic)), ".bin")

@@ -1,10 +1,9 @@
-"""The service under the labelling page: labels, the ranking that follows them, training; nothing of the web."""
+"""Service behind the labelling page: labels, the ranking that follows them, groups and training; no web code."""
 
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,18 +13,18 @@ from jaxtyping import Float32
 from anomalymatch.active.run_folder import RunReader
 from anomalymatch.data.label_log import FROM_FILE, LabelEvent, LabelLog
 from anomalymatch.data.source import ImageSource
-from anomalymatch.errors import AnomalyMatchError, UnreadableImageError
+from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Image, Label
 from anomalymatch.ui.examples import Examples
 from anomalymatch.ui.exports import Export, export, import_labels
 from anomalymatch.ui.gallery import Gallery
 from anomalymatch.ui.groups import Divide, Groups
-from anomalymatch.ui.labels import Change, LabelBook, Listener, Listeners, checked_name
+from anomalymatch.ui.labels import Change, LabelIndex, Listener, Listeners, clean_name
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.pictures import STRETCHES, Pictures
-from anomalymatch.ui.state import Board, Logits, summarise
-from anomalymatch.ui.training import Background, Training
+from anomalymatch.ui.state import Logits, SearchState, summarise
+from anomalymatch.ui.training import BackgroundTask, Training
 from anomalymatch.ui.views import Details, Page, Query, Summary, Tile
 
 logger = logging.getLogger(__name__)
@@ -33,19 +32,19 @@ Encode = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
 
 
 class LabelService:
-    """What the page calls. Every method may be called from any thread; a label is on disk when `label` returns.
+    """Service of the labelling page, also usable from Python. All methods are thread-safe.
 
     Args:
         run: the run folder, with its configuration.
         source: the images.
-        live: the ranking on their features.
-        encode: pooled features of images that are not in the source.
-        training_steps: of a training; 0 if they are not known.
+        live: the live ranking on their features.
+        encode: computes pooled features of images that are not in the source.
+        training_steps: steps of a training; 0 if unknown.
         cache: folder for thumbnails.
-        workers: threads that make them.
-        seed: of the random audit.
-        divide: finds groups among images.
-        needs_labels: whether a training can do nothing without an anomaly and a normal.
+        workers: threads that decode pictures.
+        seed: seed of the random audit.
+        divide: divides images into groups.
+        needs_labels: True if a training needs an anomaly and a normal.
     """
 
     def __init__(
@@ -67,226 +66,218 @@ class LabelService:
         self._reader = RunReader(run)
         self._log = LabelLog(run / "labels.sqlite")
         self.pictures = Pictures(source, cache, workers=workers)
-        self.stretches, self.channels = STRETCHES, self.pictures.channels
+        self.stretches: Sequence[str] = STRETCHES
+        self.channels = self.pictures.channels
         self.examples = Examples(
             run / "examples",
-            lambda image: live.seen.encode(encode([image]))[0],
+            lambda image: live.store.encode(encode([image]))[0],
             source,
-            dimensions=live.seen.dimensions,
+            dimensions=live.store.dimensions,
         )
         gallery = Gallery(source.ids, seed=seed, metadata=self.pictures.metadata_of.table)
-        self._board = Board(source.ids, source.name, LabelBook(self._log), live, gallery)
+        self._state = SearchState(source.ids, source.name, LabelIndex(self._log), live, gallery)
         self._seconds = math.nan
         self._cycle = self._reader.finished_cycles()
-        self._board.take_trainings(self._reader, range(1, self._cycle + 1))
+        self._state.add_trainings(self._reader, range(1, self._cycle + 1))
         changed = partial(self._listeners.tell, Change("groups"))
-        self.groups = Groups(run / "groups.json", divide, self._board.state, changed)
-        self._refitting = Background(self.rerank, "re-ranking")
+        self.groups = Groups(run / "groups.json", divide, self._state.labels_and_ranking, changed)
+        self._reranking = BackgroundTask(self.rerank, "re-ranking")
         self.rerank()
         self.training = Training(
             run,
             steps=training_steps,
-            check=self._board.check_trainable if needs_labels else lambda: None,
-            on_change=self._training_changed,
+            check=self._state.check_trainable if needs_labels else lambda: None,
+            on_change=self._update_training,
         )
 
     def page(self, query: Query) -> Page:
-        """The images of one page.
+        """Return one page of the gallery.
 
         Raises:
             DataError: if `query.like` is not in the archive, or there is no group `query.group`.
         """
-        return self._board.page(query, () if query.group is None else self.groups.members(query.group).ids)
+        return self._state.page(query, () if query.group is None else self.groups.get(query.group).ids)
 
     def tiles(self, ids: Sequence[str]) -> list[Tile]:
-        """The present state of `ids`.
+        """Return the tiles of images.
 
         Raises:
             DataError: if one is not in the archive.
         """
-        return self._board.tiles(ids)
+        return self._state.tiles(ids)
 
     def neighbours(self, id_: str, count: int) -> list[Tile]:
-        """The `count` images most like `id_`, the most alike first; none if it cannot be read."""
-        with self._board.lock:
-            nearest = self._board.neighbours(id_, count)
-            return self._board.tiles([self.source.ids[i] for i in nearest.tolist()])
+        """Return the `count` images most similar to `id_`, most similar first; none if it cannot be read."""
+        with self._state.lock:
+            nearest = self._state.neighbours(id_, count)
+            return self._state.tiles([self.source.ids[i] for i in nearest.tolist()])
 
     def details(self, id_: str) -> Details:
-        """What the large view shows of an image.
+        """Return the details of an image for the large view.
 
         Raises:
             DataError: if it is not in the archive.
         """
         (tile,) = self.tiles([id_])
-        size = None
-        with suppress(UnreadableImageError):  # the metadata say why
-            size = self.pictures.size(id_)
-        with self._board.lock:
-            history = self._board.book.history(id_)
+        with self._state.lock:
+            history = self._state.labels.history(id_)
         return Details(
             tile=tile,
-            size=size,
             metadata=self.pictures.metadata(id_),
             coordinates=self.pictures.coordinates(id_),
             history=history,
         )
 
-    def label(self, ids: Sequence[str], label: Label | None, annotator: str) -> None:
-        """Label images, or take their labels away with None; the ranking follows in the background.
+    def summary(self) -> Summary:
+        """Summarise the search: counts, scores, estimate, annotators."""
+        return summarise(self._state, cycle=self._cycle, seconds=self._seconds)
+
+    def label(self, ids: Sequence[str], label: Label | None, annotator: str) -> int:
+        """Label images, or remove their labels with None; return their number.
+
+        The labels are on disk when this returns. The ranking follows in the background.
 
         Raises:
             DataError: if an image is not in the archive; then none is labelled.
             StorageError: if the log cannot be written; then none is labelled.
         """
-        if ids:
-            self._say(dict.fromkeys(ids, label), annotator)
+        return self._add_labels(dict.fromkeys(ids, label), annotator)
 
     def undo(self, annotator: str) -> list[str]:
-        """Take back what the annotator did last; return its images, if there is anything left to undo."""
-        with self._board.lock:
-            ids = self._board.book.undo(checked_name(annotator))
-            self._board.show_labels(ids)
+        """Undo the annotator's last action; return its images, none if nothing is left to undo."""
+        with self._state.lock:
+            ids = self._state.labels.undo(clean_name(annotator))
+            self._state.update_labels(ids)
         if ids:
-            self._labelled(ids, annotator)
+            self._notify_labels(ids, annotator)
         return ids
 
     def import_csv(self, text: str, annotator: str) -> int:
-        """Take over the labels of a CSV `filename,label` that say something new; return how many.
+        """Import labels from a CSV `filename,label`; return the number of labels that were new.
 
         Raises:
-            LabelError: if it is no such CSV, or names images that are not in the archive.
+            LabelError: if it is not such a CSV, or names images that are not in the archive.
         """
-        labels = import_labels(text, self._board.index)
+        labels = import_labels(text, self._state.index)
         known = self.labels
-        new = {id_: label for id_, label in labels.items() if known.get(id_) != label}
-        if new:
-            self._say(new, annotator)
-        return len(new)
+        return self._add_labels({id_: label for id_, label in labels.items() if known.get(id_) != label}, annotator)
 
-    def take_given(self, given: Mapping[str, Label]) -> None:
-        """Take over labels that came with the images, where they are new."""
-        new = self._log.new_labels(given)
-        if new:
-            self._say(new, FROM_FILE)
+    def add_given_labels(self, given: Mapping[str, Label]) -> None:
+        """Add the labels that came with the images, unless the log has them already."""
+        self._add_labels(self._log.new_labels(given), FROM_FILE)
 
     def export(self, kind: str) -> Export:
-        """Write the finds in one of the formats of `exports`.
+        """Export labels and images in one of the formats of `anomalymatch.ui.exports`.
 
         Raises:
             ConfigError: if there is no such format.
-            DataError: if there is nothing to write in it.
+            DataError: if there is nothing to export in it.
         """
         return export(kind, self)
 
     @property
     def labels(self) -> dict[str, Label]:
-        """The label of each image."""
-        return self._board.state()[0]
+        """The label of each labelled image."""
+        return self._state.labels_and_ranking()[0]
 
     @property
     def events(self) -> list[LabelEvent]:
-        """All that was said, oldest first, with what was undone."""
+        """All label events, oldest first, including undone ones."""
         return self._log.events()
 
     @property
     def ranking(self) -> Ranking | None:
-        """What ranks now; None before the first ranking."""
-        return self._board.ranking()
+        """The ranking in use; None before the first."""
+        return self._state.ranking()
 
     @property
     def novelty(self) -> Logits | None:
-        """How unlike the others each image of the source is, NaN if it cannot be read; None if that is unknown."""
-        return self._board.novelty
+        """Novelty of each image, NaN for unreadable ones; None if it is unknown."""
+        return self._state.novelty
 
-    def _say(self, labels: Mapping[str, Label | None], annotator: str) -> None:
-        ids = list(labels)
-        with self._board.lock:
-            self._board.positions(ids)
-            self._board.book.say(
-                labels, annotator=checked_name(annotator), cycle=self._cycle, scores=self._board.scores_of(ids)
-            )
-            self._board.show_labels(ids)
-        self._labelled(ids, annotator)
+    def _add_labels(self, labels: Mapping[str, Label | None], annotator: str) -> int:
+        if labels:
+            ids = list(labels)
+            with self._state.lock:
+                scores = self._state.probabilities(ids)
+                name = clean_name(annotator)
+                self._state.labels.add(labels, annotator=name, cycle=self._cycle, scores=scores)
+                self._state.update_labels(ids)
+            self._notify_labels(ids, annotator)
+        return len(labels)
 
-    def _labelled(self, ids: Sequence[str], annotator: str) -> None:
+    def _notify_labels(self, ids: Sequence[str], annotator: str) -> None:
         self._listeners.tell(Change("labels", tuple(ids), annotator))
-        self._refitting.ask()
+        self._reranking.request()
 
     def rerank(self) -> float:
-        """Fit the probe on all that is known now, and rank by it; return the seconds it took."""
+        """Fit the probe on the current labels and rank by it; return the seconds it took."""
         start = time.monotonic()
-        self._board.refit(self.examples.features())
+        self._state.refit(self.examples.features())
         self._seconds = time.monotonic() - start
         self._listeners.tell(Change("ranking"))
         return self._seconds
 
     def rank_by(self, mode: str) -> None:
-        """Rank by the live probe, the last training, or both.
+        """Rank by the live probe ("live"), the last training ("trained") or "both".
 
         Raises:
-            ConfigError: if that cannot be chosen now.
+            ConfigError: if the mode is not available now.
         """
-        with self._board.lock:
-            self._board.scores.choose(mode)
-            self._board.show_scores()
+        with self._state.lock:
+            self._state.scores.choose(mode)
+            self._state.update_scores()
         self._listeners.tell(Change("ranking"))
 
-    def modes(self) -> Sequence[str]:
-        """What `rank_by` takes now."""
-        return self._board.scores.modes
-
     def add_example(self, name: str, data: bytes, annotator: str) -> str:
-        """Take an image that is not in the archive as an example of an anomaly; return its id.
+        """Add an image that is not in the archive as an example of an anomaly; return its id.
 
         Raises:
-            DataError: if it is no image, or too large.
+            DataError: if it is not an image, or too large.
         """
         id_ = self.examples.add(name, data).id
-        self._listeners.tell(Change("examples", (id_,), annotator))
-        self._refitting.ask()
+        self._notify_examples(id_, annotator)
         return id_
 
     def remove_example(self, id_: str) -> None:
-        """Forget an example.
+        """Remove an example.
 
         Raises:
             DataError: if there is no such example.
         """
         self.examples.remove(id_)
-        self._listeners.tell(Change("examples", (id_,)))
-        self._refitting.ask()
+        self._notify_examples(id_)
+
+    def _notify_examples(self, id_: str, annotator: str = "") -> None:
+        self._listeners.tell(Change("examples", (id_,), annotator))
+        self._reranking.request()
 
     def example_ids(self) -> list[str]:
-        """The examples, in the order in which they came."""
+        """Return the ids of the examples, oldest first."""
         return [example.id for example in self.examples.all()]
 
     def example_thumbnail(self, id_: str, side: int) -> bytes:
-        """See `Examples.thumbnail`."""
+        """Return the JPEG of an example, see `Examples.thumbnail`."""
         return self.examples.thumbnail(id_, side)
 
-    def _training_changed(self) -> None:
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` after every change, in the thread that made it; return a function that unsubscribes."""
+        return self._listeners.add(listener)
+
+    def close(self) -> None:
+        """Stop a training and close the files. Nothing is lost without it."""
+        self.training.close()
+        self._reranking.close()
+        self.pictures.close()
+        self._log.close()
+
+    def _update_training(self) -> None:
         done = self._reader.finished_cycles()
         if done > self._cycle:
             try:
-                self._board.take_trainings(self._reader, range(self._cycle + 1, done + 1))
+                self._state.add_trainings(self._reader, range(self._cycle + 1, done + 1))
             except AnomalyMatchError as error:
                 logger.warning("The scores of training %d cannot be shown: %s", done, error)
             self._cycle = done
             self._listeners.tell(Change("ranking"))
         self._listeners.tell(Change("training"))
-
-    def summary(self) -> Summary:
-        """The state of the search at one glance."""
-        return summarise(self._board, cycle=self._cycle, seconds=self._seconds)
-
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` at every change, from whichever thread makes it; returns what ends that."""
-        return self._listeners.add(listener)
-
-    def close(self) -> None:
-        """Stop a training, and close the files. Nothing is lost without it."""
-        self.training.close()
-        self._refitting.close()
-        self.pictures.close()
-        self._log.close()

@@ -1,4 +1,4 @@
-"""Training in a process of its own: the page stays responsive, and a crash takes nothing with it."""
+"""Training in a separate process: the page stays responsive, and a crash of the training loses nothing."""
 
 import logging
 import os
@@ -17,13 +17,11 @@ from anomalymatch.errors import LabelError, StorageError
 from anomalymatch.files import storage_errors
 
 logger = logging.getLogger(__name__)
-
-
 PROGRAM = (sys.executable, "-m", "anomalymatch.run")
 LOG = "training.log"
 POLL_S = 0.5
 PATIENCE_S = 15.0
-"""How long a training that was asked to stop may take to do so."""
+"""Time that a training has to stop before it is killed."""
 SHOWN_STEPS, SHOWN_LINES = 500, 200
 SERIES = {
     "labelled loss": "loss_lb",
@@ -36,17 +34,17 @@ SERIES = {
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """What the page shows of a training.
+    """Status of a training.
 
     Attributes:
         state: idle, running, stopping, failed or finished.
-        cycle: number of the training that goes on, or was the last; 0 before the first.
-        step: steps that are done.
-        steps: steps in all; 0 if they are not known.
-        seconds: since it began, or how long it took.
-        losses: by name, of at most 500 steps.
-        message: why it failed, in one line; else empty.
-        log: the last lines that the training printed.
+        cycle: number of the running or last training; 0 before the first.
+        step: finished steps.
+        steps: total steps; 0 if unknown.
+        seconds: time since the start, or total duration.
+        losses: values by name, of at most 500 steps.
+        message: the reason of a failure in one line; otherwise empty.
+        log: the last lines of its output.
     """
 
     state: str = "idle"
@@ -60,16 +58,16 @@ class TrainingStatus:
 
 
 class Training:
-    """Runs one more cycle of a run folder, by the command that a person would type: `anomalymatch.run resume=RUN`.
+    """Training of one more cycle of a run folder, by the command `anomalymatch.run resume=RUN`.
 
-    It outlives the page: after a crash of the page, the next one watches the training that still goes on.
+    The process outlives a crash of the page; the next page watches it.
 
     Args:
         run: the run folder, with its configuration.
-        steps: training steps of a cycle; 0 if they are not known.
-        program: the command without its words.
-        check: raises a `LabelError` if there is nothing to train on yet.
-        on_change: called when a training begins or ends, from another thread.
+        steps: training steps of a cycle; 0 if unknown.
+        program: the command without its arguments.
+        check: raises a `LabelError` if there is not enough to train on.
+        on_change: called when a training starts or ends, from another thread.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class Training:
         check: Callable[[], None],
         on_change: Callable[[], None],
     ) -> None:
-        self._run, self._steps, self._program = RunReader(run), steps, program
+        self.program, self._run, self._steps = program, RunReader(run), steps
         self._check, self._on_change = check, on_change
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,40 +93,40 @@ class Training:
 
     @property
     def running(self) -> bool:
-        """Whether a training goes on."""
+        """True while a training runs."""
         return self._state in ("running", "stopping")
 
     def start(self) -> None:
-        """Begin a training.
+        """Start a training.
 
         Raises:
-            LabelError: if one goes on, or there is nothing to train on yet.
+            LabelError: if one is running, or there is not enough to train on.
             StorageError: if its log cannot be written.
         """
         with self._lock:
             if self.running:
-                raise LabelError("a training goes on: wait for it, or stop it")
+                raise LabelError(f"training {self._cycle} is running: wait for it, or stop it")
             self._check()
             self._cycle = self._run.finished_cycles() + 1
             path = self._run.path / LOG
             with storage_errors(path), path.open("wb") as log:
                 self._process = subprocess.Popen(
-                    [*self._program, f"resume={self._run.path}", f"al.cycles={self._cycle}"],
+                    [*self.program, f"resume={self._run.path}", f"al.cycles={self._cycle}"],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | {"COLUMNS": "160"},  # its lines are for the page, not for a narrow terminal
-                    start_new_session=True,  # Ctrl-C in the terminal of the page is not meant for it
+                    env=os.environ | {"COLUMNS": "160"},  # the page shows its lines, not a narrow terminal
+                    start_new_session=True,  # Ctrl-C in the terminal of the page must not reach it
                 )
             self._message, self._began, self._state = "", time.monotonic(), "running"
             self._watch(self._wait)
         self._on_change()
 
     def stop(self) -> None:
-        """Break the training off, as Ctrl-C would: finished cycles are kept, and `start` begins this one anew.
+        """Stop the training as Ctrl-C would: finished cycles are kept, and `start` repeats this one.
 
         Raises:
-            StorageError: if the training was started by another program.
+            StorageError: if another program started the training.
         """
         with self._lock:
             if not self.running:
@@ -137,13 +135,13 @@ class Training:
                 raise StorageError("this training was not started from here: stop it where it was started")
             self._state = "stopping"
             _signal(self._process, signal.SIGINT)
-            insistence = threading.Timer(PATIENCE_S, _kill, [self._process])
-            insistence.daemon = True
-            insistence.start()
+            timer = threading.Timer(PATIENCE_S, _kill, [self._process])
+            timer.daemon = True
+            timer.start()
         self._on_change()
 
     def status(self) -> TrainingStatus:
-        """How it stands."""
+        """Return the status."""
         rows = [row for row in self._run.live_steps() if row.get("cycle") == self._cycle]
         thin = rows[:: -(-len(rows) // SHOWN_STEPS) or 1]
         losses = {name: [float(row[key]) for row in thin if row.get(key) is not None] for name, key in SERIES.items()}
@@ -159,7 +157,7 @@ class Training:
         )
 
     def close(self) -> None:
-        """Stop the training, and wait until it has stopped."""
+        """Stop the training and wait for its end."""
         if self._process is not None:
             self.stop()
             if self._watcher is not None:
@@ -186,17 +184,19 @@ class Training:
             self._message = self._reason(code) if state == "failed" else ""
             self._ended = time.monotonic()
             self._process = None
-            self._state = state  # last: who sees that it ended, without the lock, also sees how
+            self._state = state  # last: a reader without the lock that sees the end also sees the message
         if self._message:
             logger.warning("Training %d failed: %s", self._cycle, self._message)
         self._on_change()
 
     def _reason(self, code: int) -> str:
         if code < 0:
-            return f"the training was killed by {signal.Signals(-code).name} (the system does that if memory runs out)"
+            name = signal.Signals(-code).name
+            return f"the training was killed by {name} (the operating system does so when memory runs out)"
         lines = self._log()
-        errors = [line for line in lines if "error:" in line.lower()]
-        return (errors or [line for line in lines if line.strip()] or ["it ended without a word"])[-1].strip()
+        printed = [line.strip() for line in lines if line.strip()]
+        errors = [line for line in printed if "error:" in line.lower()]
+        return (errors or printed or [f"it ended with exit code {code} and no output"])[-1]
 
     def _log(self) -> list[str]:
         try:
@@ -211,42 +211,42 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """Tell a training, and the processes that load its images."""
+    """Signal a training and its data loading processes."""
     with suppress(ProcessLookupError):  # it has just ended
         os.killpg(process.pid, number)
 
 
-class Background:
-    """A thread that does `work` when it is asked to; what is asked while it works is done once more, not many times.
+class BackgroundTask:
+    """Thread that does `work` on request; all requests during one run lead to one further run.
 
     Args:
-        work: what is to be done. If it fails, that is logged, and it is done again when it is next asked for.
-        name: of the work, for the log.
+        work: the task. A failure is logged, and the next request runs it again.
+        name: name of the task for the log.
     """
 
     def __init__(self, work: Callable[[], object], name: str) -> None:
         self._work, self._name = work, name
-        self._asked, self._closed = threading.Event(), threading.Event()
+        self._requested, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
-    def ask(self) -> None:
-        """Have the work done soon."""
-        self._asked.set()
+    def request(self) -> None:
+        """Run the task soon."""
+        self._requested.set()
 
     def close(self) -> None:
-        """Let what is being done finish, and do no more."""
+        """Finish the current run and stop."""
         self._closed.set()
-        self._asked.set()
+        self._requested.set()
         self._thread.join()
 
     def _loop(self) -> None:
         while True:
-            self._asked.wait()
-            self._asked.clear()
+            self._requested.wait()
+            self._requested.clear()
             if self._closed.is_set():
                 return
             try:
                 self._work()
-            except Exception:  # the page goes on without a new ranking, and the next label tries again
+            except Exception:  # the page keeps its ranking, and the next label tries again
                 logger.exception("The %s failed", self._name)

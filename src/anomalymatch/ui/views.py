@@ -1,4 +1,4 @@
-"""What the gallery is asked for, and what it shows."""
+"""Data that the labelling page asks for and shows: queries, tiles, pages, the summary, details of an image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from anomalymatch.checks import check_range
 from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.errors import ConfigError
 from anomalymatch.types import Label
@@ -16,7 +17,7 @@ MIN_TILES, MAX_TILES = 12, 200
 
 
 class Sort(StrEnum):
-    """In which order images are shown."""
+    """Order of the images in the gallery."""
 
     SCORE = "highest score"
     LOWEST = "lowest score"
@@ -28,17 +29,17 @@ class Sort(StrEnum):
     NEWEST = "newest labels"
 
 
-class Beginning(StrEnum):
-    """What an archive without a ranking begins with."""
+class FirstOrder(StrEnum):
+    """Order of the images before the first ranking; the value completes "the page shows …"."""
 
-    MIXED = "the least like all others, by turns with what differs most from each other"
-    NOVEL = "the least like all others"
-    DIVERSE = "as different from each other as can be"
-    RANDOM = "in random order"
+    MIXED = "the most unusual images, interleaved with diverse ones"
+    NOVEL = "the most unusual images"
+    DIVERSE = "diverse images"
+    RANDOM = "random images"
 
 
 class Show(StrEnum):
-    """Which images are shown, by their label."""
+    """Label filter of the gallery."""
 
     UNLABELLED = "unlabelled"
     ALL = "all"
@@ -52,16 +53,16 @@ class Show(StrEnum):
 
 @dataclass(frozen=True)
 class Query:
-    """One page of the gallery.
+    """Query for one page of the gallery.
 
     Attributes:
         sort: the order.
-        show: which labels.
-        low: lowest score (a probability) that is shown.
-        high: highest score that is shown.
-        text: what the id or the metadata contain, in any case of letters; empty for all.
-        like: an image whose nearest neighbours are shown, nearest first, instead of `sort`.
-        group: number of a group whose images are shown, the most typical first, instead of `sort`.
+        show: the label filter.
+        low: lowest score (a probability) to show.
+        high: highest score to show.
+        text: text to find in ids and metadata, ignoring case; empty shows all.
+        like: an image whose nearest neighbours are shown, nearest first; `sort` is ignored.
+        group: number of a group to show, most typical image first; `sort` is ignored.
         size: tiles of a page, 12 to 200.
         page: number of the page, from 0.
 
@@ -80,25 +81,23 @@ class Query:
     page: int = 0
 
     def __post_init__(self) -> None:
-        if not MIN_TILES <= self.size <= MAX_TILES:
-            raise ConfigError(f"a page has {MIN_TILES} to {MAX_TILES} images, not {self.size}")
+        check_range("images per page", self.size, low=MIN_TILES, high=MAX_TILES)
+        check_range("page", self.page, low=0)
         if not 0 <= self.low <= self.high <= 1:
-            raise ConfigError(f"the score range {self.low} to {self.high} must rise and lie between 0 and 1")
-        if self.page < 0:
-            raise ConfigError(f"page {self.page}: pages count from 0")
+            raise ConfigError(f"the score range {self.low} to {self.high} must increase and lie between 0 and 1")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """An image in the gallery.
+    """Image in the gallery.
 
     Attributes:
         id: the image.
-        score: probability of being an anomaly; None before the first ranking, and for what cannot be read.
+        score: probability of being an anomaly; None before the first ranking and for unreadable images.
         rank: 1 for the highest score; None without a score.
-        label: the label that counts, the last one given; None without one.
-        annotator: who gave it.
-        conflict: whether annotators disagree.
+        label: the current label; None without one.
+        annotator: who gave the label.
+        conflict: True if annotators disagree.
     """
 
     id: str
@@ -111,14 +110,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Page:
-    """Tiles of one page.
+    """Page of the gallery.
 
     Attributes:
         tiles: the images.
-        total: how many the query finds on all pages.
-        page: number of this page, from 0; the last one if fewer were found than asked for.
-        pages: how many there are, at least 1.
-        note: what is special about it, in words (a diverse first batch, say); mostly empty.
+        total: number of images on all pages of the query.
+        page: number of this page, from 0; the last one if the query asked for a later one.
+        pages: number of pages, at least 1.
+        note: a sentence about these images, such as how they were chosen before the first ranking; mostly empty.
     """
 
     tiles: Sequence[Tile]
@@ -129,9 +128,9 @@ class Page:
 
 
 class Estimate(NamedTuple):
-    """How many anomalies are still unlabelled: the best guess and a 90 % interval; NaN where `reason` says why not.
+    """Estimated number of unlabelled anomalies with a 90 % interval; NaN where `reason` explains why it is missing.
 
-    `advice` says in a sentence whether to go on; it may be empty.
+    `advice` is a sentence on whether to continue; it may be empty.
     """
 
     left: float
@@ -142,7 +141,7 @@ class Estimate(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How two annotators agree on the images that both labelled; `kappa` is Cohen's, NaN where it is undefined."""
+    """Agreement of two annotators on the images that both labelled, with Cohen's kappa (NaN where undefined)."""
 
     first: str
     second: str
@@ -152,7 +151,7 @@ class Agreement(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """Scores of the unlabelled images, and where the labelled ones lie; `edges` has one more entry than `counts`."""
+    """Histogram of the scores of the unlabelled images, with the scores of the labelled ones by label."""
 
     edges: Float64[np.ndarray, " b1"]
     counts: Int64[np.ndarray, " b"]
@@ -161,29 +160,27 @@ class Histogram(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """The state of the whole search.
+    """State of the whole search.
 
     Attributes:
-        images: in the archive.
-        unreadable: of them, as far as is known.
-        counts: labels of each kind.
-        spent: labels given so far, one entry for each in the order they were given: 1, 2, 3, …
-        found: anomalies among them so far, as long as `spent`.
+        images: number of images in the archive.
+        unreadable: number of images that cannot be read, as far as known.
+        counts: number of images with each label.
+        found: number of anomalies among the first 1, 2, 3, … labelled images.
         histogram: of the scores; None before the first ranking.
         estimate: anomalies that are left.
         agreements: of all pairs of annotators that labelled an image in common.
         conflicts: images on which annotators disagree, newest first.
-        annotators: labels that each one gave and that stand.
-        mode: what ranks: "live", "trained" or "both".
-        modes: what could.
-        cycle: trainings that are finished.
-        seconds: how long the last re-ranking took; NaN before it.
+        annotators: number of current labels by annotator.
+        mode: the ranking in use: "live", "trained" or "both".
+        modes: the rankings available.
+        cycle: finished trainings.
+        seconds: duration of the last re-ranking; NaN before it.
     """
 
     images: int
     unreadable: int
     counts: Mapping[Label, int]
-    spent: Sequence[int]
     found: Sequence[int]
     histogram: Histogram | None
     estimate: Estimate
@@ -198,18 +195,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Details:
-    """One image, as the large view shows it.
+    """Details of one image for the large view.
 
     Attributes:
         tile: score, rank and label.
-        size: width and height in pixels; None if it cannot be read.
-        metadata: what is known of it, by name.
-        coordinates: right ascension and declination in degrees (ICRS); None where there are none.
-        history: all that was said of it, oldest first, undone labels too.
+        metadata: metadata by name.
+        coordinates: right ascension and declination in degrees (ICRS); None where unknown.
+        history: all label events of the image, oldest first, including undone ones.
     """
 
     tile: Tile
-    size: tuple[int, int] | None
     metadata: Mapping[str, str]
     coordinates: tuple[float, float] | None
     history: Sequence[LabelEvent]

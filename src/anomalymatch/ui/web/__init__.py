@@ -1,1 +1,1 @@
-"""The page itself: NiceGUI on top of the service."""
+"""Web page of the labelling service, built with NiceGUI."""

@@ -1,4 +1,4 @@
-"""The server: one line with its address, the page on it, and an end at Ctrl-C."""
+"""Web server of the page: prints its address, serves until Ctrl-C."""
 
 import errno
 import gc
@@ -9,7 +9,6 @@ import threading
 import webbrowser
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 from urllib.parse import urlencode
 
 import uvicorn
@@ -17,69 +16,70 @@ from fastapi import FastAPI
 from nicegui import ui
 from starlette.types import ASGIApp
 
+from anomalymatch.checks import check_range
 from anomalymatch.errors import ConfigError
+from anomalymatch.ui.protocol import PageService
 from anomalymatch.ui.web.page import build_page
 from anomalymatch.ui.web.routes import LIMITS, routes
-from anomalymatch.ui.web.security import Guard, Names, check_token, is_loopback, names_of
+from anomalymatch.ui.web.security import Guard, HostNames, check_token, host_names, is_loopback
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound to `host` and `port`.
+    """Open a socket on `host` and `port`.
 
     Raises:
-        ConfigError: if that is impossible, with the reason.
+        ConfigError: with the reason, if that is impossible.
     """
-    if not 0 <= port <= 65_535:
-        raise ConfigError(f"{port} is no port: ports go from 1 to 65,535, and 0 takes any that is free")
+    check_range("ui.port", port, low=0, high=65_535)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{host} is no address of this machine: {error}") from None
+        raise ConfigError(f"ui.host is {host}, which is not an address of this machine: {error}") from None
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name == "posix":  # start again at once after a crash; elsewhere it would share a port that is in use
+        if os.name == "posix":  # restart at once after a crash; on other systems this would share a port in use
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(128)  # two servers that start at once must not both believe to have the port
+        listening.listen(128)  # two servers that start together must not both get the port
     except OSError as error:
         listening.close()
-        raise ConfigError(_refused(error, host, port)) from None
+        raise ConfigError(_listen_error(error, host, port)) from None
     return listening
 
 
 def address_of(host: str, address: str, port: int, token: str | None) -> str:
-    """What to type into a browser."""
+    """Return the URL of the page."""
     name = socket.gethostname() if address in ("0.0.0.0", "::") else host
     query = "" if token is None else "?" + urlencode({"token": token})
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/{query}"
 
 
-def _refused(error: OSError, host: str, port: int) -> str:
+def _listen_error(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} of {host} is taken: choose another one, or port 0 for any that is free"
+        return f"ui.port is {port}, which is in use on {host}: choose another one, or 0 for any free port"
     if error.errno == errno.EACCES:
-        return f"port {port} is not for everyone: choose one from 1024 on"
+        return f"ui.port is {port}, which needs administrator rights: choose one from 1024"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"{host} is no address of this machine: choose 127.0.0.1, or 0.0.0.0 for all that it has"
-    return f"nothing can listen on port {port} of {host}: {error.strerror}"
+        return f"ui.host is {host}, which is not an address of this machine: choose 127.0.0.1, or 0.0.0.0 for all"
+    return f"cannot listen on port {port} of {host}: {error.strerror}"
 
 
-RECONNECT_S = 30.0  # a page that was out of reach for less goes on where it was: a closed lid, a weak network
-GRACE_S = 2  # what an answer under way gets at the end
+RECONNECT_S = 30.0  # a page that was disconnected for less time continues: a closed lid, a weak network
+GRACE_S = 2  # time that a running response gets at the end
 
 
-def serve(service: Any, *, host: str, port: int, token: str | None, show: bool) -> None:
-    """Serve the page until Ctrl-C (or SIGTERM), then return; closing the service is left to the caller.
+def serve(service: PageService, *, host: str, port: int, token: str | None, show: bool) -> None:
+    """Serve the page until Ctrl-C or SIGTERM; the caller closes the service.
 
     Args:
-        service: a `LabelService`.
+        service: the service.
         host: name or address to listen on.
-        port: to listen on; 0 for any that is free.
-        token: secret to ask for; None makes one up, unless only this machine can reach the page.
-        show: open it in a browser.
+        port: port to listen on; 0 takes any free one.
+        token: secret that visitors need; None generates one, unless only this machine can reach the page.
+        show: open the page in a browser.
 
     Raises:
-        ConfigError: if nothing can listen there, or the token is too short.
+        ConfigError: if the port is not available, or the token is too short.
     """
     if token is not None:
         check_token(token)
@@ -88,15 +88,15 @@ def serve(service: Any, *, host: str, port: int, token: str | None, show: bool) 
         if token is None and not is_loopback(address):
             token = secrets.token_urlsafe(32)
         url = address_of(host, address, port, token)
-        app = build_app(service, names=names_of(host, address), token=token, cookie=f"anomalymatch_{port}")
+        app = build_app(service, names=host_names(host, address), token=token, cookie=f"anomalymatch_{port}")
 
         def ready() -> None:
             print(f"{service.name}: {url}", flush=True)
             if show:
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-        # What exists now stays until the end. Besides, NiceGUI looks through all objects that can be collected, and
-        # some of PyTorch's warn when they are looked at.
+        # All present objects live until the end. NiceGUI inspects all collectable objects, and some of PyTorch's emit
+        # warnings when inspected.
         gc.freeze()
         try:
             _Server(_settings(app), ready).run(sockets=[listening])
@@ -104,8 +104,8 @@ def serve(service: Any, *, host: str, port: int, token: str | None, show: bool) 
             gc.unfreeze()
 
 
-def build_app(service: Any, *, names: Names, token: str | None, cookie: str = "anomalymatch") -> ASGIApp:
-    """Everything that is served, with the guard around it. NiceGUI is one per process, so call it once in each."""
+def build_app(service: PageService, *, names: HostNames, token: str | None, cookie: str = "anomalymatch") -> ASGIApp:
+    """Build the guarded ASGI application. Call it once per process, since NiceGUI is global."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.extend(routes(service))
     build_page(service)
@@ -125,9 +125,9 @@ def build_app(service: Any, *, names: Names, token: str | None, cookie: str = "a
 def _settings(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        log_config=None,  # what it logs goes where everything else does
+        log_config=None,  # its log goes to the common handlers
         log_level="warning",
-        access_log=False,  # it would show the token
+        access_log=False,  # it would contain the token
         ws="wsproto",
         ws_max_size=2 << 20,
         server_header=False,
@@ -137,7 +137,7 @@ def _settings(app: ASGIApp) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it is ready, and returns at Ctrl-C instead of passing the signal on."""
+    """Server that calls `ready` when it listens, and returns at Ctrl-C instead of passing the signal on."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -149,6 +149,6 @@ class _Server(uvicorn.Server):
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:  # asked for the second time
+        if self.should_exit:  # second signal
             self.force_exit = True
         self.should_exit = True

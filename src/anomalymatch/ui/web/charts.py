@@ -1,4 +1,4 @@
-"""The plots of the side panel, as Plotly wants them; their grey reads on dark and on light."""
+"""Plotly figures of the side panel, readable on dark and light backgrounds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +13,13 @@ from anomalymatch.ui.web.theme import ACCENT, GREY
 AXIS = {"gridcolor": "rgba(138,148,163,0.22)", "zeroline": False, "tickfont": {"size": 10}, "automargin": True}
 CONFIG = {"displayModeBar": False, "responsive": False}
 WIDTH, HEIGHT = 314, 130
-"""Of a plot in CSS pixels. It is fixed, as the panel's width is: Plotly fails to fit a plot that is folded away."""
+"""Size of a plot in CSS pixels; fixed, because Plotly cannot fit a plot in a collapsed section."""
 RUG_POINTS = 400
-"""Marks of one label below the histogram: more would be a smear, and slow."""
+"""Most marks of one label below the histogram; more are slow and unreadable."""
 
 
 def histogram(scores: Histogram | None) -> dict[str, Any]:
-    """Scores of the unlabelled images as a step, on a scale that shows single images; labelled ones as marks below."""
+    """Plot the scores of the unlabelled images on a logarithmic scale, with marks of the labelled ones below."""
     if scores is None:
         return _figure([], note="no ranking yet")
     traces: list[dict[str, Any]] = [
@@ -54,20 +54,20 @@ def histogram(scores: Histogram | None) -> dict[str, Any]:
     return _figure(traces, layout)
 
 
-def discovery(spent: Sequence[int], found: Sequence[int]) -> dict[str, Any]:
-    """Anomalies found against labels spent, and the line of one anomaly for each label."""
-    if not len(spent):
+def discovery(found: Sequence[int]) -> dict[str, Any]:
+    """Plot the anomalies found against the labels given, and the line of one anomaly for each label."""
+    if not found:
         return _figure([], note="no labels yet")
-    keep = np.unique(np.linspace(0, len(spent) - 1, min(len(spent), 500)).astype(int))
+    keep = np.unique(np.linspace(0, len(found) - 1, min(len(found), 500)).astype(int))
     curve = {
         "type": "scatter",
         "mode": "lines",
-        "x": [0, *(int(spent[place]) for place in keep)],
-        "y": [0, *(int(found[place]) for place in keep)],
+        "x": [0, *(int(place) + 1 for place in keep)],
+        "y": [0, *(found[place] for place in keep)],
         "line": {"color": FRAME_COLOURS[Label.ANOMALY], "width": 2, "shape": "hv"},
         "hovertemplate": "%{y} found with %{x} labels<extra></extra>",
     }
-    end = int(spent[-1])
+    end = len(found)
     ideal = {
         "type": "scatter",
         "mode": "lines",
@@ -76,18 +76,18 @@ def discovery(spent: Sequence[int], found: Sequence[int]) -> dict[str, Any]:
         "line": {"color": GREY, "width": 1, "dash": "dot"},
         "hoverinfo": "skip",
     }
-    top = max(1, int(found[-1])) * 1.15
-    return _figure([ideal, curve], {"xaxis": AXIS | {"range": [0, max(1, end)]}, "yaxis": AXIS | {"range": [0, top]}})
+    top = max(1, found[-1]) * 1.15
+    return _figure([ideal, curve], {"xaxis": AXIS | {"range": [0, end]}, "yaxis": AXIS | {"range": [0, top]}})
 
 
 def training(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Losses, and shares such as the pass rate on the right from 0 to 1."""
+    """Plot losses on the left axis, and rates on the right axis from 0 to 1."""
     colours = [ACCENT, "#E69F00", "#009E73", "#CC79A7", "#D55E00"]
     traces = [
         {
             "type": "scatter",
             "mode": "lines",
-            "name": name.replace("_", " "),
+            "name": name,
             "y": [value if np.isfinite(value) else None for value in values],
             "yaxis": "y2" if _is_share(name) else "y",
             "line": {
@@ -110,7 +110,7 @@ def training(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def _is_share(name: str) -> bool:
-    return "rate" in name or "share" in name or "accuracy" in name
+    return "rate" in name
 
 
 def _figure(

@@ -1,4 +1,4 @@
-// A place to drop files on, or to choose them with; with `everywhere` the whole page takes them.
+// Drop zone and file chooser; with `everywhere` the whole page accepts files.
 export default {
   template: `
     <div>
@@ -48,7 +48,7 @@ export default {
       try {
         const answer = await fetch(url, { method: "POST", body: form });
         [isFine, message] = [answer.ok, await answer.text()];
-      } catch { /* said above */ }
+      } catch { /* the message above */ }
       this.busy = false;
       this.$emit("sent", { ok: isFine, message: message.slice(0, 4000) });
     },

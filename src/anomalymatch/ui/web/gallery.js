@@ -1,18 +1,18 @@
-// The tiles, and all that a hand on keyboard, mouse or screen does with them, without a round trip to the server.
+// Gallery of tiles; keyboard, mouse and touch work without a round trip to the server.
 const LABELS = { a: "anomaly", n: "normal", u: "unsure", x: "artefact" };
 const COMMANDS = { z: "undo", r: "rerank", t: "train", g: "group", "?": "help" };
-const SIDES = [64, 96, 128, 192, 256, 384, 512]; // few sizes, so that the server's cache is hit
+const SIDES = [64, 96, 128, 192, 256, 384, 512]; // sides of the thumbnails in the server's cache
 const LONG_PRESS_MS = 450;
 const DOUBLE_TAP_MS = 350;
-const GLIMPSE_MS = 250; // nobody judges an image faster
-const CLOSING_MS = 400; // a menu or dialog that closes takes the focus back meanwhile
+const REACTION_MS = 250; // nobody judges a new image faster
+const CLOSING_MS = 400; // a closing menu or dialog takes the focus for this long
 
 export default {
   template: `
     <section class="am-gallery" @dragover.prevent>
       <div v-if="page.note" class="am-note" role="note" data-testid="note">{{ page.note }}</div>
       <div ref="well" class="am-well" tabindex="-1">
-        <div v-if="page.tiles === null" class="am-empty">Looking through the archive…</div>
+        <div v-if="page.tiles === null" class="am-empty">Loading…</div>
         <div v-else-if="!tiles.length" class="am-empty" data-testid="empty">
           <p>{{ page.empty }}</p>
           <button v-if="page.filtered" class="am-plain" data-testid="clear-filters" @click="$emit('clear')">
@@ -47,7 +47,7 @@ export default {
         <button v-for="(label, key) in labels" :key="key" :class="'am-key am-' + label"
                 :aria-label="label + ' (' + key + ')'" :data-testid="'action-' + label" @click="give(label)">
           <span class="am-shape">{{ shapes[label] }}</span><span class="am-word">{{ label }}</span></button>
-        <button class="am-key" aria-label="take the label away (Backspace)" data-testid="action-clear"
+        <button class="am-key" aria-label="remove the label (Backspace)" data-testid="action-clear"
                 @click="give(null)"><span class="am-shape">⌫</span></button>
         <button class="am-key am-touch" aria-label="large view (Space)" data-testid="action-open"
                 @click="open(cursor)"><span class="am-shape">⤢</span></button>
@@ -68,11 +68,11 @@ export default {
     </section>`,
   props: {
     page: Object, // tiles, total, page, pages, note, empty, filtered, serial, keep, at
-    tile: Number, // wished side of a tile in CSS pixels
+    tile: Number, // smallest side of a tile in CSS pixels
     advance: Boolean,
-    viewing: String, // id in the large view, empty while it is closed
-    grouped: Boolean, // whether the tiles are those of one group
-    version: String, // of the images, for the browser's cache
+    viewing: String, // id in the large view; empty while it is closed
+    grouped: Boolean, // true if the tiles are those of one group
+    version: String, // version of the images, for the browser's cache
     shapes: Object,
   },
   data() {
@@ -111,15 +111,15 @@ export default {
       this.chosen = new Set([...this.chosen].filter((id) => page.keep && here.has(id)));
       let place = page.at === "last" ? this.tiles.length - 1 : 0;
       if (page.keep) {
-        // Labelled tiles that left the page no longer count: the eye stays on the next one to judge.
+        // Labelled tiles have left the page: the cursor stays on the next image to judge.
         const gone = before.slice(0, this.cursor).filter((tile) => tile.label && !here.has(tile.id)).length;
         const viewed = this.tiles.findIndex((tile) => tile.id === this.viewing);
         place = this.viewing && viewed >= 0 ? viewed : this.cursor - gone;
       }
       this.cursor = this.anchor = Math.max(0, Math.min(place, this.tiles.length - 1));
-      // A key pressed right after the order changed was meant for what lay under the cursor until then.
-      const swapped = page.keep && seen && !seen.label && this.tiles[this.cursor]?.id !== seen.id;
-      this.glimpse = swapped ? { id: seen.id, until: performance.now() + GLIMPSE_MS } : null;
+      // A key pressed right after the order changed is for the image that was under the cursor before.
+      const isSwapped = page.keep && seen && !seen.label && this.tiles[this.cursor]?.id !== seen.id;
+      this.before = isSwapped ? { id: seen.id, until: performance.now() + REACTION_MS } : null;
       this.$nextTick(() => {
         this.measure();
         if (!page.keep && page.at !== "last") this.$refs.well.scrollTop = 0;
@@ -152,7 +152,7 @@ export default {
         const answer = await fetch(event.target.src);
         if (!answer.ok) reason = (await answer.text()).slice(0, 160);
       } catch { reason = "the server does not answer"; }
-      this.broken = { ...this.broken, [item.id]: reason || "it cannot be shown" };
+      this.broken = { ...this.broken, [item.id]: reason || "the image cannot be shown" };
     },
     shortScore(score) { return score > 0.9995 ? "1.000" : score.toFixed(3).replace(/^0/, ""); },
     spoken(item) {
@@ -174,9 +174,9 @@ export default {
       return this.tiles.length ? [this.tiles[this.cursor].id] : [];
     },
     give(label) {
-      const meant = !this.viewing && !this.chosen.size && performance.now() < this.glimpse?.until;
-      const ids = meant ? [this.glimpse.id] : this.ids();
-      this.glimpse = null;
+      const meant = !this.viewing && !this.chosen.size && performance.now() < this.before?.until;
+      const ids = meant ? [this.before.id] : this.ids();
+      this.before = null;
       if (!ids.length) return;
       for (const id of ids) this.pending.add(id);
       this.$emit("label", { ids, label });
@@ -189,7 +189,7 @@ export default {
       const last = this.tiles.length - 1;
       if (last < 0) return;
       this.cursor = Math.max(0, Math.min(place, last));
-      this.glimpse = null;
+      this.before = null;
       if (extend && !this.viewing) {
         const [low, high] = [Math.min(this.anchor, this.cursor), Math.max(this.anchor, this.cursor)];
         this.chosen = new Set(this.tiles.slice(low, high + 1).map((tile) => tile.id));
@@ -265,7 +265,7 @@ export default {
         this.chosen = new Set(this.tiles.map((tile) => tile.id));
         return true;
       }
-      if (event.repeat && (LABELS[key] || COMMANDS[key])) return true; // a key held down labels no second image
+      if (event.repeat && (LABELS[key] || COMMANDS[key])) return true; // holding a key down labels one image only
       if (LABELS[key] && event.shiftKey && this.grouped && !this.viewing) this.$emit("whole", { label: LABELS[key] });
       else if (LABELS[key]) this.give(LABELS[key]);
       else if (key === "Backspace" || key === "Delete") this.give(null);

@@ -1,4 +1,4 @@
-"""The grid of tiles, a custom element: see `gallery.js` for what it does without the server."""
+"""Gallery element with the tiles, and the drop zone for files; `gallery.js` and `drop.js` are their browser side."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ TILE_SIDES = (64, 320)
 class GalleryElement(ui.element, component="gallery.js"):
     """Tiles of one page.
 
-    It emits `hello` (what the browser remembers, once), `label` (ids, label), `look` (id for the large view), `shut`,
-    `turn` (page to go to, and whether the cursor comes to its first or last tile), `whole` (label of all images of the
-    group that is shown), `group` (show the next), `undo`, `rerank`, `train`, `help` and `clear` (the filters).
+    It emits `hello` (stored settings, once), `label` (ids, label), `look` (id for the large view), `shut`, `turn`
+    (page, and whether the cursor goes to its first or last tile), `whole` (label for the whole current group), `group`
+    (show the next), `undo`, `rerank`, `train`, `help` and `clear` (the filters).
     """
 
     def __init__(self, *, version: str, tile: int = 128) -> None:
@@ -32,23 +32,23 @@ class GalleryElement(ui.element, component="gallery.js"):
 
     @property
     def tiles(self) -> list[dict[str, Any]]:
-        """What is on the page, in the form of `tile_values`."""
+        """The tiles on the page as dictionaries, see `tile_values`."""
         return self._props["page"]["tiles"] or []
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the images on the page."""
+        """The ids of the images on the page."""
         return [tile["id"] for tile in self.tiles]
 
     def show(self, page: Page, *, empty: str, filtered: bool, keep: bool, at: str = "first") -> None:
-        """Show other tiles.
+        """Replace the tiles.
 
         Args:
             page: the tiles.
-            empty: what to say if there are none.
-            filtered: whether a button that clears the filters is of use then.
-            keep: leave cursor, selection and scrolling where they are.
-            at: where the cursor goes otherwise, to the "first" or the "last" tile.
+            empty: text to show if there are none.
+            filtered: True adds a button that clears the filters to that text.
+            keep: keep cursor, selection and scroll position.
+            at: otherwise the cursor goes to the "first" or the "last" tile.
         """
         self._serial += 1
         self._props["page"] = {
@@ -68,12 +68,12 @@ class GalleryElement(ui.element, component="gallery.js"):
     def patch(self, tiles: Sequence[Tile]) -> None:
         """Update score, rank and label of tiles where they are."""
         fresh = {tile.id: tile_values(tile) for tile in tiles}
-        # Kept here as well: whoever reconnects gets the page anew.
+        # Stored here as well, for browsers that reconnect.
         self._props["page"]["tiles"] = [fresh.get(tile["id"], tile) for tile in self.tiles]
         self.run_method("patch", list(fresh.values()))
 
     def remember(self, key: str, value: str) -> None:
-        """Keep a setting in the browser; `hello` brings it back on the next visit."""
+        """Store a setting in the browser; `hello` returns it on the next visit."""
         self.run_method("remember", key, value)
 
     def set_option(self, name: str, value: int | bool | str) -> None:
@@ -82,7 +82,7 @@ class GalleryElement(ui.element, component="gallery.js"):
         self.update()
 
     def on_event(self, name: str, handler: Callable[[dict[str, Any]], Any]) -> None:
-        """Call `handler` with the values that come with an event."""
+        """Call `handler` with the arguments of an event."""
 
         def handle(event: GenericEventArguments) -> Any:
             return handler(event.args if isinstance(event.args, dict) else {})
@@ -91,7 +91,7 @@ class GalleryElement(ui.element, component="gallery.js"):
 
 
 def tile_values(tile: Tile) -> dict[str, Any]:
-    """A tile as the browser gets it."""
+    """Convert a tile to a dictionary for the browser."""
     return {
         "id": tile.id,
         "score": tile.score,
@@ -103,21 +103,21 @@ def tile_values(tile: Tile) -> dict[str, Any]:
 
 
 def label_of(value: str | None) -> Label | None:
-    """A label as the browser sends it."""
+    """Convert a label from the browser."""
     return None if value is None else Label(value)
 
 
 class DropZone(ui.element, component="drop.js"):
-    """Sends files to a route of the server, which limits their size while they come in.
+    """Drop zone that uploads files to a route, which limits their size during the upload.
 
     Args:
-        name: of its test ids, `NAME-drop` and `NAME-file`.
-        url: of the route.
-        text: what it says.
+        name: prefix of its test ids, `NAME-drop` and `NAME-file`.
+        url: the route.
+        text: its caption.
         accept: file types, as in HTML.
-        multiple: whether several files are taken at once.
-        everywhere: whether files may be dropped anywhere on the page.
-        on_sent: called with whether it went well, and what to tell.
+        multiple: accept several files at once.
+        everywhere: accept files dropped anywhere on the page.
+        on_sent: called with success and a message.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class DropZone(ui.element, component="drop.js"):
         self.on("sent", lambda event: on_sent(*_outcome(event)))
 
     def set_annotator(self, name: str) -> None:
-        """Say who sends the files."""
+        """Set the annotator of the uploads."""
         self._props["annotator"] = name
         self.update()
 
@@ -149,9 +149,9 @@ def _outcome(event: GenericEventArguments) -> tuple[bool, str]:
     except ValueError:
         return went_well, text
     if "labels" in answer:
-        return True, f"{many(answer['labels'], 'label')} came in."
+        return True, f"{many(answer['labels'], 'label')} imported."
     added, refused = len(answer.get("added", ())), answer.get("refused", ())
-    words = [f"{many(added, 'example')} came in."] if added else []
+    words = [f"{many(added, 'example')} added."] if added else []
     words += [f"{item['name']}: {item['reason']}" for item in refused[:3]]
-    words += [f"… and {len(refused) - 3} more were refused."] * (len(refused) > 3)
+    words += [f"… and {len(refused) - 3} more refused."] * (len(refused) > 3)
     return not refused, " ".join(words)

@@ -1,4 +1,4 @@
-"""The page: a header of one line, the gallery with its bar, the large view, and the side panel in a drawer."""
+"""The page: header, toolbar, gallery, large view, side panel, and the table of keys."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,10 @@ from typing import Any
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
+from anomalymatch.errors import LabelError
 from anomalymatch.types import Label
+from anomalymatch.ui.labels import MAX_NAME, clean_name
+from anomalymatch.ui.protocol import PageService
 from anomalymatch.ui.views import MAX_TILES, MIN_TILES, Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web.gallery import TILE_SIDES, GalleryElement, label_of
 from anomalymatch.ui.web.panel import Panel
@@ -23,39 +26,50 @@ KEYS = (
             ("n", "normal"),
             ("u", "unsure"),
             ("x", "artefact"),
-            ("Shift + a, n, u, x", "all images of the group that is shown"),
-            ("Backspace, Delete", "take the label away"),
-            ("z", "undo, any depth"),
+            ("Shift + a, n, u, x", "label the whole group"),
+            ("Backspace, Delete", "remove the label"),
+            ("z", "undo, any number of times"),
         ),
     ),
     (
         "Move and select",
         (
-            ("← → ↑ ↓", "move; past the end comes the next page"),
+            ("← → ↑ ↓", "move; at the end, go to the next page"),
             ("Home, End, Page Up, Page Down", "first, last, a screen up, a screen down"),
-            ("Shift + arrows, Shift + click", "select a range: one key labels it"),
+            ("Shift + arrows, Shift + click", "select a range, which one key labels"),
             ("Ctrl + click, Ctrl + a", "add one, select all"),
-            ("Esc", "drop the selection, close, leave a field"),
+            ("Esc", "clear the selection, close, leave a field"),
         ),
     ),
     (
-        "See",
+        "Large view",
         (
-            ("Space, Enter, double click", "large view"),
-            ("+ - 0, wheel, pinch", "zoom there; drag to move"),
-            ("← →", "next and previous image there"),
-            ("/", "filter by text"),
+            ("Space, Enter, double click", "open, close"),
+            ("+ - 0, wheel, pinch", "zoom; drag to move"),
+            ("← →", "next and previous image"),
         ),
     ),
-    ("Search", (("r", "re-rank now"), ("t", "train in the background"), ("g", "next group"), ("?", "these keys"))),
+    (
+        "Search",
+        (
+            ("/", "filter by text"),
+            ("r", "re-rank now"),
+            ("t", "train in the background"),
+            ("g", "next group"),
+            ("?", "show the keys"),
+        ),
+    ),
 )
 """Sections of (keys, what they do)."""
 
-TOUCH = "On a screen: tap selects, a long press adds to the selection, a double tap opens; the buttons below label."
+TOUCH = (
+    "On a touch screen: tap to select, press long to add to the selection, double tap to open, and label with the "
+    "buttons below."
+)
 
 
 def help_dialog() -> ui.dialog:
-    """The table of keys, closed."""
+    """Create the dialog with the table of keys."""
     with ui.dialog().props("aria-label='Keys'") as dialog, ui.card().classes("am-help").props("data-testid=help"):
         for section, rows in KEYS:
             ui.label(section).classes("am-heading")
@@ -68,12 +82,12 @@ def help_dialog() -> ui.dialog:
 
 
 STEP_TILES = 12
-MAX_STOP = -(-MAX_TILES // STEP_TILES) * STEP_TILES  # a slider ends on a whole step
-TYPING_MS = 300  # a text filter waits for a pause in typing
+MAX_STOP = -(-MAX_TILES // STEP_TILES) * STEP_TILES  # a slider ends at a whole step
+TYPING_MS = 300  # the text filter waits for a pause in typing
 
 
 class Toolbar:
-    """Controls that make the query, and that follow when it is changed elsewhere."""
+    """Controls of the query; they also show changes made elsewhere."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -118,17 +132,17 @@ class Toolbar:
             self.follow = ui.switch("follow", value=True, on_change=self._follow_chosen).props(
                 "dense data-testid=follow"
             )
-            self.follow.tooltip("The order follows each label; off: tiles stay, r refreshes")
+            self.follow.tooltip("Reorder after each label. If off, tiles stay in place until you press r.")
             self.advance = ui.switch("advance", value=True, on_change=self._advance_chosen).props(
                 "dense data-testid=advance"
             )
-            self.advance.tooltip("A label moves on to the next image")
-        self.mirror()
-        session.on_query.append(self.mirror)
+            self.advance.tooltip("Move to the next image after each label.")
+        self.update()
+        session.on_query.append(self.update)
         session.on_page.append(self._count_found)
 
-    def mirror(self) -> None:
-        """Show the query as it is now."""
+    def update(self) -> None:
+        """Show the current query."""
         query = self.session.query
         self.sort.value, self.show.value = str(query.sort), str(query.show)
         self.scores.value = {"min": query.low, "max": query.high}
@@ -145,7 +159,7 @@ class Toolbar:
         self.found.text = many(page.total, "image")
 
     def restore(self, kept: dict[str, Any]) -> dict[str, Any]:
-        """Set what the browser remembers; return the parts of the query that change with it."""
+        """Restore settings from the browser; return the parts of the query that change."""
         self.follow.value = kept.get("follow", "true") == "true"
         self.advance.value = kept.get("advance", "true") == "true"
         tile, count = _number(kept.get("tile"), TILE_SIDES), _number(kept.get("count"), (MIN_TILES, MAX_TILES))
@@ -154,7 +168,7 @@ class Toolbar:
         return {} if count is None or count == self.session.query.size else {"size": count}
 
     async def clear(self) -> None:
-        """Drop all filters."""
+        """Clear all filters."""
         plain = Query()
         await self.session.change(show=plain.show, low=plain.low, high=plain.high, text="", like=None, group=None)
 
@@ -190,7 +204,7 @@ class Toolbar:
 
 
 def shorten(text: str, most: int = 24) -> str:
-    """The end of a long id, where ids differ most."""
+    """Shorten a long id to its end, where ids differ most."""
     return text if len(text) <= most else f"…{text[len(text) - most + 1 :]}"
 
 
@@ -201,18 +215,17 @@ def _number(text: str | None, limits: tuple[int, int]) -> int | None:
 
 
 STYLE = Path(__file__).parent / "style.css"
-NARROW = 900  # CSS pixels: below, the panel lies over the gallery
-MAX_NAME = 64
+NARROW = 900  # CSS pixels; on narrower screens the panel covers the gallery
 THEMES: dict[str, tuple[bool | None, str]] = {
     "auto": (None, "brightness_auto"),
     "dark": (True, "dark_mode"),
     "light": (False, "light_mode"),
 }
-"""Value for the browser and icon of each theme, in the order of the button."""
+"""Value and icon of each theme, in the order of the button."""
 
 
-def build_page(service: Any) -> None:
-    """Register the page `/` for a `LabelService`. Everyone who opens it gets a page of their own."""
+def build_page(service: PageService) -> None:
+    """Register the page `/` of a service. Each visit creates a page of its own."""
 
     @ui.page("/", response_timeout=30)
     async def index() -> None:
@@ -220,7 +233,7 @@ def build_page(service: Any) -> None:
 
 
 class _Page:
-    def __init__(self, service: Any) -> None:
+    def __init__(self, service: PageService) -> None:
         ui.add_css(f":root {{{label_colours()}}}")
         ui.add_css(STYLE)
         ui.colors(primary=ACCENT)
@@ -233,7 +246,7 @@ class _Page:
         self.session = Session(service, gallery, ui.context.client)
         with bar:
             self.toolbar = Toolbar(self.session)
-        # Not value=None: NiceGUI would ask the browser and give up after a second, which a slow one needs to start.
+        # Not value=None: NiceGUI would ask the browser and time out after a second, too early for a slow one.
         drawer = ui.right_drawer(value=False, bordered=True).props(f"width=340 breakpoint={NARROW} show-if-above")
         with drawer as self.drawer:
             self.panel = Panel(self.session)
@@ -260,7 +273,7 @@ class _Page:
             self.name.props(
                 f"dense borderless maxlength={MAX_NAME} debounce=400 aria-label='your name' data-testid=annotator"
             )
-            self.name.tooltip("Your name: it goes with each of your labels")
+            self.name.tooltip("Your name, stored with each of your labels")
             self.theme_button = _icon("brightness_auto", "theme", "theme: auto", self._next_theme)
             _icon("keyboard", "help-button", "keys (?)", lambda: self.help.open())
             _icon("view_sidebar", "panel-button", "side panel", self.drawer.toggle)
@@ -279,14 +292,14 @@ class _Page:
         gallery.on_event("train", lambda _: session.train())
         gallery.on_event("help", lambda _: self.help.open())
         gallery.on_event("clear", lambda _: self.toolbar.clear())
-        session.on_summary.append(self._stand)
+        session.on_summary.append(self._show_standing)
 
     async def _start(self) -> None:
         await self.session.load()
         await self.panel.refresh()
 
     async def _hello(self, kept: dict[str, Any]) -> None:
-        """Take up what the browser remembers of the last visit."""
+        """Restore the settings of the last visit."""
         if kept.get("annotator"):
             self.name.value = kept["annotator"][:MAX_NAME]
         if kept.get("theme") in THEMES:
@@ -295,12 +308,15 @@ class _Page:
         if parts:
             await self.session.change(**parts)
 
-    def _stand(self, summary: Summary) -> None:
+    def _show_standing(self, summary: Summary) -> None:
         labelled, found = sum(summary.counts.values()), summary.counts.get(Label.ANOMALY, 0)
         self.standing.text = f"{many(summary.images, 'image')} · {labelled:,} labelled · {found:,} found"
 
     def _name_chosen(self) -> None:
-        name = "".join(letter for letter in self.name.value or "" if letter.isprintable()).strip() or "me"
+        try:
+            name = clean_name(self.name.value or "")
+        except LabelError:
+            name = "me"
         self.session.annotator = name
         self.panel.set_annotator(name)
         self.session.gallery.remember("annotator", name)

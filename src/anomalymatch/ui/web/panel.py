@@ -1,7 +1,8 @@
-"""The side panel: how the search stands, training, annotators, examples, and what goes in and out."""
+"""Side panel: counts, ranking, groups, training, annotators, examples, export and import."""
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,7 +11,8 @@ from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.types import Label
-from anomalymatch.ui.groups import GROUPED, MAX_NAME
+from anomalymatch.ui.groups import MAX_NAME, SELECTIONS, Group
+from anomalymatch.ui.training import TrainingStatus
 from anomalymatch.ui.views import Agreement, Estimate, Show, Summary
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.gallery import DropZone
@@ -20,12 +22,12 @@ from anomalymatch.ui.web.theme import LEAVE, SHAPES, many
 THUMBNAIL = 96
 AUTO = "auto"
 COUNTS = (AUTO, *(str(count) for count in range(2, 21)))
-HINT = "What kinds are there? Groups of images that are odd in the same way."
-SHOWN_HINT = "g shows the next group; Shift with a, n, u or x labels all of it."
+HINT = "Groups of similar anomalies."
+GROUPS_HINT = "g shows the next group; Shift with a, n, u or x labels a whole group."
 
 
 class GroupsPanel:
-    """Makes groups, and lists them."""
+    """Form that makes groups, and the list of groups."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -33,14 +35,14 @@ class GroupsPanel:
         self._shown: tuple[Any, ...] = ()
         self._hint = ui.label(HINT).classes("am-hint")
         with ui.row().classes("am-line"):
-            self._what = _select(list(GROUPED), GROUPED[0], "what is grouped", "groups-what")
+            self._selection = _select(list(SELECTIONS), SELECTIONS[0], "images to group", "groups-selection")
             ui.label("into").classes("am-hint")
             self._count = _select(list(COUNTS), AUTO, "number of groups", "groups-count")
             self._make = ui.button("Group", on_click=self._group).props(
                 "dense unelevated no-caps size=sm data-testid=groups-make"
             )
         self._list = ui.column().classes("am-stack").props("data-testid=groups")
-        self._merge = ui.button("Merge the ticked", on_click=self._merge_chosen).props(
+        self._merge = ui.button("Merge selected", on_click=self._merge_chosen).props(
             "dense outline no-caps size=sm data-testid=groups-merge"
         )
         session.watchers.append(lambda kinds, _: self.refresh() if "groups" in kinds else None)
@@ -48,21 +50,21 @@ class GroupsPanel:
         self.refresh()
 
     def refresh(self) -> None:
-        """Show the groups of this moment."""
+        """Show the current groups."""
         groups, shown = tuple(self.session.service.groups.all()), self.session.query.group
         if (groups, shown) == self._shown:
             return
         if self._shown and groups != self._shown[0]:
             self._chosen.clear()
         self._shown = (groups, shown)
-        self._hint.text = SHOWN_HINT if groups else HINT
+        self._hint.text = GROUPS_HINT if groups else HINT
         self._merge.set_visibility(len(groups) > 1)
         self._list.clear()
         with self._list:
             for number, group in enumerate(groups):
                 self._row(number, group, number == shown)
 
-    def _row(self, number: int, group: Any, is_shown: bool) -> None:
+    def _row(self, number: int, group: Group, is_shown: bool) -> None:
         with ui.row().classes(f"am-line am-group{' am-on' if is_shown else ''}").props(f"data-testid=group-{number}"):
             tick = ui.checkbox(value=number in self._chosen, on_change=lambda event: self._tick(number, event.value))
             tick.props("dense size=xs").props["aria-label"] = f"tick {group.name}"
@@ -87,7 +89,7 @@ class GroupsPanel:
         count = None if self._count.value == AUTO else int(self._count.value)
         self._make.props("loading")
         try:
-            await self._change(self.session.service.groups.make, self._what.value, count)
+            await self._change(self.session.service.groups.make, self._selection.value, count)
         finally:
             self._make.props(remove="loading")
 
@@ -101,10 +103,10 @@ class GroupsPanel:
         if name.strip() != before:
             await self.session.call(self.session.service.groups.rename, number, name)
 
-    async def _change(self, act: Any, *words: Any) -> None:
-        """Do what may move groups: the one that is shown no longer counts."""
+    async def _change(self, act: Callable[..., None], *args: Any) -> None:
+        """Change groups; if they have changed, the group on display is left."""
         before = self.session.service.groups.all()
-        await self.session.call(act, *words)
+        await self.session.call(act, *args)
         if self.session.query.group is not None and self.session.service.groups.all() != before:
             await self.session.leave_group()
 
@@ -121,7 +123,7 @@ def _select(options: list[str], value: str, text: str, name: str) -> ui.select:
 
 LOG_LINES = 8
 STATES = {
-    "idle": "No training yet: it fine-tunes the network on all labels, and takes minutes.",
+    "idle": "No training yet. Training fine-tunes the network on all labels and takes minutes.",
     "running": "Training",
     "stopping": "Stopping after this step …",
     "failed": "The training failed. All labels are safe.",
@@ -131,7 +133,7 @@ AGAIN = {"failed": "Resume", "finished": "Train again"}
 
 
 class TrainingPanel:
-    """Start, stop, progress, losses, and what went wrong."""
+    """Controls of the training, with progress, losses and errors."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -155,7 +157,7 @@ class TrainingPanel:
         self.refresh()
 
     def refresh(self) -> None:
-        """Show the present state."""
+        """Show the current state."""
         status = self.session.service.training.status()
         is_busy = status.state in ("running", "stopping")
         self._state.text = _state(status)
@@ -181,7 +183,7 @@ class TrainingPanel:
         with self._place:
             self._plot = ui.plotly(figure).classes("am-chart").props("data-testid=losses")
 
-    def _tell_failure(self, status: Any) -> None:
+    def _tell_failure(self, status: TrainingStatus) -> None:
         failure = status.message if status.state == "failed" else ""
         if failure and failure != self._failure:
             self.session.say(f"The training failed, all labels are safe: {failure}", "negative")
@@ -192,9 +194,9 @@ class TrainingPanel:
         self.refresh()
 
 
-def _state(status: Any) -> str:
+def _state(status: TrainingStatus) -> str:
     if status.state == "idle" and status.log:
-        return "Stopped: nothing is lost, and the next training goes on from here."
+        return "Stopped. Nothing is lost; the next training continues from the last cycle."
     words = [STATES.get(status.state, status.state)]
     if status.state != "idle" and (status.steps or status.step):
         words += [f"cycle {status.cycle}"] * bool(status.cycle)
@@ -209,7 +211,7 @@ def _duration(seconds: float) -> str:
 
 
 REFRESH_S = 0.5
-"""The panel follows at most this often."""
+"""Shortest time between two updates of the panel."""
 CONFLICTS, EXAMPLE_SIDE = 12, 96
 EXPORTS = {
     "csv": "Labels (CSV)",
@@ -221,7 +223,7 @@ EXPORTS = {
 
 
 class Panel:
-    """Everything in the drawer."""
+    """The side panel."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -239,7 +241,7 @@ class Panel:
                 self._speed = ui.label().classes("am-hint am-grow am-right").props("data-testid=speed")
             self._histogram = ui.plotly(charts.histogram(None)).classes("am-chart").props("data-testid=histogram")
         with _section("Discovery", "discovery"):
-            self._discovery = ui.plotly(charts.discovery([], [])).classes("am-chart").props("data-testid=discovery")
+            self._discovery = ui.plotly(charts.discovery([])).classes("am-chart").props("data-testid=discovery")
         with _section("Groups", "groups"):
             self._groups = GroupsPanel(session)
         with _section("Training", "training"):
@@ -255,7 +257,7 @@ class Panel:
                 DropZone(
                     name="import",
                     url="/import",
-                    text="Import labels: a CSV of filename,label",
+                    text="Import labels: a CSV with the columns filename,label",
                     accept=".csv,text/csv",
                     multiple=False,
                     everywhere=False,
@@ -267,7 +269,7 @@ class Panel:
         ui.timer(1.0, self._training.refresh)
 
     def watch(self, kinds: set[str], ids: set[str]) -> None:
-        """Follow changes, soon."""
+        """Update after changes, with a delay."""
         if "training" in kinds:
             self._training.refresh()
         if kinds != {"training"} and not self._is_waiting:
@@ -275,12 +277,12 @@ class Panel:
             background_tasks.create(self._follow("examples" in kinds), name="side panel")
 
     def set_annotator(self, name: str) -> None:
-        """Say who uploads."""
+        """Set the annotator of the uploads."""
         for zone in self._zones:
             zone.set_annotator(name)
 
     async def refresh(self, *, examples: bool = True) -> None:
-        """Fetch the summary, which shows it, and the examples."""
+        """Fetch and show the summary and the examples."""
         await self.session.fetch_summary()
         if examples and not self.session.client.is_deleted:
             await self._show_examples()
@@ -304,7 +306,7 @@ class Panel:
             "" if summary.histogram is None or math.isnan(summary.seconds) else f"ranked in {summary.seconds:.2f} s"
         )
         self._histogram.update_figure(charts.histogram(summary.histogram))
-        self._discovery.update_figure(charts.discovery(summary.spent, summary.found))
+        self._discovery.update_figure(charts.discovery(summary.found))
         self._show_people(summary)
 
     def _show_counts(self, summary: Summary) -> None:
@@ -326,7 +328,7 @@ class Panel:
             for agreement in summary.agreements:
                 _pair(f"{agreement.first} and {agreement.second}", _agreement_text(agreement))
             if not summary.annotators:
-                ui.label("Nobody has labelled yet.").classes("am-hint")
+                ui.label("There are no labels yet.").classes("am-hint")
             if summary.conflicts:
                 text = f"≠ {many(len(summary.conflicts), 'conflict')}: show"
                 button = ui.button(text, on_click=self._show_conflicts)
@@ -342,13 +344,13 @@ class Panel:
             await self.session.call(self.session.service.rank_by, self._modes.value)
 
     def _drop_examples(self) -> DropZone:
-        ui.label("Images of what you look for, which need not be in the archive: they teach the ranking.").classes(
+        ui.label("Images of what you look for, also from outside the archive: the ranking learns from them.").classes(
             "am-hint"
         )
         return DropZone(
             name="examples",
             url="/examples",
-            text="Drop images here as examples, or choose them",
+            text="Drop images here as examples, or choose files",
             accept="image/*,.fits,.fit,.fts,.tif,.tiff",
             multiple=True,
             everywhere=True,
@@ -372,14 +374,14 @@ class Panel:
         await self.session.call(self.session.service.remove_example, id_)
         await self._show_examples()
 
-    def _sent(self, went_well: bool, message: str) -> None:
-        self.session.say(message, "positive" if went_well else "negative")
+    def _sent(self, is_ok: bool, message: str) -> None:
+        self.session.say(message, "positive" if is_ok else "negative")
 
     def _exports(self) -> None:
         with ui.element("div").classes("am-exports"):
             for kind, text in EXPORTS.items():
                 link = TextElement(tag="a", text=text).classes("am-export")
-                # A refused download must not replace the page: the browser tells of it by itself.
+                # A failed download must not replace the page; the browser reports it.
                 link.props["href"], link.props["download"] = f"/export/{kind}", ""
                 link.props["data-testid"] = f"export-{kind}"
 
@@ -397,7 +399,7 @@ def _pair(left: str, right: str) -> None:
 
 def _estimate_text(estimate: Estimate) -> str:
     if math.isnan(estimate.left):
-        return f"How many are left: {estimate.reason}"
+        return f"Anomalies left: {estimate.reason}"
     low, high = f"{estimate.low:,.0f}", f"{estimate.high:,.0f}"
     return f"About {estimate.left:,.0f} anomalies are left (90 %: {low} to {high})"
 

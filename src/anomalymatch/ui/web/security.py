@@ -1,7 +1,7 @@
-"""Who may talk to the server: names, origins, token, sizes, and the headers of every answer.
+"""Access control of the server: host names, origins, token, body sizes, and security headers of every response.
 
-A page on this machine is within reach of every other page that is open in the browser. Names keep out a foreign name
-that was made to point here (DNS rebinding), origins keep out other pages, the token everyone else on the network.
+Every other page in the browser can reach a server on this machine. Host names stop DNS rebinding, origins stop other
+pages, the token stops everyone else on the network.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from anomalymatch.errors import ConfigError
 
 MAX_URL = 16_384
-MAX_BODY = 2 << 20  # of a message of the page itself; uploads have limits of their own
+MAX_BODY = 2 << 20  # for messages of the page; uploads have their own limits
 MIN_TOKEN = 16
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
@@ -32,7 +32,7 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 _QUOTED_PATH = re.compile(r"(['\"])(?:/|[A-Za-z]:[/\\]|\\\\)(?:(?!\1).)*[/\\](?=[^/\\]*\1)")
 _BARE_PATH = re.compile(r"(?<![\w./\\:])(?:/|[A-Za-z]:[/\\]|\\\\)(?:[^\s'\"/\\]+[/\\])+")
 
-# NiceGUI's own script needs inline code and eval; nothing comes from, or goes to, anywhere else.
+# NiceGUI needs inline code and eval; everything else is limited to this server.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; manifest-src 'self'; "
@@ -48,63 +48,63 @@ _HEADERS = {
 }
 
 
-class Names(NamedTuple):
-    """What the server answers to: names in lower case, and whether to any number (an IP address cannot be rebound)."""
+class HostNames(NamedTuple):
+    """Allowed host names, in lower case; `numbers` also allows all IP addresses, which cannot be rebound."""
 
     names: frozenset[str]
     numbers: bool
 
     def __contains__(self, host: object) -> bool:
-        """Whether a `Host` header is one of them; its port may be another one, as behind a tunnel."""
+        """Return True if a `Host` header is allowed, with any port, since a tunnel changes it."""
         match = _HOST.fullmatch(host.lower()) if isinstance(host, str) else None
         return match is not None and (match[1] in self.names or (self.numbers and _is_number(match[1])))
 
 
-def names_of(host: str, address: str) -> Names:
-    """Names under which a server is reached that was told to listen on `host`, which turned out to be `address`."""
+def host_names(host: str, address: str) -> HostNames:
+    """Return the names of a server that listens on `host`, which has resolved to `address`."""
     own = {host.lower(), _bracketed(host.lower()), _bracketed(address)}
     if is_loopback(address):
-        return Names(frozenset({*own, *_LOOPBACK}), numbers=False)
+        return HostNames(frozenset({*own, *_LOOPBACK}), numbers=False)
     machine = socket.gethostname().lower()
     names = {*own, machine, machine.split(".")[0], f"{machine}.local"}
     if ip_address(address).is_unspecified:
-        return Names(frozenset({*names, *_LOOPBACK}), numbers=True)
-    return Names(frozenset(names), numbers=False)
+        return HostNames(frozenset({*names, *_LOOPBACK}), numbers=True)
+    return HostNames(frozenset(names), numbers=False)
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine itself can reach `address`."""
+    """Return True if only this machine can reach `address`."""
     return ip_address(address.split("%")[0]).is_loopback
 
 
 def check_token(token: str) -> str:
-    """Return `token`.
+    """Check the length of a token and return it.
 
     Raises:
-        ConfigError: if it is too short to be a secret.
+        ConfigError: if it is too short.
     """
     if len(token) < MIN_TOKEN:
-        raise ConfigError(f"a token of {len(token)} characters can be guessed: it needs at least {MIN_TOKEN}")
+        raise ConfigError(f"ui.token has {len(token)} characters: it needs at least {MIN_TOKEN}")
     return token
 
 
 class Guard:
-    """ASGI middleware around everything, requests and web sockets alike.
+    """ASGI middleware that checks all requests and web sockets.
 
     Args:
-        app: what is guarded.
-        names: `Host` headers that are served.
-        token: secret that is asked for; None where none is needed.
-        cookie: name of the cookie that stands for the token. Browsers do not tell ports apart: two servers on one
-            machine need two names.
-        limits: largest body in bytes by path; `MAX_BODY` for the rest.
+        app: the application.
+        names: allowed `Host` headers.
+        token: the secret; None if none is needed.
+        cookie: name of the cookie that replaces the token. Cookies ignore ports: two servers on one machine need two
+            names.
+        limits: largest body in bytes by path; `MAX_BODY` for other paths.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        names: Names,
+        names: HostNames,
         token: str | None,
         cookie: str = "anomalymatch",
         limits: Mapping[str, int] | None = None,
@@ -113,12 +113,12 @@ class Guard:
         self._token = None if token is None else _bytes(check_token(token))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or hand on what may pass."""
+        """Pass an allowed request on, refuse others."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         send = _with_headers(send)
-        answer = self._answer(scope, Headers(scope=scope))
+        answer = self._refuse(scope, Headers(scope=scope))
         if answer is not None:
             await _send(answer, scope, receive, send)
         elif scope["type"] == "http":
@@ -127,21 +127,21 @@ class Guard:
         else:
             await self.app(scope, receive, send)
 
-    def _answer(self, scope: Scope, headers: Headers) -> Response | None:
-        """What is sent instead of handing on; None if all is well."""
+    def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
+        """Return a response that ends the request; None if it is allowed."""
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_URL:
-            return refusal(414, "This address is too long.")
+            return refusal(414, "The address is too long.")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0] not in self.names:
-            return refusal(403, "The server does not go by this name: open the address that the terminal shows.")
+            return refusal(403, "The server does not have this name: open the address that the terminal shows.")
         if not self._is_own(scope, headers, hosts[0].lower()):
-            return refusal(403, "Only the page itself may ask for this.")
-        return self._without_token(scope, headers)
+            return refusal(403, "Only the page itself may request this.")
+        return self._check_cookie(scope, headers)
 
     def _is_own(self, scope: Scope, headers: Headers, host: str) -> bool:
-        """Whether a request comes from our own page, or is a person who opens it."""
+        """Return True if our own page sent the request, or a person opens the page."""
         origins = headers.getlist("origin")
-        own = {f"http://{host}", f"https://{host}"}  # https is a proxy in front of us
+        own = {f"http://{host}", f"https://{host}"}  # https: a proxy in front of the server
         if any(origin.lower() not in own for origin in origins) or len(origins) > 1:
             return False
         if scope["type"] == "websocket" or scope["method"] not in _SAFE:
@@ -151,19 +151,19 @@ class Guard:
         opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
         return opened and scope["path"] == "/"  # a link to the page
 
-    def _without_token(self, scope: Scope, headers: Headers) -> Response | None:
-        """Ask for the token, or exchange it for the cookie; None once there is the cookie."""
+    def _check_cookie(self, scope: Scope, headers: Headers) -> Response | None:
+        """Exchange the token for a cookie, or refuse; None if the cookie is valid."""
         if self._token is None:
             return None
         cookies = [cookie_parser(line).get(self.cookie, "") for line in headers.getlist("cookie")]
         secret = hmac.new(self._token, b"cookie", hashlib.sha256).hexdigest()
-        # The page's own address only: any other one (//elsewhere/?token=…) could send the browser away with it.
+        # Only at the address of the page: another one (//elsewhere/?token=…) could redirect the browser with the token.
         if scope["type"] == "http" and scope["method"] == "GET" and scope["path"] == "/":
             query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
             tokens = [value for name, value in query if name == "token"]
             if tokens:
                 if not hmac.compare_digest(_bytes(tokens[0]), self._token):
-                    return _no_token()
+                    return refusal(401, "The page needs a token: open the address that the terminal shows.")
                 rest = urlencode([pair for pair in query if pair[0] != "token"], errors="surrogateescape")
                 answer = RedirectResponse(f"/?{rest}" if rest else "/", status_code=303)
                 answer.headers["cache-control"] = "no-store"
@@ -171,11 +171,11 @@ class Guard:
                 return answer
         if any(hmac.compare_digest(_bytes(value), secret.encode()) for value in cookies):
             return None
-        return _no_token()
+        return refusal(401, "The page needs a token: open the address that the terminal shows.")
 
 
 class _Limited:
-    """Ends a request whose body grows beyond the limit, while it comes in, whatever its `Content-Length` said."""
+    """ASGI middleware that ends a request while its body is received, if it exceeds the limit."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit
@@ -200,9 +200,9 @@ class _Limited:
         async def answer(message: Message) -> None:
             nonlocal started
             if exceeded and not started:
-                return  # what the application makes of it does not matter any more
+                return  # the response of the application is ignored
             if unread and not started:
-                MutableHeaders(scope=message)["connection"] = "close"  # or the server would go on to read the rest
+                MutableHeaders(scope=message)["connection"] = "close"  # or the server would read the rest
             started = True
             await send(message)
 
@@ -221,17 +221,13 @@ class _Limited:
 
 
 def refusal(status: int, sentence: str) -> Response:
-    """An answer of one plain sentence."""
+    """Create a response of one sentence."""
     return PlainTextResponse(sentence, status, headers={"cache-control": "no-store"})
 
 
 def without_folders(text: str) -> str:
-    """`text` with the folders of absolute paths left out: a message may name a file, but not where it lies."""
+    """Remove the folders of absolute paths: a message may name a file, but not its location."""
     return _BARE_PATH.sub("", _QUOTED_PATH.sub(r"\1", text))
-
-
-def _no_token() -> Response:
-    return refusal(401, "A token is needed: open the address that the terminal shows.")
 
 
 async def _send(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
@@ -252,7 +248,7 @@ def _with_headers(send: Send) -> Send:
             headers["content-security-policy"] = _PAGE_POLICY if is_page else _FILE_POLICY
             headers.update(_HEADERS)
             for name in {name for name in headers if name.startswith("access-control-")}:
-                del headers[name]  # socket.io would let any page read its answers
+                del headers[name]  # socket.io would let any page read its responses
         await send(message)
 
     return sending

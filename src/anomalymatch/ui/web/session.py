@@ -1,4 +1,4 @@
-"""What one open page is about: its query, its annotator, and the labels that go to and come from the service."""
+"""Session of one open page: its query, its annotator, and the changes it exchanges with the service."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,41 +11,42 @@ from nicegui import Client, background_tasks, run, ui
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.types import Label
 from anomalymatch.ui.labels import Change
+from anomalymatch.ui.protocol import PageService
 from anomalymatch.ui.views import Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.theme import many
 
 T = TypeVar("T")
 COALESCE_S = 0.05
-"""How long changes are gathered before the page follows: an import must not redraw it a thousand times."""
+"""Shortest time between two updates: a burst of changes must not redraw the page a thousand times."""
 
 HINT = (
-    "Press a on what is rare and n on a few that are not, and the ranking follows; "
+    "Press a on rare images and n on a few normal ones, and the ranking follows; "
     "or drop images of what you look for anywhere on this page."
 )
-ALONE = {
+EMPTY = {
     Show.UNLABELLED: "Every image has a label.",
     Show.ALL: "The archive is empty.",
-    Show.LABELLED: "Nothing has a label yet: show the unlabelled ones and press a, n, u or x.",
-    Show.CONFLICTS: "No conflicts: nobody disagrees with anybody.",
+    Show.LABELLED: "No image has a label yet: show the unlabelled ones and press a, n, u or x.",
+    Show.CONFLICTS: "There are no conflicts: all annotators agree.",
 }
 
 
 class Session:
-    """One open page.
+    """Session of one open page.
 
     Attributes:
-        query: what the gallery shows.
-        annotator: who labels here.
-        follow: whether the order follows each label.
-        summary: the last one that was fetched; None before.
-        on_query: called when the query changes, before its page is there.
+        query: the query of the gallery.
+        annotator: name of the person at this page.
+        follow: True if the order follows each label.
+        summary: the last summary; None before the first.
+        on_query: called when the query changes, before its page is loaded.
         on_page: called with each page that is shown.
-        on_summary: called with each summary that is fetched.
-        watchers: called after changes with their kinds and images; without kinds after labels from here.
+        on_summary: called with each summary.
+        watchers: called with the kinds and images of changes.
     """
 
-    def __init__(self, service: Any, gallery: GalleryElement, client: Client) -> None:
+    def __init__(self, service: PageService, gallery: GalleryElement, client: Client) -> None:
         self.service, self.gallery, self.client = service, gallery, client
         self.query = Query()
         self.annotator = "me"
@@ -61,7 +62,7 @@ class Session:
         self._ids: set[str] = set()
         self._is_following = False
         loop = asyncio.get_running_loop()
-        unsubscribe = service.subscribe(lambda change: _hand_over(loop, self._note, change))
+        unsubscribe = service.subscribe(lambda change: _call_in_loop(loop, self._note, change))
         client.on_delete(unsubscribe)
 
     def say(self, text: str, kind: Literal["info", "positive", "negative"] = "info") -> None:
@@ -71,16 +72,16 @@ class Session:
                 look: dict[str, Any] = {"color": "grey-9"} if kind == "info" else {"type": kind}
                 ui.notify(text, position="bottom-left", multi_line=len(text) > 80, **look)
 
-    async def call(self, function: Callable[..., T], *words: Any) -> T | None:
-        """Call the service in a thread; an error that is meant for people becomes a notification, and None."""
+    async def call(self, function: Callable[..., T], *args: Any) -> T | None:
+        """Call the service in a thread; an `AnomalyMatchError` becomes a notification and None is returned."""
         try:
-            return await run.io_bound(function, *words)
+            return await run.io_bound(function, *args)
         except AnomalyMatchError as error:
             self.say(str(error), "negative")
             return None
 
     async def load(self, *, keep: bool = False, at: str = "first") -> None:
-        """Fetch the page of `query`; of several calls the last one counts."""
+        """Load and show the page of `query`; of several calls at once, the last one is shown."""
         self._load += 1
         mine = self._load
         page = await self.call(self.service.page, self.query)
@@ -90,13 +91,13 @@ class Session:
         if self.query.group is not None:
             page = replace(page, note=self._group_note())
         elif page.total and await self._needs_hint():
-            page = replace(page, note=f"{page.note or 'No labels yet.'} {HINT}")
-        self.gallery.show(page, empty=self._why_empty(), filtered=self.is_filtered, keep=keep, at=at)
+            page = replace(page, note=f"{page.note or 'There are no labels yet.'} {HINT}")
+        self.gallery.show(page, empty=self._empty_text(), filtered=self.is_filtered, keep=keep, at=at)
         for listener in self.on_page:
             listener(page)
 
     async def change(self, at: str = "first", page: int = 0, **parts: Any) -> None:
-        """Change parts of the query, and show its first page or the one asked for."""
+        """Change parts of the query and show its first page, or `page`."""
         if parts.get("like"):
             parts["group"] = None
         try:
@@ -114,7 +115,7 @@ class Session:
         await self.change(group=number, show=Show.ALL, low=0.0, high=1.0, text="", like=None)
 
     async def next_group(self) -> None:
-        """Show the group after the one that is shown, or the first."""
+        """Show the group after the current one, or the first."""
         groups = self.service.groups.all()
         if not groups:
             self.say("There are no groups yet: make some in the side panel.")
@@ -126,51 +127,46 @@ class Session:
         await self.change(group=None, show=Show.UNLABELLED)
 
     async def label_group(self, label: Label | None) -> None:
-        """Label all images of the group that is shown, on whatever page."""
+        """Label all images of the current group, on all its pages."""
         if self.query.group is not None:
-            group = await self.call(self.service.groups.members, self.query.group)
-            if group is not None:
-                await self.label(group.ids, label)
+            group = await self.call(self.service.groups.get, self.query.group)
+            if group is not None and await self.label(group.ids, label):
                 self.say(f"{group.name}: labelled {many(len(group.ids), 'image')} {label}.")
 
     @property
     def is_filtered(self) -> bool:
-        """Whether the query leaves out anything but labelled images."""
+        """True if the query leaves out more than the labelled images."""
         query = self.query
         instead = query.text or query.like or query.group is not None
         return bool(instead) or (query.low, query.high) != (0, 1) or query.show != Show.UNLABELLED
 
-    async def label(self, ids: Sequence[str], label: Label | None) -> None:
-        """Label images; their tiles change colour once it is on disk."""
+    async def label(self, ids: Sequence[str], label: Label | None) -> bool:
+        """Label images and return True on success; the change that the service announces updates their tiles."""
         async with self._lock:
-            try:
-                await self.call(self.service.label, list(ids), label, self.annotator)
-            finally:
-                await self._patch(ids)  # also ends their waiting if it failed
-        self._tell(set(), set(ids))
+            is_done = await self.call(self.service.label, list(ids), label, self.annotator) is not None
+        if not is_done:
+            await self._patch(ids)  # the browser waits for their state
+        return is_done
 
     async def undo(self) -> None:
-        """Take back the last action of this annotator."""
+        """Undo the last action of this annotator."""
         async with self._lock:
             ids = await self.call(self.service.undo, self.annotator)
-            if ids is None:
-                return
-            await self._patch([id_ for id_ in self.gallery.ids if id_ in set(ids)])
-        what = ids[0] if len(ids) == 1 else f"{len(ids):,} images"
-        self.say(f"Took back the label of {what}." if ids else f"Nothing to undo for {self.annotator}.")
-        self._tell(set(), set(ids))
+        if ids is not None:
+            what = ids[0] if len(ids) == 1 else f"{len(ids):,} images"
+            self.say(f"Undid the label of {what}." if ids else f"Nothing to undo for {self.annotator}.")
 
     async def rerank(self) -> None:
-        """Rank anew now, and show the new order."""
+        """Re-rank now and show the new order."""
         seconds = await self.call(self.service.rerank)
         await self.load(keep=True)
         if seconds is not None:
             self.say(f"Ranked {self.service.total:,} images in {seconds:.2f} s.")
 
     async def train(self) -> None:
-        """Start the training in the background."""
+        """Start a training in the background."""
         await self.call(self.service.training.start)
-        self._tell({"training"}, set())
+        self._notify_watchers({"training"}, set())
 
     def _note(self, change: Change) -> None:
         self._kinds.add(change.kind)
@@ -180,9 +176,9 @@ class Session:
             background_tasks.create(self._follow_changes(), name="changes of the service")
 
     async def _follow_changes(self) -> None:
+        """Update the page: a label patches its tiles once, a new ranking loads the page again."""
         try:
             while self._kinds and not self.client.is_deleted:
-                await asyncio.sleep(COALESCE_S)
                 kinds, ids, self._kinds, self._ids = self._kinds, self._ids, set(), set()
                 regrouped = "groups" in kinds and self.query.group is not None
                 if regrouped or ("ranking" in kinds and self.follow):
@@ -191,11 +187,12 @@ class Session:
                     await self._patch(self.gallery.ids)
                 elif "labels" in kinds:
                     await self._patch([id_ for id_ in self.gallery.ids if id_ in ids])
-                self._tell(kinds, ids)
+                self._notify_watchers(kinds, ids)
+                await asyncio.sleep(COALESCE_S)
         finally:
             self._is_following = False
 
-    def _tell(self, kinds: set[str], ids: set[str]) -> None:
+    def _notify_watchers(self, kinds: set[str], ids: set[str]) -> None:
         if not self.client.is_deleted:
             for watcher in self.watchers:
                 watcher(kinds, ids)
@@ -209,8 +206,8 @@ class Session:
         groups, number = self.service.groups.all(), self.query.group or 0
         if number >= len(groups):
             return ""
-        text = f"{groups[number].name}, group {number + 1} of {len(groups)}: the most typical image first."
-        return f"{text} Shift with a, n, u or x labels all of it; g shows the next group."
+        text = f"{groups[number].name}, group {number + 1} of {len(groups)}: the most typical images come first."
+        return f"{text} Shift with a, n, u or x labels the whole group; g shows the next one."
 
     async def _needs_hint(self) -> bool:
         if self.query.sort is not Sort.SCORE or self.query.show is not Show.UNLABELLED or self.query.like:
@@ -219,7 +216,7 @@ class Session:
         return summary is not None and not any(summary.counts.values())
 
     async def fetch_summary(self) -> Summary | None:
-        """Fetch the state of the whole search, and keep it in `summary`."""
+        """Fetch the summary of the search and store it in `summary`."""
         summary = await self.call(self.service.summary)
         if summary is not None and not self.client.is_deleted:
             self.summary = summary
@@ -227,14 +224,14 @@ class Session:
                 listener(summary)
         return self.summary
 
-    def _why_empty(self) -> str:
+    def _empty_text(self) -> str:
         query = self.query
         if query.text or query.like or query.group is not None or (query.low, query.high) != (0, 1):
-            return "Nothing matches these filters."
-        return ALONE.get(query.show, f"Nothing is labelled {query.show} yet.")
+            return "No image matches these filters."
+        return EMPTY.get(query.show, f"No image is labelled {query.show} yet.")
 
 
-def _hand_over(loop: asyncio.AbstractEventLoop, note: Callable[[Change], None], change: Change) -> None:
-    """Bring a change from whatever thread it happened in to the page's own."""
-    with suppress(RuntimeError):  # the server has ended meanwhile
+def _call_in_loop(loop: asyncio.AbstractEventLoop, note: Callable[[Change], None], change: Change) -> None:
+    """Pass a change from any thread to the event loop of the page."""
+    with suppress(RuntimeError):  # the server has ended
         loop.call_soon_threadsafe(note, change)

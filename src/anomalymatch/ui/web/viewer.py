@@ -1,8 +1,7 @@
-"""The large view: one image at full resolution, what is known of it, and what looks like it."""
+"""Large view: one image in full resolution, with its metadata, history and nearest neighbours."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import urlencode
 
 from nicegui import background_tasks, ui
@@ -11,35 +10,34 @@ from nicegui.elements.mixins.text_element import TextElement
 from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.types import Label
 from anomalymatch.ui.views import Details, Tile
-from anomalymatch.ui.web.gallery import tile_values
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.theme import LEAVE, SHAPES
 
 NEIGHBOURS, NEIGHBOUR_SIDE = 12, 96
 REST_S = 0.12
-"""Only an image that is looked at this long asks for its neighbours: a held arrow key passes many."""
+"""Delay before neighbours are fetched: a held arrow key passes many images."""
 ALL_CHANNELS = "all"
 FIELD_DEGREES = 0.05
 
 
 class Zoom(ui.element, component="zoom.js"):
-    """Images under one zoom; `panes` are dictionaries of name, src and alt, `ahead` addresses to fetch early."""
+    """Images with a common zoom; `panes` are dictionaries of name, src and alt, `ahead` are addresses to prefetch."""
 
     def __init__(self) -> None:
         super().__init__()
         self._props.update({"panes": [], "ahead": []})
 
     def show(self, panes: Sequence[dict[str, str]], ahead: Sequence[str]) -> None:
-        """Show other images."""
+        """Replace the images."""
         self._props.update({"panes": list(panes), "ahead": list(ahead)})
         self.update()
 
 
 class Viewer:
-    """A dialog over the whole page.
+    """Dialog over the whole page.
 
     Attributes:
-        id: the image that is shown; empty while it is closed.
+        id: the image on display; empty while the dialog is closed.
     """
 
     def __init__(self, session: Session, version: str) -> None:
@@ -82,7 +80,7 @@ class Viewer:
                             f" data-testid=view-{label}"
                         )
                     button = ui.button("⌫", on_click=lambda: self._label(None), color=None).classes("am-key")
-                    button.props("unelevated dense aria-label='take the label away' data-testid=view-clear")
+                    button.props("unelevated dense aria-label='remove the label' data-testid=view-clear")
                 self._links = ui.row().classes("am-line").props("data-testid=links")
                 ui.label("More like this").classes("am-heading")
                 self._near = ui.element("div").classes("am-near").props("data-testid=neighbours")
@@ -107,7 +105,7 @@ class Viewer:
         background_tasks.create(self._fill(id_, with_neighbours=True), name="large view")
 
     def close(self) -> None:
-        """Go back to the gallery."""
+        """Return to the gallery."""
         self.dialog.close()
 
     def _closed(self) -> None:
@@ -184,8 +182,7 @@ class Viewer:
                 link.props["data-testid"] = f"link-{name.split()[0].lower()}"
         self._links.set_visibility(details.coordinates is not None)
         _rows(self._history, [history_row(event) for event in reversed(details.history)] or [("", "no label yet")])
-        size = {} if details.size is None else {"size": f"{details.size[0]:,} x {details.size[1]:,} px"}
-        _rows(self._metadata, list((size | dict(details.metadata)).items()))
+        _rows(self._metadata, list(details.metadata.items()))
 
     def _show_neighbours(self, tiles: Sequence[Tile]) -> None:
         self._near.clear()
@@ -202,23 +199,22 @@ class Viewer:
 
 
 def state_text(tile: Tile) -> str:
-    """Rank, score and label in words."""
-    values: dict[str, Any] = tile_values(tile)
+    """Describe rank, score and label."""
     words = [f"rank {tile.rank:,}"] if tile.rank else []
     words += [f"score {tile.score:.4f}"] if tile.score is not None else ["no score"]
-    words += [f"{values['label']} (by {tile.annotator})" if tile.label else "no label"]
+    words += [f"{tile.label} (by {tile.annotator})" if tile.label else "no label"]
     return " · ".join(words + ["annotators disagree"] * tile.conflict)
 
 
 def history_row(event: LabelEvent) -> tuple[str, str]:
-    """When and who, and what."""
-    what = "undo" if event.undoes is not None else str(event.label) if event.label else "label taken away"
+    """Return time and description of a label event."""
+    what = "undo" if event.undoes is not None else str(event.label) if event.label else "label removed"
     score = "" if event.score is None else f" at {event.score:.3f}"
     return f"{event.at:%Y-%m-%d %H:%M:%S}", f"{what} by {event.annotator}{score}"
 
 
 def sky_links(coordinates: tuple[float, float] | None) -> dict[str, str]:
-    """Addresses of sky atlases that show the place (degrees, ICRS); none without coordinates."""
+    """Return links to sky atlases at the coordinates (degrees, ICRS); none without coordinates."""
     if coordinates is None:
         return {}
     target = f"{coordinates[0]:.6f} {coordinates[1]:+.6f}"

@@ -1,4 +1,4 @@
-// One image or several renderings of it under one zoom, with brightness and contrast as filters of the browser.
+// Images with a common zoom; brightness and contrast are CSS filters.
 const LIMITS = [0.5, 40];
 
 export default {
@@ -24,8 +24,8 @@ export default {
           data-testid="brightness" v-model.number="brightness" @dblclick="brightness = 1"></label>
         <label><span aria-hidden="true">◐</span><input type="range" min="0.2" max="4" step="0.05" aria-label="contrast"
           data-testid="contrast" v-model.number="contrast" @dblclick="contrast = 1"></label>
-        <button class="am-key" :disabled="brightness === 1 && contrast === 1" aria-label="brightness and contrast as
-          they were" data-testid="light-reset" @click="brightness = contrast = 1">↺</button>
+        <button class="am-key" :disabled="brightness === 1 && contrast === 1" aria-label="reset brightness and
+          contrast" data-testid="light-reset" @click="brightness = contrast = 1">↺</button>
         <span class="am-size">{{ size }}</span>
       </div>
     </div>`,
@@ -53,7 +53,7 @@ export default {
     },
   },
   created() {
-    this.fingers = new Map(); // not reactive: it changes with every move
+    this.fingers = new Map(); // not reactive, since it changes with every move
   },
   mounted() { document.addEventListener("keydown", this.key); },
   unmounted() { document.removeEventListener("keydown", this.key); },
@@ -66,7 +66,7 @@ export default {
     },
     loaded(event) { this.size = `${event.target.naturalWidth} × ${event.target.naturalHeight} px`; },
     async fail(pane) {
-      let reason = "it cannot be shown";
+      let reason = "the image cannot be shown";
       try {
         const answer = await fetch(this.prefix + pane.src);
         if (!answer.ok) reason = (await answer.text()).slice(0, 300);
@@ -74,7 +74,7 @@ export default {
       this.broken = { ...this.broken, [pane.src]: reason };
     },
     reset() { [this.scale, this.x, this.y] = [1, 0, 0]; },
-    // (across, down): the point that stays where it is, from the middle of its pane.
+    // Zoom around the point (across, down), measured from the centre of its pane.
     by(factor, across = 0, down = 0) {
       const scale = Math.max(LIMITS[0], Math.min(LIMITS[1], this.scale * factor));
       const real = scale / this.scale;

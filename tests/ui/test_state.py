@@ -1,35 +1,35 @@
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 from scipy.stats import rankdata, zscore
 
+from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.errors import ConfigError
-from anomalymatch.ui.state import Scores, mean_logits
+from anomalymatch.types import Label
+from anomalymatch.ui.state import Scores, mean_logits, recent_yield
 
 
-def test_what_is_there_ranks():
+def test_available_rankings_and_the_chosen_one():
     scores, live, trained = Scores(), np.array([1, 2], np.float32), np.array([2, 1], np.float32)
     assert scores.logits() is None
     assert scores.modes == ("live",)
+    with pytest.raises(ConfigError, match="'trained'"):
+        scores.choose("trained")
     scores.trained = trained
     assert scores.logits() is trained
     assert (scores.mode, scores.modes) == ("trained", ("trained",))
     scores.live = live
     assert (scores.mode, scores.modes) == ("both", ("live", "trained", "both"))
     np.testing.assert_array_equal(scores.logits(), mean_logits(live, trained))
-    scores.choose("trained")
-    assert scores.logits() is trained
-    scores.choose("live")
-    assert scores.logits() is live
+    for mode, expected in (("trained", trained), ("live", live)):
+        scores.choose(mode)
+        assert scores.logits() is expected
     scores.trained = None
     assert scores.logits() is live
 
 
-def test_a_mode_that_is_not_there():
-    with pytest.raises(ConfigError, match="cannot rank by 'trained' now: choose one of live"):
-        Scores().choose("trained")
-
-
-def test_the_mean_is_that_of_standard_scores_on_the_scale_of_the_live_one():
+def test_mean_logits_equals_the_mean_of_z_scores_on_the_live_scale():
     rng = np.random.default_rng(0)
     live, trained = rng.normal(-3, 2, 500).astype(np.float32), rng.normal(10, 50, 500).astype(np.float32)
     both = mean_logits(live, trained)
@@ -39,8 +39,20 @@ def test_the_mean_is_that_of_standard_scores_on_the_scale_of_the_live_one():
     np.testing.assert_allclose(mean_logits(live, live * 7 - 3), live, atol=1e-4)
 
 
-def test_the_mean_of_unreadable_and_constant_scores():
+def test_mean_logits_of_unreadable_and_constant_scores():
     live = np.array([1, np.nan, 3], np.float32)
     np.testing.assert_array_equal(np.isnan(mean_logits(live, np.ones(3, np.float32))), [False, True, False])
-    nothing = np.full(3, np.nan, np.float32)
-    assert mean_logits(live, nothing) is live
+    assert mean_logits(live, np.full(3, np.nan, np.float32)) is live
+
+
+def events(*labels):
+    return [LabelEvent(n, f"i{n}", label, "ada", datetime.now(UTC), 0, None) for n, label in enumerate(labels)]
+
+
+def test_recent_yield_counts_the_last_labels_without_the_audit():
+    labelled = events(*[Label.ANOMALY] * 5, *[Label.NORMAL] * 30, *[Label.ANOMALY] * 3)
+    assert recent_yield(labelled, {}) == (5 + 3, 38)
+    audit = {f"i{n}": Label.NORMAL for n in range(30, 36)} | {"i0": Label.ANOMALY}
+    assert recent_yield(labelled, audit) == (6, 31)
+    assert recent_yield(events(*[Label.ANOMALY] * 50, *[Label.NORMAL] * 39), {}) == (1, 40)
+    assert recent_yield([], {}) == (0, 0)
