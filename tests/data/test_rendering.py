@@ -1,6 +1,5 @@
 import json
-import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +12,21 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from omegaconf import OmegaConf
 
 import anomalymatch
 from anomalymatch.config import config_folder
-from anomalymatch.data.rendering import CURVES, DEFAULT_BANDS, INTERVALS, Rendering, band_names, midtones
+from anomalymatch.data.rendering import (
+    CURVES,
+    DEFAULT_BANDS,
+    INTERVALS,
+    Rendering,
+    _limits,
+    _matrix,
+    _pair,
+    band_names,
+    midtones,
+)
 from anomalymatch.data.source import EIGHT_BITS
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 
@@ -344,37 +354,23 @@ def test_wrong_options(options, message):
         Rendering(**options)
 
 
-WRONG_TYPES = [
-    ("stretch.percentiles=[a, b]", "stretch.percentiles is a:"),
-    ("stretch.limits={g: 4}", "stretch.limits.g is 4:"),
-    ("stretch.limits={g: ab}", "stretch.limits.g is ab:"),
-    ("stretch.limits=[0, 1]", "stretch.limits is [0, 1]:"),
-    ("stretch.parameter=much", "stretch.parameter is much:"),
-    ("stretch.combine={a: {g: x}}", "stretch.combine.a.g is x:"),
-    ("stretch.combine={a: {g: true}}", "stretch.combine.a.g is True:"),
-    ("stretch.combine={a: g}", "stretch.combine.a is g:"),
-    ("stretch.combine=g", "stretch.combine is g:"),
-]
-SCRIPT = """
-import sys
-from hydra.utils import instantiate
-import anomalymatch
-for word in sys.argv[1:]:
-    try:
-        instantiate(anomalymatch.compose("stretch=log", word).stretch)
-    except Exception as error:
-        print(error.__cause__ or error)
-"""
-
-
-def test_values_of_a_wrong_type():
-    """In a process of its own: the type checks of the tests would raise first."""
-    words = [word for word, _ in WRONG_TYPES]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(WRONG_TYPES)
-    assert [line for line, (_, begin) in zip(lines, WRONG_TYPES, strict=True) if not line.startswith(begin)] == []
+@pytest.mark.parametrize(
+    ("parse", "value", "message"),
+    [
+        (partial(_pair, "stretch.percentiles"), ["a", "b"], "stretch.percentiles is a:"),
+        (_limits, {"g": 4}, "stretch.limits.g is 4:"),
+        (_limits, {"g": "ab"}, "stretch.limits.g is ab:"),
+        (_limits, [0, 1], r"stretch.limits is \[0, 1\]:"),
+        (_matrix, {"a": {"g": "x"}}, "stretch.combine.a.g is x:"),
+        (_matrix, {"a": {"g": True}}, "stretch.combine.a.g is True:"),
+        (_matrix, {"a": "g"}, "stretch.combine.a is g:"),
+        (_matrix, "g", "stretch.combine is g:"),
+    ],
+)
+def test_values_of_a_wrong_type(parse, value, message):
+    """Below `Rendering` itself, for which the type checks of the tests would raise first."""
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        parse(OmegaConf.create({"value": value}).value)
 
 
 def test_unknown_bands_and_channels():
