@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from anomalymatch.data.sources import sky as _sky
-from anomalymatch.data.sources import tiles as _tiles
+from anomalymatch.data.sources import sky as sky_module
+from anomalymatch.data.sources import tiles as tiles_module
 from anomalymatch.data.sources.catalogue import CatalogueSource
 from anomalymatch.data.sources.sky import Sky, assign
 from anomalymatch.errors import ConfigError, DataError
@@ -103,7 +103,7 @@ def test_cutouts_by_pixels(simple: Path) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(x=st.floats(-30, 70), y=st.floats(-30, 60), side=st.integers(1, 50))
 def test_cutouts_match_astropy(tmp_path: Path, x: float, y: float, side: int) -> None:
-    opened = _tiles.open_tile(tile(tmp_path / "a.fits"), None)
+    opened = tiles_module.open_tile(tile(tmp_path / "a.fits"), None)
     try:
         theirs = Cutout2D(TILE, (x, y), side, mode="partial", fill_value=np.nan).data
     except ValueError:
@@ -267,17 +267,19 @@ def test_assignment_matches_a_search_of_all_tiles(monkeypatch: pytest.MonkeyPatc
     centres = [(float(rng.uniform(0, 2) - 1) % 360, float(rng.uniform(88.5, 90))) for _ in range(40)]
     skies = [None, *(Sky(wcs(ra, dec, 36.0), (30, 40)) for ra, dec in centres)]
     ra, dec = rng.uniform(0, 360, 500), rng.uniform(88, 90, 500)
-    monkeypatch.setattr(_sky, "CHUNK", 77)
+    monkeypatch.setattr(sky_module, "CHUNK", 77)
     done: list[int] = []
     found = assign(skies, ra, dec, on_chunk=done.append)
     assert sum(done) == 500
-    places = _sky.unit_vectors(ra, dec)
+    places = sky_module.unit_vectors(ra, dec)
     nearest, expected = np.full(500, np.inf), np.full(500, -1)
     for i, sky in enumerate(skies[1:], start=1):
         assert sky is not None
         middle = sky.centre()
         assert middle is not None
-        distance = np.linalg.norm(places - _sky.unit_vectors(np.array([middle[0]]), np.array([middle[1]])), axis=1)
+        distance = np.linalg.norm(
+            places - sky_module.unit_vectors(np.array([middle[0]]), np.array([middle[1]])), axis=1
+        )
         better = sky.contains(ra, dec) & (distance < nearest)
         expected[better], nearest[better] = i, distance[better]
     assert (found == expected).all()
@@ -428,7 +430,7 @@ def test_folder_of_tiles(simple: Path, tmp_path: Path) -> None:
 
 def test_each_tile_is_opened_once_in_a_read(simple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    original = _tiles.open_tile
+    original = tiles_module.open_tile
 
     def spy(path: Path, extensions: Any) -> Any:
         opened.append(path.name)

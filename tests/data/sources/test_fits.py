@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.sources import fits_file as _fits_file
-from anomalymatch.data.sources import fits_reader as _fits_images
+from anomalymatch.data.sources import fits_file, fits_reader
 from anomalymatch.data.sources.fits import FitsSource
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Reject
@@ -230,14 +229,14 @@ def test_only_headers_of_the_first_readable_file_are_read(tmp_path: Path, monkey
         write(tmp_path / f"{name}.fits", PLANE)
     (tmp_path / "a.fits").write_bytes(b"")
     opened = []
-    original = _fits_file.FitsFile.__init__
+    original = fits_file.FitsFile.__init__
 
     def spy(self: Any, path: Path) -> None:
         opened.append(path.name)
         original(self, path)
 
-    monkeypatch.setattr(_fits_file.FitsFile, "__init__", spy)
-    monkeypatch.setattr(_fits_images.FitsImages, "cut", None)
+    monkeypatch.setattr(fits_file.FitsFile, "__init__", spy)
+    monkeypatch.setattr(fits_reader.FitsImages, "cut", None)
     assert len(FitsSource(tmp_path)) == 4
     assert opened == ["a.fits", "b.fits"]
 
@@ -310,9 +309,9 @@ def test_a_large_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("anomalymatch.data.sources.fits.MAX_PIXELS", 19)
     assert FitsSource(tmp_path).read(["a.fits"]) == [Reject("a.fits", "5 x 4 pixels is more than 19")]
     (tmp_path / "b.fits.gz").write_bytes(gzip.compress((tmp_path / "a.fits").read_bytes()))
-    monkeypatch.setattr(_fits_file, "MAX_UNZIPPED", 1000)
+    monkeypatch.setattr(fits_file, "MAX_UNZIPPED", 1000)
     with pytest.raises(UnreadableImageError, match="it unpacks to more than 1,000 bytes"):
-        _fits_images.FitsImages(tmp_path / "b.fits.gz")
+        fits_reader.FitsImages(tmp_path / "b.fits.gz")
 
 
 def test_coordinates(tmp_path: Path) -> None:

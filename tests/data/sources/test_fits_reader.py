@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from anomalymatch.data.sources import fits_file as _fits_units
-from anomalymatch.data.sources import fits_reader as _fits_images
+from anomalymatch.data.sources import fits_file, fits_reader
 from anomalymatch.data.sources.fits import FitsSource
 from anomalymatch.data.sources.fits_reader import Extensions, FitsImages
 from anomalymatch.errors import UnreadableImageError
@@ -44,7 +43,7 @@ def read_all(path: Path, extensions: Extensions = None) -> tuple[Any, ...]:
 
 def read_all_by_astropy(path: Path, extensions: Extensions = None) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_fits_images, "find_plain", lambda *_: None)
+        patch.setattr(fits_reader, "find_plain", lambda *_: None)
         return read_all(path, extensions)
 
 
@@ -123,13 +122,13 @@ def test_equal_headers_are_parsed_once(tmp_path: Path, monkeypatch: pytest.Monke
     for i in range(5):
         write(tmp_path / f"{i}.fits", primary(PLANE + i, RA=i / 7, OBJECT=f"galaxy {i}"))
     write(tmp_path / "5.fits", primary(PLANE.astype(np.int32)))
-    _fits_units._layout.cache_clear()
-    monkeypatch.setattr(_fits_images, "_choose", None)
+    fits_file._layout.cache_clear()
+    monkeypatch.setattr(fits_reader, "_choose", None)
     source = FitsSource(tmp_path)
     images = [source.load(position)[..., 0] for position in range(6)]
     assert [image.tolist() for image in images] == [(PLANE + i).tolist() for i in (0, 1, 2, 3, 4, 0)]
     assert [str(image.dtype) for image in images] == ["int16"] * 5 + ["int32"]
-    assert _fits_units._layout.cache_info().misses == 2
+    assert fits_file._layout.cache_info().misses == 2
 
 
 def test_header_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,5 +138,5 @@ def test_header_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert read_all(path) == read_all_by_astropy(path)
     path.write_bytes(sound[:2880].replace(b"END   ", b"COMMENT") + sound[2880:])
     assert read_all(path) == read_all_by_astropy(path)
-    monkeypatch.setattr(_fits_units, "MAX_BLOCKS", 0)  # astropy takes headers of any length
+    monkeypatch.setattr(fits_file, "MAX_BLOCKS", 0)  # astropy takes headers of any length
     assert len(read_all(tmp_path / "a.fits")) == 5

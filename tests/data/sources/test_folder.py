@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from anomalymatch.data.sources import scan as _tree
+from anomalymatch.data.sources import scan as scan_module
 from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Reject
@@ -169,8 +169,8 @@ def test_scan_sorts_any_names_and_fingerprint_hashes_them(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
     expected = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png") if path.is_file())
-    entries = _tree.scan(root, (".png",)).entries
+    entries = scan_module.scan(root, (".png",)).entries
     assert [entry[0] for entry in entries] == expected
     stats = [(root / id_).stat() for id_ in expected]
     lines = [f"\n{id_}\0{stat.st_size}\0{stat.st_mtime_ns}" for id_, stat in zip(expected, stats, strict=True)]
-    assert _tree.fingerprint("salt", entries) == hashlib.sha256("".join(["salt", *lines]).encode()).hexdigest()
+    assert scan_module.fingerprint("salt", entries) == hashlib.sha256("".join(["salt", *lines]).encode()).hexdigest()

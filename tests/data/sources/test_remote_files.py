@@ -21,8 +21,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image as PillowImage
 
-from anomalymatch.data import download
-from anomalymatch.data import remote as _remote
+from anomalymatch.data import download, remote
 from anomalymatch.data.remote import is_remote, local_path
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.folder import FolderSource
@@ -227,7 +226,7 @@ def test_shards_of_a_folder_are_copied(memory: MemoryFileSystem, tmp_path: Path)
 def test_copying_resumes(memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bytes(range(256)) * 40
     memory.pipe("/a.bin", content)
-    monkeypatch.setattr(_remote, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(remote, "CHUNK_BYTES", 1000)
     reads: list[int] = []
 
     class Broken(io.BytesIO):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from anomalymatch.data.sources import tar_index as _tar
+from anomalymatch.data.sources import tar_index
 from anomalymatch.data.sources.tar import WebDatasetSource
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Reject
@@ -121,14 +121,14 @@ def test_duplicate_keys_name_both_shards(tmp_path: Path) -> None:
 def test_index_is_cached_until_a_shard_changes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     first = WebDatasetSource(root, cache_dir=cache)
-    follow = _tar._follow
+    follow = tar_index._follow
     followed: list[str] = []
 
     def count(file: Path, *rest: Any) -> Any:
         followed.append(file.name)
         return follow(file, *rest)
 
-    monkeypatch.setattr(_tar, "_follow", count)
+    monkeypatch.setattr(tar_index, "_follow", count)
     again = WebDatasetSource(root, cache_dir=str(cache))
     assert (again.ids, again.truth, again.fingerprint) == (first.ids, first.truth, first.fingerprint)
     assert colours(again, ["k17", "k2"]) == [17, 2]
