@@ -40,16 +40,16 @@ class Page:
         self.page.set_default_timeout(WAIT_MS)
         self.complaints, self.foreign = [], []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", self._heard)
-        self.page.on("request", lambda request: self._asked(request.url, url))
+        self.page.on("console", self._record_console)
+        self.page.on("request", lambda request: self._record_request(request.url, url))
         self.page.goto(url + path)
         self.page.wait_for_selector("[data-testid=tile].am-cursor")
 
-    def _heard(self, message):
+    def _record_console(self, message):
         if message.type == "error":
             self.complaints.append(message.text)
 
-    def _asked(self, address, url):
+    def _record_request(self, address, url):
         if not address.startswith((url, url.replace("http", "ws", 1), "data:", "blob:")):
             self.foreign.append(address)
 

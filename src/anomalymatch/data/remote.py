@@ -242,7 +242,7 @@ def _version(info: Mapping[str, Any]) -> str:
 
 
 def _timeouts(protocol: str) -> dict[str, Any]:
-    """Return file system options without which a silent server would block for ever."""
+    """Return file system options without which a silent server would block forever."""
     if protocol not in _HTTP:
         return {}
     import aiohttp

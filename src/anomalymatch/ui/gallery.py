@@ -17,7 +17,7 @@ from anomalymatch.ui.views import Query, Show, Sort
 
 logger = logging.getLogger(__name__)
 Diverse = Callable[[Int64[np.ndarray, " c"], int], Int64[np.ndarray, " k"]]
-"""Sorts candidates so that the first ones differ most; candidates that it omits follow in the order given."""
+"""Function that sorts candidates so that the first ones differ most; omitted ones follow in the order given."""
 Order = Int32[np.ndarray, " n"]
 
 CACHED_RESULTS = 8

@@ -94,7 +94,7 @@ def test_every_argument_changes_the_fingerprint(small, tmp_path, key):
 
 @pytest.mark.parametrize("fraction", [0.003, 0.01, 0.125, 0.5, 0.9])
 def test_prevalence_is_exact_and_common_classes_are_equal(fraction):
-    classes = demo._deal_classes(4000, "merger", fraction, seed=3)
+    classes = demo._assign_classes(4000, "merger", fraction, seed=3)
     counts = {name: classes.count(name) for name in (*COMMON, "merger")}
     assert sum(counts.values()) == len(classes) == 4000
     assert counts["merger"] == round(4000 * fraction)
@@ -103,7 +103,7 @@ def test_prevalence_is_exact_and_common_classes_are_equal(fraction):
 
 
 def test_classes_are_shuffled():
-    classes = demo._deal_classes(1000, "lens_arc", 0.01, seed=0)
+    classes = demo._assign_classes(1000, "lens_arc", 0.01, seed=0)
     repeats = sum(a == b for a, b in itertools.pairwise(classes))
     assert 180 < repeats < 320
     places = {i % demo.BLOCK for i, name in enumerate(classes) if name == "lens_arc"}

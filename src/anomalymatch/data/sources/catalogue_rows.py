@@ -37,7 +37,7 @@ Codes = Int32[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Names of the columns of a catalogue; None takes a usual name, where there is one.
+    """Names of the columns of a catalogue; None takes a usual name if a column has one.
 
     Attributes:
         id: unique id.

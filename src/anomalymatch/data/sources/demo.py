@@ -25,7 +25,7 @@ VERSION = 1
 """Part of the fingerprint; raise it whenever the same arguments would give other pixels."""
 MIN_SIZE = 16
 BLOCK = 100
-"""Classes are dealt in blocks of this many images, so that any beginning of the set has the right shares."""
+"""Classes are assigned in blocks of this many images, so that every prefix of the set has the right shares."""
 
 # Independent streams of random numbers have the keys (seed, purpose, number).
 _CLASSES, _PIXELS = 0, 1
@@ -76,7 +76,7 @@ class DemoSource(ImageSource):
             f"rare_fraction={float(rare_fraction)!r}"
         )
         fingerprint = f"demo-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        classes = _deal_classes(count, rare, rare_fraction, seed)
+        classes = _assign_classes(count, rare, rare_fraction, seed)
         if rare not in classes:
             logger.warning("none of the %d demo images is a %s: raise count or rare_fraction", count, rare)
         cache = Cache(Path(cache_dir).expanduser())
@@ -90,7 +90,7 @@ class DemoSource(ImageSource):
         return self._images[position].copy()
 
 
-def _deal_classes(count: int, rare: str, rare_fraction: float, seed: int) -> list[str]:
+def _assign_classes(count: int, rare: str, rare_fraction: float, seed: int) -> list[str]:
     """Return class names in shuffled order; that of image `i` does not depend on `count`."""
     common = list(COMMON)
     classes: list[str] = []

@@ -90,7 +90,7 @@ class WebDatasetSource(EncodedSource):
         self._shards = np.array([sample.shard for sample in samples.values()], dtype=np.int32)
         self._offsets = np.array([sample.offset for sample in samples.values()], dtype=np.int64)
         self._sizes = np.array([sample.size for sample in samples.values()], dtype=np.int64)
-        self._stats = [_state(os.stat(file)) for file in self._files]
+        self._stats = [_size_and_time(os.stat(file)) for file in self._files]
         self._opened: LRU[Path, int] = LRU(OPEN_FILES, close=os.close)
         super().__init__(
             name=path.resolve().stem,
@@ -112,7 +112,7 @@ class WebDatasetSource(EncodedSource):
             with self._opened.use(file, partial(os.open, file, os.O_RDONLY)) as opened:
                 own = os.dup(opened)  # other threads can read meanwhile
             try:
-                changed = _state(os.fstat(own)) != self._stats[shard]
+                changed = _size_and_time(os.fstat(own)) != self._stats[shard]
                 data = os.pread(own, size, int(self._offsets[position]))
             finally:
                 os.close(own)
@@ -161,7 +161,7 @@ class _Sample:
     label: str | None = None
 
 
-def _state(stat: os.stat_result) -> tuple[int, int]:
+def _size_and_time(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -199,7 +199,7 @@ def _samples(root: Path, files: Sequence[Path], indices: Sequence[TarIndex], key
             key, rest = keys.split(name)
             rests.add(rest)
             if keys.is_image(rest):
-                _check_new(key, name, own, samples, files, shard)
+                _check_unique_key(key, name, own, samples, files, shard)
                 own[key] = _Sample(shard, offset, size, name)
         for name, text in index.texts.items():
             key = keys.split(name)[0]
@@ -213,10 +213,10 @@ def _samples(root: Path, files: Sequence[Path], indices: Sequence[TarIndex], key
         found = f", found .{', .'.join(sorted(rests)[:9])}" if rests else ""
         wanted = f".{keys.image}" if keys.image else ", ".join(sorted(SUFFIXES))
         raise DataError(f"{root}: there are no images in it, expected members that end in {wanted}{found}")
-    return _without_cut_samples(samples, last)
+    return _without_truncated_samples(samples, last)
 
 
-def _check_new(
+def _check_unique_key(
     key: str,
     name: str,
     own: Mapping[str, _Sample],
@@ -236,8 +236,8 @@ def _check_new(
         )
 
 
-def _without_cut_samples(samples: dict[str, _Sample], last: Mapping[str, str]) -> dict[str, _Sample]:
-    """Leave out the last sample of a shard that breaks off if it alone has no label."""
+def _without_truncated_samples(samples: dict[str, _Sample], last: Mapping[str, str]) -> dict[str, _Sample]:
+    """Leave out the last sample of a truncated shard if only this one has no label."""
     if not any(sample.label is not None for sample in samples.values()):
         return samples
     cut = {key for key in last if samples[key].label is None}
