@@ -6,7 +6,6 @@ from omegaconf import OmegaConf
 
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups, layerwise_groups
 from anomalymatch.backbones.network import Head, Network, build_backbone
-from anomalymatch.backbones.openvino import has_openvino, openvino_forward
 from anomalymatch.build import compose
 from anomalymatch.run import execute
 
@@ -53,15 +52,6 @@ def test_ensemble_has_orientations_but_no_stages():
 
 def test_equal_origins_of_the_weights_are_named_once():
     assert built(BOTH)[0].weights == "random initialisation"
-
-
-@pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
-def test_openvino_gives_the_same():
-    backbone = built("test_efficientnet+test_resnet")[1].eval()  # it converts no transformer of another size
-    forward = openvino_forward(backbone.fused(), channels=3, size=32, batch_size=3, bf16=False)
-    with torch.inference_mode():
-        expected = backbone(some_images())
-    torch.testing.assert_close(torch.from_numpy(forward(some_images())), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("groups", [0, 1, 2, None])
