@@ -216,8 +216,8 @@ CONFLICTS, EXAMPLE_SIDE = 12, 96
 EXPORTS = {
     "csv": "Labels (CSV)",
     "parquet": "Labels and scores (Parquet)",
-    "votable": "Labelled and top (VOTable)",
-    "zip": "Found images (zip)",
+    "votable": "Labelled and top images (VOTable)",
+    "zip": "Images of the anomalies (zip)",
     "labelstudio": "Label Studio tasks (JSON)",
 }
 
