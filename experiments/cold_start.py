@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from anomalymatch import Label, compose, make_learner, open_task
 from anomalymatch.algorithms.base import Learner
-from anomalymatch.algorithms.novelty.distances import nearest_distances
+from anomalymatch.algorithms.novelty.detectors import nearest_distances
 from anomalymatch.build import build_cold_start, build_embedding
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task

@@ -14,10 +14,9 @@ from recipes import OF_200, PROBLEMS
 
 from anomalymatch import compose, initial_labels, make_learner
 from anomalymatch.algorithms.base import WEIGHTS
-from anomalymatch.algorithms.fixmatch.loss import anomaly_logit
 from anomalymatch.algorithms.fixmatch.refit import refit_head
 from anomalymatch.backbones.checkpoint import load_network
-from anomalymatch.backbones.network import Head
+from anomalymatch.backbones.network import Head, anomaly_logit
 from anomalymatch.build import build
 from anomalymatch.evaluation.metrics import ranking_metrics
 from anomalymatch.terminal import console

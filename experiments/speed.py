@@ -2,31 +2,24 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from bench import DATA, Row, interleaved_rates, make_parser, parse_options, table, write_csv
 from torch import Tensor
 
 from anomalymatch import compose, make_task
-from anomalymatch.algorithms.fixmatch.module import FixMatch
-from anomalymatch.algorithms.fixmatch.spec import FixMatchSpec
+from anomalymatch.algorithms.fixmatch.batches import MixedBatch
+from anomalymatch.algorithms.fixmatch.module import FixMatch, FixMatchSpec
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
 from anomalymatch.backbones.embedding import Embedding
-from anomalymatch.build import build_embedding
+from anomalymatch.backbones.frozen_stages import accelerate_frozen_stages
+from anomalymatch.build import build, build_embedding
 from anomalymatch.data.sources.benchmarks import miniimagenet
 from anomalymatch.data.task import Task
 
-PLAIN: dict[str, float | str | bool] = {
-    "threshold": 0.95,
-    "unlabelled_weight": 1.0,
-    "ema_decay": 0.99,
-    "teacher": "student",
-    "schedule": "constant",
-    "weight_decay": 7.5e-4,
-    "freeze_batch_norm": False,
-    "single_forward": True,
-}
-DEFAULT = PLAIN | {"teacher": "ema", "schedule": "cosine_7_16", "freeze_batch_norm": True, "single_forward": False}
+PLAIN = build(compose("algorithm=fixmatch_reference").algorithm.learner.loss)
+DEFAULT = replace(PLAIN, teacher="ema", schedule="cosine_7_16", freeze_batch_norm=True, single_forward=False)
 
 
 def main() -> None:
@@ -70,7 +63,7 @@ def step_rates(task: Task, size: int, repeats: int) -> list[Row]:
     """Measure training steps per second on 16 labelled images and 80 unlabelled ones in two views each."""
     variants = {
         "plain: one forward, NCHW, all layers": (PLAIN, None, False, "torch"),
-        "two forwards, channels-last, all layers": (PLAIN | {"single_forward": False}, None, True, "torch"),
+        "two forwards, channels-last, all layers": (replace(PLAIN, single_forward=False), None, True, "torch"),
         "the same, last four stages only": (DEFAULT, 4, True, "torch"),
         "default: the frozen stages by OpenVINO": (DEFAULT, 4, True, "openvino"),
         "default, last two stages only": (DEFAULT, 2, True, "openvino"),
@@ -88,7 +81,7 @@ def _make_step(
     task: Task,
     size: int,
     stack: ExitStack,
-    values: dict[str, float | str | bool],
+    spec: FixMatchSpec,
     groups: int | None,
     channels_last: bool,
     backend: str,
@@ -98,21 +91,22 @@ def _make_step(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network.to(memory_format=layout)
     freeze_lower_groups(network.backbone.body, groups)
-    spec = FixMatchSpec(**values)  # type: ignore[arg-type]
     module = FixMatch(network, spec, optimizer=lambda g: torch.optim.SGD(g, lr=1e-4, momentum=0.9), iterations=100)
     module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     module.memory_format = layout
     module.train()
     module.on_train_start()
-    device = torch.device("cpu")
-    stack.enter_context(module.frozen_apart(embedding.inference, device=device, batch_size=16, count=100 * 176))
+    if spec.freeze_batch_norm:
+        backbones = [network.backbone, module.ema.network.backbone]
+        options = {"device": torch.device("cpu"), "size": size, "batch_size": 16, "count": 100 * 176}
+        stack.enter_context(accelerate_frozen_stages(backbones, embedding.inference, **options))
     made = module.configure_optimizers()
     optimizer = made["optimizer"] if isinstance(made, dict) else made
 
     def views(count: int) -> Tensor:
         return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8).to(memory_format=layout)
 
-    batch = {"lb": (views(16), torch.arange(16) % 2), "ulb": (views(80), views(80), torch.arange(80))}
+    batch = MixedBatch(views(16), torch.arange(16) % 2, views(80), views(80), torch.arange(80))
 
     def step() -> int:
         optimizer.zero_grad()

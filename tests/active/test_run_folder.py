@@ -1,12 +1,13 @@
 import json
 import math
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from anomalymatch.active.run_folder import METRICS, SCORES, RunFolder, to_csv, to_json
+from anomalymatch.active.run_folder import METRICS, SCORES, LiveSteps, RunFolder, RunReader, to_csv, to_json
 from anomalymatch.errors import StorageError
 from anomalymatch.ranking import Ranking
 
@@ -124,3 +125,24 @@ def test_a_file_in_the_way_is_one_sentence(tmp_path):
 def test_csv_has_the_union_of_the_columns():
     assert to_csv([{"a": 1, "b": math.nan}, {"a": 2, "c": "x,y"}]) == 'a,b,c\n1,nan,\n2,,"x,y"\n'
     assert to_csv([]) == "\n"
+
+
+def test_live_steps_of_this_process_are_written_and_logged_at_once(tmp_path):
+    logged = []
+    live = LiveSteps(tmp_path / "live.jsonl", 2, logged.append)
+    live({"step": 0.0, "loss": 0.5})
+    assert logged == [{"step": 0.0, "loss": 0.5}]
+    assert RunReader(tmp_path).live_steps() == [{"cycle": 2, "step": 0.0, "loss": 0.5}]
+    assert live.finish() == logged
+    assert len(logged) == 1
+
+
+def test_live_steps_of_another_process_are_logged_at_the_end(tmp_path):
+    logged = []
+    live = LiveSteps(tmp_path / "live.jsonl", 2, logged.append)
+    pickle.loads(pickle.dumps(live))({"step": 0.0, "loss": math.nan})
+    assert RunReader(tmp_path).live_steps() == [{"cycle": 2, "step": 0.0, "loss": None}]
+    assert logged == []
+    (row,) = live.finish()
+    assert math.isnan(row["loss"])
+    assert logged == [row]

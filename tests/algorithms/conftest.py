@@ -14,7 +14,16 @@ TINY = (
 )
 # So that a network without pretrained weights, too, makes pseudo-labels.
 LOW = ("algorithm.learner.loss.threshold=0.5",)
-LOWERED = {"fixmatch": LOW, "fixmatch_reference": LOW, "flexmatch": LOW}
+WORDS = {
+    "fixmatch": (*TINY, *LOW),
+    "fixmatch_reference": (*TINY, *LOW),
+    "flexmatch": (*TINY, *LOW),
+    "freematch": TINY,
+    "softmatch": TINY,
+    "meanteacher": TINY,
+    "msc": ("algorithm.learner.epochs=2", "algorithm.learner.batch_size=16", "algorithm.learner.optimizer.lr=0.5"),
+    "knn": ("algorithm.learner.detector.neighbours=2",),
+}
 
 
 @pytest.fixture
@@ -38,11 +47,12 @@ def make(small: Any, make_embedding: Any) -> Callable[..., Any]:
     """Make a learner by its name, with overrides and values of the embedding."""
     from anomalymatch.build import build_learner
     from anomalymatch.config import compose
+    from anomalymatch.data.task import make_task
 
-    def make_learner(algorithm: str = "fixmatch", *overrides: str, **model: Any) -> Any:
-        tiny = () if algorithm == "probe" else (*TINY, *LOWERED.get(algorithm, ()))
-        config = compose(f"algorithm={algorithm}", *tiny, *overrides)
-        return build_learner(config, small, make_embedding(small.source, **model))
+    def make_learner(algorithm: str = "fixmatch", *overrides: str, source: Any = None, **model: Any) -> Any:
+        config = compose(f"algorithm={algorithm}", *WORDS.get(algorithm, ()), *overrides)
+        task = small if source is None else make_task(source)
+        return build_learner(config, task, make_embedding(task.source, **model))
 
     return make_learner
 

@@ -1,4 +1,4 @@
-"""Two processes train on two CPUs, as they would on two GPUs. As a script, this file is the program that does."""
+"""Tests of training by two processes on two CPUs; run as a script, this file is the program that trains."""
 
 import csv
 import hashlib
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
+from anomalymatch.algorithms.lightning import StepFile
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.build import build_learner
@@ -52,7 +54,7 @@ for sibling, own in SIBLINGS.items():
 
 
 class Galaxies(ImageSource):
-    """In a module, so that a spawned process finds it."""
+    """Source that a spawned process can import."""
 
     def __init__(self, count=150, readable=True):
         ids = [f"im{i:03d}" for i in range(count)]
@@ -70,15 +72,15 @@ class Galaxies(ImageSource):
 
 
 class Recorder(Callback):
-    """Writes what each process saw, and what it ended with."""
+    """Callback that saves the batches and the final weights of each process."""
 
     def __init__(self, folder):
         self.folder, self.seen = folder, {"i_ulb": [], "y_lb": [], "x_lb": [], "x_ulb": []}
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.seen["i_ulb"].append(batch["ulb"][2].numpy())
-        self.seen["y_lb"].append(batch["lb"][1].numpy())
-        for name, views in (("x_lb", batch["lb"][0]), ("x_ulb", batch["ulb"][1])):
+        self.seen["i_ulb"].append(batch.i_ulb.numpy())
+        self.seen["y_lb"].append(batch.y_lb.numpy())
+        for name, views in (("x_lb", batch.x_lb), ("x_ulb", batch.x_ulb_s)):
             self.seen[name].append([hashlib.sha256(view.numpy().tobytes()).hexdigest() for view in views])
 
     def on_train_end(self, trainer, module):
@@ -88,7 +90,7 @@ class Recorder(Callback):
 
 
 def fit(folder, name):
-    """Train as `name` says; leave behind what each process recorded, what this one heard, and its weights."""
+    """Train a job; write the records of each process, and the steps and weights that the parent got."""
     folder.mkdir()
     task = make_task(Galaxies(readable=name != "broken"), anomaly="rare")
     inference = Inference(device="cpu", precision="fp32", workers=1)
@@ -102,12 +104,12 @@ def fit(folder, name):
         inference=inference,
     )
     learner = build_learner(compose(*TINY, *WORDS[name]), task, embedding)
-    plain, rows = learner.trainer, []
+    plain, steps = learner.recipe.trainer, StepFile(folder / "steps.jsonl")
 
     def recording(**options):
         return plain(**options | {"callbacks": [*options["callbacks"], Recorder(folder)]})
 
-    learner.trainer, learner.on_step = recording, rows.append
+    learner.recipe, learner.on_step = replace(learner.recipe, trainer=recording), steps
     error = None
     try:
         learner.fit(initial_labels(task, anomalies=4, normals=12, seed=0), pool=task.pool)
@@ -117,7 +119,7 @@ def fit(folder, name):
         np.savez(folder / "parent.npz", **state)
     except AnomalyMatchError as raised:
         error = f"{type(raised).__name__}: {raised}"
-    left = {"rows": rows, "error": error, "port": os.environ.get("MASTER_PORT")}
+    left = {"rows": steps.rows(), "error": error, "port": os.environ.get("MASTER_PORT")}
     (folder / "left.json").write_text(json.dumps(left))
 
 
@@ -159,7 +161,7 @@ def left_by(folder, name):
 pytestmark = pytest.mark.slow
 
 
-def test_processes_see_different_images_and_together_what_one_would(trained):
+def test_processes_share_the_images_of_a_single_process(trained):
     one, *two = recorded(trained, "one"), recorded(trained, "two", 0), recorded(trained, "two", 1)
     assert not set(two[0]["i_ulb"].flat) & set(two[1]["i_ulb"].flat)
     assert len({i for rank in two for i in rank["i_ulb"].flat}) == STEPS * LABELLED
@@ -177,7 +179,7 @@ def test_both_classes_come_equally_often_in_each_process(trained, rank):
 
 
 @pytest.mark.parametrize("name", ["two", "moving"])
-def test_processes_end_with_the_same_weights_and_they_come_back(trained, name):
+def test_processes_end_with_the_same_weights_and_return_them(trained, name):
     first, second = (weights(recorded(trained, name, rank)) for rank in (0, 1))
     with np.load(trained / name / "parent.npz") as file:
         parent = dict(file)
@@ -194,7 +196,7 @@ def test_processes_end_with_the_same_weights_and_they_come_back(trained, name):
             np.testing.assert_array_equal(value, first[f"weights.ema.{key.removeprefix('weights.')}"])
 
 
-def test_two_processes_train_what_one_does(trained):
+def test_two_processes_train_like_one(trained):
     one, two = (weights(recorded(trained, name)) for name in ("one", "two"))
     for key, value in one.items():
         np.testing.assert_allclose(two[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
@@ -204,8 +206,8 @@ def test_two_processes_train_what_one_does(trained):
 
 
 @pytest.mark.parametrize("sibling", SIBLINGS)
-def test_what_adapts_is_the_same_in_all_processes_and_as_in_one(trained, sibling):
-    """The memory of FlexMatch, the moving averages of the others, the mean prediction, and what is learnt of them."""
+def test_adaptive_state_is_the_same_in_all_processes(trained, sibling):
+    """Compare FlexMatch's memory, the moving averages, the mean prediction and the weights."""
     one, *two = (weights(recorded(trained, f"{n} {sibling}", rank)) for n, rank in (("one", 0), ("two", 0), ("two", 1)))
     assert one.keys() == two[0].keys() == two[1].keys()
     adapted = [key for key in one if key.startswith(("weights.weighting.", "weights.alignment."))]
@@ -220,7 +222,7 @@ def test_what_adapts_is_the_same_in_all_processes_and_as_in_one(trained, sibling
         assert other == pytest.approx(row, rel=1e-2, abs=1e-3, nan_ok=True)
 
 
-def test_losses_of_all_processes_are_heard_once(trained):
+def test_losses_are_logged_once_for_all_processes(trained):
     one, two = (left_by(trained, name)["rows"] for name in ("one", "two"))
     assert [row["step"] for row in two] == list(range(STEPS))
     assert all(list(row) == list(other) for row, other in zip(one, two, strict=True))
@@ -228,13 +230,13 @@ def test_losses_of_all_processes_are_heard_once(trained):
         assert other == pytest.approx(row, rel=1e-2, abs=1e-3, nan_ok=True)
 
 
-def test_what_is_random_in_the_network_differs_from_process_to_process(trained):
+def test_random_layers_differ_between_processes(trained):
     first, second = (int(recorded(trained, "two", rank)["seed"]) for rank in (0, 1))
     assert first == int(recorded(trained, "one")["seed"])
     assert first != second
 
 
-def test_an_error_in_a_process_is_the_error_that_one_would_raise(trained):
+def test_an_error_in_a_process_is_raised_in_the_parent(trained):
     left = left_by(trained, "broken")
     assert left["error"].startswith("LabelError: none of the 0 labels is 'anomaly': training needs")
     assert "\n" not in left["error"]

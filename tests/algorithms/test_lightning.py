@@ -1,5 +1,6 @@
 import io
 import logging
+import pickle
 
 import pytest
 from pytorch_lightning import LightningModule, Trainer
@@ -7,7 +8,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from anomalymatch import progress as progress_module
-from anomalymatch.algorithms.lightning import StepLogger, StepProgress, ignore_step, relayed
+from anomalymatch.algorithms.lightning import StepFile, StepLogger, StepProgress
 
 
 def test_the_logger_passes_rows_on():
@@ -21,45 +22,20 @@ def test_the_logger_passes_rows_on():
     assert (logger.name, logger.version) == ("steps", 0)
 
 
-def test_only_the_first_of_several_processes_is_heard(monkeypatch):
+def test_only_rank_zero_logs(monkeypatch):
     rows = []
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     StepLogger(rows.append).log_metrics({"loss": 1.5}, step=0)
     assert rows == []
 
 
-def test_rows_are_relayed_in_order_and_all_of_them():
-    rows = []
-    with relayed(rows.append) as listener:
-        for step in range(2000):  # more than a pipe holds
-            listener({"step": float(step)})
-    assert rows == [{"step": float(step)} for step in range(2000)]
-
-
-def test_an_error_of_the_listener_comes_when_all_is_relayed():
-    rows = []
-
-    def full(row):
-        rows.append(row)
-        raise OSError("the disk is full")
-
-    def tell():
-        with relayed(full) as listener:
-            for step in range(2000):
-                listener({"step": float(step)})
-
-    with pytest.raises(OSError, match="the disk is full"):
-        tell()
-    assert len(rows) == 1
-
-
-def test_an_error_of_the_training_ends_the_relay():
-    with pytest.raises(ValueError, match="the loss is not finite"), relayed(ignore_step):
-        raise ValueError("the loss is not finite")
-
-
-def test_nobody_has_to_listen():
-    assert ignore_step({"step": 0.0}) is None
+def test_a_step_file_carries_rows_from_another_process(tmp_path):
+    file = StepFile(tmp_path / "steps.jsonl")
+    assert file.rows() == []
+    rows = [{"step": float(step), "loss": step / 3} for step in range(3)]
+    for row in rows:
+        pickle.loads(pickle.dumps(file))(row)
+    assert file.rows() == rows
 
 
 @pytest.fixture
@@ -71,7 +47,7 @@ def terminal(monkeypatch):
 
 @pytest.fixture
 def lightning(monkeypatch):
-    """A trainer that has just done a step."""
+    """Trainer after one step."""
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
     monkeypatch.setattr(Trainer, "callback_metrics", {"loss": 0.5, "pass_rate": 0.25})
     return trainer, LightningModule()
@@ -93,7 +69,7 @@ def test_the_bar_shows_rate_loss_and_pass_rate(terminal, lightning):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("started", [False, True])
-def test_the_bar_goes_away_when_training_breaks_off_even_before_it_began(terminal, lightning, started):
+def test_the_bar_disappears_after_an_error(terminal, lightning, started):
     callback = StepProgress("Training", 2)
     if started:
         callback.on_train_start(*lightning)
@@ -101,7 +77,7 @@ def test_the_bar_goes_away_when_training_breaks_off_even_before_it_began(termina
     assert not terminal._live_stack
 
 
-def test_lightning_says_nothing_meanwhile_and_as_much_as_before_afterwards(make, small, labels):
+def test_lightning_is_quiet_only_during_a_training(make, small, labels):
     talk, heard = logging.getLogger("pytorch_lightning.utilities.rank_zero"), []
     ear = logging.Handler()
     ear.emit = heard.append

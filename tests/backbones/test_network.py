@@ -6,8 +6,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from anomalymatch.algorithms.fixmatch.loss import anomaly_logit, pseudo_labels
-from anomalymatch.backbones.network import Backbone, Head, Network, build_backbone, empty_backbone
+from anomalymatch.algorithms.fixmatch.loss import pseudo_labels
+from anomalymatch.backbones.network import Backbone, Head, Network, anomaly_logit, build_backbone, empty_backbone
 from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.errors import ConfigError
 
@@ -69,6 +69,15 @@ def test_head_with_a_probe_gives_the_logits_of_the_probe():
     expected = torch.from_numpy(probe.decision_function(features.numpy()))
     torch.testing.assert_close(anomaly_logit(logits), expected, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(logits.softmax(1)[:, 1], expected.sigmoid(), rtol=1e-6, atol=1e-8)
+
+
+def test_anomaly_logit_is_the_log_odds_and_keeps_the_order_where_the_softmax_saturates():
+    logits = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probabilities = logits.softmax(1)
+    torch.testing.assert_close(anomaly_logit(logits), (probabilities[:, 1] / probabilities[:, 0]).log())
+    saturated = torch.tensor([[0.0, 40.0], [0.0, 60.0]])
+    assert saturated.softmax(1)[:, 1].unique().numel() == 1
+    assert anomaly_logit(saturated).tolist() == [40.0, 60.0]
 
 
 @pytest.mark.parametrize("normalised", [True, False])

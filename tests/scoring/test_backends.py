@@ -9,10 +9,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from anomalymatch.algorithms.fixmatch.loss import anomaly_logit
 from anomalymatch.backbones import openvino
 from anomalymatch.backbones.inference import Inference
-from anomalymatch.backbones.network import Head, Network, build_backbone
+from anomalymatch.backbones.network import Head, Network, anomaly_logit, build_backbone
 from anomalymatch.errors import ConfigError
 from anomalymatch.scoring import backends
 from anomalymatch.scoring.backends import find_batch_size, make_scorer

@@ -93,7 +93,17 @@ def make_service(
         rows = encode([np.zeros((1, 1, 3)) if i in bad else image for i, image in enumerate(images)])
         kept = {"compression": "exact", "dimensions": 2, "folder": tmp_path}
         store = build_feature_store(make_features(rows, list(source.ids), bad=bad), source.ids, **kept)
-        probe = ProbeSpec(inverse_regularisation=100.0, rounds=0, confidence=0.8, weight=0.25, limit=10)
+        probe = ProbeSpec(
+            inverse_regularisation=100.0,
+            rounds=0,
+            confidence=0.8,
+            weight=0.25,
+            limit=10,
+            orientations=1,
+            calibration="none",
+            folds=5,
+            pool_images=10_000,
+        )
         run = tmp_path / "run"
         run.mkdir(exist_ok=True)
         if trained:

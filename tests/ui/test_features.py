@@ -11,7 +11,17 @@ from anomalymatch.ui.live import LiveRanking
 
 BAD = {0, 7, 120, 399}
 WIDTH, STAGES = 24, 16
-SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=2, confidence=0.8, weight=0.25, limit=50)
+SPEC = ProbeSpec(
+    inverse_regularisation=10.0,
+    rounds=2,
+    confidence=0.8,
+    weight=0.25,
+    limit=50,
+    orientations=1,
+    calibration="none",
+    folds=5,
+    pool_images=10_000,
+)
 RARE = np.arange(15, 300, 15)
 NORMALS = np.array([k for k in range(21, 260) if k % 15 and k not in BAD])
 
@@ -209,7 +219,7 @@ def test_live_ranking_equals_the_probe_on_all_columns(build, rows, make_features
         return features.take([IDS[k] for k in positions])
 
     pool = take([k for k in store.positions if k not in taken])
-    probe = self_train(take(RARE[:5]), take(NORMALS), pool, SPEC, features.scaling)
+    probe = self_train(take(RARE[:5]), take(NORMALS), pool, SPEC, features.scaling).probe
     np.testing.assert_allclose(logits[store.positions], probe.logits(take(store.positions)), atol=2e-3)
     rotated = LiveRanking(build("pca", stages=True, dimensions=99), SPEC, seed=0).fit(RARE[:5], NORMALS, none)
     assert np.corrcoef(logits[store.positions], rotated[store.positions])[0, 1] > 0.999

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -6,8 +8,18 @@ from anomalymatch.ui import live as module
 from anomalymatch.ui.features import build_feature_store
 from anomalymatch.ui.live import ASSUMED_NORMALS, LiveRanking
 
-SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0.25, limit=200)
-PLAIN = ProbeSpec(inverse_regularisation=10.0, rounds=0, confidence=0.8, weight=0.25, limit=200)
+SPEC = ProbeSpec(
+    inverse_regularisation=10.0,
+    rounds=3,
+    confidence=0.8,
+    weight=0.25,
+    limit=200,
+    orientations=1,
+    calibration="none",
+    folds=5,
+    pool_images=10_000,
+)
+PLAIN = replace(SPEC, rounds=0)
 RARE = np.arange(0, 600, 20)
 BAD = 13
 NONE = np.array([], dtype=np.int64)
@@ -47,7 +59,7 @@ def test_live_ranking_equals_the_probe(store, spec):
     if spec.rounds:
         taken = set(anomalies) | set(normals) | set(others)
         pool = np.array([k for k in store.positions if k not in taken])
-        probe = self_train(*known, store.rows(pool), spec)
+        probe = self_train(*known, store.rows(pool), spec).probe
     else:
         probe = fit_logistic(*known, inverse_regularisation=10.0)
     np.testing.assert_allclose(logits[store.positions], probe.logits(store.rows(store.positions)), atol=1e-4)
@@ -123,9 +135,8 @@ def test_ranking_depends_on_the_seed_alone(store):
     assert not np.array_equal(np.nan_to_num(first), np.nan_to_num(other))
 
 
-def test_pool_is_a_part_of_a_large_archive(store, monkeypatch):
-    monkeypatch.setattr(module, "POOL_IMAGES", 50)
-    live = LiveRanking(store, SPEC, seed=0)
+def test_pool_is_a_part_of_a_large_archive(store):
+    live = LiveRanking(store, replace(SPEC, pool_images=50), seed=0)
     assert 50 <= len(live._pool) < 100
     whole = LiveRanking(store, SPEC, seed=0)
     whole._pool = store.positions

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,18 @@ from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.evaluate import cycle_row
 from anomalymatch.active.oracles import Oracle
 from anomalymatch.active.report import COLD_NOTE, publish, unlabelled_rest, write_sheets
-from anomalymatch.active.run_folder import LABELS, METRICS, SCORES, STEPS, Row, RunFolder, to_csv, to_json
+from anomalymatch.active.run_folder import (
+    LABELS,
+    LIVE,
+    METRICS,
+    SCORES,
+    STEPS,
+    LiveSteps,
+    Row,
+    RunFolder,
+    to_csv,
+    to_json,
+)
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.checks import check_range
@@ -196,17 +208,10 @@ class ActiveLoop:
 
     def _cycle(self, cycle: int, labels: dict[str, Label], pool: list[str]) -> None:
         start = time.monotonic()
-        steps: list[Row] = []
-
-        with self.folder.write_live(cycle) as write_live:
-
-            def on_step(row: dict[str, float]) -> None:
-                steps.append(dict(row))
-                write_live(row)
-                self.tracker.log_step(cycle, row)
-
-            self.learner.on_step = on_step
-            self.learner.fit(labels, pool=pool, cycle=cycle)
+        live = LiveSteps(self.folder.path / LIVE, cycle, partial(self.tracker.log_step, cycle))
+        self.learner.on_step = live
+        self.learner.fit(labels, pool=pool, cycle=cycle)
+        steps = live.finish()
         ranking = self.learner.rank([*self.task.pool, *self.task.holdout])
         row = cycle_row(cycle, self.task, labels, ranking, self._baseline_ranking(labels, pool))
         left = self._left(labels, ranking)

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from anomalymatch.algorithms.base import COLD, GUARD
+from anomalymatch.algorithms.lightning import ignore_step
 from anomalymatch.data.label_log import LabelLog
 from anomalymatch.errors import StorageError
 from anomalymatch.files import atomic_folder, make_folder, storage_errors, write_text
@@ -20,6 +21,41 @@ from anomalymatch.ranking import Ranking
 Row = dict[str, float | int | str]
 CONFIG, SCORES, METRICS, STEPS = "config.yaml", "scores.parquet", "metrics.json", "steps.csv"
 LABELS, LIVE, LOCK = "labels.csv", "live.jsonl", ".lock"
+
+
+class LiveSteps:
+    """Step listener that appends each training step to a JSON-lines file at once, from any process.
+
+    Args:
+        path: the file, which is emptied.
+        cycle: number of the training.
+        log: called with each step too. A training process of its own does not call it; `finish` does so afterwards.
+    """
+
+    def __init__(self, path: Path, cycle: int, log: Callable[[dict[str, float]], None]) -> None:
+        self.path, self.cycle, self._log = path, cycle, log
+        self._rows: list[dict[str, float]] = []
+        write_text(path, "")
+
+    def __call__(self, row: dict[str, float]) -> None:
+        """Append and log one step."""
+        with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(to_json({"cycle": self.cycle, **row}, indent=None) + "\n")
+        self._rows.append(dict(row))
+        self._log(row)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "cycle": self.cycle, "_rows": [], "_log": ignore_step}
+
+    def finish(self) -> list[dict[str, float]]:
+        """Return all steps of the training, after logging the steps of another process."""
+        if not self._rows:
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                row = {key: math.nan if value is None else value for key, value in json.loads(line).items()}
+                del row["cycle"]
+                self._rows.append(row)
+                self._log(row)
+        return self._rows
 
 
 class RunReader:
@@ -61,7 +97,7 @@ class RunReader:
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def live_steps(self) -> list[Row]:
-        """The training steps written so far by `RunFolder.write_live`; a line that is being written is left out."""
+        """The training steps written so far by `LiveSteps`; a line that is being written is left out."""
         try:
             lines = (self.path / LIVE).read_text(encoding="utf-8").split("\n")[:-1]
         except FileNotFoundError:
@@ -112,12 +148,6 @@ class RunFolder(RunReader):
         """Yield a temporary folder that becomes the cycle's when the block succeeds."""
         with atomic_folder(self.cycle(number)) as temporary:
             yield temporary
-
-    @contextmanager
-    def write_live(self, cycle: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
-        """Yield a function that writes each training step at once, as one line of JSON, for whoever watches."""
-        with storage_errors(self.path / LIVE), (self.path / LIVE).open("w", encoding="utf-8", buffering=1) as file:
-            yield lambda row: print(to_json({"cycle": cycle, **row}, indent=None), file=file)
 
     def rows(self) -> list[Row]:
         """Metrics of the finished cycles, one row each; undefined values are NaN.

@@ -1,18 +1,27 @@
-"""The layer groups of a timm model: which of them learn, and how fast."""
+"""Layer groups of a network: which of them learn, and how fast."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 from timm.models import group_parameters
 from torch import nn
 
 from anomalymatch.backbones.network import Network
+from anomalymatch.checks import check_range
 from anomalymatch.errors import ConfigError
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm)
+
+
+def batch_norms(module: nn.Module) -> Iterator[BatchNorm]:
+    """Yield the batch norms of a module."""
+    return (m for m in module.modules() if isinstance(m, BATCH_NORMS))
 
 
 def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
-    """Let only the last `trainable_groups` layer groups of a timm model learn; None lets all learn.
+    """Freeze all but the last `trainable_groups` layer groups of a timm model; None lets all learn.
 
     Groups are timm's coarse ones; an EfficientNet has eight: the stem, six stages, and the last stage together with
     the final convolution.
@@ -23,7 +32,7 @@ def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
     Raises:
         ConfigError: if `trainable_groups` is negative.
     """
-    check_not_negative("trainable_groups", trainable_groups)
+    check_range("algorithm.learner.trainable_groups", trainable_groups, low=0, null=True)
     groups = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
     order = sorted(groups)
     learn = order if trainable_groups is None else order[max(0, len(order) - trainable_groups) :]
@@ -33,31 +42,35 @@ def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
     return sum(p.numel() for p in body.parameters() if p.requires_grad)
 
 
-def check_not_negative(setting: str, value: int | None) -> None:
-    """Refuse a setting of a learner that counts something; None stands for all.
-
-    Raises:
-        ConfigError: if it is negative.
-    """
-    if value is not None and value < 0:
-        raise ConfigError(f"algorithm.learner.{setting} is {value}: it cannot be negative")
-
-
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two optimiser groups: what decays, and the parameters of normalisation layers, which do not."""
-    exempt = {id(p) for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters()}
+    """Split the parameters that learn into two optimiser groups; normalisation layers have no weight decay."""
+    exempt = {id(p) for m in module.modules() if isinstance(m, NORMS) for p in m.parameters()}
     learning = [p for p in module.parameters() if p.requires_grad]
     decay = [p for p in learning if id(p) not in exempt]
     rest = [p for p in learning if id(p) in exempt]
     return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def layerwise_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """The groups of `parameter_groups` for each layer group of the backbone by itself; `lr_scale` slows the lower ones.
+def layerwise_groups(network: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Split the groups of `parameter_groups` by layer group; the factor `lr_scale` slows down the lower ones.
 
     The head learns at the full rate (ELECTRA, arXiv 2003.10555), each layer group below at `layer_decay` of the rate of
     the one above it. Groups are those of `freeze_lower_groups`, where timm's `param_groups_layer_decay` goes by block.
+
+    Args:
+        network: any module if `layer_decay` is 1, else a `Network`.
+        weight_decay: see `parameter_groups`.
+        layer_decay: factor between the learning rates of neighbouring layer groups.
+
+    Raises:
+        ConfigError: if the layer groups are needed but unknown.
     """
+    if layer_decay == 1.0:
+        return [group | {"lr_scale": 1.0} for group in parameter_groups(network, weight_decay)]
+    if not isinstance(network, Network):
+        raise ConfigError(
+            f"layer_decay is {layer_decay}: the layer groups of a {type(network).__name__} are unknown, use 1.0"
+        )
     body = network.backbone.body
     layers = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
     depth = {name: place for place, group in enumerate(sorted(layers, reverse=True), 1) for name in layers[group]}

@@ -195,6 +195,11 @@ class Network(nn.Module):
         return Network(self.spec, self.backbone.fused(), copy.deepcopy(self.head)).eval()
 
 
+def anomaly_logit(logits: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
+    """Return the log-odds of the anomaly class, which still differ where probabilities saturate at 1."""
+    return logits[:, 1] - logits[:, 0]
+
+
 def build_backbone(
     *,
     name: str,

@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomalymatch.algorithms.fixmatch.loss import anomaly_logit
 from anomalymatch.backbones.inference import Inference, fastest_backend
-from anomalymatch.backbones.network import Network
+from anomalymatch.backbones.network import Network, anomaly_logit
 from anomalymatch.backbones.openvino import Forward, in_batches, openvino_forward, require_openvino
 from anomalymatch.errors import ConfigError
 

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from anomalymatch.active.strategies import k_centres
-from anomalymatch.algorithms.probe.learner import POOL_IMAGES
 from anomalymatch.algorithms.probe.regression import ProbeSpec, self_train
 from anomalymatch.ui.features import FeatureStore, one_thread
 from anomalymatch.ui.views import FirstOrder
@@ -44,7 +43,7 @@ class LiveRanking:
         needs_novelty = first in (FirstOrder.MIXED, FirstOrder.NOVEL)
         self.first = FirstOrder.DIVERSE if needs_novelty and novelty is None else first
         # Evenly spaced as in the probe's learner, but fixed: one label must not replace the whole pool.
-        self._pool = store.positions[:: max(1, len(store.positions) // POOL_IMAGES)]
+        self._pool = store.positions[:: max(1, len(store.positions) // probe.pool_images)]
 
     @cached_property
     def _pool_rows(self) -> Float32[np.ndarray, "p d"]:
@@ -79,7 +78,7 @@ class LiveRanking:
         views = self.reorient(anomalies) if self.reorient else None
         with one_thread():
             pool, known = self._pool_rows[unlabelled], self.store.rows(normals)
-            probe = self_train(positive, known, pool, self.probe, self.store.scaling, turned=views)
+            probe = self_train(positive, known, pool, self.probe, self.store.scaling, turned=views).probe
         return self.store.project(probe.coefficients, probe.intercept)
 
     def first_batch(self, count: int) -> Int64[np.ndarray, " k"]:

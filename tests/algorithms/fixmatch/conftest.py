@@ -1,4 +1,4 @@
-"""What the tests of FixMatch share."""
+"""Fixtures of the FixMatch tests."""
 
 import pytest
 
@@ -11,25 +11,28 @@ def _images(count, generator):
 
 @pytest.fixture
 def batch():
-    """Make the batch of a seed, as `MixedBatches` would."""
+    """Function that makes the `MixedBatch` of a seed."""
     import torch
+
+    from anomalymatch.algorithms.fixmatch.batches import MixedBatch
 
     def make(seed=0, labelled=4, unlabelled=6):
         generator = torch.Generator().manual_seed(seed)
         weak, strong = (_images(unlabelled, generator) for _ in range(2))
-        lb = [_images(labelled, generator), torch.arange(labelled) % 2]
-        return {"lb": lb, "ulb": [weak, strong, torch.arange(unlabelled)]}
+        return MixedBatch(
+            _images(labelled, generator), torch.arange(labelled) % 2, weak, strong, torch.arange(unlabelled)
+        )
 
     return make
 
 
 @pytest.fixture
 def opinionated(tiny_network, batch):
-    """A network whose logits spread, so that some images pass the cut and some do not, as both classes."""
+    """Network whose logits spread, so that some images pass the threshold and some do not, as both classes."""
     import torch
 
     network = tiny_network.eval()
-    images = torch.cat([batch(seed)["ulb"][0] for seed in range(4)])
+    images = torch.cat([batch(seed).x_ulb_w for seed in range(4)])
     with torch.no_grad():
         features = torch.nn.functional.normalize(network.backbone(images))
         direction = features[1] - features[0]

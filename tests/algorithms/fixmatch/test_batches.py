@@ -1,21 +1,38 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches, epoch_draws
-from anomalymatch.algorithms.fixmatch.views import Augmentation
-from anomalymatch.data.source import ImageSource
+from anomalymatch.algorithms.fixmatch.batches import (
+    BatchSpec,
+    MixedBatches,
+    balanced_draws,
+    epoch_draws,
+    pool_draws,
+    pool_weights,
+)
+from anomalymatch.config import compose
 from anomalymatch.data.stream import resize
 from anomalymatch.errors import ConfigError, DataError, LabelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's own, with a new torch
 SIZE = 24
-STILL = Augmentation(flip=0.0, translate=0.0, operations=0, cutout=0.0)
-"""Views that change nothing, so that images can be told apart."""
+DEFAULT = instantiate(compose("dataset=folder", "data.root=unused").augment)
+STILL = replace(DEFAULT, flip=0.0, translate=0.0, operations=0, cutout=0.0)
+"""Views that change nothing, so that images can be identified."""
+SPEC = BatchSpec(
+    labelled=4, unlabelled_ratio=2, iterations=5, workers=0, candidates=0, candidate_share=0.0, pool_per_candidate=5
+)
+
+
+def spec(**changes):
+    return replace(SPEC, **changes)
 
 
 def labels_of(source, anomalies=2, normals=6):
@@ -27,7 +44,7 @@ def labels_of(source, anomalies=2, normals=6):
 @pytest.fixture
 def mixed(make_source):
     def make(
-        *, count=40, channels=3, unreadable=(), augmentation=None, seed=0, labels=None, pool=None, likely=(), **spec
+        *, count=40, channels=3, unreadable=(), augmentation=None, seed=0, labels=None, pool=None, likely=(), **changes
     ):
         source = make_source(count, size=32, channels=channels, unreadable=unreadable)
         labels = labels_of(source) if labels is None else labels
@@ -36,8 +53,8 @@ def mixed(make_source):
             source,
             labels,
             pool,
-            augmentation=augmentation or Augmentation(),
-            spec=BatchSpec(**{"labelled": 4, "unlabelled_ratio": 2, "iterations": 5} | spec),
+            augmentation=augmentation or DEFAULT,
+            spec=spec(**changes),
             image_size=SIZE,
             seed=seed,
             candidates=likely,
@@ -47,17 +64,11 @@ def mixed(make_source):
 
 
 def batches(data):
-    return [batch for batch, _, _ in data.train_dataloader()]
-
-
-def flat(batch):
-    return [*batch["lb"], *batch["ulb"]]
+    return list(data.train_dataloader())
 
 
 def same(first, second):
-    return all(
-        torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(flat(x), flat(y), strict=True)
-    )
+    return all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
@@ -65,8 +76,7 @@ def test_shapes_and_types(mixed, channels):
     made = batches(mixed(channels=channels))
     assert len(made) == 5
     for batch in made:
-        x_lb, y_lb = batch["lb"]
-        x_ulb_w, x_ulb_s, i_ulb = batch["ulb"]
+        x_lb, y_lb, x_ulb_w, x_ulb_s, i_ulb = batch
         assert x_lb.shape == (4, channels, SIZE, SIZE)
         assert x_ulb_w.shape == x_ulb_s.shape == (8, channels, SIZE, SIZE)
         assert x_lb.dtype == x_ulb_w.dtype == x_ulb_s.dtype == torch.uint8
@@ -90,17 +100,15 @@ def test_processes_share_every_batch_out(mixed, processes):
         data.trainer = SimpleNamespace(global_rank=rank, world_size=processes)
         parts.append(batches(data))
     for step, batch in enumerate(whole):
-        for half in ("lb", "ulb"):
-            for i, tensor in enumerate(batch[half]):
-                together = torch.stack([part[step][half][i] for part in parts], dim=1).flatten(0, 1)
-                assert torch.equal(together, tensor)
+        for i, tensor in enumerate(batch):
+            together = torch.stack([part[step][i] for part in parts], dim=1).flatten(0, 1)
+            assert torch.equal(together, tensor)
 
 
 def test_labelled_images_that_cannot_be_shared_out_are_refused():
-    spec = BatchSpec(labelled=6, unlabelled_ratio=2, iterations=9, workers=1)
-    assert spec.shared_by(3) == BatchSpec(labelled=2, unlabelled_ratio=2, iterations=9, workers=1)
-    with pytest.raises(ConfigError, match="labelled is 6: 4 processes train, so it must be a multiple of 4"):
-        spec.shared_by(4)
+    assert spec(labelled=6).shared_by(3) == spec(labelled=2)
+    with pytest.raises(ConfigError, match=r"labelled is 6: .* 4$"):
+        spec(labelled=6).shared_by(4)
 
 
 def test_batches_are_the_same_again_whatever_the_state_of_the_generators(mixed):
@@ -122,7 +130,7 @@ def test_a_later_part_of_a_training_follows_from_the_seed_alone(mixed):
 def test_another_seed_gives_other_batches(mixed):
     first, second = batches(mixed(seed=1)), batches(mixed(seed=2))
     assert not any(same([a], [b]) for a, b in zip(first, second, strict=True))
-    positions = [torch.cat([batch["ulb"][2] for batch in made]) for made in (first, second)]
+    positions = [torch.cat([batch.i_ulb for batch in made]) for made in (first, second)]
     assert not torch.equal(*positions)
 
 
@@ -130,7 +138,7 @@ def test_views_of_one_image_differ_from_draw_to_draw(mixed):
     data = mixed(count=12, iterations=4, labels=None)
     views = {}
     for batch in batches(data):
-        for weak, position in zip(batch["ulb"][0], batch["ulb"][2].tolist(), strict=True):
+        for weak, position in zip(batch.x_ulb_w, batch.i_ulb.tolist(), strict=True):
             views.setdefault(position, []).append(weak.numpy().tobytes())
     seen_often = [own for own in views.values() if len(own) >= 4]
     assert seen_often
@@ -145,10 +153,10 @@ def test_positions_and_labels_name_the_images(mixed):
 
     targets = {expected(id_).numpy().tobytes(): int(label == "anomaly") for id_, label in data.labels.items()}
     for batch in batches(data):
-        for weak, strong, position in zip(*batch["ulb"], strict=True):
+        for weak, strong, position in zip(batch.x_ulb_w, batch.x_ulb_s, batch.i_ulb, strict=True):
             assert torch.equal(weak, expected(data.pool[position]))
             assert torch.equal(strong, weak)
-        for image, target in zip(*batch["lb"], strict=True):
+        for image, target in zip(batch.x_lb, batch.y_lb, strict=True):
             assert targets[image.numpy().tobytes()] == target
 
 
@@ -158,7 +166,7 @@ def test_labelled_images_are_read_once_and_the_pool_when_it_is_drawn(mixed):
     assert data.source.reads == len(data.labels) + 5 * 8
 
 
-def test_unsure_and_artefact_teach_nothing(mixed, make_source):
+def test_unsure_and_artefact_are_not_used(mixed, make_source):
     labels = labels_of(make_source(40)) | {"im000021": "unsure", "im000022": "artefact"}
     views = mixed(labels=labels).labelled()
     assert len(views.images) == 8
@@ -170,13 +178,13 @@ def test_candidates_come_more_often_than_others(mixed):
     data = mixed(augmentation=STILL, candidates=2, candidate_share=0.5, likely=chosen)
     own = {data.pool.index(id_) for id_ in chosen}
     for batch in batches(data):
-        assert sum(position in own for position in batch["ulb"][2].tolist()) >= 4
+        assert sum(position in own for position in batch.i_ulb.tolist()) >= 4
 
 
 def test_an_unreadable_image_of_the_pool_is_replaced_by_the_next(mixed):
     data = mixed(unreadable={"im000015", "im000016"}, augmentation=STILL, iterations=8)
     bad = {data.pool.index(id_) for id_ in ("im000015", "im000016")}
-    positions = [p for batch in batches(data) for p in batch["ulb"][2].tolist()]
+    positions = [p for batch in batches(data) for p in batch.i_ulb.tolist()]
     assert not bad & set(positions)
     after = data.pool.index("im000017")
     draws = epoch_draws(len(data.pool), 64, np.random.default_rng([0, 1])).tolist()
@@ -193,7 +201,7 @@ def test_nothing_readable_is_a_clear_error(mixed, make_source):
     source = make_source(40)
     labels = labels_of(source)
     pool = [id_ for id_ in source.ids if id_ not in labels]
-    with pytest.raises(DataError, match="none of the 32 images of the pool can be read"):
+    with pytest.raises(DataError, match="none of the 32 images"):
         batches(mixed(unreadable=pool))
     with pytest.raises(LabelError, match="'anomaly'"):
         mixed(unreadable=["im000000", "im000010"]).labelled()
@@ -206,34 +214,104 @@ def test_no_pool_and_no_labels(mixed):
         batches(mixed(labels={"im000001": "normal"}))
 
 
-def test_the_fixture_is_a_source(make_source):
-    assert isinstance(make_source(3), ImageSource)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"labelled": 0}, "algorithm.learner.batch.labelled is 0"),
         ({"unlabelled_ratio": 0}, "algorithm.learner.batch.unlabelled_ratio is 0"),
         ({"iterations": -3}, "algorithm.learner.batch.iterations is -3"),
-        ({"candidates": -1}, "algorithm.learner.batch.candidates is -1: it cannot be negative"),
-        ({"candidate_share": 1.5}, "candidate_share is 1.5: it is a share, from 0 to 1"),
+        ({"candidates": -1}, "algorithm.learner.batch.candidates is -1"),
+        ({"candidate_share": 1.5}, "candidate_share is 1.5"),
         ({"candidate_share": math.nan}, "candidate_share is nan"),
-        ({"workers": -1}, "algorithm.learner.batch.workers is -1: it cannot be negative"),
+        ({"workers": -1}, "algorithm.learner.batch.workers is -1"),
     ],
 )
 def test_wrong_values_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
-        BatchSpec(**change)
+        spec(**change)
 
 
 @pytest.mark.parametrize("change", [{"labelled": 3}, {"unlabelled_ratio": 3}, {"iterations": 2}])
 def test_every_number_changes_the_batches(mixed, change):
-    shapes = [[tuple(x.shape) for x in flat(batch)] for batch in batches(mixed(**change))]
-    assert shapes != [[tuple(x.shape) for x in flat(batch)] for batch in batches(mixed())]
+    shapes = [[tuple(x.shape) for x in batch] for batch in batches(mixed(**change))]
+    assert shapes != [[tuple(x.shape) for x in batch] for batch in batches(mixed())]
 
 
-def test_run_folders_from_before_know_the_make_up_of_a_batch_by_its_old_name():
-    assert instantiate({"_target_": "anomalymatch.algorithms.fixmatch.batches.BatchSpec", "labelled": 3}) == BatchSpec(
-        labelled=3
-    )
+# --- draws -----------------------------------------------------------------------------------------------------
+
+
+def test_both_classes_come_equally_often():
+    targets = np.repeat([1, 0], [5, 495])
+    draws = balanced_draws(targets, 20_000, np.random.default_rng(0))
+    anomalies = (targets[draws] == 1).sum()
+    assert (anomalies - 10_000) ** 2 / 10_000 + (20_000 - anomalies - 10_000) ** 2 / 10_000 < 10.8  # chi-square, 0.1 %
+    counts = np.bincount(draws, minlength=500)
+    for members, size in ((counts[:5], 5), (counts[5:], 495)):
+        expected = 10_000 / size
+        chi_square = ((members - expected) ** 2 / expected).sum()
+        assert abs(chi_square - (size - 1)) < 4 * np.sqrt(2 * size)
+
+
+@given(st.integers(1, 40), st.integers(1, 200), st.integers(0, 5))
+def test_no_image_of_the_pool_comes_twice_before_all_came_once(pool, count, seed):
+    draws = epoch_draws(pool, count, np.random.default_rng(seed))
+    assert len(draws) == count
+    counts = np.bincount(draws, minlength=pool)
+    assert len(counts) == pool
+    assert counts.max() - counts.min() <= 1
+    for start in range(0, count, pool):
+        one = draws[start : start + pool]
+        assert len(set(one.tolist())) == len(one)
+
+
+def test_every_pass_over_the_pool_has_an_order_of_its_own():
+    draws = epoch_draws(50, 100, np.random.default_rng(0))
+    assert draws[:50].tolist() != draws[50:].tolist() != list(range(50))
+
+
+@given(st.integers(5, 40), st.integers(1, 4), st.sampled_from([0.25, 0.5, 1.0]), st.integers(0, 5))
+def test_candidates_fill_their_share_of_every_batch_and_the_pool_the_rest(pool, count, share, seed):
+    made = spec(iterations=6, candidates=count, candidate_share=share)
+    candidates = np.arange(count) * (pool // count)
+    rng = np.random.default_rng(seed)
+    draws = pool_draws(pool, candidates, made, rng).reshape(6, 8)
+    own = round(share * 8)
+    counts = np.bincount(draws[:, :own].ravel(), minlength=pool)[candidates]
+    assert np.isin(draws[:, :own], candidates).all()
+    assert counts.max() - counts.min() <= 1
+    plain = epoch_draws(pool, 48, np.random.default_rng(seed)).reshape(6, 8)
+    assert (draws[:, own:] == plain[:, own:]).all()
+
+
+def test_a_fifth_of_a_small_pool_are_candidates():
+    pools = {10**6: 1000, 5001: 1000, 5000: 1000, 4999: 1000, 4995: 999, 11: 3, 1: 1, 0: 0}
+    assert {pool: spec(candidates=1000).candidates_of(pool) for pool in pools} == pools
+    assert spec(candidates=1000, pool_per_candidate=2).candidates_of(11) == 6
+    assert SPEC.candidates_of(10**6) == 0
+
+
+def test_without_candidates_the_draws_are_those_of_the_pool():
+    made = spec(iterations=6, candidates=3, candidate_share=0.5)
+    none = np.array([], dtype=np.int64)
+    draws = pool_draws(30, none, made, np.random.default_rng(1))
+    assert draws.tolist() == epoch_draws(30, 48, np.random.default_rng(1)).tolist()
+
+
+@settings(deadline=None, max_examples=25)  # 160,000 draws each: fewer would be too few for the tolerance
+@given(st.integers(5, 60), st.integers(0, 4), st.sampled_from([0.0, 0.25, 0.5, 0.75]), st.integers(0, 5))
+def test_with_its_weights_a_mean_over_the_batches_is_one_over_the_pool(pool, count, share, seed):
+    made = spec(iterations=20000, candidates=count, candidate_share=share)
+    candidates = np.arange(count) * (pool // max(count, 1))
+    draws = pool_draws(pool, candidates, made, np.random.default_rng(seed))
+    weights = pool_weights(pool, candidates, made)[draws]
+    assert weights.mean() == pytest.approx(1.0, abs=0.02)
+    counts = np.bincount(draws, weights=weights, minlength=pool) / weights.sum()
+    np.testing.assert_allclose(counts, 1 / pool, rtol=0.2)
+
+
+def test_the_weights_of_a_pool_by_hand():
+    made = spec(candidates=2, candidate_share=0.75)  # six of eight are candidates
+    weights = pool_weights(10, np.array([3, 7]), made)
+    assert weights[3] == weights[7] == pytest.approx(1 / (0.75 * 5 + 0.25))
+    assert np.delete(weights, [3, 7]).tolist() == [4.0] * 8
+    assert pool_weights(10, np.array([], dtype=np.int64), made).tolist() == [1.0] * 10

@@ -10,10 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from anomalymatch.algorithms.fixmatch.loss import (
     PseudoLabels,
-    anomaly_logit,
     consistency_loss,
     cosine_7_16,
-    ema_update,
     pass_counts,
     pass_rates,
     pseudo_labels,
@@ -47,7 +45,7 @@ def slow_consistency_loss(logits_w, logits_s, threshold):
 
 
 def log_odds(probability):
-    """Two logits whose softmax is (1 - probability, probability)."""
+    """Make two logits whose softmax is (1 - probability, probability)."""
     return [0.0, math.log(probability / (1 - probability))]
 
 
@@ -94,7 +92,7 @@ def test_the_mean_is_over_all_images_not_over_those_that_pass():
     assert alone.item() == pytest.approx(-math.log(0.2))
 
 
-def test_nothing_passes_and_nothing_is_taught():
+def test_without_passing_images_loss_and_gradient_are_zero():
     strong = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss = consistency_loss(strong, pseudo_labels(torch.zeros(5, 2), 0.95))
     loss.backward()
@@ -183,7 +181,7 @@ def test_soft_weights_scale_the_loss_of_their_image():
     assert consistency_loss(strong, pseudo).item() == pytest.approx((0.5 * math.log(2) + 0.25 * math.log(4)) / 2)
 
 
-def test_what_passes_by_hand():
+def test_pass_rates_by_hand():
     pseudo = PseudoLabels(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([True, True, False, True, True]))
     truth = torch.tensor([False, True, False, True, False])
     rates = pass_rates(pass_counts(pseudo, truth))
@@ -200,7 +198,7 @@ def test_what_passes_by_hand():
     assert set(pass_rates(pass_counts(pseudo, None))) == {"pass_rate", "pass_rate_normal", "pass_rate_anomaly"}
 
 
-def test_a_weight_passes_in_part():
+def test_pass_rates_of_fractional_masks():
     pseudo = PseudoLabels(torch.tensor([0, 0, 1]), torch.tensor([1.0, 0.5, 0.25]))
     rates = pass_rates(pass_counts(pseudo, torch.tensor([False, True, True])))
     assert rates["pass_rate"].item() == pytest.approx(1.75 / 3)
@@ -233,42 +231,3 @@ def test_cosine_7_16_falls_and_stays_positive():
     assert all(later < earlier for earlier, later in pairwise(factors))
     assert factors[-1] == pytest.approx(math.sin(math.pi / 16))
     assert cosine_7_16(0, 0) == 1.0
-
-
-@given(LOGITS)
-def test_anomaly_logit_is_the_log_odds(logits):
-    expected = [math.log(p[1] / p[0]) for p in map(slow_softmax, logits.tolist())]
-    np.testing.assert_allclose(anomaly_logit(torch.from_numpy(logits)).numpy(), expected, rtol=1e-6, atol=1e-9)
-
-
-def test_anomaly_logit_keeps_the_order_where_the_softmax_saturates():
-    logits = torch.tensor([[0.0, 40.0], [0.0, 60.0]])
-    assert logits.softmax(1)[:, 1].unique().numel() == 1
-    assert anomaly_logit(logits).tolist() == [40.0, 60.0]
-
-
-def test_ema_update_by_hand():
-    averages, values = (
-        [torch.tensor([1.0, 2.0]), torch.tensor([[4.0]])],
-        [torch.tensor([3.0, 2.0]), torch.tensor([[0.0]])],
-    )
-    ema_update(averages, values, 0.75)
-    assert averages[0].tolist() == [1.5, 2.0]
-    assert averages[1].tolist() == [[3.0]]
-    assert values[0].tolist() == [3.0, 2.0]
-
-
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=8), st.floats(0, 0.999))
-def test_ema_update_is_the_weighted_sum_of_the_past(values, decay):
-    average = torch.zeros(1, dtype=torch.float64)
-    for value in values:
-        ema_update([average], [torch.tensor([value], dtype=torch.float64)], decay)
-    expected = sum((1 - decay) * decay**age * value for age, value in enumerate(reversed(values)))
-    assert average.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
-
-
-def test_ema_update_of_nothing_and_with_decay_zero():
-    ema_update([], [], 0.9)
-    average = torch.tensor([5.0])
-    ema_update([average], [torch.tensor([7.0])], 0.0)
-    assert average.tolist() == [7.0]

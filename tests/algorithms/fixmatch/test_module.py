@@ -10,15 +10,18 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.utils.data import DataLoader
 
-from anomalymatch.algorithms.fixmatch.module import FixMatch
-from anomalymatch.algorithms.fixmatch.spec import FixMatchSpec
-from anomalymatch.algorithms.fixmatch.weighting import Alignment, FlexMatch, FreeMatch, SoftMatch
+from anomalymatch.algorithms.fixmatch.module import ExponentialMovingAverage, FixMatch, FixMatchSpec
+from anomalymatch.algorithms.fixmatch.weighting import Alignment, FixedThreshold, FlexMatch, FreeMatch, SoftMatch
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
-from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.errors import ConfigError
 
 DEFAULTS = {
     "threshold": 0.6,
+    "weighting": FixedThreshold,
+    "alignment": None,
+    "consistency": "cross_entropy",
+    "rampup": 0.0,
+    "layer_decay": 1.0,
     "unlabelled_weight": 1.0,
     "ema_decay": 0.9,
     "teacher": "student",
@@ -58,7 +61,7 @@ def module_of(network, *, truth=None, lr=0.05, iterations=STEPS, **changes):
 
 
 def train(module, batch, steps=STEPS):
-    """The loop of Lightning, spelled out."""
+    """Train as Lightning does, in a plain loop."""
     made = module.configure_optimizers()
     optimizer, scheduler = (
         (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
@@ -74,8 +77,8 @@ def train(module, batch, steps=STEPS):
 
 
 def slow_loss(network, data, threshold, weight):
-    """Image by image in plain Python; batch norms are frozen, so that images do not see each other."""
-    (x_lb, y_lb), (x_w, x_s, _) = data["lb"], data["ulb"]
+    """Compute the losses image by image in plain Python; batch norms are frozen, so images are independent."""
+    x_lb, y_lb, x_w, x_s, _ = data
 
     def probabilities(image):
         with torch.no_grad():
@@ -121,7 +124,7 @@ def test_one_forward_pass_or_two_train_the_same_network(opinionated, batch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_the_ema_teaches_where_it_is_asked_to(opinionated, batch):
+def test_teacher_ema_makes_the_pseudo_labels_by_the_average(opinionated, batch):
     student, ema = (module_of(opinionated, teacher=teacher) for teacher in ("student", "ema"))
     for module in (student, ema):  # an average that believes the opposite
         module.ema.network.head.linear.weight.neg_()
@@ -138,9 +141,9 @@ def test_the_ema_teaches_where_it_is_asked_to(opinionated, batch):
 def test_no_gradient_flows_through_the_teacher(opinionated, batch):
     for single_forward in (True, False):
         module = module_of(opinionated, single_forward=single_forward)
-        data = {half: [tensor.float() for tensor in tensors] for half, tensors in batch().items()}
-        weak = data["ulb"][0].requires_grad_()
-        data["lb"][1], data["ulb"][2] = data["lb"][1].long(), data["ulb"][2].long()
+        data = batch()
+        weak = data.x_ulb_w.float().requires_grad_()
+        data = data._replace(x_lb=data.x_lb.float(), x_ulb_w=weak, x_ulb_s=data.x_ulb_s.float())
         module.training_step(data, 0).backward()
         assert weak.grad is None or not weak.grad.any()
         assert module.network.head.linear.weight.grad.any()
@@ -152,7 +155,7 @@ def test_pass_rates_with_truth(opinionated, batch):
     module = module_of(opinionated, truth=truth)
     module.training_step(batch(), 0)
     with torch.no_grad():
-        belief = module.network(batch()["ulb"][0]).softmax(1)
+        belief = module.network(batch().x_ulb_w).softmax(1)
     passing, targets = belief.max(1).values >= 0.6, belief.argmax(1)
     right = targets == truth
     logged = module.logged
@@ -170,36 +173,6 @@ def test_precision_is_not_a_number_where_nothing_passes(tiny_network, batch):
     assert module.logged["pass_rate"] == 0.0
     assert math.isnan(module.logged["pseudo_precision"])
     assert math.isnan(module.logged["pseudo_precision_anomaly"])
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"threshold": 0.9},
-        {"unlabelled_weight": 0.2},
-        {"ema_decay": 0.5},
-        {"teacher": "ema"},
-        {"schedule": "cosine_7_16"},
-        {"weight_decay": 0.1},
-        {"freeze_batch_norm": False},
-        {"consistency": "squared_error"},
-        {"rampup": 1.0},
-        ALIGNED,
-        *SIBLINGS.values(),
-    ],
-    ids=lambda change: "-".join(change),
-)
-def test_no_dead_knobs(opinionated, change, batch):
-    plain, changed = (train(module_of(opinionated, lr=1.0, **options), batch) for options in ({}, change))
-    assert fingerprint(plain.ema.network) != fingerprint(changed.ema.network)
-    if "ema_decay" not in change:  # it only scores
-        assert fingerprint(plain.network) != fingerprint(changed.network)
-
-
-def test_the_same_training_twice_is_the_same_network(opinionated, batch):
-    first, second = (train(module_of(opinionated), batch) for _ in range(2))
-    assert fingerprint(first.ema.network) == fingerprint(second.ema.network)
-    assert fingerprint(first.network) == fingerprint(second.network) != fingerprint(opinionated)
 
 
 def test_the_weights_of_batch_norms_do_not_decay(opinionated):
@@ -261,7 +234,7 @@ def test_bn_momentum_changes_a_training(opinionated, batch):
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = momentum
         trained = train(module_of(network, freeze_batch_norm=False), batch).ema.network
-        results.append(trained(batch(9)["lb"][0]).detach())
+        results.append(trained(batch(9).x_lb).detach())
     assert not torch.allclose(*results, rtol=1e-3)
 
 
@@ -312,11 +285,11 @@ def test_lightning_trains_it_as_the_plain_loop_does(opinionated, tmp_path, freez
 
 
 @pytest.mark.parametrize("name", SIBLINGS)
-def test_the_loss_of_a_sibling_is_put_together_of_its_parts(opinionated, name, batch):
-    """Of what the weighting gives to the plain logits, term by term; batch norms are frozen."""
+def test_the_loss_of_a_variant_is_the_sum_of_its_terms(opinionated, name, batch):
+    """Compute each term from the weighting of the plain logits; batch norms are frozen."""
     module = module_of(opinionated, unlabelled_weight=0.7, **SIBLINGS[name])
     made = module.spec.make_weighting(6)
-    (x_lb, y_lb), (x_w, x_s, i_ulb) = batch()["lb"], batch()["ulb"]
+    x_lb, y_lb, x_w, x_s, i_ulb = batch()
     with torch.no_grad():
         weak, strong, labelled = (module.network(x) for x in (x_w, x_s, x_lb))
     targets, mask = made(weak, i_ulb)
@@ -336,9 +309,9 @@ def test_the_loss_of_a_sibling_is_put_together_of_its_parts(opinionated, name, b
         expected += penalty
     assert module.training_step(batch(), 0).item() == pytest.approx(expected, rel=1e-4)
     assert module.logged["loss"] == pytest.approx(expected, rel=1e-4)
-    for key, value in made.in_force.items():
+    for key, value in made.state_to_log.items():
         assert module.logged[key] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), key
-    assert bool(made.in_force) == (name != "meanteacher")
+    assert bool(made.state_to_log) == (name != "meanteacher")
     assert ("loss_penalty" in module.logged) == (name == "freematch")
 
 
@@ -357,7 +330,7 @@ def test_alignment_to_a_low_prior_takes_anomalies_away(opinionated, batch):
     assert aligned.logged["pass_rate_normal"] > plain.logged["pass_rate_normal"]
 
 
-def test_mean_teacher_learns_the_aligned_softmax(opinionated, batch):
+def test_mean_teacher_uses_the_aligned_softmax(opinionated, batch):
     logged = []
     for prior in (0.01, 0.5):
         alignment = partial(Alignment, prior=prior, momentum=0.9)
@@ -368,8 +341,8 @@ def test_mean_teacher_learns_the_aligned_softmax(opinionated, batch):
 
 
 @pytest.mark.parametrize("name", SIBLINGS)
-def test_a_module_comes_back_from_its_state_and_from_a_pickle(opinionated, name, batch):
-    """As a spawned process gets it and sends it back, and with what adapts."""
+def test_state_dict_and_pickle_restore_a_module(opinionated, name, batch):
+    """A spawned process gets and returns it so, with its adaptive state."""
     module = train(module_of(opinionated, **SIBLINGS[name], **ALIGNED), batch)
     other = module_of(opinionated, **SIBLINGS[name], **ALIGNED)
     other.load_state_dict(module.state_dict())
@@ -388,25 +361,87 @@ def test_a_module_comes_back_from_its_state_and_from_a_pickle(opinionated, name,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"consistency": "kl"}, "consistency is 'kl': choose one of cross_entropy, squared_error"),
-        ({"rampup": 1.5}, "rampup is 1.5: it is a share of the training, from 0 to 1"),
+        ({"consistency": "kl"}, "consistency is 'kl'"),
+        ({"rampup": 1.5}, "rampup is 1.5"),
         ({"rampup": math.nan}, "rampup is nan"),
-        ({"layer_decay": 0.0}, "layer_decay is 0.0: it must be above 0 and at most 1"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"layer_decay": 1.5}, "layer_decay is 1.5"),
         ({"weighting": FlexMatch, "threshold": None}, "threshold is null: FlexMatch"),
-        ({"weighting": partial(FreeMatch, momentum=0.9, fairness=0.1)}, "threshold is 0.6: FreeMatch follows"),
+        ({"weighting": partial(FreeMatch, momentum=0.9, fairness=0.1)}, "threshold is 0.6: FreeMatch"),
         ({"alignment": partial(Alignment, prior=2.0, momentum=0.9)}, "alignment.prior is 2.0"),
-        ({"schedule": "cosine"}, "schedule is 'cosine': choose one of constant, cosine_7_16"),
-        ({"teacher": "mean"}, "teacher is 'mean': choose one of student, ema"),
-        ({"threshold": 0.0}, r"threshold is 0.0: it must lie in \(0, 1\]"),
+        ({"schedule": "cosine"}, "schedule is 'cosine'.*cosine_7_16"),
+        ({"teacher": "mean"}, "teacher is 'mean'"),
+        ({"threshold": 0.0}, "threshold is 0.0"),
         ({"threshold": 1.1}, "threshold is 1.1"),
         ({"threshold": math.nan}, "threshold is nan"),
-        ({"ema_decay": 1.0}, r"ema_decay is 1.0: it must lie in \[0, 1\)"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"ema_decay": -0.1}, "ema_decay is -0.1"),
-        ({"unlabelled_weight": -1.0}, "unlabelled_weight is -1.0: it cannot be negative"),
+        ({"unlabelled_weight": -1.0}, "unlabelled_weight is -1.0"),
         ({"weight_decay": math.nan}, "weight_decay is nan"),
     ],
 )
 def test_wrong_values_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         spec(**change)
+
+
+# --- moving average ---------------------------------------------------------------------------------------------
+
+
+def small_network(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+
+
+def fill(module, value):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(value)
+
+
+def test_parameters_are_averaged_by_hand_and_frozen_ones_skipped():
+    student = small_network()
+    fill(student, 1.0)
+    ema = ExponentialMovingAverage(student, 0.75)
+    for value, expected in ((3.0, 1.5), (3.0, 1.875), (-1.0, 1.15625)):
+        fill(student, value)
+        ema.update(student)
+        assert {p.unique().item() for p in ema.network.parameters()} == {expected}
+    assert {p.unique().item() for p in student.parameters()} == {-1.0}
+    student[0].requires_grad_(False)
+    fill(student, 9.0)
+    ema.update(student)
+    assert [ema.network[layer].weight.unique().item() for layer in (0, 1)] == [1.15625, 0.75 * 1.15625 + 0.25 * 9]
+    student.requires_grad_(False)
+    ema.update(student)  # nothing learns: nothing to do
+    assert ema.network[1].weight.unique().item() == 0.75 * 1.15625 + 0.25 * 9
+
+
+def test_the_average_starts_as_a_copy_and_copies_buffers():
+    student = small_network()
+    ema = ExponentialMovingAverage(student, 0.99)
+    for own, copied in zip(student.state_dict().values(), ema.network.state_dict().values(), strict=True):
+        assert torch.equal(own, copied)
+        assert own.data_ptr() != copied.data_ptr()
+    assert not any(p.requires_grad for p in ema.network.parameters())
+    assert all(p.requires_grad for p in student.parameters())
+    student(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    ema.update(student)
+    assert ema.network[1].num_batches_tracked.item() == 1
+    assert torch.equal(ema.network[1].running_mean, student[1].running_mean)
+    assert ema.network[1].running_mean.any()
+
+
+def test_the_average_stays_in_evaluation_mode():
+    student = small_network()
+    ema = ExponentialMovingAverage(student, 0.9)
+    nn.ModuleDict({"student": student, "ema": ema}).train()
+    assert student.training
+    assert not any(module.training for module in ema.modules())
+
+
+def test_the_average_refuses_another_architecture():
+    ema = ExponentialMovingAverage(small_network(), 0.9)
+    with pytest.raises(ValueError, match="shorter"):
+        ema.update(nn.Sequential(nn.Conv2d(3, 4, 3)))

@@ -5,17 +5,27 @@ import numpy as np
 import pytest
 import torch
 
-from anomalymatch.algorithms.fixmatch.loss import anomaly_logit
 from anomalymatch.algorithms.fixmatch.refit import refit_head, refit_spec
 from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.inference import Inference
+from anomalymatch.backbones.network import anomaly_logit
 from anomalymatch.backbones.tta import reoriented
 from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import ConfigError
 from anomalymatch.ranking import Ranking
 
-SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0.25, limit=200, orientations=2)
+SPEC = ProbeSpec(
+    inverse_regularisation=10.0,
+    rounds=3,
+    confidence=0.8,
+    weight=0.25,
+    limit=200,
+    orientations=2,
+    calibration="none",
+    folds=5,
+    pool_images=10_000,
+)
 
 
 @pytest.fixture
@@ -39,7 +49,7 @@ def images(task, ids):
 
 
 def features(network, batch):
-    """What the head sees."""
+    """Compute the features of a batch as the head gets them."""
     with torch.inference_mode():
         rows = network.eval().backbone(batch).numpy()
     width = network.backbone.features
@@ -48,7 +58,7 @@ def features(network, batch):
     )
 
 
-def test_the_head_is_a_probe_of_the_labels_on_the_features_as_they_are_now(task, embedding, labels):
+def test_the_head_is_a_probe_on_the_current_features(task, embedding, labels):
     network = embedding.network(normalised=True)
     with torch.no_grad():
         for parameter in network.backbone.parameters():
@@ -57,7 +67,7 @@ def test_the_head_is_a_probe_of_the_labels_on_the_features_as_they_are_now(task,
     rare = images(task, anomalies)
     rows, mirrored, others = (features(network, batch) for batch in (rare, reoriented(rare, 1), images(task, normals)))
     alone = ProbeSpec(**{**SPEC.__dict__, "rounds": 0})
-    probe = self_train(rows, others, rows[:0], alone, embedding.probe_features.scaling, turned=mirrored)
+    probe = self_train(rows, others, rows[:0], alone, embedding.probe_features.scaling, turned=mirrored).probe
     refit_head(network, embedding, labels, SPEC)
     with torch.inference_mode():
         logits = network(images(task, task.pool[:9]))
@@ -65,7 +75,7 @@ def test_the_head_is_a_probe_of_the_labels_on_the_features_as_they_are_now(task,
     np.testing.assert_allclose((logits[:, 1] - logits[:, 0]).numpy(), expected, atol=1e-3)
 
 
-def test_what_the_probe_before_and_the_new_one_are_sure_of_teaches_it(task, embedding, labels):
+def test_candidates_confident_by_both_probes_are_pseudo_labelled(task, embedding, labels):
     network = embedding.network(normalised=True)
     anomalies, normals = ([id_ for id_ in sorted(labels) if labels[id_] == kind] for kind in ("anomaly", "normal"))
     pool = [id_ for id_ in task.pool if id_ not in labels][:20]
@@ -75,7 +85,7 @@ def test_what_the_probe_before_and_the_new_one_are_sure_of_teaches_it(task, embe
     rows, mirrored, others, theirs = (
         features(network, batch) for batch in (rare, reoriented(rare, 1), images(task, normals), images(task, readable))
     )
-    gain = column_gain(rows, others, embedding.probe_features.scaling, inverse_regularisation=10.0)
+    gain = column_gain(rows, others, embedding.probe_features.scaling, SPEC)
     fit = partial(
         fit_logistic, np.concatenate([rows, mirrored]), others, inverse_regularisation=10.0, gain=gain, share=0.5
     )
@@ -92,7 +102,7 @@ def test_what_the_probe_before_and_the_new_one_are_sure_of_teaches_it(task, embe
     np.testing.assert_allclose((logits[:, 1] - logits[:, 0]).numpy(), expected, atol=1e-3)
 
 
-def test_without_a_cut_the_labels_alone_teach_it(task, embedding, labels):
+def test_without_confidence_only_labels_are_used(task, embedding, labels):
     alone, asked = embedding.network(normalised=True), embedding.network(normalised=True)
     pool = [id_ for id_ in task.pool if id_ not in labels]
     refit_head(alone, embedding, labels, SPEC)
@@ -100,7 +110,7 @@ def test_without_a_cut_the_labels_alone_teach_it(task, embedding, labels):
     assert torch.equal(alone.head.linear.weight, asked.head.linear.weight)
 
 
-def test_it_is_calibrated_where_a_probe_is(task, embedding, labels):
+def test_the_refit_is_calibrated_if_the_probe_is(task, embedding, labels):
     plain, calibrated = embedding.network(normalised=True), embedding.network(normalised=True)
     refit_head(plain, embedding, labels, SPEC)
     refit_head(calibrated, embedding, labels, replace(SPEC, calibration="platt"))
@@ -113,12 +123,12 @@ def test_it_is_calibrated_where_a_probe_is(task, embedding, labels):
 
 
 @pytest.mark.parametrize("confidence", [0.4, 1.0])
-def test_a_cut_is_a_probability_that_says_anomaly(confidence):
+def test_a_confidence_out_of_range_is_refused(confidence):
     with pytest.raises(ConfigError, match=rf"algorithm\.learner\.refit_confidence is {confidence}"):
         refit_spec(SPEC, confidence)
 
 
-def test_it_undoes_what_the_head_alone_has_learnt(task, embedding, labels):
+def test_the_refit_does_not_depend_on_the_old_head(task, embedding, labels):
     one, other = (embedding.network(normalised=True, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     for network in (one, other):
         refit_head(network, embedding, labels, SPEC)
@@ -126,7 +136,7 @@ def test_it_undoes_what_the_head_alone_has_learnt(task, embedding, labels):
     assert torch.equal(one.head.linear.bias, other.head.linear.bias)
 
 
-def test_images_that_cannot_be_read_teach_nothing(embedding, labels):
+def test_unreadable_images_are_left_out(embedding, labels):
     heads = []
     for more in ({}, {"im000004": "normal"}, {"im000009": "unsure", "im000011": "artefact"}):
         network = embedding.network(normalised=True)
@@ -136,7 +146,7 @@ def test_images_that_cannot_be_read_teach_nothing(embedding, labels):
     assert torch.equal(heads[0], heads[2])
 
 
-def test_without_a_readable_image_of_both_kinds_the_head_stays(embedding, labels):
+def test_without_readable_images_of_both_classes_the_head_stays(embedding, labels):
     network = embedding.network(normalised=True)
     before = network.head.linear.weight.clone()
     readable = {id_: label for id_, label in labels.items() if label == "normal"}
@@ -144,7 +154,7 @@ def test_without_a_readable_image_of_both_kinds_the_head_stays(embedding, labels
     assert torch.equal(network.head.linear.weight, before)
 
 
-def test_features_that_are_not_finite_leave_the_head_alone(embedding, labels):
+def test_non_finite_features_leave_the_head_as_it_is(embedding, labels):
     network = embedding.network(normalised=True)
     before = network.head.linear.weight.clone()
     with torch.no_grad():

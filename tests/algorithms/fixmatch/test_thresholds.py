@@ -156,7 +156,7 @@ def test_gaussian_weights_rise_with_the_confidence(confidences, mean, variance):
         assert weight == pytest.approx(slow, abs=1e-12)
 
 
-def test_without_any_variance_the_gaussian_is_a_step():
+def test_gaussian_weights_without_variance_are_a_step():
     weights = gaussian_weights(tensor(0.8, 0.79), tensor(0.8)[0], tensor(0.0)[0], 2.0)
     assert weights.tolist() == [1.0, 0.0]
     assert gaussian_weights(tensor(0.5, 0.9), tensor(0.8)[0], tensor(0.1)[0], 0.0).tolist() == [1.0, 1.0]
@@ -187,7 +187,7 @@ def test_alignment_by_hand():
 
 
 @given(LOGITS, SHARES)
-def test_what_is_aligned_already_stays(logits, means):
+def test_aligned_logits_do_not_change(logits, means):
     logits = torch.from_numpy(logits)
     aligned = align(logits, tensor(*means), tensor(*means))
     torch.testing.assert_close(aligned.softmax(dim=-1), logits.softmax(dim=-1), rtol=1e-9, atol=1e-12)

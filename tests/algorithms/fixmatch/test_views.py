@@ -1,8 +1,10 @@
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+from hydra.utils import instantiate
 from PIL import Image as PillowImage
 from PIL import ImageEnhance, ImageOps
 
@@ -16,9 +18,15 @@ from anomalymatch.algorithms.fixmatch.views import (
     Saturation,
     Sharpness,
 )
+from anomalymatch.config import compose
 from anomalymatch.errors import ConfigError
 
 SIZE = 32
+DEFAULT = instantiate(compose("dataset=folder", "data.root=unused").augment)
+
+
+def augmented(**changes):
+    return replace(DEFAULT, **changes)
 
 
 def noise(channels=3, size=SIZE, seed=0, high=256):
@@ -26,7 +34,7 @@ def noise(channels=3, size=SIZE, seed=0, high=256):
 
 
 def smooth(channels=3, size=SIZE):
-    """A picture without noise, so that interpolation changes little."""
+    """Make a smooth image, which interpolation changes little."""
     y, x = np.mgrid[0:size, 0:size] / size
     bands = [np.sin(3 * x + k) * np.cos(2 * y - k) * 100 + 120 for k in range(channels)]
     return np.stack(bands, axis=2).astype(np.uint8)
@@ -41,7 +49,7 @@ def views(augmentation, kind, image, count=40):
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_same_seed_same_view_in_any_order(kind, channels):
     image = noise(channels)
-    augmentation = Augmentation()
+    augmentation = DEFAULT
     first = views(augmentation, kind, image)
     again = getattr(augmentation, kind)(channels)
     for seed in (7, 39, 0, 7, 21):
@@ -55,14 +63,14 @@ def test_same_seed_same_view_in_any_order(kind, channels):
 def test_the_image_itself_is_left_alone(kind):
     image = noise()
     before = image.copy()
-    views(Augmentation(), kind, image)
+    views(DEFAULT, kind, image)
     np.testing.assert_array_equal(image, before)
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (41, 17), (1, 1)])
 def test_images_that_are_not_square_keep_their_shape(shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    assert {view.shape for view in views(Augmentation(), "strong", image)} == {image.shape}
+    assert {view.shape for view in views(DEFAULT, "strong", image)} == {image.shape}
 
 
 def shifted(image, dx, dy):
@@ -71,7 +79,7 @@ def shifted(image, dx, dy):
 
 
 def find_weak(image, view, reach=4, vertical=False):
-    """Which flip and whole-pixel shift make `view` of `image`."""
+    """Find the flips and whole-pixel shifts that turn `image` into `view`."""
     flips = {(): image, ("h",): image[:, ::-1]}
     if vertical:
         flips |= {("v",): image[::-1], ("h", "v"): image[::-1, ::-1]}
@@ -87,7 +95,7 @@ def find_weak(image, view, reach=4, vertical=False):
 
 def test_weak_is_a_flip_and_a_shift_and_nothing_else():
     image = noise()
-    found = [find_weak(image, view) for view in views(Augmentation(), "weak", image, 60)]
+    found = [find_weak(image, view) for view in views(DEFAULT, "weak", image, 60)]
     assert all(len(matches) == 1 for matches in found)  # up to 12.5 % of 32 px, mirrored at the edges
     flips = [match[0][0] for match in found]
     assert 15 < flips.count(("h",)) < 45
@@ -97,7 +105,7 @@ def test_weak_is_a_flip_and_a_shift_and_nothing_else():
 
 def test_flips_and_shifts_are_drawn_independently():
     image = noise()
-    drawn = views(Augmentation(vertical_flip=0.5, translate=0.07), "weak", image, 200)
+    drawn = views(augmented(vertical_flip=0.5, translate=0.07), "weak", image, 200)
     found = [find_weak(image, view, reach=2, vertical=True)[0] for view in drawn]
     counts = [sum(match[0] == flips for match in found) for flips in ((), ("h",), ("v",), ("h", "v"))]
     assert sum(counts) == 200
@@ -109,7 +117,7 @@ def test_flips_and_shifts_are_drawn_independently():
 
 
 class Spy(augment.A.ImageOnlyTransform):
-    """An operation that only records its place in the list."""
+    """Operation that only records its place in the list."""
 
     def __init__(self, place, record):
         super().__init__(p=1.0)
@@ -121,7 +129,7 @@ class Spy(augment.A.ImageOnlyTransform):
 
 
 def drawn_operations(monkeypatch, channels=3, count=600, operations=3):
-    """The operations of many strong views, as places in the list that they are drawn from."""
+    """Return the operations of many strong views, as places in the list of all operations."""
     record = []
     made = Augmentation._operations
 
@@ -129,7 +137,7 @@ def drawn_operations(monkeypatch, channels=3, count=600, operations=3):
         return [Spy(place, record) for place in range(len(made(self, channels)))]
 
     monkeypatch.setattr(Augmentation, "_operations", spied)
-    view = Augmentation(operations=operations).strong(channels)
+    view = augmented(operations=operations).strong(channels)
     for seed in range(count):
         record.append([])
         view(noise(channels, 8), seed)
@@ -235,38 +243,13 @@ def test_cutout_is_a_square_of_at_most_half_the_side():
 
 
 def test_cutout_share_one_and_zero():
-    assert (Augmentation(cutout=0.0, operations=0, flip=0.0, translate=0.0).strong(3)(noise(), 1) == noise()).all()
-    grey = [(view == 127).mean() for view in views(Augmentation(cutout=1.0, operations=0), "strong", noise(high=100))]
+    assert (augmented(cutout=0.0, operations=0, flip=0.0, translate=0.0).strong(3)(noise(), 1) == noise()).all()
+    grey = [(view == 127).mean() for view in views(augmented(cutout=1.0, operations=0), "strong", noise(high=100))]
     assert max(grey) > 0.5
 
 
-BASE = {"operations": 3, "cutout": 0.2, "vertical_flip": 0.2}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"flip": 0.1},
-        {"vertical_flip": 0.9},
-        {"translate": 0.3},
-        {"operations": 1},
-        {"factor": (0.5, 0.6)},
-        {"posterize_bits": (1, 2)},
-        {"rotate": 90.0},
-        {"shear": 1.0},
-        {"strong_translate": 0.9},
-        {"cutout": 0.9},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_no_dead_knobs(change):
-    image = smooth()
-    plain, changed = (views(Augmentation(**BASE | options), "strong", image, 60) for options in ({}, change))
-    assert any((a != b).any() for a, b in zip(plain, changed, strict=True))
-
-
 def angle_of(matrix_view, image):
-    """Rotation that takes `image` to the view, by the moments of a bright bar."""
+    """Measure the rotation of a bright bar by its moments."""
     moments = cv2.moments(matrix_view[..., 0])
     return 0.5 * math.degrees(math.atan2(2 * moments["mu11"], moments["mu20"] - moments["mu02"]))
 
@@ -274,7 +257,7 @@ def angle_of(matrix_view, image):
 def test_rotations_stay_within_their_limit():
     image = np.zeros((65, 65, 1), dtype=np.uint8)
     image[31:34, 22:43] = 255  # a horizontal bar, whose rotations stay inside
-    step = Augmentation(rotate=20.0)._operations(1)[-5]
+    step = augmented(rotate=20.0)._operations(1)[-5]
     angles = []
     for seed in range(80):
         step.set_random_seed(seed)
@@ -287,17 +270,17 @@ def test_rotations_stay_within_their_limit():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"flip": 1.5}, "augment.flip is 1.5: it must lie between 0 and 1"),
+        ({"flip": 1.5}, "augment.flip is 1.5"),
         ({"cutout": -0.1}, "augment.cutout is -0.1"),
         ({"translate": float("nan")}, "augment.translate is nan"),
         ({"operations": -1}, "augment.operations is -1"),
-        ({"rotate": -5.0}, "augment.rotate is -5.0: it must lie between 0 and 180"),
+        ({"rotate": -5.0}, "augment.rotate is -5.0"),
         ({"shear": -0.1}, "augment.shear is -0.1"),
-        ({"factor": (0.9, 0.1)}, r"augment.factor is \[0.9, 0.1\]: it must be \[low, high\] within 0 to 10"),
+        ({"factor": (0.9, 0.1)}, r"augment.factor is \[0.9, 0.1\]"),
         ({"factor": (0.5, 0.6, 0.7)}, "augment.factor"),
-        ({"posterize_bits": (0, 8)}, r"augment.posterize_bits is \[0, 8\].*within 1 to 8"),
+        ({"posterize_bits": (0, 8)}, r"augment.posterize_bits is \[0, 8\]"),
     ],
 )
 def test_wrong_values_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
-        Augmentation(**change)
+        augmented(**change)

@@ -70,7 +70,7 @@ def test_mean_shift_by_hand():
 
 
 def test_nt_xent_by_hand():
-    """Two images at right angles, each with two equal views, temperature 1/2: every view sees e^2, 1 and 1."""
+    """Two images at right angles, each with two equal views, temperature 1/2: similarities are e^2, 1 and 1."""
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert nt_xent(rows, rows, 0.5).item() == pytest.approx(math.log(math.exp(2) + 2) - 2)
 
@@ -129,7 +129,7 @@ def test_a_feature_at_the_centre_is_an_error_and_no_nan(dtype):
     assert has_direction(torch.cat([rows, rows * torch.nan]), rows[1]).tolist() == [True, False, True, *[False] * 3]
 
 
-def test_nothing_to_tell_apart_is_an_error():
+def test_a_single_image_is_an_error():
     with pytest.raises(ValueError, match="expected at least 2 in a batch, got 1"):
         nt_xent(units(1), units(1), 0.25)
 

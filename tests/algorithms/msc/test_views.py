@@ -11,6 +11,7 @@ PLAIN = {
     "jitter_probability": 0.8,
     "grey": 0.2,
     "blur": 0.5,
+    "blur_sigma": [0.1, 2.0],
     "flip": 0.5,
     "vertical_flip": 0.0,
 }
@@ -40,7 +41,7 @@ def test_a_batch_is_two_views_of_the_same_images(make_source):
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_every_image_comes_once_an_epoch_but_for_those_that_fill_no_batch(make_source):
+def test_an_epoch_has_every_image_once_without_the_last_batch(make_source):
     data = batches(make_source(20, size=16), epochs=3)
     draws = data.views().draws.reshape(3, -1)
     assert (data.steps, draws.shape) == (2, (3, 16))
@@ -78,19 +79,24 @@ KNOBS = {
     "jitter_probability": 1.0,
     "grey": 1.0,
     "blur": 1.0,
+    "blur_sigma": [3.0, 3.0],
     "flip": 1.0,
     "vertical_flip": 1.0,
 }
 
 
+def test_every_knob_is_turned():
+    assert set(KNOBS) == set(PLAIN)
+
+
 @pytest.mark.parametrize("knob", KNOBS)
 def test_every_knob_changes_the_views(knob):
-    base = STILL | ({"jitter_probability": 1.0} if knob == "jitter" else {})
+    base = STILL | {"jitter": {"jitter_probability": 1.0}, "blur_sigma": {"blur": 1.0}}.get(knob, {})
     plain, changed = (TwoViewAugmentation(**values).view(3, 16) for values in (base, base | {knob: KNOBS[knob]}))
     assert any(not np.array_equal(plain(image(), seed), changed(image(), seed)) for seed in range(5))
 
 
-def test_nothing_switched_on_leaves_the_image_as_it_is():
+def test_a_view_without_changes_is_the_image():
     view = TwoViewAugmentation(**STILL).view(3, 16)
     np.testing.assert_array_equal(view(image(), 3), image())
 

@@ -12,12 +12,12 @@ from sklearn.neighbors import NearestNeighbors
 
 from anomalymatch.algorithms.novelty import distances as novelty
 from anomalymatch.algorithms.novelty.distances import (
+    distance_logits,
     mahalanobis,
     neighbour_distances,
     principal_components,
     principal_residual,
     spread_of,
-    surprise,
     trimmed_mean,
     whitening_of,
 )
@@ -64,7 +64,7 @@ def test_no_image_is_its_own_neighbour():
     assert twice.max() == 0.0
 
 
-def test_what_is_near_is_not_lost_to_rounding():
+def test_small_distances_are_not_lost_to_rounding():
     rows = torch.nn.functional.normalize(torch.randn(1, 1280, generator=torch.Generator().manual_seed(0)))
     moved = rows.clone()
     moved[0, 0] += 1e-4
@@ -77,7 +77,7 @@ def test_half_precision_is_compared_as_it_is():
     torch.testing.assert_close(half, neighbour_distances(q.half().float(), b.half().float(), 2, nobody(9)))
 
 
-def test_neighbours_by_hand_and_of_nobody():
+def test_neighbours_by_hand_and_without_queries():
     bank = tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
     assert neighbour_distances(tensor([[0.0, 0.0]]), bank, 3, nobody(1)).tolist() == [[0.0, 1.0, 5.0]]
     assert neighbour_distances(tensor([[0.0, 0.0]]), bank, 2, torch.tensor([0])).tolist() == [[1.0, 5.0]]
@@ -105,7 +105,7 @@ def test_mahalanobis_by_hand():
     assert mahalanobis(np.array([[3.0, 2.0]]), np.array([1.0, 1.0]), whitening) == pytest.approx([math.sqrt(1 + 4)])
 
 
-def test_mahalanobis_knows_no_units():
+def test_mahalanobis_is_invariant_to_linear_maps():
     rows, queries = normal(50, 3), normal(5, 3, 1)
     change = normal(3, 3, 2)
     plain = mahalanobis(queries, rows.mean(0), whitening_of(np.cov(rows.T)))
@@ -157,9 +157,9 @@ def test_the_spread_is_robust_and_has_something_to_fall_back_on():
         spread_of(np.zeros(4))
 
 
-def test_surprise_keeps_the_order_and_is_half_at_three_deviations():
+def test_distance_logits_keeps_the_order_and_is_half_at_three_deviations():
     distances = np.array([10.0, 16.0, 8.0, 1e6])
-    logits = surprise(distances, 10.0, 2.0)
+    logits = distance_logits(distances, 10.0, 2.0)
     assert logits[:3] == pytest.approx([2 * math.asinh(-3), 0.0, 2 * math.asinh(-4)])
     assert 0 < expit(logits).min() < expit(logits).max() < 1
     assert np.argsort(logits).tolist() == np.argsort(distances).tolist()

@@ -1,5 +1,3 @@
-"""Learners that need no anomaly: by what the loop expects of them, and no hyper-parameter without an effect."""
-
 import json
 
 import numpy as np
@@ -8,43 +6,16 @@ import torch
 from omegaconf import OmegaConf
 from sklearn.neighbors import NearestNeighbors
 
-from anomalymatch.algorithms.base import BACKBONE, NOVELTY, Learner
+from anomalymatch.algorithms.base import BACKBONE, NOVELTY
 from anomalymatch.algorithms.msc.module import MeanShiftedContrastive
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.openvino import has_openvino
 from anomalymatch.backbones.weights import fingerprint
-from anomalymatch.build import build_learner
 from anomalymatch.config import compose
-from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import ConfigError, DataError, LabelError, StorageError
 
 FROZEN = ("knn", "mahalanobis", "pca_residual")
 ALGORITHMS = (*FROZEN, "msc")
-# So that a few steps on random weights change something.
-TINY = {
-    "msc": ("algorithm.learner.epochs=2", "algorithm.learner.batch_size=16", "algorithm.learner.optimizer.lr=0.5"),
-    "knn": ("algorithm.learner.detector.neighbours=2",),
-}
-
-
-@pytest.fixture
-def small(make_source):
-    return make_task(make_source(60, size=32), anomaly="rare")
-
-
-@pytest.fixture
-def labels(small):
-    return initial_labels(small, anomalies=2, normals=6, seed=0)
-
-
-@pytest.fixture
-def make(small, make_embedding):
-    def make_learner(algorithm, *overrides, source=None, **model):
-        config = compose(f"algorithm={algorithm}", *TINY.get(algorithm, ()), *overrides)
-        task = small if source is None else make_task(source)
-        return build_learner(config, task, make_embedding(task.source, **model))
-
-    return make_learner
 
 
 def fitted(learner, small, labels):
@@ -57,27 +28,7 @@ def logits(learner, small):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_it_is_a_learner_whose_numbers_follow_from_the_seed(make, small, labels, algorithm):
-    first = fitted(make(algorithm), small, labels)
-    assert isinstance(first, Learner)
-    assert not first.needs_labels
-    second = make(algorithm)
-    assert len(second.embedding.features.ids) == 60
-    ambient = torch.get_rng_state()
-    fitted(second, small, labels)
-    assert torch.equal(torch.get_rng_state(), ambient)
-    np.testing.assert_array_equal(logits(first, small), logits(second, small))
-    assert first.rank().ids == list(small.source.ids)
-    mixed = [small.holdout[2], small.pool[9], small.pool[1]]
-    everything = dict(zip(first.rank().ids, first.rank().logits, strict=True))
-    assert first.rank(mixed).ids == mixed
-    assert first.rank(mixed).logits == pytest.approx([everything[id_] for id_ in mixed], abs=1e-3)
-    assert ((first.rank().scores > 0) & (first.rank().scores < 1)).all()
-    assert first.rank([]).ids == []
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_no_anomaly_is_needed_and_what_is_odd_comes_first(make, small, algorithm):
+def test_anomalies_rank_first_without_labels(make, small, algorithm):
     # Among so few images the anomalies themselves make up a principal component.
     normals = {id_: "normal" for id_ in small.pool if id_ not in small.anomalies}
     labels = {} if algorithm in ("knn", "msc") else normals
@@ -89,23 +40,7 @@ def test_no_anomaly_is_needed_and_what_is_odd_comes_first(make, small, algorithm
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_what_is_saved_gives_the_very_same_scores(make, small, labels, algorithm, tmp_path):
-    first = fitted(make(algorithm), small, labels)
-    first.save(tmp_path)
-    second = make(algorithm)
-    second.restore(tmp_path)
-    np.testing.assert_array_equal(logits(second, small), logits(first, small))
-    for learner in (first, second):
-        learner.fit(labels, pool=small.pool, cycle=2)
-    np.testing.assert_array_equal(logits(second, small), logits(first, small))
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_what_was_not_fitted_or_is_corrupt_says_so(make, small, labels, algorithm, tmp_path):
-    with pytest.raises(RuntimeError, match="call fit or restore before rank or save"):
-        make(algorithm).rank(small.pool)
-    with pytest.raises(RuntimeError, match="call fit or restore before rank or save"):
-        make(algorithm).save(tmp_path)
+def test_missing_and_corrupt_files_raise(make, small, labels, algorithm, tmp_path):
     with pytest.raises(StorageError, match=r"novelty\.safetensors is missing or corrupt"):
         make(algorithm).restore(tmp_path)
     fitted(make(algorithm), small, labels).save(tmp_path)
@@ -121,7 +56,7 @@ def test_what_was_not_fitted_or_is_corrupt_says_so(make, small, labels, algorith
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_enough_labelled_normals_are_learnt_from_alone(make, small, labels, algorithm):
+def test_enough_labelled_normals_are_used_alone(make, small, labels, algorithm):
     normals = {id_ for id_, label in labels.items() if label == "normal"}
     alone = fitted(make(algorithm, "algorithm.learner.least_normals=6"), small, labels)
     assert set(alone._place) == normals
@@ -138,19 +73,19 @@ def test_the_distance_is_that_of_scikit_learn_and_no_image_is_its_own_neighbour(
     learner = fitted(make("knn", "algorithm.learner.detector.neighbours=3"), small, {})
     rows = learner.embedding.features.take(small.pool)
     expected = NearestNeighbors(n_neighbors=3).fit(rows).kneighbors()[0].mean(1)
-    novelty = learner._novelty
+    novelty = learner._detector
     distances = (np.sinh(learner.rank(small.pool).logits / 2) + 3.0) * novelty.spread + novelty.median
     np.testing.assert_allclose(distances, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_labels_that_are_none_are_refused(make, small, algorithm):
+def test_unknown_labels_are_refused(make, small, algorithm):
     with pytest.raises(LabelError, match="unknown label 'fine'"):
         make(algorithm).fit({"im000001": "fine"}, pool=small.pool)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_images_that_cannot_be_learnt_from_are_one_sentence(make, make_source, algorithm):
+def test_unusable_images_raise(make, make_source, algorithm):
     ids = make_source(20).ids
     with pytest.raises(DataError, match="none of the 20 images to learn from can be read"):
         make(algorithm, source=make_source(20, unreadable=set(ids), truth=None, fingerprint="bad")).fit({})
@@ -163,10 +98,10 @@ def test_images_that_cannot_be_learnt_from_are_one_sentence(make, make_source, a
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_images_that_are_all_equal_are_one_sentence(make, make_source, monkeypatch, algorithm):
+def test_equal_images_raise(make, make_source, monkeypatch, algorithm):
     source = make_source(20, truth=None, fingerprint="equal")
     monkeypatch.setattr(type(source), "load", lambda self, position: np.full((32, 32, 3), 7, dtype=np.uint8))
-    with pytest.raises(DataError, match="cannot learn what is normal from 20 images: their features are all equal"):
+    with pytest.raises(DataError, match="cannot be fitted on 20 images: their features are all equal"):
         make(algorithm, source=source).fit({})
 
 
@@ -196,16 +131,9 @@ MSC_KNOBS = {
     "loss.angular_weight": "5.0",
     "loss.weight_decay": "0.5",
     "optimizer.lr": "0.1",
-    "augmentation.crop": "[0.9,1.0]",
-    "augmentation.jitter": "[0.0,0.0,0.0,0.0]",
-    "augmentation.jitter_probability": "0.0",
-    "augmentation.grey": "1.0",
-    "augmentation.blur": "0.0",
-    "augmentation.flip": "0.0",
-    "augmentation.vertical_flip": "1.0",
 }
 ELSEWHERE = {"trainer", "workers"}
-"""What only takes time, and is turned in tests of its own."""
+"""Knobs that only take time."""
 
 
 def knobs(algorithm):
@@ -214,7 +142,7 @@ def knobs(algorithm):
     for key, value in node.items():
         inner = value if isinstance(value, dict) else {"": value}
         found |= {f"{key}.{name}".strip(".") for name in inner if not name.startswith("_")} if key[0] != "_" else set()
-    return found - ELSEWHERE
+    return {name for name in found - ELSEWHERE if not name.startswith("augmentation.")}  # see msc/test_views.py
 
 
 def test_every_knob_is_turned_below():
@@ -247,11 +175,6 @@ def test_the_seed_and_the_cycle_change_msc(make, small, labels):
     assert not np.array_equal(logits(first, small), logits(again, small))
 
 
-def test_workers_change_nothing_but_the_time(make, small, labels):
-    alone, helped = (fitted(make("msc", f"trainer.workers={workers}"), small, labels) for workers in (0, 1))
-    np.testing.assert_array_equal(logits(alone, small), logits(helped, small))
-
-
 def test_msc_trains_only_the_upper_stages_keeps_batch_norms_and_leaves_the_pretrained_backbone_alone(
     make, small, labels
 ):
@@ -268,7 +191,7 @@ def test_msc_trains_only_the_upper_stages_keeps_batch_norms_and_leaves_the_pretr
 
 
 @pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
-def test_frozen_stages_that_are_computed_apart_teach_msc_the_same(make, small, labels, monkeypatch):
+def test_frozen_stages_by_openvino_train_the_same_backbone(make, small, labels, monkeypatch):
     step, shortcuts, rankings = MeanShiftedContrastive.training_step, [], []
 
     def noted(module, batch, batch_idx):
@@ -294,7 +217,7 @@ def test_without_epochs_msc_is_the_frozen_distance(make, small, labels):
     np.testing.assert_allclose(logits(msc, small), logits(frozen, small), rtol=1e-2, atol=2e-2)
 
 
-def test_msc_tells_its_losses_at_each_step_and_ranks_after_each_epoch(make, small, labels):
+def test_msc_logs_each_step_and_ranks_after_each_epoch(make, small, labels):
     plain = fitted(make("msc"), small, labels)
     learner, rows, epochs = make("msc"), [], {}
     learner.on_step = rows.append
@@ -327,16 +250,13 @@ def test_any_number_of_bands_trains(make, make_source, channels):
 @pytest.mark.parametrize(
     ("algorithm", "override", "message"),
     [
-        ("knn", "drop=1.0", r"algorithm.learner.drop is 1.0: it must lie in \[0, 1\)"),
-        ("knn", "least_normals=0", "algorithm.learner.least_normals is 0: it must be at least 1"),
-        ("knn", "detector.neighbours=0", "detector.neighbours is 0"),
+        ("knn", "drop=1.0", "algorithm.learner.drop is 1.0"),
+        ("knn", "least_normals=0", "algorithm.learner.least_normals is 0"),
         ("msc", "trim=-0.1", "algorithm.learner.trim is -0.1"),
-        ("msc", "epochs=-1", "algorithm.learner.epochs is -1: it must be at least 0"),
-        ("msc", "batch_size=1", "algorithm.learner.batch_size is 1: it must be at least 2"),
+        ("msc", "epochs=-1", "algorithm.learner.epochs is -1"),
+        ("msc", "batch_size=1", "algorithm.learner.batch_size is 1"),
         ("msc", "optimizer.lr=-1.0", "algorithm.learner.optimizer: Invalid learning rate"),
-        ("msc", "loss.temperature=0.0", "loss.temperature is 0.0: it must be positive"),
-        ("msc", "loss.angular_weight=-1.0", "loss.angular_weight is -1.0: it cannot be negative"),
-        ("msc", "augmentation.blur=2.0", "augmentation.blur is 2.0: it must lie between 0 and 1"),
+        ("msc", "augmentation.blur=2.0", "augmentation.blur is 2.0"),
         ("msc", "augmentation.crop=[0.0,1.0]", r"augmentation.crop is \[0.0, 1.0\]"),
         ("msc", "augmentation.jitter=[0.1]", r"augmentation.jitter is \[0.1\]: it must be four numbers"),
         ("msc", "augmentation.jitter=[0.0,0.0,0.0,0.9]", "at most 0.5"),

@@ -7,7 +7,17 @@ from sklearn.metrics import average_precision_score
 from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
 from anomalymatch.backbones.features import Scaling
 
-SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=0, confidence=0.8, weight=0.25, limit=200)
+SPEC = ProbeSpec(
+    inverse_regularisation=10.0,
+    rounds=0,
+    confidence=0.8,
+    weight=0.25,
+    limit=200,
+    orientations=1,
+    calibration="none",
+    folds=5,
+    pool_images=10_000,
+)
 C = {"inverse_regularisation": 10.0}
 
 
@@ -26,7 +36,7 @@ SCALING = Scaling((slice(0, 6), slice(6, 10)), np.ones(10, np.float32))
 @pytest.mark.parametrize("clue", [0, 1])
 def test_informative_block_is_trusted_more(clue):
     rows, rare = two_blocks(clue=clue)
-    gain = column_gain(rows[rare][:10], rows[~rare][:100], SCALING, **C)
+    gain = column_gain(rows[rare][:10], rows[~rare][:100], SCALING, SPEC)
     shares = gain[0], gain[6]
     assert shares[clue] > 2 * shares[1 - clue]
     assert np.hypot(*shares) == pytest.approx(1.0)
@@ -48,7 +58,7 @@ def test_trust_is_the_average_precision_out_of_fold():
             rows_, known = both[train][:, block], targets[train] == 1
             logits[test] = fit_logistic(rows_[known], rows_[~known], **C).logits(both[test][:, block])
         found.append(average_precision_score(targets, logits))
-    gain = column_gain(anomalies, normals, SCALING, **C)
+    gain = column_gain(anomalies, normals, SCALING, SPEC)
     np.testing.assert_allclose([gain[0], gain[6]], np.array(found) / np.linalg.norm(found), rtol=1e-6)
 
 
@@ -56,22 +66,22 @@ def test_trust_does_not_depend_on_the_number_of_columns():
     rows, rare = two_blocks()
     wide = np.concatenate([np.repeat(rows[:, :6], 20, axis=1) / 20**0.5, rows[:, 6:]], axis=1)
     scaling = Scaling((slice(0, 120), slice(120, 124)), np.ones(124, np.float32))
-    narrow_gain = column_gain(rows[rare][:8], rows[~rare][:60], SCALING, **C)
-    wide_gain = column_gain(wide[rare][:8], wide[~rare][:60], scaling, **C)
+    narrow_gain = column_gain(rows[rare][:8], rows[~rare][:60], SCALING, SPEC)
+    wide_gain = column_gain(wide[rare][:8], wide[~rare][:60], scaling, SPEC)
     np.testing.assert_allclose([wide_gain[0], wide_gain[120]], [narrow_gain[0], narrow_gain[6]], rtol=1e-4)
 
 
 @pytest.mark.parametrize(("anomalies", "normals"), [(1, 50), (50, 1), (1, 1)])
 def test_single_image_of_a_class_trusts_all_blocks_alike(anomalies, normals):
     rows, rare = two_blocks()
-    gain = column_gain(rows[rare][:anomalies], rows[~rare][:normals], SCALING, **C)
+    gain = column_gain(rows[rare][:anomalies], rows[~rare][:normals], SCALING, SPEC)
     np.testing.assert_allclose(gain, 0.5**0.5)
 
 
 def test_gain_of_one_block_is_its_scale():
     rows, rare = two_blocks()
     scaling = Scaling((slice(0, 10),), np.arange(10, dtype=np.float32))
-    np.testing.assert_array_equal(column_gain(rows[rare][:5], rows[~rare][:5], scaling, **C), np.arange(10))
+    np.testing.assert_array_equal(column_gain(rows[rare][:5], rows[~rare][:5], scaling, SPEC), np.arange(10))
 
 
 def test_gain_multiplies_the_columns_in_the_fit_alone():
@@ -95,7 +105,7 @@ def test_two_blocks_find_more_than_each_where_each_has_half_of_the_clues():
         return average_precision_score(rare[rest], probe.logits(rows[rest][:, block]))
 
     single = [ap(fit_logistic(rows[anomalies][:, p], rows[normals][:, p], **C), p) for p in SCALING.blocks]
-    both = ap(self_train(rows[anomalies], rows[normals], pool, SPEC, SCALING), slice(None))
+    both = ap(self_train(rows[anomalies], rows[normals], pool, SPEC, SCALING).probe, slice(None))
     assert both > max(single) + 0.1
 
 
@@ -103,6 +113,6 @@ def test_order_of_the_blocks_does_not_matter():
     rows, rare = two_blocks()
     swapped = np.concatenate([rows[:, 6:], rows[:, :6]], axis=1)
     scaling = Scaling((slice(0, 4), slice(4, 10)), np.ones(10, np.float32))
-    first = self_train(rows[rare][:9], rows[~rare][:80], rows, SPEC, SCALING)
-    second = self_train(swapped[rare][:9], swapped[~rare][:80], swapped, SPEC, scaling)
+    first = self_train(rows[rare][:9], rows[~rare][:80], rows, SPEC, SCALING).probe
+    second = self_train(swapped[rare][:9], swapped[~rare][:80], swapped, SPEC, scaling).probe
     np.testing.assert_allclose(first.logits(rows), second.logits(swapped), atol=1e-3)

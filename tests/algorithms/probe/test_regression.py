@@ -3,10 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from anomalymatch.algorithms.probe.regression import ProbeSpec, fit_logistic, self_train
+from anomalymatch.algorithms.probe.regression import ProbeSpec, fit_logistic, platt, self_train
 from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.errors import ConfigError
 
@@ -21,7 +24,7 @@ def clusters(anomalies=5, normals=200, width=24, seed=0):
 
 
 def loss(coefficients, intercept, anomalies, normals, c):
-    """What scikit-learn minimises, written out: balanced classes, an L2 penalty on all but the intercept."""
+    """Compute scikit-learn's objective in plain Python: balanced classes, an L2 penalty on all but the intercept."""
     total = 0.5 * float(coefficients @ coefficients)
     count = len(anomalies) + len(normals)
     for rows, sign in ((anomalies, 1.0), (normals, -1.0)):
@@ -87,21 +90,37 @@ def test_one_image_of_each_class_is_enough():
     assert probe.intercept == pytest.approx(0.0, abs=1e-4)
 
 
-SPEC = ProbeSpec(inverse_regularisation=10.0, rounds=3, confidence=0.8, weight=0.25, limit=200)
+SPEC = ProbeSpec(
+    inverse_regularisation=10.0,
+    rounds=3,
+    confidence=0.8,
+    weight=0.25,
+    limit=200,
+    orientations=1,
+    calibration="none",
+    folds=5,
+    pool_images=10_000,
+)
+
+
+def trained(*args, **options):
+    return self_train(*args, **options).probe
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"inverse_regularisation": 0.0}, "probe.inverse_regularisation is 0.0: it must be positive"),
-        ({"inverse_regularisation": float("nan")}, "must be positive"),
-        ({"rounds": -1}, "probe.rounds=-1 and probe.limit=200 cannot be negative"),
-        ({"limit": -1}, "cannot be negative"),
-        ({"orientations": 3}, "probe.orientations is 3: choose one of 1, 2, 4, 8"),
-        ({"confidence": 0.4}, "probe.confidence is 0.4: it must be at least 0.5 and below 1"),
-        ({"confidence": 1.0}, "below 1"),
-        ({"calibration": "isotonic"}, "probe.calibration is .isotonic.: choose one of none, platt"),
-        ({"weight": 0.0}, "probe.weight is 0.0: it must be positive"),
+        ({"inverse_regularisation": 0.0}, "probe.inverse_regularisation is 0.0"),
+        ({"inverse_regularisation": float("nan")}, "probe.inverse_regularisation is nan"),
+        ({"rounds": -1}, "probe.rounds is -1"),
+        ({"limit": -1}, "probe.limit is -1"),
+        ({"folds": 1}, "probe.folds is 1"),
+        ({"pool_images": 0}, "probe.pool_images is 0"),
+        ({"orientations": 3}, "probe.orientations is 3"),
+        ({"confidence": 0.4}, "probe.confidence is 0.4"),
+        ({"confidence": 1.0}, "probe.confidence is 1.0"),
+        ({"calibration": "isotonic"}, "probe.calibration is .isotonic."),
+        ({"weight": 0.0}, "probe.weight is 0.0"),
     ],
 )
 def test_refuses_impossible_values(change, message):
@@ -109,7 +128,7 @@ def test_refuses_impossible_values(change, message):
         replace(SPEC, **change)
 
 
-def test_a_supposed_anomaly_of_weight_one_is_a_labelled_one():
+def test_a_pseudo_labelled_anomaly_of_weight_one_counts_as_labelled():
     anomalies, normals = clusters()
     # 2 + 3 anomalies against 200 normals; C scales with the number of labelled images, here 202 of 205.
     split = fit_logistic(anomalies[:2], normals, inverse_regularisation=10.0 * 205 / 202, pseudo_labelled=anomalies[2:])
@@ -118,7 +137,7 @@ def test_a_supposed_anomaly_of_weight_one_is_a_labelled_one():
 
 
 def half_shown(noise=0.1, seed=0):
-    """Anomalies that point to 0, 1 and 2, of which two labelled ones show 0 and 1 alone; normals point to 3."""
+    """Make anomalies that point to 0, 1 and 2, two labelled ones that point to 0 and 1, and normals that point to 3."""
     rng = np.random.default_rng(seed)
 
     def rows(count, *directions):
@@ -133,50 +152,50 @@ def half_shown(noise=0.1, seed=0):
 def test_several_views_of_an_image_weigh_as_much_as_the_image():
     anomalies, normals = clusters()
     pool = clusters(seed=1)[1]
-    plain = self_train(anomalies, normals, pool, SPEC)
-    same = self_train(anomalies, normals, pool, SPEC, turned=np.repeat(anomalies, 7, axis=0))
+    plain = trained(anomalies, normals, pool, SPEC)
+    same = trained(anomalies, normals, pool, SPEC, turned=np.repeat(anomalies, 7, axis=0))
     np.testing.assert_allclose(same.coefficients, plain.coefficients, atol=1e-3)
-    none = self_train(anomalies, normals, pool, SPEC, turned=anomalies[:0])
+    none = trained(anomalies, normals, pool, SPEC, turned=anomalies[:0])
     np.testing.assert_array_equal(none.coefficients, plain.coefficients)
 
 
-def test_other_views_teach_what_an_anomaly_may_look_like():
+def test_other_views_generalise_the_probe():
     anomalies, normals = clusters()
     turned = anomalies.copy()
     turned[:, [0, 1]] = anomalies[:, [1, 0]]  # what sets them apart lies elsewhere in the other view
     spec = replace(SPEC, rounds=0)
-    alone = self_train(anomalies, normals, normals, spec).logits(turned)
-    taught = self_train(anomalies, normals, normals, spec, turned=turned).logits(turned)
+    alone = trained(anomalies, normals, normals, spec).logits(turned)
+    taught = trained(anomalies, normals, normals, spec, turned=turned).logits(turned)
     assert (taught > alone).all()
 
 
 def test_self_training_learns_from_the_pool_what_the_labels_do_not_show():
     labelled, normals, pool, hidden = half_shown()
     alone = fit_logistic(labelled, normals, inverse_regularisation=10.0).logits(hidden)
-    helped = self_train(labelled, normals, pool, SPEC).logits(hidden)
+    helped = trained(labelled, normals, pool, SPEC).logits(hidden)
     assert (helped[:50].mean() - helped[50:].mean()) > (alone[:50].mean() - alone[50:].mean()) + 0.2
 
 
-def test_a_pool_without_sure_images_changes_nothing():
+def test_a_pool_without_confident_images_changes_nothing():
     anomalies, normals = clusters()
-    probe = self_train(anomalies, normals, normals, SPEC)
+    probe = trained(anomalies, normals, normals, SPEC)
     plain = fit_logistic(anomalies, normals, inverse_regularisation=10.0)
     assert plain.logits(normals).max() < np.log(4.0)
     np.testing.assert_array_equal(probe.coefficients, plain.coefficients)
 
 
-def test_what_teaches_has_to_be_sure_to_two_probes_on_average():
+def test_the_mean_of_two_probes_must_be_confident():
     labelled, normals, pool, _ = half_shown()
     spec = replace(SPEC, rounds=1)
     own = fit_logistic(labelled, normals, inverse_regularisation=10.0).logits(pool)
-    doubts = self_train(labelled, normals, pool, spec, second=-own - 9.0)
-    np.testing.assert_array_equal(doubts.coefficients, self_train(labelled, normals, pool[:0], spec).coefficients)
-    agrees = self_train(labelled, normals, pool, spec, second=own)
-    np.testing.assert_array_equal(agrees.coefficients, self_train(labelled, normals, pool, spec).coefficients)
+    doubts = trained(labelled, normals, pool, spec, second=-own - 9.0)
+    np.testing.assert_array_equal(doubts.coefficients, trained(labelled, normals, pool[:0], spec).coefficients)
+    agrees = trained(labelled, normals, pool, spec, second=own)
+    np.testing.assert_array_equal(agrees.coefficients, trained(labelled, normals, pool, spec).coefficients)
     wanted, sure = np.array([3, 500, 70]), np.log(4.0)  # a probability of 0.8, in log-odds
     second = np.full(len(pool), -99.0)
     second[wanted] = 2 * sure - own[wanted] + 1e-6
-    insists = self_train(labelled, normals, pool, spec, second=second)
+    insists = trained(labelled, normals, pool, spec, second=second)
     by_hand = fit_logistic(
         labelled, normals, inverse_regularisation=10.0, pseudo_labelled=pool[wanted], weight=spec.weight
     )
@@ -186,8 +205,8 @@ def test_what_teaches_has_to_be_sure_to_two_probes_on_average():
 @pytest.mark.parametrize("change", [{"rounds": 1}, {"confidence": 0.98}, {"weight": 1.0}, {"limit": 3}])
 def test_every_value_of_self_training_matters(change):
     labelled, normals, pool, _ = half_shown(noise=0.3)
-    usual = self_train(labelled, normals, pool, SPEC)
-    changed = self_train(labelled, normals, pool, replace(SPEC, **change))
+    usual = trained(labelled, normals, pool, SPEC)
+    changed = trained(labelled, normals, pool, replace(SPEC, **change))
     assert np.abs(usual.coefficients - changed.coefficients).max() > 1e-3
 
 
@@ -196,7 +215,7 @@ def test_calibration_keeps_the_order_and_tells_how_many_are_anomalies():
     learnt = anomalies[:20], normals[:1000]
     rest = np.concatenate([anomalies[20:], normals[1000:]])
     raw, calibrated = (
-        self_train(*learnt, rest, replace(SPEC, rounds=0, calibration=how)).logits(rest) for how in ("none", "platt")
+        trained(*learnt, rest, replace(SPEC, rounds=0, calibration=how)).logits(rest) for how in ("none", "platt")
     )
     np.testing.assert_array_equal(np.argsort(raw, kind="stable"), np.argsort(calibrated, kind="stable"))
     assert expit(raw).sum() > 60  # of twenty
@@ -204,23 +223,22 @@ def test_calibration_keeps_the_order_and_tells_how_many_are_anomalies():
 
 
 @pytest.mark.parametrize("counts", [(1, 50), (5, 1)])
-def test_without_two_images_of_a_class_nothing_can_be_calibrated(counts):
+def test_a_class_with_one_image_leaves_the_probe_uncalibrated(counts):
     anomalies, normals = clusters(*counts)
     raw, calibrated = (
-        self_train(anomalies, normals, normals[:0], replace(SPEC, rounds=0, calibration=how))
-        for how in ("none", "platt")
+        trained(anomalies, normals, normals[:0], replace(SPEC, rounds=0, calibration=how)) for how in ("none", "platt")
     )
     np.testing.assert_array_equal(raw.coefficients, calibrated.coefficients)
     assert raw.intercept == calibrated.intercept
 
 
-def test_labels_that_mean_nothing_do_not_turn_the_order_round():
+def test_random_labels_do_not_reverse_the_order():
     rng = np.random.default_rng(0)
     signs = []
     for _ in range(20):
         rows = rng.normal(size=(12, 6)).astype(np.float32)
-        probe = self_train(rows[:4], rows[4:], rows[:0], replace(SPEC, rounds=0, calibration="platt"))
-        plain = self_train(rows[:4], rows[4:], rows[:0], replace(SPEC, rounds=0))
+        probe = trained(rows[:4], rows[4:], rows[:0], replace(SPEC, rounds=0, calibration="platt"))
+        plain = trained(rows[:4], rows[4:], rows[:0], replace(SPEC, rounds=0))
         signs.append(float(probe.coefficients @ plain.coefficients) > 0)
     assert all(signs)
 
@@ -253,3 +271,56 @@ def test_reranks_a_hundred_thousand_images_in_a_second():
         seconds.append(time.perf_counter() - start)
     assert scores.shape == order.shape == (count,)
     assert min(seconds) < 1.0
+
+
+# --- calibration -----------------------------------------------------------------------------------------------
+
+
+def test_is_the_minimum_of_platts_loss_written_out():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=300) * 3
+    targets = rng.random(300) < expit(0.7 * logits - 1.5)
+
+    def loss(parameters):
+        slope, offset = parameters
+        total, positive = 0.0, int(targets.sum())
+        for value, rare in zip(logits, targets, strict=True):
+            certain = (positive + 1) / (positive + 2) if rare else 1 / (300 - positive + 2)
+            p = 1 / (1 + np.exp(-(slope * value + offset)))
+            total -= certain * np.log(p) + (1 - certain) * np.log(1 - p)
+        return total
+
+    best = minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}).x
+    assert platt(logits, targets) == pytest.approx(best, abs=1e-3)
+
+
+def test_recovers_a_sigmoid():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=100_000) * 2 + 1
+    targets = rng.random(len(logits)) < expit(0.5 * logits - 2.0)
+    assert platt(logits, targets) == pytest.approx((0.5, -2.0), abs=0.05)
+
+
+def test_separated_labels_leave_probabilities_below_one():
+    slope, offset = platt(np.array([-2.0, -1.0, 1.0, 2.0]), np.array([False, False, True, True]))
+    assert expit(slope * 1.0 + offset) < 0.9
+    assert 0 < slope < 10
+
+
+def test_the_mean_is_the_share_of_the_targets():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=50)
+    targets = logits + rng.normal(size=50) > 1.5
+    slope, offset = platt(logits, targets)
+    positive, negative = targets.sum(), (~targets).sum()
+    certain = positive * (positive + 1) / (positive + 2) + negative / (negative + 2)
+    assert expit(slope * logits + offset).sum() == pytest.approx(certain, abs=1e-3)
+
+
+@given(st.floats(1e-3, 1e3), st.floats(-100, 100))
+def test_a_change_of_scale_is_undone(scale, shift):
+    logits = np.array([-3.0, -1.0, -0.5, 0.0, 0.7, 1.0, 2.5])
+    targets = np.array([False, False, True, False, False, True, True])
+    slope, offset = platt(logits, targets)
+    other, moved = platt(scale * logits + shift, targets)
+    assert other * (scale * logits + shift) + moved == pytest.approx(slope * logits + offset, abs=0.02)

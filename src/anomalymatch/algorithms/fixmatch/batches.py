@@ -1,102 +1,113 @@
-"""The LightningDataModule of FixMatch: labelled and unlabelled images mixed in every batch."""
+"""LightningDataModule of FixMatch: batches of labelled and unlabelled images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from anomalymatch.algorithms.fixmatch.views import Augmentation, View
+from anomalymatch.checks import check_range
+from anomalymatch.data.collect import next_readable, read_images
 from anomalymatch.data.labels import training_ids
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import resize
 from anomalymatch.errors import ConfigError, DataError
-from anomalymatch.types import Image, Reject
+from anomalymatch.types import Image
 
-IMAGES_A_CANDIDATE = 5
-"""At least, in the pool: of a small one, too, the candidates are a choice."""
+KEY = "algorithm.learner.batch"
+
+
+class MixedBatch(NamedTuple):
+    """Batch of FixMatch."""
+
+    x_lb: UInt8[Tensor, "l c h w"]
+    """Weak views of labelled images."""
+    y_lb: Int64[Tensor, " l"]
+    """Their classes."""
+    x_ulb_w: UInt8[Tensor, "u c h w"]
+    """Weak views of unlabelled images."""
+    x_ulb_s: UInt8[Tensor, "u c h w"]
+    """Strong views of the same images."""
+    i_ulb: Int64[Tensor, " u"]
+    """Positions of the unlabelled images in the pool."""
 
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """The make-up of a batch, which is shared out evenly where several processes train.
+    """Composition of the batches.
 
     Attributes:
-        labelled: labelled images in a batch, of all processes together.
-        unlabelled_ratio: unlabelled images for each labelled one (FixMatch: mu).
-        iterations: batches in one training.
-        workers: processes that prepare batches, for each one that trains; 0 prepares them in the training process.
-        candidates: images of the pool that are likely anomalies and come more often than others; see `candidates_of`.
-        candidate_share: their share of the unlabelled images in a batch; 0 treats all images alike.
+        labelled: number of labelled images in a batch, over all processes.
+        unlabelled_ratio: number of unlabelled images for each labelled one (FixMatch: mu).
+        iterations: number of batches in one training.
+        workers: processes that prepare batches, for each training process; 0 prepares them in the training process.
+        candidates: number of likely anomalies in the pool that are drawn more often than other images.
+        candidate_share: their share of the unlabelled images in a batch; 0 draws all images equally often.
+        pool_per_candidate: images that the pool must have for each candidate; a small pool has fewer candidates.
     """
 
-    labelled: int = 16
-    unlabelled_ratio: int = 5
-    iterations: int = 100
-    workers: int = 0
-    # Older run folders know nothing of what follows, and go on as they began.
-    candidates: int = 0
-    candidate_share: float = 0.0
+    labelled: int
+    unlabelled_ratio: int
+    iterations: int
+    workers: int
+    candidates: int
+    candidate_share: float
+    pool_per_candidate: float | int
 
     def __post_init__(self) -> None:
-        for name in ("labelled", "unlabelled_ratio", "iterations"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"algorithm.learner.batch.{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("labelled", "unlabelled_ratio", "iterations", "pool_per_candidate"):
+            check_range(f"{KEY}.{name}", getattr(self, name), low=1)
         for name in ("workers", "candidates"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"algorithm.learner.batch.{name} is {getattr(self, name)}: it cannot be negative")
-        if not 0.0 <= self.candidate_share <= 1.0:
-            raise ConfigError(
-                f"algorithm.learner.batch.candidate_share is {self.candidate_share}: it is a share, from 0 to 1"
-            )
+            check_range(f"{KEY}.{name}", getattr(self, name), low=0)
+        check_range(f"{KEY}.candidate_share", self.candidate_share, low=0, high=1)
 
     @property
     def unlabelled(self) -> int:
-        """Unlabelled images in a batch."""
+        """Number of unlabelled images in a batch."""
         return self.labelled * self.unlabelled_ratio
 
     @property
     def wants_candidates(self) -> bool:
-        """Whether some images of the pool come more often than others."""
-        return bool(self.candidates and self.candidate_places)
+        """True if some images of the pool are drawn more often than others."""
+        return bool(self.candidates and self.candidates_per_batch)
 
     @property
-    def candidate_places(self) -> int:
-        """How many unlabelled images of a batch they are."""
+    def candidates_per_batch(self) -> int:
+        """Number of unlabelled images in a batch that are drawn from the candidates."""
         return round(self.candidate_share * self.unlabelled)
 
     def candidates_of(self, pool: int) -> int:
-        """How many of the images of a pool are candidates: a fifth at most."""
-        return min(self.candidates, -(-pool // IMAGES_A_CANDIDATE))
+        """Return the number of candidates in a pool of so many images."""
+        return min(self.candidates, int(-(-pool // self.pool_per_candidate)))
 
     def shared_by(self, processes: int) -> "BatchSpec":
-        """What each of `processes` gets of every batch.
+        """Return the composition of each process's share of a batch.
 
         Raises:
-            ConfigError: if the labelled images cannot be shared out evenly.
+            ConfigError: if the labelled images cannot be divided evenly.
         """
         if self.labelled % processes:
             raise ConfigError(
-                f"algorithm.learner.batch.labelled is {self.labelled}: {processes} processes train, "
-                f"so it must be a multiple of {processes}"
+                f"{KEY}.labelled is {self.labelled}: it must be a multiple of the number of processes, {processes}"
             )
         return replace(self, labelled=self.labelled // processes)
 
 
 def balanced_draws(targets: Int64[np.ndarray, " n"], count: int, rng: np.random.Generator) -> Int64[np.ndarray, " m"]:
-    """Positions drawn with replacement, each with weight 1 / size of its class: all classes come equally often."""
+    """Draw positions with replacement and weight 1 / size of the class, so that all classes are equally frequent."""
     weights = 1.0 / np.bincount(targets)[targets]
     return rng.choice(len(targets), count, p=weights / weights.sum())
 
 
 def epoch_draws(pool: int, count: int, rng: np.random.Generator) -> Int64[np.ndarray, " m"]:
-    """Positions in 0 … pool-1, reshuffled for every pass, so that none comes twice before all came once."""
+    """Draw positions in 0 … pool-1 in passes, each of which has every position once, in random order."""
     passes = -(-count // pool)
     return np.concatenate([rng.permutation(pool) for _ in range(passes)])[:count]
 
@@ -104,41 +115,41 @@ def epoch_draws(pool: int, count: int, rng: np.random.Generator) -> Int64[np.nda
 def pool_draws(
     pool: int, candidates: Int64[np.ndarray, " c"], spec: BatchSpec, rng: np.random.Generator
 ) -> Int64[np.ndarray, " m"]:
-    """Positions in 0 … pool-1 for all batches, of which `candidates` fill their share of every batch.
+    """Draw positions in 0 … pool-1 for all batches, with their share of candidates in every batch.
 
     Args:
         pool: size of the pool.
-        candidates: positions of the likely anomalies; none of them leaves every batch to the whole pool.
-        spec: the make-up of a batch.
-        rng: the draws' randomness.
+        candidates: positions of the likely anomalies; if there are none, every batch is drawn from the whole pool.
+        spec: the composition of the batches.
+        rng: source of the random numbers.
     """
     draws = epoch_draws(pool, spec.iterations * spec.unlabelled, rng)
-    own = np.arange(len(draws)) % spec.unlabelled < spec.candidate_places
+    own = np.arange(len(draws)) % spec.unlabelled < spec.candidates_per_batch
     if len(candidates) and own.any():
         draws[own] = candidates[epoch_draws(len(candidates), int(own.sum()), rng)]
     return draws
 
 
 def pool_weights(pool: int, candidates: Int64[np.ndarray, " c"], spec: BatchSpec) -> Float32[np.ndarray, " pool"]:
-    """By what each image of the pool counts, so that a mean over the batches of `pool_draws` is one over the pool.
+    """Compute the weight of each image with which a mean over the batches of `pool_draws` is a mean over the pool.
 
-    The inverse of how often it comes, compared with an even draw.
+    It is the inverse of how often the image is drawn, relative to an even draw.
 
     Args:
         pool: size of the pool.
         candidates: positions of the likely anomalies.
-        spec: the make-up of a batch.
+        spec: the composition of the batches.
 
     Raises:
-        ConfigError: if no image but candidates ever comes: they are no sample of the pool, whatever their weights.
+        ConfigError: if only candidates are ever drawn: no weights make them a sample of the pool.
     """
     rates = np.ones(pool, np.float32)
     if len(candidates):
-        share = spec.candidate_places / spec.unlabelled
+        share = spec.candidates_per_batch / spec.unlabelled
         if share == 1.0:
             raise ConfigError(
-                f"algorithm.learner.batch.candidate_share is {spec.candidate_share}: aligning to a rate of anomalies "
-                f"in the pool needs other images of it, too, so choose less than 1"
+                f"{KEY}.candidate_share is {spec.candidate_share}: alignment to a rate of anomalies in the pool needs "
+                f"other images too, so choose less than 1"
             )
         rates *= 1.0 - share
         rates[candidates] += share * pool / len(candidates)
@@ -149,7 +160,7 @@ _WEAK, _STRONG, _LABELLED = 1, 2, 3
 
 
 class LabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], int]]):
-    """Weak views of labelled images, one for each draw. The few labelled images stay in memory."""
+    """Dataset of weak views of the labelled images, which stay in memory; one item for each draw."""
 
     def __init__(
         self,
@@ -172,7 +183,10 @@ class LabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], int]]):
 
 
 class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]]):
-    """A weak and a strong view of an unlabelled image, one pair for each draw, with its position in the pool."""
+    """Dataset of a weak and a strong view of an unlabelled image and its position; one item for each draw.
+
+    An image that cannot be read is replaced by the next one in the pool.
+    """
 
     def __init__(
         self,
@@ -191,38 +205,44 @@ class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w
         return len(self.draws)
 
     def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]:
-        image, position = self._readable(int(self.draws[draw]))
+        image, position = next_readable(self.source, self.pool, int(self.draws[draw]))
         image = resize(image, self.size)
         weak = self.weak(image, draw_seed(self.seed, _WEAK, draw))
         strong = self.strong(image, draw_seed(self.seed, _STRONG, draw))
         return image_tensor(weak), image_tensor(strong), position
 
-    def _readable(self, position: int) -> tuple[Image, int]:
-        """The image at `position` of the pool, or the next one that can be read; ranking reports the others."""
-        for step in range(len(self.pool)):
-            candidate = (position + step) % len(self.pool)
-            image = self.source.read([self.pool[candidate]])[0]
-            if not isinstance(image, Reject):
-                return image, candidate
-        raise DataError(f"none of the {len(self.pool)} images of the pool can be read")
+
+@dataclass(frozen=True)
+class MixedLoader:
+    """Iterable of `MixedBatch`es from one loader of labelled and one of unlabelled views."""
+
+    labelled: DataLoader[tuple[UInt8[Tensor, "c h w"], int]]
+    unlabelled: DataLoader[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]]
+
+    def __len__(self) -> int:
+        return min(len(self.labelled), len(self.unlabelled))
+
+    def __iter__(self) -> Iterator[MixedBatch]:
+        for lb, ulb in zip(self.labelled, self.unlabelled, strict=False):
+            yield MixedBatch(*lb, *ulb)
 
 
 class MixedBatches(LightningDataModule):
-    """Batches of `x_lb, y_lb` (weak views of labelled images) and `x_ulb_w, x_ulb_s, i_ulb` (pairs of views).
+    """LightningDataModule of `MixedBatch`es.
 
-    Every draw and every view follows from `seed` alone, so the batches do not depend on the number of workers, nor on
-    the number of processes that train: of each batch, process `r` of `n` gets the draws r, r + n, r + 2n, …
+    Every draw and every view follows from `seed` alone, so the batches depend neither on the number of workers nor on
+    the number of training processes: of each batch, process `r` of `n` gets the draws r, r + n, r + 2n, …
 
     Args:
         source: the images.
         labels: labelled ids; only anomaly and normal are used.
         pool: unlabelled ids to learn from.
         augmentation: the views.
-        spec: the make-up of a batch.
-        image_size: side of the views, in pixels.
+        spec: the composition of the batches.
+        image_size: side of the views in pixels.
         seed: seed of this training.
-        candidates: ids of the pool that are likely anomalies, for `BatchSpec.candidate_share`. A batch drawn evenly
-            from a pool with one anomaly in a hundred images has hardly anything to learn of them.
+        candidates: ids of the pool that are likely anomalies, for `BatchSpec.candidate_share`. Batches drawn evenly
+            from a pool with one anomaly in a hundred images have too few anomalies to learn from.
     """
 
     def __init__(
@@ -248,8 +268,8 @@ class MixedBatches(LightningDataModule):
         self.weak = augmentation.weak(source.channels)
         self.strong = augmentation.strong(source.channels)
 
-    def train_dataloader(self) -> CombinedLoader:
-        """`iterations` batches, as the dictionary {"lb": …, "ulb": …}; one of several processes gets its share."""
+    def train_dataloader(self) -> MixedLoader:
+        """Make the loader of `iterations` batches; with several processes, of this one's share of them."""
         rank, processes = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         own = self.spec.shared_by(processes)
         labelled, unlabelled = self.labelled(), self.unlabelled()
@@ -258,53 +278,52 @@ class MixedBatches(LightningDataModule):
             batch_size=own.labelled,
             pin_memory=torch.cuda.is_available(),
         )
-        ulb = DataLoader(
-            Subset(unlabelled, range(rank, len(unlabelled), processes)),
-            batch_size=own.unlabelled,
-            num_workers=self.spec.workers,
-            prefetch_factor=2 if self.spec.workers else None,
-            worker_init_fn=single_threaded,
-            pin_memory=torch.cuda.is_available(),
-        )
-        return CombinedLoader({"lb": lb, "ulb": ulb}, mode="min_size")
+        ulb = view_loader(Subset(unlabelled, range(rank, len(unlabelled), processes)), own.unlabelled, own.workers)
+        return MixedLoader(lb, ulb)
 
     def labelled(self) -> LabelledViews:
-        """The labelled half of all batches, one after the other."""
-        images, targets = self._labelled_images()
-        rng = np.random.default_rng([self.seed, _LABELLED])
-        draws = balanced_draws(targets, self.spec.iterations * self.spec.labelled, rng)
-        return LabelledViews(images, targets, draws, self.weak, self.seed)
-
-    def _labelled_images(self) -> tuple[list[Image], Int64[np.ndarray, " n"]]:
-        """Read every labelled image once; one that cannot be read teaches nothing, and ranking reports it."""
-        ids = sorted(self.labels)
-        items = zip(ids, self.source.read(ids), strict=True)
-        readable = {id_: resize(image, self.image_size) for id_, image in items if not isinstance(image, Reject)}
+        """Make the dataset of the labelled half of all batches; images that cannot be read are left out."""
+        found = read_images(self.source, sorted(self.labels))
+        readable = {id_: resize(image, self.image_size) for id_, image in zip(found.ids, found.images, strict=True)}
         anomalies, normals = training_ids({id_: self.labels[id_] for id_ in readable})
         targets = np.repeat(np.array([1, 0]), [len(anomalies), len(normals)])
-        return [readable[id_] for id_ in (*anomalies, *normals)], targets
+        rng = np.random.default_rng([self.seed, _LABELLED])
+        draws = balanced_draws(targets, self.spec.iterations * self.spec.labelled, rng)
+        return LabelledViews([readable[id_] for id_ in (*anomalies, *normals)], targets, draws, self.weak, self.seed)
 
     def unlabelled(self) -> UnlabelledViews:
-        """The unlabelled half of all batches, one after the other."""
+        """Make the dataset of the unlabelled half of all batches."""
         rng = np.random.default_rng([self.seed, _WEAK])
         draws = pool_draws(len(self.pool), self.candidates, self.spec, rng)
         return UnlabelledViews(self.source, self.pool, draws, self.weak, self.strong, self.image_size, self.seed)
 
     def weights(self) -> Float32[np.ndarray, " pool"]:
-        """See `pool_weights`."""
+        """Compute `pool_weights` of this pool."""
         return pool_weights(len(self.pool), self.candidates, self.spec)
 
 
+def view_loader(views: Dataset, batch_size: int, workers: int) -> DataLoader:
+    """Make a loader of views in their order, prepared by so many worker processes."""
+    return DataLoader(
+        views,
+        batch_size=batch_size,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        worker_init_fn=_use_one_thread,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _use_one_thread(worker: int) -> None:
+    # Workers are the parallelism; OpenCV's own threads would only compete with them, and do not survive a fork.
+    cv2.setNumThreads(0)
+
+
 def image_tensor(image: Image) -> UInt8[Tensor, "c h w"]:
-    """Channels first, without a copy."""
+    """Convert an image to a tensor with channels first, without a copy."""
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def draw_seed(seed: int, kind: int, draw: int) -> int:
-    """The seed of one view: of the training with `seed`, the view's kind, and the number of the draw."""
+    """Derive the seed of one view from the seed of the training, the kind of view and the number of the draw."""
     return int(np.random.SeedSequence([seed, kind, draw]).generate_state(1)[0])
-
-
-def single_threaded(worker: int) -> None:
-    """Workers are the parallelism; OpenCV's own threads would only compete, and do not survive a fork."""
-    cv2.setNumThreads(0)

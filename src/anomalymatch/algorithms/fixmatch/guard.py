@@ -1,88 +1,124 @@
-"""What tells that a fine-tuning did harm: pure checks, each of which gives its findings as sentences.
+"""Guard of FixMatch trainings: checks for harm, each of which returns findings as sentences, and the fallback.
 
-The thresholds are far from what a sound training gives; a finding is worth a look, not a proof.
+The default limits are far from the values of a sound training; a finding is worth a look, not a proof.
 """
 
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 from scipy.special import expit
 from scipy.stats import spearmanr
 
-from anomalymatch.algorithms.lightning import StepListener
-from anomalymatch.algorithms.probe.learner import fit_probe
-from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, column_gain, out_of_fold_ap
+from anomalymatch.algorithms.probe.learner import probe_network
+from anomalymatch.algorithms.probe.regression import SelfTraining
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.network import Network
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.data.labels import training_ids
-from anomalymatch.errors import ConfigError, TrainingError
+from anomalymatch.errors import TrainingError
 from anomalymatch.evaluation.metrics import ranking_metrics
 from anomalymatch.ranking import Ranking
 
 logger = logging.getLogger(__name__)
 
-GUARDS = ("warn", "fallback", "retrain", "off")
-COLD_PASS, PROBE_PASS = 0.5, 0.5
-"""Share of pseudo-labels above the cut at step 0: of a cold head, and as anomaly, beside the candidates, of a head set
-to the probe."""
-ONE_CLASS = 0.9
-"""Of what passes in the last quarter of the steps, the share of anomalies that is a collapse."""
-FEWEST_STEPS = 5
-"""In a quarter. If half of the steps let an anomaly pass before, none in five is unlikely (2^-5)."""
-CORRELATION, SPREAD = 0.2, 1e-4
-"""Spearman's correlation with the probe, and the standard deviation of the logits, that a ranking should have."""
-HIGH_SHARE, RISE = 0.5, 2.0
-"""Share of scores above 1/2, and by how much it exceeds the probe's, that is a drift."""
-OLD_WEIGHTS = 0.2
-FOLDS, PER_FOLD = 2, 2
-"""Folds of the labels, and the fewest anomalies and normals in each."""
+MODES = ("warn", "fallback", "retrain", "off")
+KEPT = "the ranking of the probe is kept"
 
+Rows = Sequence[Mapping[str, float]]
 Scores = Float64[np.ndarray, " n"]
 TrainAndScore = Callable[[dict[str, str], list[str]], Mapping[int, Scores]]
-"""Learns from labels and scores other images, by the network after so many steps; after none, it is the probe."""
+"""Function of the labels to learn from and of the images to score; returns their logits by number of training steps.
+
+The logits after 0 steps are those of the probe.
+"""
 
 
-def check_training(
-    rows: Sequence[Mapping[str, float]], *, cold: bool, cuts: bool = True, candidates: float = 0.0
-) -> list[str]:
-    """Look at what a training logged.
+@dataclass(frozen=True)
+class GuardLimits:
+    """Limits of the guard's checks.
 
-    Args:
-        rows: one a step, with `loss`, `pass_rate` and `pass_rate_anomaly`; empty tells nothing.
-        cold: whether the head began untrained.
-        cuts: whether a fixed threshold decides what passes. What adapts lets all pass at first, by design.
-        candidates: share of a batch that was chosen because it looks like anomalies, and may pass as such.
+    Attributes:
+        cold_pass_rate: share of pseudo-labels that may pass at the first step of an untrained head.
+        anomaly_pass_rate: share of the first batch, without the candidates, that may pass as anomaly.
+        collapse_rate: share of anomalies among the pseudo-labels that pass in the last quarter of the steps.
+        collapse_steps: number of steps in a quarter from which missing anomalies count as a collapse. If half of the
+            steps had an anomaly before, none in five is unlikely (2^-5).
+        correlation: smallest rank correlation (Spearman) of a ranking with the probe's.
+        spread: smallest standard deviation of the logits.
+        high_share: share of scores above 1/2 that counts as a drift, if it exceeds the probe's share enough.
+        high_ratio: how many times it exceeds the probe's share.
+        initial_weights: share of the initial weights that may be left in the average.
+        folds: folds of the labels for retrain.
+        labels_per_fold: smallest number of anomalies, and of normals, in a fold.
+        ranked_images: smallest number of images whose ranking is compared with the probe's.
+        checkpoints: how many times retrain scores a training, at even intervals.
     """
-    return [finding for finding in (_start(rows, cold, cuts, candidates), _collapse(rows)) if finding]
+
+    cold_pass_rate: float
+    anomaly_pass_rate: float
+    collapse_rate: float
+    collapse_steps: int
+    correlation: float
+    spread: float
+    high_share: float
+    high_ratio: float
+    initial_weights: float
+    folds: int
+    labels_per_fold: int
+    ranked_images: int
+    checkpoints: int
+
+    def __post_init__(self) -> None:
+        lowest = {"folds": 2, "labels_per_fold": 1, "checkpoints": 1, "correlation": -1}
+        for field in fields(self):
+            key = f"algorithm.learner.guard_limits.{field.name}"
+            check_range(key, getattr(self, field.name), low=lowest.get(field.name, 0))
 
 
-def check_average(decay: float, steps: int) -> list[str]:
-    """Whether the average still is what it began with: after k steps it holds decay^k of that.
-
-    That is no harm where it began with the probe; from a cold head it is why nothing was learnt.
+def check_steps(
+    rows: Rows, limits: GuardLimits, *, cold: bool, fixed_threshold: bool = True, candidates: float = 0.0
+) -> list[str]:
+    """Check the logged steps of a training: its first pseudo-labels, its losses and its last pseudo-labels.
 
     Args:
-        decay: of the average that scores.
-        steps: that it has followed, over all cycles that it was carried through.
+        rows: one row a step with `loss`, `pass_rate` and `pass_rate_anomaly`; no rows give no findings.
+        limits: see `GuardLimits`.
+        cold: True if the head was untrained.
+        fixed_threshold: False if the threshold adapts: then all pseudo-labels pass at first, by design.
+        candidates: share of a batch drawn from likely anomalies, which may pass as such.
+    """
+    found = (_check_first_step(rows, limits, cold, fixed_threshold, candidates), _check_collapse(rows, limits))
+    return [finding for finding in found if finding]
+
+
+def check_average(decay: float, steps: int, limits: GuardLimits) -> list[str]:
+    """Check how much of the initial weights is left in the average: decay^k after k steps.
+
+    That is no harm if the average began with the probe; from a cold head it explains why nothing was learnt.
+
+    Args:
+        decay: decay of the average that scores.
+        steps: number of its updates, over all cycles since it was initialised.
+        limits: see `GuardLimits`.
     """
     old = decay**steps
-    if old <= OLD_WEIGHTS:
+    if old <= limits.initial_weights:
         return []
     return [f"the average that scores lags behind: {old:.0%} of it are the weights from before the first step"]
 
 
 def check_finite(scores: Scores) -> list[str]:
-    """Whether there is a number for every image."""
+    """Check that every score is finite."""
     bad = int(np.count_nonzero(~np.isfinite(scores)))
     return [f"{bad:,} of {scores.size:,} scores are not finite"] if bad else []
 
 
 def require_finite(ranking: Ranking) -> None:
-    """Refuse what cannot be ranked.
+    """Refuse a ranking with scores that are not finite.
 
     Raises:
         TrainingError: with what to do.
@@ -90,274 +126,221 @@ def require_finite(ranking: Ranking) -> None:
     for finding in check_finite(ranking.logits):
         raise TrainingError(
             f"{finding}: the training has diverged. Choose a lower algorithm.learner.optimizer.lr, or "
-            f"algorithm.learner.guard=fallback, which keeps the probe's ranking then"
+            f"algorithm.learner.guard=fallback, which then keeps the probe's ranking"
         )
 
 
-def check_ranking(network: Scores, probe: Scores) -> list[str]:
-    """Compare the scores of a network with those of the probe that it should improve on.
-
-    Args:
-        network: log-odds, shape (n,).
-        probe: those of the same images, shape (n,).
-    """
+def check_scores(network: Scores, probe: Scores, limits: GuardLimits) -> list[str]:
+    """Compare the logits of a network with those of the probe for the same images."""
     if (bad := check_finite(network)) or network.size < 2:
         return bad
-    if float(np.std(network)) < SPREAD:
+    if float(np.std(network)) < limits.spread:
         return ["all scores are the same"]
     findings = []
-    if np.ptp(probe) > 0 and (correlation := float(spearmanr(network, probe).statistic)) < CORRELATION:
+    if np.ptp(probe) > 0 and (correlation := float(spearmanr(network, probe).statistic)) < limits.correlation:
         findings.append(f"the ranking has little in common with the probe's (rank correlation {correlation:.2f})")
     ours, theirs = (float(np.mean(expit(logits) > 0.5)) for logits in (network, probe))
-    if ours > HIGH_SHARE and ours > RISE * theirs:
+    if ours > limits.high_share and ours > limits.high_ratio * theirs:
         findings.append(f"the scores have drifted: {ours:.0%} are above 1/2, of the probe's {theirs:.0%}")
     return findings
 
 
 def check_out_of_fold(network: float, probe: float) -> list[str]:
-    """Compare average precisions out of fold; where one is not known, nothing is found."""
+    """Compare average precisions by cross-validation; NaN gives no finding."""
     if network < probe:
         return [f"out of fold, its average precision is {network:.2f}, below the probe's {probe:.2f}"]
     return []
 
 
-def check_stop(aps: Mapping[int, float]) -> tuple[int, list[str]]:
-    """After how many steps a training ranks best: of equals, the most. Unless that is known, none may stay.
+def check_stop(aps: Mapping[int, float], limits: GuardLimits) -> tuple[int, list[str]]:
+    """Choose the number of steps with the best average precision, the larger of equals; 0 if it is unknown.
 
     Args:
-        aps: average precision by steps, as `out_of_fold` has it.
+        aps: average precision by number of steps, see `out_of_fold`.
+        limits: see `GuardLimits`.
     """
     if not aps:
-        return 0, [
-            f"fewer than {FOLDS * PER_FOLD} anomalies or normals are labelled: too few to compare with the probe"
-        ]
+        fewest = limits.folds * limits.labels_per_fold
+        return 0, [f"fewer than {fewest} anomalies or normals are labelled: too few to compare with the probe"]
     best = max(aps, key=lambda steps: (aps[steps], steps))
     others = max(ap for steps, ap in aps.items() if steps)
     return best, [] if best else check_out_of_fold(others, aps[0])
 
 
-def out_of_fold(labels: Mapping[str, str], seed: int, train_and_score: TrainAndScore) -> dict[int, float]:
-    """Average precision on labels that were not learnt from, by steps; empty where there are too few.
+def out_of_fold(
+    labels: Mapping[str, str], seed: int, train_and_score: TrainAndScore, limits: GuardLimits
+) -> dict[int, float]:
+    """Compute the average precision by number of steps on labels that were not learnt from; empty if there are too few.
 
-    Each half of the labels is ranked by what learnt from the other. With few anomalies that is a rough measure (with
-    five, one image that changes places moves it by a tenth); it is the one at hand, and errs towards neither side.
+    Each fold of the labels is ranked by a training on the others. With few anomalies that is a rough measure (with
+    five, one image that changes places moves it by a tenth), but an unbiased one.
 
     Args:
         labels: label by image id.
-        seed: of the halves.
+        seed: seed of the folds.
         train_and_score: see `TrainAndScore`; scores that are not finite count as the lowest.
+        limits: see `GuardLimits`.
     """
     sides = training_ids(labels)
-    if min(map(len, sides)) < FOLDS * PER_FOLD:
+    if min(map(len, sides)) < limits.folds * limits.labels_per_fold:
         return {}
     rng = np.random.default_rng([seed, 0x0F0])
-    fold = {id_: place % FOLDS for ids in sides for place, id_ in enumerate(rng.permutation(ids).tolist())}
+    fold = {id_: place % limits.folds for ids in sides for place, id_ in enumerate(rng.permutation(ids).tolist())}
     aps: dict[int, float] = {}
-    for number in range(FOLDS):
+    for number in range(limits.folds):
         held = [id_ for id_ in fold if fold[id_] == number]
         learnt = {id_: labels[id_] for id_ in fold if fold[id_] != number}
         truth = np.isin(held, sides[0])
         for steps, scores in train_and_score(learnt, held).items():
-            aps[steps] = aps.get(steps, 0.0) + ranking_metrics(_finite(scores), truth).ap / FOLDS
+            finite = np.where(np.isfinite(scores), scores, -np.inf)
+            aps[steps] = aps.get(steps, 0.0) + ranking_metrics(finite, truth).ap / limits.folds
     return aps
 
 
-def _start(rows: Sequence[Mapping[str, float]], cold: bool, cuts: bool, candidates: float) -> str:
+def _check_first_step(rows: Rows, limits: GuardLimits, cold: bool, fixed_threshold: bool, candidates: float) -> str:
     if not rows:
         return ""
     passed, as_anomaly = rows[0].get("pass_rate", 0.0), rows[0].get("pass_rate_anomaly", 0.0)
-    if cold and cuts and passed > COLD_PASS:
-        return f"{passed:.0%} of the pseudo-labels pass at the first step, of a head that knows nothing yet"
-    if not cold and as_anomaly > candidates + (1.0 - candidates) * PROBE_PASS:
+    if cold and fixed_threshold and passed > limits.cold_pass_rate:
+        return f"{passed:.0%} of the pseudo-labels pass at the first step, although the head is untrained"
+    if not cold and as_anomaly > candidates + (1.0 - candidates) * limits.anomaly_pass_rate:
         return f"{as_anomaly:.0%} of the first batch pass as anomalies"
     return ""
 
 
-def _collapse(rows: Sequence[Mapping[str, float]]) -> str:
+def _check_collapse(rows: Rows, limits: GuardLimits) -> str:
     losses = [row["loss"] for row in rows if "loss" in row]
     broken = next((step for step, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if broken is not None:
         return f"the loss is not finite from step {broken} on"
     quarter = -(-len(rows) // 4)
-    last = _passed(rows[len(rows) - quarter :])
-    if last[1] > ONE_CLASS * last[0]:
+    last = _mean_pass_rates(rows[len(rows) - quarter :])
+    if last[1] > limits.collapse_rate * last[0]:
         return f"the pseudo-labels have collapsed: {last[1] / last[0]:.0%} of those that pass are anomalies"
     with_anomaly = sum(row.get("pass_rate_anomaly", 0.0) > 0 for row in rows[:quarter])
-    if last[1] == 0 < last[0] and with_anomaly > quarter / 2 and quarter >= FEWEST_STEPS:
+    if last[1] == 0 < last[0] and with_anomaly > quarter / 2 and quarter >= limits.collapse_steps:
         return "the pseudo-labels have collapsed: none that passes is an anomaly any more"
     return ""
 
 
-def _passed(rows: Sequence[Mapping[str, float]]) -> tuple[float, float]:
-    """Mean share that passes, and that passes as anomaly."""
+def _mean_pass_rates(rows: Rows) -> tuple[float, float]:
+    """Average the share of images that pass, and that pass as anomaly."""
     if not rows:
         return 0.0, 0.0
     passed, as_anomaly = ([row.get(key, 0.0) for row in rows] for key in ("pass_rate", "pass_rate_anomaly"))
     return float(np.mean(passed)), float(np.mean(as_anomaly))
 
 
-def _finite(scores: Scores) -> Scores:
-    return np.where(np.isfinite(scores), scores, -np.inf)
-
-
-KEPT = "the ranking of the probe is kept"
-ENOUGH = 50
-"""Images from which two rankings can be compared."""
-Retrain = Callable[[dict[str, str], Sequence[str]], Mapping[int, Ranking]]
-"""Trains anew on these labels, and ranks these images, by steps."""
-FALLS_BACK = ("fallback", "retrain")
-
-
-class Watch:
-    """What one learner is guarded by.
+class TrainingGuard:
+    """Guard of one learner: it checks each training and ranking, and falls back to the probe where they harm.
 
     Args:
-        mode: `warn` of signs of harm; `fallback` to the probe where there are any; `retrain` on halves of the labels
-            before, too, to find when to stop; or `off`.
-        embedding: the backbone and the images, for the probe.
-        spec: how the probe is fitted.
-        has_features: whether the features of the archive are there anyway. Where they are not, `warn` leaves out what
-            needs them.
+        mode: `warn` reports findings; `fallback` also ranks by the probe then; `retrain` first trains on folds of the
+            labels to choose the number of steps, and falls back too; `off` checks nothing.
+        limits: see `GuardLimits`.
+        embedding: the backbone and the images.
+        has_features: True if features of all images are computed anyway. If not, `warn` skips checks that need them.
 
     Raises:
-        ConfigError: if there is no such mode.
+        ConfigError: if the mode is unknown.
     """
 
-    def __init__(self, mode: str, embedding: Embedding, spec: ProbeSpec, *, has_features: bool) -> None:
-        if mode not in GUARDS:
-            raise ConfigError(f"algorithm.learner.guard is {mode!r}: choose one of {', '.join(GUARDS)}")
-        self.mode, self.embedding, self.spec = mode, embedding, spec
-        self._compares = mode in FALLS_BACK or (mode == "warn" and has_features)
+    def __init__(self, mode: str, limits: GuardLimits, embedding: Embedding, *, has_features: bool) -> None:
+        check_choice("algorithm.learner.guard", mode, MODES)
+        self.mode, self.limits, self.embedding = mode, limits, embedding
+        self.falls_back = mode in ("fallback", "retrain")
+        self.needs_probe = self.falls_back or (mode == "warn" and has_features)
         self.notes: list[str] = []
-        """What was found since the last training began, as sentences."""
-        self._rows: list[dict[str, float]] = []
-        self._probe: Probe | None = None
-        self._cycle, self._has_ranked = 0, True
+        """Findings since the last training began, as sentences."""
+        self._probe: SelfTraining | None = None
+        self._cycle, self._has_checked_ranking = 0, True
 
-    def listen(self, listener: StepListener, cycle: int) -> StepListener:
-        """A training begins: forget the last one, and keep the rows of this one on their way to `listener`."""
-        self.notes, self._rows, self._probe, self._cycle, self._has_ranked = [], [], None, cycle, False
-        if self.mode == "off":
-            return listener
-
-        def keep(row: dict[str, float]) -> None:
-            self._rows.append(dict(row))
-            listener(row)
-
-        return keep
-
-    def stop(
-        self,
-        labels: Mapping[str, str],
-        pool: Sequence[str],
-        retrain: Retrain,
-        *,
-        seed: int,
-        steps: int,
-    ) -> int:
-        """After how many steps a training is to stop; none where the probe is to stay.
+    def begin(self, cycle: int, probe: SelfTraining | None) -> None:
+        """Begin a training: forget the findings of the last one.
 
         Args:
-            labels: to learn from.
-            pool: unlabelled images.
-            retrain: trains on other labels, to compare out of fold.
-            seed: of the folds.
-            steps: of a whole training.
+            cycle: number of the training, for the log.
+            probe: fit on the same labels and the pretrained features; None if `needs_probe` is False.
+        """
+        self.notes, self._cycle, self._has_checked_ranking = [], cycle, False
+        self._probe = probe if self.needs_probe else None
+
+    def choose_steps(self, labels: Mapping[str, str], train_and_score: TrainAndScore, *, seed: int, steps: int) -> int:
+        """Return the number of steps to train: `steps`, or in mode `retrain` the best one, 0 to keep the probe.
+
+        Args:
+            labels: labels to learn from.
+            train_and_score: see `TrainAndScore`.
+            seed: seed of the folds.
+            steps: steps of a whole training.
         """
         if self.mode != "retrain":
             return steps
-        self._probe = fit_probe(self.embedding, labels, pool, self.spec)
-        aps = self._out_of_fold(labels, pool, retrain, seed)
+        known = {id_: label for id_, label in labels.items() if id_ in self.embedding.probe_features}
+        aps = out_of_fold(known, seed, train_and_score, self.limits)
         told = ", ".join(f"{ap:.2f} after {n} steps" for n, ap in sorted(aps.items()))
         logger.info("Out of fold, the average precision is %s", told or "unknown")
-        best, findings = check_stop(aps)
-        self._tell(findings)
+        best, findings = check_stop(aps, self.limits)
+        self._report(findings)
         return best
 
-    def finds_harm(
+    def check_training(
         self,
-        labels: Mapping[str, str],
-        pool: Sequence[str],
+        rows: Rows,
         *,
-        refitted: float,
+        average_precision: float,
         cold: bool,
-        cuts: bool,
+        fixed_threshold: bool,
         candidates: float,
         decay: float,
         steps: int,
     ) -> bool:
-        """Check a training that is over; whether to fall back to the probe.
+        """Check a finished training; return True to fall back to the probe.
 
         Args:
-            labels: what it learnt from.
-            pool: unlabelled images.
-            refitted: what `refit_head` gave; NaN where there is no such head.
-            cold: whether the head began untrained.
-            cuts: whether a fixed threshold lets pseudo-labels pass; what adapts lets all pass at first, by design.
-            candidates: share of a batch that was chosen because it looks like anomalies.
-            decay: of the average that scores.
-            steps: that the average has followed.
+            rows: logged steps.
+            average_precision: result of `refit_head`; NaN if the head was not refitted.
+            cold: see `check_steps`.
+            fixed_threshold: see `check_steps`.
+            candidates: see `check_steps`.
+            decay: see `check_average`.
+            steps: see `check_average`.
         """
         if self.mode == "off":
             return False
-        if self._compares and self._probe is None:
-            self._probe = fit_probe(self.embedding, labels, pool, self.spec)
-        self._tell(check_average(decay, steps), grave=False)
-        findings = check_training(self._rows, cold=cold, cuts=cuts, candidates=candidates)
-        if self._compares and not math.isnan(refitted):
-            findings += check_out_of_fold(refitted, self._frozen(labels))
-        return self._tell(findings)
+        self._report(check_average(decay, steps, self.limits), grave=False)
+        findings = check_steps(rows, self.limits, cold=cold, fixed_threshold=fixed_threshold, candidates=candidates)
+        if self._probe is not None and not math.isnan(average_precision):
+            findings += check_out_of_fold(average_precision, self._probe.average_precision)
+        return self._report(findings)
 
-    def finds_drift(self, ranking: Ranking) -> bool:
-        """Check the first ranking after a training; whether to fall back to the probe."""
-        if self._has_ranked or self._probe is None:
+    def check_ranking(self, ranking: Ranking) -> bool:
+        """Check the first ranking after a training; return True to fall back to the probe."""
+        if self._has_checked_ranking or self._probe is None:
             return False
         if bad := check_finite(ranking.logits):
-            return self._tell(bad)
-        if len(ranking) < ENOUGH:
+            return self._report(bad)
+        fewest = self.limits.ranked_images
+        if len(ranking) < fewest:
             return False
-        self._has_ranked = True
+        self._has_checked_ranking = True
         features = self.embedding.probe_features
         known = [i for i, id_ in enumerate(ranking.ids) if id_ in features]
-        if len(known) < ENOUGH:
+        if len(known) < fewest:
             return False
-        logits = features.project(self._probe.coefficients) + self._probe.intercept
+        logits = features.project(self._probe.probe.coefficients) + self._probe.probe.intercept
         at = features.positions([ranking.ids[i] for i in known])
-        return self._tell(check_ranking(ranking.logits[known], logits[at].astype(np.float64)))
+        return self._report(check_scores(ranking.logits[known], logits[at].astype(np.float64), self.limits))
 
-    def probe_network(self) -> Network:
-        """The pretrained backbone with the probe as its head: it ranks as the probe does."""
+    def fallback_network(self) -> Network:
+        """Build the pretrained network with the probe as its head."""
         if self._probe is None:
             raise RuntimeError("there is no probe to fall back to before a training")
-        self._has_ranked = True
-        network = self.embedding.network(normalised=True)
-        network.head.set_probe(torch.from_numpy(self._probe.coefficients), self._probe.intercept)
-        return network
+        self._has_checked_ranking = True
+        return probe_network(self.embedding, self._probe.probe)
 
-    def _frozen(self, labels: Mapping[str, str]) -> float:
-        """What `refit_head` gives, on the features from before the training."""
-        features, c = self.embedding.probe_features, self.spec.inverse_regularisation
-        anomalies, normals = (features.take(id_ for id_ in ids if id_ in features) for ids in training_ids(labels))
-        gain = column_gain(anomalies, normals, features.scaling, inverse_regularisation=c)
-        return out_of_fold_ap(anomalies, normals, inverse_regularisation=c, gain=gain)
-
-    def _out_of_fold(
-        self, labels: Mapping[str, str], pool: Sequence[str], retrain: Retrain, seed: int
-    ) -> dict[int, float]:
-        features = self.embedding.probe_features
-
-        def train_and_score(learnt: dict[str, str], held: list[str]) -> dict[int, Scores]:
-            scores = {0: fit_probe(self.embedding, learnt, pool, self.spec).logits(features.take(held))}
-            for steps, ranking in retrain(learnt, held).items():
-                places = dict(zip(ranking.ids, ranking.logits.tolist(), strict=True))
-                scores[steps] = np.array([places[id_] for id_ in held])
-            return scores
-
-        known = {id_: label for id_, label in labels.items() if id_ in features}
-        return out_of_fold(known, seed, train_and_score)
-
-    def _tell(self, findings: Sequence[str], *, grave: bool = True) -> bool:
-        falls_back = grave and self.mode in FALLS_BACK and bool(findings)
+    def _report(self, findings: Sequence[str], *, grave: bool = True) -> bool:
+        falls_back = grave and self.falls_back and bool(findings)
         for finding in findings:
             note = f"{finding}: {KEPT}" if falls_back else finding
             logger.warning("Training, cycle %d: %s", self._cycle, note)

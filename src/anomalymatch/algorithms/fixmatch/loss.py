@@ -1,4 +1,4 @@
-"""FixMatch (Sohn et al. 2020, arXiv 2001.07685): pseudo-labels of weak views teach the strong views.
+"""Losses of FixMatch (Sohn et al. 2020, arXiv 2001.07685): pseudo-labels of weak views as targets of strong views.
 
 AnomalyMatch (arXiv 2505.03509) uses it with two classes; column 1 of the logits is the anomaly.
 """
@@ -13,23 +13,24 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 NAMES = ("normal", "anomaly")
-"""Of the classes, by their number."""
+"""Names of the classes, by number."""
 
 
 class PseudoLabels(NamedTuple):
-    """What the teacher believes of each unlabelled image, and whether it is sure enough to teach.
-
-    A mask is of truth values, or of weights from 0 to 1.
-    """
+    """Predicted class of each unlabelled image, and a mask (booleans, or weights from 0 to 1) of those in the loss."""
 
     targets: Int[Tensor, " b"]
     mask: Shaped[Tensor, " b"]
 
 
 def pseudo_labels(logits: Float[Tensor, "b k"], threshold: float | Float[Tensor, " k"]) -> PseudoLabels:
-    """Most probable class of each weak view, and whether its softmax reaches `threshold` (eq. 4: tau).
+    """Take the most probable class of each weak view; the mask selects those with a softmax of at least `threshold`.
 
-    No gradient flows back to `logits`. A threshold for each class has shape (k,).
+    Equation 4 of the paper, where the threshold is tau. No gradient flows back to `logits`.
+
+    Args:
+        logits: predictions for the weak views, shape (b, k).
+        threshold: one number, or one for each class, shape (k,).
     """
     probability, targets = logits.detach().softmax(dim=-1).max(dim=-1)
     reached = threshold if isinstance(threshold, float) else threshold[targets]
@@ -37,9 +38,9 @@ def pseudo_labels(logits: Float[Tensor, "b k"], threshold: float | Float[Tensor,
 
 
 def consistency_loss(logits_s: Float[Tensor, "b k"], pseudo: PseudoLabels) -> Float[Tensor, ""]:
-    """Cross-entropy of the strong views against the pseudo-labels, mean over **all** images (eq. 4).
+    """Compute the cross-entropy of the strong views against the pseudo-labels, mean over **all** images (eq. 4).
 
-    Images under the threshold count as zero: the loss grows with the share that passes.
+    Images outside the mask count as zero: the loss grows with the share of images that pass.
     """
     losses = F.cross_entropy(logits_s, pseudo.targets, reduction="none")
     return (losses * pseudo.mask).mean()
@@ -48,18 +49,18 @@ def consistency_loss(logits_s: Float[Tensor, "b k"], pseudo: PseudoLabels) -> Fl
 def squared_error(
     logits_s: Float[Tensor, "b k"], logits_w: Float[Tensor, "b k"], pseudo: PseudoLabels
 ) -> Float[Tensor, ""]:
-    """Mean teacher's consistency (arXiv 1703.01780): squared difference of the softmaxes, mean over classes and images.
+    """Compute the squared difference of the softmaxes, mean over classes and images (mean teacher, arXiv 1703.01780).
 
-    Images under the threshold count as zero, as in `consistency_loss`; no gradient flows back to `logits_w`.
+    Images outside the mask count as zero, as in `consistency_loss`; no gradient flows back to `logits_w`.
     """
     difference = logits_s.softmax(dim=-1) - logits_w.detach().softmax(dim=-1)
     return (difference.square().mean(dim=-1) * pseudo.mask).mean()
 
 
 def pass_counts(pseudo: PseudoLabels, truth: Bool[Tensor, " b"] | None) -> dict[str, Float[Tensor, ""]]:
-    """How many images there are, pass, and pass as each class; with truth, also how many of these rightly so.
+    """Count the images, those that pass, and those that pass as each class; with `truth` also the correct ones.
 
-    A weight between 0 and 1 counts as that part of an image.
+    A mask of 0.3 counts as 0.3 images.
     """
     mask = pseudo.mask.float()
     passed = {"": mask} | {f"_{name}": mask * (pseudo.targets == number) for number, name in enumerate(NAMES)}
@@ -71,9 +72,9 @@ def pass_counts(pseudo: PseudoLabels, truth: Bool[Tensor, " b"] | None) -> dict[
 
 
 def pass_rates(counts: Mapping[str, Float[Tensor, ""]]) -> dict[str, Float[Tensor, ""]]:
-    """Of `pass_counts`, be they summed over several batches: shares of all images that pass, and of these rightly so.
+    """Turn `pass_counts`, or their sum over several batches, into pass rates and the precision of pseudo-labels.
 
-    The precision of a class is NaN where nothing passes as that class.
+    The precision of a class is NaN where no image passes as that class.
     """
     kinds = [name.removeprefix("pass") for name in counts if name.startswith("pass")]
     rates = {f"pass_rate{kind}": counts[f"pass{kind}"] / counts["images"] for kind in kinds}
@@ -82,18 +83,5 @@ def pass_rates(counts: Mapping[str, Float[Tensor, ""]]) -> dict[str, Float[Tenso
 
 
 def cosine_7_16(step: int, steps: int) -> float:
-    """Learning-rate factor cos(7 pi k / 16 K), FixMatch section 2.4: from 1 at step 0 to 0.195 at the last."""
+    """Compute the learning-rate factor cos(7 pi k / 16 K) of section 2.4: from 1 at step 0 to 0.195 at the last."""
     return math.cos(7.0 * math.pi * step / (16.0 * max(1, steps)))
-
-
-def anomaly_logit(logits: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
-    """Log-odds of the anomaly class; unlike the softmax it keeps its order where probabilities saturate at 1."""
-    return logits[:, 1] - logits[:, 0]
-
-
-def ema_update(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
-    """In place: average <- decay * average + (1 - decay) * value, for each pair."""
-    if not averages:
-        return
-    with torch.no_grad():
-        torch._foreach_lerp_(averages, values, 1.0 - decay)

@@ -1,9 +1,9 @@
-"""FixMatch as a LightningModule: it wires a network, its moving average, the losses and an optimiser."""
+"""LightningModule of FixMatch: a network, its moving average, the losses and an optimiser."""
 
 import copy
 import io
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -13,83 +13,145 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from anomalymatch.algorithms.fixmatch.batches import MixedBatch
 from anomalymatch.algorithms.fixmatch.loss import (
     PseudoLabels,
     consistency_loss,
     cosine_7_16,
-    ema_update,
     pass_counts,
     pass_rates,
     squared_error,
 )
-from anomalymatch.algorithms.fixmatch.spec import FixMatchSpec as FixMatchSpec
 from anomalymatch.algorithms.fixmatch.thresholds import rampup
-from anomalymatch.algorithms.layer_groups import layerwise_groups
-from anomalymatch.algorithms.processes import over_processes, several
-from anomalymatch.backbones.frozen_stages import accelerate_frozen_stages
-from anomalymatch.backbones.inference import Inference
-from anomalymatch.backbones.network import Network
+from anomalymatch.algorithms.fixmatch.weighting import KEY, Alignment, FixedThreshold, Weighting
+from anomalymatch.algorithms.layer_groups import batch_norms, layerwise_groups
+from anomalymatch.algorithms.processes import is_distributed, mean_over_processes
+from anomalymatch.checks import check_choice, check_range
 
+SCHEDULES = ("constant", "cosine_7_16")
+TEACHERS = ("student", "ema")
+CONSISTENCIES = ("cross_entropy", "squared_error")
 N = TypeVar("N", bound=nn.Module)
 
 
-class ExponentialMovingAverage(nn.Module, Generic[N]):
-    """A slow copy of `network`, part of the LightningModule's state so that it survives a resume.
+@dataclass(frozen=True)
+class FixMatchSpec:
+    """Hyper-parameters of the loss and of the training.
 
-    Parameters move by 1 - decay towards the network's at each update; buffers (batch-norm statistics) are copied.
+    Attributes:
+        threshold: softmax from which a pseudo-label is used (tau); None for weightings without a fixed threshold.
+        weighting: partial of a `Weighting`, called with the number of images in the pool and the threshold.
+        alignment: partial of an `Alignment` of the teacher's predictions; None aligns nothing.
+        consistency: `cross_entropy` with the pseudo-labels, or `squared_error` of the softmaxes (mean teacher).
+        unlabelled_weight: weight of the consistency loss (lambda_u).
+        rampup: share of the training in which the consistency loss reaches its weight.
+        layer_decay: factor between the learning rates of a layer group of the backbone and the one above it.
+        ema_decay: decay of the moving average that scores.
+        teacher: network that makes the pseudo-labels, the `student` itself or its `ema`.
+        schedule: schedule of the learning rate, `constant` or `cosine_7_16`.
+        weight_decay: weight decay of all parameters but those of normalisation layers.
+        freeze_batch_norm: use the pretrained batch statistics and keep them.
+        single_forward: pass labelled, weak and strong views through the network as one batch with gradients, as
+            the paper does. Otherwise the weak views, which need none, are a batch of their own: same loss, less time.
+    """
+
+    threshold: float | None
+    weighting: Callable[..., Weighting]
+    alignment: Callable[[], Alignment] | None
+    consistency: str
+    unlabelled_weight: float
+    rampup: float
+    layer_decay: float
+    ema_decay: float
+    teacher: str
+    schedule: str
+    weight_decay: float
+    freeze_batch_norm: bool
+    single_forward: bool
+
+    def __post_init__(self) -> None:
+        check_choice(f"{KEY}.schedule", self.schedule, SCHEDULES)
+        check_choice(f"{KEY}.teacher", self.teacher, TEACHERS)
+        check_choice(f"{KEY}.consistency", self.consistency, CONSISTENCIES)
+        check_range(f"{KEY}.ema_decay", self.ema_decay, low=0, below=1)
+        check_range(f"{KEY}.rampup", self.rampup, low=0, high=1)
+        check_range(f"{KEY}.layer_decay", self.layer_decay, above=0, high=1)
+        check_range(f"{KEY}.unlabelled_weight", self.unlabelled_weight, low=0)
+        check_range(f"{KEY}.weight_decay", self.weight_decay, low=0)
+        # Built once here, so that wrong settings are found before anything is written.
+        self.make_weighting(0)
+        self.make_alignment()
+
+    @property
+    def has_fixed_threshold(self) -> bool:
+        """True if a fixed threshold decides from the first step which pseudo-labels are used."""
+        return self.threshold is not None and isinstance(self.make_weighting(0), FixedThreshold)
+
+    def make_weighting(self, pool: int) -> Weighting:
+        """Make a new weighting for a pool of so many images."""
+        return self.weighting(pool, self.threshold)
+
+    def make_alignment(self) -> Alignment:
+        """Make a new alignment."""
+        return Alignment(prior=None, momentum=0.0) if self.alignment is None else self.alignment()
+
+
+class ExponentialMovingAverage(nn.Module, Generic[N]):
+    """Moving average of a network, which is part of the LightningModule's state.
+
+    Parameters move by 1 - decay towards the network's at each update; buffers (batch statistics) are copied.
     """
 
     def __init__(self, network: N, decay: float) -> None:
         super().__init__()
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"the EMA's decay is {decay}: it must lie in [0, 1)")
         self.decay = decay
         self.network = copy.deepcopy(network)
         self.network.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "ExponentialMovingAverage[N]":
-        """The average only ever predicts: it stays in evaluation mode."""
+        """Stay in evaluation mode, whatever `mode` is: the average only predicts."""
         super().train(False)
         return self
 
     def update(self, network: nn.Module) -> None:
-        """Move one step towards `network`. Frozen parameters never differ, so they are passed over."""
+        """Move one step towards `network`. Frozen parameters never differ, so they are skipped."""
         pairs = [
             (average, value)
             for average, value in zip(self.network.parameters(), network.parameters(), strict=True)
             if value.requires_grad
         ]
-        ema_update([a for a, _ in pairs], [v.detach() for _, v in pairs], self.decay)
+        if pairs:
+            get_ema_multi_avg_fn(self.decay)([a for a, _ in pairs], [v.detach() for _, v in pairs], torch.tensor(1))
         for average, value in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(value)
 
 
 class FixMatch(LightningModule):
-    """Trains `network` in place; `ema.network` is the one that scores.
+    """LightningModule that trains `network` in place; `ema.network` is the one that scores.
 
     FlexMatch, FreeMatch, SoftMatch and mean teacher are this training with another weighting or consistency loss.
 
-    Where several processes train, each has a share of every batch, and Lightning averages their gradients; the running
-    statistics of batch norms are averaged here, so that network and average stay the same in all of them.
+    Where several processes train, each has a share of every batch, and Lightning averages their gradients. The running
+    statistics of batch norms are averaged here, so the network and its average stay the same in all processes.
 
     Args:
-        network: 8-bit images in, two logits out; parameters that must not learn have `requires_grad` off.
+        network: module that maps 8-bit images to two logits; its parameters with `requires_grad` learn.
         spec: hyper-parameters.
-        optimizer: makes an optimiser of parameter groups (a partial; its lr is the peak).
-        iterations: length of the training, for the schedule.
-        truth: whether each image of the pool is an anomaly, where a benchmark knows it: only to report how
-            trustworthy the pseudo-labels are.
-        pool: images in the pool, for a weighting that remembers each of them.
-        weights: of each image of the pool, for alignment (see `Alignment.forward`).
+        optimizer: partial of an optimiser, called with parameter groups; its lr is the peak.
+        iterations: number of steps, for the schedules.
+        truth: for each image of the pool, True if it is an anomaly; only for the logged precision of pseudo-labels.
+        pool: number of images in the pool, for weightings that remember each of them.
+        weights: weight of each image of the pool, for alignment (see `pool_weights`).
     """
 
     memory_format = torch.channels_last
-    """Layout of the images; channels-last is the fastest for the backward pass, on CPUs too."""
+    """Layout of the images; channels-last is the fastest for the backward pass, also on CPUs."""
 
     def __init__(
         self,
-        network: Network,
+        network: nn.Module,
         spec: FixMatchSpec,
         *,
         optimizer: Callable[..., Optimizer],
@@ -109,24 +171,22 @@ class FixMatch(LightningModule):
         self.alignment = spec.make_alignment()
 
     def on_train_start(self) -> None:
-        """Lightning has just set training mode: batch norms that are to keep their statistics leave it again."""
+        """Switch frozen batch norms to evaluation mode, which Lightning has just switched to training mode."""
         if self.spec.freeze_batch_norm:
-            for module in self._batch_norms():
+            for module in batch_norms(self.network):
                 module.eval()
         if self.global_rank:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)  # dropout must differ from process to process
+            torch.manual_seed(torch.initial_seed() + self.global_rank)  # dropout must differ between processes
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Float[Tensor, ""]:
-        """One FixMatch step: supervised plus weighted consistency loss."""
-        x_lb, y_lb = batch["lb"]
-        x_ulb_w, x_ulb_s, i_ulb = batch["ulb"]
+    def training_step(self, batch: MixedBatch, batch_idx: int) -> Float[Tensor, ""]:
+        """Compute the supervised plus the weighted consistency loss of one batch."""
         logits_lb, logits_w, logits_s = self._forward(
-            *(x.contiguous(memory_format=self.memory_format) for x in (x_lb, x_ulb_w, x_ulb_s))
+            *(x.contiguous(memory_format=self.memory_format) for x in (batch.x_lb, batch.x_ulb_w, batch.x_ulb_s))
         )
-        logits_w = self.alignment(logits_w, _at(self.weights, i_ulb))
-        pseudo = self.weighting(logits_w, i_ulb)
+        logits_w = self.alignment(logits_w, _select(self.weights, batch.i_ulb))
+        pseudo = self.weighting(logits_w, batch.i_ulb)
         losses = {
-            "loss_lb": F.cross_entropy(logits_lb, y_lb),
+            "loss_lb": F.cross_entropy(logits_lb, batch.y_lb),
             "loss_ulb": self._consistency(logits_s, logits_w, pseudo),
         }
         loss = losses["loss_lb"] + self._unlabelled_weight(batch_idx) * losses["loss_ulb"]
@@ -134,16 +194,16 @@ class FixMatch(LightningModule):
         if penalty is not None:
             losses["loss_penalty"] = penalty
             loss = loss + penalty
-        self._log({"loss": loss} | losses, pseudo, i_ulb)
+        self._log({"loss": loss} | losses, pseudo, batch.i_ulb)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The average follows after each step of the optimiser."""
+        """Update the average after each step of the optimiser."""
         self._share_statistics()
         self.ema.update(self.network)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser with its schedule, stepped after every batch."""
+        """Build the optimiser and its schedule, which is stepped after every batch."""
         optimizer = self.make_optimizer(layerwise_groups(self.network, self.spec.weight_decay, self.spec.layer_decay))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
@@ -151,17 +211,6 @@ class FixMatch(LightningModule):
             return optimizer
         schedule = LambdaLR(optimizer, lambda step: cosine_7_16(step, self.iterations))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def frozen_apart(
-        self, inference: Inference, *, device: torch.device, batch_size: int, count: int
-    ) -> AbstractContextManager[None]:
-        """See `accelerate_frozen_stages`."""
-        if not self.spec.freeze_batch_norm:
-            return nullcontext()
-        backbones, size = [self.network.backbone, self.ema.network.backbone], self.network.spec.image_size
-        return accelerate_frozen_stages(
-            backbones, inference, device=device, size=size, batch_size=batch_size, count=count
-        )
 
     def _forward(
         self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
@@ -181,27 +230,24 @@ class FixMatch(LightningModule):
         return consistency_loss(logits_s, pseudo)
 
     def _unlabelled_weight(self, step: int) -> float:
-        """A training is one epoch, so that its batches are its steps."""
+        """Compute the weight of the consistency loss; the steps of a training are the batches of its only epoch."""
         return self.spec.unlabelled_weight * rampup(step, float(self.spec.rampup * self.iterations))
 
     def _log(self, losses: dict[str, Tensor], pseudo: PseudoLabels, i_ulb: Tensor) -> None:
-        """Of all processes: losses, which shares pass and, with truth, how much rightly so; and the thresholds."""
-        both = losses | pass_counts(pseudo, _at(self.truth, i_ulb))
-        values = over_processes(torch.stack([value.detach() for value in both.values()]))
+        """Log losses, pass rates, precisions and adaptive values, averaged over all processes."""
+        both = losses | pass_counts(pseudo, _select(self.truth, i_ulb))
+        values = mean_over_processes(torch.stack([value.detach() for value in both.values()]))
         shared = dict(zip(both, values, strict=True))
         rates = pass_rates({name: value for name, value in shared.items() if name not in losses})
-        self.log_dict({name: shared[name] for name in losses} | rates | self.weighting.in_force)
-
-    def _batch_norms(self) -> Iterator[nn.modules.batchnorm._BatchNorm]:
-        return (m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        self.log_dict({name: shared[name] for name in losses} | rates | self.weighting.state_to_log)
 
     def _share_statistics(self) -> None:
-        """Each process saw other images: all go on with the mean of what they saw."""
-        norms = [] if self.spec.freeze_batch_norm else list(self._batch_norms())
+        """Replace the batch statistics by their mean over all processes, each of which had other images."""
+        norms = [] if self.spec.freeze_batch_norm else list(batch_norms(self.network))
         statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
-        if not statistics or not several():
+        if not statistics or not is_distributed():
             return
-        means = over_processes(torch.cat(statistics))
+        means = mean_over_processes(torch.cat(statistics))
         for own, mean in zip(statistics, means.split([len(s) for s in statistics]), strict=True):
             own.copy_(mean)
 
@@ -215,6 +261,5 @@ class FixMatch(LightningModule):
         super().__setstate__(torch.load(io.BytesIO(state["block"]), weights_only=False))
 
 
-def _at(values: Tensor | None, i_ulb: Tensor) -> Tensor | None:
-    """Of those of the pool, the ones of a batch."""
+def _select(values: Tensor | None, i_ulb: Tensor) -> Tensor | None:
     return None if values is None else values.to(i_ulb.device)[i_ulb]

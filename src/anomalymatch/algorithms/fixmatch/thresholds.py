@@ -1,4 +1,4 @@
-"""How much each pseudo-label teaches: thresholds and weights that follow what the network is sure of, class by class.
+"""Adaptive thresholds and weights of pseudo-labels.
 
 FlexMatch (Zhang et al. 2021, arXiv 2110.08263), FreeMatch (Wang et al. 2022, arXiv 2205.07246), SoftMatch (Chen et al.
 2023, arXiv 2301.10921), mean teacher (Tarvainen & Valpola 2017, arXiv 1703.01780) and the distribution alignment of
@@ -12,20 +12,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 UNUSED = -1
-"""Stands for the pseudo-label of an image of which the network was never sure."""
+"""Pseudo-label of an image whose confidence never reached the threshold."""
 
 
 def flexmatch_thresholds(labels: Int[Tensor, " n"], classes: int, threshold: float) -> Float[Tensor, " k"]:
-    """FlexMatch's curriculum: the fewer images a class has won, the lower its threshold.
+    """Compute FlexMatch's thresholds, which are lower for classes with fewer confident images.
 
-    With sigma(c) the images whose last sure pseudo-label is c, beta(c) = sigma(c) / max(max sigma, unused images), and
-    the threshold is tau M(beta) with the convex M(x) = x / (2 - x). The unused images in the denominator are the
-    warm-up: before most images were sure once, all thresholds are low.
+    Let sigma(c) be the number of images whose last confident pseudo-label is c. Then beta(c) = sigma(c) / max(max
+    sigma, unused images), and the threshold is tau M(beta) with the convex M(x) = x / (2 - x). The unused images in the
+    denominator are the warm-up: all thresholds are low until most images have had a confident pseudo-label.
 
     Args:
-        labels: last sure pseudo-label of every image of the pool, `UNUSED` where there was none, shape (n,).
+        labels: last confident pseudo-label of every image of the pool, `UNUSED` where there was none, shape (n,).
         classes: number of classes, k.
-        threshold: tau, what the class with most images reaches, and what makes a pseudo-label sure.
+        threshold: tau, the threshold of the class with most images, and the confidence from which labels are counted.
 
     Returns:
         Thresholds in [0, tau], shape (k,).
@@ -36,10 +36,10 @@ def flexmatch_thresholds(labels: Int[Tensor, " n"], classes: int, threshold: flo
 
 
 def freematch_thresholds(confidence: Float[Tensor, ""], means: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """FreeMatch's self-adaptive thresholds: the global one, scaled for each class by its share of the largest mean.
+    """Compute FreeMatch's thresholds: a global one, scaled for each class by its mean over the largest mean.
 
     Args:
-        confidence: moving average of the largest probability of an image: the global threshold.
+        confidence: moving average of the largest probability of an image, which is the global threshold.
         means: moving average of the probability of each class, shape (k,).
     """
     return confidence * means / means.max()
@@ -51,12 +51,12 @@ def fairness(
     means: Float[Tensor, " k"],
     histogram: Float[Tensor, " k"],
 ) -> Float[Tensor, ""]:
-    """FreeMatch's self-adaptive fairness: minus the cross-entropy of two distributions over the classes.
+    """Compute FreeMatch's fairness term: minus the cross-entropy of two distributions over the classes.
 
-    Both are mean probability over share of predictions, normalised to sum 1: that of the moving averages, and that of
-    the strong views that pass. The sign is the paper's, which adds the term to a loss that is minimised. A class that
-    no strong view is predicted to be is left out of the sum (its share is 0, and no gradient could come from it): with
-    anomalies at 1 % that is often the anomaly, and the term is 0.
+    Both distributions are mean probability divided by share of predictions, normalised to sum 1: one of the moving
+    averages, one of the strong views that pass. The sign is the paper's, which adds the term to a loss that is
+    minimised. A class without predictions among the strong views is left out of the sum, as no gradient could come
+    from it. With 1 % anomalies that is often the anomaly class, and the term is 0.
 
     Args:
         means_s: mean probability of each class over the strong views that pass, up to a factor, shape (k,).
@@ -77,29 +77,29 @@ def fairness(
 def gaussian_weights(
     confidence: Float[Tensor, " b"], mean: Float[Tensor, ""], variance: Float[Tensor, ""], n_sigma: float
 ) -> Float[Tensor, " b"]:
-    """SoftMatch's truncated Gaussian: weight 1 from the mean confidence on, below it exp(-(c - mean)^2 / 2 s^2).
+    """Compute SoftMatch's truncated Gaussian weights: 1 above the mean confidence, exp(-(c - mean)^2 / 2 s^2) below.
 
     Args:
         confidence: largest probability of each image, shape (b,).
-        mean: of the confidences.
-        variance: of the confidences.
-        n_sigma: s is the standard deviation divided by this: the larger, the steeper.
+        mean: mean of the confidences.
+        variance: variance of the confidences.
+        n_sigma: s is the standard deviation divided by this number; a larger one makes the weights steeper.
     """
     below = (confidence - mean).clamp(max=0.0)
     return torch.exp(-0.5 * (n_sigma * below).square() / variance.clamp(min=torch.finfo(variance.dtype).tiny))
 
 
 def align(logits: Float[Tensor, "b k"], means: Float[Tensor, " k"], prior: Float[Tensor, " k"]) -> Float[Tensor, "b k"]:
-    """ReMixMatch's distribution alignment: probabilities times prior / means, normalised, as logits again.
+    """Align predictions to a prior (ReMixMatch): multiply the probabilities by prior / means, return logits.
 
     Args:
-        logits: of the weak views, shape (b, k).
-        means: what the network predicts on average, shape (k,).
-        prior: what it should predict on average, shape (k,).
+        logits: predictions for the weak views, shape (b, k).
+        means: mean predicted probabilities, shape (k,).
+        prior: mean probabilities that the predictions should have, shape (k,).
     """
     return logits.log_softmax(dim=-1) + prior.log() - means.clamp(min=torch.finfo(means.dtype).tiny).log()
 
 
 def rampup(step: int, steps: float) -> float:
-    """Mean teacher's factor of the consistency loss, exp(-5 (1 - step / steps)^2): from 0.007 to 1, then 1."""
+    """Compute mean teacher's factor of the consistency loss, exp(-5 (1 - step / steps)^2): from 0.007 to 1, then 1."""
     return 1.0 if step >= steps else math.exp(-5.0 * (1.0 - step / steps) ** 2)

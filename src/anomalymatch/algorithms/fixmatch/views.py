@@ -1,4 +1,4 @@
-"""Weak and strong views of FixMatch with albumentations: drawn for each image, from a seed of its own."""
+"""Weak and strong views of FixMatch with albumentations; each view follows from the image and a seed."""
 
 import math
 import os
@@ -11,17 +11,17 @@ import albumentations as A  # noqa: N812 (after the environment; the library's o
 import cv2
 import numpy as np
 
+from anomalymatch.checks import check_range
 from anomalymatch.errors import ConfigError
 from anomalymatch.types import Image
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing a library must not phone home
 
-
 _BORDER = cv2.BORDER_REFLECT_101
 
 
 class _Blend(A.ImageOnlyTransform):
-    """Blend an image with a poorer copy of itself: factor 1 leaves it, 0 gives the copy (Pillow's `ImageEnhance`)."""
+    """Blend an image with a degraded copy, like Pillow's `ImageEnhance`: factor 1 gives the image, 0 the copy."""
 
     def __init__(self, factor_range: tuple[float, float], p: float = 1.0) -> None:
         super().__init__(p=p)
@@ -33,58 +33,53 @@ class _Blend(A.ImageOnlyTransform):
 
     def apply(self, img: np.ndarray, factor: float = 1.0, **_: Any) -> np.ndarray:
         """Blend."""
-        return cv2.addWeighted(img, factor, self.poorer(img), 1.0 - factor, 0.0).reshape(img.shape)
+        return cv2.addWeighted(img, factor, self._degraded(img), 1.0 - factor, 0.0).reshape(img.shape)
 
-    def poorer(self, img: np.ndarray) -> np.ndarray:
-        """The copy at factor 0."""
+    def _degraded(self, img: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
 
 class Brightness(_Blend):
     """Darken towards black."""
 
-    def poorer(self, img: np.ndarray) -> np.ndarray:
-        """Black."""
+    def _degraded(self, img: np.ndarray) -> np.ndarray:
         return np.zeros_like(img)
 
 
 class Contrast(_Blend):
     """Blend with the image's mean grey."""
 
-    def poorer(self, img: np.ndarray) -> np.ndarray:
-        """The mean everywhere."""
+    def _degraded(self, img: np.ndarray) -> np.ndarray:
         return np.full_like(img, round(float(_grey(img).mean())))
 
 
 class Saturation(_Blend):
     """Blend with the grey image."""
 
-    def poorer(self, img: np.ndarray) -> np.ndarray:
-        """Its luminance in every channel."""
+    def _degraded(self, img: np.ndarray) -> np.ndarray:
         return np.repeat(_grey(img).astype(np.uint8)[..., None], img.shape[2], axis=2)
 
 
 class Sharpness(_Blend):
     """Smooth with Pillow's 3 x 3 kernel."""
 
-    def poorer(self, img: np.ndarray) -> np.ndarray:
-        """Smoothed."""
+    def _degraded(self, img: np.ndarray) -> np.ndarray:
         kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13.0
         return cv2.filter2D(img, -1, kernel, borderType=cv2.BORDER_REPLICATE).reshape(img.shape)
 
 
 class AutoContrast(A.ImageOnlyTransform):
-    """Stretch each channel linearly to 0 … 255; albumentations' own equalises, or overlooks what is 255."""
+    """Stretch each channel linearly to 0 … 255; albumentations' own equalises, or ignores pixels of 255."""
 
     def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
-        """Stretch; a constant channel stays as it is."""
+        """Stretch all channels but constant ones."""
         low, high = img.min((0, 1)), img.max((0, 1))
         scale = np.where(high > low, 255.0 / np.maximum(high.astype(float) - low, 1.0), 1.0)
         return ((img - np.where(high > low, low, 0)) * scale).round().astype(np.uint8)
 
 
 class Cutout(A.ImageOnlyTransform):
-    """Grey out a square with its centre anywhere in the image, up to `largest` of the side; edges cut it off."""
+    """Fill a square with grey; its centre is anywhere in the image, its side up to `largest` of the image's."""
 
     def __init__(self, largest: float, p: float = 1.0) -> None:
         super().__init__(p=p)
@@ -107,53 +102,50 @@ class Cutout(A.ImageOnlyTransform):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The hyper-parameters of both views.
+    """Hyper-parameters of both views.
 
     Attributes:
-        flip: probability of a horizontal flip (both views).
-        vertical_flip: probability of a vertical flip (both views); 0.5 where up has no meaning, as in the sky.
+        flip: probability of a horizontal flip, both views.
+        vertical_flip: probability of a vertical flip, both views; 0.5 for images without an upright orientation.
         translate: largest shift of the weak view, as a share of the side.
-        operations: how many operations the strong view draws, with replacement.
+        operations: number of operations in the strong view, drawn with replacement.
         factor: range of brightness, contrast, saturation and sharpness factors (FixMatch, appendix D: 0.05 to 0.95).
         posterize_bits: bits kept per channel.
         rotate: largest rotation, in degrees.
         shear: largest shear, as a slope.
         strong_translate: largest shift of the strong view along one axis, as a share of the side.
-        cutout: largest side of the square that is greyed out, as a share of the side.
+        cutout: largest side of the grey square, as a share of the side.
     """
 
-    flip: float = 0.5
-    vertical_flip: float = 0.0
-    translate: float = 0.125
-    operations: int = 3
-    factor: Sequence[float] = (0.05, 0.95)
-    posterize_bits: Sequence[int] = (4, 8)
-    rotate: float = 30.0
-    shear: float = 0.3
-    strong_translate: float = 0.3
-    cutout: float = 0.5
+    flip: float
+    vertical_flip: float
+    translate: float
+    operations: int
+    factor: Sequence[float]
+    posterize_bits: Sequence[int]
+    rotate: float
+    shear: float
+    strong_translate: float
+    cutout: float
 
     def __post_init__(self) -> None:
         for name in ("flip", "vertical_flip", "translate", "strong_translate", "cutout"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}: it must lie between 0 and 1")
-        if self.operations < 0:
-            raise ConfigError(f"augment.operations is {self.operations}: it cannot be negative")
-        for name, limit in (("rotate", 180.0), ("shear", 10.0)):
-            if not 0.0 <= getattr(self, name) <= limit:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}: it must lie between 0 and {limit:g}")
+            check_range(f"augment.{name}", getattr(self, name), low=0, high=1)
+        check_range("augment.operations", self.operations, low=0)
+        check_range("augment.rotate", self.rotate, low=0, high=180)
+        check_range("augment.shear", self.shear, low=0, high=10)
         for name, low, high in (("factor", 0.0, 10.0), ("posterize_bits", 1, 8)):
             value = getattr(self, name)
             if len(value) != 2 or not low <= value[0] <= value[1] <= high:
                 raise ConfigError(f"augment.{name} is {list(value)}: it must be [low, high] within {low:g} to {high:g}")
 
     def weak(self, channels: int) -> "View":
-        """Flips and a small translation."""
+        """Build the weak view: flips and a small translation."""
         return View(self._weak_steps())
 
     def strong(self, channels: int) -> "View":
-        """`operations` random operations, cutout, then the weak view's steps (RandAugment as in FixMatch)."""
-        # One draw after the other: albumentations' SomeOf would sort them, and apply them in the order of the list.
+        """Build the strong view: random operations, cutout, then the weak view's steps (RandAugment as in FixMatch)."""
+        # Separate draws: albumentations' SomeOf would apply the operations in the order of the list.
         drawn = [A.OneOf(self._operations(channels), p=1.0) for _ in range(self.operations)]
         return View([*drawn, Cutout(self.cutout), *self._weak_steps()])
 
@@ -184,7 +176,7 @@ class Augmentation:
 
 
 def _photometric(factor: tuple[float, float], channels: int) -> list[A.BasicTransform]:
-    """Brightness, contrast and sharpness for any number of bands; what is made for photographs where it fits."""
+    """Brightness, contrast and sharpness for any number of channels; saturation and equalisation where they apply."""
     steps: list[A.BasicTransform] = [kind(factor) for kind in (Brightness, Contrast, Sharpness)]
     if channels == 3:
         steps.append(Saturation(factor))
@@ -198,14 +190,14 @@ def _grey(image: Image) -> np.ndarray:
 
 
 class View:
-    """A random transformation of one image that depends on nothing but the image and a seed."""
+    """Random transformation of one image that depends only on the image and a seed."""
 
     def __init__(self, steps: Sequence[A.BasicTransform | A.BaseCompose]) -> None:
         self._compose = A.Compose(list(steps))
 
     def __call__(self, image: Image, seed: int) -> Image:
         """Transform `image`; the same seed gives the same view, in any process."""
-        # One state for all steps: albumentations' set_random_seed gives each step the same seed, so that a vertical
-        # flip would come with every horizontal one, and all magnitudes would be the same draw.
+        # One state for all steps: albumentations' set_random_seed gives each step the same seed, so all steps would
+        # draw the same number, and a vertical flip would accompany every horizontal one.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return np.ascontiguousarray(self._compose(image=image)["image"]).reshape(*image.shape)

@@ -1,4 +1,4 @@
-"""Mean-shifted contrastive learning as a learner: what it learns from, what learns, and how it ranks."""
+"""Learner of mean-shifted contrastive learning: it fine-tunes on normal images and ranks by the distance to them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.plugins.environments import LightningEnvironment
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from anomalymatch.algorithms.base import BACKBONE, Truth
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
-from anomalymatch.algorithms.lightning import StepLogger, StepProgress, quiet_lightning
+from anomalymatch.algorithms.lightning import StepLogger, StepProgress, build_trainer, check_optimizer, quiet_lightning
 from anomalymatch.algorithms.msc.module import MeanShiftedContrastive, MscSpec
 from anomalymatch.algorithms.msc.views import TwoViewAugmentation, TwoViewBatches
 from anomalymatch.algorithms.novelty.detectors import Detector, fit_detector
@@ -24,29 +22,30 @@ from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.frozen_stages import accelerate_frozen_stages
 from anomalymatch.backbones.inference import OutputBatch
 from anomalymatch.backbones.network import Backbone
+from anomalymatch.checks import check_range
 from anomalymatch.errors import ConfigError
 
 PREFIX = "backbone."
 
 
 class MscLearner(DistanceLearner):
-    """Fine-tunes the backbone on images taken for normal, anew in each cycle, and ranks by the distance to them.
+    """Learner that fine-tunes the pretrained backbone on images taken as normal, and ranks by the distance to them.
 
-    The backbone is saved by itself, so that another training can start from it: `model.weights=…/backbone.safetensors`.
+    The backbone is saved separately, so another training can start from it: `model.weights=…/backbone.safetensors`.
 
     Args:
-        embedding, detector, drop, least_normals: see `DistanceLearner`. What is dropped is so before the training.
-        seed: seed of everything that is random here.
-        trim: share of the training images farthest from their median that the centre leaves out.
-        trainable_groups: how many of the backbone's last layer groups learn; None for all.
+        embedding, detector, drop, least_normals: see `DistanceLearner`. Images are dropped before the training.
+        seed: seed of all random numbers.
+        trim: share of the training images, the farthest from their median, that the centre leaves out.
+        trainable_groups: number of the backbone's last layer groups that learn; None for all.
         epochs: passes over the training images; 0 ranks by the pretrained features.
         batch_size: images in a batch, each in two views.
-        workers: processes that prepare batches.
+        workers: number of processes that prepare batches.
         loss: hyper-parameters of the loss.
         optimizer: partial of an optimiser.
         augmentation: the views.
         trainer: partial of Lightning's Trainer with device and precision.
-        truth: all learners are built alike; this one needs no truth.
+        truth: not used; all learners take it.
     """
 
     trains = True
@@ -71,34 +70,29 @@ class MscLearner(DistanceLearner):
         truth: Truth | None = None,
     ) -> None:
         super().__init__(embedding, detector=detector, drop=drop, least_normals=least_normals)
-        if not 0.0 <= trim < 1.0:
-            raise ConfigError(f"algorithm.learner.trim is {trim}: it must lie in [0, 1)")
+        check_range("algorithm.learner.trim", trim, low=0, below=1)
         for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 2), ("workers", workers, 0)):
-            if value < least:
-                raise ConfigError(f"algorithm.learner.{name} is {value}: it must be at least {least}")
-        try:
-            optimizer([torch.nn.Parameter(torch.zeros(1))])
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"algorithm.learner.optimizer: {error}") from error
+            check_range(f"algorithm.learner.{name}", value, low=least)
+        check_optimizer(optimizer)
         self.seed, self.trim, self.trainable_groups = seed, trim, trainable_groups
         self.epochs, self.batch_size, self.workers = epochs, batch_size, workers
         self.loss, self.optimizer, self.augmentation, self.trainer = loss, optimizer, augmentation, trainer
         self.on_epoch: Callable[[int], None] | None = None
-        """Called after each epoch, from 0 on, which is before the training; the learner then ranks as of that epoch."""
+        """Function called after each epoch (0 before the training); the learner ranks as of that epoch then."""
         self._backbone: Backbone | None = None
-        self._make_trainer([], 1)  # only to be looked at: what is wrong shows before anything is written
+        self._make_trainer([], 1)  # wrong settings are found before anything is written
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
-        """See `Learner.fit`; any labels will do, or none."""
+        """See `Learner.fit`; no label is required."""
         seed = int(np.random.SeedSequence([self.seed, cycle]).generate_state(1)[0])
         self._backbone = self.embedding.backbone()
         ids, rows = self._training_features(labels, pool)
-        # Before the training, because what is wrong with the images shows here.
+        # Before the training, because it finds unusable images.
         frozen = fit_detector(self.detector, rows, drop=self.drop, device=self.embedding.inference.torch_device)
         kept = np.flatnonzero(frozen.place >= 0)
         ids, rows = [ids[i] for i in kept], rows[kept]
         if self.on_epoch is not None or not self.epochs:
-            self._learn(ids, rows, 0.0)
+            self._fit_detector(ids, rows, 0.0)
         if self.on_epoch is not None:
             self.on_epoch(0)
         if self.epochs:
@@ -106,10 +100,10 @@ class MscLearner(DistanceLearner):
             with torch.random.fork_rng():
                 torch.manual_seed(seed)  # dropout and stochastic depth of backbones that have them
                 self._train(self._backbone, ids, centre, seed, cycle)
-            self._learn(*self._read(ids), 0.0)
+            self._fit_detector(*self._read(ids), 0.0)
 
     def features(self, ids: Sequence[str]) -> Iterator[OutputBatch]:
-        """See `DistanceLearner.features`: those of the trained backbone."""
+        """Compute the features of the trained backbone, see `DistanceLearner.features`."""
         inference, size = self.embedding.inference, self.embedding.image_size
         forward = inference.prepare(self._trained(), size=size, count=len(ids))
         for batch in inference.run(forward, self.embedding.source, ids, size=size):
@@ -118,7 +112,7 @@ class MscLearner(DistanceLearner):
             yield OutputBatch(batch.ids, rows, batch.rejects)
 
     def save(self, folder: Path) -> None:
-        """See `Learner.save`: what was learnt, and the backbone."""
+        """Save the fitted detector and the backbone."""
         super().save(folder)
         tensors = {f"{PREFIX}{name}": tensor for name, tensor in self._trained().state_dict().items()}
         save_tensors(tensors, folder / BACKBONE)
@@ -147,7 +141,7 @@ class MscLearner(DistanceLearner):
         module = MeanShiftedContrastive(backbone, centre, self.loss, optimizer=self.optimizer)
         steps = data.steps * self.epochs
         callbacks: list[Callback] = [_Epochs(data.steps, lambda epoch: self._after(epoch, ids))]
-        if self.on_epoch is None:  # which shows bars of its own
+        if self.on_epoch is None:  # its function shows progress bars
             callbacks = [StepProgress(f"Training, cycle {cycle}", steps)]
         with quiet_lightning():
             trainer = self._make_trainer(callbacks, steps)
@@ -164,24 +158,16 @@ class MscLearner(DistanceLearner):
 
     def _after(self, epoch: int, ids: list[str]) -> None:
         assert self.on_epoch is not None
-        self._learn(*self._read(ids), 0.0)
+        self._fit_detector(*self._read(ids), 0.0)
         self.on_epoch(epoch)
 
-    @quiet_lightning()
     def _make_trainer(self, callbacks: list[Callback], steps: int) -> Trainer:
-        try:
-            trainer = self.trainer(
-                max_steps=steps,
-                logger=StepLogger(self.on_step),
-                callbacks=callbacks,
-                plugins=[LightningEnvironment()],
-            )
-        except (TypeError, ValueError, MisconfigurationException) as error:
-            raise ConfigError(f"trainer.lightning: {error}") from error
+        logger = StepLogger(self.on_step)
+        trainer = build_trainer(self.trainer, max_steps=steps, logger=logger, callbacks=callbacks)
         if trainer.world_size > 1:
             raise ConfigError(
-                f"trainer.lightning asks for {trainer.world_size} devices: the contrast is between the images of one "
-                f"batch, so that algorithm=msc trains on one device"
+                f"trainer.lightning asks for {trainer.world_size} devices: the contrast needs all images of a batch, "
+                f"so algorithm=msc trains on one device"
             )
         return trainer
 
@@ -192,7 +178,7 @@ class MscLearner(DistanceLearner):
 
 
 class _Epochs(Callback):
-    """Tells when an epoch has passed: Lightning itself sees one long epoch, whose draws follow from the seed."""
+    """Callback after each pass over the images; for Lightning the whole training is one epoch."""
 
     def __init__(self, steps: int, passed: Callable[[int], None]) -> None:
         self._steps, self._passed = steps, passed

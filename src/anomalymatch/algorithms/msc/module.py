@@ -1,31 +1,32 @@
-"""Mean-shifted contrastive learning as a LightningModule: it wires a backbone, the loss and an optimiser."""
+"""LightningModule of mean-shifted contrastive learning: a backbone, the loss and an optimiser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
 from jaxtyping import Float
 from pytorch_lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from anomalymatch.algorithms.layer_groups import parameter_groups
+from anomalymatch.algorithms.layer_groups import batch_norms, parameter_groups
 from anomalymatch.algorithms.msc.loss import angular_term, has_direction, mean_shifted_contrastive
+from anomalymatch.algorithms.msc.views import ViewPair
 from anomalymatch.backbones.network import Backbone
-from anomalymatch.errors import ConfigError, DataError
+from anomalymatch.checks import check_range
+from anomalymatch.errors import DataError
 
 
 @dataclass(frozen=True)
 class MscSpec:
-    """The hyper-parameters of the loss.
+    """Hyper-parameters of the loss.
 
     Attributes:
-        temperature: of the contrast (tau).
+        temperature: temperature of the contrast (tau).
         mean_shift: measure angles around the mean of the normal features; false is the plain contrastive loss.
-        angular_weight: weight of the term that keeps features close to their mean; 0 leaves it out.
-        weight_decay: of all weights but those of normalisation layers.
+        angular_weight: weight of the term that keeps features close to their mean; 0 omits it.
+        weight_decay: weight decay of all parameters but those of normalisation layers.
     """
 
     temperature: float
@@ -34,21 +35,19 @@ class MscSpec:
     weight_decay: float
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0.0:
-            raise ConfigError(f"algorithm.learner.loss.temperature is {self.temperature}: it must be positive")
-        for name in ("angular_weight", "weight_decay"):
-            if not getattr(self, name) >= 0.0:
-                raise ConfigError(f"algorithm.learner.loss.{name} is {getattr(self, name)}: it cannot be negative")
+        check_range("algorithm.learner.loss.temperature", self.temperature, above=0)
+        check_range("algorithm.learner.loss.angular_weight", self.angular_weight, low=0)
+        check_range("algorithm.learner.loss.weight_decay", self.weight_decay, low=0)
 
 
 class MeanShiftedContrastive(LightningModule):
-    """Trains `backbone` in place.
+    """LightningModule that trains `backbone` in place.
 
     Args:
-        backbone: 8-bit images in, features out; parameters that must not learn have `requires_grad` off.
-        centre: mean of the normal images' L2-normalised features before training; it stays as it is.
+        backbone: module that maps 8-bit images to features; its parameters with `requires_grad` learn.
+        centre: mean of the normal images' L2-normalised features before training; it is constant.
         spec: hyper-parameters.
-        optimizer: makes an optimiser of parameter groups (a partial).
+        optimizer: partial of an optimiser, called with parameter groups.
     """
 
     memory_format = torch.channels_last
@@ -69,27 +68,25 @@ class MeanShiftedContrastive(LightningModule):
         self.make_optimizer = optimizer
 
     def on_train_start(self) -> None:
-        """Lightning has just set training mode: batch norms leave it again, and keep their pretrained statistics."""
-        for module in self.backbone.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        """Switch batch norms back to evaluation mode, so that they keep their pretrained statistics."""
+        for module in batch_norms(self.backbone):
+            module.eval()
 
-    def training_step(self, batch: Any, batch_idx: int) -> Float[Tensor, ""]:
-        """The contrast of two views of each image, and how far they are from the mean.
+    def training_step(self, batch: ViewPair, batch_idx: int) -> Float[Tensor, ""]:
+        """Compute the contrast of two views of each image, and their distance from the mean.
 
-        A pair of which one view has no direction from the centre (a view of plain sky, say, to which no neuron answers)
-        is left out.
+        A pair is left out if one of its views has no direction from the centre (plain sky that activates no neuron).
 
         Raises:
             DataError: if fewer than two pairs remain, or the features are no longer finite.
         """
-        views = torch.cat(list(batch)).contiguous(memory_format=self.memory_format)
+        views = torch.cat(batch).contiguous(memory_format=self.memory_format)
         features = F.normalize(self.backbone(views).float(), dim=1)
         a, b = features.chunk(2)
         centre = self.centre if self.spec.mean_shift else torch.zeros_like(self.centre)
         whole = has_direction(a, centre) & has_direction(b, centre)
         try:
-            if not features.isfinite().all():  # left out, they would still spoil the gradient
+            if not features.isfinite().all():  # even left out they would make the gradient NaN
                 raise ValueError("some features are not finite, lower the learning rate")
             a, b = a[whole], b[whole]
             contrast = mean_shifted_contrastive(a, b, centre, self.spec.temperature)
@@ -101,5 +98,5 @@ class MeanShiftedContrastive(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Optimizer:
-        """The optimiser; its rate stays constant."""
+        """Build the optimiser; its learning rate is constant."""
         return self.make_optimizer(parameter_groups(self.backbone, self.spec.weight_decay))

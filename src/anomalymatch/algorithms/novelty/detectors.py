@@ -1,52 +1,61 @@
-"""Detectors that learn from normal images alone: what lies far from them in feature space is novel."""
+"""Novelty detectors, which are fitted on normal images alone and score by the distance in feature space."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
 from torch import Tensor
 
 from anomalymatch.algorithms.novelty import distances as maths
-from anomalymatch.algorithms.novelty.distances import nearest_distances
+from anomalymatch.checks import check_range
 from anomalymatch.errors import ConfigError, DataError
+
+EXACT_ROWS = 1_000_000
+"""Number of rows up to which the search is exact; beyond, that takes hours."""
+TRAINING_ROWS_PER_CELL = 40
+PROBES = 32
+"""Number of cells of the index that are searched for each query."""
 
 Rows = Float32[np.ndarray, "n d"]
 Own = Int64[np.ndarray, " n"]
+KEY = "algorithm.learner.detector"
 SCALE_ROWS = 4096
-"""Training images, about, whose distances set the scale of the scores."""
+"""Approximate number of training images whose distances set the scale of the scores."""
 
 
 @runtime_checkable
 class Detector(Protocol):
-    """A kind of distance, with its hyper-parameters. What it has learnt is a few named tensors."""
+    """Protocol of a distance with its hyper-parameters; `fit` returns its state as named tensors."""
 
     @property
     def least(self) -> int:
-        """Images that it needs at least."""
+        """Smallest number of training images."""
         ...
 
     def fit(self, rows: Rows) -> dict[str, Tensor]:
-        """Learn from the features of normal images.
+        """Fit on the features of normal images.
 
         Raises:
-            ValueError: if they do not suffice.
+            ValueError: if the features do not suffice.
         """
         ...
 
     def distances(
         self, learnt: Mapping[str, Tensor], rows: Rows, own: Own, device: torch.device
     ) -> Float64[np.ndarray, " n"]:
-        """Distance of each of `rows` from what was learnt.
+        """Compute the distance of each of `rows` from the training images.
 
         Args:
-            learnt: what `fit` gave.
+            learnt: result of `fit`.
             rows: features.
-            own: which of the rows that were learnt from each of them is, -1 for none: no image is its own neighbour.
-            device: that computes.
+            own: position of each of `rows` among the training images, -1 for none: no image is its own neighbour.
+            device: device that computes.
         """
         ...
 
@@ -56,58 +65,108 @@ class Neighbours:
     """Mean distance to the nearest training features.
 
     Attributes:
-        neighbours: how many.
+        neighbours: number of neighbours.
     """
 
     neighbours: int
 
     def __post_init__(self) -> None:
-        if self.neighbours < 1:
-            raise ConfigError(f"algorithm.learner.detector.neighbours is {self.neighbours}: it must be at least 1")
+        check_range(f"{KEY}.neighbours", self.neighbours, low=1)
 
     @property
     def least(self) -> int:
-        """The neighbours, and the image itself."""
+        """See `Detector.least`: the neighbours and the image itself."""
         return self.neighbours + 1
 
     def fit(self, rows: Rows) -> dict[str, Tensor]:
-        """Keep them, in half precision."""
+        """Keep the features, in half precision."""
         return {"bank": torch.from_numpy(rows).half()}
 
     def distances(
         self, learnt: Mapping[str, Tensor], rows: Rows, own: Own, device: torch.device
     ) -> Float64[np.ndarray, " n"]:
         """See `Detector.distances`."""
-        # In half precision, too: a feature and its copy in the bank are the same numbers.
+        # In half precision, as the reference features, so that equal features have distance 0.
         queries = torch.from_numpy(rows).half()
         found = nearest_distances(queries, learnt["bank"], self.neighbours, torch.from_numpy(own), device=device)
         return found.double().mean(dim=1).numpy()
 
 
+def nearest_distances(
+    queries: Float[Tensor, "n d"],
+    bank: Float[Tensor, "m d"],
+    k: int,
+    own: Int64[Tensor, " n"],
+    *,
+    device: torch.device,
+    exact_rows: int = EXACT_ROWS,
+) -> Float[Tensor, "n k"]:
+    """Compute Euclidean distances to the `k` nearest rows of `bank`, ascending; the result is on the CPU.
+
+    Args:
+        queries: features.
+        bank: features to compare with.
+        k: number of neighbours.
+        own: row of `bank` that is the query itself and is skipped; -1 where there is none.
+        device: device that computes.
+        exact_rows: a larger bank is searched by an index of faiss, which may miss a neighbour.
+
+    Raises:
+        ConfigError: if the bank is that large and faiss is not installed.
+        ValueError: if the bank is too small.
+    """
+    if len(bank) > exact_rows:
+        return _by_index(queries, bank, k, own)
+    return maths.neighbour_distances(queries.to(device), bank.to(device), k, own.to(device)).cpu()
+
+
+def _by_index(
+    queries: Float[Tensor, "n d"], bank: Float[Tensor, "m d"], k: int, own: Int64[Tensor, " n"]
+) -> Float[Tensor, "n k"]:
+    squared, rows = _index_of(bank).search(queries.float().numpy(), k + 1)
+    squared[(rows == own.numpy()[:, None]) | (rows < 0)] = np.inf
+    return torch.from_numpy(np.sqrt(np.maximum(np.sort(squared, axis=1)[:, :k], 0.0)))
+
+
+@lru_cache(maxsize=1)
+def _index_of(bank: Tensor) -> Any:
+    """Build the index of a tensor, which takes minutes; a ranking asks for the same one for each chunk."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ConfigError(
+            f"{len(bank):,} images to compare with need an index: pip install 'anomalymatch[faiss]', "
+            f"or set al.pool_size to at most {EXACT_ROWS:,}"
+        ) from error
+    cells = max(1, round(4 * math.sqrt(len(bank))))
+    index: Any = faiss.index_factory(bank.shape[1], f"IVF{cells},SQfp16")
+    step = max(1, len(bank) // (TRAINING_ROWS_PER_CELL * cells))
+    index.train(bank[::step].float().numpy())
+    for part in bank.split(65536):
+        index.add(part.float().numpy())
+    index.nprobe = min(PROBES, cells)
+    return index
+
+
 @dataclass(frozen=True)
 class Mahalanobis:
-    """Distance from the mean in units of the spread in each direction.
+    """Mahalanobis distance: from the mean, in units of the spread in each direction.
 
     Attributes:
-        shrinkage: how far the covariance is drawn towards a sphere, 0 to 1; None chooses it by Ledoit and Wolf (2004).
-        trim: share of the images farthest from the median that the mean leaves out.
+        shrinkage: shrinkage of the covariance towards a sphere, 0 to 1; None chooses it by Ledoit and Wolf (2004).
+        trim: share of the images, the farthest from the median, that the mean leaves out.
     """
 
     shrinkage: float | None
     trim: float
+    least: ClassVar[int] = 3  # two images spread along one line only
 
     def __post_init__(self) -> None:
-        if self.shrinkage is not None and not 0.0 <= self.shrinkage <= 1.0:
-            raise ConfigError(f"algorithm.learner.detector.shrinkage is {self.shrinkage}: it must lie in [0, 1]")
-        _check_trim(self.trim)
-
-    @property
-    def least(self) -> int:
-        """Two images spread along one line only."""
-        return 3
+        check_range(f"{KEY}.shrinkage", self.shrinkage, low=0, high=1, null=True)
+        check_range(f"{KEY}.trim", self.trim, low=0, below=1)
 
     def fit(self, rows: Rows) -> dict[str, Tensor]:
-        """Mean and whitening; see `functional.novelty.whitening_of`."""
+        """Compute mean and whitening matrix."""
         features = rows.astype(np.float64)
         mean = maths.trimmed_mean(features, self.trim)
         centred = features - mean
@@ -126,31 +185,23 @@ class Mahalanobis:
 
 @dataclass(frozen=True)
 class PrincipalResidual:
-    """What the principal components of normal images cannot express.
+    """Residual of a projection on the principal components of normal images.
 
     Attributes:
-        variance: share of the spread that the components hold.
-        trim: share of the images farthest from the median that the mean leaves out.
+        variance: share of the variance that the components explain.
+        trim: share of the images, the farthest from the median, that the mean leaves out.
     """
 
     variance: float
     trim: float
+    least: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.variance < 1.0:
-            raise ConfigError(
-                f"algorithm.learner.detector.variance is {self.variance}: it must lie between 0 and 1, "
-                f"for all of it leaves no residual"
-            )
-        _check_trim(self.trim)
-
-    @property
-    def least(self) -> int:
-        """Two images spread along one line only."""
-        return 3
+        check_range(f"{KEY}.variance", self.variance, above=0, below=1)
+        check_range(f"{KEY}.trim", self.trim, low=0, below=1)
 
     def fit(self, rows: Rows) -> dict[str, Tensor]:
-        """Mean and components."""
+        """Compute mean and principal components."""
         features = rows.astype(np.float64)
         mean = maths.trimmed_mean(features, self.trim)
         components = maths.principal_components(features, mean, self.variance)
@@ -166,14 +217,14 @@ class PrincipalResidual:
 
 @dataclass(frozen=True)
 class FittedDetector:
-    """A fitted detector, and the scale of its scores.
+    """Fitted detector with the scale of its scores.
 
     Attributes:
-        detector: the kind of distance.
-        learnt: what it has learnt.
-        place: for each training image its row among those that were learnt from, -1 if it was dropped.
-        median: of the training images' own distances.
-        spread: their robust standard deviation.
+        detector: the distance.
+        learnt: result of `Detector.fit`.
+        place: for each training image its position among the fitted ones, -1 if it was dropped.
+        median: median of the training images' own distances.
+        spread: robust standard deviation of these distances.
     """
 
     detector: Detector
@@ -183,18 +234,18 @@ class FittedDetector:
     spread: float
 
     def logits(self, rows: Rows, trained: Own, device: torch.device) -> Float64[np.ndarray, " n"]:
-        """Scores on a scale like that of log-odds; see `functional.novelty.surprise`.
+        """Score images on a scale like that of log-odds, see `distance_logits`.
 
         Args:
             rows: features.
-            trained: which training image each of them is, -1 for none.
-            device: that computes.
+            trained: position of each of them among the training images, -1 for none.
+            device: device that computes.
         """
         own = np.where(trained >= 0, self.place[trained], -1)
-        return maths.surprise(self.detector.distances(self.learnt, rows, own, device), self.median, self.spread)
+        return maths.distance_logits(self.detector.distances(self.learnt, rows, own, device), self.median, self.spread)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, for a file."""
+        """Return the state as named tensors."""
         scale = torch.tensor([self.median, self.spread], dtype=torch.float64)
         return {f"learnt.{k}": v for k, v in self.learnt.items()} | {
             "place": torch.from_numpy(self.place),
@@ -202,23 +253,23 @@ class FittedDetector:
         }
 
     @classmethod
-    def of(cls, detector: Detector, tensors: Mapping[str, Tensor]) -> "FittedDetector":
-        """What `tensors` gave, again."""
+    def from_tensors(cls, detector: Detector, tensors: Mapping[str, Tensor]) -> "FittedDetector":
+        """Rebuild a fitted detector from the result of `tensors`."""
         learnt = {k.removeprefix("learnt."): v for k, v in tensors.items() if k.startswith("learnt.")}
         median, spread = tensors["scale"].tolist()
         return cls(detector, learnt, tensors["place"].numpy(), median, spread)
 
 
 def fit_detector(detector: Detector, rows: Rows, *, drop: float, device: torch.device) -> FittedDetector:
-    """Fit `detector` on the features of normal images, leave out the share `drop` that scores highest, and fit again.
+    """Fit a detector on normal images, drop the share that scores highest, and fit again.
 
-    The images that are taken for normal may hide a few anomalies; most of these are among the dropped.
+    Images taken as normal may include a few anomalies; most of these are among the dropped.
 
     Args:
-        detector: the kind of distance.
+        detector: the distance.
         rows: features of the training images.
-        drop: in [0, 1); 0 keeps all.
-        device: that computes.
+        drop: share to drop, in [0, 1); 0 keeps all.
+        device: device that computes.
 
     Raises:
         DataError: if there are too few images, or their features are all equal.
@@ -242,14 +293,7 @@ def fit_detector(detector: Detector, rows: Rows, *, drop: float, device: torch.d
         some = np.arange(0, count, max(1, count // SCALE_ROWS))
         median, spread = maths.spread_of(detector.distances(learnt, rows[kept[some]], some, device))
     except ValueError as error:
-        raise DataError(
-            f"{type(detector).__name__} cannot learn what is normal from {count} images: {error}"
-        ) from error
+        raise DataError(f"{type(detector).__name__} cannot be fitted on {count} images: {error}") from error
     place = np.full(len(rows), -1, dtype=np.int64)
     place[kept] = np.arange(count)
     return FittedDetector(detector, learnt, place, median, spread)
-
-
-def _check_trim(trim: float) -> None:
-    if not 0.0 <= trim < 1.0:
-        raise ConfigError(f"algorithm.learner.detector.trim is {trim}: it must lie in [0, 1)")

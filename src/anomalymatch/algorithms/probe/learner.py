@@ -1,4 +1,4 @@
-"""TODO."""
+"""Learner of the probe, a logistic regression on frozen features."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,15 +8,13 @@ import torch
 
 from anomalymatch.algorithms.base import WEIGHTS, Truth
 from anomalymatch.algorithms.lightning import StepListener, ignore_step
-from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, self_train
+from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, SelfTraining, self_train
 from anomalymatch.backbones.checkpoint import describe_input, load_network, save_network
 from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.backbones.network import Network
 from anomalymatch.data.labels import training_ids
 from anomalymatch.errors import LabelError
 from anomalymatch.ranking import Ranking
-
-POOL_IMAGES = 10_000
-"""Unlabelled images that the probe looks at, about."""
 
 
 class ProbeLearner:
@@ -24,8 +22,8 @@ class ProbeLearner:
 
     Args:
         embedding: the backbone and the images.
-        probe: how it is fitted.
-        seed, truth: all learners are built alike; this one has no randomness and needs no truth.
+        probe: hyper-parameters of the probe.
+        seed, truth: not used; all learners take them.
     """
 
     needs_labels, is_detector, trains = True, False, False
@@ -37,7 +35,7 @@ class ProbeLearner:
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
         """See `Learner.fit`."""
-        self._probe = fit_probe(self.embedding, labels, pool, self.spec)
+        self._probe = fit_probe(self.embedding, labels, pool, self.spec).probe
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
@@ -50,10 +48,8 @@ class ProbeLearner:
         return Ranking(kept, logits[features.positions(kept)], [reasons[id_] for id_ in ids if id_ in reasons])
 
     def save(self, folder: Path) -> None:
-        """See `Learner.save`: the probe becomes the head of a network that scores any image."""
-        network = self.embedding.network(normalised=True)
-        probe = self._fitted()
-        network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
+        """Save a network with the probe as its head, which scores any image."""
+        network = probe_network(self.embedding, self._fitted())
         save_network(network, folder / WEIGHTS, algorithm="probe", input=describe_input(self.embedding.source))
 
     def restore(self, folder: Path) -> None:
@@ -68,8 +64,14 @@ class ProbeLearner:
         return self._probe
 
 
-def fit_probe(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str] | None, spec: ProbeSpec) -> Probe:
-    """The probe fitted on those of `labels` whose images can be read, and on what it is sure of in the pool."""
+def fit_probe(
+    embedding: Embedding, labels: Mapping[str, str], pool: Sequence[str] | None, spec: ProbeSpec
+) -> SelfTraining:
+    """Fit a probe on cached features, with self-training on the pool; images that cannot be read are left out.
+
+    Raises:
+        LabelError: if a label is of an unknown image, or no readable image is labelled anomaly, or none normal.
+    """
     features = embedding.probe_features
     unreadable = {reject.id for reject in features.rejects}
     unknown = [id_ for id_ in labels if id_ not in features and id_ not in unreadable]
@@ -79,22 +81,29 @@ def fit_probe(embedding: Embedding, labels: Mapping[str, str], pool: Sequence[st
     unlabelled: list[str] = []
     if spec.rounds:
         unlabelled = [id_ for id_ in (features.ids if pool is None else pool) if id_ in features and id_ not in labels]
-    step = max(1, len(unlabelled) // POOL_IMAGES)  # enough to learn from, and a round stays in the milliseconds
+    step = max(1, len(unlabelled) // spec.pool_images)
     rows = features.take(anomalies), features.take(normals), features.take(unlabelled[::step])
     turned = embedding.reoriented_features(anomalies, spec.orientations)
     return self_train(*rows, spec, features.scaling, turned=turned)
 
 
+def probe_network(embedding: Embedding, probe: Probe, generator: torch.Generator | None = None) -> Network:
+    """Build the pretrained network with a probe as its head."""
+    network = embedding.network(normalised=True, generator=generator)
+    network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
+    return network
+
+
 def top_by_probe(
     embedding: Embedding, probe: Probe | None, pool: Sequence[str], count_of: Callable[[int], int]
 ) -> Ranking:
-    """The images of the pool that a probe ranks highest, best first.
+    """Rank the pool by a probe and keep the first images.
 
     Args:
         embedding: the images.
-        probe: see `fit_probe`; without one, no image.
-        pool: those that cannot be read are left out.
-        count_of: how many are wanted of so many.
+        probe: the probe; without one the ranking is empty.
+        pool: ids; images that cannot be read are left out.
+        count_of: function from the number of readable images to the number to keep.
     """
     if probe is None:
         return Ranking([], np.empty(0))

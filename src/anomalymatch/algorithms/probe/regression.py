@@ -1,7 +1,8 @@
-"""The probe: a logistic regression on frozen features. Cheap, and the bar for everything that trains."""
+"""Probe: a logistic regression on frozen features, with self-training and calibration."""
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
@@ -12,47 +13,26 @@ from sklearn.model_selection import StratifiedKFold
 
 from anomalymatch.backbones.features import Scaling
 from anomalymatch.backbones.tta import ORIENTATIONS
-from anomalymatch.errors import ConfigError
+from anomalymatch.checks import check_choice, check_range
 
-
-def platt(logits: Float64[np.ndarray, " n"], targets: Bool[np.ndarray, " n"]) -> tuple[float, float]:
-    """Slope and offset by which log-odds become those of the labels (Platt, 1999).
-
-    The maximum-likelihood fit of a sigmoid, with his targets, which are short of certain by one image of each class:
-    scores that separate the labels do not become infinitely steep.
-
-    Args:
-        logits: of images that were not learnt from.
-        targets: which of them are anomalies; both classes must be there.
-    """
-    positive, negative = int(targets.sum()), int((~targets).sum())
-    certain = np.where(targets, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    middle, spread = float(np.mean(logits)), max(float(np.std(logits)), 1e-12)
-    both = np.tile((logits - middle) / spread, 2)[:, None]  # the solver wants numbers around one
-    sides = np.repeat([1, 0], len(logits))
-    weights = np.concatenate([certain, 1 - certain])
-    model = LogisticRegression(C=np.inf, max_iter=1000, tol=1e-8).fit(both, sides, sample_weight=weights)
-    slope = float(model.coef_[0, 0]) / spread
-    return slope, float(model.intercept_[0]) - slope * middle
-
-
-FOLDS = 5
 CALIBRATIONS = ("none", "platt")
 
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """How the probe is fitted.
+    """Hyper-parameters of the probe.
 
     Attributes:
-        inverse_regularisation: scikit-learn's C; larger fits the labels more closely.
+        inverse_regularisation: scikit-learn's C; a larger one fits the labels more closely.
         rounds: rounds of self-training on unlabelled images; 0 uses the labels alone.
-        confidence: probability from which an unlabelled image is taken to be an anomaly.
-        weight: of a pseudo-labelled anomaly beside a labelled one.
-        limit: pseudo-labelled anomalies at most, the surest.
-        orientations: views of each labelled anomaly that teach, mirrored and turned; see `tta.reoriented`.
-        calibration: `platt` makes log-odds those of the labels, by what is out of fold; `none` leaves them as if both
-            classes were equally frequent. The order stays.
+        confidence: probability from which an unlabelled image is pseudo-labelled anomaly.
+        weight: weight of a pseudo-labelled anomaly relative to a labelled one.
+        limit: maximum number of pseudo-labelled anomalies; the most probable ones are taken.
+        orientations: number of mirrored and rotated views of each labelled anomaly in the fit.
+        calibration: `platt` makes the logits log-odds at the rate of anomalies among the labels, by cross-validation;
+            `none` leaves them as if both classes were equally frequent. The order is the same.
+        folds: folds of the cross-validation that calibrates, judges and weights the views of features.
+        pool_images: approximate number of unlabelled images that self-training considers.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -63,45 +43,83 @@ class ProbeSpec:
     confidence: float
     weight: float
     limit: int
-    orientations: int = 1
-    calibration: str = "none"
+    orientations: int
+    calibration: str
+    folds: int
+    pool_images: int
 
     def __post_init__(self) -> None:
-        if not self.inverse_regularisation > 0:
-            raise ConfigError(f"probe.inverse_regularisation is {self.inverse_regularisation}: it must be positive")
-        if self.rounds < 0 or self.limit < 0:
-            raise ConfigError(f"probe.rounds={self.rounds} and probe.limit={self.limit} cannot be negative")
-        check_confidence("probe.confidence", self.confidence)
-        if not self.weight > 0:
-            raise ConfigError(f"probe.weight is {self.weight}: it must be positive")
-        if self.orientations not in ORIENTATIONS:
-            choices = ", ".join(map(str, ORIENTATIONS))
-            raise ConfigError(f"probe.orientations is {self.orientations}: choose one of {choices}")
-        if self.calibration not in CALIBRATIONS:
-            choices = ", ".join(CALIBRATIONS)
-            raise ConfigError(f"probe.calibration is {self.calibration!r}: choose one of {choices}")
-
-
-def check_confidence(key: str, value: float) -> None:
-    """Refuse a cut that takes for an anomaly what is more likely none.
-
-    Raises:
-        ConfigError: which names the key.
-    """
-    if not 0.5 <= value < 1:
-        raise ConfigError(f"{key} is {value}: it must be at least 0.5 and below 1")
+        check_range("probe.inverse_regularisation", self.inverse_regularisation, above=0)
+        check_range("probe.rounds", self.rounds, low=0)
+        check_range("probe.confidence", self.confidence, low=0.5, below=1)
+        check_range("probe.weight", self.weight, above=0)
+        check_range("probe.limit", self.limit, low=0)
+        check_choice("probe.orientations", self.orientations, ORIENTATIONS)
+        check_choice("probe.calibration", self.calibration, CALIBRATIONS)
+        check_range("probe.folds", self.folds, low=2)
+        check_range("probe.pool_images", self.pool_images, low=1)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted logistic regression: logit = features . coefficients + intercept."""
+    """Fitted logistic regression: logit = features . coefficients + intercept."""
 
     coefficients: Float64[np.ndarray, " d"]
     intercept: float
 
     def logits(self, features: Float32[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
-        """Log-odds of being an anomaly."""
+        """Compute the log-odds of being an anomaly."""
         return (features @ self.coefficients.astype(np.float32)).astype(np.float64) + self.intercept
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """Result of `self_train`: the probe of each round, the calibrated last one, and how well it generalises.
+
+    Attributes:
+        rounds: probes after 0, 1, … rounds, not calibrated.
+        spec: hyper-parameters.
+        anomalies: features of the labelled anomalies.
+        normals: features of the labelled normals.
+        gain: factor of each column, see `fit_logistic`.
+    """
+
+    rounds: list[Probe]
+    spec: ProbeSpec
+    anomalies: Float32[np.ndarray, "a d"]
+    normals: Float32[np.ndarray, "n d"]
+    gain: Float64[np.ndarray, " d"] | None
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The probe of the last round, calibrated if the specification asks for it.
+
+        It stays uncalibrated where a class has a single image, and where it ranks no better than chance: calibration
+        would reverse its order.
+        """
+        probe = self.rounds[-1]
+        if self.spec.calibration == "none" or self._out_of_fold is None:
+            return probe
+        slope, offset = platt(*self._out_of_fold)
+        return probe if slope <= 0 else Probe(probe.coefficients * slope, probe.intercept * slope + offset)
+
+    @cached_property
+    def average_precision(self) -> float:
+        """Average precision of the labelled images by cross-validation; NaN if a class has a single image."""
+        if self._out_of_fold is None:
+            return math.nan
+        logits, targets = self._out_of_fold
+        return float(average_precision_score(targets, logits))
+
+    @cached_property
+    def _out_of_fold(self) -> tuple[Float64[np.ndarray, " m"], Bool[np.ndarray, " m"]] | None:
+        folds = min(self.spec.folds, len(self.anomalies), len(self.normals))
+        if folds < 2:
+            return None
+        rows = np.concatenate([self.anomalies, self.normals])
+        targets = np.repeat([True, False], [len(self.anomalies), len(self.normals)])
+        scaled = rows if self.gain is None else rows * self.gain.astype(np.float32)
+        return _cross_validate(scaled, targets, folds, self.spec.inverse_regularisation), targets
 
 
 def self_train(
@@ -113,68 +131,39 @@ def self_train(
     *,
     turned: Float32[np.ndarray, "t d"] | None = None,
     second: Float64[np.ndarray, " p"] | None = None,
-) -> Probe:
-    """Fit the probe, let the unlabelled images that it is sure of join as anomalies of less weight, and fit again.
+) -> SelfTraining:
+    """Fit the probe, add confident unlabelled images as anomalies of less weight, and fit again, for some rounds.
 
-    This is pseudo-labelling with a confidence cut, as in FixMatch, for the rare class alone. The cut matters more than
-    the number: the surest twenty of a pool with sixteen anomalies would teach mistakes, but few of them pass it.
+    This is pseudo-labelling with a threshold, as in FixMatch, for the rare class alone. The threshold matters more than
+    the number: the twenty most probable images of a pool with sixteen anomalies would add mistakes, but few of them
+    reach the threshold.
 
     Args:
         anomalies: features of the labelled anomalies.
         normals: features of the labelled normals.
         pool: features of unlabelled images.
         spec: see `ProbeSpec`.
-        scaling: of the features; None takes them as they are. Of several views each counts as `column_gain` says.
-        turned: features of the labelled anomalies mirrored and turned: a few examples show few of the ways that their
-            kind can lie. All views together weigh as much as the images.
-        second: log-odds of the pool by a probe that sees it in another way. The mean of both is what has to be sure
-            then: neither teaches itself its own mistakes (co-training: Blum and Mitchell, COLT 1998).
+        scaling: views of the features, weighted by `column_gain`; None uses the features as they are.
+        turned: features of the labelled anomalies mirrored and rotated. All views together weigh as much as the images.
+        second: log-odds of the pool by another probe on other features. Then the mean of both must be confident, so
+            neither repeats its own mistakes (co-training: Blum and Mitchell, COLT 1998).
     """
-    c = spec.inverse_regularisation
-    gain = None if scaling is None else column_gain(anomalies, normals, scaling, inverse_regularisation=c)
+    gain = None if scaling is None else column_gain(anomalies, normals, scaling, spec)
     views = anomalies if turned is None else np.concatenate([anomalies, turned])
     share = len(anomalies) / len(views) if len(views) else 1.0
-    probe = fit_logistic(views, normals, inverse_regularisation=c, gain=gain, share=share)
-    for _ in range(spec.rounds):
-        logits = probe.logits(pool) if second is None else (probe.logits(pool) + second) / 2
-        surest = np.argsort(-logits, kind="stable")[: spec.limit]
-        pseudo_labelled = pool[surest[logits[surest] >= logit(spec.confidence)]]
-        probe = fit_logistic(
-            views,
-            normals,
-            inverse_regularisation=c,
-            pseudo_labelled=pseudo_labelled,
-            weight=spec.weight,
-            gain=gain,
-            share=share,
+
+    def fit(chosen: Float32[np.ndarray, "s d"]) -> Probe:
+        c, weight = spec.inverse_regularisation, spec.weight
+        return fit_logistic(
+            views, normals, inverse_regularisation=c, pseudo_labelled=chosen, weight=weight, gain=gain, share=share
         )
-    return probe if spec.calibration == "none" else calibrated(probe, anomalies, normals, c, gain)
 
-
-def calibrated(
-    probe: Probe,
-    anomalies: Float32[np.ndarray, "a d"],
-    normals: Float32[np.ndarray, "n d"],
-    inverse_regularisation: float,
-    gain: Float64[np.ndarray, " d"] | None = None,
-) -> Probe:
-    """The probe with the log-odds of the labels; as it is where one image of a class is all there is.
-
-    Args:
-        probe: see `fit_logistic`.
-        anomalies: features of the labelled anomalies.
-        normals: features of the labelled normals.
-        inverse_regularisation: see `fit_logistic`.
-        gain: see `fit_logistic`.
-    """
-    judged = _judged(anomalies, normals, inverse_regularisation, gain)
-    if judged is None:
-        return probe
-    logits, targets = judged
-    slope, offset = platt(logits, targets)
-    if slope <= 0:  # out of fold it ranks no better than chance: an order turned round would help nobody
-        return probe
-    return Probe(probe.coefficients * slope, probe.intercept * slope + offset)
+    rounds = [fit(pool[:0])]
+    for _ in range(spec.rounds):
+        logits = rounds[-1].logits(pool) if second is None else (rounds[-1].logits(pool) + second) / 2
+        highest = np.argsort(-logits, kind="stable")[: spec.limit]
+        rounds.append(fit(pool[highest[logits[highest] >= logit(spec.confidence)]]))
+    return SelfTraining(rounds, spec, anomalies, normals, gain)
 
 
 def fit_logistic(
@@ -187,22 +176,22 @@ def fit_logistic(
     gain: Float64[np.ndarray, " d"] | None = None,
     share: float = 1.0,
 ) -> Probe:
-    """Fit the probe, both classes weighing the same in total.
+    """Fit a logistic regression with the same total weight for both classes.
 
     Args:
         anomalies: features of the labelled anomalies.
         normals: features of the labelled normals.
-        inverse_regularisation: scikit-learn's C; larger fits the labels more closely.
-        pseudo_labelled: features of unlabelled images that are taken for anomalies.
-        weight: of one of `pseudo_labelled` beside a labelled anomaly.
-        gain: of each column, by which it is multiplied before its coefficient is held back; None for one.
-        share: of an image that a row of `anomalies` is, where they are several views of each.
+        inverse_regularisation: scikit-learn's C; a larger one fits the labels more closely.
+        pseudo_labelled: features of unlabelled images that are pseudo-labelled anomaly.
+        weight: weight of one of `pseudo_labelled` relative to a labelled anomaly.
+        gain: factor of each column before the regularisation of its coefficient; None for one.
+        share: weight of a row of `anomalies`, where they are several views of each image.
     """
     extra = anomalies[:0] if pseudo_labelled is None else pseudo_labelled
     features = np.concatenate([anomalies, extra, normals]).astype(np.float64)
     if gain is not None:
         features *= gain
-    centre = features.mean(axis=0)  # the optimum is the same, the solver is there in a quarter of the steps
+    centre = features.mean(axis=0)  # the optimum is the same, and the solver takes a quarter of the steps
     features -= centre
     positive = np.r_[np.full(len(anomalies), share), np.full(len(extra), weight)]
     half = (share * len(anomalies) + len(normals)) / 2  # scikit-learn's class_weight="balanced" for labelled images
@@ -216,78 +205,56 @@ def fit_logistic(
 
 
 def column_gain(
-    anomalies: Float32[np.ndarray, "a d"],
-    normals: Float32[np.ndarray, "n d"],
-    scaling: Scaling,
-    *,
-    inverse_regularisation: float,
+    anomalies: Float32[np.ndarray, "a d"], normals: Float32[np.ndarray, "n d"], scaling: Scaling, spec: ProbeSpec
 ) -> Float64[np.ndarray, " d"]:
-    """The gain of each column: its scale, and how far its view is to be trusted.
+    """Compute the factor of each column: its scale times the weight of its view.
 
-    A view by itself ranks the labelled images out of fold; the views share one length in proportion to their average
-    precision at that. Which of them tells an anomaly is another one for a texture than for an object, and the labels
-    at hand say it. With a single anomaly or normal they cannot, and all views count the same.
-
-    Args:
-        anomalies: features of the labelled anomalies.
-        normals: features of the labelled normals.
-        scaling: the views.
-        inverse_regularisation: see `fit_logistic`.
+    Each view alone ranks the labelled images by cross-validation; views are weighted in proportion to their average
+    precision. Which view separates the anomalies depends on the data set (textures, objects), and the labels tell. With
+    a single anomaly or normal they cannot, and all views have the same weight.
     """
     gain = scaling.scale.astype(np.float64)
-    folds = min(FOLDS, len(anomalies), len(normals))
+    folds = min(spec.folds, len(anomalies), len(normals))
     if len(scaling.blocks) == 1:
         return gain
     trust = np.ones(len(scaling.blocks))
     if folds > 1:
         rows = np.concatenate([anomalies, normals]) * scaling.scale
         targets = np.repeat([True, False], [len(anomalies), len(normals)])
-        own = (_out_of_fold(rows[:, part], targets, folds, inverse_regularisation) for part in scaling.blocks)
+        c = spec.inverse_regularisation
+        own = (_cross_validate(rows[:, part], targets, folds, c) for part in scaling.blocks)
         trust[:] = [average_precision_score(targets, logits) for logits in own]
     for part, share in zip(scaling.blocks, trust / np.linalg.norm(trust), strict=True):
         gain[part] *= share
     return gain
 
 
-def out_of_fold_ap(
-    anomalies: Float32[np.ndarray, "a d"],
-    normals: Float32[np.ndarray, "n d"],
-    *,
-    inverse_regularisation: float,
-    gain: Float64[np.ndarray, " d"],
-) -> float:
-    """Average precision of labelled images that are ranked by probes which have not seen them; NaN if one is alone.
+def platt(logits: Float64[np.ndarray, " n"], targets: Bool[np.ndarray, " n"]) -> tuple[float, float]:
+    """Fit slope and offset that calibrate logits to the labels (Platt, 1999).
+
+    This is the maximum-likelihood fit of a sigmoid with Platt's targets, which are short of certain by one image of
+    each class: logits that separate the labels do not become infinitely steep.
 
     Args:
-        anomalies: features of the labelled anomalies.
-        normals: features of the labelled normals.
-        inverse_regularisation: see `fit_logistic`.
-        gain: see `fit_logistic`.
+        logits: log-odds of images that were not in the fit.
+        targets: True for anomalies; both classes must be there.
     """
-    judged = _judged(anomalies, normals, inverse_regularisation, gain)
-    return math.nan if judged is None else float(average_precision_score(judged[1], judged[0]))
+    positive, negative = int(targets.sum()), int((~targets).sum())
+    certain = np.where(targets, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    middle, spread = float(np.mean(logits)), max(float(np.std(logits)), 1e-12)
+    both = np.tile((logits - middle) / spread, 2)[:, None]  # the solver needs numbers around one
+    sides = np.repeat([1, 0], len(logits))
+    weights = np.concatenate([certain, 1 - certain])
+    model = LogisticRegression(C=np.inf, max_iter=1000, tol=1e-8).fit(both, sides, sample_weight=weights)
+    slope = float(model.coef_[0, 0]) / spread
+    return slope, float(model.intercept_[0]) - slope * middle
 
 
-def _judged(
-    anomalies: Float32[np.ndarray, "a d"],
-    normals: Float32[np.ndarray, "n d"],
-    c: float,
-    gain: Float64[np.ndarray, " d"] | None,
-) -> tuple[Float64[np.ndarray, " m"], Bool[np.ndarray, " m"]] | None:
-    """Log-odds out of fold, and which are of anomalies; None where one image of a class is all there is."""
-    folds = min(FOLDS, len(anomalies), len(normals))
-    if folds < 2:
-        return None
-    rows = np.concatenate([anomalies, normals])
-    targets = np.repeat([True, False], [len(anomalies), len(normals)])
-    return _out_of_fold(rows if gain is None else rows * gain.astype(np.float32), targets, folds, c), targets
-
-
-def _out_of_fold(
+def _cross_validate(
     rows: Float32[np.ndarray, "n d"], targets: Bool[np.ndarray, " n"], folds: int, c: float
 ) -> Float64[np.ndarray, " n"]:
-    """Log-odds of images, each by a probe that has not seen it."""
-    if len(rows) < rows.shape[1]:  # in as many dimensions as there are images the fits are the same
+    """Compute the log-odds of each image by a probe fitted on the other folds."""
+    if len(rows) < rows.shape[1]:  # the fits are the same in as many dimensions as there are images
         rows = np.asarray(np.linalg.qr(rows.T, mode="r")).T
     logits = np.empty(len(rows))
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(rows, targets):
