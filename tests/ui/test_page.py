@@ -1,4 +1,5 @@
 import asyncio
+import inspect
 import sys
 from collections import Counter
 
@@ -100,16 +101,26 @@ def service(make_service):
     return make_service(60, trained=True)
 
 
-def test_first_page_has_the_highest_scores(service, open_page):
-    async def act(page):
-        assert [tile["rank"] for tile in page.gallery.tiles] == list(range(1, 49))
-        assert page.page["pages"] == 2
-        assert "no labels yet" in page.page["note"]
-        await page.sees("60 images")
-        await page.sees(f"label {WANTED} images")
-        assert not page.get("advice").visible
+def on_page(test):
+    """Run an asynchronous test on the page of `service`; its first argument is the visitor, the others are fixtures."""
+    names = [name for name in inspect.signature(test).parameters if name != "page"]
 
-    open_page(service, act)
+    def run(service, open_page, request):
+        fixtures = {name: request.getfixturevalue(name) for name in names}
+        open_page(service, lambda page: test(page, **fixtures))
+
+    run.__name__ = test.__name__
+    return run
+
+
+@on_page
+async def test_first_page_has_the_highest_scores(page):
+    assert [tile["rank"] for tile in page.gallery.tiles] == list(range(1, 49))
+    assert page.page["pages"] == 2
+    assert "no labels yet" in page.page["note"]
+    await page.sees("60 images")
+    await page.sees(f"label {WANTED} images")
+    assert not page.get("advice").visible
 
 
 def test_estimate_and_advice(make_service, open_page):
@@ -126,16 +137,14 @@ def test_estimate_and_advice(make_service, open_page):
     open_page(service, act)
 
 
-def test_a_labelled_image_leaves_the_page_with_the_next_ranking(service, open_page):
-    async def act(page):
-        id_ = page.ids[0]
-        page.label([id_], "anomaly")
-        await page.until(lambda: service.labels == {id_: "anomaly"})
-        await page.until(lambda: id_ not in page.ids)
-        assert page.page["keep"]
-        await page.until(lambda: page.get("standing").text == "60 images · 1 labelled · 1 found")
-
-    open_page(service, act)
+@on_page
+async def test_a_labelled_image_leaves_the_page_with_the_next_ranking(page, service):
+    id_ = page.ids[0]
+    page.label([id_], "anomaly")
+    await page.until(lambda: service.labels == {id_: "anomaly"})
+    await page.until(lambda: id_ not in page.ids)
+    assert page.page["keep"]
+    await page.until(lambda: page.get("standing").text == "60 images · 1 labelled · 1 found")
 
 
 def test_a_label_makes_one_patch_and_a_ranking_one_page(service, open_page, monkeypatch):
@@ -163,69 +172,61 @@ def test_a_label_makes_one_patch_and_a_ranking_one_page(service, open_page, monk
     open_page(service, act)
 
 
-def test_without_follow_tiles_stay_and_change_in_place(service, open_page):
-    async def act(page):
-        page.get("follow").value = False
-        before, scores = page.ids, [tile["score"] for tile in page.gallery.tiles]
-        page.label(before[:2], "anomaly")
-        await page.until(lambda: [tile["label"] for tile in page.gallery.tiles[:3]] == ["anomaly", "anomaly", None])
-        await page.until(lambda: [tile["score"] for tile in page.gallery.tiles] != scores)
-        assert page.ids == before
-        page.send("rerank")
-        await page.until(lambda: not set(before[:2]) & set(page.ids))
-
-    open_page(service, act)
+@on_page
+async def test_without_follow_tiles_stay_and_change_in_place(page):
+    page.get("follow").value = False
+    before, scores = page.ids, [tile["score"] for tile in page.gallery.tiles]
+    page.label(before[:2], "anomaly")
+    await page.until(lambda: [tile["label"] for tile in page.gallery.tiles[:3]] == ["anomaly", "anomaly", None])
+    await page.until(lambda: [tile["score"] for tile in page.gallery.tiles] != scores)
+    assert page.ids == before
+    page.send("rerank")
+    await page.until(lambda: not set(before[:2]) & set(page.ids))
 
 
-def test_labels_in_the_order_of_the_keys_and_undo(service, open_page):
-    async def act(page):
-        id_, labels = page.ids[0], ("anomaly", "normal", None, "unsure")
-        for label in labels:
-            page.label([id_], label)
-        await page.until(lambda: len(service.events) == 4)
-        assert tuple(event.label for event in service.events) == labels
-        for expected in ({}, {id_: "normal"}, {id_: "anomaly"}, {}):
-            page.send("undo")
-            await page.until(lambda expected=expected: service.labels == expected)
+@on_page
+async def test_labels_in_the_order_of_the_keys_and_undo(page, service):
+    id_, labels = page.ids[0], ("anomaly", "normal", None, "unsure")
+    for label in labels:
+        page.label([id_], label)
+    await page.until(lambda: len(service.events) == 4)
+    assert tuple(event.label for event in service.events) == labels
+    for expected in ({}, {id_: "normal"}, {id_: "anomaly"}, {}):
         page.send("undo")
-        await page.sees("Nothing to undo for me")
-
-    open_page(service, act)
-
-
-def test_filters_and_order_make_the_query(service, open_page):
-    async def act(page):
-        page.get("filter-text").value = "IM00001"
-        await page.until(lambda: sorted(page.ids) == [f"im00001{k}" for k in range(10)])
-        page.get("sort").value = "lowest score"
-        await page.until(lambda: page.gallery.tiles[0]["score"] < page.gallery.tiles[-1]["score"])
-        page.get("show").value = "anomaly"
-        await page.until(lambda: not page.ids)
-        assert "filters" in page.page["empty"]
-        assert page.page["filtered"]
-        page.send("clear")
-        await page.until(lambda: len(page.ids) == 48)
-        assert page.get("filter-text").value == ""
-        page.get("scores").value = {"min": 0.4, "max": 0.7}
-        page.act("scores", "change")
-        await page.until(lambda: page.ids and all(0.4 <= tile["score"] <= 0.7 for tile in page.gallery.tiles))
-
-    open_page(service, act)
+        await page.until(lambda expected=expected: service.labels == expected)
+    page.send("undo")
+    await page.sees("Nothing to undo for me")
 
 
-def test_an_empty_page_says_why_and_pages_turn(service, open_page):
-    async def act(page):
-        for show, text in (("conflicts", "no conflicts"), ("unsure", "labelled unsure"), ("labelled", "has a label")):
-            page.get("show").value = show
-            await page.until(lambda text=text: text in page.page["empty"])
-        page.get("show").value = "unlabelled"
-        await page.until(lambda: len(page.ids) == 48)
-        page.send("turn", to=1, at="last")
-        await page.until(lambda: page.page["page"] == 1)
-        assert [tile["rank"] for tile in page.gallery.tiles] == list(range(49, 61))
-        assert (page.page["at"], page.page["keep"]) == ("last", False)
+@on_page
+async def test_filters_and_order_make_the_query(page):
+    page.get("filter-text").value = "IM00001"
+    await page.until(lambda: sorted(page.ids) == [f"im00001{k}" for k in range(10)])
+    page.get("sort").value = "lowest score"
+    await page.until(lambda: page.gallery.tiles[0]["score"] < page.gallery.tiles[-1]["score"])
+    page.get("show").value = "anomaly"
+    await page.until(lambda: not page.ids)
+    assert "filters" in page.page["empty"]
+    assert page.page["filtered"]
+    page.send("clear")
+    await page.until(lambda: len(page.ids) == 48)
+    assert page.get("filter-text").value == ""
+    page.get("scores").value = {"min": 0.4, "max": 0.7}
+    page.act("scores", "change")
+    await page.until(lambda: page.ids and all(0.4 <= tile["score"] <= 0.7 for tile in page.gallery.tiles))
 
-    open_page(service, act)
+
+@on_page
+async def test_an_empty_page_says_why_and_pages_turn(page):
+    for show, text in (("conflicts", "no conflicts"), ("unsure", "labelled unsure"), ("labelled", "has a label")):
+        page.get("show").value = show
+        await page.until(lambda text=text: text in page.page["empty"])
+    page.get("show").value = "unlabelled"
+    await page.until(lambda: len(page.ids) == 48)
+    page.send("turn", to=1, at="last")
+    await page.until(lambda: page.page["page"] == 1)
+    assert [tile["rank"] for tile in page.gallery.tiles] == list(range(49, 61))
+    assert (page.page["at"], page.page["keep"]) == ("last", False)
 
 
 def test_settings_of_the_browser(service, open_page):
@@ -269,90 +270,78 @@ def test_large_view_with_neighbours_history_and_links(service, open_page, monkey
     open_page(service, act)
 
 
-def test_large_view_changes_stretch_and_channel_and_compares(service, open_page):
-    async def act(page):
-        page.send("look", id=page.ids[0])
-        (zoom,) = page.user.find(kind=Zoom).elements
-        assert [pane["name"] for pane in zoom._props["panes"]] == ["as trained"]
-        assert len(zoom._props["ahead"]) == 1
-        page.get("stretch").value = "asinh"
-        page.get("channel").value = "green"
-        assert "stretch=asinh" in zoom._props["panes"][0]["src"]
-        assert zoom._props["panes"][0]["src"].endswith("channel=green")
-        page.get("compare").value = True
-        assert [pane["name"] for pane in zoom._props["panes"]] == list(service.stretches)
-        page.user.find(kind=Zoom).trigger("pick", "log")
-        assert [pane["name"] for pane in zoom._props["panes"]] == ["log"]
-
-    open_page(service, act)
+@on_page
+async def test_large_view_changes_stretch_and_channel_and_compares(page, service):
+    page.send("look", id=page.ids[0])
+    (zoom,) = page.user.find(kind=Zoom).elements
+    assert [pane["name"] for pane in zoom._props["panes"]] == ["as trained"]
+    assert len(zoom._props["ahead"]) == 1
+    page.get("stretch").value = "asinh"
+    page.get("channel").value = "green"
+    assert "stretch=asinh" in zoom._props["panes"][0]["src"]
+    assert zoom._props["panes"][0]["src"].endswith("channel=green")
+    page.get("compare").value = True
+    assert [pane["name"] for pane in zoom._props["panes"]] == list(service.stretches)
+    page.user.find(kind=Zoom).trigger("pick", "log")
+    assert [pane["name"] for pane in zoom._props["panes"]] == ["log"]
 
 
-def test_next_previous_and_similar_images(service, open_page):
-    async def act(page):
-        first, second = page.ids[:2]
-        page.send("look", id=first)
-        page.act("view-next")
-        await page.until(lambda: page.gallery._props["viewing"] == second)
-        page.act("view-previous")
-        page.act("view-previous")
-        assert page.gallery._props["viewing"] == first
-        page.act("like")
-        near = [tile.id for tile in service.neighbours(first, 48)]
-        await page.until(lambda: page.ids == near)
-        assert page.get("like-off").visible
-        assert page.gallery._props["viewing"] == ""
-        page.act("like-off")
-        await page.until(lambda: [tile["rank"] for tile in page.gallery.tiles] == list(range(1, 49)))
-
-    open_page(service, act)
+@on_page
+async def test_next_previous_and_similar_images(page, service):
+    first, second = page.ids[:2]
+    page.send("look", id=first)
+    page.act("view-next")
+    await page.until(lambda: page.gallery._props["viewing"] == second)
+    page.act("view-previous")
+    page.act("view-previous")
+    assert page.gallery._props["viewing"] == first
+    page.act("like")
+    near = [tile.id for tile in service.neighbours(first, 48)]
+    await page.until(lambda: page.ids == near)
+    assert page.get("like-off").visible
+    assert page.gallery._props["viewing"] == ""
+    page.act("like-off")
+    await page.until(lambda: [tile["rank"] for tile in page.gallery.tiles] == list(range(1, 49)))
 
 
-def test_help_lists_all_keys(service, open_page):
-    async def act(page):
-        assert not page.get("help").parent_slot.parent.value
-        page.send("help")
-        assert page.get("help").parent_slot.parent.value
-        for text in ("anomaly", "remove the label", "train in the background"):
-            await page.sees(text)
-
-    open_page(service, act)
+@on_page
+async def test_help_lists_all_keys(page):
+    assert not page.get("help").parent_slot.parent.value
+    page.send("help")
+    assert page.get("help").parent_slot.parent.value
+    for text in ("anomaly", "remove the label", "train in the background"):
+        await page.sees(text)
 
 
-def test_labels_of_others_and_conflicts(service, open_page):
-    async def act(page):
-        page.get("follow").value = False
-        id_ = page.ids[5]
-        await asyncio.to_thread(service.label, [id_], Label.ANOMALY, "bob")
-        await page.until(lambda: page.gallery.tiles[5]["label"] == "anomaly")
-        assert page.gallery.tiles[5]["annotator"] == "bob"
-        page.label([id_], "normal")
-        await page.until(lambda: page.gallery.tiles[5]["conflict"])
-        await page.sees("bob and me")
-        await page.sees("1 conflict")
-        page.act("conflicts")
-        await page.until(lambda: page.ids == [id_])
-
-    open_page(service, act)
+@on_page
+async def test_labels_of_others_and_conflicts(page, service):
+    page.get("follow").value = False
+    id_ = page.ids[5]
+    await asyncio.to_thread(service.label, [id_], Label.ANOMALY, "bob")
+    await page.until(lambda: page.gallery.tiles[5]["label"] == "anomaly")
+    assert page.gallery.tiles[5]["annotator"] == "bob"
+    page.label([id_], "normal")
+    await page.until(lambda: page.gallery.tiles[5]["conflict"])
+    await page.sees("bob and me")
+    await page.sees("1 conflict")
+    page.act("conflicts")
+    await page.until(lambda: page.ids == [id_])
 
 
-def test_a_burst_of_changes_redraws_the_page_a_few_times(service, open_page):
-    async def act(page):
-        await asyncio.sleep(0.2)
-        serial = page.gallery._serial
-        await asyncio.to_thread(lambda: [service._listeners.tell(Change("ranking")) for _ in range(1000)])
-        await asyncio.sleep(0.4)
-        assert 1 <= page.gallery._serial - serial <= 3
-
-    open_page(service, act)
+@on_page
+async def test_a_burst_of_changes_redraws_the_page_a_few_times(page, service):
+    await asyncio.sleep(0.2)
+    serial = page.gallery._serial
+    await asyncio.to_thread(lambda: [service._listeners.tell(Change("ranking")) for _ in range(1000)])
+    await asyncio.sleep(0.4)
+    assert 1 <= page.gallery._serial - serial <= 3
 
 
-def test_a_closed_page_is_unsubscribed(service, open_page):
-    async def act(page):
-        assert len(service._listeners._listeners) == 1
-        page.user.client.delete()
-        assert not service._listeners._listeners
-
-    open_page(service, act)
+@on_page
+async def test_a_closed_page_is_unsubscribed(page, service):
+    assert len(service._listeners._listeners) == 1
+    page.user.client.delete()
+    assert not service._listeners._listeners
 
 
 def test_a_failed_training_is_shown(service, open_page):
@@ -416,50 +405,46 @@ def test_ranking_mode(service, open_page):
     open_page(service, act)
 
 
-def test_examples_and_uploads(service, open_page):
-    async def act(page):
-        id_ = service.add_example("a.png", service.pictures.full("im000003"), "me")
-        await page.until(lambda: page.all("example"))
-        zones = page.user.find(kind=DropZone)
-        assert {zone._props["url"] for zone in zones.elements} == {"/examples", "/import"}
-        refused = '{"added": [], "refused": [{"name": "b.png", "reason": "it is no image"}]}'
-        for is_ok, message, shown in (
-            (True, '{"added": ["a"], "refused": []}', "1 example added."),
-            (False, refused, "b.png: it is no image"),
-            (True, '{"labels": 1200}', "1,200 labels imported."),
-        ):
-            zones.trigger("sent", {"ok": is_ok, "message": message})
-            assert page.user.notify.contains(shown)
-        page.act("example-remove")
-        await page.until(lambda: id_ not in service.example_ids())
-
-    open_page(service, act)
+@on_page
+async def test_examples_and_uploads(page, service):
+    id_ = service.add_example("a.png", service.pictures.full("im000003"), "me")
+    await page.until(lambda: page.all("example"))
+    zones = page.user.find(kind=DropZone)
+    assert {zone._props["url"] for zone in zones.elements} == {"/examples", "/import"}
+    refused = '{"added": [], "refused": [{"name": "b.png", "reason": "it is no image"}]}'
+    for is_ok, message, shown in (
+        (True, '{"added": ["a"], "refused": []}', "1 example added."),
+        (False, refused, "b.png: it is no image"),
+        (True, '{"labels": 1200}', "1,200 labels imported."),
+    ):
+        zones.trigger("sent", {"ok": is_ok, "message": message})
+        assert page.user.notify.contains(shown)
+    page.act("example-remove")
+    await page.until(lambda: id_ not in service.example_ids())
 
 
-def test_groups_are_made_shown_named_and_labelled(service, open_page):
-    async def act(page):
-        page.send("group")
-        await page.sees("There are no groups yet")
-        page.get("groups-selection").value = "top 100"
-        page.act("groups-make")
-        await page.until(lambda: page.all("group-2"))
-        first, second, _ = service.groups.all()
-        page.send("group")
-        await page.until(lambda: page.ids == list(first.ids))
-        assert page.gallery._props["grouped"]
-        assert "group 1 of 3" in page.page["note"]
-        page.send("group")
-        await page.until(lambda: page.ids == list(second.ids))
-        page.send("whole", label="artefact")
-        await page.until(lambda: service.labels == dict.fromkeys(second.ids, "artefact"))
-        page.get("group-name-1").value = "trails"
-        page.act("group-name-1", "blur")
-        await page.until(lambda: service.groups.all()[1].name == "trails")
-        page.act("group-off")
-        await page.until(lambda: not page.gallery._props["grouped"] and len(page.ids) > len(second.ids))
-        assert not set(page.ids) & set(second.ids)
-
-    open_page(service, act)
+@on_page
+async def test_groups_are_made_shown_named_and_labelled(page, service):
+    page.send("group")
+    await page.sees("There are no groups yet")
+    page.get("groups-selection").value = "top 100"
+    page.act("groups-make")
+    await page.until(lambda: page.all("group-2"))
+    first, second, _ = service.groups.all()
+    page.send("group")
+    await page.until(lambda: page.ids == list(first.ids))
+    assert page.gallery._props["grouped"]
+    assert "group 1 of 3" in page.page["note"]
+    page.send("group")
+    await page.until(lambda: page.ids == list(second.ids))
+    page.send("whole", label="artefact")
+    await page.until(lambda: service.labels == dict.fromkeys(second.ids, "artefact"))
+    page.get("group-name-1").value = "trails"
+    page.act("group-name-1", "blur")
+    await page.until(lambda: service.groups.all()[1].name == "trails")
+    page.act("group-off")
+    await page.until(lambda: not page.gallery._props["grouped"] and len(page.ids) > len(second.ids))
+    assert not set(page.ids) & set(second.ids)
 
 
 def test_groups_are_split_and_merged(service, open_page):

@@ -1,9 +1,7 @@
 import io
 import os
 import sqlite3
-import struct
 import threading
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +15,6 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from PIL import Image as PillowImage
 
-from anomalymatch.data import codecs
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.sources.catalogue import CatalogueSource
 from anomalymatch.data.sources.fits import FitsSource
@@ -173,23 +170,15 @@ def test_thumbnail_cache_is_bounded(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 600_000
 
 
-@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"x" * 5000])
-def test_a_damaged_cache_is_replaced(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"x" * 5000, None])
+def test_a_damaged_cache_is_replaced(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "t.sqlite"
-    path.write_bytes(content)
-    cache = ThumbnailCache(path)
-    cache.put(key(1), b"abc")
-    cache._memory = LRU(2**20, cost=len)
-    assert cache.get(key(1)) == b"abc"
-    cache.close()
-
-
-def test_another_table_of_the_same_name_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "t.sqlite"
-    connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE thumbnails (something TEXT)")
-    connection.commit()
-    connection.close()
+    if content is None:
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE thumbnails (something TEXT)")
+        connection.close()
+    else:
+        path.write_bytes(content)
     cache = ThumbnailCache(path)
     cache.put(key(1), b"abc")
     cache._memory = LRU(2**20, cost=len)
@@ -379,20 +368,6 @@ def test_links_in_fits_archives(tmp_path: Path, make: Any) -> None:
             call("a.fits")
     assert one.coordinates("a.fits") is None
     assert set(one.metadata("a.fits")) == {"unreadable"}
-
-
-def test_decompression_bombs(tmp_path: Path, make: Any) -> None:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", 12_000, 10_000, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    one = make(FolderSource(tmp_path / "a"))
-    for call in (one.full, lambda id_: one.thumbnail(id_, 64)):
-        with pytest.raises(UnreadableImageError, match=f"12000 x 10000 pixels is more than {codecs.MAX_PIXELS:,}"):
-            call("bomb.png")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "FITS"])

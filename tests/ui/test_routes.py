@@ -176,64 +176,24 @@ class TestExamples:
         assert picture.headers["cache-control"].endswith("immutable")
         assert opened(picture).format == "JPEG"
 
-    @pytest.mark.parametrize(
-        ("given", "shown"),
-        [
-            ("../../../etc/passwd", "passwd"),
-            ("/etc/cron.d/x", "x"),
-            ("..\\..\\x.png", "x.png"),
-            ("x" * 999 + ".png", "x" * 79 + "…"),
-            ("..", ".."),
-        ],
-    )
-    def test_file_names_are_not_paths(self, client, service, tmp_path, given, shown):
-        before = {path for path in tmp_path.rglob("*") if "examples" not in path.parts}
-        assert self.post(client, (given, encoded("PNG"))).status_code == 200
-        assert service.examples.all()[0].name == shown
-        assert {path for path in tmp_path.rglob("*") if "examples" not in path.parts} == before
-
     def test_a_valid_file_beside_an_invalid_one(self, client):
         answer = self.post(client, ("good.png", encoded("PNG")), ("bad.png", b"<svg onload=alert(1)>"))
         assert answer.status_code == 200
         assert len(answer.json()["added"]) == 1
         assert [entry["name"] for entry in answer.json()["refused"]] == ["bad.png"]
 
-    @pytest.mark.parametrize(
-        ("data", "reason"),
-        [
-            (bomb(9_000), "9000 x 9000"),
-            (bomb(60_000), "cannot be an example"),
-            (b"", "empty"),
-            (b"x" * 1000, "not an image"),
-        ],
-    )
-    def test_malicious_images_are_refused_at_once(self, client, service, data, reason):
-        start = time.monotonic()
-        answer = self.post(client, ("x.png", data))
-        assert answer.status_code == 400
-        assert reason in answer.json()["refused"][0]["reason"]
-        assert time.monotonic() - start < 10
-        assert service.example_ids() == []
-
     def test_large_and_many_files_are_refused(self, client, service, monkeypatch):
         answer = self.post(client, *[(f"{k}.png", b"x") for k in range(21)])
         assert (answer.status_code, "20" in answer.text) == (400, True)
         monkeypatch.setattr("anomalymatch.ui.web.routes.MAX_EXAMPLE", 1000)
         answer = self.post(client, ("x.png", encoded("PNG")))
+        assert answer.status_code == 400
         assert answer.json()["refused"] == [{"name": "x.png", "reason": "More than 1,000 bytes are not accepted."}]
         assert service.example_ids() == []
 
     def test_a_large_form_is_refused_during_the_upload(self, client):
-        def endless():
-            yield b"--b\r\nContent-Disposition: form-data; name=f; filename=f\r\n\r\n"
-            for _ in range(150):
-                yield bytes(1 << 20)
-
-        headers = ORIGIN | {"content-type": "multipart/form-data; boundary=b"}
-        answer = client.post("/examples", content=endless(), headers=headers, params=WHO)
-        assert (answer.status_code, answer.text) == (413, "More than 104,857,600 bytes are not accepted.")
-        answer = client.post("/examples", content=b"x", headers=headers | {"content-length": "999999999"}, params=WHO)
-        assert answer.status_code == 413
+        answer = client.post("/examples", content=iter([bytes(1 << 20)] * 101), headers=ORIGIN, params=WHO)
+        assert (answer.status_code, "104,857,600" in answer.text) == (413, True)
 
     @pytest.mark.parametrize(
         ("kind", "content"),
@@ -253,12 +213,6 @@ class TestExamples:
     def test_uploads_need_an_annotator(self, client, service, name):
         answer = self.post(client, ("x.png", encoded("PNG")), annotator=name)
         assert (answer.status_code, "name" in answer.text) == (400, True)
-        assert service.example_ids() == []
-
-    def test_uploads_of_other_pages_are_refused(self, client, service):
-        form = {"files": ("x.png", encoded("PNG"), "image/png")}
-        assert client.post("/examples", files=form, params=WHO).status_code == 403
-        assert client.post("/examples", files=form, params=WHO, headers={"origin": "http://evil"}).status_code == 403
         assert service.example_ids() == []
 
 
@@ -347,14 +301,6 @@ class TestExport:
 def test_other_methods_are_refused(client, exported, method, path):
     assert client.request(method, path, headers=ORIGIN).status_code == 405
     assert exported == []
-
-
-def test_every_response_has_the_security_headers(client):
-    for path in ("/thumb?id=a.jpg", "/thumb?id=b", "/thumb", "/full?id=broken.jpg", "/export/csv", "/export/x", "/no"):
-        headers = client.get(path).headers
-        assert headers["x-content-type-options"] == "nosniff"
-        assert headers["referrer-policy"] == "no-referrer"
-        assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
 def test_number_of_pictures_drawn_at_once(service, monkeypatch):

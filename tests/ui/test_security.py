@@ -61,6 +61,15 @@ def browser(guarded):
     return make
 
 
+def is_refused(client, path="/", **headers):
+    """Return True if a web socket is refused."""
+    try:
+        with client.websocket_connect(path, headers=headers):
+            return False
+    except WebSocketDisconnect:
+        return True
+
+
 def ask(app, *, method="GET", path="/", query=b"", headers=(), chunks=(b"",)):
     """Send a request of raw bytes; return status, headers, body, and the bytes that were read."""
     host = [] if any(name == b"host" for name, _ in headers) else [(b"host", b"127.0.0.1:8765")]
@@ -105,16 +114,7 @@ class TestNames:
         "host",
         [
             *("evil.example", "evil.example:8765", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.7:8765"),
-            *(
-                "",
-                " ",
-                "localhost:",
-                "localhost:x",
-                "localhost:123456",
-                "localhost/",
-                "localhost,evil",
-                "user@localhost",
-            ),
+            *("", " ", "localhost:", "localhost:x", "localhost:123456", "localhost/", "localhost,evil", "me@localhost"),
             *("localhost.", "[::1", "::1", "0x7f.1", "127.1", "[::ffff:127.0.0.1]", "localhost\x00", "löcalhost"),
         ],
     )
@@ -185,11 +185,7 @@ class TestOrigins:
     def test_polling_and_web_sockets_of_other_pages_are_refused(self, browser, origin):
         assert browser().get("/_nicegui_ws/socket.io/", headers={"origin": origin}).status_code == 403
         assert browser().options("/examples", headers={"origin": origin}).status_code == 403
-        with (
-            pytest.raises(WebSocketDisconnect),
-            browser().websocket_connect("/_nicegui_ws/socket.io/", headers={"origin": origin}),
-        ):
-            pass  # pragma: no cover
+        assert is_refused(browser(), "/_nicegui_ws/socket.io/", origin=origin)
 
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "FOO"])
     def test_requests_with_effects_need_an_origin(self, browser, method):
@@ -197,8 +193,7 @@ class TestOrigins:
         assert browser().request(method, "/", headers={"origin": OWN}).status_code == 200
 
     def test_web_sockets_need_an_origin(self, browser):
-        with pytest.raises(WebSocketDisconnect), browser().websocket_connect("/", headers={"host": "localhost"}):
-            pass  # pragma: no cover
+        assert is_refused(browser(), host="localhost")
         own = {"host": "localhost:8765", "origin": "http://localhost:8765"}
         with browser().websocket_connect("/", headers=own) as connection:
             assert connection.receive()["code"] == 1000
@@ -248,11 +243,11 @@ class TestToken:
     def test_invalid_bytes_are_refused(self, guarded):
         for query in (b"token=%ff%fe", b"token=\xff", b"token", b"token=" + TOKEN[:5].encode() + b"&token=%00"):
             assert ask(guarded(TOKEN), query=query)[0] == 401
-        assert ask(guarded(TOKEN), headers=[(b"cookie", b"anomalymatch=\xff\xfe; ;;=; anomalymatch")])[0] == 401
 
-    def test_the_cookie_is_not_the_token(self, guarded):
-        for value in (TOKEN, "", "a secret of 27 characters u"):
-            assert ask(guarded(TOKEN), headers=[(b"cookie", f"anomalymatch={value}".encode())])[0] == 401
+    def test_other_cookies_are_refused(self, guarded):
+        for value in (TOKEN, "", "a secret of 27 characters u", "\udcff\udcfe; ;;=; anomalymatch"):
+            cookie = f"anomalymatch={value}".encode("utf-8", "surrogateescape")
+            assert ask(guarded(TOKEN), headers=[(b"cookie", cookie)])[0] == 401
 
     def test_the_cookie_of_another_server_is_refused(self, browser):
         first, second = browser(TOKEN), browser(TOKEN + "!")
@@ -269,24 +264,14 @@ class TestToken:
             answer = client.get(f"{OWN}{path}", params={"token": TOKEN})
             assert (answer.status_code, "location" in answer.headers) == (401, False)
         assert client.post("/", params={"token": TOKEN}, headers={"origin": OWN}).status_code == 401
-        with (
-            pytest.raises(WebSocketDisconnect),
-            client.websocket_connect("/?token=" + TOKEN, headers={"host": "localhost", "origin": "http://localhost"}),
-        ):
-            pass  # pragma: no cover
+        assert is_refused(client, "/?token=" + TOKEN, host="localhost", origin="http://localhost")
 
     def test_web_sockets_need_the_cookie(self, browser):
         client, headers = browser(TOKEN), {"host": "127.0.0.1:8765", "origin": OWN}
-        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/", headers=headers):
-            pass  # pragma: no cover
+        assert is_refused(client, **headers)
         value = client.get("/", params={"token": TOKEN}).cookies["anomalymatch"]
-        with client.websocket_connect("/", headers=headers | {"cookie": f"anomalymatch={value}"}):
-            pass
-        with (
-            pytest.raises(WebSocketDisconnect),
-            client.websocket_connect("/", headers=headers | {"cookie": f"anomalymatch={value[:-1]}"}),
-        ):
-            pass  # pragma: no cover
+        assert not is_refused(client, **headers, cookie=f"anomalymatch={value}")
+        assert is_refused(client, **headers, cookie=f"anomalymatch={value[:-1]}")
 
     def test_secrets_are_compared_in_constant_time(self, browser, monkeypatch):
         compared = []
@@ -377,17 +362,6 @@ class TestHeaders:
         refused = browser().get("/", headers={"host": "evil"}).headers["content-security-policy"]
         assert "script-src" not in refused
         assert "sandbox" in refused
-
-    def test_refused_web_sockets_get_a_response(self, browser):
-        from starlette.testclient import WebSocketDenialResponse
-
-        with (
-            pytest.raises(WebSocketDenialResponse) as error,
-            browser().websocket_connect("/", headers={"host": "evil"}),
-        ):
-            pass  # pragma: no cover
-        assert error.value.status_code == 403
-        self.check(error.value.headers)
 
     def test_refused_web_sockets_without_responses_close(self, guarded):
         sent = []
@@ -594,18 +568,6 @@ class TestServer:
         assert error.value.response.status_code == 403
         TestHeaders().check({name.lower(): value for name, value in error.value.response.headers.raw_items()})
 
-    def test_polling_of_other_pages_is_refused(self, server):
-        path = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
-        status, headers, body = server.get(path)
-        assert status == 200
-        sid = json.loads(body[1:])["sid"]
-        assert "access-control-allow-origin" not in headers
-        assert server.get(path, Origin="http://evil.example")[0] == 403
-        assert server.get(f"{path}&sid={sid}", "POST", "40", Origin="http://evil.example")[0] == 403
-        assert server.get(f"{path}&sid={sid}", "POST", "40")[0] == 403
-        own = f"http://{LISTEN}:{server.port}"
-        assert server.get(f"{path}&sid={sid}", "POST", "40", Origin=own)[0] == 200
-
     def test_polling_needs_the_token(self, closed_server):
         path = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
         assert closed_server.get(path)[0] == 401
@@ -618,15 +580,6 @@ class TestServer:
             closed_server, origin=f"http://{LISTEN}:{closed_server.port}", additional_headers={"Cookie": cookie}
         ) as connection:
             assert connection.recv(timeout=20).startswith("0{")
-
-    def test_web_sockets_need_the_token(self, closed_server):
-        from websockets.exceptions import InvalidStatus
-
-        with (
-            pytest.raises(InvalidStatus, match="401"),
-            web_socket(closed_server, origin=f"http://{LISTEN}:{closed_server.port}"),
-        ):
-            pass  # pragma: no cover
 
     @pytest.mark.parametrize("path", ["/nothing", "/_nicegui_ws/socket.io/?EIO=4&transport=polling", "/import"])
     def test_an_upload_in_chunks_ends_at_the_limit(self, server, path):
@@ -662,9 +615,6 @@ class TestServer:
     def test_malformed_requests_are_refused(self, server, request_):
         assert server.raw(request_ + b"\r\n\r\n").startswith((b"HTTP/1.1 400", b"HTTP/1.1 403"))
         assert server.get("/")[0] == 200
-
-    def test_a_long_address_is_refused(self, server):
-        assert server.get("/thumb?id=" + "x" * 60_000)[0] in (400, 414)
 
 
 @pytest.mark.parametrize(
