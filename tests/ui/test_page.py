@@ -407,7 +407,7 @@ def test_ranking_mode(service, open_page):
 
 @on_page
 async def test_examples_and_uploads(page, service):
-    id_ = service.add_example("a.png", service.pictures.full("im000003"), "me")
+    service.add_example("a.png", service.pictures.full("im000003"), "me")
     await page.until(lambda: page.all("example"))
     zones = page.user.find(kind=DropZone)
     assert {zone._props["url"] for zone in zones.elements} == {"/examples", "/import"}
@@ -420,7 +420,7 @@ async def test_examples_and_uploads(page, service):
         zones.trigger("sent", {"ok": is_ok, "message": message})
         assert page.user.notify.contains(shown)
     page.act("example-remove")
-    await page.until(lambda: id_ not in service.example_ids())
+    await page.until(lambda: not service.examples.all())
 
 
 @on_page

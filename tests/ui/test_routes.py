@@ -189,10 +189,13 @@ class TestExamples:
         answer = self.post(client, ("x.png", encoded("PNG")))
         assert answer.status_code == 400
         assert answer.json()["refused"] == [{"name": "x.png", "reason": "More than 1,000 bytes are not accepted."}]
-        assert service.example_ids() == []
+        assert not service.examples.all()
 
     def test_a_large_form_is_refused_during_the_upload(self, client):
-        answer = client.post("/examples", content=iter([bytes(1 << 20)] * 101), headers=ORIGIN, params=WHO)
+        start = b"--b\r\nContent-Disposition: form-data; name=f; filename=f\r\n\r\n"
+        headers = ORIGIN | {"content-type": "multipart/form-data; boundary=b"}
+        content = iter([start, *[bytes(1 << 20)] * 101])
+        answer = client.post("/examples", content=content, headers=headers, params=WHO)
         assert (answer.status_code, "104,857,600" in answer.text) == (413, True)
 
     @pytest.mark.parametrize(
@@ -213,7 +216,7 @@ class TestExamples:
     def test_uploads_need_an_annotator(self, client, service, name):
         answer = self.post(client, ("x.png", encoded("PNG")), annotator=name)
         assert (answer.status_code, "name" in answer.text) == (400, True)
-        assert service.example_ids() == []
+        assert not service.examples.all()
 
 
 class TestImport:

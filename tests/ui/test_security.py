@@ -412,7 +412,7 @@ def stub(name, **attributes):
 
 # The server needs no service; without it, PyTorch is not loaded.
 stub("anomalymatch.ui", __path__=[str(pathlib.Path(anomalymatch.__file__).parent / "ui")])
-stub("anomalymatch.ui.protocol", PageService=object)
+stub("anomalymatch.ui.service", LabelService=object)
 stub("anomalymatch.ui.web.page", build_page=build_page)
 
 from anomalymatch.errors import AnomalyMatchError

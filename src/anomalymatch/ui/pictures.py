@@ -23,8 +23,7 @@ from anomalymatch.errors import UnreadableImageError
 from anomalymatch.evaluation.contact_sheet import as_rgb
 from anomalymatch.lru import LRU
 from anomalymatch.types import Image, Pixels
-from anomalymatch.ui.metadata import Metadata
-from anomalymatch.ui.originals import guarded, original
+from anomalymatch.ui.originals import Metadata, guarded, original
 
 logger = logging.getLogger(__name__)
 

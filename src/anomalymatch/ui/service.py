@@ -45,6 +45,16 @@ class LabelService:
         seed: seed of the random audit.
         divide: divides images into groups.
         needs_labels: True if a training needs an anomaly and a normal.
+
+    Attributes:
+        name: name of the archive.
+        total: number of its images.
+        pictures: thumbnails, large views and metadata of the images.
+        stretches: names of the stretches of the large view.
+        channels: names of the channels of the large view.
+        examples: images from outside the archive.
+        groups: groups of images.
+        training: training in the background.
     """
 
     def __init__(
@@ -251,14 +261,6 @@ class LabelService:
     def _notify_examples(self, id_: str, annotator: str = "") -> None:
         self._listeners.tell(Change("examples", (id_,), annotator))
         self._reranking.request()
-
-    def example_ids(self) -> list[str]:
-        """Return the ids of the examples, oldest first."""
-        return [example.id for example in self.examples.all()]
-
-    def example_thumbnail(self, id_: str, side: int) -> bytes:
-        """Return the JPEG of an example, see `Examples.thumbnail`."""
-        return self.examples.thumbnail(id_, side)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` after every change, in the thread that made it; return a function that unsubscribes."""

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from anomalymatch.checks import check_range
 from anomalymatch.errors import ConfigError
-from anomalymatch.ui.protocol import PageService
+from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.web.page import build_page
 from anomalymatch.ui.web.routes import LIMITS, routes
 from anomalymatch.ui.web.security import Guard, HostNames, check_token, host_names, is_loopback
@@ -68,7 +68,7 @@ RECONNECT_S = 30.0  # a page that was disconnected for less time continues: a cl
 GRACE_S = 2  # time that a running response gets at the end
 
 
-def serve(service: PageService, *, host: str, port: int, token: str | None, show: bool) -> None:
+def serve(service: LabelService, *, host: str, port: int, token: str | None, show: bool) -> None:
     """Serve the page until Ctrl-C or SIGTERM; the caller closes the service.
 
     Args:
@@ -104,7 +104,7 @@ def serve(service: PageService, *, host: str, port: int, token: str | None, show
             gc.unfreeze()
 
 
-def build_app(service: PageService, *, names: HostNames, token: str | None, cookie: str = "anomalymatch") -> ASGIApp:
+def build_app(service: LabelService, *, names: HostNames, token: str | None, cookie: str = "anomalymatch") -> ASGIApp:
     """Build the guarded ASGI application. Call it once per process, since NiceGUI is global."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.extend(routes(service))

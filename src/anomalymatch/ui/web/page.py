@@ -9,13 +9,13 @@ from nicegui.elements.mixins.text_element import TextElement
 from anomalymatch.errors import LabelError
 from anomalymatch.types import Label
 from anomalymatch.ui.labels import MAX_NAME, clean_name
-from anomalymatch.ui.protocol import PageService
+from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import MAX_TILES, MIN_TILES, Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web.gallery import TILE_SIDES, GalleryElement, label_of
 from anomalymatch.ui.web.panel import Panel
 from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
-from anomalymatch.ui.web.theme import ACCENT, LEAVE, label_colours, many
+from anomalymatch.ui.web.theme import ACCENT, drop_down, label_colours, many
 from anomalymatch.ui.web.viewer import Viewer
 
 KEYS = (
@@ -92,16 +92,8 @@ class Toolbar:
     def __init__(self, session: Session) -> None:
         self.session = session
         with ui.element("div").classes("am-toolbar").props("role=toolbar aria-label='Order and filters'"):
-            self.sort = ui.select(
-                {str(sort): str(sort) for sort in Sort}, value=str(Sort.SCORE), on_change=self._chosen
-            )
-            self.sort.props("dense options-dense borderless aria-label=order data-testid=sort").classes("am-select")
-            self.sort.on("popup-hide", js_handler=LEAVE)
-            self.show = ui.select(
-                {str(show): str(show) for show in Show}, value=str(Show.UNLABELLED), on_change=self._chosen
-            )
-            self.show.props("dense options-dense borderless aria-label=labels data-testid=show").classes("am-select")
-            self.show.on("popup-hide", js_handler=LEAVE)
+            self.sort = drop_down(list(Sort), Sort.SCORE, "order", "sort", self._chosen)
+            self.show = drop_down(list(Show), Show.UNLABELLED, "labels", "show", self._chosen)
             with ui.element("label").classes("am-field am-range"):
                 ui.label("score")
                 self.scores = ui.range(min=0, max=1, step=0.01, value={"min": 0, "max": 1})
@@ -224,7 +216,7 @@ THEMES: dict[str, tuple[bool | None, str]] = {
 """Value and icon of each theme, in the order of the button."""
 
 
-def build_page(service: PageService) -> None:
+def build_page(service: LabelService) -> None:
     """Register the page `/` of a service. Each visit creates a page of its own."""
 
     @ui.page("/", response_timeout=30)
@@ -233,7 +225,7 @@ def build_page(service: PageService) -> None:
 
 
 class _Page:
-    def __init__(self, service: PageService) -> None:
+    def __init__(self, service: LabelService) -> None:
         ui.add_css(f":root {{{label_colours()}}}")
         ui.add_css(STYLE)
         ui.colors(primary=ACCENT)

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,7 +18,7 @@ from anomalymatch.ui.views import Agreement, Estimate, Show, Summary
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.gallery import DropZone
 from anomalymatch.ui.web.session import Session
-from anomalymatch.ui.web.theme import LEAVE, SHAPES, many
+from anomalymatch.ui.web.theme import SHAPES, drop_down, many
 
 THUMBNAIL = 96
 AUTO = "auto"
@@ -35,9 +36,9 @@ class GroupsPanel:
         self._shown: tuple[Any, ...] = ()
         self._hint = ui.label(HINT).classes("am-hint")
         with ui.row().classes("am-line"):
-            self._selection = _select(list(SELECTIONS), SELECTIONS[0], "images to group", "groups-selection")
+            self._selection = drop_down(SELECTIONS, SELECTIONS[0], "images to group", "groups-selection")
             ui.label("into").classes("am-hint")
-            self._count = _select(list(COUNTS), AUTO, "number of groups", "groups-count")
+            self._count = drop_down(COUNTS, AUTO, "number of groups", "groups-count")
             self._make = ui.button("Group", on_click=self._group).props(
                 "dense unelevated no-caps size=sm data-testid=groups-make"
             )
@@ -112,13 +113,6 @@ class GroupsPanel:
 
     def _tick(self, number: int, is_on: bool) -> None:
         (self._chosen.add if is_on else self._chosen.discard)(number)
-
-
-def _select(options: list[str], value: str, text: str, name: str) -> ui.select:
-    select = ui.select(options, value=value).props(f"dense options-dense borderless data-testid={name}")
-    select.props["aria-label"] = text
-    select.on("popup-hide", js_handler=LEAVE)
-    return select.classes("am-select")
 
 
 LOG_LINES = 8
@@ -358,17 +352,16 @@ class Panel:
         )
 
     async def _show_examples(self) -> None:
-        ids = await self.session.call(self.session.service.example_ids)
+        examples = await self.session.call(self.session.service.examples.all)
         self._examples.clear()
         with self._examples:
-            for id_ in ids or ():
+            for example in examples or ():
                 with ui.element("div").classes("am-example").props("data-testid=example"):
                     picture = ui.element("img")
-                    picture.props["src"] = "/example?" + urlencode({"id": id_, "side": EXAMPLE_SIDE})
+                    picture.props["src"] = "/example?" + urlencode({"id": example.id, "side": EXAMPLE_SIDE})
                     picture.props["alt"] = "example"
-                    ui.button(icon="close", on_click=lambda _, id_=id_: self._remove_example(id_), color=None).props(
-                        "dense flat size=sm aria-label='remove the example' data-testid=example-remove"
-                    )
+                    button = ui.button(icon="close", on_click=partial(self._remove_example, example.id), color=None)
+                    button.props("dense flat size=sm aria-label='remove the example' data-testid=example-remove")
 
     async def _remove_example(self, id_: str) -> None:
         await self.session.call(self.session.service.remove_example, id_)

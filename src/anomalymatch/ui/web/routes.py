@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError, DataError, UnreadableImageError
 from anomalymatch.ui.labels import MAX_NAME, clean_name
-from anomalymatch.ui.protocol import PageService
+from anomalymatch.ui.pictures import FULL_TYPE, THUMBNAIL_TYPE
+from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.web.security import refusal, without_folders
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def version(source: ImageSource) -> str:
     return hashlib.sha256(source.fingerprint.encode()).hexdigest()[:16]
 
 
-def routes(service: PageService, *, workers: int | None = None) -> list[Route]:
+def routes(service: LabelService, *, workers: int | None = None) -> list[Route]:
     """Create all routes of a service.
 
     Args:
@@ -58,27 +59,27 @@ def routes(service: PageService, *, workers: int | None = None) -> list[Route]:
 
 
 class _Handlers:
-    def __init__(self, service: PageService, workers: int) -> None:
+    def __init__(self, service: LabelService, workers: int) -> None:
         self.service, self.version = service, version(service.source)
         # Pictures must not wait for a long export, and a hundred requests must not start a hundred threads.
         self._drawing, self._slow = CapacityLimiter(workers), CapacityLimiter(2)
 
     async def thumb(self, request: Request) -> Response:
         id_, side = _id(request), _side(request)
-        return await self._picture(request, partial(self.service.pictures.thumbnail, id_, side))
+        return await self._picture(request, partial(self.service.pictures.thumbnail, id_, side), THUMBNAIL_TYPE)
 
     async def full(self, request: Request) -> Response:
         id_, stretches = _id(request), self.service.stretches
         stretch = _one_of(request, "stretch", stretches) or stretches[0]
         channel = _one_of(request, "channel", self.service.channels)
         draw = partial(self.service.pictures.full, id_, stretch=stretch, channel=channel)
-        return await self._picture(request, draw)
+        return await self._picture(request, draw, FULL_TYPE)
 
     async def example(self, request: Request) -> Response:
         id_, side = _id(request), _side(request)
-        return await self._picture(request, partial(self.service.example_thumbnail, id_, side))
+        return await self._picture(request, partial(self.service.examples.thumbnail, id_, side), THUMBNAIL_TYPE)
 
-    async def _picture(self, request: Request, draw: Callable[[], bytes]) -> Response:
+    async def _picture(self, request: Request, draw: Callable[[], bytes], media_type: str) -> Response:
         try:
             data = await to_thread.run_sync(draw, limiter=self._drawing)
         except UnreadableImageError:
@@ -87,7 +88,7 @@ class _Handlers:
             raise HTTPException(404, "There is no such image.") from None
         is_current = request.query_params.get("v") == self.version or request.url.path == "/example"
         keep = "private, max-age=31536000, immutable" if is_current else "private, no-cache"
-        return Response(data, media_type=_media_type(data), headers={"cache-control": keep})
+        return Response(data, media_type=media_type, headers={"cache-control": keep})
 
     async def export(self, request: Request) -> Response:
         made = await self._slowly(partial(self.service.export, request.path_params["kind"]))
@@ -196,9 +197,3 @@ async def _content(file: UploadFile, limit: int) -> bytes:
     if file.size is None or file.size > limit:
         raise HTTPException(413, f"More than {limit:,} bytes are not accepted.")
     return await file.read()
-
-
-def _media_type(data: bytes) -> str:
-    if data.startswith(b"\x89PNG"):
-        return "image/png"
-    return "image/webp" if data[8:12] == b"WEBP" else "image/jpeg"

@@ -11,7 +11,7 @@ from nicegui import Client, background_tasks, run, ui
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.types import Label
 from anomalymatch.ui.labels import Change
-from anomalymatch.ui.protocol import PageService
+from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.theme import many
@@ -46,7 +46,7 @@ class Session:
         watchers: called with the kinds and images of changes.
     """
 
-    def __init__(self, service: PageService, gallery: GalleryElement, client: Client) -> None:
+    def __init__(self, service: LabelService, gallery: GalleryElement, client: Client) -> None:
         self.service, self.gallery, self.client = service, gallery, client
         self.query = Query()
         self.annotator = "me"

@@ -1,21 +1,40 @@
-"""Colours, shapes and letters of the labels, so that nobody depends on colours alone."""
+"""Look of the whole page: colours, shapes and letters of the labels, and its drop-down lists."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nicegui import ui
 
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
 from anomalymatch.types import Label
 
 SHAPES = {Label.ANOMALY: "▲ A", Label.NORMAL: "● N", Label.UNSURE: "◆ U", Label.ARTEFACT: "✕ X"}
-"""Shape and letter of each label; the letter is also its key."""
+"""Shape and letter of each label, so that nobody depends on colours alone; the letter is also its key."""
 
 GREY, ACCENT = "#8A94A3", "#5B8DEF"
 """Colours of axes and lines on dark and light backgrounds."""
-
-LEAVE = "() => setTimeout(() => document.activeElement?.blur())"
-"""JavaScript that gives the keyboard back to the gallery when a menu closes."""
 
 
 def label_colours() -> str:
     """Return the colours of the labels as CSS variables, `--anomaly` and so on."""
     return "".join(f"--{label}: {colour};" for label, colour in FRAME_COLOURS.items())
+
+
+def drop_down(
+    options: Sequence[str], value: str, text: str, name: str, on_change: Callable[..., Any] | None = None
+) -> ui.select:
+    """Create a drop-down list that gives the keyboard back to the gallery when it closes.
+
+    Args:
+        options: its values.
+        value: the chosen one.
+        text: what is chosen, for screen readers.
+        name: the test id.
+        on_change: called when another value is chosen.
+    """
+    select = ui.select([str(option) for option in options], value=str(value), on_change=on_change)
+    select.props(f"dense options-dense borderless aria-label='{text}' data-testid={name}").classes("am-select")
+    return select.on("popup-hide", js_handler="() => setTimeout(() => document.activeElement?.blur())")
 
 
 def many(number: int, thing: str) -> str:

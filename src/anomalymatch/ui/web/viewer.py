@@ -11,7 +11,7 @@ from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.types import Label
 from anomalymatch.ui.views import Details, Tile
 from anomalymatch.ui.web.session import Session
-from anomalymatch.ui.web.theme import LEAVE, SHAPES
+from anomalymatch.ui.web.theme import SHAPES, drop_down
 
 NEIGHBOURS, NEIGHBOUR_SIDE = 12, 96
 REST_S = 0.12
@@ -48,13 +48,9 @@ class Viewer:
         self.dialog.on_value_change(self._closed)
         with self.dialog, ui.element("div").classes("am-viewer").props("data-testid=viewer"):
             with ui.element("div").classes("am-view-bar"):
-                self._stretch = ui.select(list(service.stretches), value=service.stretches[0], on_change=self._draw)
-                self._stretch.props("dense options-dense borderless aria-label=stretch data-testid=stretch")
-                self._stretch.on("popup-hide", js_handler=LEAVE)
-                channels = [ALL_CHANNELS, *service.channels]
-                self._channel = ui.select(channels, value=ALL_CHANNELS, on_change=self._draw)
-                self._channel.props("dense options-dense borderless aria-label=channel data-testid=channel")
-                self._channel.on("popup-hide", js_handler=LEAVE)
+                stretches, channels = service.stretches, [ALL_CHANNELS, *service.channels]
+                self._stretch = drop_down(stretches, stretches[0], "stretch", "stretch", self._draw)
+                self._channel = drop_down(channels, ALL_CHANNELS, "channel", "channel", self._draw)
                 self._channel.set_visibility(len(service.channels) > 1)
                 self._compare = ui.switch("compare", on_change=self._draw).props("dense data-testid=compare")
                 ui.element("div").classes("am-grow")
