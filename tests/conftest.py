@@ -82,6 +82,17 @@ def make_source() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def memory() -> Iterator[Any]:
+    """File system of `memory://` URLs, empty again after the test."""
+    import fsspec
+
+    filesystem = fsspec.filesystem("memory")
+    yield filesystem
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
 def tiny_backbone() -> Iterator[Any]:
     """A 99,196-parameter EfficientNet with random weights, for 32 px; 256 features."""
 

@@ -7,25 +7,26 @@ import random
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import h5py
 import numpy as np
+import pictures
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
 from astropy.io import fits
 from hydra.utils import instantiate
-from PIL import Image as PillowImage
 
 from anomalymatch.config import compose
-from anomalymatch.data.open import KINDS, _options
+from anomalymatch.data.open import KINDS, _options, open_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError, DataError, LabelError, UnreadableImageError
@@ -39,10 +40,7 @@ def image(value: int) -> np.ndarray:
     return np.full((SIDE, SIDE, 3), value, dtype=np.uint8)
 
 
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    PillowImage.fromarray(image(value)).save(buffer, "PNG")
-    return buffer.getvalue()
+png = partial(pictures.png, height=SIDE, width=SIDE)
 
 
 def stack(values: Sequence[int]) -> np.ndarray:
@@ -211,14 +209,10 @@ class Archive:
 
 
 @pytest.fixture
-def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Archive]:
+def archive(request: pytest.FixtureRequest, tmp_path: Path, memory: Any) -> Archive:
     """An archive of the format that the test names, or of every format."""
     kind = FORMATS[request.param]
-    yield Archive(kind, kind.write(tmp_path / "set", VALUES), tmp_path / "set")
-    if not kind.local:
-        filesystem = fsspec.filesystem("memory")
-        filesystem.store.clear()
-        filesystem.pseudo_dirs[:] = [""]
+    return Archive(kind, kind.write(tmp_path / "set", VALUES), tmp_path / "set")
 
 
 every_format = pytest.mark.parametrize("archive", FORMATS, indirect=True)
@@ -462,6 +456,17 @@ def test_the_configuration_opens_the_archive(archive: Archive, tmp_path: Path) -
     assert source.ids == archive.open().ids or list(source.ids) == list(archive.open().ids)
     assert source.fingerprint == archive.open().fingerprint
     assert values(source) == VALUES
+
+
+@every_local_format
+def test_the_format_is_recognised(archive: Archive, tmp_path: Path) -> None:
+    cache = tmp_path / ".cache"  # hidden, as it lies in the folder that is opened
+    for root in (archive.root, archive.root.parent):
+        if archive.kind.dataset != "catalogue" or root == archive.root:  # the tiles of a catalogue are archives, too
+            source = open_path(str(root), cache_dir=cache, **archive.kind.options)
+            assert type(source) is KINDS[archive.kind.dataset].opener()
+            assert values(source) == VALUES
+    assert archive.kind.dataset != "webdataset" or list((cache / "tar").iterdir())
 
 
 class Mine(ImageSource):

@@ -69,16 +69,6 @@ def test_events_are_only_appended(log):
     assert [event.sequence for event in log.events()] == [1, 2, 3, 4]
 
 
-def test_undo_restores_the_earlier_label(log):
-    log.append({"a": A}, annotator="Ada", cycle=1)
-    log.append({"a": N}, annotator="Ada", cycle=2)
-    log.append({"a": None}, annotator="Ada", cycle=2)
-    for expected in ({"a": N}, {"a": A}, {}):
-        assert log.undo(annotator="Ada") == ["a"]
-        assert log.current() == expected
-    assert log.undo(annotator="Ada") == []
-
-
 def test_undo_reverts_a_whole_call(log):
     log.append({"a": A}, annotator="Ada", cycle=0)
     log.append({"a": N, "b": N, "c": N}, annotator="Ada", cycle=0)
@@ -91,16 +81,6 @@ def test_new_labels_are_those_that_the_file_changed(log):
     log.append({"a": A, "b": N, "c": N}, annotator=FROM_FILE, cycle=0)
     log.append({"a": N}, annotator="Ada", cycle=1)
     assert log.new_labels({"a": A, "b": U, "c": N, "d": A}) == {"b": U, "d": A}
-
-
-def test_undo_reverts_the_annotators_own_labels_only(log):
-    log.append({"a": A}, annotator="Ada", cycle=1)
-    log.append({"a": N, "b": N}, annotator="Bob", cycle=1)
-    assert log.undo(annotator="Ada") == ["a"]
-    assert log.current() == {"a": N, "b": N}  # Bob's label came later and stays
-    assert log.undo(annotator="Ada") == []
-    assert log.undo(annotator="Bob") == ["a", "b"]
-    assert log.current() == {}
 
 
 EVENTS = st.lists(

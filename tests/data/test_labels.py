@@ -1,9 +1,6 @@
-import csv
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from anomalymatch.data.labels import read_labels, read_labels_csv, training_ids
 from anomalymatch.errors import LabelError
@@ -63,18 +60,6 @@ def test_binary_and_missing_files(tmp_path: Path) -> None:
         read_labels_csv(write(tmp_path, "filename,label\na.png,x\n", "utf-16"), IDS)
     with pytest.raises(LabelError, match="No such file"):
         read_labels_csv(tmp_path / "none.csv", IDS)
-
-
-@given(st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), st.sampled_from("xyz")))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_round_trip(tmp_path: Path, labels: dict[str, str]) -> None:
-    path = tmp_path / "labels.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["filename", "label"])
-        writer.writerows(labels.items())
-    if labels:
-        assert read_labels_csv(path, labels.keys()) == labels
 
 
 def test_labels_written_by_hand_may_be_capitalised(tmp_path: Path) -> None:

@@ -26,10 +26,6 @@ class Source(ImageSource):
 COUNTS = {"a": 100, "b": 300, "c": 57}
 
 
-def share(ids, task):
-    return task.truth(ids).mean()
-
-
 @pytest.mark.parametrize("holdout", [0.0, 0.2, 0.5])
 def test_pool_and_holdout_partition_the_source(holdout):
     source = Source(COUNTS)
@@ -102,7 +98,7 @@ def test_the_seed_draws_the_subsample():
 def test_several_classes_may_be_rare():
     task = make_task(Source(COUNTS), anomaly=["a", "c"])
     assert len(task.anomalies) == 157
-    assert share(task.pool, task) == pytest.approx(157 / 457, abs=0.005)
+    assert task.truth(task.pool).mean() == pytest.approx(157 / 457, abs=0.005)
     assert task.label("a/00000") == task.label("c/00001") == Label.ANOMALY
     assert task.label("b/00000") == Label.NORMAL
 

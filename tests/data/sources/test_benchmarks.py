@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hydra.utils import instantiate
-from PIL import Image as PillowImage
+from pictures import png
 
 from anomalymatch.config import compose
 from anomalymatch.data.sources import benchmarks
@@ -40,12 +40,8 @@ def hdf5(n: int, resolution: int = 64) -> bytes:
 
 
 def parquet(path: Path, n: int = 4, image: str = "image") -> Path:
-    buffer = io.BytesIO()
-    PillowImage.new("RGB", (4, 4)).save(buffer, "PNG")
     features = {"info": {"features": {"label": {"names": ["x", "y"]}}}}
-    table = pa.table(
-        {image: [{"bytes": buffer.getvalue(), "path": None}] * n, "label": pa.array([i % 2 for i in range(n)])}
-    )
+    table = pa.table({image: [{"bytes": png(0), "path": None}] * n, "label": pa.array([i % 2 for i in range(n)])})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
     return path

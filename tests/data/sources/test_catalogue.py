@@ -15,6 +15,7 @@ from astropy.table import MaskedColumn, Table
 from astropy.wcs import WCS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pictures import wcs
 from PIL import Image as PillowImage
 
 from anomalymatch.data.sources import sky as sky_module
@@ -27,18 +28,6 @@ from anomalymatch.types import Reject
 HEIGHT, WIDTH = 30, 40
 TILE = (np.arange(HEIGHT)[:, None] * 100 + np.arange(WIDTH)).astype(np.float32)
 """A pixel says where it is: 100 * y + x."""
-
-
-def wcs(ra: float = 10.0, dec: float = 20.0, arcsec: float = 1.0, kind: str = "RA/DEC", shape: Any = (30, 40)) -> WCS:
-    made = WCS(naxis=2)
-    made.wcs.ctype = {"RA/DEC": ["RA---TAN", "DEC--TAN"], "DEC/RA": ["DEC--TAN", "RA---TAN"]}.get(
-        kind, ["GLON-TAN", "GLAT-TAN"]
-    )
-    steps = [-arcsec / 3600, arcsec / 3600]
-    made.wcs.crval = [dec, ra] if kind == "DEC/RA" else [ra, dec]
-    made.wcs.cdelt = steps[::-1] if kind == "DEC/RA" else steps
-    made.wcs.crpix = [(shape[1] + 1) / 2, (shape[0] + 1) / 2]
-    return made
 
 
 def tile(path: Path, pixels: np.ndarray = TILE, at: WCS | None = None, **cards: Any) -> Path:

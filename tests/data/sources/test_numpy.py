@@ -4,14 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import colours, stack
 
-from anomalymatch.data.sources.arrays import ArraySource
 from anomalymatch.data.sources.numpy import NumpySource
 from anomalymatch.errors import DataError
-
-
-def stack(n: int, start: int = 0) -> np.ndarray:
-    return np.arange(start, start + n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 5, 3), dtype=np.uint8)
 
 
 def write(path: Path, images: np.ndarray, **others: Any) -> Path:
@@ -22,15 +18,11 @@ def write(path: Path, images: np.ndarray, **others: Any) -> Path:
     return path
 
 
-def values(source: ArraySource, ids: Any = None) -> list[int]:
-    return [int(image[0, 0, 0]) for image in source.read(source.ids if ids is None else ids)]
-
-
 def test_arrays_beside_the_images(tmp_path: Path) -> None:
     path = write(tmp_path / "a.npz", stack(3), filenames=np.array(["x", "y", "z"]), labels=[1, 0, 1], ids=[7, 8, 9])
     source = NumpySource(path)
     assert source.truth == {"x": "1", "y": "0", "z": "1"}
-    assert values(source, ["z", "x"]) == [2, 0]
+    assert colours(source, ["z", "x"]) == [2, 0]
     assert NumpySource(path, class_names=["p", "q"]).truth == {"x": "q", "y": "p", "z": "q"}
     assert NumpySource(path, ids="ids", labels="none").truth is None
     assert NumpySource(path, ids="ids").ids == ["7", "8", "9"]
@@ -40,9 +32,9 @@ def test_arrays_beside_the_images(tmp_path: Path) -> None:
 
 def test_name_of_the_array_with_the_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", stack(2))
-    assert values(NumpySource(tmp_path / "one.npz")) == [0, 1]
+    assert colours(NumpySource(tmp_path / "one.npz")) == [0, 1]
     np.savez(tmp_path / "two.npz", cutouts=stack(2), masks=stack(2, 7))
-    assert values(NumpySource(tmp_path / "two.npz", images="masks")) == [7, 8]
+    assert colours(NumpySource(tmp_path / "two.npz", images="masks")) == [7, 8]
     with pytest.raises(DataError, match="there is no array images, found cutouts, masks"):
         NumpySource(tmp_path / "two.npz")
 
@@ -72,7 +64,7 @@ def test_packed_arrays_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.Mon
         source = NumpySource(tmp_path, cache_bytes=cache_bytes)
         assert unpacked == []
         for _ in range(2):
-            assert values(source, list(reversed(source.ids))) == [2, 1, 0, 2, 1, 0]
+            assert colours(source, list(reversed(source.ids))) == [2, 1, 0, 2, 1, 0]
         assert len(unpacked) == reads
         unpacked.clear()
 
@@ -84,8 +76,6 @@ def test_files_cut_short_or_replaced_after_opening(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     assert "the file has been cut short" in source.read(source.ids[-1:])[0].reason
     assert "has changed since the set was opened" in other.read(other.ids[-1:])[0].reason
-    path.unlink()
-    assert "No such file or directory" in other.read(other.ids[-1:])[0].reason
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
@@ -95,7 +85,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", images=stack(2), filenames=np.array(["x", "y"], dtype=object))
     with pytest.raises(DataError, match="Object arrays cannot be loaded when allow_pickle=False"):
         NumpySource(tmp_path / "b.npz")
-    assert values(NumpySource(tmp_path / "b.npz", ids="none")) == [0, 1]
+    assert colours(NumpySource(tmp_path / "b.npz", ids="none")) == [0, 1]
 
 
 def test_messages(tmp_path: Path) -> None:
@@ -111,5 +101,3 @@ def test_messages(tmp_path: Path) -> None:
         archive.writestr("images.npy", path.read_bytes())
     with pytest.raises(DataError, match="expected 248 bytes in images by its header, found 247"):
         NumpySource(tmp_path / "b.npz")
-    with pytest.raises(DataError, match=r"there is no kinds, set dataset\.source\.labels to one of images"):
-        NumpySource(write(tmp_path / "c.npz", stack(2)), labels="kinds")

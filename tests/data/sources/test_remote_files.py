@@ -12,29 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp  # noqa: F401 (imported from inside of the library it would be compiled anew)
-import fsspec
-import fsspec.implementations.http
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from PIL import Image as PillowImage
+from pictures import colours, png
 
 from anomalymatch.data import download, remote
 from anomalymatch.data.remote import is_remote, local_path
-from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.data.sources.parquet import ParquetSource
 from anomalymatch.data.sources.zip import ZipSource
 from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    PillowImage.fromarray(np.full((2, 3, 3), value, dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +33,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def memory() -> Iterator[MemoryFileSystem]:
-    filesystem = fsspec.filesystem("memory")
+def memory(memory: MemoryFileSystem) -> MemoryFileSystem:
     for value, name in enumerate(["b.png", "a.PNG", "sub/é ü.png", ".hidden.png", "notes.txt"]):
-        filesystem.pipe(f"/set/{name}", png(value))
-    yield filesystem
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]
+        memory.pipe(f"/set/{name}", png(value))
+    return memory
 
 
 @dataclass
@@ -87,10 +74,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
         state.url = f"http://127.0.0.1:{opened.server_port}"
         yield state
         opened.shutdown()
-
-
-def colours(source: ImageSource) -> list[int]:
-    return [int(image[0, 0, 0]) for image in source.read(source.ids)]
 
 
 def test_images_below_a_url(memory: MemoryFileSystem) -> None:

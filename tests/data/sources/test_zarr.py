@@ -12,15 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from pictures import colours, stack
 
-from anomalymatch.data.sources.arrays import ArraySource
 from anomalymatch.data.sources.zarr import ZarrSource, _refuse_pickles
 from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
-
-
-def stack(n: int) -> np.ndarray:
-    return np.arange(1, n + 1, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 5, 3), dtype=np.uint8)
 
 
 def write(path: Path, images: np.ndarray, version: int = 3, group: bool = True, **options: Any) -> Path:
@@ -40,33 +36,29 @@ def write_metadata(path: Path, **columns: Any) -> Path:
     return path
 
 
-def values(source: ArraySource, ids: Any = None) -> list[int]:
-    return [int(image[0, 0, 0]) for image in source.read(source.ids if ids is None else ids)]
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    return write(tmp_path / "a.zarr", stack(5))
+    return write(tmp_path / "a.zarr", stack(5, 1))
 
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("name", ["a.zarr", "a.zarr.zip", "a.zip"])
 @pytest.mark.parametrize("group", [True, False])
 def test_versions_and_stores(tmp_path: Path, version: int, name: str, group: bool) -> None:
-    source = ZarrSource(str(write(tmp_path / name, stack(5), version, group)))
+    source = ZarrSource(str(write(tmp_path / name, stack(5, 1), version, group)))
     assert source.ids == [f"a/{i:06d}" for i in range(5)]
-    assert values(source, ["a/000004", "a/000000", "a/000003"]) == [5, 1, 4]
-    assert source.read(["a/000002"])[0].tolist() == stack(5)[2].tolist()
+    assert colours(source, ["a/000004", "a/000000", "a/000003"]) == [5, 1, 4]
+    assert source.read(["a/000002"])[0].tolist() == stack(5, 1)[2].tolist()
     assert (source.name, source.truth, source.channels) == ("zarr", None, 3)
 
 
 def test_shards(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.zarr", stack(9), shards=(4, 4, 5, 3))
-    assert values(ZarrSource(path)) == list(range(1, 10))
+    path = write(tmp_path / "a.zarr", stack(9, 1), shards=(4, 4, 5, 3))
+    assert colours(ZarrSource(path)) == list(range(1, 10))
 
 
 def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a.zarr", stack(8))
+    path = write(tmp_path / "a.zarr", stack(8, 1))
     read, decoded = zarr.Array.__getitem__, []
 
     def counted(self: zarr.Array, rows: Any) -> Any:
@@ -77,7 +69,7 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     source = ZarrSource(path)
     assert decoded == []
     shuffled = random.Random(0).sample(list(source.ids), 8)
-    assert values(source, shuffled) == [int(id_[-1]) + 1 for id_ in shuffled]
+    assert colours(source, shuffled) == [int(id_[-1]) + 1 for id_ in shuffled]
     assert decoded == [(0, 2), (2, 4), (4, 6), (6, 8)]
     source.read(source.ids)
     assert len(decoded) == 4
@@ -96,7 +88,7 @@ def test_metadata_beside_or_inside(store: Path, place: str) -> None:
     source = ZarrSource(store)
     assert source.ids == list("edcba")
     assert source.truth == dict(zip("edcba", "ppqqp", strict=True))
-    assert values(source, ["a", "e"]) == [5, 1]
+    assert colours(source, ["a", "e"]) == [5, 1]
     assert ZarrSource(store, ids="id").ids == list("vwxyz")
     plain = ZarrSource(store, metadata="none")
     assert (plain.ids[0], plain.truth) == ("a/000000", None)
@@ -111,11 +103,9 @@ def test_metadata_file_by_name(store: Path, tmp_path: Path) -> None:
     assert ZarrSource(store, metadata=str(path)).ids[0] == "a/000000"
     with pytest.raises(DataError, match="expected a Parquet file with the metadata of"):
         ZarrSource(store, metadata=tmp_path / "c.parquet")
-    with pytest.raises(DataError, match=r"there is no name, set dataset\.source\.ids to one of key, kind"):
-        ZarrSource(store, metadata=path, ids="name")
     with pytest.raises(DataError, match=r"labels=kind is a column of the metadata, but there is no file a_metadata\."):
         ZarrSource(store, labels="kind")
-    write(tmp_path / "b.zarr", stack(2))
+    write(tmp_path / "b.zarr", stack(2, 1))
     with pytest.raises(DataError, match="is for one store, but there are 2"):
         ZarrSource(tmp_path, metadata=path)
 
@@ -128,12 +118,6 @@ def test_wrong_metadata(store: Path, tmp_path: Path) -> None:
     write_metadata(path, filename=["a", "b", None, "d", "e"])
     with pytest.raises(DataError, match=r"1 of 5 values in filename are empty; correct it, or set dataset"):
         ZarrSource(store)
-    write_metadata(path, filename=list("abcad"))
-    with pytest.raises(DataError, match="ids must be unique, but 'a' occurs 2 times"):
-        ZarrSource(store)
-    write_metadata(path, filename=[["a"]] * 5)
-    with pytest.raises(DataError, match="expected strings or numbers in filename"):
-        ZarrSource(store)
     path.write_text("no Parquet")
     with pytest.raises(DataError, match="expected a Parquet file, but it cannot be read"):
         ZarrSource(store)
@@ -141,7 +125,7 @@ def test_wrong_metadata(store: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("group", [True, False])
 def test_attributes_name_bands_and_units(tmp_path: Path, group: bool) -> None:
-    path = write(tmp_path / "a.zarr", stack(2)[..., :2], group=group)
+    path = write(tmp_path / "a.zarr", stack(2, 1)[..., :2], group=group)
     assert ZarrSource(path).bands == ("band0", "band1")
     zarr.open(path, mode="r+").attrs.update({"bands": ["g", "i"], "units": "nJy"})
     source = ZarrSource(path)
@@ -149,19 +133,17 @@ def test_attributes_name_bands_and_units(tmp_path: Path, group: bool) -> None:
 
 
 def test_fingerprint(store: Path, tmp_path: Path) -> None:
-    first = ZarrSource(store).fingerprint
-    assert ZarrSource(store).fingerprint == first
-    prints = {first, ZarrSource(store, channels=1).fingerprint}
+    prints = {ZarrSource(store).fingerprint}
     zarr.open(store, mode="r+")["images"][4] = 77
     prints.add(ZarrSource(store).fingerprint)
     write_metadata(tmp_path / "metadata.parquet", filename=list("abcde"))
     prints.add(ZarrSource(store).fingerprint)
-    assert len(prints) == 4
+    assert len(prints) == 3
 
 
 @pytest.mark.parametrize("fill", [0, 7, np.nan])
 def test_lost_chunks_are_rejected(tmp_path: Path, fill: float) -> None:
-    images = stack(5).astype(np.float32) + 10
+    images = stack(5, 1).astype(np.float32) + 10
     path = write(tmp_path / "a.zarr", images, fill_value=fill)
     (path / "images/c/1/0/0/0").unlink()
     source = ZarrSource(path)
@@ -170,18 +152,17 @@ def test_lost_chunks_are_rejected(tmp_path: Path, fill: float) -> None:
     assert results[3] == Reject("a/000003", f"row 3 of {path} cannot be read: its chunk is missing, or blank")
 
 
-def test_missing_or_replaced_store(store: Path) -> None:
+def test_replaced_store(store: Path) -> None:
     source = ZarrSource(store)
     shutil.rmtree(store)
-    assert "No such file" in source.read(["a/000000"])[0].reason
-    write(store, stack(4))
+    write(store, stack(4, 1))
     assert "has changed since the set was opened" in source.read(["a/000000"])[0].reason
 
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_cut_blosc_chunks_give_rejects_and_no_wrong_images(tmp_path: Path, version: int) -> None:
     codec = {2: numcodecs.Blosc(), 3: zarr.codecs.BloscCodec()}[version]
-    path = write(tmp_path / "a.zarr", stack(5), version, compressors=codec)
+    path = write(tmp_path / "a.zarr", stack(5, 1), version, compressors=codec)
     dice = random.Random(version)
     for file in sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "z"))):
         whole = file.read_bytes()
@@ -193,7 +174,7 @@ def test_cut_blosc_chunks_give_rejects_and_no_wrong_images(tmp_path: Path, versi
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.zarr", stack(2), 2)
+    path = write(tmp_path / "a.zarr", stack(2, 1), 2)
     header = path / "images/.zarray"
     content = json.loads(header.read_text())
     for change in ({"filters": [{"id": "pickle", "protocol": 5}]}, {"compressor": {"id": "pickle", "protocol": 5}}):

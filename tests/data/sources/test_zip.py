@@ -1,22 +1,15 @@
-import io
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image as PillowImage
+from pictures import colours, png
 
 from anomalymatch.data.sources.zip import ZipSource
 from anomalymatch.errors import ConfigError, DataError, LabelError
 from anomalymatch.types import Reject
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    PillowImage.fromarray(np.full((2, 3, 3), value, dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write(file: Path, members: Mapping[str, int | str | bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -25,10 +18,6 @@ def write(file: Path, members: Mapping[str, int | str | bytes], method: int = zi
         for name, content in members.items():
             archive.writestr(name, png(content) if isinstance(content, int) else content)
     return file
-
-
-def colours(source: ZipSource, ids: Sequence[str]) -> list[int]:
-    return [int(image[0, 0, 0]) for image in source.read(ids)]
 
 
 @pytest.fixture
