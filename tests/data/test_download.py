@@ -109,9 +109,8 @@ def part(target: Path) -> Path:
 
 def test_downloads_once(start: Start, target: Path) -> None:
     server = start()
-    sha256 = hashlib.sha256(CONTENT).hexdigest()
     for _ in range(2):
-        assert download(server.url, target, md5=MD5.upper(), sha256=sha256) == target
+        assert download(server.url, target, md5=MD5.upper()) == target
     assert target.read_bytes() == CONTENT
     assert server.asked == [None]
     assert not part(target).exists()
@@ -132,10 +131,11 @@ def test_retries_and_resumes(start: Start, target: Path, options: dict[str, obje
     assert server.asked == asked
 
 
-def test_part_of_an_earlier_run_is_resumed(start: Start, target: Path) -> None:
+def test_part_of_an_earlier_run_is_resumed(start: Start, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
     server = start(cuts=[1000])
     with pytest.raises(DownloadError, match="1,000 "):
-        download(server.url, target, md5=MD5, attempts=1)
+        download(server.url, target, md5=MD5)
     assert part(target).read_bytes() == CONTENT[:1000]
     download(server.url, target, md5=MD5)
     assert target.read_bytes() == CONTENT
@@ -168,8 +168,6 @@ def test_wrong_checksum_deletes_the_part(start: Start, target: Path) -> None:
     assert not target.exists()
     assert not part(target).exists()
     assert len(server.asked) == 1
-    with pytest.raises(DownloadError, match="sha256 00"):
-        download(server.url, target, sha256="00")
 
 
 def test_existing_file_with_a_wrong_checksum_is_kept(target: Path) -> None:
@@ -180,11 +178,11 @@ def test_existing_file_with_a_wrong_checksum_is_kept(target: Path) -> None:
     assert target.read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize(("status", "asked"), [(404, 1), (503, 3)])
+@pytest.mark.parametrize(("status", "asked"), [(404, 1), (503, 4)])
 def test_only_temporary_errors_are_retried(start: Start, target: Path, status: int, asked: int) -> None:
     server = start(statuses=[status] * 9)
     with pytest.raises(DownloadError, match=f"{status}.*data.bin"):
-        download(server.url, target, md5=MD5, attempts=3)
+        download(server.url, target, md5=MD5)
     assert len(server.asked) == asked
 
 

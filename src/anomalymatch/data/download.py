@@ -28,6 +28,7 @@ READ_TIMEOUT_S = 60.0
 """Longest silence of a server during a transfer."""
 PAUSE_S = 1.0
 """Pause after the first failed attempt in seconds, doubled after each further one."""
+ATTEMPTS = 4
 CHUNK_BYTES = 2**20
 _MEGABYTE = 10**6
 _FINAL = (AnomalyMatchError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -54,36 +55,32 @@ def download(
     target: Path,
     *,
     md5: str | None = None,
-    sha256: str | None = None,
     size: int | None = None,
     connect: Connect | None = None,
-    attempts: int = 4,
 ) -> Path:
     """Download a file, unless it exists; return its path.
 
     An incomplete download is kept as `target` + ".part", and a later call resumes it. Only one process downloads a
-    file; others wait for it.
+    file; others wait for it. A broken transfer is resumed up to `ATTEMPTS` - 1 times; a server that cannot be reached
+    at first is asked once.
 
     Args:
         url: address of the file.
         target: path of the file; its folder is created.
         md5: expected checksum; None skips the check.
-        sha256: another expected checksum.
         size: expected size in bytes; None takes the size that the server tells, if any.
         connect: opens the file from a byte on; None uses HTTP.
-        attempts: number of attempts; a server that cannot be reached at first is asked once.
 
     Raises:
         DownloadError: if the server cannot be reached or refuses, or a checksum is wrong.
         StorageError: if `target` cannot be written.
     """
-    checksums = {"md5": md5, "sha256": sha256}
     if not target.exists():
         with download_lock(target), storage_errors(target):
             if not target.exists():
-                _fill(url, target, connect or partial(_connect_http, url), checksums, size, attempts)
+                _fill(url, target, connect or partial(_connect_http, url), md5, size)
                 return target
-    if wrong := _wrong_checksum(target, checksums):
+    if wrong := _wrong_checksum(target, md5):
         raise DownloadError(
             f"{target} is damaged or another file ({wrong}): replace it, or delete it to download it again, "
             "or take dataset=demo"
@@ -150,21 +147,19 @@ def with_timeout(seconds: float, call: Callable[[], T]) -> T:
     return results[0]
 
 
-def _fill(
-    url: str, target: Path, connect: Connect, checksums: dict[str, str | None], size: int | None, attempts: int
-) -> None:
+def _fill(url: str, target: Path, connect: Connect, md5: str | None, size: int | None) -> None:
     part = target.with_name(f"{target.name}.part")
     reason = ""
     # A resumed part may belong to an older file, so a wrong checksum makes it start from the beginning once.
     for _ in range(2):
         try:
             resumed = with_retries(
-                lambda: _transfer(part, connect, size), url, attempts=attempts, retry=InterruptedTransferError
+                lambda: _transfer(part, connect, size), url, attempts=ATTEMPTS, retry=InterruptedTransferError
             )
         except (InterruptedTransferError, _RefusedError) as error:
             reason = str(error)
             break
-        reason = _wrong_checksum(part, checksums)
+        reason = _wrong_checksum(part, md5)
         if not reason:
             part.replace(target)
             return
@@ -269,14 +264,11 @@ def _extent(response: requests.Response, start: int) -> tuple[int, int | None]:
     return int(found[1] or 0), int(found[2]) if found[2] != "*" else None
 
 
-def _wrong_checksum(file: Path, checksums: dict[str, str | None]) -> str:
-    """Describe the first checksum of `file` that is wrong; empty if all are right."""
-    for name, expected in checksums.items():
-        if expected is None:
-            continue
-        with file.open("rb") as opened:
-            # MD5 guards against accidents only, which systems that forbid it for security allow.
-            found = hashlib.file_digest(opened, partial(hashlib.new, name, usedforsecurity=False)).hexdigest()
-        if found != expected.lower():
-            return f"expected the {name} {expected}, got {found}"
-    return ""
+def _wrong_checksum(file: Path, md5: str | None) -> str:
+    """Describe a wrong checksum of `file`; empty if it is right, or unknown."""
+    if md5 is None:
+        return ""
+    with file.open("rb") as opened:
+        # MD5 guards against accidents only, which systems that forbid it for security allow.
+        found = hashlib.file_digest(opened, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    return "" if found == md5.lower() else f"expected the md5 {md5}, got {found}"

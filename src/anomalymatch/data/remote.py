@@ -1,6 +1,5 @@
 """Files at a URL (S3, HTTP, …) through fsspec: listed, opened, or copied to the cache."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from anomalymatch.data.download import (
     with_retries,
 )
 from anomalymatch.data.find import is_hidden
+from anomalymatch.data.source import hash_rows
 from anomalymatch.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -202,13 +202,13 @@ def local_path(
     cache = Path(cache_dir).expanduser() / "remote"
     if remote.url.lower().endswith(tuple(suffixes)):
         entry = remote.file()
-        target = cache / digest(remote.url, [entry])[:16] / entry.id
+        target = cache / hash_entries(remote.url, [entry])[:16] / entry.id
         remote.copy(entry, target)
         return target
     entries = [remote.with_size(entry) for entry in remote.list(suffixes)]
     if not entries:
         raise DataError(f"{root}: expected files that end in {', '.join(suffixes)}, found none")
-    folder = cache / digest(remote.url, entries)[:16] / (PurePosixPath(remote.base).name or "root")
+    folder = cache / hash_entries(remote.url, entries)[:16] / (PurePosixPath(remote.base).name or "root")
     for entry in entries:
         remote.copy(entry, folder / entry.id)
     return folder
@@ -222,12 +222,9 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def digest(salt: str, entries: Sequence[Entry]) -> str:
+def hash_entries(salt: str, entries: Sequence[Entry]) -> str:
     """Hash names, sizes and versions of files."""
-    sha = hashlib.sha256(salt.encode())
-    for entry in entries:
-        sha.update(f"\n{entry.id}\0{entry.size}\0{entry.version}".encode())
-    return sha.hexdigest()
+    return hash_rows(salt, ((entry.id, entry.size, entry.version) for entry in entries))
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -86,7 +86,8 @@ class ImageSource(ABC):
     """Set of images, each known by a stable string id, never by a position.
 
     A source of your own calls this constructor and implements `load`. It may override whatever else it knows:
-    `coordinates`, `metadata`, `header`. Override `read` only to read a batch faster.
+    `coordinates`, `metadata`, `header`. Override `read` only to read a batch faster. Every method that takes an id
+    raises `DataError` if there is no such image.
 
     Args:
         name: short name for logs and folders.
@@ -130,7 +131,9 @@ class ImageSource(ABC):
         self.units = units
         self.rendering = rendering
         self.channels = len(rendering.channels(self.bands))
-        self.fingerprint = _with_rendering(fingerprint, rendering, self.bands)
+        # The rendering changes the pixels.
+        key = f"{fingerprint} {rendering.as_dict()} {self.bands}"
+        self.fingerprint = fingerprint if rendering == EIGHT_BITS else hash_rows(key, ())
         self.labels: Mapping[str, str] = {} if labels is None else labels
         self.truth = truth
         self.holdout = holdout
@@ -150,9 +153,6 @@ class ImageSource(ABC):
         """Read and render images; an unreadable one becomes a `Reject`.
 
         Images are read in their order in the archive, and returned in the order of `ids`.
-
-        Raises:
-            DataError: if an id is not in the source.
         """
         places = [self.storage_order(self._position[id_]) for id_ in ids]
         images = {i: self._read(ids[i]) for i in sorted(range(len(ids)), key=places.__getitem__)}
@@ -167,7 +167,6 @@ class ImageSource(ABC):
 
         Raises:
             UnreadableImageError: with the reason, if it cannot be read.
-            DataError: if the id is not in the source.
         """
         return self.load(self._position[id_])
 
@@ -176,16 +175,12 @@ class ImageSource(ABC):
 
         Raises:
             UnreadableImageError: if it cannot be read.
-            DataError: if the id is not in the source, or the source holds no image files.
+            DataError: if the source holds no image files.
         """
         raise DataError(f"{self.name} holds no encoded image files, so {id_!r} has no raw bytes")
 
     def file(self, id_: str) -> Path | None:
-        """Return the path of the image's own file; None if images have no files of their own.
-
-        Raises:
-            DataError: if the id is not in the source.
-        """
+        """Return the path of the image's own file; None if images have no files of their own."""
         position = self._position[id_]
         return None if self.folder is None else self.folder / self.ids[position]
 
@@ -194,17 +189,12 @@ class ImageSource(ABC):
 
         Raises:
             UnreadableImageError: if the file cannot be read.
-            DataError: if the id is not in the source.
         """
         self._position[id_]
         return {}
 
     def coordinates(self, id_: str) -> tuple[float, float] | None:
-        """Return right ascension and declination (ICRS, degrees) of an image; None if unknown, the default.
-
-        Raises:
-            DataError: if the id is not in the source.
-        """
+        """Return right ascension and declination (ICRS, degrees) of an image; None if unknown, the default."""
         self._position[id_]
         return None
 
@@ -217,11 +207,7 @@ class ImageSource(ABC):
         return None
 
     def position(self, id_: str) -> int:
-        """Return the position of an image in `ids`.
-
-        Raises:
-            DataError: if the id is not in the source.
-        """
+        """Return the position of an image in `ids`."""
         return self._position[id_]
 
     def __len__(self) -> int:
@@ -235,8 +221,9 @@ class ImageSource(ABC):
             return Reject(id_, str(error))
 
 
-def _with_rendering(fingerprint: str, rendering: Rendering, bands: Sequence[str]) -> str:
-    """Hash the rendering into the fingerprint, because it changes the pixels."""
-    if rendering == EIGHT_BITS:
-        return fingerprint
-    return hashlib.sha256(f"{fingerprint} {rendering.as_dict()} {bands}".encode()).hexdigest()
+def hash_rows(salt: str, rows: Iterable[Iterable[object]]) -> str:
+    """Hash a text and rows of values, names and sizes of files for example, as a fingerprint."""
+    digest = hashlib.sha256(salt.encode())
+    for row in rows:
+        digest.update(("\n" + "\0".join(map(str, row))).encode(errors="surrogatepass"))
+    return digest.hexdigest()

@@ -134,13 +134,11 @@ def _split(ids: Sequence[str], truth: Mapping[str, str], share: float) -> frozen
     by_class: dict[str, list[str]] = {}
     for id_ in ids:
         by_class.setdefault(truth[id_], []).append(id_)
-    return frozenset(
-        id_ for members in by_class.values() for id_ in sorted(members, key=_hash)[: round(share * len(members))]
-    )
-
-
-def _hash(id_: str) -> bytes:
-    return hashlib.blake2b(id_.encode(), digest_size=8).digest()
+    held_out: set[str] = set()
+    for members in by_class.values():
+        members.sort(key=lambda id_: hashlib.blake2b(id_.encode(), digest_size=8).digest())
+        held_out.update(members[: round(share * len(members))])
+    return frozenset(held_out)
 
 
 def _subsample(ids: list[str], anomalies: frozenset[str], prevalence: float, rng: np.random.Generator) -> list[str]:

@@ -17,15 +17,7 @@ Attributes = Any
 
 
 class Columns(NamedTuple):
-    """Options that name the arrays or columns beside the images.
-
-    Attributes:
-        ids: name of the ids, "auto" for the usual names, or "none".
-        labels: name of the classes, "auto" for the usual names, or "none".
-        class_names: names of the classes 0, 1, …; None takes the numbers themselves.
-        usual_ids: names that "auto" looks for.
-        usual_labels: names that "auto" looks for.
-    """
+    """Options that name the arrays or columns beside the images, see `ArraySource`, and the names "auto" looks for."""
 
     ids: str
     labels: str
@@ -78,7 +70,7 @@ class ArrayFile:
         shape: shape of the array, images first; (n,) where each image is an encoded file.
         dtype: number type of the pixels.
         stamp: size and time of the last change of the file, or of `witness`.
-        signature: text that changes whenever the pixels change.
+        signature: text that changes whenever the pixels change; empty if `stamp` tells.
         encoded: whether each image is a JPEG, PNG or similar file.
         block: number of rows that are decoded together.
         ids: id of each image; None takes file and row.
@@ -94,7 +86,7 @@ class ArrayFile:
     shape: tuple[int, ...]
     dtype: np.dtype[Any] | None
     stamp: Stamp
-    signature: str
+    signature: str = ""
     encoded: bool = False
     block: int = 1
     ids: Sequence[str] | None = None

@@ -1,6 +1,5 @@
 """Base class of sources whose images are rows of arrays: axes, bands, ids, classes and blockwise reading."""
 
-import hashlib
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from anomalymatch.data.codecs import MAX_PIXELS, MODES, decode, with_channels
 from anomalymatch.data.find import FoundFile, find_files, held_out, missing_root
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
-from anomalymatch.data.source import EIGHT_BITS, ImageSource
+from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.sources.array_file import AUTO, ArrayFile, Columns
 from anomalymatch.data.sources.scan import stamp
 from anomalymatch.data.sources.tables import parquet_table
@@ -91,6 +90,7 @@ class ArraySource(ImageSource):
     dataset: ClassVar[str]
     kind: ClassVar[str]
     """Name of a file of the format in messages, "an HDF5 file" for example."""
+    suffixes: ClassVar[frozenset[str]]
     usual_ids: ClassVar[Sequence[str]] = ("filenames", "ids")
     usual_labels: ClassVar[Sequence[str]] = ("labels", "label")
     stores: ClassVar[bool] = False
@@ -142,9 +142,9 @@ class ArraySource(ImageSource):
             holdout=held_out([(file.path, file.all_ids()) for file in files], holdout_files),
         )
 
-    @abstractmethod
     def matches(self, path: Path) -> bool:
-        """Tell whether a path is a file of the format."""
+        """Tell whether a path is a file of the format, by default by its suffix."""
+        return path.suffix.lower() in self.suffixes
 
     def check_found(self, found: Sequence[FoundFile]) -> None:
         """Refuse options that do not fit the files; by default all do."""
@@ -312,9 +312,7 @@ def _truth(files: Sequence[ArrayFile], ids: Sequence[str]) -> dict[str, str] | N
 
 
 def _fingerprint(files: Sequence[ArrayFile], salt: str) -> str:
-    digest = hashlib.sha256(salt.encode())
-    for file in files:
-        digest.update(f"\n{file.stem}\0{file.array}\0{file.shape}\0{file.dtype}\0{file.signature}".encode())
-        for id_ in file.ids or ():
-            digest.update(f"\0{id_}".encode(errors="surrogatepass"))
-    return digest.hexdigest()
+    return hash_rows(
+        salt,
+        ((f.stem, f.array, f.shape, f.dtype, f.signature or "{} {}".format(*f.stamp), *(f.ids or ())) for f in files),
+    )

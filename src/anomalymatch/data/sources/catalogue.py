@@ -1,6 +1,5 @@
 """Catalogue of positions in large tiles as a source: one cutout for each row."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -15,13 +14,14 @@ from anomalymatch.data.codecs import MAX_PIXELS
 from anomalymatch.data.find import missing_root
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
-from anomalymatch.data.source import EIGHT_BITS, ImageSource
+from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.sources.catalogue_rows import ColumnNames, labels_or_classes, read_rows
 from anomalymatch.data.sources.fits import check_bands
 from anomalymatch.data.sources.fits_file import Extensions
 from anomalymatch.data.sources.fits_reader import checked_extensions
+from anomalymatch.data.sources.scan import stamp
 from anomalymatch.data.sources.tables import catalogue_table
-from anomalymatch.data.sources.tiles import Tile, open_numbered, tiles_by_name, tiles_by_position
+from anomalymatch.data.sources.tiles import Tile, open_tile, tiles_by_name, tiles_by_position
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.types import Pixels
@@ -210,7 +210,10 @@ class CatalogueSource(ImageSource):
         return (self._mapped if light else self._in_memory).use(code, partial(self._open, code))
 
     def _open(self, code: int) -> Tile:
-        return open_numbered(self.tiles, self.paths, self.extensions, code)
+        try:
+            return open_tile(self.tiles / self.paths[code], self.extensions)
+        except UnreadableImageError as error:
+            raise UnreadableImageError(f"its tile {self.paths[code]}: {error}") from None
 
     def _pixel(self, position: int, tile: Tile) -> tuple[float, float]:
         """Return the 0-based x and y of a row in its tile."""
@@ -252,12 +255,6 @@ def _endings(columns: Sequence[str]) -> Sequence[str]:
 
 
 def _fingerprint(root: Path, folder: Path, paths: Sequence[str], options: object) -> str:
-    digest = hashlib.sha256(f"catalogue {options!r}".encode())
-    for path in (root, *(folder / path for path in paths)):
-        try:
-            stat = path.stat()
-        except OSError:
-            digest.update(f"\n{path.name}\0missing".encode())
-        else:
-            digest.update(f"\n{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
-    return digest.hexdigest()
+    files = (root, *(folder / path for path in paths))
+    rows = ((file.name, *(stamp(file) if file.exists() else ("missing",))) for file in files)
+    return hash_rows(f"catalogue {options!r}", rows)

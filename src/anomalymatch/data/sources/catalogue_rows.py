@@ -37,18 +37,7 @@ Codes = Int32[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Names of the columns of a catalogue; None takes a usual name if a column has one.
-
-    Attributes:
-        id: unique id.
-        ra: right ascension in degrees.
-        dec: declination in degrees.
-        x: 0-based column of the pixel.
-        y: 0-based row of the pixel.
-        size: side of the cutout in pixels.
-        tile: path of the tile.
-        tiles: paths of the tiles of several bands, instead of `tile`.
-        label: class, or label by a person.
+    """Names of the columns of a catalogue, the arguments `{name}_column` and `tile_columns` of `CatalogueSource`.
 
     Raises:
         ConfigError: if only one of a pair of columns is given, or both `tile` and `tiles`.
@@ -114,7 +103,9 @@ def read_rows(path: Path, names: ColumnNames) -> CatalogueRows:
     if not tiles and (names.tile or usual_tile):
         tiles = (str(names.tile or usual_tile),)
     id_ = names.id or catalogue.find(*USUAL_IDS)
-    ra, dec = (names.ra, names.dec) if names.ra else _usual_position(catalogue)
+    ra, dec = (names.ra, names.dec) if names.ra else (catalogue.find(*USUAL_RA), catalogue.find(*USUAL_DEC))
+    if ra is None or dec is None:
+        ra = dec = None
     if ra is None and names.x is None:
         raise DataError(
             f"{path}: no column has a usual name of a position, {USUAL_RA[0]} and {USUAL_DEC[0]} for example, among "
@@ -134,11 +125,6 @@ def read_rows(path: Path, names: ColumnNames) -> CatalogueRows:
         columns=tiles,
         labels=encode(columns[names.label]) if names.label else None,
     )
-
-
-def _usual_position(catalogue: Catalogue) -> tuple[str | None, str | None]:
-    ra, dec = catalogue.find(*USUAL_RA), catalogue.find(*USUAL_DEC)
-    return (ra, dec) if ra and dec else (None, None)
 
 
 def _checked_ids(path: Path, name: str, array: Any) -> "_ArrowIds":

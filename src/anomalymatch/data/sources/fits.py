@@ -1,6 +1,7 @@
 """FITS files as a source: one image in each file, its extensions or the planes of a cube as bands."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ from anomalymatch.data.codecs import MAX_PIXELS
 from anomalymatch.data.find import missing_root
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
-from anomalymatch.data.source import EIGHT_BITS, ImageSource
+from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.sources.fits_file import Extensions, FitsFile, fits_errors
-from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages, checked_extensions
-from anomalymatch.data.sources.scan import fingerprint, scan_for, stamp
-from anomalymatch.data.sources.sky import Sky
+from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages, checked_extensions, read_sky
+from anomalymatch.data.sources.scan import scan_for, stamp
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Pixels
 
@@ -71,7 +71,7 @@ class FitsSource(ImageSource):
             bands=band_names(names if bands is None else bands, count),
             units=units,
             rendering=rendering,
-            fingerprint=fingerprint(f"fits {self.extensions!r}", entries),
+            fingerprint=hash_rows(f"fits {self.extensions!r}", entries),
             labels=labels,
             truth=truth,
             folder=self._root,
@@ -102,11 +102,7 @@ class FitsSource(ImageSource):
 
     def coordinates(self, id_: str) -> tuple[float, float] | None:
         """Return right ascension and declination (ICRS, degrees) of the centre of an image; None if unknown."""
-        try:
-            with FitsImages(self._root / self.ids[self._position[id_]], self.extensions) as images:
-                sky = Sky.of(images.wcs(), images.shape)
-        except UnreadableImageError:
-            return None
+        sky = read_sky(self._root / self.ids[self._position[id_]], self.extensions)
         return None if sky is None else sky.centre()
 
     def header(self, id_: str) -> dict[str, str]:
@@ -132,20 +128,16 @@ def check_bands(count: int, names: Sequence[str] | None, expected: Sequence[str]
 def _cards(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the cards of the first `MAX_UNITS` units, at most `MAX_CARDS`, without those that describe the format."""
     seen: dict[str, str] = {}
-    file = FitsFile(path)
-    try:
-        with fits_errors():
-            for number, hdu in enumerate(file.hdus[:MAX_UNITS] if len(file.hdus) > MAX_UNITS else file.hdus):
-                for card in hdu.header.cards:
-                    key, value = _card(card)
-                    if key in _STRUCTURE or key.startswith("NAXIS") or seen.get(key) == value:
-                        continue
-                    yield (f"{key} ({hdu.name or number})" if key in seen else key), value
-                    seen.setdefault(key, value)
-                    if len(seen) >= MAX_CARDS:
-                        return
-    finally:
-        file.close()
+    with closing(FitsFile(path)) as file, fits_errors():
+        for number, hdu in enumerate(file.hdus[:MAX_UNITS] if len(file.hdus) > MAX_UNITS else file.hdus):
+            for card in hdu.header.cards:
+                key, value = _card(card)
+                if key in _STRUCTURE or key.startswith("NAXIS") or seen.get(key) == value:
+                    continue
+                yield (f"{key} ({hdu.name or number})" if key in seen else key), value
+                seen.setdefault(key, value)
+                if len(seen) >= MAX_CARDS:
+                    return
 
 
 def _card(card: fits.Card) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from anomalymatch.data.sources.fits_file import (
     fits_errors,
     image_shape,
 )
+from anomalymatch.data.sources.sky import Sky
 from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import ConfigError, UnreadableImageError
 from anomalymatch.types import Pixels
@@ -117,15 +118,24 @@ class FitsImages:
                 raise UnreadableImageError("the file has become shorter since it was opened")
             return np.dstack([plane for part in self._images for plane in part.cut(rows, columns)])
 
-    def wcs(self) -> WCS | None:
-        """Return the world coordinates of the first band; None if they are not celestial."""
+    def sky(self) -> Sky | None:
+        """Return the celestial coordinates of the first band; None if they are unknown."""
         try:
             with ignore_warnings(ASTROPY):
                 hdus = self._file.hdus
                 wcs = WCS(hdus[self._images[0].unit.number].header, fobj=hdus, naxis=2)
-                return wcs if wcs.has_celestial else None
+                return Sky(wcs, self.shape) if wcs.has_celestial else None
         except Exception:  # a wrong header does not spoil the image
             return None
+
+
+def read_sky(path: Path, extensions: Extensions) -> Sky | None:
+    """Return the celestial coordinates of the image in a file; None if they are unknown, or the file is damaged."""
+    try:
+        with FitsImages(path, extensions) as images:
+            return images.sky()
+    except UnreadableImageError:
+        return None
 
 
 def checked_extensions(extensions: Extensions) -> Extensions:
@@ -157,15 +167,12 @@ def _choose(file: FitsFile, extensions: Extensions) -> list[Unit]:
             number = file.hdus.index_of(key)
             hdu = file.hdus[number]
         except (KeyError, IndexError):
-            raise UnreadableImageError(f"there is no extension {key} in it, only {_listing(file)}") from None
+            listing = ", ".join(f"{i} {hdu.name}".strip() for i, hdu in enumerate(file.hdus))
+            raise UnreadableImageError(f"there is no extension {key} in it, only {listing}") from None
         if not image_shape(hdu):
             raise UnreadableImageError(f"its extension {key} is no image of 2 or 3 axes")
         chosen.append(Unit.of(file, number))
     return chosen
-
-
-def _listing(file: FitsFile) -> str:
-    return ", ".join(f"{i} {hdu.name}".strip() for i, hdu in enumerate(file.hdus))
 
 
 def _names(units: Sequence[Unit], bands: int) -> tuple[str, ...] | None:

@@ -9,11 +9,11 @@ from anomalymatch.checks import check_choice
 from anomalymatch.data.download import with_retries
 from anomalymatch.data.find import missing_root
 from anomalymatch.data.labels import read_labels
-from anomalymatch.data.remote import Entry, Remote, digest, is_remote, local_path, reason
+from anomalymatch.data.remote import Entry, Remote, hash_entries, is_remote, local_path, reason
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import EIGHT_BITS
+from anomalymatch.data.source import EIGHT_BITS, hash_rows
 from anomalymatch.data.sources.encoded import CLASSES, MAX_BYTES, SUFFIXES, EncodedSource, folder_classes, no_images
-from anomalymatch.data.sources.scan import Scan, fingerprint, scan_for
+from anomalymatch.data.sources.scan import Scan, scan_for
 from anomalymatch.errors import UnreadableImageError
 from anomalymatch.types import Image, Reject
 
@@ -97,7 +97,7 @@ class _LocalFiles:
         self.ids = [entry[0] for entry in self._entries]
 
     def fingerprint(self, channels: int) -> str:
-        return fingerprint(f"folder {channels}", self._entries)
+        return hash_rows(f"folder {channels}", self._entries)
 
     def read(self, position: int) -> bytes:
         try:
@@ -120,7 +120,7 @@ class _RemoteFiles:
         self.ids = [entry.id for entry in self._entries]
 
     def fingerprint(self, channels: int) -> str:
-        return digest(f"remote {channels}", self._entries)
+        return hash_entries(f"remote {channels}", self._entries)
 
     def read(self, position: int) -> bytes:
         entry = self._entries[position]

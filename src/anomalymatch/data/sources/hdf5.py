@@ -12,8 +12,6 @@ from anomalymatch.data.sources.arrays import ArraySource, Opened
 from anomalymatch.data.sources.scan import stamp
 from anomalymatch.errors import DataError
 
-SUFFIXES = frozenset({".h5", ".hdf5"})
-
 
 class HDF5Source(ArraySource):
     """Images in a dataset of HDF5 files; see `ArraySource` for the arguments.
@@ -25,10 +23,7 @@ class HDF5Source(ArraySource):
 
     dataset = "hdf5"
     kind = "an HDF5 file"
-
-    def matches(self, path: Path) -> bool:
-        """See `ArraySource.matches`."""
-        return path.suffix.lower() in SUFFIXES
+    suffixes = frozenset({".h5", ".hdf5"})
 
     def describe(self, file: FoundFile) -> ArrayFile:
         """See `ArraySource.describe`."""
@@ -44,15 +39,13 @@ class HDF5Source(ArraySource):
             count = images.shape[0] if images.shape else 0
             ids, classes = self._columns.read(opened, lambda name: _dataset(opened, path, name)[()], count, path)
             bands, units = bands_and_units(images.attrs, opened.attrs)
-            size, mtime = stamp(path)
             return ArrayFile(
                 path=path,
                 stem=file.stem,
                 array=self.images,
                 shape=images.shape,
                 dtype=images.dtype,
-                stamp=(size, mtime),
-                signature=f"{size} {mtime}",
+                stamp=stamp(path),
                 encoded=encoded,
                 block=images.chunks[0] if images.chunks and not encoded else 1,
                 ids=ids,

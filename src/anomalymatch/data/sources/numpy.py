@@ -15,8 +15,6 @@ from anomalymatch.data.sources.arrays import ArraySource, Opened, Root, Rows
 from anomalymatch.data.sources.scan import stamp
 from anomalymatch.errors import DataError
 
-SUFFIXES = frozenset({".npy", ".npz"})
-
 
 class NumpySource(ArraySource):
     """Images in .npy and .npz files; see `ArraySource` for the other arguments.
@@ -37,14 +35,11 @@ class NumpySource(ArraySource):
 
     dataset = "numpy"
     kind = "a .npy or .npz file"
+    suffixes = frozenset({".npy", ".npz"})
 
     def __init__(self, root: Root | None, *, each: bool = False, **options: Any) -> None:
         self.each = each
         super().__init__(root, **options)
-
-    def matches(self, path: Path) -> bool:
-        """See `ArraySource.matches`."""
-        return path.suffix.lower() in SUFFIXES
 
     def describe(self, file: FoundFile) -> ArrayFile:
         """See `ArraySource.describe`."""
@@ -58,27 +53,27 @@ class NumpySource(ArraySource):
 
     def open_rows(self, path: Path) -> Opened:
         """See `ArraySource.open_rows`."""
-        rows = _Packed(path, self.images) if _is_packed(path) else _Mapped(path, self.each)
+        if _is_packed(path):
+            return Opened(_Packed(path, self.images), lambda: None)  # the file is closed after each access
+        rows = _Mapped(path, self.each)
         return Opened(rows, rows.close)
 
     def _describe_plain(self, file: FoundFile) -> ArrayFile:
         with file.path.open("rb") as opened:
             header = _header(opened)
-        size, mtime = stamp(file.path)
-        _check_length(file.path, "it", header, size)
+        changed = stamp(file.path)
+        _check_length(file.path, "it", header, changed[0])
         return ArrayFile(
             path=file.path,
             stem=file.stem,
             array="it",
             shape=(1, *header.shape) if self.each else header.shape,
             dtype=header.dtype,
-            stamp=(size, mtime),
-            signature=f"{size} {mtime}",
+            stamp=changed,
             ids=[file.relative] if self.each else None,
         )
 
     def _describe_packed(self, file: FoundFile) -> ArrayFile:
-        size, mtime = stamp(file.path)
         with zipfile.ZipFile(file.path) as archive:
             name = _images(archive, file.path, self.images)
             with archive.open(f"{name}.npy") as member:
@@ -92,8 +87,7 @@ class NumpySource(ArraySource):
                 array=name,
                 shape=header.shape,
                 dtype=header.dtype,
-                stamp=(size, mtime),
-                signature=f"{size} {mtime}",
+                stamp=stamp(file.path),
                 block=max(count, 2),  # a single row is cached too, because reading it unpacks the whole array
                 ids=ids,
                 classes=classes,
@@ -144,9 +138,6 @@ class _Packed:
     def __getitem__(self, rows: slice) -> Rows:
         with zipfile.ZipFile(self.path) as archive:
             return _array(archive, _images(archive, self.path, self.images))[rows]
-
-    def close(self) -> None:
-        """Do nothing: the file is closed after each access."""
 
 
 def _is_packed(path: Path) -> bool:

@@ -20,7 +20,7 @@ from anomalymatch.data.remote import local_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS
 from anomalymatch.data.sources.encoded import EncodedSource, check_complete
-from anomalymatch.data.sources.tables import parquet_table
+from anomalymatch.data.sources.tables import no_parquet, parquet_table
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.text import reason
@@ -154,7 +154,7 @@ def image_columns(file: Path) -> list[str]:
     try:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
-        raise _no_parquet(file, error) from None
+        raise no_parquet(file, error) from None
     return [column.name for column in schema if _is_struct(column.type) or _is_binary(column.type)]
 
 
@@ -197,13 +197,9 @@ def _scan(found: FoundFile, columns: _Columns) -> _Shard:
             table = parquet.read(columns=[column for column in (key, label) if column], use_threads=False)
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
-        raise _no_parquet(file, error) from None
+        raise no_parquet(file, error) from None
     labels = None if label is None else _class_names(table[label], _hub_names(schema, label))
     return _Shard(file, found.stem, groups, None if key is None else _strings(table, key), labels)
-
-
-def _no_parquet(file: Path, error: Exception) -> DataError:
-    return DataError(f"{file}: expected a Parquet file, but it cannot be read ({reason(error)}); download it again")
 
 
 def _key_column(file: Path, schema: pa.Schema, columns: _Columns) -> str | None:

@@ -1,10 +1,9 @@
 """Scan of a folder for image files: paths, sizes and times, without links that leave the folder."""
 
-import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,6 @@ Stamp = tuple[int, int]
 Entry = tuple[str, int, int]
 """File: POSIX path below the root, size in bytes, time of the last change in nanoseconds."""
 _TO_FOLDERS = "links to folders"
-_CHUNK = 4096
 
 
 class Scan(NamedTuple):
@@ -56,8 +54,7 @@ def scan(root: Path, suffixes: tuple[str, ...], folders: Iterable[Folder] | None
             else:
                 wanted = _is_wanted(top, id_, child, suffixes, skipped)
             if wanted:
-                stat = child.stat()
-                entries.append((id_, stat.st_size, stat.st_mtime_ns))
+                entries.append((id_, *stamp(child)))
     entries.sort()
     return Scan(entries, skipped)
 
@@ -86,19 +83,10 @@ def scan_for(what: str, root: Path, suffixes: tuple[str, ...], scanned: Scan | N
     return entries
 
 
-def stamp(path: Path) -> Stamp:
+def stamp(path: Path | os.DirEntry[str]) -> Stamp:
     """Return the size (bytes) and the time of the last change (ns) of a file."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
-
-
-def fingerprint(salt: str, entries: Sequence[Entry]) -> str:
-    """Hash names, sizes and times of files, and `salt`."""
-    digest = hashlib.sha256(salt.encode())
-    for at in range(0, len(entries), _CHUNK):
-        lines = [f"\n{id_}\0{size}\0{mtime_ns}" for id_, size, mtime_ns in entries[at : at + _CHUNK]]
-        digest.update("".join(lines).encode())
-    return digest.hexdigest()
 
 
 def _is_wanted(top: str, id_: str, child: os.DirEntry[str], suffixes: tuple[str, ...], skipped: Counter[str]) -> bool:
@@ -114,14 +102,15 @@ def _is_wanted(top: str, id_: str, child: os.DirEntry[str], suffixes: tuple[str,
         skipped["links that leave the folder"] += 1
     elif not (os.path.isfile(child.path) if link else child.is_file()):
         skipped["links and names of images that are no files"] += 1
-    elif not _is_utf8(id_):
+    elif not is_utf8(id_):
         skipped["files whose names are not UTF-8"] += 1
     else:
         return True
     return False
 
 
-def _is_utf8(path: str) -> bool:
+def is_utf8(path: str) -> bool:
+    """Tell whether a path can be encoded as UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -40,14 +40,6 @@ class Sky:
         self._longitude_first = wcs.wcs.lng == 0
         self.scale = float(np.sqrt(proj_plane_pixel_area(wcs))) * 3600
 
-    @classmethod
-    def of(cls, wcs: WCS | None, shape: tuple[int, int]) -> "Sky | None":
-        """Return the coordinates of an image; None if they are unknown."""
-        try:
-            return None if wcs is None else cls(wcs, shape)
-        except Exception:  # a wrong header does not spoil the image
-            return None
-
     @ignore_warnings(ASTROPY)
     def to_pixels(self, ra: Degrees, dec: Degrees) -> tuple[Degrees, Degrees]:
         """Return the 0-based x and y of positions in degrees; NaN where the projection has none."""

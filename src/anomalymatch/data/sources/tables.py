@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +158,12 @@ def _open_fits(path: Path) -> tuple[list[str], _Reader]:
         return first
 
     def read(columns: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-        file = FitsFile(path)
-        try:
+        with closing(FitsFile(path)) as file:
             hdu = table(file)
-            return {name: _arrow(np.asarray(hdu.data[name]), _null(hdu.columns[name])) for name in columns}
-        finally:
-            file.close()
+            return {name: _arrow(np.asarray(hdu.data[name]), hdu.columns[name].null) for name in columns}
 
-    file = FitsFile(path)
-    try:
+    with closing(FitsFile(path)) as file:
         return list(table(file).columns.names), read
-    finally:
-        file.close()
 
 
 def _open_votable(path: Path) -> tuple[list[str], _Reader]:
@@ -185,18 +179,14 @@ def _open_votable(path: Path) -> tuple[list[str], _Reader]:
     return list(table.colnames), read
 
 
-def _null(column: Any) -> int | None:
-    return column.null if isinstance(column.null, int) else None
-
-
-def _arrow(values: np.ndarray, null: int | None = None, mask: np.ndarray | None = None) -> Any:
+def _arrow(values: np.ndarray, null: Any = None, mask: np.ndarray | None = None) -> Any:
     if values.ndim != 1:
         raise DataError(f"a column of the shape {values.shape} does not hold one value a row")
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8")
     if values.dtype.kind in "iuf":
         values = values.astype(values.dtype.newbyteorder("="))
-    if null is not None and values.dtype.kind in "iu":
+    if isinstance(null, int) and values.dtype.kind in "iu":
         mask = values == null
     return pa.array(values.tolist() if values.dtype.kind in "UO" else values, mask=mask)
 
@@ -287,7 +277,7 @@ def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from None
+        raise no_parquet(path, error) from None
 
 
 def _text_column(path: Path | None, count: int, name: str, schema: pa.Schema | None) -> Any:
@@ -303,11 +293,12 @@ def _text_column(path: Path | None, count: int, name: str, schema: pa.Schema | N
     except pa.ArrowNotImplementedError:
         return None
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from None
+        raise no_parquet(path, error) from None
     if len(text) != count:
         raise DataError(f"{path}: expected {count:,} rows, one for each image, found {len(text):,}")
     return text
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: expected a Parquet file, but it cannot be read ({reason(error)})")
+def no_parquet(path: Path, error: Exception) -> DataError:
+    """Return the error about a file that cannot be read as Parquet."""
+    return DataError(f"{path}: expected a Parquet file, but it cannot be read ({reason(error)}); get it again")

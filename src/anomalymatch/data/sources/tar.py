@@ -4,22 +4,26 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 import numpy as np
+from jaxtyping import Int64
 
+from anomalymatch.cache import Cache, Contents, cache_key
 from anomalymatch.checks import check_choice
-from anomalymatch.data.find import find_files, missing_root
+from anomalymatch.data.find import find_files, is_hidden, missing_root
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.remote import local_path
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import EIGHT_BITS
+from anomalymatch.data.source import EIGHT_BITS, hash_rows
 from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, EncodedSource, check_complete
-from anomalymatch.data.sources.tar_index import TarIndex, tar_index
+from anomalymatch.data.sources.scan import is_utf8, stamp
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.progress import progress
@@ -32,6 +36,10 @@ KEY_ENDS = ("first_dot", "last_dot")
 OPEN_FILES = 64
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MEGABYTE = 10**6
+MAX_TEXT = 2**16
+"""Longest member that is read as a label."""
+_PACKED = {b"\x1f\x8b": ".gz", b"BZ": ".bz2", b"\xfd7": ".xz", b"\x28\xb5": ".zst"}
+_BLOCK = 512
 
 
 class WebDatasetSource(EncodedSource):
@@ -90,7 +98,7 @@ class WebDatasetSource(EncodedSource):
         self._shards = np.array([sample.shard for sample in samples.values()], dtype=np.int32)
         self._offsets = np.array([sample.offset for sample in samples.values()], dtype=np.int64)
         self._sizes = np.array([sample.size for sample in samples.values()], dtype=np.int64)
-        self._stats = [_size_and_time(os.stat(file)) for file in self._files]
+        self._stats = [stamp(file) for file in self._files]
         self._opened: LRU[Path, int] = LRU(OPEN_FILES, close=os.close)
         super().__init__(
             name=path.resolve().stem,
@@ -112,24 +120,21 @@ class WebDatasetSource(EncodedSource):
             with self._opened.use(file, partial(os.open, file, os.O_RDONLY)) as opened:
                 own = os.dup(opened)  # other threads can read meanwhile
             try:
-                changed = _size_and_time(os.fstat(own)) != self._stats[shard]
+                stat = os.fstat(own)
                 data = os.pread(own, size, int(self._offsets[position]))
             finally:
                 os.close(own)
         except OSError as error:
             raise UnreadableImageError(f"{file.name} cannot be read: {error.strerror}") from None
-        if changed:
+        if (stat.st_size, stat.st_mtime_ns) != self._stats[shard]:
             raise UnreadableImageError(f"{file.name} has changed since the set was opened")
         if len(data) < size:
             raise UnreadableImageError(f"{file.name} breaks off within this image")
         return data
 
     def _fingerprint(self, channels: int) -> str:
-        digest = hashlib.sha256(f"webdataset {channels}".encode())
-        for file, (size, mtime_ns) in zip(self._files, self._stats, strict=True):
-            digest.update(f"\n{file.name}\0{size}\0{mtime_ns}".encode())
-        digest.update(self._offsets.tobytes())
-        return digest.hexdigest()
+        shards = [(file.name, *stat) for file, stat in zip(self._files, self._stats, strict=True)]
+        return hash_rows(f"webdataset {channels}", [*shards, (hashlib.sha256(self._offsets.tobytes()).hexdigest(),)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +166,23 @@ class _Sample:
     label: str | None = None
 
 
-def _size_and_time(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns
+@dataclass
+class _Index:
+    """Images of one shard, in its order.
+
+    Attributes:
+        names: paths in the archive, without a leading "./".
+        offsets: first bytes of the images in the file.
+        sizes: sizes of the images in bytes.
+        texts: contents of the short members that were asked for, by name.
+        damage: reason why the headers could not be followed to the end; empty if they could.
+    """
+
+    names: list[str] = field(default_factory=list)
+    offsets: Int64[np.ndarray, " n"] = field(default_factory=lambda: np.empty(0, np.int64))
+    sizes: Int64[np.ndarray, " n"] = field(default_factory=lambda: np.empty(0, np.int64))
+    texts: dict[str, str] = field(default_factory=dict)
+    damage: str = ""
 
 
 def _find(root: Path) -> list[Path]:
@@ -176,7 +196,7 @@ def _find(root: Path) -> list[Path]:
     return files
 
 
-def _index_all(files: Sequence[Path], text_suffix: str | None, cache_dir: Path | None) -> list[TarIndex]:
+def _index_all(files: Sequence[Path], text_suffix: str | None, cache_dir: Path | None) -> list[_Index]:
     done = 0
     total = sum(file.stat().st_size for file in files)
     with progress("Looking up images", max(1, total // _MEGABYTE), "MB") as advance:
@@ -186,10 +206,115 @@ def _index_all(files: Sequence[Path], text_suffix: str | None, cache_dir: Path |
             advance((done + n) // _MEGABYTE - done // _MEGABYTE)
             done += n
 
-        return [tar_index(file, text_suffix, cache_dir, passed) for file in files]
+        return [_index(file, text_suffix, cache_dir, passed) for file in files]
 
 
-def _samples(root: Path, files: Sequence[Path], indices: Sequence[TarIndex], keys: _Keys) -> dict[str, _Sample]:
+def _index(file: Path, text_suffix: str | None, cache_dir: Path | None, advance: Callable[[int], None]) -> _Index:
+    """Index a shard, or read the index from the cache if the file has not changed.
+
+    Args:
+        file: the shard.
+        text_suffix: ending of the members whose text is read, ".cls" for example; None reads none.
+        cache_dir: folder of the cache; None keeps nothing.
+        advance: called with the number of bytes that have been passed.
+    """
+    stat = file.stat()
+    if cache_dir is None:
+        return _follow(file, stat.st_size, text_suffix, advance)
+
+    def compute() -> Contents:
+        index = _follow(file, stat.st_size, text_suffix, advance)
+        info = {"names": index.names, "texts": index.texts, "damage": index.damage}
+        return {"offsets": index.offsets, "sizes": index.sizes}, info
+
+    place = [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+    arrays, info = Cache(cache_dir / "tar").get(cache_key({"file": place, "text_suffix": text_suffix}), compute)
+    # Copied, because a process has a limited number of memory maps.
+    offsets, sizes = np.array(arrays["offsets"]), np.array(arrays["sizes"])
+    return _Index(info["names"], offsets, sizes, info["texts"], info["damage"])
+
+
+def _follow(file: Path, size: int, text_suffix: str | None, advance: Callable[[int], None]) -> _Index:
+    index, skipped = _Index(), Counter[str]()
+    places: list[tuple[int, int]] = []
+    with file.open("rb") as opened:
+        _refuse_packed(file, opened)
+        for member in _members(file, opened, size, index, advance):
+            name = member.name.removeprefix("./")
+            is_text = text_suffix is not None and name.endswith(text_suffix)
+            if is_hidden(name) or not (is_text or PurePosixPath(name).suffix.lower() in SUFFIXES):
+                continue
+            if why := _unfit(member):
+                skipped[why] += 1
+            elif not is_text:
+                index.names.append(name)
+                places.append((member.offset_data, member.size))
+            elif member.size <= MAX_TEXT:
+                opened.seek(member.offset_data)
+                text = opened.read(member.size)
+                if len(text) == member.size:
+                    index.texts[name] = text.decode(errors="replace")
+    if skipped:
+        logger.warning("%s: skipped %s", file, ", ".join(f"{n:,} {why}" for why, n in skipped.items()))
+    index.offsets, index.sizes = np.array(places, dtype=np.int64).reshape(-1, 2).T.copy()
+    return index
+
+
+def _refuse_packed(file: Path, opened: BinaryIO) -> None:
+    suffix = _PACKED.get(opened.read(2))
+    if suffix:
+        raise DataError(
+            f"{file}: expected a plain tar archive, found a compressed one ({suffix}), in which no image can be looked "
+            "up: unpack it, or pack it again without compression"
+        )
+    opened.seek(0)
+
+
+def _members(
+    file: Path, opened: BinaryIO, size: int, index: _Index, advance: Callable[[int], None]
+) -> Iterator[tarfile.TarInfo]:
+    """Yield all members up to the end or the first damaged header, which is noted in `index.damage`."""
+    try:
+        tar = tarfile.open(fileobj=opened, mode="r:")  # noqa: SIM115 (the caller closes the file)
+    except Exception as error:  # a damaged header can make the reader raise anything
+        raise DataError(f"{file}: expected a tar archive, but it cannot be read ({error}); get it again") from None
+    at = -1
+    while True:
+        try:
+            member = tar.next()
+        except Exception as error:
+            index.damage = f"the archive breaks off at byte {min(tar.offset, size):,} ({error})"
+            return
+        if member is None:
+            break
+        if tar.offset <= max(at, member.offset) or member.size < 0:  # a negative size would never end
+            index.damage = f"the header at byte {member.offset:,} is damaged"
+            return
+        advance(min(tar.offset, size) - max(at, 0))
+        at = tar.offset
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member in memory
+        yield member
+    advance(size - max(at, 0))
+    index.damage = _check_end(opened, tar.offset, size)
+
+
+def _check_end(opened: BinaryIO, at: int, size: int) -> str:
+    """Return what is wrong where tarfile stopped: it takes a damaged header for the end."""
+    opened.seek(at)
+    block = opened.read(_BLOCK)
+    if at >= size:
+        return "the archive breaks off without an end mark" if at else ""
+    return f"the header at byte {at:,} is damaged" if any(block) else ""
+
+
+def _unfit(member: tarfile.TarInfo) -> str:
+    """Return the reason why a member with the name of an image is none; empty if it may be one."""
+    if not member.isreg() or member.issparse():
+        return "folders, links and sparse files with names of images"
+    return "" if is_utf8(member.name) else "names that are not UTF-8"
+
+
+def _samples(root: Path, files: Sequence[Path], indices: Sequence[_Index], keys: _Keys) -> dict[str, _Sample]:
     samples: dict[str, _Sample] = {}
     rests: set[str] = set()
     last: dict[str, str] = {}

@@ -2,7 +2,6 @@
 
 import io
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,7 +13,7 @@ from PIL import Image as PillowImage
 from anomalymatch.data.codecs import FORMATS, MAX_PIXELS, decode
 from anomalymatch.data.sources.catalogue_rows import CatalogueRows, Codes
 from anomalymatch.data.sources.fits_file import Extensions
-from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages
+from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages, read_sky
 from anomalymatch.data.sources.scan import scan
 from anomalymatch.data.sources.sky import Sky, assign
 from anomalymatch.errors import DataError, UnreadableImageError
@@ -91,8 +90,7 @@ def open_tile(path: Path, extensions: Extensions) -> Tile:
     name = path.name.lower()
     if name.endswith(FITS_SUFFIXES):
         images = FitsImages(path, extensions, mapped=True)
-        sky = Sky.of(images.wcs(), images.shape)
-        return Tile(path.name, images.shape, images.bands, images.names, images.units, sky, images)
+        return Tile(path.name, images.shape, images.bands, images.names, images.units, images.sky(), images)
     array = _Array(path, _load_npy(path) if name.endswith(".npy") else _decode(path))
     height, width, bands = array.pixels.shape
     return Tile(path.name, (height, width), bands, None, None, None, array)
@@ -183,7 +181,7 @@ def tiles_by_position(
         raise DataError(f"{folder}: expected a folder with FITS tiles, found nothing; correct dataset.source.tiles")
     entries, _ = scan(folder, FITS_SUFFIXES)
     paths = [path for path, *_ in entries if (folder / path).resolve() != root.resolve()]
-    skies = [_sky(folder / path, extensions) for path in paths]
+    skies = [read_sky(folder / path, extensions) for path in paths]
     unknown = skies.count(None)
     if unknown == len(skies):
         raise DataError(
@@ -195,23 +193,3 @@ def tiles_by_position(
     with progress("Looking up tiles", len(rows.ids), "positions") as advance:
         found = assign(skies, rows.ra, rows.dec, on_chunk=advance)
     return [found.astype(np.int32)], paths
-
-
-def open_numbered(folder: Path, paths: Sequence[str], extensions: Extensions, code: int) -> Tile:
-    """Open the tile with a number.
-
-    Raises:
-        UnreadableImageError: if the tile is missing or damaged.
-    """
-    try:
-        return open_tile(folder / paths[code], extensions)
-    except UnreadableImageError as error:
-        raise UnreadableImageError(f"its tile {paths[code]}: {error}") from None
-
-
-def _sky(path: Path, extensions: Extensions) -> Sky | None:
-    try:
-        with FitsImages(path, extensions) as images:
-            return Sky.of(images.wcs(), images.shape)
-    except UnreadableImageError:
-        return None

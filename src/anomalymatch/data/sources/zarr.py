@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
 from anomalymatch.data.find import FoundFile, walk
+from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.array_file import AUTO, NONE, ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened, Root, Rows
-from anomalymatch.data.sources.scan import fingerprint, stamp
+from anomalymatch.data.sources.scan import stamp
+from anomalymatch.data.sources.tables import no_parquet
 from anomalymatch.errors import DataError, UnreadableImageError
-from anomalymatch.text import reason
 
 _BLOSC_HEADER = 16
 _ARRAYS, _GROUPS = ("zarr.json", ".zarray"), (".zgroup",)
@@ -41,6 +42,7 @@ class ZarrSource(ArraySource):
 
     dataset = "zarr"
     kind = "a Zarr store"
+    suffixes = frozenset({".zip"})
     usual_ids = ("original_filename", "filename", "source_id", "id")
     usual_labels = ("label", "labels")
     stores = True
@@ -65,7 +67,7 @@ class ZarrSource(ArraySource):
         """See `ArraySource.matches`."""
         if path.is_dir():
             return any((path / name).is_file() for name in (*_ARRAYS, *_GROUPS))
-        return path.suffix.lower() == ".zip"
+        return super().matches(path)
 
     def describe(self, file: FoundFile) -> ArrayFile:
         """See `ArraySource.describe`."""
@@ -123,7 +125,7 @@ class ZarrSource(ArraySource):
             names = pq.read_schema(path).names
             return self._columns.read(names, lambda name: _column(path, name), count, path)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path}: expected a Parquet file, but it cannot be read ({reason(error)})") from None
+            raise no_parquet(path, error) from None
 
 
 class _CheckedRows:
@@ -193,12 +195,8 @@ def _refuse_pickles(path: Path, array: Any) -> None:
 
 def _signature(folder: Path) -> str:
     """Hash names, sizes and times of all files below `folder`, because chunks can change one by one."""
-    entries = []
-    for found in walk(folder):
-        for file in found.files:
-            stat = file.stat()
-            entries.append((found.path + file.name, stat.st_size, stat.st_mtime_ns))
-    return fingerprint("zarr", entries)
+    files = ((found.path, file) for found in walk(folder) for file in found.files)
+    return hash_rows("zarr", ((path + file.name, *stamp(file)) for path, file in files))
 
 
 def _metadata_names(store: Path) -> tuple[str, str]:

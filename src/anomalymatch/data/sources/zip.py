@@ -1,6 +1,5 @@
 """Zip archives of image files as a source; nothing is unpacked to disk."""
 
-import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from anomalymatch.data.find import FoundFile, find_files, is_hidden, missing_roo
 from anomalymatch.data.labels import LABELS_FILE, labels_or_truth, parse_labels_csv, read_labels
 from anomalymatch.data.remote import local_path
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import EIGHT_BITS
+from anomalymatch.data.source import EIGHT_BITS, hash_rows
 from anomalymatch.data.sources.encoded import CLASSES, MAX_BYTES, SUFFIXES, EncodedSource, folder_classes, no_images
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
@@ -156,11 +155,8 @@ def _read(opened: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _fingerprint(archives: Sequence[_Archive], channels: int) -> str:
-    digest = hashlib.sha256(f"zip {channels}".encode())
-    for archive in archives:
-        for name, (size, checksum) in zip(archive.names, archive.checks, strict=True):
-            digest.update(f"\n{archive.prefix}{name}\0{size}\0{checksum}".encode())
-    return digest.hexdigest()
+    pairs = ((archive, *pair) for archive in archives for pair in zip(archive.names, archive.checks, strict=True))
+    return hash_rows(f"zip {channels}", ((archive.prefix + name, *check) for archive, name, check in pairs))
 
 
 def _labels(
