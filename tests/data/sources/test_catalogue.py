@@ -46,10 +46,6 @@ def table(path: Path, /, **columns: Any) -> Path:
     return path
 
 
-def pixels(source: CatalogueSource, position: int) -> np.ndarray:
-    return source.load(position)
-
-
 def reasons(source: CatalogueSource) -> list[str]:
     return [result.reason if isinstance(result, Reject) else "" for result in source.read(source.ids)]
 
@@ -76,10 +72,10 @@ def test_cutouts_by_pixels(simple: Path) -> None:
     assert (list(source.ids), source.name, source.bands) == (["p", "q", "r", "s"], "cat", ("grey",))
     assert source.ids[1:3] == ["q", "r"]
     assert source.ids[-1] == "s"
-    assert pixels(source, 0)[..., 0].tolist() == TILE[3:7, 8:12].tolist()
-    assert pixels(source, 2)[..., 0].tolist() == (TILE[3:7, 8:12] + 5000).tolist()
-    assert pixels(source, 0).dtype == np.float32
-    corner = pixels(source, 3)[..., 0]
+    assert source.load(0)[..., 0].tolist() == TILE[3:7, 8:12].tolist()
+    assert source.load(2)[..., 0].tolist() == (TILE[3:7, 8:12] + 5000).tolist()
+    assert source.load(0).dtype == np.float32
+    corner = source.load(3)[..., 0]
     assert np.isnan(corner[:2]).all()
     assert np.isnan(corner[:, :2]).all()
     assert corner[2:, 2:].tolist() == TILE[:2, :2].tolist()
@@ -111,8 +107,8 @@ def test_cutouts_by_position(tmp_path: Path, kind: str) -> None:
     source = CatalogueSource(file, size=2)
     assert list(source.ids) == ["cat/0000000", "cat/0000001"]
     assert source.units == "nJy"
-    assert pixels(source, 0)[..., 0].tolist() == TILE[4:6, 9:11].tolist()
-    assert pixels(source, 1)[..., 0].tolist() == TILE[8:10, 25:27].tolist()
+    assert source.load(0)[..., 0].tolist() == TILE[4:6, 9:11].tolist()
+    assert source.load(1)[..., 0].tolist() == TILE[8:10, 25:27].tolist()
     assert source.coordinates("cat/0000001") == pytest.approx((where.ra.deg[1], where.dec.deg[1]), abs=1e-9)
     by_pixels = CatalogueSource(
         table(tmp_path / "xy.csv", x=[10.0], y=[5.0], tile=["a.fits"]), x_column="x", y_column="y"
@@ -123,11 +119,11 @@ def test_cutouts_by_position(tmp_path: Path, kind: str) -> None:
 def test_sizes(tmp_path: Path) -> None:
     tile(tmp_path / "a.fits", at=wcs(arcsec=0.5))
     file = table(tmp_path / "cat.csv", ra=[10.0] * 4, dec=[20.0] * 4, side=[3, 5.4, "", 1e9], tile=["a.fits"] * 4)
-    assert pixels(CatalogueSource(file), 0).shape == (64, 64, 1)
-    assert pixels(CatalogueSource(file, size=7), 0).shape == (7, 7, 1)
-    assert pixels(CatalogueSource(file, size_arcsec=5), 0).shape == (10, 10, 1)
+    assert CatalogueSource(file).load(0).shape == (64, 64, 1)
+    assert CatalogueSource(file, size=7).load(0).shape == (7, 7, 1)
+    assert CatalogueSource(file, size_arcsec=5).load(0).shape == (10, 10, 1)
     sized = CatalogueSource(file, size_column="side")
-    assert [pixels(sized, i).shape for i in (0, 1)] == [(3, 3, 1), (5, 5, 1)]
+    assert [sized.load(i).shape for i in (0, 1)] == [(3, 3, 1), (5, 5, 1)]
     assert reasons(sized)[2:] == [
         "its size of nan pixels is no number from 1 to 10000",
         "its size of 1e+09 pixels is no number from 1 to 10000",
@@ -146,7 +142,7 @@ def test_tiles_of_several_bands(tmp_path: Path) -> None:
     file = table(tmp_path / "cat.csv", **columns, tile_i=names)
     source = CatalogueSource(file, size=2, tile_columns=["tile_g", "tile_r", "tile_i"], **XY)
     assert source.bands == ("g", "r", "i")
-    assert pixels(source, 0)[1, 1].tolist() == [510, 10510, 20510]
+    assert source.load(0)[1, 1].tolist() == [510, 10510, 20510]
     assert reasons(source) == [
         "",
         "it lies in no tile, or the catalogue names none",
@@ -155,7 +151,7 @@ def test_tiles_of_several_bands(tmp_path: Path) -> None:
     ]
     other = CatalogueSource(file, size=2, tile_columns=["tile_i", "tile_g"], bands=["x", "y"], **XY)
     assert other.bands == ("x", "y")
-    assert pixels(other, 0)[1, 1].tolist() == [20510, 510]
+    assert other.load(0)[1, 1].tolist() == [20510, 510]
     assert CatalogueSource(file, size=2, tile_column="tile_r", **XY).bands == ("grey",)
     with pytest.raises(DataError, match=r"tile_columns needs tiles of one band, cube\.fits has 2"):
         CatalogueSource(
@@ -170,10 +166,10 @@ def test_bands_of_one_tile(tmp_path: Path) -> None:
     file = table(tmp_path / "cat.csv", x=[10, 10], y=[5, 5], tile=["a.fits", "b.fits"])
     source = CatalogueSource(file, size=2, extensions=[1, 2], **XY)
     assert source.bands == ("G", "R")
-    assert pixels(source, 0)[1, 1].tolist() == [510, 511]
+    assert source.load(0)[1, 1].tolist() == [510, 511]
     assert "its bands are R, G instead of G, R" in reasons(source)[1]
-    assert pixels(CatalogueSource(file, size=2, extensions=["G", "R"], **XY), 1)[1, 1].tolist() == [510, 511]
-    assert pixels(CatalogueSource(file, size=2, **XY), 1)[1, 1].tolist() == [511]
+    assert CatalogueSource(file, size=2, extensions=["G", "R"], **XY).load(1)[1, 1].tolist() == [510, 511]
+    assert CatalogueSource(file, size=2, **XY).load(1)[1, 1].tolist() == [511]
 
 
 def test_kinds_of_tiles(tmp_path: Path) -> None:
@@ -193,9 +189,9 @@ def test_kinds_of_tiles(tmp_path: Path) -> None:
     def cuts(name: str) -> tuple[np.ndarray, np.ndarray]:
         file = table(tmp_path / "cat.csv", x=[10, 39], y=[5, 29], tile=[name] * 2)
         source = CatalogueSource(file, size=2, **XY)
-        good = pixels(source, 0)
+        good = source.load(0)
         assert good.dtype.isnative
-        return good, pixels(source, 1)
+        return good, source.load(1)
 
     for name in ("a.npy", "i.fits", "z.fits.fz", "g.fits.gz"):
         whole, _ = cuts(name)
@@ -213,7 +209,7 @@ def test_kinds_of_tiles(tmp_path: Path) -> None:
 def test_padding(tmp_path: Path, kind: str, padded: str) -> None:
     np.save(tmp_path / "a.npy", np.full((4, 4), 7, dtype=kind))
     source = CatalogueSource(table(tmp_path / "cat.csv", x=[0], y=[1], tile=["a.npy"]), size=2, **XY)
-    cut = pixels(source, 0)[..., 0]
+    cut = source.load(0)[..., 0]
     assert cut.dtype == np.dtype(padded)
     assert cut[:, 1].tolist() == [7, 7]
     assert np.array_equal(cut[:, 0], [0, 0] if kind == "u1" else [np.nan, np.nan], equal_nan=True)
@@ -348,8 +344,8 @@ def test_formats_of_catalogues(tmp_path: Path) -> None:
     for file in sorted(tmp_path.glob("c*")):
         source = CatalogueSource(file, size_column="side", label_column="kind")
         assert list(source.ids) == [str(2**62 + 1), "7"]
-        assert pixels(source, 0)[..., 0].tolist() == TILE[4:6, 9:11].tolist()
-        assert pixels(source, 1)[..., 0].tolist() == TILE[4:8, 18:22].tolist()
+        assert source.load(0)[..., 0].tolist() == TILE[4:6, 9:11].tolist()
+        assert source.load(1)[..., 0].tolist() == TILE[4:8, 18:22].tolist()
         assert source.truth == {str(2**62 + 1): "star", "7": "galaxy"}
 
 
@@ -384,8 +380,8 @@ def test_columns_by_name(tmp_path: Path) -> None:
     )
     source = CatalogueSource(file, size=2, ra_column="my_ra", dec_column="my_dec", id_column="name", tile_column="path")
     assert list(source.ids) == ["007", "008"]
-    assert pixels(source, 0)[1, 1, 0] == 510
-    assert pixels(CatalogueSource(file, size=2), 0)[1, 1, 0] == 100 * 15 + 20
+    assert source.load(0)[1, 1, 0] == 510
+    assert CatalogueSource(file, size=2).load(0)[1, 1, 0] == 100 * 15 + 20
 
 
 def test_labels(simple: Path, tmp_path: Path) -> None:
@@ -404,8 +400,6 @@ def test_labels(simple: Path, tmp_path: Path) -> None:
     assert dict(pickle.loads(pickle.dumps(kind)).truth) == {"p": "b", "q": "a", "r": "b"}
     with pytest.raises(DataError, match=r"every row must have one, but 1 of 3 have none, the first is q"):
         CatalogueSource(file, label_column="some", **XY)
-    (tmp_path / "labels.csv").write_text("filename,label\nq,anomaly\n")
-    assert CatalogueSource(file, labels_file=tmp_path / "labels.csv", **XY).labels == {"q": "anomaly"}
     with pytest.raises(ConfigError, match="label_column and labels_file: give only one"):
         CatalogueSource(file, label_column="said", labels_file=tmp_path / "labels.csv", **XY)
 
@@ -414,7 +408,7 @@ def test_folder_of_tiles(simple: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     tile(elsewhere / "a.fits", TILE + 7)
     tile(elsewhere / "sub/b.fits")
-    assert pixels(CatalogueSource(simple, size=2, tiles=elsewhere, **XY), 0)[1, 1, 0] == 517
+    assert CatalogueSource(simple, size=2, tiles=elsewhere, **XY).load(0)[1, 1, 0] == 517
 
 
 def test_each_tile_is_opened_once_in_a_read(simple: Path, monkeypatch: pytest.MonkeyPatch) -> None:

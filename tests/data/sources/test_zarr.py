@@ -189,13 +189,8 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
 def test_messages(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="there is no array pixels in this store, found images"):
         ZarrSource(store, images="pixels")
-    (tmp_path / "text.zip").write_text("no archive")
-    with pytest.raises(DataError, match="expected a Zarr store, but it cannot be read"):
-        ZarrSource(tmp_path / "text.zip")
     with pytest.raises(DataError, match=r"of integers or floats in images, found \(2, 4, 5\) and bool"):
         ZarrSource(write(tmp_path / "b.zarr", np.ones((2, 4, 5), dtype=bool)))
-    with pytest.raises(DataError, match="there are no images in it"):
-        ZarrSource(write(tmp_path / "nothing.zarr", np.zeros((0, 4, 4)), chunks=(1, 4, 4)))
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(DataError, match=r'pip install "anomalymatch\[zarr\]"'):
         ZarrSource(store)

@@ -33,7 +33,6 @@ def test_ids_are_paths_inside_and_pixels_are_right(tmp_path: Path, method: int) 
     assert (source.ids, source.name, source.truth, source.labels) == (["x/a.png", "x/b.png"], "a", None, {})
     assert source.read(["x/b.png"])[0].tolist() == np.full((2, 3, 3), 1).tolist()
     assert colours(source, ["x/b.png", "x/a.png", "x/b.png"]) == [1, 2, 1]
-    assert source.raw_bytes("x/a.png") == png(2)
 
 
 def test_hidden_entries_and_other_files_are_skipped(archive: Path) -> None:
