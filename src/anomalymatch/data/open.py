@@ -10,14 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anomalymatch.data.find import Folder, walk
+from anomalymatch.data.find import Folder, Scan, scan, walk
 from anomalymatch.data.remote import Remote, is_remote, local_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS, ImageSource
 from anomalymatch.data.sources.catalogue_rows import USUAL_DEC, USUAL_RA, USUAL_TILE
 from anomalymatch.data.sources.encoded import SUFFIXES
 from anomalymatch.data.sources.parquet import REJECTS_FILE
-from anomalymatch.data.sources.scan import Scan, scan
 from anomalymatch.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
+from anomalymatch.data.find import scan
 from anomalymatch.data.source import hash_rows
-from anomalymatch.data.sources import scan as scan_module
 from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Reject
@@ -161,7 +161,7 @@ def test_scan_sorts_any_names_and_fingerprint_hashes_them(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
     expected = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png") if path.is_file())
-    entries = scan_module.scan(root, (".png",)).entries
+    entries = scan(root, (".png",)).entries
     assert [entry[0] for entry in entries] == expected
     stats = [(root / id_).stat() for id_ in expected]
     lines = [f"\n{id_}\0{stat.st_size}\0{stat.st_mtime_ns}" for id_, stat in zip(expected, stats, strict=True)]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anomalymatch.data.sources.scan import Stamp
+from anomalymatch.data.find import Stamp
 from anomalymatch.errors import DataError
 
 AUTO, NONE = "auto", "none"

@@ -14,12 +14,11 @@ from jaxtyping import Shaped
 
 from anomalymatch.checks import check_choice
 from anomalymatch.data.codecs import MAX_PIXELS, MODES, decode, with_channels
-from anomalymatch.data.find import FoundFile, find_files, held_out, missing_root
+from anomalymatch.data.find import FoundFile, find_files, held_out, missing_root, stamp
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.sources.array_file import AUTO, ArrayFile, Columns
-from anomalymatch.data.sources.scan import stamp
 from anomalymatch.data.sources.tables import parquet_table
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from anomalymatch.checks import check_range
 from anomalymatch.data.codecs import MAX_PIXELS
-from anomalymatch.data.find import missing_root
+from anomalymatch.data.find import missing_root, stamp
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
@@ -19,7 +19,6 @@ from anomalymatch.data.sources.catalogue_rows import ColumnNames, labels_or_clas
 from anomalymatch.data.sources.fits import check_bands
 from anomalymatch.data.sources.fits_file import Extensions
 from anomalymatch.data.sources.fits_reader import checked_extensions
-from anomalymatch.data.sources.scan import stamp
 from anomalymatch.data.sources.tables import catalogue_table
 from anomalymatch.data.sources.tiles import Tile, open_tile, tiles_by_name, tiles_by_position
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError

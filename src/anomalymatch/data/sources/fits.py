@@ -8,13 +8,12 @@ from typing import Any
 from astropy.io import fits
 
 from anomalymatch.data.codecs import MAX_PIXELS
-from anomalymatch.data.find import missing_root
+from anomalymatch.data.find import missing_root, scan_for, stamp
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.sources.fits_file import Extensions, FitsFile, fits_errors
 from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages, checked_extensions, read_sky
-from anomalymatch.data.sources.scan import scan_for, stamp
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Pixels
 

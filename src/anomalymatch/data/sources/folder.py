@@ -7,13 +7,12 @@ from typing import Any
 
 from anomalymatch.checks import check_choice
 from anomalymatch.data.download import with_retries
-from anomalymatch.data.find import missing_root
+from anomalymatch.data.find import Scan, missing_root, scan_for
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.remote import Entry, Remote, hash_entries, is_remote, local_path, reason
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS, hash_rows
 from anomalymatch.data.sources.encoded import CLASSES, MAX_BYTES, SUFFIXES, EncodedSource, folder_classes, no_images
-from anomalymatch.data.sources.scan import Scan, scan_for
 from anomalymatch.errors import UnreadableImageError
 from anomalymatch.types import Image, Reject
 

@@ -6,10 +6,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from anomalymatch.data.find import FoundFile
+from anomalymatch.data.find import FoundFile, stamp
 from anomalymatch.data.sources.array_file import ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened
-from anomalymatch.data.sources.scan import stamp
 from anomalymatch.errors import DataError
 
 

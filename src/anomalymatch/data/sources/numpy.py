@@ -9,10 +9,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from anomalymatch.data.find import FoundFile
+from anomalymatch.data.find import FoundFile, stamp
 from anomalymatch.data.sources.array_file import ArrayFile
 from anomalymatch.data.sources.arrays import ArraySource, Opened, Root, Rows
-from anomalymatch.data.sources.scan import stamp
 from anomalymatch.errors import DataError
 
 

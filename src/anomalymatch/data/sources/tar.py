@@ -17,13 +17,12 @@ from jaxtyping import Int64
 
 from anomalymatch.cache import Cache, Contents, cache_key
 from anomalymatch.checks import check_choice
-from anomalymatch.data.find import find_files, is_hidden, missing_root
+from anomalymatch.data.find import find_files, is_hidden, is_utf8, missing_root, stamp
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.remote import local_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS, hash_rows
 from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, EncodedSource, check_complete
-from anomalymatch.data.sources.scan import is_utf8, stamp
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.progress import progress

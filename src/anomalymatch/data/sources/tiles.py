@@ -11,10 +11,10 @@ from astropy.nddata import NoOverlapError, overlap_slices
 from PIL import Image as PillowImage
 
 from anomalymatch.data.codecs import FORMATS, MAX_PIXELS, decode
+from anomalymatch.data.find import scan
 from anomalymatch.data.sources.catalogue_rows import CatalogueRows, Codes
 from anomalymatch.data.sources.fits_file import Extensions
 from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages, read_sky
-from anomalymatch.data.sources.scan import scan
 from anomalymatch.data.sources.sky import Sky, assign
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.progress import progress

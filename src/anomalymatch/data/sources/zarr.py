@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
-from anomalymatch.data.find import FoundFile, walk
+from anomalymatch.data.find import FoundFile, stamp, walk
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.array_file import AUTO, NONE, ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened, Root, Rows
-from anomalymatch.data.sources.scan import stamp
 from anomalymatch.data.sources.tables import no_parquet
 from anomalymatch.errors import DataError, UnreadableImageError
 
