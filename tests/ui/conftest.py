@@ -1,8 +1,13 @@
 """Fixtures of the page: a real service on images in memory, and NiceGUI's simulated user without its pytest plugin."""
 
 import asyncio
+import struct
 import sys
+import threading
+import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +28,42 @@ def encode(images: Any) -> np.ndarray:
 
 
 @pytest.fixture
+def png_claiming() -> Callable[[int, int], bytes]:
+    """Make a PNG of a few kilobytes whose header claims a width and a height."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def make(width: int, height: int) -> bytes:
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + body
+
+    return make
+
+
+@pytest.fixture
+def count_calls() -> Callable[..., Any]:
+    """Slow a function down; the attribute `most` of the result is the largest number of calls at the same time."""
+    lock = threading.Lock()
+
+    def counting(function: Callable[..., Any]) -> Any:
+        def slow(*args: Any) -> Any:
+            with lock:
+                slow.busy += 1
+                slow.most = max(slow.most, slow.busy)
+            time.sleep(0.02)
+            with lock:
+                slow.busy -= 1
+            return function(*args)
+
+        slow.busy = slow.most = 0
+        return slow
+
+    return counting
+
+
+@pytest.fixture
 def make_features() -> Callable[..., Any]:
     """Build `Features` from rows, in shards; positions in `bad` cannot be read."""
     from anomalymatch.backbones.features import Features, Shard
@@ -36,6 +77,19 @@ def make_features() -> Callable[..., Any]:
             rejects = [Reject(ids[i], f"reason {i}") for i in part if i in bad]
             shards.append(Shard([ids[i] for i in kept], rows[kept].astype(np.float16), rejects))
         return Features(shards, stage_width=stage_width)
+
+    return make
+
+
+@pytest.fixture
+def make_store(make_features: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Build an exact feature store from rows; positions in `bad` cannot be read."""
+    from anomalymatch.ui import build_feature_store
+
+    def make(rows: np.ndarray, ids: Any = None, *, bad: Any = ()) -> Any:
+        ids = [f"i{i}" for i in range(len(rows))] if ids is None else ids
+        features = make_features(rows, list(ids), bad=bad)
+        return build_feature_store(features, ids, compression="exact", dimensions=rows.shape[1], folder=tmp_path)
 
     return make
 
@@ -60,10 +114,29 @@ def finish_training() -> Callable[..., None]:
 
 
 @pytest.fixture
+def spec() -> Any:
+    """Settings of a probe without self-training."""
+    from anomalymatch.algorithms.probe.regression import ProbeSpec
+
+    return ProbeSpec(
+        inverse_regularisation=10.0,
+        rounds=0,
+        confidence=0.8,
+        weight=0.25,
+        limit=200,
+        orientations=1,
+        calibration="none",
+        folds=5,
+        pool_images=10_000,
+    )
+
+
+@pytest.fixture
 def make_service(
     make_source: Callable[..., Any],
-    make_features: Callable[..., Any],
+    make_store: Callable[..., Any],
     finish_training: Callable[..., None],
+    spec: Any,
     tmp_path: Path,
 ) -> Iterator[Callable[..., Any]]:
     """Open a `LabelService` on images in memory, or on `source`.
@@ -71,9 +144,8 @@ def make_service(
     Each tenth image is rare, and its features show it. With `trained`, the run has a finished training whose scores
     fall with the position, so that the images are ranked before the first label.
     """
-    from anomalymatch.algorithms.probe.regression import ProbeSpec
     from anomalymatch.types import Reject
-    from anomalymatch.ui import FirstOrder, LabelService, LiveRanking, build_feature_store
+    from anomalymatch.ui import FirstOrder, LabelService, LiveRanking
 
     opened = []
 
@@ -91,19 +163,7 @@ def make_service(
         images = source.read(source.ids)
         bad = {i for i, image in enumerate(images) if isinstance(image, Reject)}
         rows = encode([np.zeros((1, 1, 3)) if i in bad else image for i, image in enumerate(images)])
-        kept = {"compression": "exact", "dimensions": 2, "folder": tmp_path}
-        store = build_feature_store(make_features(rows, list(source.ids), bad=bad), source.ids, **kept)
-        probe = ProbeSpec(
-            inverse_regularisation=100.0,
-            rounds=0,
-            confidence=0.8,
-            weight=0.25,
-            limit=10,
-            orientations=1,
-            calibration="none",
-            folds=5,
-            pool_images=10_000,
-        )
+        store = make_store(rows, source.ids, bad=bad)
         run = tmp_path / "run"
         run.mkdir(exist_ok=True)
         if trained:
@@ -111,7 +171,7 @@ def make_service(
         service = LabelService(
             run,
             source,
-            LiveRanking(store, probe, seed=0, novelty=novelty, first=first),
+            LiveRanking(store, replace(spec, inverse_regularisation=100.0), seed=0, novelty=novelty, first=first),
             encode=encode,
             training_steps=1000,
             cache=tmp_path / "thumbnails",
@@ -163,7 +223,6 @@ def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any, Cal
 @pytest.fixture
 def wait_for() -> Callable[..., None]:
     """Wait in a thread until a condition holds."""
-    import time
 
     def wait(condition: Callable[[], object], seconds: float = 30) -> None:
         give_up = time.monotonic() + seconds

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from anomalymatch.algorithms.probe.regression import ProbeSpec, self_train
+from anomalymatch.algorithms.probe.regression import self_train
 from anomalymatch.cache import Cache
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.ui import features as module
@@ -11,17 +13,6 @@ from anomalymatch.ui.live import LiveRanking
 
 BAD = {0, 7, 120, 399}
 WIDTH, STAGES = 24, 16
-SPEC = ProbeSpec(
-    inverse_regularisation=10.0,
-    rounds=2,
-    confidence=0.8,
-    weight=0.25,
-    limit=50,
-    orientations=1,
-    calibration="none",
-    folds=5,
-    pool_images=10_000,
-)
 RARE = np.arange(15, 300, 15)
 NORMALS = np.array([k for k in range(21, 260) if k % 15 and k not in BAD])
 
@@ -209,21 +200,22 @@ def test_stages_are_further_columns(build, rows, make_features):
     assert alone.scaling.blocks == (slice(0, 24),)
 
 
-def test_live_ranking_equals_the_probe_on_all_columns(build, rows, make_features):
+def test_live_ranking_equals_the_probe_on_all_columns(build, rows, make_features, spec):
+    spec = replace(spec, rounds=2, limit=50)
     store, features = build(stages=True), make_features(rows, IDS, bad=BAD, stage_width=STAGES)
     none = np.zeros((0, 40), np.float32)
-    logits = LiveRanking(store, SPEC, seed=0).fit(RARE[:5], NORMALS, none)
+    logits = LiveRanking(store, spec, seed=0).fit(RARE[:5], NORMALS, none)
     taken = set(RARE[:5]) | set(NORMALS)
 
     def take(positions):
         return features.take([IDS[k] for k in positions])
 
     pool = take([k for k in store.positions if k not in taken])
-    probe = self_train(take(RARE[:5]), take(NORMALS), pool, SPEC, features.scaling).probe
+    probe = self_train(take(RARE[:5]), take(NORMALS), pool, spec, features.scaling).probe
     np.testing.assert_allclose(logits[store.positions], probe.logits(take(store.positions)), atol=2e-3)
-    rotated = LiveRanking(build("pca", stages=True, dimensions=99), SPEC, seed=0).fit(RARE[:5], NORMALS, none)
+    rotated = LiveRanking(build("pca", stages=True, dimensions=99), spec, seed=0).fit(RARE[:5], NORMALS, none)
     assert np.corrcoef(logits[store.positions], rotated[store.positions])[0, 1] > 0.999
-    last = LiveRanking(build(), SPEC, seed=0).fit(RARE[:5], NORMALS, none[:, :24])[store.positions]
+    last = LiveRanking(build(), spec, seed=0).fit(RARE[:5], NORMALS, none[:, :24])[store.positions]
     rare = np.isin(store.positions, RARE)
     both = logits[store.positions]
     assert both[rare].mean() - both[~rare].mean() > 2 * (last[rare].mean() - last[~rare].mean())

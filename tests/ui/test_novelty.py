@@ -1,4 +1,5 @@
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,7 +7,6 @@ from sklearn.neighbors import NearestNeighbors
 
 from anomalymatch.algorithms.novelty.detectors import Neighbours, PrincipalResidual
 from anomalymatch.ui import novelty as module
-from anomalymatch.ui.features import build_feature_store
 from anomalymatch.ui.novelty import compute_novelty
 
 COUNT, BAD, ODD = 200, 17, 51
@@ -21,13 +21,8 @@ def rows():
 
 
 @pytest.fixture
-def store_of(make_features, tmp_path):
-    def make(rows):
-        ids = [f"im{i:03d}" for i in range(len(rows))]
-        features = make_features(rows, ids, bad={BAD})
-        return build_feature_store(features, ids, compression="exact", dimensions=6, folder=tmp_path)
-
-    return make
+def store_of(make_store):
+    return partial(make_store, bad={BAD})
 
 
 def test_novelty_is_the_mean_distance_to_the_nearest_images(rows, store_of, tmp_path):

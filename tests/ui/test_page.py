@@ -81,33 +81,27 @@ class Visitor:
 
 
 @pytest.fixture
-def open_page(visit):
-    """Run `act(visitor)` on the page of a service, once it shows its first images."""
-
-    def open_it(service, act):
-        async def simulated(user):
-            visitor = Visitor(user)
-            await visitor.until(lambda: visitor.page["tiles"] is not None)
-            await act(visitor)
-
-        visit(service, simulated)
-
-    return open_it
-
-
-@pytest.fixture
 def service(make_service):
     """60 images, ranked by position."""
     return make_service(60, trained=True)
 
 
 def on_page(test):
-    """Run an asynchronous test on the page of `service`; its first argument is the visitor, the others are fixtures."""
+    """Run an asynchronous test on the page of `service` once it shows its first images.
+
+    Its first argument is the visitor, the others are fixtures.
+    """
     names = [name for name in inspect.signature(test).parameters if name != "page"]
 
-    def run(service, open_page, request):
+    def run(service, visit, request):
         fixtures = {name: request.getfixturevalue(name) for name in names}
-        open_page(service, lambda page: test(page, **fixtures))
+
+        async def simulated(user):
+            visitor = Visitor(user)
+            await visitor.until(lambda: visitor.page["tiles"] is not None)
+            await test(visitor, **fixtures)
+
+        visit(service, simulated)
 
     run.__name__ = test.__name__
     return run
@@ -123,18 +117,14 @@ async def test_first_page_has_the_highest_scores(page):
     assert not page.get("advice").visible
 
 
-def test_estimate_and_advice(make_service, open_page):
-    service = make_service(100)
+@on_page
+async def test_estimate_and_advice(page, service):
     audit = service.page(Query(sort=Sort.AUDIT, size=WANTED + 10)).tiles
     service.label([tile.id for tile in audit], Label.NORMAL, "ada")
-
-    async def act(page):
-        await page.until(lambda: page.get("advice").visible)
-        estimate = service.summary().estimate
-        assert f"{estimate.low:,.0f} to {estimate.high:,.0f}" in page.get("estimate").text
-        assert page.get("advice").text.lower() == estimate.advice.lower()
-
-    open_page(service, act)
+    await page.until(lambda: page.get("advice").visible)
+    estimate = service.summary().estimate
+    assert f"{estimate.low:,.0f} to {estimate.high:,.0f}" in page.get("estimate").text
+    assert page.get("advice").text.lower() == estimate.advice.lower()
 
 
 @on_page
@@ -147,7 +137,8 @@ async def test_a_labelled_image_leaves_the_page_with_the_next_ranking(page, serv
     await page.until(lambda: page.get("standing").text == "60 images · 1 labelled · 1 found")
 
 
-def test_a_label_makes_one_patch_and_a_ranking_one_page(service, open_page, monkeypatch):
+@on_page
+async def test_a_label_makes_one_patch_and_a_ranking_one_page(page, service, monkeypatch):
     calls = Counter()
 
     def count(name):
@@ -157,19 +148,15 @@ def test_a_label_makes_one_patch_and_a_ranking_one_page(service, open_page, monk
     count("tiles")
     count("page")
     monkeypatch.setattr(service._reranking, "request", lambda: None)
-
-    async def act(page):
-        await asyncio.sleep(0.1)
-        calls.clear()
-        page.label(page.ids[:1], "anomaly")
-        await page.until(lambda: page.gallery.tiles[0]["label"] == "anomaly")
-        await asyncio.sleep(0.2)
-        assert calls == {"tiles": 1}
-        service.rerank()
-        await page.until(lambda: page.gallery.tiles[0]["label"] is None)
-        assert calls == {"tiles": 1, "page": 1}
-
-    open_page(service, act)
+    await asyncio.sleep(0.1)
+    calls.clear()
+    page.label(page.ids[:1], "anomaly")
+    await page.until(lambda: page.gallery.tiles[0]["label"] == "anomaly")
+    await asyncio.sleep(0.2)
+    assert calls == {"tiles": 1}
+    service.rerank()
+    await page.until(lambda: page.gallery.tiles[0]["label"] is None)
+    assert calls == {"tiles": 1, "page": 1}
 
 
 @on_page
@@ -182,6 +169,7 @@ async def test_without_follow_tiles_stay_and_change_in_place(page):
     assert page.ids == before
     page.send("rerank")
     await page.until(lambda: not set(before[:2]) & set(page.ids))
+    await page.sees("Ranked 60 images")
 
 
 @on_page
@@ -229,45 +217,39 @@ async def test_an_empty_page_says_why_and_pages_turn(page):
     assert (page.page["at"], page.page["keep"]) == ("last", False)
 
 
-def test_settings_of_the_browser(service, open_page):
+@on_page
+async def test_settings_of_the_browser(page, service):
     wrong = {"annotator": "", "count": "1000000", "tile": "-5", "theme": "<b>"}
     kept = {"annotator": "ada", "count": "24", "tile": "200", "follow": "false", "advance": "false", "theme": "dark"}
-
-    async def act(page):
-        page.send("hello", **wrong)
-        await asyncio.sleep(0.05)
-        assert (len(page.ids), page.gallery._props["tile"], page.get("annotator").value) == (48, 128, "me")
-        page.send("hello", **kept)
-        await page.until(lambda: len(page.ids) == 24)
-        assert (page.gallery._props["tile"], page.gallery._props["advance"]) == (200, False)
-        assert page.get("theme").props["icon"] == "dark_mode"
-        page.label(page.ids[:1], "normal")
-        await page.until(lambda: service.events)
-        assert service.events[0].annotator == "ada"
-
-    open_page(service, act)
+    page.send("hello", **wrong)
+    await asyncio.sleep(0.05)
+    assert (len(page.ids), page.gallery._props["tile"], page.get("annotator").value) == (48, 128, "me")
+    page.send("hello", **kept)
+    await page.until(lambda: len(page.ids) == 24)
+    assert (page.gallery._props["tile"], page.gallery._props["advance"]) == (200, False)
+    assert page.get("theme").props["icon"] == "dark_mode"
+    page.label(page.ids[:1], "normal")
+    await page.until(lambda: service.events)
+    assert service.events[0].annotator == "ada"
 
 
-def test_large_view_with_neighbours_history_and_links(service, open_page, monkeypatch):
+@on_page
+async def test_large_view_with_neighbours_history_and_links(page, service, monkeypatch):
     monkeypatch.setattr(service.pictures, "coordinates", lambda id_: (210.802429, 54.34875))
-
-    async def act(page):
-        id_ = page.ids[3]
-        page.send("look", id=id_)
-        await page.sees("16 x 16 pixels")
-        await page.sees("no label yet")
-        assert page.gallery._props["viewing"] == id_
-        await page.until(lambda: len(page.all("neighbour")) == 12)
-        link = page.get("link-aladin").props
-        assert (link["rel"], link["target"]) == ("noopener noreferrer", "_blank")
-        assert "210.802429" in link["href"]
-        page.label([id_], "unsure")
-        await page.sees("unsure by me")
-        assert page.get("view-unsure").props["aria-pressed"] == "true"
-        page.send("shut")
-        await page.until(lambda: page.gallery._props["viewing"] == "")
-
-    open_page(service, act)
+    id_ = page.ids[3]
+    page.send("look", id=id_)
+    await page.sees("16 x 16 pixels")
+    await page.sees("no label yet")
+    assert page.gallery._props["viewing"] == id_
+    await page.until(lambda: len(page.all("neighbour")) == 12)
+    link = page.get("link-aladin").props
+    assert (link["rel"], link["target"]) == ("noopener noreferrer", "_blank")
+    assert "210.802429" in link["href"]
+    page.label([id_], "unsure")
+    await page.sees("unsure by me")
+    assert page.get("view-unsure").props["aria-pressed"] == "true"
+    page.send("shut")
+    await page.until(lambda: page.gallery._props["viewing"] == "")
 
 
 @on_page
@@ -344,65 +326,54 @@ async def test_a_closed_page_is_unsubscribed(page, service):
     assert not service._listeners._listeners
 
 
-def test_a_failed_training_is_shown(service, open_page):
+@on_page
+async def test_a_failed_training_is_shown(page, service):
     service.label(service.source.ids[:1], Label.ANOMALY, "ada")
     service.label(service.source.ids[1:2], Label.NORMAL, "ada")
     service.training.program = (sys.executable, "-c", FAILS)
-
-    async def act(page):
-        page.send("train")
-        state = page.get("training-state")
-        await page.until(lambda: state.text.startswith("Training · cycle 2 · step 200 of 1,000"))
-        assert page.get("training-stop").visible
-        assert not page.get("training-start").visible
-        await page.sees("step 200: loss 0.24")
-        (service.run / "fail").touch()
-        await page.until(lambda: page.get("training-message").visible)
-        assert page.get("training-message").text == "error: the GPU is out of memory"
-        assert page.user.notify.contains("all labels are safe: error: the GPU is out of memory")
-        assert page.get("training-start").text == "Resume"
-        assert len(service.labels) == 2
-
-    open_page(service, act)
+    page.send("train")
+    state = page.get("training-state")
+    await page.until(lambda: state.text.startswith("Training · cycle 2 · step 200 of 1,000"))
+    assert page.get("training-stop").visible
+    assert not page.get("training-start").visible
+    await page.sees("step 200: loss 0.24")
+    (service.run / "fail").touch()
+    await page.until(lambda: page.get("training-message").visible)
+    assert page.get("training-message").text == "error: the GPU is out of memory"
+    assert page.user.notify.contains("all labels are safe: error: the GPU is out of memory")
+    assert page.get("training-start").text == "Resume"
+    assert len(service.labels) == 2
 
 
-def test_a_training_starts_and_stops(make_service, open_page):
-    service = make_service(needs_labels=False)
+@on_page
+async def test_a_training_starts_and_stops(page, service):
+    service.label(service.source.ids[:1], Label.ANOMALY, "ada")
+    service.label(service.source.ids[1:2], Label.NORMAL, "ada")
     service.training.program = (sys.executable, "-c", "import time; time.sleep(60)")
-
-    async def act(page):
-        page.act("training-start")
-        await page.until(lambda: page.get("training-stop").visible)
-        page.act("training-stop")
-        await page.until(lambda: page.get("training-start").visible)
-
-    open_page(service, act)
+    page.act("training-start")
+    await page.until(lambda: page.get("training-stop").visible)
+    page.act("training-stop")
+    await page.until(lambda: page.get("training-start").visible)
 
 
-def test_an_error_of_the_service_becomes_a_notification(service, open_page, monkeypatch):
+@on_page
+async def test_an_error_of_the_service_becomes_a_notification(page, service, monkeypatch):
     def full(*_):
         raise StorageError("the disk is full")
 
     monkeypatch.setattr(service, "label", full)
-
-    async def act(page):
-        page.label(page.ids[:1], "anomaly")
-        await page.sees("the disk is full")
-        assert page.gallery.tiles[0]["label"] is None
-
-    open_page(service, act)
+    page.label(page.ids[:1], "anomaly")
+    await page.sees("the disk is full")
+    assert page.gallery.tiles[0]["label"] is None
 
 
-def test_ranking_mode(service, open_page):
+@on_page
+async def test_ranking_mode(page, service):
     service.label(service.source.ids[:1], Label.ANOMALY, "ada")
     service.rerank()
-
-    async def act(page):
-        await page.until(lambda: page.get("mode").value == "both")
-        page.get("mode").value = "live"
-        await page.until(lambda: service.summary().mode == "live")
-
-    open_page(service, act)
+    await page.until(lambda: page.get("mode").value == "both")
+    page.get("mode").value = "live"
+    await page.until(lambda: service.summary().mode == "live")
 
 
 @on_page
@@ -447,24 +418,22 @@ async def test_groups_are_made_shown_named_and_labelled(page, service):
     assert not set(page.ids) & set(second.ids)
 
 
-def test_groups_are_split_and_merged(service, open_page):
+@on_page
+async def test_groups_are_split_and_merged(page, service):
     service.groups.make("top 100", None)
-
-    async def act(page):
-        page.act("group-show-0")
-        first = service.groups.all()[0].ids
-        await page.until(lambda: page.ids == list(first))
-        service.groups.split(0)  # by another person: the group on display follows
-        await page.until(lambda: page.ids == list(first[::2]))
-        page.act("group-split-0")
-        await page.until(lambda: page.all("group-4"))
-        ticks = [e for e in page.user.client.elements.values() if type(e).__name__ == "Checkbox"]
-        for tick in ticks[:2]:
-            tick.value = True
-        page.act("groups-merge")
-        await page.until(lambda: len(service.groups.all()) == 4 and not page.gallery._props["grouped"])
-
-    open_page(service, act)
+    await page.until(lambda: page.all("group-2"))
+    page.act("group-show-0")
+    first = service.groups.all()[0].ids
+    await page.until(lambda: page.ids == list(first))
+    service.groups.split(0)  # by another person: the group on display follows
+    await page.until(lambda: page.ids == list(first[::2]))
+    page.act("group-split-0")
+    await page.until(lambda: page.all("group-4"))
+    ticks = [e for e in page.user.client.elements.values() if type(e).__name__ == "Checkbox"]
+    for tick in ticks[:2]:
+        tick.value = True
+    page.act("groups-merge")
+    await page.until(lambda: len(service.groups.all()) == 4 and not page.gallery._props["grouped"])
 
 
 def test_sky_links():

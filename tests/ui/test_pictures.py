@@ -1,7 +1,6 @@
 import io
 import os
 import sqlite3
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -126,26 +125,13 @@ def test_thumbnails_are_cached(make: Any, make_source: Any, tmp_path: Path) -> N
     assert stretched.thumbnail("im000003", 128) != first
 
 
-def test_thumbnails_from_many_threads(make: Any, make_source: Any) -> None:
-    busy, most, lock = 0, 0, threading.Lock()
+def test_thumbnails_from_many_threads(make: Any, make_source: Any, count_calls: Any) -> None:
     source = make_source(30)
-    load = source.load
-
-    def slow(position: int) -> np.ndarray:
-        nonlocal busy, most
-        with lock:
-            busy += 1
-            most = max(most, busy)
-        threading.Event().wait(0.01)
-        with lock:
-            busy -= 1
-        return load(position)
-
-    source.load = slow
+    source.load = count_calls(source.load)
     one = make(source, workers=2)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda id_: one.thumbnail(id_, 64), list(source.ids) * 2))
-    assert most == 2
+    assert source.load.most == 2
     assert found[:30] == found[30:]
     assert len(set(found)) == 30
 
@@ -186,20 +172,14 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path, content: bytes | None) -> N
     cache.close()
 
 
-def test_thumbnails_stay_in_memory_without_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("breaks", [True, False], ids=["that breaks", "without a file"])
+def test_thumbnails_of_an_unusable_cache_stay_in_memory(tmp_path: Path, caplog: Any, breaks: bool) -> None:
     (tmp_path / "file").write_text("")
-    cache = ThumbnailCache(tmp_path / "file" / "t.sqlite")
-    assert "Thumbnails are not stored" in caplog.text
+    cache = ThumbnailCache(tmp_path / ("t.sqlite" if breaks else "file/t.sqlite"))
+    if breaks:
+        cache._connection.execute("DROP TABLE thumbnails")
     cache.put(key(1), b"abc")
-    assert cache.get(key(1)) == b"abc"
-    assert cache.get(key(2)) is None
-
-
-def test_a_cache_that_breaks_is_no_longer_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache = ThumbnailCache(tmp_path / "t.sqlite")
-    cache._connection.execute("DROP TABLE thumbnails")
-    cache.put(key(1), b"abc")
-    assert "no longer stored" in caplog.text
+    assert "stored" in caplog.text
     assert cache.get(key(1)) == b"abc"
     assert cache.get(key(2)) is None
 

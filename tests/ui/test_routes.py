@@ -1,8 +1,5 @@
 import asyncio
 import io
-import threading
-import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
@@ -35,25 +32,14 @@ def encoded(kind, size=(40, 30), seed=0):
     return file.getvalue()
 
 
-def bomb(side=60_000):
-    """Make a PNG of a few kilobytes that unpacks to side x side pixels."""
-
-    def chunk(kind, data):
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    header = side.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
-    rows = zlib.compress(bytes(side + 1) * 200, 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, png_claiming):
     root = tmp_path / "very secret place"
     (root / "sub").mkdir(parents=True)
     for k, name in enumerate(("a.jpg", "sub/b.jpg", "ü & ?#%2e.jpg")):
         (root / name).write_bytes(encoded("JPEG", seed=k))
     (root / "broken.jpg").write_bytes(encoded("JPEG")[:100])
-    (root / "bomb.png").write_bytes(bomb())
+    (root / "bomb.png").write_bytes(png_claiming(60_000, 60_000))
     (root / "gone.jpg").write_bytes(encoded("JPEG"))
     return root
 
@@ -306,19 +292,8 @@ def test_other_methods_are_refused(client, exported, method, path):
     assert exported == []
 
 
-def test_number_of_pictures_drawn_at_once(service, monkeypatch):
-    busy, most, lock = 0, 0, threading.Lock()
-
-    def slow(id_, side):
-        nonlocal busy, most
-        with lock:
-            busy += 1
-            most = max(most, busy)
-        time.sleep(0.02)
-        with lock:
-            busy -= 1
-        return b"\xff\xd8"
-
+def test_number_of_pictures_drawn_at_once(service, monkeypatch, count_calls):
+    slow = count_calls(lambda id_, side: b"\xff\xd8")
     monkeypatch.setattr(service.pictures, "thumbnail", slow)
     with (
         TestClient(Starlette(routes=routes(service, workers=3)), base_url=BASE) as client,
@@ -326,4 +301,4 @@ def test_number_of_pictures_drawn_at_once(service, monkeypatch):
     ):
         answers = list(pool.map(lambda k: client.get(f"/thumb?id={k}").status_code, range(40)))
     assert set(answers) == {200}
-    assert most == 3
+    assert slow.most == 3

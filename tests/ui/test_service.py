@@ -1,5 +1,5 @@
 import io
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -302,24 +302,15 @@ def test_unsubscribe(service):
 
 
 def test_many_annotators_in_threads(service):
-    errors = []
-
     def work(number):
-        try:
-            for i in range(number, 80, 8):
-                service.label([service.source.ids[i]], A if i % 10 == 0 else N, f"annotator {number}")
-                service.page(Query(show=Show.UNLABELLED))
-                service.summary()
-            service.undo(f"annotator {number}")
-        except Exception as error:
-            errors.append(error)
+        for i in range(number, 80, 8):
+            service.label([service.source.ids[i]], A if i % 10 == 0 else N, f"annotator {number}")
+            service.page(Query(show=Show.UNLABELLED))
+            service.summary()
+        service.undo(f"annotator {number}")
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))  # raises the errors of the threads
     assert service.page(Query(show=Show.LABELLED)).total == len(service.labels) == 72
     log = LabelLog(service.run / "labels.sqlite")
     assert log.current() == service.labels
