@@ -292,15 +292,6 @@ def test_training_needs_both_classes(service):
         service.training.start()
 
 
-def test_unsubscribe(service):
-    changes = []
-    leave = service.subscribe(changes.append)
-    leave()
-    leave()
-    service.label([RARE[0]], A, "ada")
-    assert changes == []
-
-
 def test_many_annotators_in_threads(service):
     def work(number):
         for i in range(number, 80, 8):
