@@ -74,7 +74,7 @@ PROBLEMS = {
     "spirals": Problem("galaxyzoo1", "[spiral_clockwise,spiral_anticlockwise]", 150, 0.01),
     "demo lenses": Problem("demo", "lens_arc", 64),
 }
-UPRIGHT = "augment.vertical_flip=0"
+UPRIGHT = "augment.vertical_flip=0.0"
 FEW = ("algorithm.learner.batch.candidates=200", "algorithm.learner.batch.candidate_share=0.5")
 THREE_ROUNDS, REFIT_ON_LABELS = "algorithm.learner.start_rounds=null", "algorithm.learner.refit_confidence=null"
 OF_3_ROUNDS = (THREE_ROUNDS, REFIT_ON_LABELS)

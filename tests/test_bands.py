@@ -10,6 +10,8 @@ import anomalymatch as am
 from anomalymatch.errors import DataError
 
 BANDS = ["u", "g", "r", "i", "z"]
+PROBE = ("algorithm=probe", "stretch.combine={hot:{u:1},cool:{r:0.5,i:0.5},red:{z:1}}")
+FIXMATCH = ("trainer.iterations=2", "algorithm.learner.batch.labelled=2")
 
 
 @pytest.fixture
@@ -46,40 +48,32 @@ def words(archive, tmp_path, *more):
 
 
 @pytest.mark.slow
-def test_bands_and_stretch_go_from_training_to_scoring(archive, tmp_path):
-    combine = "stretch.combine={hot:{u:1},cool:{r:0.5,i:0.5},red:{z:1}}"
-    fixmatch = ["trainer.iterations=2", "algorithm.learner.batch.labelled=2"]
-    for name, more in {"probe": ["algorithm=probe"], "five": fixmatch, "three": [*fixmatch, combine]}.items():
-        am.run(*words(archive, tmp_path, *more), folder=tmp_path / name)
-        assert (tmp_path / name / "report.html").stat().st_size > 10_000
-        ranking = am.Ranking.read(tmp_path / name / "cycles" / "01" / "scores.parquet")
-        shared = [f"run={tmp_path / name}", "dataset=numpy", f"data.root={archive}", "scoring.backend=torch"]
-        named = f"dataset.source.bands=[{','.join(BANDS)}]"
-        folder = am.score(*shared, named, f"output={tmp_path / name / 'scored'}")
-        table = pq.read_table(folder / "scores")
-        again = dict(zip(table["id"].to_pylist(), table["logit"].to_pylist(), strict=True))
-        # The probe ranks by features in half precision.
-        np.testing.assert_allclose([again[id_] for id_ in ranking.ids], ranking.logits, atol=2e-2)
-        with pytest.raises(DataError, match="z, i, r, g, u, the same in another order than those of the training"):
-            am.score(*shared, "dataset.source.bands=[z,i,r,g,u]", f"output={tmp_path / name / 'permuted'}")
-        with pytest.raises(DataError, match="band0, band1, band2, band3, band4"):
-            am.score(*shared, f"output={tmp_path / name / 'unnamed'}")
+@pytest.mark.parametrize("own", [PROBE, FIXMATCH], ids=["probe of three mixed bands", "fixmatch of five bands"])
+def test_scoring_uses_the_bands_and_the_stretch_of_the_training(archive, tmp_path, own, without_pictures):
+    am.run(*words(archive, tmp_path, *own), folder=tmp_path / "run")
+    ranking = am.Ranking.read(tmp_path / "run" / "cycles" / "01" / "scores.parquet")
+    shared = [f"run={tmp_path / 'run'}", "dataset=numpy", f"data.root={archive}", "scoring.backend=torch"]
+    folder = am.score(*shared, f"dataset.source.bands=[{','.join(BANDS)}]", f"output={tmp_path / 'scored'}")
+    table = pq.read_table(folder / "scores")
+    again = dict(zip(table["id"].to_pylist(), table["logit"].to_pylist(), strict=True))
+    # The probe ranks by features in half precision.
+    np.testing.assert_allclose([again[id_] for id_ in ranking.ids], ranking.logits, atol=2e-2)
+    with pytest.raises(DataError, match="bands z, i, r, g, u"):
+        am.score(*shared, "dataset.source.bands=[z,i,r,g,u]", f"output={tmp_path / 'permuted'}")
+    with pytest.raises(DataError, match="band0, band1, band2, band3, band4"):
+        am.score(*shared, f"output={tmp_path / 'unnamed'}")
 
 
 @pytest.mark.slow
-def test_finds_with_coordinates_go_to_a_votable(archive, tmp_path):
+def test_finds_with_coordinates_go_to_a_votable(archive, tmp_path, without_pictures):
     from astropy.io import fits
     from astropy.table import Table
     from astropy.wcs import WCS
 
     rng = np.random.default_rng(1)
     wcs = WCS(naxis=2)
-    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix, wcs.wcs.cdelt = (
-        ["RA---TAN", "DEC--TAN"],
-        [150, 2],
-        [101, 101],
-        [-1e-4, 1e-4],
-    )
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [150, 2], [101, 101]
+    wcs.wcs.cdelt = [-1e-4, 1e-4]
     fits.writeto(tmp_path / "tile.fits", rng.normal(size=(200, 200)).astype(np.float32), wcs.to_header())
     with (tmp_path / "catalogue.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -95,14 +89,8 @@ def test_finds_with_coordinates_go_to_a_votable(archive, tmp_path):
         "dataset.anomaly=odd",
     ]
     base = [word for word in words(archive, tmp_path, "algorithm=probe") if not word.startswith(("data", "stretch"))]
-    am.run(
-        *base,
-        *catalogue,
-        "dataset.image_size=32",
-        "stretch=zscale",
-        f"data.cache_dir={tmp_path}",
-        folder=tmp_path / "run",
-    )
+    own = ["dataset.image_size=32", "stretch=zscale", f"data.cache_dir={tmp_path}"]
+    am.run(*base, *catalogue, *own, folder=tmp_path / "run")
     folder = am.score(f"run={tmp_path / 'run'}", *catalogue, f"output={tmp_path / 'out'}", "scoring.backend=torch")
     table = Table.read(folder / "top.vot")
     assert table.colnames == ["id", "ra", "dec", "score", "logit"]

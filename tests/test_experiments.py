@@ -1,14 +1,15 @@
 import csv
+import importlib
 import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
-from anomalymatch.config import compose, config_folder
+from anomalymatch.config import check_overrides, compose, config_folder
 
 FOLDER = config_folder() / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_composes(name):
+def test_every_experiment_and_its_proposed_sweeps_compose(name):
     config = compose(f"+experiment={name}")
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     for group, choice in re.findall(r"override /(\w+): (\w+)", text):
@@ -25,13 +26,6 @@ def test_every_experiment_composes(name):
     del own["defaults"]
     assert OmegaConf.merge(config, own) == config
     assert not OmegaConf.missing_keys(config)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_proposed_sweeps_are_valid(name):
-    from anomalymatch.config import check_overrides
-
-    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     for words in re.findall(r"^# .*: -m (.+)$", text, flags=re.MULTILINE):
         check_overrides(words.split(), multirun=True)
         assert f"+experiment={name}" in words
@@ -84,71 +78,91 @@ def test_makefile_names_existing_experiments():
     assert all((ROOT / script).is_file() for script in scripts)
 
 
-def call(script, *words, cwd):
-    """Run an experiment and return what it prints."""
-    command = [sys.executable, str(ROOT / "experiments" / script), *map(str, words)]
-    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+@pytest.fixture
+def experiment(call_main, monkeypatch, tmp_path):
+    """Function that runs an experiment in this process and returns what it prints."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *words):
+        outcome = call_main(importlib.import_module(name).main, *words)
+        assert outcome.code == 0, outcome.err
+        return outcome.out
+
+    return run
+
+
+def read(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class SameProcess:
+    """Process that runs its target in this process, which saves the import of the library."""
+
+    exitcode = 0
+
+    def __init__(self, target, args):
+        self.start, self.join = partial(target, *args), lambda: None
 
 
 @pytest.mark.slow
-def test_benchmark_fills_its_tables_and_resumes(tmp_path):
+def test_benchmark_fills_its_tables_and_resumes(experiment, tmp_path, monkeypatch):
     words = ["--quick", "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
-    some = call("benchmark.py", *words, "--algorithms", "probe", cwd=tmp_path)
-    assert "| probe | 1 | 1 | +0.000" in some
+    assert "| probe | 1 | 1 | +0.000" in experiment("benchmark", *words, "--algorithms", "probe")
     (draw,) = (tmp_path / "runs" / "quick" / "benchmark").glob("*.csv")
     before = draw.read_bytes()
-    several = ["--algorithms", "probe", "plain probe", "nearest labelled", "knn", "fixmatch", "fixmatch, cold"]
-    everything = call("benchmark.py", *words, *several, cwd=tmp_path)
+    context = SimpleNamespace(Process=SameProcess)
+    monkeypatch.setattr("benchmark.multiprocessing", SimpleNamespace(get_context=lambda kind: context))
+    several = ["probe", "nearest labelled", "knn", "fixmatch"]
+    everything = experiment("benchmark", *words, "--algorithms", *several)
     assert draw.read_bytes() == before
-    with (tmp_path / "results" / "benchmark.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["algorithm"] for row in rows} == set(several[1:])
+    rows = read(tmp_path / "results" / "benchmark.csv")
+    assert {row["algorithm"] for row in rows} == set(several)
     assert [row["spent"] for row in rows if row["algorithm"] == "knn"] == ["0", "20", "40"]
     assert all(0 <= float(row["ap"]) <= 1 and int(row["peak_mb"]) > 100 for row in rows)
     first = next(row for row in rows if row["algorithm"] == "knn")
-    (line,) = [line for line in everything.splitlines() if line.startswith("| all | ")][:1]
+    line = next(line for line in everything.splitlines() if line.startswith("| all | "))
     assert f"{float(first['ap']):.3f}" in line
     assert (tmp_path / "results" / "benchmark_found.png").stat().st_size > 10_000
     words[2] = tmp_path / "elsewhere"
-    assert call("benchmark.py", *words, *several, cwd=tmp_path) == everything  # restored from the table
-    assert len(list((tmp_path / "elsewhere" / "quick" / "benchmark").glob("*.csv"))) == len(several) - 1
+    assert experiment("benchmark", *words, "--algorithms", *several) == everything  # restored from the table
+    assert len(list((tmp_path / "elsewhere" / "quick" / "benchmark").glob("*.csv"))) == len(several)
 
 
 @pytest.mark.slow
-def test_final_head_trains_once(tmp_path):
+def test_final_head_trains_once(experiment, tmp_path):
     words = ["--quick", "--tasks", "demo lenses", "--results", tmp_path]
-    printed = call("final_head.py", *words, cwd=tmp_path)
+    printed = experiment("final_head", *words)
     before = (tmp_path / "final_head.csv").read_bytes()
-    (row,) = csv.DictReader(before.decode().splitlines())
+    (row,) = read(tmp_path / "final_head.csv")
     assert (row["task"], row["size"], row["draw"]) == ("demo lenses", "32", "0")
     aps = [float(row[name]) for name in ("probe", "trained", "refitted", "mean")]
     assert all(0 < ap <= 1 for ap in aps)
     assert len(set(aps)) == 4
     assert f"| demo lenses | 32 | 1 | {' | '.join(f'{ap:.3f}' for ap in aps)} |" in printed
-    assert call("final_head.py", *words, cwd=tmp_path) == printed
+    assert experiment("final_head", *words) == printed
     assert (tmp_path / "final_head.csv").read_bytes() == before
 
 
 @pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.skipif("ANOMALYMATCH_DATA" not in os.environ, reason="ANOMALYMATCH_DATA is not set")
-def test_clustering_writes_a_row_for_every_method(tmp_path):
-    printed = call("clustering.py", "--quick", "--runs", tmp_path / "runs", "--results", tmp_path, cwd=tmp_path)
-    with (tmp_path / "clustering.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+def test_clustering_writes_a_row_for_every_method(experiment, tmp_path):
+    printed = experiment("clustering", "--quick", "--runs", tmp_path / "runs", "--results", tmp_path)
+    rows = read(tmp_path / "clustering.csv")
     assert {row["method"] for row in rows} == {"pooled", "average", "hausdorff", "unsupervised"}
     assert all(0 <= float(row["nmi"]) <= 1 and row["images"] == "48" for row in rows)
     assert "| neu_steel | 3+4 | 64 | pooled |" in printed
 
 
 @pytest.mark.slow
-def test_all_labels_finds_more_than_random_and_no_more_than_exists(tmp_path):
+def test_all_labels_finds_more_than_random_and_no_more_than_exists(experiment, tmp_path):
     words = ["dataset.source.count=400", "dataset.source.size=32", "dataset.source.rare_fraction=0.1"]
     words += ["dataset.start.normals=20", "model.name=test_efficientnet", "model.weights=none", "model.image_size=32"]
     words += ["model.stages=false", "probe.rounds=0"]
-    call("all_labels.py", *words, "--tasks", "demo lenses", "--draws", 2, "--results", tmp_path, cwd=tmp_path)
-    with (tmp_path / "all_labels.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    experiment("all_labels", *words, "--tasks", "demo lenses", "--draws", 2, "--results", tmp_path)
+    rows = read(tmp_path / "all_labels.csv")
     assert [(row["draw"], row["there"]) for row in rows] == [("0", "35"), ("1", "35")]
     assert all(20 <= int(row["found"]) <= 35 for row in rows)  # a random 200 of 375 contain 19
     assert rows[0]["ap"] != rows[1]["ap"]
