@@ -68,3 +68,22 @@ def scores_of(make: Any, small: Any, labels: Any) -> Callable[..., Any]:
         return learner.rank([*small.pool, *small.holdout]).logits
 
     return scores
+
+
+@pytest.fixture(scope="module")
+def known_scores() -> dict[Any, Any]:
+    """Results of `plain_scores` in this module."""
+    return {}
+
+
+@pytest.fixture
+def plain_scores(scores_of: Any, known_scores: Any) -> Callable[..., Any]:
+    """Scores to compare a change with, computed once in a module for each set of overrides."""
+
+    def scores(algorithm: str, *overrides: str, cycles: int = 1) -> Any:
+        key = (algorithm, overrides, cycles)
+        if key not in known_scores:
+            known_scores[key] = scores_of(algorithm, *overrides, cycles=cycles)
+        return known_scores[key]
+
+    return scores

@@ -47,11 +47,6 @@ KNOBS = {
 SPEED_ONLY = {"batch.workers"}
 
 
-@pytest.fixture(scope="module")
-def known_scores():
-    return {}
-
-
 @pytest.fixture
 def scores_of(scores_of):
     """Scores without a guard, which would often replace both sides by the same probe after so few steps."""
@@ -59,19 +54,6 @@ def scores_of(scores_of):
     def scores(algorithm, *overrides, **options):
         unguarded = [] if algorithm == "probe" else ["algorithm.learner.guard=off"]
         return scores_of(algorithm, *unguarded, *overrides, **options)
-
-    return scores
-
-
-@pytest.fixture
-def plain_scores(scores_of, known_scores):
-    """Scores of fixmatch without a change, computed once for each set of overrides."""
-
-    def scores(*words, cycles=1):
-        key = (words, cycles)
-        if key not in known_scores:
-            known_scores[key] = scores_of("fixmatch", *words, cycles=cycles)
-        return known_scores[key]
 
     return scores
 
@@ -95,7 +77,7 @@ def test_every_knob_of_fixmatch_is_turned_below():
 def test_every_knob_of_fixmatch_changes_the_scores(scores_of, plain_scores, knob):
     change, *shared = KNOBS[knob]
     cycles = 2 if knob == "carry_over" else 1
-    plain = plain_scores(*shared, cycles=cycles)
+    plain = plain_scores("fixmatch", *shared, cycles=cycles)
     changed = scores_of("fixmatch", *shared, f"algorithm.learner.{change}", cycles=cycles)
     assert np.abs(plain - changed).max() > 1e-6
 
@@ -140,9 +122,9 @@ def _values(node):
 @pytest.mark.parametrize(
     ("algorithm", "key"), [(name, key) for name, knobs in OWN.items() for key, value in knobs.items() if value]
 )
-def test_every_knob_that_a_sibling_adds_changes_the_scores(scores_of, algorithm, key):
+def test_every_knob_that_a_sibling_adds_changes_the_scores(scores_of, plain_scores, algorithm, key):
     shared = SHARED.get((algorithm, key), [])
-    plain = scores_of(algorithm, *shared)
+    plain = plain_scores(algorithm, *shared)
     word = f"algorithm.learner.loss.{key}={OWN[algorithm][key]}"
     changed = scores_of(algorithm, *shared, word)
     assert np.abs(plain - changed).max() > 1e-6
@@ -150,8 +132,8 @@ def test_every_knob_that_a_sibling_adds_changes_the_scores(scores_of, algorithm,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", SIBLINGS)
-def test_every_variant_can_be_aligned_to_a_prior(scores_of, algorithm):
-    plain = scores_of(algorithm)
+def test_every_variant_can_be_aligned_to_a_prior(scores_of, plain_scores, algorithm):
+    plain = plain_scores(algorithm)
     word = "algorithm.learner.loss.alignment.prior=0.01"
     assert np.abs(plain - scores_of(algorithm, word)).max() > 1e-6
     none = scores_of(algorithm, "algorithm.learner.loss.alignment=null")
@@ -164,14 +146,14 @@ def test_every_variant_can_be_aligned_to_a_prior(scores_of, algorithm):
     ["seed=1", "trainer.lightning.precision=bf16-mixed", "augment.operations=0", "probe.inverse_regularisation=0.1"],
 )
 def test_knobs_of_other_groups_change_the_scores(scores_of, plain_scores, override):
-    plain = plain_scores()
+    plain = plain_scores("fixmatch")
     assert np.abs(plain - scores_of("fixmatch", override)).max() > 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [{"name": "test_resnet"}, {"image_size": 40}, {"bn_momentum": 0.9}], ids=str)
 def test_every_knob_of_the_model_changes_the_scores(scores_of, plain_scores, change):
-    plain = plain_scores(UNFROZEN)
+    plain = plain_scores("fixmatch", UNFROZEN)
     changed = scores_of("fixmatch", UNFROZEN, **change)
     assert np.abs(plain - changed).max() > 1e-6
 
@@ -218,7 +200,7 @@ def test_every_knob_of_the_augmentation_changes_its_view(knob):
         "pool_images=5",
     ],
 )
-def test_every_knob_of_the_probe_changes_the_scores(scores_of, change):
+def test_every_knob_of_the_probe_changes_the_scores(scores_of, plain_scores, change):
     shared = ["probe.inverse_regularisation=100.0"]  # these labels are few: only a close fit is sure of anything
-    plain = scores_of("probe", *shared)
+    plain = plain_scores("probe", *shared)
     assert np.abs(plain - scores_of("probe", *shared, f"probe.{change}")).max() > 1e-3

@@ -24,11 +24,6 @@ def test_the_refit_has_a_confidence_of_its_own(make, confidence, rounds):
     assert learner.probe.confidence == 0.8
 
 
-def test_a_refit_confidence_out_of_range_is_refused(make):
-    with pytest.raises(ConfigError, match=r"algorithm\.learner\.refit_confidence is 1\.5"):
-        make("fixmatch", "algorithm.learner.refit_confidence=1.5")
-
-
 @pytest.mark.parametrize("share", [0.75, 0.0])
 def test_the_candidates_are_passed_to_the_refit(make, small, labels, monkeypatch, share):
     heard = []
@@ -80,8 +75,8 @@ def test_calibration_keeps_the_order_of_a_fine_tuning(make, small, labels):
     np.testing.assert_allclose(after, slope * before + offset, atol=1e-3)
 
 
-@pytest.mark.parametrize("word", ["start_rounds=-1", "trainable_groups=-2"])
-def test_a_negative_number_is_refused(make, word):
+@pytest.mark.parametrize("word", ["start_rounds=-1", "trainable_groups=-2", "refit_confidence=1.5"])
+def test_a_number_out_of_range_is_refused(make, word):
     name, _, value = word.partition("=")
     with pytest.raises(ConfigError, match=rf"algorithm\.learner\.{name} is {value}"):
         make("fixmatch", f"algorithm.learner.{word}")

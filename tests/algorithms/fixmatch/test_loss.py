@@ -83,15 +83,6 @@ def test_by_hand():
     assert consistency_loss(strong, pseudo).item() == pytest.approx((math.log(2) + math.log(4)) / 4)
 
 
-def test_the_mean_is_over_all_images_not_over_those_that_pass():
-    weak, strong = torch.tensor([log_odds(0.99)]), torch.tensor([log_odds(0.2)])
-    alone = consistency_loss(strong, pseudo_labels(weak, 0.95))
-    unsure = torch.tensor([log_odds(0.6)] * 3)
-    diluted = consistency_loss(torch.cat([strong, unsure]), pseudo_labels(torch.cat([weak, unsure]), 0.95))
-    assert diluted.item() == pytest.approx(alone.item() / 4)
-    assert alone.item() == pytest.approx(-math.log(0.2))
-
-
 def test_without_passing_images_loss_and_gradient_are_zero():
     strong = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss = consistency_loss(strong, pseudo_labels(torch.zeros(5, 2), 0.95))
@@ -117,10 +108,6 @@ def test_no_gradient_reaches_the_weak_views():
     consistency_loss(strong, pseudo).backward()
     assert weak.grad is None
     assert torch.equal(strong.grad.abs().sum(1) > 0, pseudo.mask)
-    # Finite differences agree: the loss is flat in the weak logits.
-    with torch.no_grad():
-        nudged = pseudo_labels(weak + 1e-7, 0.7)
-        assert consistency_loss(strong, nudged).item() == consistency_loss(strong, pseudo).item()
 
 
 def test_gradient_of_the_strong_views_by_finite_differences():
@@ -128,18 +115,6 @@ def test_gradient_of_the_strong_views_by_finite_differences():
     strong = torch.randn(5, 2, generator=generator, dtype=torch.float64, requires_grad=True)
     pseudo = PseudoLabels(torch.tensor([0, 1, 1, 0, 1]), torch.tensor([True, False, True, True, False]))
     assert torch.autograd.gradcheck(lambda logits: consistency_loss(logits, pseudo), strong)
-
-
-@given(PAIRS, st.randoms(use_true_random=False))
-def test_the_order_of_the_batch_does_not_matter(logits, random):
-    order = list(range(len(logits)))
-    random.shuffle(order)
-    weak, strong = torch.from_numpy(logits[:, :2]), torch.from_numpy(logits[:, 2:])
-    pseudo, shuffled = pseudo_labels(weak, 0.9), pseudo_labels(weak[order], 0.9)
-    assert torch.equal(pseudo.mask[order], shuffled.mask)
-    assert torch.equal(pseudo.targets[order], shuffled.targets)
-    loss = consistency_loss(strong, pseudo).item()
-    assert consistency_loss(strong[order], shuffled).item() == pytest.approx(loss, rel=1e-9, abs=1e-12)
 
 
 @given(LOGITS, st.floats(-50, 50))

@@ -95,24 +95,10 @@ def test_the_order_of_the_batch_does_not_matter(order, seed):
         assert loss(b, a).item() == pytest.approx(loss(a, b).item(), rel=1e-9)
 
 
-def test_turning_features_and_centre_together_changes_nothing():
-    turn, _ = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
-    a, b = units(6), units(6, seed=1)
-    turned = mean_shifted_contrastive(a @ turn, b @ turn, CENTRE @ turn, 0.25)
-    assert turned.item() == pytest.approx(mean_shifted_contrastive(a, b, CENTRE, 0.25).item(), rel=1e-9)
-
-
 def test_gradients_by_finite_differences():
     a, b = units(4).requires_grad_(), units(4, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: mean_shifted_contrastive(a, b, CENTRE, 0.25), (a, b))
     assert torch.autograd.gradcheck(lambda a, b: angular_term(a, b, CENTRE), (a, b))
-
-
-def test_the_temperature_and_the_pairing_matter():
-    a = units(6)
-    b = torch.nn.functional.normalize(a + 0.1 * units(6, seed=1))
-    assert nt_xent(a, b, 0.25) < nt_xent(a, b, 1.0)
-    assert nt_xent(a, b, 0.25) < nt_xent(a, b.roll(1, 0), 0.25)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

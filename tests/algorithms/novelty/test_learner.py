@@ -152,27 +152,24 @@ def test_every_knob_is_turned_below():
 
 
 @pytest.mark.parametrize("knob", FROZEN_KNOBS, ids=" ".join)
-def test_every_knob_of_the_frozen_ones_changes_the_scores(make, small, labels, knob):
+def test_every_knob_of_the_frozen_ones_changes_the_scores(scores_of, plain_scores, knob):
     algorithm, name = knob
-    plain = fitted(make(algorithm), small, labels)
-    changed = fitted(make(algorithm, f"algorithm.learner.{name}={FROZEN_KNOBS[knob]}"), small, labels)
-    assert not np.array_equal(logits(plain, small), logits(changed, small))
+    changed = scores_of(algorithm, f"algorithm.learner.{name}={FROZEN_KNOBS[knob]}")
+    assert not np.array_equal(plain_scores(algorithm), changed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("knob", MSC_KNOBS)
-def test_every_knob_of_msc_changes_the_scores(make, small, labels, knob):
-    plain = fitted(make("msc"), small, labels)
-    changed = fitted(make("msc", f"algorithm.learner.{knob}={MSC_KNOBS[knob]}"), small, labels)
-    assert not np.array_equal(logits(plain, small), logits(changed, small))
+def test_every_knob_of_msc_changes_the_scores(scores_of, plain_scores, knob):
+    changed = scores_of("msc", f"algorithm.learner.{knob}={MSC_KNOBS[knob]}")
+    assert not np.array_equal(plain_scores("msc"), changed)
 
 
-def test_the_seed_and_the_cycle_change_msc(make, small, labels):
-    first, second = (fitted(make("msc", f"seed={seed}"), small, labels) for seed in (0, 1))
-    assert not np.array_equal(logits(first, small), logits(second, small))
+def test_the_seed_and_the_cycle_change_msc(make, scores_of, plain_scores, small, labels):
+    assert not np.array_equal(plain_scores("msc"), scores_of("msc", "seed=1"))
     again = make("msc")
     again.fit(labels, pool=small.pool, cycle=2)
-    assert not np.array_equal(logits(first, small), logits(again, small))
+    assert not np.array_equal(plain_scores("msc"), logits(again, small))
 
 
 def test_msc_trains_only_the_upper_stages_keeps_batch_norms_and_leaves_the_pretrained_backbone_alone(
@@ -217,8 +214,7 @@ def test_without_epochs_msc_is_the_frozen_distance(make, small, labels):
     np.testing.assert_allclose(logits(msc, small), logits(frozen, small), rtol=1e-2, atol=2e-2)
 
 
-def test_msc_logs_each_step_and_ranks_after_each_epoch(make, small, labels):
-    plain = fitted(make("msc"), small, labels)
+def test_msc_logs_each_step_and_ranks_after_each_epoch(make, plain_scores, small, labels):
     learner, rows, epochs = make("msc"), [], {}
     learner.on_step = rows.append
     learner.on_epoch = lambda epoch: epochs.update({epoch: logits(learner, small)})
@@ -230,7 +226,7 @@ def test_msc_logs_each_step_and_ranks_after_each_epoch(make, small, labels):
     assert list(epochs) == [0, 1, 2]
     assert len({tuple(values) for values in epochs.values()}) == 3
     np.testing.assert_array_equal(epochs[2], logits(learner, small))
-    np.testing.assert_array_equal(epochs[2], logits(plain, small))  # looking changes nothing
+    np.testing.assert_array_equal(epochs[2], plain_scores("msc"))  # looking changes nothing
 
 
 def test_another_training_starts_from_the_weights_of_msc(make, small, labels, make_embedding, tmp_path):

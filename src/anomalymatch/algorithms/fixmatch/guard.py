@@ -91,6 +91,8 @@ def check_steps(
         fixed_threshold: False if the threshold adapts: then all pseudo-labels pass at first, by design.
         candidates: share of a batch drawn from likely anomalies, which may pass as such.
     """
+    if not rows:
+        return []
     found = (_check_first_step(rows, limits, cold, fixed_threshold, candidates), _check_collapse(rows, limits))
     return [finding for finding in found if finding]
 
@@ -198,8 +200,6 @@ def out_of_fold(
 
 
 def _check_first_step(rows: Rows, limits: GuardLimits, cold: bool, fixed_threshold: bool, candidates: float) -> str:
-    if not rows:
-        return ""
     passed, as_anomaly = rows[0].get("pass_rate", 0.0), rows[0].get("pass_rate_anomaly", 0.0)
     if cold and fixed_threshold and passed > limits.cold_pass_rate:
         return f"{passed:.0%} of the pseudo-labels pass at the first step, although the head is untrained"
@@ -214,21 +214,15 @@ def _check_collapse(rows: Rows, limits: GuardLimits) -> str:
     if broken is not None:
         return f"the loss is not finite from step {broken} on"
     quarter = -(-len(rows) // 4)
-    last = _mean_pass_rates(rows[len(rows) - quarter :])
-    if last[1] > limits.collapse_rate * last[0]:
-        return f"the pseudo-labels have collapsed: {last[1] / last[0]:.0%} of those that pass are anomalies"
+    passed, as_anomaly = (
+        float(np.mean([row.get(key, 0.0) for row in rows[-quarter:]])) for key in ("pass_rate", "pass_rate_anomaly")
+    )
+    if as_anomaly > limits.collapse_rate * passed:
+        return f"the pseudo-labels have collapsed: {as_anomaly / passed:.0%} of those that pass are anomalies"
     with_anomaly = sum(row.get("pass_rate_anomaly", 0.0) > 0 for row in rows[:quarter])
-    if last[1] == 0 < last[0] and with_anomaly > quarter / 2 and quarter >= limits.collapse_steps:
+    if as_anomaly == 0 < passed and with_anomaly > quarter / 2 and quarter >= limits.collapse_steps:
         return "the pseudo-labels have collapsed: none that passes is an anomaly any more"
     return ""
-
-
-def _mean_pass_rates(rows: Rows) -> tuple[float, float]:
-    """Average the share of images that pass, and that pass as anomaly."""
-    if not rows:
-        return 0.0, 0.0
-    passed, as_anomaly = ([row.get(key, 0.0) for row in rows] for key in ("pass_rate", "pass_rate_anomaly"))
-    return float(np.mean(passed)), float(np.mean(as_anomaly))
 
 
 class TrainingGuard:
