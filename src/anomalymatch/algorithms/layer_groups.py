@@ -20,26 +20,27 @@ def batch_norms(module: nn.Module) -> Iterator[BatchNorm]:
     return (m for m in module.modules() if isinstance(m, BATCH_NORMS))
 
 
-def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> int:
+def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> None:
     """Freeze all but the last `trainable_groups` layer groups of a timm model; None lets all learn.
 
     Groups are timm's coarse ones; an EfficientNet has eight: the stem, six stages, and the last stage together with
     the final convolution.
 
-    Returns:
-        The number of parameters that learn.
-
     Raises:
         ConfigError: if `trainable_groups` is negative.
     """
     check_range("algorithm.learner.trainable_groups", trainable_groups, low=0, null=True)
-    groups = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
-    order = sorted(groups)
-    learn = order if trainable_groups is None else order[max(0, len(order) - trainable_groups) :]
-    names = {name for group in learn for name in groups[group]}
+    groups = _layer_groups(body)
+    learn = groups if trainable_groups is None else groups[max(0, len(groups) - trainable_groups) :]
+    names = {name for group in learn for name in group}
     for name, parameter in body.named_parameters():
         parameter.requires_grad_(name in names)
-    return sum(p.numel() for p in body.parameters() if p.requires_grad)
+
+
+def _layer_groups(body: nn.Module) -> list[list[str]]:
+    """List the names of the parameters of each layer group, the lowest first."""
+    groups = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
+    return [groups[number] for number in sorted(groups)]
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -72,8 +73,7 @@ def layerwise_groups(network: nn.Module, weight_decay: float, layer_decay: float
             f"layer_decay is {layer_decay}: the layer groups of a {type(network).__name__} are unknown, use 1.0"
         )
     body = network.backbone.body
-    layers = group_parameters(body, cast(Any, body).group_matcher(coarse=True), return_values=False)
-    depth = {name: place for place, group in enumerate(sorted(layers, reverse=True), 1) for name in layers[group]}
+    depth = {name: place for place, group in enumerate(reversed(_layer_groups(body)), 1) for name in group}
     places = {id(p): depth[name] for name, p in body.named_parameters()}
     groups = []
     for group in parameter_groups(network, weight_decay):

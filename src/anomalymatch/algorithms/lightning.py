@@ -1,4 +1,4 @@
-"""Lightning for all learners: trainers, step listeners, progress bars and training processes."""
+"""Lightning for all learners: trainers, step listeners, progress bars, training processes and their exchange."""
 
 import json
 import logging
@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim import Optimizer
 
@@ -192,3 +195,27 @@ def training_processes(trainer: Trainer) -> Iterator[None]:
             trainer.strategy.launcher.kill(signal.SIGKILL)
             if port is None:  # Lightning chooses a port and would use it again, free or not
                 os.environ.pop("MASTER_PORT", None)
+
+
+def is_distributed() -> bool:
+    """Return True if several processes train together."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def mean_over_processes(values: Shaped[Tensor, " n"]) -> Shaped[Tensor, " n"]:
+    """Average `values` over all processes; a single process keeps its own."""
+    if not is_distributed():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def gather(values: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "n ..."]:
+    """Concatenate the rows of all processes, which have equally many; no gradient flows back."""
+    values = values.detach()
+    if not is_distributed():
+        return values
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)

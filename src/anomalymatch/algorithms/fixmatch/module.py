@@ -27,7 +27,7 @@ from anomalymatch.algorithms.fixmatch.loss import (
 from anomalymatch.algorithms.fixmatch.thresholds import rampup
 from anomalymatch.algorithms.fixmatch.weighting import KEY, Alignment, FixedThreshold, Weighting
 from anomalymatch.algorithms.layer_groups import batch_norms, layerwise_groups
-from anomalymatch.algorithms.processes import is_distributed, mean_over_processes
+from anomalymatch.algorithms.lightning import is_distributed, mean_over_processes
 from anomalymatch.checks import check_choice, check_range
 
 SCHEDULES = ("constant", "cosine_7_16")

@@ -20,7 +20,7 @@ from anomalymatch.algorithms.fixmatch.thresholds import (
     freematch_thresholds,
     gaussian_weights,
 )
-from anomalymatch.algorithms.processes import gather, mean_over_processes
+from anomalymatch.algorithms.lightning import gather, mean_over_processes
 from anomalymatch.checks import check_range
 from anomalymatch.errors import ConfigError
 
@@ -116,8 +116,7 @@ class FreeMatch(Weighting):
 
     def __init__(self, pool: int, threshold: float | None, *, momentum: float, fairness: float) -> None:
         super().__init__(pool, threshold)
-        _refuse_threshold(threshold, "FreeMatch")
-        check_range(f"{KEY}.weighting.momentum", momentum, low=0, below=1)
+        _check_adaptive("FreeMatch", threshold, momentum)
         check_range(f"{KEY}.weighting.fairness", fairness, low=0)
         self.momentum, self.fairness = momentum, fairness
         self.register_buffer("confidence", torch.tensor(1.0 / CLASSES))
@@ -161,8 +160,7 @@ class SoftMatch(Weighting):
 
     def __init__(self, pool: int, threshold: float | None, *, momentum: float, n_sigma: float) -> None:
         super().__init__(pool, threshold)
-        _refuse_threshold(threshold, "SoftMatch")
-        check_range(f"{KEY}.weighting.momentum", momentum, low=0, below=1)
+        _check_adaptive("SoftMatch", threshold, momentum)
         check_range(f"{KEY}.weighting.n_sigma", n_sigma, low=0)
         self.momentum, self.n_sigma = momentum, n_sigma
         self.uniform = Alignment(prior=1.0 / CLASSES, momentum=momentum)
@@ -226,6 +224,7 @@ class Alignment(nn.Module):
         return align(logits, self.means, self.prior)
 
 
-def _refuse_threshold(threshold: float | None, name: str) -> None:
+def _check_adaptive(name: str, threshold: float | None, momentum: float) -> None:
+    check_range(f"{KEY}.weighting.momentum", momentum, low=0, below=1)
     if threshold is not None:
         raise ConfigError(f"{KEY}.threshold is {threshold}: {name} adapts its threshold, so it must be null")

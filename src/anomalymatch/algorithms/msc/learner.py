@@ -34,8 +34,8 @@ class MscLearner(DistanceLearner):
     The backbone is saved separately, so another training can start from it: `model.weights=…/backbone.safetensors`.
 
     Args:
-        embedding, detector, drop, least_normals: see `DistanceLearner`. Images are dropped before the training.
-        seed: seed of all random numbers.
+        embedding, detector, drop, least_normals, seed, truth: see `DistanceLearner`. Images are dropped before the
+            training.
         trim: share of the training images, the farthest from their median, that the centre leaves out.
         trainable_groups: number of the backbone's last layer groups that learn; None for all.
         epochs: passes over the training images; 0 ranks by the pretrained features.
@@ -45,7 +45,6 @@ class MscLearner(DistanceLearner):
         optimizer: partial of an optimiser.
         augmentation: the views.
         trainer: partial of Lightning's Trainer with device and precision.
-        truth: not used; all learners take it.
     """
 
     trains = True
@@ -69,12 +68,12 @@ class MscLearner(DistanceLearner):
         trainer: Callable[..., Trainer],
         truth: Truth | None = None,
     ) -> None:
-        super().__init__(embedding, detector=detector, drop=drop, least_normals=least_normals)
+        super().__init__(embedding, detector=detector, drop=drop, least_normals=least_normals, seed=seed)
         check_range("algorithm.learner.trim", trim, low=0, below=1)
         for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 2), ("workers", workers, 0)):
             check_range(f"algorithm.learner.{name}", value, low=least)
         check_optimizer(optimizer)
-        self.seed, self.trim, self.trainable_groups = seed, trim, trainable_groups
+        self.trim, self.trainable_groups = trim, trainable_groups
         self.epochs, self.batch_size, self.workers = epochs, batch_size, workers
         self.loss, self.optimizer, self.augmentation, self.trainer = loss, optimizer, augmentation, trainer
         self.on_epoch: Callable[[int], None] | None = None

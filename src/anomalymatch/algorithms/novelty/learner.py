@@ -36,14 +36,25 @@ class DistanceLearner(ABC):
         drop: share of the training images, those that score highest, to leave out as possible anomalies.
         least_normals: number of images labelled normal from which they alone are used; with fewer, the pool is used
             too, because nearly all of it is normal.
+        seed: seed of a training; frozen features need none.
+        truth: not used; all learners take it.
     """
 
     needs_labels, is_detector, trains = False, True, False
 
-    def __init__(self, embedding: Embedding, *, detector: Detector, drop: float, least_normals: int) -> None:
+    def __init__(
+        self,
+        embedding: Embedding,
+        *,
+        detector: Detector,
+        drop: float,
+        least_normals: int,
+        seed: int = 0,
+        truth: Truth | None = None,
+    ) -> None:
         check_range("algorithm.learner.drop", drop, low=0, below=1)
         check_range("algorithm.learner.least_normals", least_normals, low=1)
-        self.embedding, self.detector = embedding, detector
+        self.embedding, self.detector, self.seed = embedding, detector, seed
         self.drop, self.least_normals = drop, least_normals
         self.on_step: StepListener = ignore_step
         self._detector: FittedDetector | None = None
@@ -116,24 +127,7 @@ class DistanceLearner(ABC):
 
 
 class NoveltyLearner(DistanceLearner):
-    """Learner that ranks by a distance between frozen features.
-
-    Args:
-        embedding, detector, drop, least_normals: see `DistanceLearner`.
-        seed, truth: not used; all learners take them.
-    """
-
-    def __init__(
-        self,
-        embedding: Embedding,
-        *,
-        detector: Detector,
-        drop: float,
-        least_normals: int,
-        seed: int = 0,
-        truth: Truth | None = None,
-    ) -> None:
-        super().__init__(embedding, detector=detector, drop=drop, least_normals=least_normals)
+    """Learner that ranks by a distance between frozen features."""
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
         """See `Learner.fit`; no label is required."""

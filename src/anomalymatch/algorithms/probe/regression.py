@@ -113,13 +113,8 @@ class SelfTraining:
 
     @cached_property
     def _out_of_fold(self) -> tuple[Float64[np.ndarray, " m"], Bool[np.ndarray, " m"]] | None:
-        folds = min(self.spec.folds, len(self.anomalies), len(self.normals))
-        if folds < 2:
-            return None
-        rows = np.concatenate([self.anomalies, self.normals])
-        targets = np.repeat([True, False], [len(self.anomalies), len(self.normals)])
-        scaled = rows if self.gain is None else rows * self.gain.astype(np.float32)
-        return _cross_validate(scaled, targets, folds, self.spec.inverse_regularisation), targets
+        gain = np.float32(1.0) if self.gain is None else self.gain.astype(np.float32)
+        return _cross_validate(self.anomalies * gain, self.normals * gain, self.spec)
 
 
 def self_train(
@@ -214,16 +209,11 @@ def column_gain(
     a single anomaly or normal they cannot, and all views have the same weight.
     """
     gain = scaling.scale.astype(np.float64)
-    folds = min(spec.folds, len(anomalies), len(normals))
     if len(scaling.blocks) == 1:
         return gain
-    trust = np.ones(len(scaling.blocks))
-    if folds > 1:
-        rows = np.concatenate([anomalies, normals]) * scaling.scale
-        targets = np.repeat([True, False], [len(anomalies), len(normals)])
-        c = spec.inverse_regularisation
-        own = (_cross_validate(rows[:, part], targets, folds, c) for part in scaling.blocks)
-        trust[:] = [average_precision_score(targets, logits) for logits in own]
+    rare, common = anomalies * scaling.scale, normals * scaling.scale
+    own = [_cross_validate(rare[:, part], common[:, part], spec) for part in scaling.blocks]
+    trust = np.array([1.0 if each is None else average_precision_score(each[1], each[0]) for each in own])
     for part, share in zip(scaling.blocks, trust / np.linalg.norm(trust), strict=True):
         gain[part] *= share
     return gain
@@ -251,13 +241,22 @@ def platt(logits: Float64[np.ndarray, " n"], targets: Bool[np.ndarray, " n"]) ->
 
 
 def _cross_validate(
-    rows: Float32[np.ndarray, "n d"], targets: Bool[np.ndarray, " n"], folds: int, c: float
-) -> Float64[np.ndarray, " n"]:
-    """Compute the log-odds of each image by a probe fitted on the other folds."""
+    anomalies: Float32[np.ndarray, "a d"], normals: Float32[np.ndarray, "n d"], spec: ProbeSpec
+) -> tuple[Float64[np.ndarray, " m"], Bool[np.ndarray, " m"]] | None:
+    """Compute the log-odds of each image by a probe fitted on the other folds, and True for each anomaly.
+
+    With a single image of a class there are no folds, and the result is None.
+    """
+    folds = min(spec.folds, len(anomalies), len(normals))
+    if folds < 2:
+        return None
+    rows = np.concatenate([anomalies, normals])
+    targets = np.repeat([True, False], [len(anomalies), len(normals)])
     if len(rows) < rows.shape[1]:  # the fits are the same in as many dimensions as there are images
         rows = np.asarray(np.linalg.qr(rows.T, mode="r")).T
     logits = np.empty(len(rows))
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(rows, targets):
         seen, known = rows[train], targets[train]
+        c = spec.inverse_regularisation
         logits[test] = fit_logistic(seen[known], seen[~known], inverse_regularisation=c).logits(rows[test])
-    return logits
+    return logits, targets
