@@ -1,7 +1,7 @@
 """Algorithms: one folder for each method, with the name that `algorithm=` takes, and what they share.
 
-`base.py` has the protocol of all learners, `lightning.py` trainers and step listeners, `layer_groups.py` layer-wise
-learning, and `processes.py` the exchange between training processes.
+`base.py` has the protocol of all learners, `lightning.py` trainers, step listeners and the exchange between training
+processes, and `layer_groups.py` layer-wise learning.
 """
 
 from anomalymatch.algorithms.base import Learner
