@@ -22,7 +22,7 @@ from recipes import CHEAP, PROBLEMS, RECIPES
 
 from anomalymatch import Label, compose, initial_labels, make_learner
 from anomalymatch.active.cold_start import ColdStart, RandomOrder
-from anomalymatch.active.evaluate import cycle_row
+from anomalymatch.active.metrics import cycle_metrics
 from anomalymatch.active.oracles import Oracle, PaperOracle, TopKOracle
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.build import build_strategy
@@ -171,7 +171,7 @@ def search(
         if not number:  # in later rounds the probe would have labelled other images
             probe.fit(labels, pool=rest, cycle=1)
             probe_ranking = probe.rank(rest)
-        row = cycle_row(number + 1, task, labels, ranking, probe_ranking)
+        row = cycle_metrics(number + 1, task, labels, ranking, probe_ranking)
         row |= calibration(ranking.restrict(rest), task)
         yield row | {"spent": number * BATCH, "found": int(row["found"]) - given, "seconds": seconds}
         rng = np.random.default_rng([draw, number])

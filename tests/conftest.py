@@ -138,7 +138,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, contact sheets and the report: they take most of the time of a tiny job."""
     from anomalymatch.active import loop
 
-    monkeypatch.setattr(loop, "publish", lambda folder, task: folder.path / "report.html")
+    monkeypatch.setattr(loop.RunReport, "write", lambda report: report.folder.path / "report.html")
     monkeypatch.setattr(loop, "write_sheets", lambda *args: None)
 
 

@@ -34,7 +34,7 @@ WRONG = {
     "+foo=1": "there is no key 'foo', and none can be added there",
     "++al.foo=1": "there is no key 'al.foo', and none can be added there",
     "+augment.zoom=1": "there is no key 'augment.zoom', and none can be added there",
-    "~al.budget": "~al.budget: no key can be taken away, only set to another value",
+    "~al.budget": "~al.budget: a key cannot be removed",
     "~dataset": "there is no dataset=",
     "al.cycles=three": "al.cycles=three is not a whole number (the default is 3)",
     "al.cycles=1.5": "al.cycles=1.5 is not a whole number",

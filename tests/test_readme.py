@@ -51,10 +51,10 @@ def test_run_commands_are_valid(command):
 
 @pytest.mark.parametrize("command", SCORING)
 def test_score_commands_are_valid(command):
-    from anomalymatch.score import NAME, expanded
+    from anomalymatch.score import NAME, expand_data
 
     # A shell replaces the variable by a number.
-    check_overrides([expanded(word.replace("$SLURM_ARRAY_TASK_ID", "3")) for word in command.split()], name=NAME)
+    check_overrides([expand_data(word.replace("$SLURM_ARRAY_TASK_ID", "3")) for word in command.split()], name=NAME)
 
 
 @pytest.mark.parametrize("command", LABELLING)

@@ -1,4 +1,4 @@
-"""Find the rare things in enormous sets of images, starting from about five examples.
+"""Find rare objects in very large sets of images, starting from about five examples.
 
 import anomalymatch as am
 
@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anomalymatch.active.evaluate import evaluate
+    from anomalymatch.active.metrics import evaluate
     from anomalymatch.algorithms.base import Learner
     from anomalymatch.build import make_learner, open_task
     from anomalymatch.cluster import cluster
@@ -35,7 +35,7 @@ _HOMES = {
     "Task": "data.task",
     "cluster": "cluster",
     "compose": "config",
-    "evaluate": "active.evaluate",
+    "evaluate": "active.metrics",
     "initial_labels": "data.task",
     "make_learner": "build",
     "make_task": "data.task",
@@ -63,11 +63,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `import anomalymatch` itself takes no time."""
+    """Import a public name at its first use, so that `import anomalymatch` itself is fast."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(f"{__name__}.{_HOMES[name]}")
-    # `anomalymatch.run` names a module, too; whichever way it was imported it is the same, and can be called.
+    # `anomalymatch.run` is also the name of a module, which is callable (see `cli.make_callable`).
     value = home if name == _HOMES[name] else getattr(home, name)
     globals()[name] = value
     return value

@@ -4,7 +4,7 @@ import logging
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from hydra.errors import InstantiationException
@@ -15,18 +15,22 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
 from anomalymatch.active.oracles import Oracle, PaperOracle
+from anomalymatch.active.run_folder import RunReader
 from anomalymatch.active.strategies import Strategy, Top
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.novelty.detectors import Detector
 from anomalymatch.algorithms.probe.learner import ProbeLearner
 from anomalymatch.backbones.embedding import Embedding
-from anomalymatch.checks import check_range
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.clustering.analysis import ImageGrouper
+from anomalymatch.clustering.patches import PatchEmbedding
 from anomalymatch.config import compose
+from anomalymatch.data.label_log import LabelLog
+from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import Task, make_task
-from anomalymatch.errors import AnomalyMatchError, ConfigError
+from anomalymatch.errors import AnomalyMatchError, ConfigError, StorageError
 from anomalymatch.types import Label
 
 if TYPE_CHECKING:
@@ -95,6 +99,13 @@ def build_source(config: DictConfig) -> ImageSource:
             f"images, or leave it out"
         )
     return build(source)
+
+
+def build_archive(config: DictConfig, rendering: Rendering) -> ImageSource:
+    """Build the source of an archive, shown with the stretch of a trained network."""
+    target = f"{Rendering.__module__}.{Rendering.__qualname__}"
+    stretch = OmegaConf.create({"stretch": {"_target_": target, **rendering.as_dict()}})
+    return build_source(cast(DictConfig, OmegaConf.merge(config, stretch)))
 
 
 def build_embedding(config: DictConfig, task: Task) -> Embedding:
@@ -228,6 +239,59 @@ def build_strategy(config: DictConfig, embedding: Embedding) -> Strategy:
     settings = cast(dict[str, Any], OmegaConf.to_container(config.al.strategy, resolve=True))
     strategy = build(OmegaConf.create({key: value for key, value in settings.items() if key != "name"}))
     return strategy(embedding) if isinstance(strategy, partial) else strategy
+
+
+def build_patches(config: DictConfig, source: ImageSource) -> PatchEmbedding:
+    """Build the patches of the images of `source`."""
+    embedding = build_embedding(config, Task(source, source.ids, [], None))
+    return PatchEmbedding(embedding, build(config.clustering.patches))
+
+
+class Selection(NamedTuple):
+    """Images to group.
+
+    Attributes:
+        ids: the images.
+        normals: images labelled normal, to compare with.
+        description: the choice in words.
+    """
+
+    ids: list[str]
+    normals: list[str]
+    description: str
+
+
+def select_images(config: DictConfig, source: ImageSource) -> Selection:
+    """Select the images to group: the top of a run, its images with the label `labelled`, or all of the source.
+
+    Raises:
+        ConfigError: if a setting is wrong.
+        StorageError: if the run has no finished cycle.
+    """
+    check_choice("labelled", config.labelled, list(Label), null=True)
+    if config.run is None:
+        if config.labelled is not None:
+            raise ConfigError("labelled needs run=RUN: without a run there are no labels")
+        return Selection(list(source.ids), [], "all images")
+    check_range("top", config.top, low=2)
+    run = Path(config.run).expanduser()
+    log = LabelLog(run / "labels.sqlite")
+    try:
+        labels = log.current()
+    finally:
+        log.close()
+    known = set(source.ids)
+    normals = [id_ for id_, label in labels.items() if label == Label.NORMAL and id_ in known]
+    if config.labelled is not None:
+        ids = sorted(id_ for id_, label in labels.items() if label == config.labelled and id_ in known)
+        return Selection(ids, [] if config.labelled == Label.NORMAL else normals, f"labelled {config.labelled}")
+    reader = RunReader(run)
+    cycle = reader.finished_cycles()
+    if cycle < 1:
+        raise StorageError(f"run={config.run}: no cycle of it is finished, so there is no ranking")
+    ranking = reader.ranking(cycle)
+    rest = ranking.restrict(set(ranking.ids) & known - set(normals))
+    return Selection(rest.top(config.top), normals, f"the {min(config.top, len(rest)):,} top-ranked of cycle {cycle}")
 
 
 def build_tracker(config: DictConfig, folder: Path) -> Tracker:

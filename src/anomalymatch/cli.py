@@ -2,13 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,7 +18,7 @@ from anomalymatch.terminal import fail, stop
 
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:
-    """Let a module be the function of its own name too: `anomalymatch.run(...)` works whichever was imported."""
+    """Make a module callable as its function of the same name, so that `anomalymatch.run(...)` always works."""
 
     class CallableModule(ModuleType):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -28,36 +28,46 @@ def make_callable(module: str, function: Callable[..., Any]) -> None:
 
 
 def launch(command: Callable[[], object], *, name: str = "config", stopped: str) -> None:
-    """Run a command of Hydra's: errors that a user can mend are one line, exit code 1; Ctrl-C is 130.
+    """Run a Hydra command: print an error of the user in one line with exit code 1, and exit with 130 on Ctrl-C.
 
     Args:
-        command: what `hydra.main` decorates.
-        name: of its primary configuration.
-        stopped: what is said after Ctrl-C.
+        command: a function decorated by `hydra.main`.
+        name: name of its primary configuration.
+        stopped: message after Ctrl-C.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hand errors to the lines below instead of printing them
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise errors instead of printing them
     sys.argv[1:] = map(expand, sys.argv[1:])
-    words = get_args_parser().parse_args()
-    folder = Path(words.config_dir) if words.config_dir else None
+    folder, multirun, asks, overrides = _parse(sys.argv[1:])
     try:
         with errors_in_a_line():
-            # Who asks what there is to set need not have set it.
-            with suppress(MissingValueError) if words.help or words.cfg else nullcontext():
-                check_overrides(words.overrides, multirun=words.multirun, folder=folder, name=name)
-            command()  # Hydra makes the folder of the run, which may fail, too
+            # A missing value is no error for --help and --cfg.
+            with suppress(MissingValueError) if asks else nullcontext():
+                check_overrides(overrides, multirun=multirun, folder=folder, name=name)
+            command()  # inside the block, because Hydra makes the run folder, which may fail
     except KeyboardInterrupt:
         stop(stopped)
 
 
 @contextmanager
 def errors_in_a_line() -> Iterator[None]:
-    """Errors that a user can mend are one line, exit code 1.
-
-    For what `hydra.main` decorates: Hydra adds lines of its own to an exception that reaches it.
-    """
+    """Print errors of the user in one line and exit with code 1; inside `hydra.main`, which would add lines to them."""
     try:
         yield
     except (AnomalyMatchError, HydraException, OmegaConfBaseException) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"the system refused: {error}")
+        fail(f"operating system error: {error}")
+
+
+def _parse(words: Sequence[str]) -> tuple[Path | None, bool, bool, list[str]]:
+    """Return --config-dir, --multirun, whether the user asks for --help or --cfg, and the overrides."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--cfg", "-c")
+    for option in (("--package", "-p"), ("--config-path", "-cp"), ("--config-name", "-cn"), ("--experimental-rerun",)):
+        parser.add_argument(*option)
+    known, rest = parser.parse_known_args(words)
+    overrides = [word for word in rest if not word.startswith("-")]
+    return known.config_dir, known.multirun, known.help or known.cfg is not None, overrides

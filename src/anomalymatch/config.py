@@ -1,6 +1,5 @@
-"""From command-line words to a checked configuration. Every default stands in `conf/`, none here."""
+"""Compose and check the configuration from command-line words. `conf/` holds every default."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib import resources
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from anomalymatch.checks import nearest
 from anomalymatch.errors import ConfigError, MissingValueError, StorageError
 
 CHANGEABLE_ON_RESUME = (
@@ -29,7 +29,7 @@ CHANGEABLE_ON_RESUME = (
     "resume",
     "trainer.workers",
 )
-"""What may differ between a run and its continuation: nothing else would leave its numbers the same."""
+"""Keys that may change when a run is resumed; any other would change its numbers."""
 
 NULLABLE = (
     "al.pool_size",
@@ -44,10 +44,10 @@ NULLABLE = (
     "dataset.source.label_column",
     "model.bn_momentum",
 )
-"""What has a default and may still be switched off by null."""
+"""Keys that have a default and accept null."""
 
 ANY_TYPE = ("dataset.anomaly", "trainer.lightning.")
-"""What other programs' words are for: class names may be numbers or a list, Lightning checks its own arguments."""
+"""Prefixes of keys whose type is not checked: class names may be numbers or a list, Lightning checks its arguments."""
 
 SHORT_FORMS = {"al.strategy.name": "al/strategy", "al.cold_start": "al/cold_start"}
 """Keys that stand for a config group on the command line: `al.cold_start=knn` is `al/cold_start=knn`."""
@@ -58,7 +58,7 @@ OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values 
 
 
 def config_folder() -> Path:
-    """The folder `conf`: inside an installed package, or at the top of a checkout."""
+    """Return the folder `conf`: in an installed package, or at the top of a checkout."""
     installed = Path(str(resources.files("anomalymatch"))) / "conf"
     return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "conf"
 
@@ -70,11 +70,11 @@ def expand(word: str) -> str:
 
 
 def compose(*overrides: str, name: str = "config") -> DictConfig:
-    """Compose the configuration as the command line would: `compose("dataset=folder", "data.root=photos")`.
+    """Compose the configuration as the command line does: `compose("dataset=folder", "data.root=photos")`.
 
     Args:
-        overrides: the words of a command line.
-        name: of the primary configuration: `config` is that of the main job, `score` that of scoring.
+        overrides: words of a command line.
+        name: name of the primary configuration: `config` for the main job, `label`, `score` or `cluster`.
 
     Raises:
         ConfigError: if a key or value is wrong.
@@ -82,24 +82,43 @@ def compose(*overrides: str, name: str = "config") -> DictConfig:
     return check_overrides(overrides, name=name)
 
 
+def with_images_of_run(config: DictConfig) -> DictConfig:
+    """Replace dataset and stretch by those of the run that `config.run` names; without one, change nothing.
+
+    Raises:
+        StorageError: if there is no such run.
+    """
+    if config.run is None:
+        return config
+    saved = _load(Path(config.run).expanduser())
+    if saved is None:
+        raise StorageError(f"run={config.run}: there is no such run folder (no {FILE} in it)")
+    kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("dataset", "stretch")])
+    own = {
+        "data": {"root": saved.data.root if config.data.root is None else config.data.root},
+        "dataset": {"image_size": config.dataset.image_size},
+    }
+    return cast(DictConfig, OmegaConf.merge(kept, OmegaConf.masked_copy(saved, ["dataset", "stretch"]), own))
+
+
 def check_overrides(
     overrides: Sequence[str], *, multirun: bool = False, folder: Path | None = None, name: str = "config"
 ) -> DictConfig:
-    """Refuse unknown groups, keys and values of the wrong type, in one line; values of a sweep are checked one by one.
+    """Compose the configuration; raise an error of one line for an unknown group or key or a value of the wrong type.
 
-    The types of the defaults are the schema: whole numbers where a whole number stands, and so on.
+    The default of a key gives its type. Values of a sweep are checked one by one.
 
     Args:
-        overrides: the words of a command line.
+        overrides: words of a command line.
         multirun: whether a key may have several values.
-        folder: a user's own configurations, beside those of the package.
-        name: of the primary configuration.
+        folder: folder with configurations of the user.
+        name: name of the primary configuration.
 
     Returns:
-        The configuration that they compose; of a sweep, that of its first job.
+        The configuration; of a sweep, that of its first job.
 
     Raises:
-        ConfigError: with the first wrong override, and the nearest right one.
+        ConfigError: for the first wrong override, with the most similar right one.
     """
     folders = [config_folder(), *([folder] if folder else [])]
     parsed = [override for override in map(_parse, map(expand, overrides)) if not _is_hydra(override)]
@@ -120,12 +139,12 @@ def check_overrides(
 
 
 def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration that the run in `folder` was started with, but for the few things that may change.
+    """Return the configuration of the run in `folder`, with the changes that a resumed run allows.
 
     Args:
         folder: the run folder.
-        config: what the command line gives now.
-        overrides: the words of the command line.
+        config: configuration of the present command line.
+        overrides: words of the present command line.
 
     Raises:
         StorageError: if there is no run in the folder.
@@ -146,10 +165,10 @@ def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictC
 
 
 def check_same_run(folder: Path, config: DictConfig) -> None:
-    """Refuse to go on in a folder whose run was started with other settings.
+    """Check that a folder holds no run with other settings.
 
     Raises:
-        ConfigError: with the first setting that differs.
+        ConfigError: for the first setting that differs.
     """
     saved = _load(folder)
     if saved is None:
@@ -171,7 +190,7 @@ def _load(folder: Path) -> DictConfig | None:
     except (OSError, YAMLError) as error:
         raise StorageError(f"{path} is corrupt: {_first_line(error)}") from error
     if not isinstance(saved, DictConfig) or not saved:
-        raise StorageError(f"{path} is corrupt: it is no configuration")
+        raise StorageError(f"{path} is corrupt: it is not a configuration")
     return saved
 
 
@@ -195,12 +214,12 @@ def _is_hydra(override: Override) -> bool:
 
 @lru_cache
 def _defaults(groups: tuple[str, ...], folder: Path | None, name: str) -> DictConfig:
-    """What the chosen groups give by themselves; never to be changed."""
+    """Compose the chosen groups without other overrides; the cached result must not be changed."""
     return _compose(groups, folder, name)
 
 
 def _compose(overrides: Sequence[str], folder: Path | None, name: str) -> DictConfig:
-    outer = GlobalHydra.instance().hydra  # a notebook's own, or that of a running command
+    outer = GlobalHydra.instance().hydra  # of a notebook or of a running command
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
@@ -221,13 +240,13 @@ def _compose(overrides: Sequence[str], folder: Path | None, name: str) -> DictCo
 
 
 def _choices(override: Override, folders: Sequence[Path]) -> list[str]:
-    """What a group offers; nothing if the key of the override is no group."""
+    """Return the choices of a config group; none if the key of the override is not a group."""
     files = (path for folder in folders for path in (folder / str(override.key_or_group)).glob("*.yaml"))
     return sorted({path.stem for path in files})
 
 
 def _single(override: Override) -> Iterator[str]:
-    """The override, or one override for each value of its sweep."""
+    """Yield the override, or one override for each value of its sweep."""
     if not override.is_sweep_override():
         yield override.input_line or ""
     else:
@@ -248,25 +267,25 @@ def _check_group(override: Override, choices: Sequence[str]) -> None:
 def _check_value(override: Override, default: DictConfig) -> None:
     key = str(override.key_or_group)
     if override.is_delete():
-        raise ConfigError(f"{override.input_line}: no key can be taken away, only set to another value")
+        raise ConfigError(f"{override.input_line}: a key cannot be removed, only set to another value")
     known = _flat(default, resolve=False)
     if key not in known:
         if override.is_add() or override.is_force_add():
             _check_addition(key, known)
             return
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        close = nearest(key, known)
         hint = f"did you mean {close[0]}?" if close else "see `python -m anomalymatch.run --cfg job` for all keys"
         raise ConfigError(f"there is no key {key!r}: {hint}")
     for single in _single(override):
         value = OverridesParser.create().parse_override(single).value()
         expected = _default_of(key, known[key], default)
         if not _fits(key, value, expected):
-            told = f"set {key}.{next(iter(expected))}=…" if isinstance(expected, dict) else f"the default is {expected}"
-            raise ConfigError(f"{key}={value} is not {_kind(expected)} ({told})")
+            hint = f"set {key}.{next(iter(expected))}=…" if isinstance(expected, dict) else f"the default is {expected}"
+            raise ConfigError(f"{key}={value} is not {_kind(expected)} ({hint})")
 
 
 def _check_addition(key: str, known: dict[str, Any]) -> None:
-    """Only what is built of other libraries' parts (an optimiser, Lightning's Trainer) takes more arguments."""
+    """Allow more arguments only for classes of other libraries, such as an optimiser or Lightning's Trainer."""
     node = known.get(key.rpartition(".")[0])
     if not isinstance(node, dict) or str(node.get("_target_", "anomalymatch")).startswith("anomalymatch"):
         raise ConfigError(f"there is no key {key!r}, and none can be added there")
@@ -277,7 +296,7 @@ def _flat(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys of a nested dictionary, groups among them."""
+    """Yield the dotted keys of a nested dictionary with their values, inner nodes included."""
     for key, value in node.items():
         yield f"{prefix}{key}", value
         if isinstance(value, dict):
@@ -291,7 +310,7 @@ def _default_of(key: str, raw: Any, config: DictConfig) -> Any:
 
 
 def _fits(key: str, value: Any, default: Any) -> bool:
-    """Whether `value` may stand where `default` stands; an unset default says nothing of its type."""
+    """Tell whether a value has the type of its default; a default of None allows any."""
     if default is None or (isinstance(value, str) and value.startswith("${")):
         return True
     if value is None:

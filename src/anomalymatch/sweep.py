@@ -1,7 +1,7 @@
-"""After a sweep: mean and 95 % interval over the seeds, for each combination of the other values."""
+"""Summarise a sweep: mean and 95 % interval over the seeds, for each combination of the other values."""
 
 import csv
-import logging
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,15 +10,14 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from anomalymatch.active.run_folder import to_csv
 from anomalymatch.files import write_text
+from anomalymatch.tables import cell, print_table
 from anomalymatch.terminal import console
+from anomalymatch.types import Row
 
-logger = logging.getLogger(__name__)
 MEASURES = (
     "auroc",
     "ap",
@@ -32,20 +31,19 @@ MEASURES = (
 )
 SHOWN = ("auroc", "ap", "precision_at_1pct", "heldout_ap", "found")
 FAILURE = "error.txt"
-Row = dict[str, float | int | str]
 Run = tuple[dict[str, Any], list[Row]]
 
 
 class SweepSummary(Callback):
-    """Hydra callback: writes summary.csv in the folder of the sweep and prints it, and what went wrong."""
+    """Hydra callback that writes and prints summary.csv of a sweep, and the errors of its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget what failed when the same sweep was last tried."""
+        """Delete the errors of an earlier attempt at the same sweep."""
         for path in Path(config.hydra.sweep.dir).glob(f"*/{FAILURE}"):
             path.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Collect metrics.csv of all jobs; exit code 1 if one of them failed."""
+        """Summarise metrics.csv of all jobs; exit with code 1 if one of them failed."""
         folder = Path(config.hydra.sweep.dir)
         failures = [path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*/{FAILURE}"))]
         rows = summarise(folder)
@@ -59,16 +57,16 @@ class SweepSummary(Callback):
 
 
 def record_failure(folder: Path, overrides: Sequence[str], error: Exception) -> None:
-    """Write down why a job of a sweep failed: the other jobs go on, and the end of the sweep tells."""
+    """Record why a job of a sweep failed, for the end of the sweep; the other jobs continue."""
     write_text(folder / FAILURE, f"job {folder.name} ({' '.join(overrides)}): {' '.join(str(error).split())}")
 
 
 def summarise(folder: Path) -> list[Row]:
-    """Mean and interval of each measure over the runs below `folder` that differ in nothing but the seed.
+    """Compute mean and interval of each measure over the runs below `folder` that differ only in the seed.
 
     Returns:
-        One row for each such group and cycle: what varies, `cycle`, `runs`, and for each measure its mean with
-        `_low` and `_high`.
+        One row for each such group and cycle: the settings that vary, `cycle`, `runs`, and for each measure its mean
+        with `_low` and `_high`.
     """
     runs = [(_settings(path.parent), _read(path)) for path in sorted(folder.glob("**/metrics.csv"))]
     varying = _columns(runs)
@@ -94,7 +92,7 @@ def _interval_row(cycle: int, members: list[list[Row]]) -> Row:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """All settings of a run, flat."""
+    """Return all settings of a run by dotted key."""
     flat: dict[str, Any] = {}
 
     def visit(node: Any, prefix: str) -> None:
@@ -109,15 +107,14 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _columns(runs: Sequence[Run]) -> list[str]:
-    """The settings that tell the runs apart, but for the seed; names of groups first.
+    """Return the settings that distinguish the runs, other than the seed; names of config groups first.
 
-    A setting that follows from the ones before it (the oracle's class from its name, say) is left out: the groups are
-    the same without it.
+    A setting that follows from earlier ones (the oracle's class from its name) is left out.
     """
     keys = sorted({key for settings, _ in runs for key in settings} - {"seed"}, key=lambda key: (_rank(key), key))
     columns: list[str] = []
     for key in keys:
-        if _parts(runs, [*columns, key]) > _parts(runs, columns):
+        if _count_groups(runs, [*columns, key]) > _count_groups(runs, columns):
             columns.append(key)
     return columns
 
@@ -126,8 +123,8 @@ def _rank(key: str) -> int:
     return 0 if key.endswith(".name") else 2 if key.endswith("._target_") else 1
 
 
-def _parts(runs: Sequence[Run], keys: Sequence[str]) -> int:
-    """Into how many groups `keys` part the runs."""
+def _count_groups(runs: Sequence[Run], keys: Sequence[str]) -> int:
+    """Count the groups of runs with the same values of `keys`."""
     return len({tuple(settings.get(key) for key in keys) for settings, _ in runs})
 
 
@@ -138,17 +135,14 @@ def _read(path: Path) -> list[Row]:
 
 def _show(rows: list[Row], folder: Path) -> None:
     names = [key for key in rows[0] if not key.endswith(("_low", "_high")) and (key in SHOWN or key not in MEASURES)]
-    table = Table(title=f"{escape(str(folder))}: mean and 95 % interval over the runs", title_justify="left")
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*(_cell(row, name) for name in names))
-    console.print(table)
+    print_table(
+        [{name: _cell(row, name) for name in names} for row in rows],
+        {name: name.replace("_", " ") for name in names},
+        title=f"{folder}: mean and 95 % interval over the runs",
+    )
 
 
 def _cell(row: Row, name: str) -> str:
-    value = row.get(name, "")
-    if not isinstance(value, float):
-        return str(value)
-    half = (float(row[f"{name}_high"]) - float(row[f"{name}_low"])) / 2
-    return f"{value:.3f}" + (f" ± {half:.3f}" if half == half else "")
+    value = row.get(name)
+    half = (float(row[f"{name}_high"]) - float(row[f"{name}_low"])) / 2 if isinstance(value, float) else math.nan
+    return cell(value) if math.isnan(half) else f"{cell(value)} ± {cell(half)}"

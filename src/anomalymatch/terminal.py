@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from anomalymatch.errors import ConfigError
+from anomalymatch.checks import check_choice
 
 console = Console(stderr=True)
 LEVELS = ("debug", "info", "warning", "error")
@@ -21,8 +21,7 @@ def set_up_logging(level: str) -> None:
     Raises:
         ConfigError: if `level` is unknown.
     """
-    if level.lower() not in LEVELS:
-        raise ConfigError(f"log_level is {level!r}: choose one of {', '.join(LEVELS)}")
+    check_choice("log_level", level.lower(), LEVELS)
     handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
     handler.addFilter(lambda record: record.name.split(".")[0] not in NOISY or record.levelno >= logging.ERROR)
     logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler], force=True)

@@ -237,11 +237,11 @@ def test_the_sweep_sets_keys_that_exist_to_values_that_fit(sweep):
 def test_the_sweep_optimises_what_a_run_logs(sweep, task):
     import numpy as np
 
-    from anomalymatch.active.evaluate import cycle_row
+    from anomalymatch.active.metrics import cycle_metrics
     from anomalymatch.ranking import Ranking
 
     ids = [*task.pool, *task.holdout]
-    row = cycle_row(1, task, {}, Ranking(ids, np.arange(float(len(ids)))), None)
+    row = cycle_metrics(1, task, {}, Ranking(ids, np.arange(float(len(ids)))), None)
     assert sweep["metric"]["name"] in {f"cycle/{key}" for key in row}
     assert sweep["metric"]["goal"] == "maximize"
     assert sweep["early_terminate"]["type"] == "hyperband"

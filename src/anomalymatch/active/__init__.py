@@ -1,1 +1,29 @@
-"""The loop: learners, oracles, query strategies, the run folder and resume."""
+"""Active learning: loop, oracles, query strategies, cold starts, audit, run folder and report."""
+
+from anomalymatch.active.cold_start import ColdStart, KCentreOrder, MixedOrder, RandomOrder
+from anomalymatch.active.loop import ActiveLoop, LoopSpec
+from anomalymatch.active.metrics import cycle_metrics, evaluate
+from anomalymatch.active.oracles import Oracle, PaperOracle, TopKOracle
+from anomalymatch.active.run_folder import RunFolder, RunReader
+from anomalymatch.active.strategies import Strategy
+from anomalymatch.active.tracking import NoTracker, Tracker, WandbTracker
+
+__all__ = [
+    "ActiveLoop",
+    "ColdStart",
+    "KCentreOrder",
+    "LoopSpec",
+    "MixedOrder",
+    "NoTracker",
+    "Oracle",
+    "PaperOracle",
+    "RandomOrder",
+    "RunFolder",
+    "RunReader",
+    "Strategy",
+    "TopKOracle",
+    "Tracker",
+    "WandbTracker",
+    "cycle_metrics",
+    "evaluate",
+]

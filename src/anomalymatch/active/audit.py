@@ -1,37 +1,35 @@
-"""The random audit of a run: how many anomalies are left after a cycle, in all and in the top of the ranking.
+"""Random audit of a run: estimate how many anomalies remain after a cycle, in all and in the top of the ranking.
 
-In a benchmark the oracle labels the audit's images before anything is ranked, and the answers stay sealed: the search
-does not train on them, and asks for these images as for any other. So what it has left unlabelled, and how it ranks it,
-does not depend on which images were audited, and the audited ones among any part of it are a uniform sample. Trained
-on, they would rise or fall to where their labels say, and every count by score would be wrong.
+In a benchmark, the oracle labels the audit's images before anything is ranked, and these labels are sealed: the search
+does not train on them and queries these images like any other. So the unlabelled images and their ranks do not depend
+on the audit, and its images are a uniform sample of any part of them. Training on the labels would move these images to
+where their labels say, and bias every count by score.
 
-Where a person labels, the page's order "random audit" gives the sample. Those labels do train, so that only the number
-in all can be estimated.
+For a person, the page's order "random audit" gives the sample. Those labels are used for training, so that only the
+total can be estimated.
 """
 
 import csv
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 import numpy as np
 
-from anomalymatch.active.run_folder import Row, RunReader
+from anomalymatch.active.run_folder import RunReader
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation.advice import ABOVE, advice, recent_yield
 from anomalymatch.evaluation.discovery import UNKNOWN, WANTED, Count, anomalies_in_tops, anomalies_left, audit_order
 from anomalymatch.ranking import Ranking
-from anomalymatch.types import Label
+from anomalymatch.types import Label, Row
 
-logger = logging.getLogger(__name__)
 AUDIT, LEFT = "audit.csv", "left.csv"
-"""In the run folder, the audit's labels; in a cycle's, what is left by rank and score."""
+"""Files with the audit's labels (in the run folder) and with the estimates by rank and score (of a cycle)."""
 ALL, HIGH = "all", f"score above {ABOVE}"
 
 
 def sealed_labels(task: Task, count: int, seed: int) -> dict[str, Label]:
-    """The audit of a benchmark: the oracle's answers for `count` images of the pool, drawn before any ranking."""
+    """Draw the audit of a benchmark: the true labels of `count` random images of the pool."""
     ids, pool = task.source.ids, set(task.pool)
     order = (ids[i] for i in audit_order(len(ids), seed).tolist())
     drawn = [id_ for id_ in order if id_ in pool][:count]
@@ -39,11 +37,11 @@ def sealed_labels(task: Task, count: int, seed: int) -> dict[str, Label]:
 
 
 def left_by_rank(rest: Ranking, sealed: Mapping[str, Label], tops: Sequence[int]) -> list[Row]:
-    """What the audit says of the first 20, 100 and 1,000 unlabelled images, of the high scores, and of all.
+    """Estimate the anomalies among the top-ranked unlabelled images, those with high scores, and all.
 
     Args:
-        rest: what the search has not labelled, ranked without the audit's labels.
-        sealed: the audit.
+        rest: ranking of the images that the search has not labelled.
+        sealed: labels of the audit.
         tops: numbers of top-ranked images to count in.
     """
     order = rest.order
@@ -67,7 +65,7 @@ def left_by_rank(rest: Ranking, sealed: Mapping[str, Label], tops: Sequence[int]
 
 
 def left_in_all(task: Task, labels: Mapping[str, Label], ranking: Ranking, seed: int) -> Row:
-    """What a person's labels say, as far as they follow the page's order "random audit"."""
+    """Estimate the remaining anomalies from the labels of a person that follow the page's order "random audit"."""
     readable = set(ranking.ids)
     ids = task.source.ids
     order = (id_ for i in audit_order(len(ids), seed).tolist() if (id_ := ids[i]) in readable)
@@ -87,7 +85,7 @@ def left_in_all(task: Task, labels: Mapping[str, Label], ranking: Ranking, seed:
 
 
 def advise(run: RunReader, rows: list[Row]) -> str:
-    """What to do after the last cycle, in one sentence; empty without an audit."""
+    """Advise in one sentence whether to continue after the last cycle; empty without an audit."""
     last = rows[-1]
     left = _count(last)
     path = run.cycle(len(rows)) / LEFT

@@ -1,4 +1,4 @@
-"""The active-learning loop: train, rank, evaluate, let the oracle label, and again."""
+"""The active-learning loop: label, train, rank, evaluate, and repeat."""
 
 import logging
 import time
@@ -10,21 +10,10 @@ import numpy as np
 
 from anomalymatch.active.audit import AUDIT, LEFT, advise, left_by_rank, left_in_all, sealed_labels
 from anomalymatch.active.cold_start import ColdStart
-from anomalymatch.active.evaluate import cycle_row
+from anomalymatch.active.metrics import cycle_metrics
 from anomalymatch.active.oracles import Oracle
-from anomalymatch.active.report import COLD_NOTE, publish, unlabelled_rest, write_sheets
-from anomalymatch.active.run_folder import (
-    LABELS,
-    LIVE,
-    METRICS,
-    SCORES,
-    STEPS,
-    LiveSteps,
-    Row,
-    RunFolder,
-    to_csv,
-    to_json,
-)
+from anomalymatch.active.report import COLD_NOTE, RunReport, write_sheets
+from anomalymatch.active.run_folder import LABELS, LIVE, METRICS, SCORES, STEPS, LiveSteps, RunFolder, to_csv, to_json
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.checks import check_range
@@ -32,26 +21,25 @@ from anomalymatch.data.label_log import FROM_FILE, csv_text, export_csv
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task, initial_labels
 from anomalymatch.errors import LabelError
-from anomalymatch.evaluation.metrics import curves
 from anomalymatch.files import write_text
 from anomalymatch.ranking import Ranking, write_rejects
-from anomalymatch.types import Label
+from anomalymatch.types import Label, Row
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoopSpec:
-    """The protocol of the loop.
+    """Protocol of the loop.
 
     Attributes:
-        cycles: trainings in all; between two of them the oracle labels.
-        budget: labels the oracle gives each time; after a cold start, also those of the beginning.
-        pool_size: unlabelled images drawn anew each cycle to train on (and for `paper_oracle` to choose from);
+        cycles: total number of trainings; between two of them the oracle labels.
+        budget: number of labels that the oracle gives each time; with a cold start, also at the beginning.
+        pool_size: number of unlabelled images drawn for each cycle to train on (and for `paper_oracle` to choose from);
             None takes all.
-        anomalies: labelled anomalies to start from, in a benchmark.
-        normals: labelled normals to start from, in a benchmark.
-        audit: images of a benchmark to label at random in advance, only to estimate how many anomalies are left.
+        anomalies: number of labelled anomalies at the start of a benchmark.
+        normals: number of labelled normals at the start of a benchmark.
+        audit: images of a benchmark to label at random in advance, only to estimate how many anomalies remain.
         audit_tops: numbers of top-ranked images for which the audit estimates that, too.
     """
 
@@ -73,19 +61,19 @@ class LoopSpec:
 
 
 class ActiveLoop:
-    """Runs cycles in a run folder, and goes on from the last finished one.
+    """Active-learning loop that runs cycles in a run folder, and continues after the last finished one.
 
-    Everything random follows from `seed` and the number of the cycle, and everything a cycle needs from the ones
-    before is read from the folder: a resumed run ends with the same numbers as an uninterrupted one.
+    All random numbers follow from `seed` and the cycle, and all state is read from the folder, so that a resumed run
+    ends with the same numbers as an uninterrupted one.
 
     Args:
         task: the images and, in a benchmark, the truth.
-        learner: trains and ranks. A `ColdStart` also chooses what is labelled first, in place of random labels.
-        oracle: answers queries; None where the truth is unknown and a person labels.
-        given: labels that came with the images (a labels file), for a task without truth.
-        baseline: the probe, reported beside any other learner; None if the learner is the probe itself.
+        learner: trains and ranks. A `ColdStart` also chooses the first images to label, instead of random ones.
+        oracle: answers queries; None if the truth is unknown and a person labels.
+        given: labels from a file beside the images, for a task without truth.
+        baseline: the probe, reported beside any other learner; None to leave it out.
         spec: the protocol.
-        seed: seed of the draws.
+        seed: seed of the random numbers.
     """
 
     def __init__(
@@ -103,28 +91,28 @@ class ActiveLoop:
         self.spec, self.seed = spec, seed
         self._sealed = {} if task.anomalies is None else sealed_labels(task, spec.audit, seed)
         if task.anomalies is None and spec.audit:
-            logger.warning("al.audit=%d is not used: label in the page's order of a random audit instead", spec.audit)
+            logger.warning('al.audit=%d is not used: label in the order "random audit" on the page instead', spec.audit)
         if oracle is not None and not isinstance(learner, ColdStart):
-            self._start()  # too few images show here, before anything is written
+            self._start()  # reports too few images before anything is written
 
     def run(self, folder: RunFolder, tracker: Tracker) -> list[Row]:
-        """Run the cycles that are missing in `folder`; return the metrics of all.
+        """Run the cycles that are missing in `folder`; return the metrics of all cycles.
 
         Args:
-            folder: where everything is kept.
-            tracker: gets metrics, figures and weights as they come.
+            folder: the run folder.
+            tracker: receives metrics, figures and weights.
         """
-        self.folder, self.tracker = folder, tracker
+        self.folder, self.tracker, self.report = folder, tracker, RunReport(folder, self.task)
         if self._sealed:
             export_csv(self._sealed, folder.path / AUDIT)
         done = self.folder.finished_cycles()
         if done:
             logger.info("Resuming %s after cycle %d", self.folder.path, done)
-            self._publish(done)  # the run may have been killed before
+            self._publish(done)  # the run may have been killed before this step
             if done < self.spec.cycles:
                 self.learner.restore(self.folder.cycle(done))
             else:
-                logger.info("All %d cycles are done: with al.cycles=%d it goes on", done, done + 1)
+                logger.info("All %d cycles are done; al.cycles=%d adds one", done, done + 1)
         for cycle in range(done + 1, self.spec.cycles + 1):
             labels = self._labels(cycle)
             if labels is None:
@@ -140,13 +128,13 @@ class ActiveLoop:
         return self.folder.rows()
 
     def _labels(self, cycle: int) -> dict[str, Label] | None:
-        """The labels that `cycle` trains on; None if nothing has been labelled since the last one."""
+        """Return the labels that `cycle` trains on; None if there are no new ones."""
         log = self.folder.labels
         previous = cycle - 1
         last = log.last_cycle()
         if last is None or last < previous:
             new = self._ask(cycle)
-            if not new and previous and not self._learned_without(previous):
+            if not new and previous and not self._missed_labels(previous):
                 return None
             scores = self.folder.ranking(previous).score_of(new) if previous else {}
             who = FROM_FILE if self.oracle is None else "oracle" if previous else "start"
@@ -155,8 +143,8 @@ class ActiveLoop:
         export_csv(labels, self.folder.path / LABELS)
         return labels
 
-    def _learned_without(self, cycle: int) -> bool:
-        """Whether somebody labelled images while `cycle` was being trained."""
+    def _missed_labels(self, cycle: int) -> bool:
+        """Tell whether images were labelled while `cycle` was training."""
         path = self.folder.cycle(cycle) / LABELS
         return path.exists() and path.read_text(encoding="utf-8") != csv_text(self.folder.labels.current())
 
@@ -180,7 +168,7 @@ class ActiveLoop:
         return self.oracle(ranking, pool, self.spec.budget, rng=rng, last=self._last_answers(cycle))
 
     def _last_answers(self, cycle: int) -> dict[str, Label]:
-        """What the query before that of `cycle` brought; the labels to start from were none."""
+        """Return the labels of the query before that of `cycle`; the initial labels are no query."""
         if cycle < 3:
             return {}
         before = self.folder.labels.current(until_cycle=cycle - 3)
@@ -193,7 +181,7 @@ class ActiveLoop:
         return initial_labels(self.task, anomalies=self.spec.anomalies, normals=self.spec.normals, seed=self.seed)
 
     def _pool(self, cycle: int, labels: dict[str, Label]) -> list[str]:
-        """The unlabelled images that `cycle` trains on, drawn anew for each."""
+        """Draw the unlabelled images that `cycle` trains on."""
         unlabelled = [id_ for id_ in self.task.pool if id_ not in labels]
         size = self.spec.pool_size
         if size is None or size >= len(unlabelled):
@@ -213,7 +201,7 @@ class ActiveLoop:
         self.learner.fit(labels, pool=pool, cycle=cycle)
         steps = live.finish()
         ranking = self.learner.rank([*self.task.pool, *self.task.holdout])
-        row = cycle_row(cycle, self.task, labels, ranking, self._baseline_ranking(labels, pool))
+        row = cycle_metrics(cycle, self.task, labels, ranking, self._baseline_ranking(labels, pool))
         left = self._left(labels, ranking)
         row |= {key: left[-1][key] for key in ("audited", "left", "left_low", "left_high")}
         row["seconds"] = round(time.monotonic() - start, 2)
@@ -229,19 +217,16 @@ class ActiveLoop:
         self._publish(cycle)
 
     def _publish(self, cycle: int) -> None:
-        """Everything that follows from the folders of the finished cycles, the last of which is `cycle`."""
+        """Write metrics.csv, figures and report of the finished cycles up to `cycle`, and log that cycle."""
         self.folder.write_metrics()
-        publish(self.folder, self.task)
+        self.report.write()
         rows = self.folder.rows()
         todo = advise(self.folder, rows)
         if todo:
             logger.info("Cycle %d: %s", cycle, todo)
         if self.folder.began_cold(cycle):
             logger.warning("Cycle %d: %s", cycle, COLD_NOTE)
-        points = None
-        if self.task.anomalies is not None:
-            rest = unlabelled_rest(self.folder, self.task, cycle)
-            points = curves(rest.logits, self.task.truth(rest.ids))
+        points = None if self.task.anomalies is None else self.report.curves(cycle)
         self.tracker.log_cycle(cycle, rows[-1], self.folder, points)
 
     def _left(self, labels: dict[str, Label], ranking: Ranking) -> list[Row]:

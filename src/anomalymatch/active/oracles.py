@@ -1,4 +1,4 @@
-"""Oracles: who answers, in a benchmark, instead of a person."""
+"""Oracles: label images in a benchmark, instead of a person."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ from anomalymatch.types import Label
 
 @runtime_checkable
 class Oracle(Protocol):
-    """Answers queries."""
+    """Protocol of oracles."""
 
     def __call__(
         self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: Labels = NO_LABELS
@@ -19,18 +19,18 @@ class Oracle(Protocol):
 
         Args:
             ranking: all unlabelled images of the task.
-            pool: the current pool, the part of them that this cycle trained on.
-            budget: how many labels it may give.
-            rng: its randomness.
-            last: what the query before this one brought; nothing before the first.
+            pool: the unlabelled images that this cycle trained on.
+            budget: largest number of labels.
+            rng: random generator.
+            last: labels from the previous query; empty for the first.
         """
         ...
 
 
 class PaperOracle:
-    """The protocol of AnomalyMatch: it labels top-scored true anomalies and normals of the current pool, half each.
+    """Oracle of the AnomalyMatch paper: label the top-scored true anomalies and normals of the pool, half each.
 
-    It uses the truth to choose, so what it finds per label is no measure of a method; `TopKOracle` is the honest one.
+    It chooses by the truth, so the anomalies found per label do not measure a method; use `TopKOracle` for that.
     """
 
     def __init__(self, task: Task, strategy: Strategy) -> None:
@@ -49,7 +49,7 @@ class PaperOracle:
 
 
 class TopKOracle:
-    """Labels what the query strategy shows (by default the top of all unlabelled images), whatever it is."""
+    """Oracle that labels the images of the query strategy, like a person."""
 
     def __init__(self, task: Task, strategy: Strategy) -> None:
         self.task, self.strategy = task, strategy

@@ -1,4 +1,4 @@
-"""What a person looks at: figures, contact sheets and report.html, made anew from the run folder after each cycle."""
+"""Figures, contact sheets and report.html of a run."""
 
 import csv
 from collections.abc import Mapping
@@ -8,17 +8,18 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from anomalymatch.active.audit import advise
-from anomalymatch.active.evaluate import yield_per_label
-from anomalymatch.active.run_folder import CONFIG, STEPS, Row, RunFolder
+from anomalymatch.active.metrics import yield_per_label
+from anomalymatch.active.run_folder import CONFIG, STEPS, RunFolder
+from anomalymatch.data.collect import read_images
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, contact_sheet
-from anomalymatch.evaluation.metrics import curves
+from anomalymatch.evaluation.metrics import Curves, curves
 from anomalymatch.evaluation.plots import left_figure, training_figure
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
 from anomalymatch.files import atomic_file
 from anomalymatch.ranking import Ranking
-from anomalymatch.types import Label, Reject
+from anomalymatch.types import Label, Row
 
 SHEET_IMAGES = 64
 STEP_PANELS = {
@@ -33,13 +34,13 @@ STEP_PANELS = {
     "threshold": {"normal": "threshold_normal", "anomaly": "threshold_anomaly"},
     "confidence": {"mean": "confidence_mean"},
 }
-"""What training logs at each step: by panel, and by the name that the plot gives the curve.
+"""Values that training logs at each step: by panel of the plot, and by name of the curve.
 
-Anomalies are few: the share of images that pass as such needs an axis of its own.
+The pass rate of anomalies has a panel of its own, because it is much lower.
 """
 COLD_NOTE = (
-    "The labels do not hold an anomaly and a normal yet: the last ranking is that of the cold start. Label images from "
-    "its top, and some that are normal, then resume this run."
+    "The labels do not include both an anomaly and a normal yet: the last ranking is that of the cold start. Label "
+    "images from its top, and some normal ones, then resume this run."
 )
 TOP, FALSE_POSITIVES = "top64.png", "false_positives.png"
 LEFT_COLUMNS = ("left", "left_low", "left_high")
@@ -49,7 +50,7 @@ REPORTED = ("cycle", "labels", "found", *LEFT_COLUMNS, "discovery_yield", "auroc
 
 
 def write_sheets(path: Path, task: Task, labels: Mapping[str, Label], ranking: Ranking) -> None:
-    """Contact sheets of the top-ranked unlabelled images and, with truth, of the worst false positives."""
+    """Write contact sheets of the top-ranked unlabelled images and, if the truth is known, of the false positives."""
     rest = ranking.restrict(id_ for id_ in task.pool if id_ not in labels)
     _write_sheet(path / TOP, task, rest, rest.top(SHEET_IMAGES))
     if task.anomalies is not None:
@@ -57,25 +58,84 @@ def write_sheets(path: Path, task: Task, labels: Mapping[str, Label], ranking: R
         _write_sheet(path / FALSE_POSITIVES, task, normals, normals.top(SHEET_IMAGES))
 
 
-def publish(folder: RunFolder, task: Task) -> Path:
-    """Draw all figures and write report.html from what the run folder holds; return its path."""
-    rows = folder.rows()
-    last = len(rows)
-    figures = _draw(folder, task, rows)
-    frames = "" if task.anomalies is None else "; orange frames are true anomalies, blue ones normal"
-    figures.append(
-        ReportFigure(
-            "The top 64", f"Highest-scored unlabelled images of cycle {last}{frames}.", folder.cycle(last) / TOP
-        )
-    )
-    if task.anomalies is not None:
-        figures.append(
-            ReportFigure("Worst false positives", f"Highest-scored normal images of cycle {last}.",
-                         folder.cycle(last) / FALSE_POSITIVES)
-        )  # fmt: skip
-    path = folder.path / "report.html"
-    write_report(path, _report(folder, task, rows, figures))
-    return path
+class RunReport:
+    """Figures and report.html of a run, written again after each cycle.
+
+    It keeps the curves and training steps of finished cycles, so that it reads the scores of each cycle once.
+
+    Args:
+        folder: the run folder.
+        task: the images and, in a benchmark, the truth.
+    """
+
+    def __init__(self, folder: RunFolder, task: Task) -> None:
+        self.folder, self.task = folder, task
+        self._curves: dict[int, Curves] = {}
+        self._steps: dict[int, list[dict[str, str]]] = {}
+
+    def write(self) -> Path:
+        """Draw all figures and write report.html; return its path."""
+        folder, task, rows = self.folder, self.task, self.folder.rows()
+        last = len(rows)
+        figures = self._draw(rows)
+        frames = "" if task.anomalies is None else "; orange frames are true anomalies, blue ones normal"
+        top = f"Highest-scored unlabelled images of cycle {last}{frames}."
+        figures.append(ReportFigure("The top 64", top, folder.cycle(last) / TOP))
+        if task.anomalies is not None:
+            worst = f"Highest-scored normal images of cycle {last}."
+            figures.append(ReportFigure("Worst false positives", worst, folder.cycle(last) / FALSE_POSITIVES))
+        path = folder.path / "report.html"
+        write_report(path, _report(folder, task, rows, figures))
+        return path
+
+    def curves(self, cycle: int) -> Curves:
+        """Return precision, recall and ROC of a cycle on the unlabelled images; the task must have a truth."""
+        if cycle not in self._curves:
+            rest = unlabelled_rest(self.folder, self.task, cycle)
+            self._curves[cycle] = curves(rest.logits, self.task.truth(rest.ids))
+        return self._curves[cycle]
+
+    def panels(self, cycles: int) -> dict[str, dict[str, list[float]]]:
+        """Return the logged values of all training steps, by panel and curve; curves without values are left out."""
+        for cycle in range(1, cycles + 1):
+            if cycle not in self._steps:
+                with (self.folder.cycle(cycle) / STEPS).open(encoding="utf-8", newline="") as file:
+                    self._steps[cycle] = list(csv.DictReader(file))
+        steps = [step for cycle in range(1, cycles + 1) for step in self._steps[cycle]]
+        found: dict[str, dict[str, list[float]]] = {}
+        for title, keys in STEP_PANELS.items():
+            for name, key in keys.items():
+                values = [float(step.get(key) or "nan") for step in steps]
+                if not np.isnan(values).all():
+                    found.setdefault(title, {})[name] = values
+        return found
+
+    def _draw(self, rows: list[Row]) -> list[ReportFigure]:
+        """Draw all plots of the run, in the order of the report."""
+        folder, task, last = self.folder, self.task, len(rows)
+        figures: dict[str, tuple[plots.Figure, str, str]] = {}
+        if task.anomalies is not None:
+            points = {cycle: self.curves(cycle) for cycle in range(1, last + 1)}
+            spent, found = [int(row["labels"]) for row in rows], [int(row["found"]) for row in rows]
+            discovery = plots.discovery_figure(spent, found, total=_anomalies(task), images=len(task.pool))
+            each = "On the unlabelled images, one curve for each cycle."
+            figures |= {
+                "pr": (plots.pr_figure(points), "Precision and recall", each),
+                "roc": (plots.roc_figure(points), "ROC", each),
+                "metrics": (plots.metrics_figure(rows), "Metrics by cycle", "On the unlabelled images."),
+                "discovery": (discovery, "Discovery", "Anomalies found by number of labels."),
+            }
+        if not np.isnan([float(row.get("left_high", np.nan)) for row in rows]).all():
+            caption = "Anomalies found, and with those that remain by the random audit (90 % interval)."
+            figures["left"] = (left_figure(rows, total=_anomalies(task)), "Remaining anomalies", caption)
+        figures["scores"] = (_histogram(folder, task, last), "Scores", f"Cycle {last}; counts are logarithmic.")
+        panels = self.panels(last)
+        if panels:
+            caption = "Losses, and number and (if the truth is known) precision of the pseudo-labels, by training step."
+            figures["training"] = (training_figure(panels), "Training", caption)
+        for name, (figure, _, _) in figures.items():
+            plots.save(figure, folder.plots / f"{name}.png")
+        return [ReportFigure(t, c, folder.plots / f"{n}.png", kind="plot") for n, (_, t, c) in figures.items()]
 
 
 def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[ReportFigure]) -> Report:
@@ -97,7 +157,7 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
     if task.anomalies is not None:
         rare = sum(id_ in task.anomalies for id_ in task.pool)
         facts["Anomaly"] = f"{config.dataset.anomaly}: {rare:,} of the pool ({rare / len(task.pool):.2%})"
-    further = f" al.cycles={len(rows) + 1}" if len(rows) >= config.al.cycles else ""  # as it is, nothing is left to do
+    further = f" al.cycles={len(rows) + 1}" if len(rows) >= config.al.cycles else ""  # all configured cycles are done
     return Report(
         title=f"{task.source.name}, {config.algorithm.name}",
         subtitle=f"{len(rows)} of {config.al.cycles} cycles, {config.oracle.name if task.anomalies else 'own labels'}",
@@ -111,14 +171,14 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
 
 
 def _columns(table: list[Row]) -> list[str]:
-    """What is told of the cycles: without an audit nothing is known of what is left."""
+    """Return the columns of the table of cycles; estimates of the remaining anomalies only with an audit."""
     known = [c for c in LEFT_COLUMNS if not np.isnan([float(row.get(c, np.nan)) for row in table]).all()]
     return [c for c in REPORTED if c in known or c not in LEFT_COLUMNS]
 
 
 def _left_notes(folder: RunFolder, rows: list[Row]) -> list[str]:
     todo, audited = advise(folder, rows), rows[-1].get("audited", 0)
-    return [f"By a random audit (of {audited:,} images that count now): {todo}."] if todo else []
+    return [f"By a random audit ({audited:,} images that are still unlabelled): {todo}."] if todo else []
 
 
 def _guard_notes(folder: RunFolder, rows: list[Row]) -> list[str]:
@@ -130,11 +190,11 @@ def _guard_notes(folder: RunFolder, rows: list[Row]) -> list[str]:
 def _notes(task: Task, rows: list[Row]) -> list[str]:
     notes = []
     if task.anomalies is None:
-        notes.append("The truth is not known, so nothing is measured: look at the contact sheet and the histogram.")
+        notes.append("The truth is unknown, so there are no metrics: look at the contact sheet and the histogram.")
     else:
         notes.append(
-            "Measured on the images of the pool that are still unlabelled; anomalies that were found leave it, so late "
-            "cycles look worse than they are. The held-out columns are comparable between cycles."
+            "Measured on the unlabelled images of the pool. Found anomalies leave it, so later cycles look worse than "
+            "they are; the held-out columns are comparable between cycles."
         )
     if rows[-1]["rejects"]:
         notes.append("Some images could not be read: rejects.parquet lists them with the reasons.")
@@ -143,57 +203,23 @@ def _notes(task: Task, rows: list[Row]) -> list[str]:
     return notes
 
 
-def _draw(folder: RunFolder, task: Task, rows: list[Row]) -> list[ReportFigure]:
-    """All plots of the run, in the order of the report."""
-    rankings = {number: unlabelled_rest(folder, task, number) for number in range(1, len(rows) + 1)}
-    figures: dict[str, tuple[plots.Figure, str, str]] = {}
-    if task.anomalies is not None:
-        points = {n: curves(r.logits, task.truth(r.ids)) for n, r in rankings.items()}
-        spent, found = [int(row["labels"]) for row in rows], [int(row["found"]) for row in rows]
-        total = _anomalies(task)
-        figures |= {
-            "pr": (plots.pr_figure(points), "Precision and recall", "On the unlabelled rest, one curve a cycle."),
-            "roc": (plots.roc_figure(points), "ROC", "On the unlabelled rest, one curve a cycle."),
-            "metrics": (plots.metrics_figure(rows), "Metrics by cycle", "On the unlabelled rest."),
-            "discovery": (
-                plots.discovery_figure(spent, found, total=total, images=len(task.pool)),
-                "Discovery",
-                "Anomalies found against labels spent.",
-            ),
-        }
-    if not np.isnan([float(row.get("left_high", np.nan)) for row in rows]).all():
-        figures["left"] = (
-            left_figure(rows, total=_anomalies(task)),
-            "What is left",
-            "Anomalies found, and with those that a random audit says are left (90 % interval).",
-        )
-    figures["scores"] = (_histogram(folder, task, len(rows)), "Scores", f"Cycle {len(rows)}; counts are logarithmic.")
-    panels = _panels(folder, len(rows))
-    if panels:
-        caption = "Losses, and the pseudo-labels that teach: how many and, with truth, how right. Steps of all cycles."
-        figures["training"] = (training_figure(panels), "Training", caption)
-    for name, (figure, _, _) in figures.items():
-        plots.save(figure, folder.plots / f"{name}.png")
-    return [ReportFigure(t, c, folder.plots / f"{n}.png", kind="plot") for n, (_, t, c) in figures.items()]
-
-
 def _anomalies(task: Task) -> int | None:
-    """True anomalies of the pool, where they are known."""
+    """Count the true anomalies of the pool; None if the truth is unknown."""
     return None if task.anomalies is None else sum(id_ in task.anomalies for id_ in task.pool)
 
 
 def unlabelled_rest(folder: RunFolder, task: Task, cycle: int) -> Ranking:
-    """The ranking of a finished cycle, without the images that were labelled before it and the held-out split."""
+    """Return the ranking of a finished cycle without the images labelled before it and the held-out split."""
     labelled = folder.labels.current(until_cycle=cycle - 1)
     return folder.ranking(cycle).restrict(id_ for id_ in task.pool if id_ not in labelled)
 
 
 def _histogram(folder: RunFolder, task: Task, cycle: int) -> plots.Figure:
     ranking, labels = folder.ranking(cycle), folder.labels.current(until_cycle=cycle - 1)
-    rest = unlabelled_rest(folder, task, cycle)
+    rest = ranking.restrict(id_ for id_ in task.pool if id_ not in labels)
 
     def labelled(label: Label) -> np.ndarray:
-        return ranking.restrict(id_ for id_, said in labels.items() if said == label).scores
+        return ranking.restrict(id_ for id_, given in labels.items() if given == label).scores
 
     return plots.histogram_figure(
         rest.scores,
@@ -203,27 +229,13 @@ def _histogram(folder: RunFolder, task: Task, cycle: int) -> plots.Figure:
     )
 
 
-def _panels(folder: RunFolder, cycles: int) -> dict[str, dict[str, list[float]]]:
-    """What training logged at each step, all cycles one after the other; curves without any value are left out."""
-    steps: list[dict[str, str]] = []
-    for number in range(1, cycles + 1):
-        with (folder.cycle(number) / STEPS).open(encoding="utf-8", newline="") as file:
-            steps += csv.DictReader(file)
-    panels = {}
-    for title, keys in STEP_PANELS.items():
-        curves = {name: [float(row.get(key) or "nan") for row in steps] for name, key in keys.items()}
-        panels[title] = {name: values for name, values in curves.items() if not np.isnan(values).all()}
-    return {title: curves for title, curves in panels.items() if curves}
-
-
 def _write_sheet(path: Path, task: Task, ranking: Ranking, ids: list[str]) -> None:
     scores = ranking.score_of(ids)
-    images = task.source.read(ids)
-    shown = [(id_, image) for id_, image in zip(ids, images, strict=True) if not isinstance(image, Reject)]
-    truth = None if task.anomalies is None else task.truth([id_ for id_, _ in shown])
+    shown = read_images(task.source, ids)
+    truth = None if task.anomalies is None else task.truth(shown.ids)
     frames = [] if truth is None else [FRAME_COLOURS[Label.ANOMALY if rare else Label.NORMAL] for rare in truth]
     classes = task.source.truth or {}
-    captions = [f"{id_}\n{scores[id_]:.3f} {classes.get(id_, '')}" for id_, _ in shown]
-    sheet = contact_sheet([image for _, image in shown], captions, frames=frames)
+    captions = [f"{id_}\n{scores[id_]:.3f} {classes.get(id_, '')}" for id_ in shown.ids]
+    sheet = contact_sheet(shown.images, captions, frames=frames)
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""A run is a folder: what is in it, and how a resumed run finds where it stopped."""
+"""The run folder: its files, and the state that a resumed run continues from."""
 
 import csv
 import io
@@ -17,8 +17,8 @@ from anomalymatch.data.label_log import LabelLog
 from anomalymatch.errors import StorageError
 from anomalymatch.files import atomic_folder, make_folder, storage_errors, write_text
 from anomalymatch.ranking import Ranking
+from anomalymatch.types import Row
 
-Row = dict[str, float | int | str]
 CONFIG, SCORES, METRICS, STEPS = "config.yaml", "scores.parquet", "metrics.json", "steps.csv"
 LABELS, LIVE, LOCK = "labels.csv", "live.jsonl", ".lock"
 
@@ -59,45 +59,45 @@ class LiveSteps:
 
 
 class RunReader:
-    """Paths and finished cycles of one run, for whoever only looks.
+    """Run folder opened for reading: its paths and finished cycles.
 
-    In the folder are
+    The folder contains
 
         config.yaml  labels.sqlite  labels.csv  metrics.csv  rejects.parquet  report.html  plots/
         cycles/01/   scores.parquet  weights.safetensors  weights.json  metrics.json  steps.csv  labels.csv  *.png
-                     left.csv, what is left by rank; guard.txt, what the guard of the training found, if anything
-        audit.csv    labels of a random audit that the search does not see, where there is one
-        live.jsonl   the steps of the training that goes on, or was the last
+                     left.csv, estimates of the remaining anomalies; guard.txt, findings of the training's guard, if any
+        audit.csv    labels of the random audit, which the search does not use, if there is one
+        live.jsonl   steps of the current or last training
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def cycle(self, number: int) -> Path:
-        """Folder of a cycle."""
+        """Return the folder of a cycle."""
         return self.path / "cycles" / f"{number:02d}"
 
     def finished_cycles(self) -> int:
-        """How many cycles are complete, counted from the first."""
+        """Count the complete cycles, from the first up to a gap."""
         names = [p.name for p in (self.path / "cycles").glob("*") if re.fullmatch(r"\d+", p.name)]
         done = {int(name) for name in names}
         return next(number for number in range(len(done) + 1) if number + 1 not in done)
 
     def ranking(self, cycle: int) -> Ranking:
-        """Scores of a finished cycle."""
+        """Read the scores of a finished cycle."""
         return Ranking.read(self.cycle(cycle) / SCORES)
 
     def began_cold(self, cycle: int) -> bool:
-        """Whether a finished cycle was ranked without an anomaly and a normal."""
+        """Tell whether a finished cycle was ranked by the cold start."""
         return (self.cycle(cycle) / COLD).exists()
 
     def guard_notes(self, cycle: int) -> list[str]:
-        """What the guard found in a finished cycle."""
+        """Read the findings of the guard in a finished cycle."""
         path = self.cycle(cycle) / GUARD
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def live_steps(self) -> list[Row]:
-        """The training steps written so far by `LiveSteps`; a line that is being written is left out."""
+        """Read the training steps that `LiveSteps` has written; an incomplete last line is left out."""
         try:
             lines = (self.path / LIVE).read_text(encoding="utf-8").split("\n")[:-1]
         except FileNotFoundError:
@@ -105,7 +105,7 @@ class RunReader:
         return [json.loads(line) for line in lines]
 
     def busy(self) -> bool:
-        """Whether a process is working in the folder."""
+        """Tell whether a process is working in the folder."""
         lock = FileLock(self.path / LOCK, timeout=0)
         try:
             with lock:
@@ -115,10 +115,9 @@ class RunReader:
 
 
 class RunFolder(RunReader):
-    """The folder of a run, for the one process that works in it.
+    """Run folder opened for writing, by one process at a time.
 
-    A cycle's folder appears by one rename when everything in it is written, so that a kill loses at most the cycle
-    that was being computed.
+    The folder of a cycle appears by one rename when it is complete, so that a killed run loses at most that cycle.
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,13 +133,13 @@ class RunFolder(RunReader):
         self.labels = LabelLog(path / "labels.sqlite")
 
     def close(self) -> None:
-        """Let others use the folder."""
+        """Release the folder for other processes."""
         self.labels.close()
         self._lock.release()
 
     @property
     def plots(self) -> Path:
-        """Folder of the figures."""
+        """Return the folder of the figures."""
         return make_folder(self.path / "plots")
 
     @contextmanager
@@ -150,7 +149,7 @@ class RunFolder(RunReader):
             yield temporary
 
     def rows(self) -> list[Row]:
-        """Metrics of the finished cycles, one row each; undefined values are NaN.
+        """Read the metrics of the finished cycles; undefined values are NaN.
 
         Raises:
             StorageError: if one is missing or corrupt.
@@ -158,9 +157,8 @@ class RunFolder(RunReader):
         return [self._row(number) for number in range(1, self.finished_cycles() + 1)]
 
     def write_metrics(self) -> None:
-        """Write metrics.csv anew from the finished cycles."""
-        rows = self.rows()
-        write_text(self.path / "metrics.csv", to_csv(rows))
+        """Write metrics.csv from the finished cycles."""
+        write_text(self.path / "metrics.csv", to_csv(self.rows()))
 
     def _row(self, number: int) -> Row:
         path = self.cycle(number) / METRICS
@@ -168,19 +166,19 @@ class RunFolder(RunReader):
             row = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise StorageError(
-                f"{path} is missing or corrupt: delete the folder of that cycle to compute it anew"
+                f"{path} is missing or corrupt: delete the folder of that cycle to compute it again"
             ) from error
         return {key: math.nan if value is None else value for key, value in row.items()}
 
 
 def to_json(row: Mapping[str, float | int | str], indent: int | None = 2) -> str:
-    """A row as JSON, which has no NaN: undefined values become null."""
+    """Format a row as JSON; NaN becomes null."""
     plain = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
     return json.dumps(plain, indent=indent)
 
 
 def to_csv(rows: Sequence[Mapping[str, float | int | str]]) -> str:
-    """Rows as CSV text; the columns are the union of their keys."""
+    """Format rows as CSV; the columns are the union of their keys."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

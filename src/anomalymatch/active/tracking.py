@@ -1,4 +1,4 @@
-"""Logging to Weights & Biases: metrics, curves, contact sheets, labels and weights. Never a prompt, never a stop."""
+"""Logging to Weights & Biases: metrics, curves, contact sheets, labels and weights, without any prompt."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,12 @@ from uuid import uuid4
 import numpy as np
 
 from anomalymatch.active.report import FALSE_POSITIVES, TOP
-from anomalymatch.active.run_folder import STEPS, Row, RunFolder
+from anomalymatch.active.run_folder import STEPS, RunFolder
 from anomalymatch.algorithms.base import BACKBONE, NOVELTY, WEIGHTS
-from anomalymatch.errors import ConfigError
+from anomalymatch.checks import check_choice
 from anomalymatch.evaluation.metrics import Curves
 from anomalymatch.files import write_text
+from anomalymatch.types import Row
 
 MODES = ("auto", "online", "offline")
 RUN_ID = "wandb_run_id"
@@ -21,54 +22,54 @@ RUN_ID = "wandb_run_id"
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Gets what happens in a run as it happens."""
+    """Protocol of loggers of a run."""
 
     def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
-        """Losses of one training step."""
+        """Log the losses of a training step."""
         ...
 
     def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
-        """Metrics, figures, curves, labels and weights of a finished cycle; after a resume once more, of its last."""
+        """Log metrics, figures, curves, labels and weights of a finished cycle; a resumed run repeats its last one."""
         ...
 
-    def log_groups(self, rows: Sequence[Mapping[str, float | int | str]], pictures: Sequence[Path]) -> None:
-        """The table of a clustering, one row a group, and its pictures."""
+    def log_groups(self, rows: Sequence[Row], pictures: Sequence[Path]) -> None:
+        """Log the table of a clustering, one row for each group, and its pictures."""
         ...
 
     def finish(self) -> None:
-        """The run is over."""
+        """Finish the run."""
         ...
 
 
 class NoTracker:
-    """Tracks nothing: the run folder has everything anyway."""
+    """Tracker that logs nothing; the run folder has all results."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        """Made like every tracker."""
+        """Accept the arguments of every tracker."""
 
     def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
-        """Nothing."""
+        """Do nothing."""
 
-    def log_groups(self, rows: Sequence[Mapping[str, float | int | str]], pictures: Sequence[Path]) -> None:
-        """Nothing."""
+    def log_groups(self, rows: Sequence[Row], pictures: Sequence[Path]) -> None:
+        """Do nothing."""
 
     def finish(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class WandbTracker:
-    """A W&B run; a resumed run folder goes on in the same one.
+    """Tracker that logs to a W&B run; a resumed run folder continues the same one.
 
     Args:
-        folder: the run folder; offline runs are kept in its `wandb` folder.
+        folder: the run folder; its `wandb` folder keeps offline runs.
         config: the composed configuration.
         project: W&B project.
-        entity: W&B team; None for the user's own.
-        mode: `auto` is online where a key is set and offline otherwise.
-        group: W&B group, which keeps the runs of a sweep together.
+        entity: W&B team; None is the user's own.
+        mode: `auto` is online if a key is set, and offline otherwise.
+        group: W&B group, such as the name of a sweep.
         tags: W&B tags.
     """
 
@@ -85,8 +86,7 @@ class WandbTracker:
     ) -> None:
         import wandb
 
-        if mode not in MODES:
-            raise ConfigError(f"logger.mode is {mode!r}: choose one of {', '.join(MODES)}")
+        check_choice("logger.mode", mode, MODES)
         os.environ.setdefault("WANDB_SILENT", "true")
         self._wandb = wandb
         self._run = wandb.init(
@@ -106,14 +106,14 @@ class WandbTracker:
         self._steps = _steps_done(folder)
 
     def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
-        """See `Tracker`; steps count on over the cycles."""
+        """See `Tracker`; steps are counted over all cycles."""
         values = {k: v for k, v in row.items() if k != "step"}
         self._run.log({f"train/{k}": v for k, v in values.items()} | {"train/step": self._steps, "train/cycle": cycle})
         self._steps += 1
 
     def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
         """See `Tracker`."""
-        known = {k: v for k, v in row.items() if v == v}  # without an audit, what is left is not a number
+        known = {k: v for k, v in row.items() if v == v}  # without an audit, the remaining anomalies are NaN
         values: dict[str, Any] = {f"cycle/{k}": v for k, v in known.items()}
         pictures = sorted(folder.plots.glob("*.png")) + [folder.cycle(cycle) / n for n in (TOP, FALSE_POSITIVES)]
         values |= {f"figures/{p.stem}": self._wandb.Image(str(p)) for p in pictures if p.exists()}
@@ -131,7 +131,7 @@ class WandbTracker:
         self._run.log_artifact(artifact, aliases=["latest", f"cycle-{cycle}"])
 
     def _curves(self, points: Curves | None) -> dict[str, Any]:
-        """Precision-recall and ROC as charts that one can point at and compare between runs."""
+        """Make interactive charts of precision-recall and ROC, which can be compared between runs."""
         if points is None or not points.recall.size:
             return {}
         charts = {}
@@ -140,10 +140,10 @@ class WandbTracker:
             ("ROC", "false positive rate", "true positive rate", (points.fpr, points.tpr)),
         ):
             table = self._wandb.Table(columns=[x, y], data=np.stack(xy, axis=1).tolist())
-            charts[f"curves/{title}"] = self._wandb.plot.line(table, x=x, y=y, title=f"{title}, unlabelled rest")
+            charts[f"curves/{title}"] = self._wandb.plot.line(table, x=x, y=y, title=f"{title}, unlabelled images")
         return charts
 
-    def log_groups(self, rows: Sequence[Mapping[str, float | int | str]], pictures: Sequence[Path]) -> None:
+    def log_groups(self, rows: Sequence[Row], pictures: Sequence[Path]) -> None:
         """See `Tracker`."""
         columns: list[str | int] = list(rows[0]) if rows else []
         table = self._wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
@@ -155,7 +155,7 @@ class WandbTracker:
 
 
 def _run_id(folder: Path) -> str:
-    """The W&B run of this folder, the same after a resume; the agent of a W&B sweep chooses it."""
+    """Return the id of the W&B run of this folder, the same after a resume; the agent of a W&B sweep chooses it."""
     path = folder / RUN_ID
     if not path.exists():
         write_text(path, os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8])
@@ -163,13 +163,13 @@ def _run_id(folder: Path) -> str:
 
 
 def _steps_done(folder: Path) -> int:
-    """Steps that the finished cycles took: a resumed run counts on from there."""
+    """Count the training steps of the finished cycles."""
     files = (folder / "cycles").glob(f"[0-9]*/{STEPS}")
     return sum(max(0, len(path.read_text(encoding="utf-8").splitlines()) - 1) for path in files)
 
 
 def _resolve(mode: str) -> str:
-    """W&B asks on the terminal when it has no key: without one it must be offline."""
+    """Resolve `auto`: without a key W&B would ask on the terminal, so it must be offline."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):

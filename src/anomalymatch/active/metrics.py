@@ -1,29 +1,30 @@
-"""One row of numbers for one cycle."""
+"""Row of a cycle of active learning."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from anomalymatch.active.run_folder import Row
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation.metrics import MEASURES, RankingMetrics, discovery_yield, ranking_metrics
 from anomalymatch.ranking import Ranking
-from anomalymatch.types import Label
+from anomalymatch.types import Label, Row
 
 
 def evaluate(ranking: Ranking, task: Task) -> RankingMetrics:
     """Measure a ranking against the truth of `task`.
 
     Raises:
-        DataError: if the truth is not known.
+        DataError: if the truth is unknown.
     """
     return ranking_metrics(ranking.logits, task.truth(ranking.ids))
 
 
-def cycle_row(cycle: int, task: Task, labels: Mapping[str, Label], ranking: Ranking, baseline: Ranking | None) -> Row:
-    """Label counts and, where the truth is known, the metrics of `ranking` and of the probe beside it.
+def cycle_metrics(
+    cycle: int, task: Task, labels: Mapping[str, Label], ranking: Ranking, baseline: Ranking | None
+) -> Row:
+    """Count labels and, if the truth is known, measure the rankings of the learner and of the probe.
 
-    Plain names are measured on the unlabelled rest of the pool, `heldout_` on the fixed held-out split, `probe_` on
-    the rest again, for the probe fitted on the same labels.
+    Names without a prefix refer to the unlabelled images of the pool, `heldout_` to the fixed held-out split, and
+    `probe_` to the unlabelled images again, ranked by the probe fitted on the same labels.
     """
     found = sum(label == Label.ANOMALY for label in labels.values())
     row: Row = {"cycle": cycle, "labels": len(labels), "found": found, "rejects": len(ranking.rejects)}
@@ -38,10 +39,10 @@ def cycle_row(cycle: int, task: Task, labels: Mapping[str, Label], ranking: Rank
     return row
 
 
-def yield_per_label(rows: list[Row]) -> list[float]:
-    """Anomalies found for each label spent since the start, after each cycle.
+def yield_per_label(rows: Sequence[Row]) -> list[float]:
+    """Compute the anomalies found per label since the start, after each cycle.
 
-    NaN before the first query, and where a person corrected so many labels that the counts say nothing.
+    NaN before the first query, and where so many labels were corrected that the counts are meaningless.
     """
     first = rows[0]
     gains = [(int(row["found"]) - int(first["found"]), int(row["labels"]) - int(first["labels"])) for row in rows]

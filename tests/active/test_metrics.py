@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from anomalymatch.active.evaluate import cycle_row, evaluate, yield_per_label
+from anomalymatch.active.metrics import cycle_metrics, evaluate, yield_per_label
 from anomalymatch.data.task import make_task
 from anomalymatch.errors import DataError
 from anomalymatch.evaluation.metrics import ranking_metrics
@@ -34,7 +34,7 @@ def test_a_row_measures_the_unlabelled_rest_the_held_out_split_and_the_probe(tas
     ranking, probe = scored(task, 1), scored(task, 2)
     rare = [id_ for id_ in task.pool if id_ in task.anomalies]
     labels = {rare[0]: Label.ANOMALY, rare[1]: Label.UNSURE, task.pool[1]: Label.NORMAL}
-    row = cycle_row(4, task, labels, ranking, probe)
+    row = cycle_metrics(4, task, labels, ranking, probe)
     assert (row["cycle"], row["labels"], row["found"], row["rejects"]) == (4, 3, 1, 0)
     rest = [id_ for id_ in task.pool if id_ not in labels]
     logit = dict(zip(ranking.ids, ranking.logits, strict=True))
@@ -48,7 +48,7 @@ def test_a_row_measures_the_unlabelled_rest_the_held_out_split_and_the_probe(tas
 
 def test_a_row_says_nan_once_all_anomalies_are_found(task):
     labels = {id_: Label.ANOMALY for id_ in task.pool if id_ in task.anomalies}
-    row = cycle_row(2, task, labels, scored(task, 1), None)
+    row = cycle_metrics(2, task, labels, scored(task, 1), None)
     assert math.isnan(row["auroc"])
     assert math.isnan(row["precision_at_1pct"])
     assert row["anomalies"] == 0
@@ -60,12 +60,12 @@ def test_a_row_without_truth_counts_only(make_source):
     task = make_task(make_source(20, truth=None))
     ranking = Ranking(task.pool[1:], np.zeros(19), [Reject(task.pool[0], "the file is empty")])
     labels = {task.pool[1]: Label.ANOMALY, task.pool[2]: Label.NORMAL, task.pool[3]: Label.ARTEFACT}
-    assert cycle_row(1, task, labels, ranking, None) == {"cycle": 1, "labels": 3, "found": 1, "rejects": 1}
+    assert cycle_metrics(1, task, labels, ranking, None) == {"cycle": 1, "labels": 3, "found": 1, "rejects": 1}
 
 
 def test_a_row_without_held_out_split_has_no_such_columns(make_source):
     task = make_task(make_source(50), anomaly="rare", holdout=0.0)
-    assert not any("heldout" in key for key in cycle_row(1, task, {}, scored(task, 0), None))
+    assert not any("heldout" in key for key in cycle_metrics(1, task, {}, scored(task, 0), None))
 
 
 def test_yield_counts_from_the_start():
