@@ -18,9 +18,9 @@ from scipy.special import expit
 from scipy.stats import beta
 
 from anomalymatch import compose
-from anomalymatch.active.audit import ALL, HIGH
+from anomalymatch.active.audit import ALL
 from anomalymatch.algorithms.probe.regression import fit_logistic
-from anomalymatch.evaluation.advice import ABOVE, FEW, MISSED, advice, recent_yield
+from anomalymatch.build import build
 from anomalymatch.evaluation.discovery import LEVEL, Count, anomalies_among, anomalies_left
 
 PREVALENCES, AUDITS = (0.001, 0.005, 0.01, 0.05), (20, 50, 100, 200, 500, 2000)
@@ -28,6 +28,7 @@ DIMENSIONS, CLOUDS, BATCH, START = 16, 5, 20, (3, 97)
 CHECKED_CYCLES = (1, 5, 12)
 """Cycles after which the remaining anomalies are estimated."""
 TRAINED_AUDIT = 500
+STOPPING = build(compose().al.stopping)
 cached_anomalies_among = cache(anomalies_among)
 
 
@@ -120,10 +121,8 @@ def check(states: dict[int, State], audit: np.ndarray, rare: np.ndarray, **names
     """Compare each interval after each checked cycle with the truth."""
     for cycle, state in states.items():
         truth, audited = rare[state.order], audit[state.order]
-        tops = {f"top {top}": top for top in compose().al.audit_tops} | {
-            HIGH: int((state.scores > ABOVE).sum()),
-            ALL: len(truth),
-        }
+        tops = {f"top {top}": top for top in compose().al.audit_tops}
+        tops |= {HIGH: int((state.scores > STOPPING.score).sum()), ALL: len(truth)}
         counts = {}
         for what, top in tops.items():
             seen, found = int(audited[:top].sum()), int((truth & audited)[:top].sum())
@@ -164,10 +163,10 @@ def page_coverage(state: State, audit: np.ndarray, rare: np.ndarray) -> Row:
 def advice_coverage(names: Row, counts: dict[str, Count], history: list[Row], real: tuple[int, int]) -> Iterator[Row]:
     """Check any advice to stop: whether no more anomalies than it allows remain, in all or above the score."""
     found = int(history[-1]["found"])
-    text = advice(counts[ALL], recent_yield(history), found=found, above=counts[HIGH])
+    text = STOPPING.advice(counts[ALL], STOPPING.recent_yield(history), found=found, above=counts[HIGH])
     stop, above = "stop" in text and "soon" not in text, "above a score" in text
     for what, left, advised in (("stop", real[0], stop and not above), ("stop above", real[1], stop and above)):
-        holds = float(left <= max(FEW, MISSED * found)) if advised else np.nan
+        holds = float(left <= max(STOPPING.few, STOPPING.share * found)) if advised else np.nan
         yield {**names, "what": what, "holds": holds, "width": float(advised), "left": left}
 
 

@@ -17,9 +17,11 @@ import numpy as np
 from bench import Row, make_parser, markdown, parse_options, write_csv
 from synthetic import SyntheticSource
 
+from anomalymatch import compose
 from anomalymatch.algorithms.novelty.detectors import Neighbours
 from anomalymatch.algorithms.probe.regression import ProbeSpec
 from anomalymatch.backbones.features import SHARD_IMAGES, Features, Shard
+from anomalymatch.build import build
 from anomalymatch.types import Label
 from anomalymatch.ui import LabelService, LiveRanking, Query, Show, Sort, build_feature_store, compute_novelty
 
@@ -110,6 +112,7 @@ def measure(folder: Path, count: int, compression: str) -> list[Row]:
             workers=2,
             seed=0,
             needs_labels=True,
+            stopping=build(compose().al.stopping),
         )
         service.page(Query())
         return service

@@ -310,6 +310,7 @@ PROTOCOL = {
     "compare_probe": "al.compare_probe=false",
     "audit": "al.audit=30",
     "audit_tops": "al.audit_tops=[7]",
+    "stopping": "al.stopping.score=0.5",
     "cold_start": "al.cold_start=random",
     "strategy": "al.strategy.name=uncertain",
     "seed": "seed=1",

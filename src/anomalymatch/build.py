@@ -143,6 +143,7 @@ def build_loop(config: DictConfig) -> ActiveLoop:
             normals=config.al.initial.normals,
             audit=config.al.audit,
             audit_tops=tuple(config.al.audit_tops),
+            stopping=build(config.al.stopping),
         ),
         seed=config.seed,
     )
@@ -229,6 +230,7 @@ def build_label_service(config: DictConfig, page: DictConfig, run: Path, source:
         seed=config.seed,
         divide=build_grouper(config, embedding),
         needs_labels=learner.needs_labels and not any(cold_start.trains for cold_start in rankers),
+        stopping=build(config.al.stopping),
     )
     service.add_given_labels({id_: Label(label) for id_, label in source.labels.items()})
     return service

@@ -32,7 +32,7 @@ def test_what_is_left_by_rank():
     ids = [f"i{n:04d}" for n in range(1500)]
     rest = Ranking(ids[::-1], np.linspace(-8, 4, 1500))  # i0000 ranks first
     sealed = dict.fromkeys(ids[::10], Label.NORMAL) | {ids[0]: Label.ANOMALY, ids[30]: Label.ANOMALY, "gone": "anomaly"}
-    rows = {row["what"]: row for row in left_by_rank(rest, sealed, [20, 100, 1000])}
+    rows = {row["what"]: row for row in left_by_rank(rest, sealed, [20, 100, 1000], 0.1)}
     assert list(rows) == ["top 20", "top 100", "top 1000", "score above 0.1", "all"]
     assert [rows[what]["audited"] for what in rows if what != "score above 0.1"] == [2, 10, 100, 150]
     assert [rows[what]["audited_anomalies"] for what in rows] == [1, 2, 2, 2, 2]

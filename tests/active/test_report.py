@@ -10,6 +10,7 @@ from anomalymatch.active.run_folder import CONFIG, METRICS, SCORES, STEPS, RunFo
 from anomalymatch.config import compose
 from anomalymatch.data.task import make_task
 from anomalymatch.errors import StorageError
+from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
@@ -43,6 +44,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(module, "contact_sheet", lambda images, captions, *, frames: Image.new("RGB", (4, 4)))
 
 
+STOPPING = StoppingRule(40, 20, 3, 0.1, 0.1)
 MEASURED = {"auroc": 0.9, "ap": 0.5, "precision_at_1pct": 1.0, "heldout_ap": 0.4, "seconds": 1.0}
 
 
@@ -51,7 +53,7 @@ def test_the_report_shows_every_figure_of_a_benchmark(folder, task):
     steps = [{"step": 0.0, "loss_lb": 0.5, "loss_ulb": 0.1, "pass_rate": 0.2, "pass_rate_anomaly": 0.0}]
     for cycle in (1, 2):
         finish(folder, task, cycle, steps=steps, **MEASURED)
-    html = RunReport(folder, task).write().read_text(encoding="utf-8")
+    html = RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
     names = {path.stem for path in folder.plots.glob("*.png")}
     assert names == {"pr", "roc", "metrics", "discovery", "scores", "training"}
     assert html.count("data:image/png;base64,") == len(names) + 2
@@ -75,7 +77,7 @@ def test_the_report_of_an_archive_says_that_nothing_is_measured(folder, make_sou
     task = make_task(make_source(30, truth=None))
     folder.labels.append({task.pool[0]: Label.ANOMALY, task.pool[1]: Label.NORMAL}, annotator="start", cycle=0)
     finish(folder, task, 1)
-    html = RunReport(folder, task).write().read_text(encoding="utf-8")
+    html = RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
     assert {path.stem for path in folder.plots.glob("*.png")} == {"scores"}
     assert "there are no metrics" in html
     assert "own labels" in html
@@ -86,18 +88,18 @@ def test_the_report_of_an_archive_says_that_nothing_is_measured(folder, make_sou
 def test_a_run_that_is_done_says_how_to_go_on(folder, task, quick):
     for cycle in (1, 2, 3):
         finish(folder, task, cycle, **MEASURED)
-    assert f"resume={folder.path} al.cycles=4" in RunReport(folder, task).write().read_text(encoding="utf-8")
+    assert f"resume={folder.path} al.cycles=4" in RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
 
 
 def test_what_is_left_is_told_where_it_was_audited(folder, task):
     left = {"left": 6.0, "left_low": 2.0, "left_high": 31.0, "audited": 40}
     finish(folder, task, 1, **MEASURED | {"left": float("nan"), "left_low": float("nan"), "left_high": float("nan")})
-    html = RunReport(folder, task).write().read_text(encoding="utf-8")
+    html = RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
     assert "Left" not in html
     assert "random audit" not in html
     assert not (folder.plots / "left.png").exists()
     finish(folder, task, 1, **MEASURED | left)
-    html = RunReport(folder, task).write().read_text(encoding="utf-8")
+    html = RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
     assert "(40 images that are still unlabelled): about 6 " in html
     assert "<th" in html
     assert "Left high" in html
@@ -106,35 +108,35 @@ def test_what_is_left_is_told_where_it_was_audited(folder, task):
 
 def test_a_training_below_its_probe_is_told(folder, task, quick):
     finish(folder, task, 1, **MEASURED, probe_ap=0.53)
-    assert "worse than the probe" in RunReport(folder, task).write().read_text(encoding="utf-8")
+    assert "worse than the probe" in RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
     finish(folder, task, 1, **MEASURED, probe_ap=0.51)
-    assert "worse than the probe" not in RunReport(folder, task).write().read_text(encoding="utf-8")
+    assert "worse than the probe" not in RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
 
 
 def test_rejects_are_told(folder, task, quick):
     finish(folder, task, 1, **MEASURED | {"rejects": 3})
-    assert "rejects.parquet lists them" in RunReport(folder, task).write().read_text(encoding="utf-8")
+    assert "rejects.parquet lists them" in RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
 
 
 def test_undefined_metrics_do_not_stop_the_report(folder, task):
     rare = [id_ for id_ in task.pool if id_ in task.anomalies]
     folder.labels.append(dict.fromkeys(rare, Label.ANOMALY), annotator="start", cycle=0)
     finish(folder, task, 1, **MEASURED | {"auroc": float("nan"), "ap": float("nan")})
-    assert "\N{EN DASH}" in RunReport(folder, task).write().read_text(encoding="utf-8")
+    assert "\N{EN DASH}" in RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
 
 
 def test_a_corrupt_cycle_is_one_sentence(folder, task, quick):
     finish(folder, task, 1, **MEASURED)
     (folder.cycle(1) / SCORES).write_bytes(b"")
     with pytest.raises(StorageError, match="missing or corrupt: delete that cycle's folder"):
-        RunReport(folder, task).write()
+        RunReport(folder, task, STOPPING).write()
 
 
 def test_the_scores_of_a_cycle_are_read_once(folder, task, quick, monkeypatch):
     read = []
     ranking = RunFolder.ranking
     monkeypatch.setattr(RunFolder, "ranking", lambda self, cycle: read.append(cycle) or ranking(self, cycle))
-    report = RunReport(folder, task)
+    report = RunReport(folder, task, STOPPING)
     for cycle in range(1, 6):
         finish(folder, task, cycle, **MEASURED)
         report.write()
@@ -196,7 +198,7 @@ def test_panels_are_of_what_was_logged_in_all_cycles(folder, task, quick):
     ]
     finish(folder, task, 1, steps=steps, **MEASURED)
     finish(folder, task, 2, steps=[{**steps[0], "pseudo_precision_normal": 1.0}], **MEASURED)
-    panels = RunReport(folder, task).panels(2)
+    panels = RunReport(folder, task, STOPPING).panels(2)
     assert panels["labelled\nloss"] == {"": [0.5, 0.5]}
     assert panels["pass rate,\nanomaly"] == {"anomaly": [0.1, 0.1]}
     assert panels["precision of\npseudo-labels"] == {"normal": [pytest.approx(nothing, nan_ok=True), 1.0]}

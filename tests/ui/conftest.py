@@ -144,6 +144,7 @@ def make_service(
     Each tenth image is rare, and its features show it. With `trained`, the run has a finished training whose scores
     fall with the position, so that the images are ranked before the first label.
     """
+    from anomalymatch.evaluation.advice import StoppingRule
     from anomalymatch.types import Reject
     from anomalymatch.ui import FirstOrder, LabelService, LiveRanking
 
@@ -178,6 +179,7 @@ def make_service(
             workers=2,
             seed=0,
             needs_labels=needs_labels,
+            stopping=StoppingRule(40, 20, 3, 0.1, 0.1),
             divide=lambda ids, normals, count: [ids[k :: count or 3] for k in range(count or 3)],
         )
         opened.append(service)

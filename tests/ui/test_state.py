@@ -51,8 +51,8 @@ def events(*labels):
 
 def test_recent_yield_counts_the_last_labels_without_the_audit():
     labelled = events(*[Label.ANOMALY] * 5, *[Label.NORMAL] * 30, *[Label.ANOMALY] * 3)
-    assert recent_yield(labelled, {}) == (5 + 3, 38)
+    assert recent_yield(labelled, {}, 40) == (5 + 3, 38)
     audit = {f"i{n}": Label.NORMAL for n in range(30, 36)} | {"i0": Label.ANOMALY}
-    assert recent_yield(labelled, audit) == (6, 31)
-    assert recent_yield(events(*[Label.ANOMALY] * 50, *[Label.NORMAL] * 39), {}) == (1, 40)
-    assert recent_yield([], {}) == (0, 0)
+    assert recent_yield(labelled, audit, 40) == (6, 31)
+    assert recent_yield(events(*[Label.ANOMALY] * 50, *[Label.NORMAL] * 39), {}, 40) == (1, 40)
+    assert recent_yield([], {}, 40) == (0, 0)

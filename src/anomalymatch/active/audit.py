@@ -18,14 +18,14 @@ import numpy as np
 
 from anomalymatch.active.run_folder import RunReader
 from anomalymatch.data.task import Task
-from anomalymatch.evaluation.advice import ABOVE, advice, recent_yield
+from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.evaluation.discovery import UNKNOWN, WANTED, Count, anomalies_in_tops, anomalies_left, audit_order
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label, Row
 
 AUDIT, LEFT = "audit.csv", "left.csv"
 """Files with the audit's labels (in the run folder) and with the estimates by rank and score (of a cycle)."""
-ALL, HIGH = "all", f"score above {ABOVE}"
+ALL = "all"
 
 
 def sealed_labels(task: Task, count: int, seed: int) -> dict[str, Label]:
@@ -36,20 +36,21 @@ def sealed_labels(task: Task, count: int, seed: int) -> dict[str, Label]:
     return {id_: task.label(id_) for id_ in drawn}
 
 
-def left_by_rank(rest: Ranking, sealed: Mapping[str, Label], tops: Sequence[int]) -> list[Row]:
+def left_by_rank(rest: Ranking, sealed: Mapping[str, Label], tops: Sequence[int], score: float) -> list[Row]:
     """Estimate the anomalies among the top-ranked unlabelled images, those with high scores, and all.
 
     Args:
         rest: ranking of the images that the search has not labelled.
         sealed: labels of the audit.
         tops: numbers of top-ranked images to count in.
+        score: also count above this score.
     """
     order = rest.order
     labels = [sealed.get(rest.ids[i]) for i in order.tolist()]
     audited = np.array([label is not None for label in labels], dtype=bool)
     is_anomaly = np.array([label is Label.ANOMALY for label in labels], dtype=bool)
     sizes = {f"top {top}": top for top in tops if top < len(rest)}
-    sizes |= {HIGH: int(np.count_nonzero(rest.scores > ABOVE)), ALL: len(rest)}
+    sizes |= {above(score): int(np.count_nonzero(rest.scores > score)), ALL: len(rest)}
     counts = anomalies_in_tops(audited, is_anomaly, list(sizes.values()))
     return [
         {
@@ -84,16 +85,21 @@ def left_in_all(task: Task, labels: Mapping[str, Label], ranking: Ranking, seed:
     return row | _columns(count)
 
 
-def advise(run: RunReader, rows: list[Row]) -> str:
+def advise(run: RunReader, rows: list[Row], stopping: StoppingRule) -> str:
     """Advise in one sentence whether to continue after the last cycle; empty without an audit."""
     last = rows[-1]
     left = _count(last)
     path = run.cycle(len(rows)) / LEFT
-    above = None
+    high = None
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
-            above = next((_count(row) for row in csv.DictReader(file) if row["what"] == HIGH), None)
-    return advice(left, recent_yield(rows), found=int(last["found"]), above=above)
+            high = next((_count(row) for row in csv.DictReader(file) if row["what"] == above(stopping.score)), None)
+    return stopping.advice(left, stopping.recent_yield(rows), found=int(last["found"]), above=high)
+
+
+def above(score: float) -> str:
+    """Return the name of the row of left.csv for images above a score."""
+    return f"score above {score}"
 
 
 def _columns(count: Count) -> Row:

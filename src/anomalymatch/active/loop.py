@@ -21,6 +21,7 @@ from anomalymatch.data.label_log import FROM_FILE, csv_text, export_csv
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task, initial_labels
 from anomalymatch.errors import LabelError
+from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.files import write_text
 from anomalymatch.ranking import Ranking, write_rejects
 from anomalymatch.types import Label, Row
@@ -41,6 +42,7 @@ class LoopSpec:
         normals: number of labelled normals at the start of a benchmark.
         audit: images of a benchmark to label at random in advance, only to estimate how many anomalies remain.
         audit_tops: numbers of top-ranked images for which the audit estimates that, too.
+        stopping: rule for the advice to stop labelling.
     """
 
     cycles: int
@@ -50,6 +52,7 @@ class LoopSpec:
     normals: int
     audit: int
     audit_tops: Sequence[int]
+    stopping: StoppingRule
 
     def __post_init__(self) -> None:
         check_range("al.cycles", self.cycles, low=1)
@@ -102,7 +105,7 @@ class ActiveLoop:
             folder: the run folder.
             tracker: receives metrics, figures and weights.
         """
-        self.folder, self.tracker, self.report = folder, tracker, RunReport(folder, self.task)
+        self.folder, self.tracker, self.report = folder, tracker, RunReport(folder, self.task, self.spec.stopping)
         if self._sealed:
             export_csv(self._sealed, folder.path / AUDIT)
         done = self.folder.finished_cycles()
@@ -221,7 +224,7 @@ class ActiveLoop:
         self.folder.write_metrics()
         self.report.write()
         rows = self.folder.rows()
-        todo = advise(self.folder, rows)
+        todo = advise(self.folder, rows, self.spec.stopping)
         if todo:
             logger.info("Cycle %d: %s", cycle, todo)
         if self.folder.began_cold(cycle):
@@ -233,7 +236,7 @@ class ActiveLoop:
         if self.task.anomalies is None:
             return [left_in_all(self.task, labels, ranking, self.seed)]
         rest = ranking.restrict(id_ for id_ in self.task.pool if id_ not in labels)
-        return left_by_rank(rest, self._sealed, self.spec.audit_tops)
+        return left_by_rank(rest, self._sealed, self.spec.audit_tops, self.spec.stopping.score)
 
     def _baseline_ranking(self, labels: dict[str, Label], pool: list[str]) -> Ranking | None:
         if self.baseline is None or not have_both_classes(labels):

@@ -13,6 +13,7 @@ from anomalymatch.active.run_folder import CONFIG, STEPS, RunFolder
 from anomalymatch.data.collect import read_images
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation import plots
+from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, contact_sheet
 from anomalymatch.evaluation.metrics import Curves, curves
 from anomalymatch.evaluation.plots import left_figure, training_figure
@@ -66,10 +67,11 @@ class RunReport:
     Args:
         folder: the run folder.
         task: the images and, in a benchmark, the truth.
+        stopping: rule for the advice to stop labelling.
     """
 
-    def __init__(self, folder: RunFolder, task: Task) -> None:
-        self.folder, self.task = folder, task
+    def __init__(self, folder: RunFolder, task: Task, stopping: StoppingRule) -> None:
+        self.folder, self.task, self.stopping = folder, task, stopping
         self._curves: dict[int, Curves] = {}
         self._steps: dict[int, list[dict[str, str]]] = {}
 
@@ -85,7 +87,8 @@ class RunReport:
             worst = f"Highest-scored normal images of cycle {last}."
             figures.append(ReportFigure("Worst false positives", worst, folder.cycle(last) / FALSE_POSITIVES))
         path = folder.path / "report.html"
-        write_report(path, _report(folder, task, rows, figures))
+        notes = _left_notes(rows, advise(folder, rows, self.stopping)) + _notes(task, rows) + _guard_notes(folder, rows)
+        write_report(path, _report(folder, task, rows, figures, notes))
         return path
 
     def curves(self, cycle: int) -> Curves:
@@ -138,7 +141,7 @@ class RunReport:
         return [ReportFigure(t, c, folder.plots / f"{n}.png", kind="plot") for n, (_, t, c) in figures.items()]
 
 
-def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[ReportFigure]) -> Report:
+def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[ReportFigure], notes: list[str]) -> Report:
     config = OmegaConf.load(folder.path / CONFIG)
     yields = yield_per_label(rows)
     table = [
@@ -164,7 +167,7 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
         facts=facts,
         metrics=[{c: row[c] for c in _columns(table) if c in row} for row in table],
         figures=figures,
-        notes=_left_notes(folder, rows) + _notes(task, rows) + _guard_notes(folder, rows),
+        notes=notes,
         config=OmegaConf.to_yaml(config, resolve=True),
         command=f"python -m anomalymatch.run resume={folder.path}{further}",
     )
@@ -176,8 +179,8 @@ def _columns(table: list[Row]) -> list[str]:
     return [c for c in REPORTED if c in known or c not in LEFT_COLUMNS]
 
 
-def _left_notes(folder: RunFolder, rows: list[Row]) -> list[str]:
-    todo, audited = advise(folder, rows), rows[-1].get("audited", 0)
+def _left_notes(rows: list[Row], todo: str) -> list[str]:
+    audited = rows[-1].get("audited", 0)
     return [f"By a random audit ({audited:,} images that are still unlabelled): {todo}."] if todo else []
 
 

@@ -2,19 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from anomalymatch.checks import check_range
 from anomalymatch.evaluation.discovery import Count
-
-RECENT = 40
-"""Number of labels that count as the last ones."""
-ENOUGH = 20
-"""Number of labels without an anomaly from which the search counts as exhausted."""
-FEW = 3
-MISSED = 0.1
-"""Stopping is advised if at most this share of the anomalies found, or `FEW`, may be left."""
-ABOVE = 0.1
-"""Score above which the search expects anomalies."""
 
 
 class Yield(NamedTuple):
@@ -24,51 +16,79 @@ class Yield(NamedTuple):
     labels: int
 
 
-def recent_yield(rows: Sequence[Mapping[str, float | int | str]]) -> Yield:
-    """Sum up the last batches, until they have `RECENT` labels.
+@dataclass(frozen=True)
+class StoppingRule:
+    """Rule for the advice to stop labelling.
 
-    Args:
-        rows: one per cycle, with the totals `labels`, `found` and `audited`. A batch with revoked or corrected labels
-            or with audited images ends the sum, because it does not show the yield of the search.
+    Attributes:
+        recent_labels: number of labels that count as the last ones.
+        least_labels: number of labels without an anomaly from which the search counts as exhausted.
+        few: number of anomalies that may be left when stopping is advised,
+        share: or this share of the anomalies found, if that is more.
+        score: score above which the search expects anomalies.
     """
-    found = labels = 0
-    for now, before in zip(rows[:0:-1], rows[-2::-1], strict=True):
-        spent, gained = int(now["labels"]) - int(before["labels"]), int(now["found"]) - int(before["found"])
-        audited = float(now.get("audited", 0)) > float(before.get("audited", 0))
-        if labels >= RECENT or audited or not 0 <= gained <= spent:
-            break
-        labels, found = labels + spent, found + gained
-    return Yield(found, labels)
 
+    recent_labels: int
+    least_labels: int
+    few: int
+    share: float
+    score: float
 
-def advice(left: Count, recent: Yield, *, found: int, above: Count | None = None) -> str:
-    """Write the advice as one sentence; empty without an estimate.
+    def __post_init__(self) -> None:
+        check_range("al.stopping.recent_labels", self.recent_labels, low=1)
+        check_range("al.stopping.least_labels", self.least_labels, low=1)
+        check_range("al.stopping.few", self.few, low=0)
+        for key in ("share", "score"):
+            check_range(f"al.stopping.{key}", getattr(self, key), low=0, high=1)
 
-    Args:
-        left: estimated number of anomalies not found yet.
-        recent: yield of the last labels.
-        found: number of anomalies found.
-        above: estimated number of them above a score of `ABOVE`, if known.
-    """
-    if math.isnan(left.high):
-        return ""
-    if left.high == 0:
-        return "no anomaly is left: stop labelling"
-    limit, exhausted = max(FEW, math.floor(MISSED * found)), recent.labels >= ENOUGH and not recent.found
-    if not exhausted:
-        return _going_on(left, recent, enough=left.high <= limit)
-    nothing = f"the last {recent.labels:,} labels found nothing"
-    if left.high <= limit:
-        return f"{nothing} and at most {left.high:,.0f} (90 %) are left: you may stop"
-    if above is not None and above.high <= limit:
+    def limit(self, found: int) -> int:
+        """Return the number of anomalies that may be left when stopping is advised."""
+        return max(self.few, math.floor(self.share * found))
+
+    def recent_yield(self, rows: Sequence[Mapping[str, float | int | str]]) -> Yield:
+        """Sum up the last batches, until they have `recent_labels` labels.
+
+        Args:
+            rows: one per cycle, with the totals `labels`, `found` and `audited`. A batch with revoked or corrected labels
+                or with audited images ends the sum, because it does not show the yield of the search.
+        """
+        found = labels = 0
+        for now, before in zip(rows[:0:-1], rows[-2::-1], strict=True):
+            spent, gained = int(now["labels"]) - int(before["labels"]), int(now["found"]) - int(before["found"])
+            audited = float(now.get("audited", 0)) > float(before.get("audited", 0))
+            if labels >= self.recent_labels or audited or not 0 <= gained <= spent:
+                break
+            labels, found = labels + spent, found + gained
+        return Yield(found, labels)
+
+    def advice(self, left: Count, recent: Yield, *, found: int, above: Count | None = None) -> str:
+        """Write the advice as one sentence; empty without an estimate.
+
+        Args:
+            left: estimated number of anomalies not found yet.
+            recent: yield of the last labels.
+            found: number of anomalies found.
+            above: estimated number of them above a score of `score`, if known.
+        """
+        if math.isnan(left.high):
+            return ""
+        if left.high == 0:
+            return "no anomaly is left: stop labelling"
+        limit, exhausted = self.limit(found), recent.labels >= self.least_labels and not recent.found
+        if not exhausted:
+            return _going_on(left, recent, enough=left.high <= limit)
+        nothing = f"the last {recent.labels:,} labels found nothing"
+        if left.high <= limit:
+            return f"{nothing} and at most {left.high:,.0f} (90 %) are left: you may stop"
+        if above is not None and above.high <= limit:
+            return (
+                f"{nothing} and at most {above.high:,.0f} (90 %) are left above a score of {self.score}: you may stop, though "
+                f"up to {left.high:,.0f} may be left in all, of kinds that the ranking does not know"
+            )
         return (
-            f"{nothing} and at most {above.high:,.0f} (90 %) are left above a score of {ABOVE}: you may stop, though "
-            f"up to {left.high:,.0f} may be left in all, of kinds that the ranking does not know"
+            f"{nothing}, though up to {left.high:,.0f} (90 %) may be left: go on with other examples or another order, or "
+            f"audit more images to know better"
         )
-    return (
-        f"{nothing}, though up to {left.high:,.0f} (90 %) may be left: go on with other examples or another order, or "
-        f"audit more images to know better"
-    )
 
 
 def _left_text(left: Count) -> str:

@@ -14,6 +14,7 @@ from anomalymatch.active.run_folder import RunReader
 from anomalymatch.data.label_log import FROM_FILE, LabelEvent, LabelLog
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError
+from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Image, Label
 from anomalymatch.ui.examples import Examples
@@ -45,6 +46,7 @@ class LabelService:
         seed: seed of the random audit.
         divide: divides images into groups.
         needs_labels: True if a training needs an anomaly and a normal.
+        stopping: rule for the advice to stop labelling.
 
     Attributes:
         name: name of the archive.
@@ -70,6 +72,7 @@ class LabelService:
         seed: int,
         divide: Divide,
         needs_labels: bool,
+        stopping: StoppingRule,
     ) -> None:
         self.run, self.source, self.name, self.total = run, source, source.name, len(source.ids)
         self._listeners = Listeners()
@@ -85,7 +88,7 @@ class LabelService:
             dimensions=live.store.dimensions,
         )
         gallery = Gallery(source.ids, seed=seed, metadata=self.pictures.metadata_of.table)
-        self._state = SearchState(source.ids, source.name, LabelIndex(self._log), live, gallery)
+        self._state = SearchState(source.ids, source.name, LabelIndex(self._log), live, gallery, stopping)
         self._seconds = math.nan
         self._cycle = self._reader.finished_cycles()
         self._state.add_trainings(self._reader, range(1, self._cycle + 1))

@@ -14,7 +14,7 @@ from anomalymatch.checks import check_choice
 from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.data.source import IdIndex
 from anomalymatch.errors import LabelError
-from anomalymatch.evaluation.advice import RECENT, Yield, advice
+from anomalymatch.evaluation.advice import StoppingRule, Yield
 from anomalymatch.evaluation.discovery import UNKNOWN, WANTED, anomalies_left
 from anomalymatch.evaluation.ranks import interleave
 from anomalymatch.ranking import Ranking
@@ -101,10 +101,19 @@ class SearchState:
         labels: the labels.
         live: the live ranking.
         gallery: the orders.
+        stopping: rule for the advice to stop labelling.
     """
 
-    def __init__(self, ids: Sequence[str], name: str, labels: LabelIndex, live: LiveRanking, gallery: Gallery) -> None:
-        self.ids, self.labels, self.live, self.gallery = ids, labels, live, gallery
+    def __init__(
+        self,
+        ids: Sequence[str],
+        name: str,
+        labels: LabelIndex,
+        live: LiveRanking,
+        gallery: Gallery,
+        stopping: StoppingRule,
+    ) -> None:
+        self.ids, self.labels, self.live, self.gallery, self.stopping = ids, labels, live, gallery, stopping
         self.index = IdIndex(ids, name)
         self.scores = Scores()
         self.lock = threading.RLock()
@@ -337,15 +346,17 @@ def estimate_left(state: SearchState) -> Estimate:
         found=found,
         unlabelled=int((codes == 0).sum()),
     )
-    return Estimate(*left, "", advice(left, recent_yield(events, audit), found=found))
+    recent = recent_yield(events, audit, state.stopping.recent_labels)
+    return Estimate(*left, "", state.stopping.advice(left, recent, found=found))
 
 
-def recent_yield(events: Sequence[LabelEvent], audit: dict[str, Label]) -> Yield:
+def recent_yield(events: Sequence[LabelEvent], audit: dict[str, Label], count: int) -> Yield:
     """Count the anomalies among the last labels of the search, without those of the random audit.
 
     Args:
         events: current label of each image, oldest first.
         audit: the random sample.
+        count: number of labels that count as the last ones.
     """
-    recent = [event.label for event in events if event.id not in audit][-RECENT:]
+    recent = [event.label for event in events if event.id not in audit][-count:]
     return Yield(sum(label is Label.ANOMALY for label in recent), len(recent))
