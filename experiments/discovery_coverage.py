@@ -29,6 +29,7 @@ CHECKED_CYCLES = (1, 5, 12)
 """Cycles after which the remaining anomalies are estimated."""
 TRAINED_AUDIT = 500
 STOPPING = build(compose().al.stopping)
+HIGH = f"score above {STOPPING.score}"
 cached_anomalies_among = cache(anomalies_among)
 
 

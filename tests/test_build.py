@@ -33,7 +33,7 @@ def tiny(tiny_job):
     return make
 
 
-def test_ten_lines_do_what_the_command_does(probe_job, tmp_path, without_pictures):
+def test_the_python_interface_gives_the_numbers_of_the_command(probe_job, tmp_path, without_pictures):
     data = [w for w in probe_job if w.startswith(("dataset.", "data."))]
     model = [w for w in probe_job if w.startswith(("model.", "data.", "inference.", "dataset.image_size"))]
     task = am.open_task("demo", *data)
@@ -46,7 +46,7 @@ def test_ten_lines_do_what_the_command_does(probe_job, tmp_path, without_picture
     assert set(ranking.top(5)) <= set(task.pool) - set(labels)
 
 
-def test_a_subclass_that_loads_images_is_a_source(make_source, tiny_job):
+def test_a_subclass_with_load_is_a_source(make_source, tiny_job):
     class Mine(am.ImageSource):
         def __init__(self):
             ids = [f"m{i}" for i in range(40)]
@@ -89,7 +89,7 @@ def test_a_subclass_that_loads_images_is_a_source(make_source, tiny_job):
         ("trainer.iterations=0", "algorithm.learner.batch.iterations is 0: it must be at least 1"),
     ],
 )
-def test_a_wrong_value_is_one_error_in_our_own_words(tiny, word, cause):
+def test_a_wrong_value_is_an_error_that_names_its_key(tiny, word, cause):
     def build():
         config = tiny(word)
         loop = build_loop(config)
@@ -112,7 +112,7 @@ def test_a_wrong_value_is_one_error_in_our_own_words(tiny, word, cause):
         ("meanteacher", FixedThreshold, "squared_error"),
     ],
 )
-def test_the_algorithms_are_one_training_with_another_weighting(tiny, algorithm, weighting, consistency):
+def test_variants_of_fixmatch_differ_in_the_weighting(tiny, algorithm, weighting, consistency):
     loop = build_loop(tiny(f"algorithm={algorithm}"))
     assert isinstance(loop.learner, FixMatchLearner)
     made = loop.learner.recipe.loss.make_weighting(7)
@@ -124,7 +124,7 @@ def test_the_algorithms_are_one_training_with_another_weighting(tiny, algorithm,
     assert aligned.recipe.loss.make_alignment().prior.tolist() == pytest.approx([0.8, 0.2])
 
 
-def test_images_must_be_there(tmp_path):
+def test_missing_images_are_reported(tmp_path):
     with pytest.raises(DataError, match=r"dataset=folder needs data\.root=PATH"):
         open_task("folder")
     with pytest.raises(DataError, match="expected a folder with images, found nothing"):
@@ -133,13 +133,13 @@ def test_images_must_be_there(tmp_path):
         open_task("flickr")
 
 
-def test_the_baseline_is_the_probe_unless_it_is_the_learner_or_unwanted(tiny, probe_job):
+def test_the_baseline_is_the_probe_unless_it_is_the_learner_or_switched_off(tiny, probe_job):
     assert isinstance(build_loop(tiny()).baseline, ProbeLearner)
     assert build_loop(tiny("al.compare_probe=false")).baseline is None
     assert build_loop(compose(*probe_job)).baseline is None
 
 
-def test_a_setting_of_another_algorithm_is_one_clear_error(probe_job):
+def test_a_setting_of_another_algorithm_is_reported(probe_job):
     config = compose(*probe_job)
     with open_dict(config):
         config.algorithm.learner.batch = {"labelled": 8}
@@ -186,7 +186,7 @@ class Lowest:
 """
 
 
-def test_a_strategy_and_a_cold_start_of_ones_own_come_from_a_folder(
+def test_config_dir_adds_a_strategy_and_a_cold_start(
     command, probe_job, tmp_path, monkeypatch, without_pictures, events
 ):
     (tmp_path / "own_strategy.py").write_text(OWN_STRATEGY)
@@ -210,7 +210,7 @@ def test_a_strategy_and_a_cold_start_of_ones_own_come_from_a_folder(
     assert asked == rest.top(len(rest))[::-1][1:5]
 
 
-def test_a_file_that_sets_a_short_form_is_told_to_use_the_group(tmp_path):
+def test_a_short_form_in_a_file_is_refused(tmp_path):
     (tmp_path / "experiment").mkdir()
     file = tmp_path / "experiment" / "mine.yaml"
     for key, text in {"al.strategy.name": "strategy: {name: auto}", "al.cold_start": "cold_start: knn"}.items():
@@ -253,18 +253,18 @@ def test_the_page_has_a_detector_where_the_cold_start_has_none(tiny):
         (("dataset.anomaly=null",), ""),
     ],
 )
-def test_a_strategy_that_nobody_asks_is_told_of(tiny, caplog, words, told):
+def test_an_unused_strategy_is_reported(tiny, caplog, words, told):
     build_loop(tiny(*words))
     assert ("is not used" in caplog.text) == bool(told)
     assert told in caplog.text
 
 
-def test_images_that_would_not_be_looked_at_are_refused(tiny):
+def test_a_data_root_that_the_dataset_does_not_use_is_refused(tiny):
     with pytest.raises(ConfigError, match=r"data\.root=photos is not used by dataset=demo: add dataset=auto"):
         build_task(tiny("data.root=photos"))
 
 
-def test_a_source_may_call_the_folder_what_it_likes(tiny, make_source, monkeypatch):
+def test_a_source_may_use_another_key_for_its_folder(tiny, make_source, monkeypatch):
     from anomalymatch import build
 
     config, own = tiny("data.root=photos"), make_source(3)
@@ -274,12 +274,12 @@ def test_a_source_may_call_the_folder_what_it_likes(tiny, make_source, monkeypat
     assert build_source(config) is own
 
 
-def test_an_audit_that_nobody_answers_is_told_of(tiny, caplog):
+def test_an_unused_audit_is_reported(tiny, caplog):
     build_loop(tiny("dataset.anomaly=null", "al.audit=9"))
     assert "al.audit=9 is not used" in caplog.text
 
 
-def test_every_knob_of_the_demo_set_changes_the_task(tiny):
+def test_every_key_of_the_demo_dataset_changes_the_task(tiny):
     def fingerprint(*words):
         task = build_task(tiny(*words))
         return task.source.fingerprint, tuple(task.pool), tuple(task.holdout), task.anomalies
@@ -319,13 +319,13 @@ PROTOCOL = {
 """The settings of each strategy and cold start have tests beside those of their classes."""
 
 
-def test_every_knob_of_the_protocol_is_turned_below():
+def test_every_key_of_the_protocol_has_a_test():
     assert set(compose().al) == {key.split(".")[0] for key in PROTOCOL} - {"seed", "oracle"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("knob", PROTOCOL)
-def test_every_knob_of_the_protocol_changes_the_run(knob, tiny_job, probe_job, tmp_path, without_pictures):
+def test_every_key_of_the_protocol_changes_the_run(knob, tiny_job, probe_job, tmp_path, without_pictures):
     shared = tiny_job if knob in ("compare_probe", "pool_size") else probe_job
     shared = [*shared, "oracle=paper_oracle" if knob == "pool_size" else "oracle=top_k", "al.audit=20"]
     both = []

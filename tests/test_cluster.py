@@ -82,7 +82,7 @@ def test_a_folder_is_grouped_named_and_labelled(call, tiny, images, tmp_path):
     assert "has names of other groups" in err
 
 
-def test_the_number_is_chosen_and_fewer_groups_leave_no_old_sheets(tiny, images, tmp_path, caplog):
+def test_the_number_of_groups_is_chosen_and_old_sheets_are_removed(tiny, images, tmp_path, caplog):
     words = ["dataset=folder", f"data.root={images}", f"output={tmp_path / 'out'}", *tiny]
     module.cluster(*words, "clusters=5")
     folder = module.cluster(*words, "clustering.spec.most_groups=3")
@@ -92,7 +92,7 @@ def test_the_number_is_chosen_and_fewer_groups_leave_no_old_sheets(tiny, images,
     assert "subsamples agree" in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_run_gives_its_top_its_labels_and_its_normals(command, call, probe_job, tiny, tmp_path, without_pictures):
+def test_a_run_provides_its_top_its_labels_and_its_normals(command, call, probe_job, tiny, tmp_path, without_pictures):
     done = command(*probe_job, "al.cycles=1", "hydra.run.dir=run")
     assert done.code == 0, done.err
     run = tmp_path / "run" if (tmp_path / "run").exists() else tmp_path / "work" / "run"
@@ -132,7 +132,7 @@ def test_the_benchmark_composes_and_needs_its_images(call, tiny):
         (["data.root={images}", "output=/proc/nowhere", "clusters=2"], "/proc/nowhere"),
     ],
 )
-def test_what_is_wrong_gets_one_line(call, tiny, images, words, message):
+def test_errors_are_one_line(call, tiny, images, words, message):
     code, out, err = call("dataset=folder", *tiny, *(word.format(images=images) for word in words))
     assert (code, out) == (1, "")
     assert "Traceback" not in err
@@ -142,7 +142,7 @@ def test_what_is_wrong_gets_one_line(call, tiny, images, words, message):
     assert "error" not in "".join(before)
 
 
-def test_one_image_is_no_group(call, tiny, images, tmp_path):
+def test_a_single_image_is_refused(call, tiny, images, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.png").write_bytes((images / "plain" / "0.png").read_bytes())
     code, _, err = call("dataset=folder", f"data.root={tmp_path / 'one'}", *tiny)

@@ -62,7 +62,7 @@ def plain(message):
 
 
 @pytest.mark.parametrize("word", WRONG)
-def test_a_wrong_word_is_one_clear_sentence(word):
+def test_a_wrong_override_is_reported_in_one_line(word):
     with pytest.raises(ConfigError) as error:
         check_overrides([word])
     assert plain(WRONG[word]) in str(error.value)
@@ -85,7 +85,7 @@ def test_a_wrong_word_is_one_clear_sentence(word):
         "data.root=/a/b c",
     ],
 )
-def test_what_is_right_is_let_through(word):
+def test_right_overrides_are_accepted(word):
     check_overrides([word], name="cluster" if word.startswith("clustering") else "config")
 
 
@@ -98,7 +98,7 @@ def test_values_of_a_sweep_are_checked_one_by_one():
         check_overrides(["algorithm=fixmatch,prob"], multirun=True)
 
 
-def test_a_folder_of_ones_own_adds_choices(tmp_path):
+def test_a_user_folder_adds_choices(tmp_path):
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "mine.yaml").write_text("defaults: [demo, _self_]\nname: mine\n")
     check_overrides(["dataset=mine", "dataset.image_size=48"], folder=tmp_path)
@@ -109,7 +109,7 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path):
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_every_dataset_composes_and_says_what_is_needed(dataset):
+def test_every_dataset_composes_with_all_keys(dataset):
     config = compose(f"dataset={dataset}")
     assert config.dataset.name == dataset
     assert {"anomaly", "prevalence", "holdout", "image_size", "start", "source"} <= set(config.dataset)
@@ -117,7 +117,7 @@ def test_every_dataset_composes_and_says_what_is_needed(dataset):
     assert (config.al.initial.anomalies, config.al.initial.normals) == tuple(config.dataset.start.values())
 
 
-def test_a_dataset_may_ask_for_crops_orientations_and_flips_and_the_command_line_decides():
+def test_the_command_line_overrides_the_settings_of_a_dataset():
     assert compose("dataset=demo").model.crops == compose("dataset=galaxyzoo1", "model.crops=0").model.crops == 0
     assert compose("dataset=galaxyzoo1").model.crops == compose("dataset=galaxyzoo1", *ANY).model.crops == 5
     assert compose("dataset=demo").probe.orientations == 2
@@ -128,7 +128,7 @@ def test_a_dataset_may_ask_for_crops_orientations_and_flips_and_the_command_line
     assert compose("dataset=galaxyzoo1", "augment.vertical_flip=0").augment.vertical_flip == 0.0
 
 
-def test_a_composition_is_free_of_the_one_before():
+def test_changes_of_a_configuration_do_not_reach_the_next_one():
     first = compose()
     before = copy.deepcopy(OmegaConf.to_container(first, resolve=True))
     first.seed = 5
@@ -137,7 +137,7 @@ def test_a_composition_is_free_of_the_one_before():
     assert OmegaConf.to_container(compose(), resolve=True) == before
 
 
-def test_a_notebook_keeps_its_own_hydra(tmp_path):
+def test_compose_keeps_the_hydra_state_of_a_notebook(tmp_path):
     (tmp_path / "mine.yaml").write_text("x: 1\n")
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         compose("seed=3")
@@ -158,7 +158,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_resumed_run_keeps_its_settings_but_for_the_few_that_may_change(folder):
+def test_a_resumed_run_keeps_its_settings_except_the_changeable_ones(folder):
     words = ["al.cycles=9", "data.root=moved", "trainer.workers=2", "logger=none"]
     config = resumed(folder, compose(*words), [*words, f"resume={folder}"])
     assert (config.seed, config.dataset.name, config.al.cycles) == (7, "folder", 9)
@@ -174,20 +174,20 @@ def test_a_resumed_run_refuses_what_would_change_its_numbers(folder, word):
         resumed(folder, compose(word), [word])
 
 
-def test_there_must_be_something_to_resume(tmp_path):
+def test_resume_without_a_run_is_refused(tmp_path):
     with pytest.raises(StorageError, match=r"there is no run in that folder \(no config.yaml\)"):
         resumed(tmp_path, compose(), [])
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", ""])
-def test_a_corrupt_configuration_is_one_sentence(tmp_path, content):
+def test_a_corrupt_configuration_is_reported_in_one_line(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(StorageError, match=r"config\.yaml is corrupt") as error:
         resumed(tmp_path, compose(), [])
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_takes_only_the_run_it_holds(folder):
+def test_a_folder_continues_only_the_same_run(folder):
     same = ("seed=7", "dataset=folder", "data.root=photos")
     check_same_run(folder, compose(*same))
     check_same_run(folder, compose(*same[:2], "data.root=moved", "data.cache_dir=elsewhere", "trainer.workers=1"))

@@ -16,7 +16,7 @@ def python(code):
     return done.stdout
 
 
-def test_importing_takes_no_time_and_no_torch():
+def test_importing_is_fast_and_needs_no_torch():
     code = """
 import sys, time
 start = time.perf_counter()
@@ -29,13 +29,13 @@ print(sorted({"torch", "timm", "pytorch_lightning", "numpy", "hydra", "wandb"} &
     assert heavy == "[]"
 
 
-def test_a_mistyped_command_does_not_wait_for_torch():
+def test_a_mistyped_command_is_reported_without_importing_torch():
     code = "import sys; sys.argv = ['x', 'al.cylces=3']\nfrom anomalymatch.run import main\n"
     code += "try: main()\nexcept SystemExit: print('torch' in sys.modules)"
     assert python(code) == "False\n"
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_can_be_imported():
     assert dir(am) == sorted(am.__all__)
     assert 8 <= len(am.__all__) <= 15
     for name in am.__all__:
@@ -46,7 +46,7 @@ def test_every_public_name_is_there():
 
 
 @pytest.mark.slow
-def test_a_wheel_carries_configurations_and_templates_and_works(tmp_path):
+def test_a_wheel_contains_configurations_and_templates(tmp_path):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -37,7 +37,7 @@ ONE_LINE = [
 
 
 @pytest.mark.parametrize(("words", "message"), ONE_LINE, ids=[" ".join(words) for words, _ in ONE_LINE])
-def test_what_is_wrong_gets_one_line_and_leaves_nothing(command, tiny_job, tmp_path, words, message):
+def test_errors_are_one_line_and_leave_no_files(command, tiny_job, tmp_path, words, message):
     keys = {word.partition("=")[0] for word in words}
     job = [w for w in tiny_job if w.partition("=")[0] not in keys and not keys & {"dataset", "resume"}]
     outcome = command(*sorted([*job, *words], key=lambda word: word != "-m"))
@@ -50,7 +50,7 @@ def test_what_is_wrong_gets_one_line_and_leaves_nothing(command, tiny_job, tmp_p
     assert not any((tmp_path / "runs").glob("*"))
 
 
-def test_the_keys_can_be_asked_for(command):
+def test_help_and_cfg_show_the_keys(command):
     outcome = command("--cfg", "job", "al.cycles=7")
     assert outcome.code == 0
     assert "cycles: 7" in outcome.out
@@ -64,20 +64,20 @@ def test_the_keys_can_be_asked_for(command):
 
 
 @pytest.mark.parametrize("word", ["--help", "--cfg"])
-def test_what_a_command_needs_can_be_asked_for_without_it(tmp_path, word):
+def test_help_and_cfg_need_no_required_key(tmp_path, word):
     words = [sys.executable, "-m", "anomalymatch.score", word, *(["job"] if word == "--cfg" else [])]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "backend:" in done.stdout
 
 
-def test_who_asks_for_the_keys_is_told_of_a_wrong_one(command):
+def test_cfg_reports_a_wrong_key(command):
     outcome = command("--cfg", "job", "al.cylces=3")
     assert outcome.code == 1
     assert "did you mean al.cycles?" in outcome.err
 
 
-def test_a_folder_of_ones_own_configurations_joins(command, probe_job, tmp_path, without_pictures):
+def test_config_dir_adds_configurations(command, probe_job, tmp_path, without_pictures):
     own = tmp_path / "mine" / "experiment"
     own.mkdir(parents=True)
     (own / "trial.yaml").write_text("# @package _global_\nal:\n  budget: 6\n")
@@ -87,7 +87,7 @@ def test_a_folder_of_ones_own_configurations_joins(command, probe_job, tmp_path,
     assert (tmp_path / "out" / "labels.csv").read_text().count("\n") == 1 + 13 + 6
 
 
-def test_a_run_ends_with_a_table_that_fits_and_the_way_to_its_report(command, probe_job, tmp_path):
+def test_a_run_prints_its_metrics_and_the_path_of_the_report(command, probe_job, tmp_path):
     outcome = command(*probe_job, "al.cycles=1")
     assert outcome.code == 0, outcome.err
     (folder,) = (tmp_path / "runs").iterdir()
@@ -118,7 +118,7 @@ def test_a_run_ends_with_a_table_that_fits_and_the_way_to_its_report(command, pr
     assert not [name for name in files if name.endswith((".part", ".pkl", ".ckpt", ".pt"))]
 
 
-def test_the_table_takes_any_name_as_it_is(capsys, tmp_path):
+def test_names_in_the_table_are_not_interpreted_as_markup(capsys, tmp_path):
     show([{"cycle": 1, "labels": 3, "found": 1, "ap": float("nan"), "seconds": 0.5}], tmp_path / "[red]a")
     said = capsys.readouterr().err
     assert "[red]a" in said
@@ -126,7 +126,7 @@ def test_the_table_takes_any_name_as_it_is(capsys, tmp_path):
     assert " - " in said
 
 
-def test_ctrl_c_is_one_friendly_line_and_130(command, probe_job, monkeypatch, tmp_path, without_pictures):
+def test_ctrl_c_prints_one_line_and_exits_with_130(command, probe_job, monkeypatch, tmp_path, without_pictures):
     from anomalymatch.algorithms.probe.learner import ProbeLearner
 
     def interrupt(*args, **kwargs):
@@ -142,14 +142,14 @@ def test_ctrl_c_is_one_friendly_line_and_130(command, probe_job, monkeypatch, tm
     assert command("resume=out").code == 0
 
 
-def test_a_folder_holds_one_run(command, probe_job, without_pictures):
+def test_a_run_with_other_settings_in_the_same_folder_is_refused(command, probe_job, without_pictures):
     assert command(*probe_job, "hydra.run.dir=out").code == 0
     outcome = command(*probe_job, "seed=1", "hydra.run.dir=out")
     assert outcome.code == 1
     assert "out holds a run with seed=0, not 1: choose another folder for this one" in outcome.err
 
 
-def test_the_function_can_be_called_whichever_way_it_was_imported(probe_job, tmp_path, without_pictures):
+def test_module_and_function_of_the_same_name_can_be_called(probe_job, tmp_path, without_pictures):
     import anomalymatch.run
 
     rows = am.run(*probe_job, "al.cycles=1", folder=tmp_path / "run")
@@ -206,7 +206,7 @@ def label(photos, **labels):
 
 
 @pytest.mark.slow
-def test_own_images_from_the_first_labels_to_the_second_cycle(command, photos, tiny_job, tmp_path):
+def test_own_images_run_two_cycles_with_labels_from_a_file(command, photos, tiny_job, tmp_path):
     model = [w for w in tiny_job if w.startswith(("model.", "data.", "inference.", "dataset.image_size", "logger"))]
     job = ["dataset=folder", f"data.root={photos}", "algorithm=probe", *model, "hydra.run.dir=out"]
     outcome = command(*job)
@@ -235,7 +235,7 @@ def test_own_images_from_the_first_labels_to_the_second_cycle(command, photos, t
 
 
 @pytest.mark.slow
-def test_fixmatch_learns_from_a_folder_with_unreadable_files(command, photos, tiny_job, tmp_path):
+def test_fixmatch_trains_on_a_folder_with_unreadable_files(command, photos, tiny_job, tmp_path):
     keep = ("model.", "data.cache", "inference.", "dataset.image_size", "logger", "algorithm.", "trainer.")
     label(photos, **{"00": "anomaly", "night_01": "normal", "02": "normal"})
     job = ["dataset=folder", f"data.root={photos}", *(w for w in tiny_job if w.startswith(keep))]
@@ -257,7 +257,7 @@ def test_fixmatch_learns_from_a_folder_with_unreadable_files(command, photos, ti
         ("name,said\n00.png,anomaly\n", "the first line must be filename,label"),
     ],
 )
-def test_wrong_labels_are_one_line(command, photos, tiny_job, text, message):
+def test_a_wrong_labels_file_is_reported_in_one_line(command, photos, tiny_job, text, message):
     (photos / "labels.csv").write_text(text)
     model = [w for w in tiny_job if w.startswith(("model.", "data.", "inference.", "dataset.image_size", "logger"))]
     outcome = command("dataset=folder", f"data.root={photos}", "algorithm=probe", *model, "hydra.run.dir=out")

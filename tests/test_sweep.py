@@ -59,7 +59,7 @@ def test_mean_and_interval_by_hand(job, tmp_path):
         ("anomaly", ("cat", "dog"), "dataset.anomaly"),
     ],
 )
-def test_runs_are_grouped_by_all_that_varies_but_the_seed(job, tmp_path, key, values, column):
+def test_runs_are_grouped_by_every_setting_except_the_seed(job, tmp_path, key, values, column):
     for number, (value, seed) in enumerate((value, seed) for value in values for seed in (0, 1)):
         job(number, settings(seed, **{key: value}), 0.1 * number)
     rows = summarise(tmp_path)
@@ -68,7 +68,7 @@ def test_runs_are_grouped_by_all_that_varies_but_the_seed(job, tmp_path, key, va
     assert list(rows[0])[:3] == [column, "cycle", "runs"]  # what follows from a name takes no column
 
 
-def test_two_swept_keys_take_two_columns(job, tmp_path):
+def test_two_swept_keys_give_two_columns(job, tmp_path):
     combinations = [(o, lr, seed) for o in ("top_k", "paper_oracle") for lr in (0.1, 0.01) for seed in (0, 1)]
     for number, (oracle, lr, seed) in enumerate(combinations):
         job(number, settings(seed, oracle=oracle, lr=lr), 0.5)
@@ -78,7 +78,7 @@ def test_two_swept_keys_take_two_columns(job, tmp_path):
     assert {row["runs"] for row in rows} == {2}
 
 
-def test_a_sweep_of_seeds_alone_has_one_group_and_one_seed_no_interval(job, tmp_path):
+def test_a_sweep_of_seeds_has_one_group_and_a_single_seed_no_interval(job, tmp_path):
     job(0, settings(0), 0.5)
     (row,) = summarise(tmp_path)
     assert list(row)[:2] == ["cycle", "runs"]
@@ -87,7 +87,7 @@ def test_a_sweep_of_seeds_alone_has_one_group_and_one_seed_no_interval(job, tmp_
     assert summarise(tmp_path / "nothing") == []
 
 
-def test_undefined_values_and_shorter_runs_are_understood(job, tmp_path):
+def test_undefined_values_and_shorter_runs_are_summarised(job, tmp_path):
     job(0, settings(0), 0.5, float("nan"))
     job(1, settings(1), 0.7, 0.9, 1.0)
     first, second = summarise(tmp_path)
@@ -135,7 +135,7 @@ def test_a_sweep_on_several_processes(probe_job, tmp_path):
     assert [(row["cycle"], row["runs"]) for row in rows] == [("1", "2")]
 
 
-def test_a_failing_job_is_told_and_the_others_count(command, probe_job, tmp_path, without_pictures):
+def test_a_failed_job_is_reported_and_the_others_are_summarised(command, probe_job, tmp_path, without_pictures):
     job = [word for word in probe_job if not word.startswith("al.initial.anomalies")]
     sweep = [*job, "al.initial.anomalies=3,500", "hydra.sweep.dir=out"]
     outcome = command("-m", *sweep)

@@ -17,7 +17,7 @@ def table(path, cycle):
         return {row["what"]: row for row in csv.DictReader(file)}
 
 
-def test_the_audit_is_drawn_from_the_pool_by_the_seed_alone(task):
+def test_the_audit_depends_on_pool_and_seed_only(task):
     audit = sealed_labels(task, 30, seed=1)
     assert len(audit) == 30
     assert set(audit) <= set(task.pool)
@@ -28,7 +28,7 @@ def test_the_audit_is_drawn_from_the_pool_by_the_seed_alone(task):
     assert sealed_labels(task, 0, seed=1) == {}
 
 
-def test_what_is_left_by_rank():
+def test_remaining_anomalies_are_estimated_by_rank():
     ids = [f"i{n:04d}" for n in range(1500)]
     rest = Ranking(ids[::-1], np.linspace(-8, 4, 1500))  # i0000 ranks first
     sealed = dict.fromkeys(ids[::10], Label.NORMAL) | {ids[0]: Label.ANOMALY, ids[30]: Label.ANOMALY, "gone": "anomaly"}
@@ -45,7 +45,7 @@ def test_what_is_left_by_rank():
         assert (row["left"], row["left_low"], row["left_high"]) == expected
 
 
-def test_an_audit_of_everything_knows_exactly_what_is_left(task, loop_of, run_in, tmp_path):
+def test_an_audit_of_all_images_is_exact(task, loop_of, run_in, tmp_path):
     rows, _ = run_in(loop_of(task, audit=80), tmp_path / "run")
     for row in rows:
         assert row["left"] == row["left_low"] == row["left_high"] == 8 - row["found"]
@@ -53,7 +53,7 @@ def test_an_audit_of_everything_knows_exactly_what_is_left(task, loop_of, run_in
     assert (tmp_path / "run" / "audit.csv").read_text().count("\n") == 81
 
 
-def test_the_search_is_the_same_with_and_without_an_audit(task, loop_of, run_in, tmp_path, comparable):
+def test_an_audit_does_not_change_the_search(task, loop_of, run_in, tmp_path, comparable):
     loops = loop_of(task), loop_of(task, audit=40)
     for number, loop in enumerate(loops):
         run_in(loop, tmp_path / str(number))
@@ -67,7 +67,7 @@ def test_the_search_is_the_same_with_and_without_an_audit(task, loop_of, run_in,
     assert not (tmp_path / "0" / "audit.csv").exists()
 
 
-def test_what_to_do_is_said_after_each_cycle(task, loop_of, run_in, tmp_path, caplog):
+def test_advice_is_logged_after_each_cycle(task, loop_of, run_in, tmp_path, caplog):
     caplog.set_level("INFO")
     run_in(loop_of(task), tmp_path / "0")
     assert "Cycle" not in caplog.text
@@ -77,7 +77,7 @@ def test_what_to_do_is_said_after_each_cycle(task, loop_of, run_in, tmp_path, ca
     assert "no anomaly is left: stop labelling" in caplog.text
 
 
-def test_the_interval_holds_the_truth_in_most_runs(make_source, loop_of, run_in, tmp_path):
+def test_the_interval_contains_the_truth_in_most_runs(make_source, loop_of, run_in, tmp_path):
     task = make_task(make_source(400, size=4), anomaly="rare")
     held = []
     for seed in range(12):
@@ -99,7 +99,7 @@ def ranking_of(task, bad=()):
     return Ranking(ids, np.zeros(len(ids)))
 
 
-def test_the_order_of_the_page_is_the_audit(archive):
+def test_labels_in_the_random_order_of_the_page_are_the_audit(archive):
     order = [archive.source.ids[i] for i in audit_order(200, 7)]
     bad = order[3]
     labels = {id_: Label.NORMAL for id_ in order[:40] if id_ != bad}
@@ -113,7 +113,7 @@ def test_the_order_of_the_page_is_the_audit(archive):
     assert math.isnan(less["left"])
 
 
-def test_a_person_gets_the_estimate_in_the_run(archive, loop_of, run_in, tmp_path):
+def test_labels_of_a_person_give_an_estimate(archive, loop_of, run_in, tmp_path):
     order = [archive.source.ids[i] for i in audit_order(200, 0)]
     labels = dict.fromkeys(order[:50], Label.NORMAL) | {order[1]: Label.ANOMALY}
     rows, _ = run_in(loop_of(archive, given=labels, cycles=1), tmp_path / "run")
@@ -125,7 +125,7 @@ def test_a_person_gets_the_estimate_in_the_run(archive, loop_of, run_in, tmp_pat
 # --- its picture ----------------------------------------------------------------------------------------------
 
 
-def test_the_picture_shows_found_and_left():
+def test_the_figure_shows_found_and_remaining_anomalies():
     rows = [
         {"labels": 100, "found": 5, "left": 20.0, "left_low": 8.0, "left_high": 60.0},
         {"labels": 120, "found": 15, "left": float("nan"), "left_low": float("nan"), "left_high": float("nan")},

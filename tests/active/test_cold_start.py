@@ -80,7 +80,7 @@ def test_own_images_are_ranked_without_any_label(command, photos, tiny_job, tmp_
     assert RunReader(out).finished_cycles() == 1
 
 
-def test_other_algorithms_say_how_to_rank_without_labels(command, photos, tiny_job):
+def test_algorithms_that_need_labels_suggest_a_cold_start(command, photos, tiny_job):
     outcome = command(*own(tiny_job, photos), "algorithm=probe", "hydra.run.dir=out")
     assert outcome.code == 1
     said = " ".join(outcome.err.split())
@@ -90,9 +90,7 @@ def test_other_algorithms_say_how_to_rank_without_labels(command, photos, tiny_j
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_benchmark_goes_through_all_cycles_and_a_resumed_one_ends_alike(
-    tiny_job, tmp_path, algorithm, comparable, without_pictures
-):
+def test_a_resumed_benchmark_ends_with_the_same_numbers(tiny_job, tmp_path, algorithm, comparable, without_pictures):
     words = benchmark(tiny_job, algorithm)
     rows = run(*words, folder=tmp_path / "whole")
     assert [row["cycle"] for row in rows] == [1, 2]
@@ -102,7 +100,7 @@ def test_a_benchmark_goes_through_all_cycles_and_a_resumed_one_ends_alike(
     assert comparable(tmp_path / "half") == comparable(tmp_path / "whole")
 
 
-def test_a_sweep_over_them_ends_in_one_table(command, tiny_job, tmp_path, without_pictures):
+def test_a_sweep_over_detectors_is_summarised(command, tiny_job, tmp_path, without_pictures):
     words = [word for word in benchmark(tiny_job, "knn,pca_residual") if not word.startswith("al.cycles")]
     outcome = command("-m", *words, "al.cycles=1", "seed=0,1", "hydra.sweep.dir=out")
     assert outcome.code == 0, outcome.err
@@ -114,7 +112,7 @@ def test_a_sweep_over_them_ends_in_one_table(command, tiny_job, tmp_path, withou
 
 
 @pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] if m == "msc" else []) for m in METHODS])
-def test_own_images_start_cold_and_the_algorithm_takes_over(
+def test_the_learner_replaces_the_cold_start_once_both_classes_are_labelled(
     command, photos, tiny_job, tmp_path, method, without_pictures
 ):
     words = [*own(tiny_job, photos), "algorithm=probe", f"al.cold_start={method}", "al.cycles=3", "hydra.run.dir=out"]
@@ -142,7 +140,7 @@ def test_own_images_start_cold_and_the_algorithm_takes_over(
     }
 
 
-def test_the_report_says_that_a_ranking_is_that_of_the_cold_start(command, photos, tiny_job, tmp_path):
+def test_the_report_mentions_a_ranking_by_the_cold_start(command, photos, tiny_job, tmp_path):
     command(*own(tiny_job, photos), "algorithm=probe", "al.cold_start=random", "hydra.run.dir=out")
     said = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "the last ranking is that of the cold start" in said
@@ -150,7 +148,7 @@ def test_the_report_says_that_a_ranking_is_that_of_the_cold_start(command, photo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_in_a_benchmark_it_chooses_what_is_labelled_first(
+def test_the_cold_start_chooses_the_first_labels_of_a_benchmark(
     tiny_job, tmp_path, method, comparable, without_pictures, events
 ):
     words = [*benchmark(tiny_job, "probe"), f"al.cold_start={method}", "al.budget=6", "al.cycles=3"]
@@ -170,7 +168,7 @@ def test_in_a_benchmark_it_chooses_what_is_labelled_first(
     assert comparable(tmp_path / "half") == comparable(tmp_path / "whole")
 
 
-def test_without_both_classes_there_is_no_probe_to_compare_with(tiny_job, tmp_path, without_pictures):
+def test_no_probe_is_reported_without_both_classes(tiny_job, tmp_path, without_pictures):
     words = [*tiny_job, "oracle=top_k", "al.cold_start=random", "al.budget=1", "al.cycles=1"]
     (row,) = run(*words, folder=tmp_path / "run")
     assert "probe_ap" not in row
@@ -184,12 +182,12 @@ def test_an_algorithm_that_needs_no_labels_ranks_from_the_first_cycle(tiny_job, 
     assert not (tmp_path / "run" / "cycles" / "01" / "cold_start").exists()
 
 
-def test_wrong_methods_are_refused(tiny_job):
+def test_an_unknown_cold_start_is_refused(tiny_job):
     with pytest.raises(ConfigError, match="al/cold_start=cold: choose one of diverse, knn"):
         build_loop(compose(*tiny_job, "al.cold_start=cold"))
 
 
-def test_the_methods_take_their_settings_from_their_own_files_and_the_rest_from_the_job(tiny_job):
+def test_a_cold_start_takes_its_settings_from_its_file_and_the_rest_from_the_job(tiny_job):
     learner = build_loop(compose(*tiny_job, "al.cold_start=msc", "trainer.workers=1", "seed=3")).learner
     assert isinstance(learner, ColdStart)
     cold = learner.cold
@@ -204,7 +202,7 @@ RANDOM, K_CENTRE = RandomOrder, partial(KCentreOrder, centres=200, candidates=50
 
 
 @pytest.mark.parametrize("kind", [RANDOM, K_CENTRE])
-def test_the_orders_follow_from_the_seed_and_leave_the_unreadable_out(kind, make_source, make_embedding, tmp_path):
+def test_orders_follow_from_the_seed_without_unreadable_images(kind, make_source, make_embedding, tmp_path):
     task = make_task(make_source(60, unreadable={"im000007"}, truth=None))
     embedding = make_embedding(task.source)
     first, second, other = (kind(embedding, seed=seed) for seed in (0, 0, 2))
@@ -221,7 +219,7 @@ def test_the_orders_follow_from_the_seed_and_leave_the_unreadable_out(kind, make
     first.restore(tmp_path)
 
 
-def test_diverse_images_are_less_alike_than_random_ones(make_source, make_embedding):
+def test_diverse_images_are_less_similar_than_random_ones(make_source, make_embedding):
     embedding = make_embedding(make_source(200, truth=None))
 
     def nearest_two(kind):

@@ -29,7 +29,7 @@ def test_each_cycle_trains_on_the_labels_given_before_it(task, loop_of, run_in, 
     assert [cycle for cycle, _ in tracker.steps] == [cycle for cycle, _ in tracker.cycles] == [1, 2, 3]
 
 
-def test_the_log_says_who_labelled_what_when_and_why(task, loop_of, run_in, tmp_path, events):
+def test_the_label_log_records_annotator_cycle_and_score(task, loop_of, run_in, tmp_path, events):
     run_in(loop_of(task, cycles=3, budget=5), tmp_path / "run")
     log = events(tmp_path / "run")
     assert [(e.annotator, e.cycle) for e in log] == [("start", 0)] * 8 + [("oracle", 1)] * 5 + [("oracle", 2)] * 5
@@ -46,7 +46,7 @@ def test_the_log_says_who_labelled_what_when_and_why(task, loop_of, run_in, tmp_
     assert labels == {e.id: e.label for e in log}
 
 
-def test_the_oracle_hears_what_its_last_query_brought(task, loop_of, run_in, tmp_path, events):
+def test_the_oracle_receives_the_labels_of_its_last_query(task, loop_of, run_in, tmp_path, events):
     loop = loop_of(task, cycles=4, budget=5)
     heard = []
 
@@ -61,13 +61,13 @@ def test_the_oracle_hears_what_its_last_query_brought(task, loop_of, run_in, tmp
     assert [len(last) for last in heard] == [0, 5, 5]
 
 
-def test_scores_are_of_pool_and_held_out_split(task, loop_of, run_in, tmp_path):
+def test_scores_cover_pool_and_held_out_split(task, loop_of, run_in, tmp_path):
     run_in(loop_of(task, cycles=1), tmp_path / "run")
     ranking = Ranking.read(tmp_path / "run" / "cycles" / "01" / "scores.parquet")
     assert set(ranking.ids) == {*task.pool, *task.holdout}
 
 
-def test_the_pool_is_drawn_anew_each_cycle_and_follows_from_the_seed(task, loop_of, run_in, tmp_path, comparable):
+def test_the_pool_is_drawn_for_each_cycle_from_the_seed(task, loop_of, run_in, tmp_path, comparable):
     first, again, other = (loop_of(task, pool_size=20, seed=seed) for seed in (0, 0, 1))
     for number, loop in enumerate((first, again, other)):
         run_in(loop, tmp_path / str(number))
@@ -78,7 +78,7 @@ def test_the_pool_is_drawn_anew_each_cycle_and_follows_from_the_seed(task, loop_
     assert comparable(tmp_path / "0") == comparable(tmp_path / "1") != comparable(tmp_path / "2")
 
 
-def test_the_paper_oracle_labels_images_of_the_pool_that_was_trained_on(task, loop_of, run_in, tmp_path, events):
+def test_the_paper_oracle_labels_images_that_the_cycle_trained_on(task, loop_of, run_in, tmp_path, events):
     loop = loop_of(task, pool_size=30, budget=5, oracle=PaperOracle)
     run_in(loop, tmp_path / "run")
     log = events(tmp_path / "run")
@@ -87,7 +87,7 @@ def test_the_paper_oracle_labels_images_of_the_pool_that_was_trained_on(task, lo
     assert [e.label for e in log if e.cycle == 1].count(Label.NORMAL) == 2
 
 
-def test_all_anomalies_found_early_is_no_reason_to_stop(task, loop_of, run_in, tmp_path):
+def test_the_loop_continues_after_all_anomalies_are_found(task, loop_of, run_in, tmp_path):
     loop = loop_of(task, budget=16, oracle=PaperOracle, cycles=4)
     rows, tracker = run_in(loop, tmp_path / "run")
     assert [row["found"] for row in rows] == [2, 8, 8, 8]
@@ -114,7 +114,7 @@ def test_a_wrong_protocol_is_refused(task, loop_of, key, value):
         loop_of(task, **{key: value})
 
 
-def test_unreadable_images_are_listed_and_never_asked_for(make_source, loop_of, run_in, tmp_path, events, caplog):
+def test_unreadable_images_are_listed_and_never_queried(make_source, loop_of, run_in, tmp_path, events, caplog):
     bad = ["im000003", "im000010"]
     task = make_task(make_source(100, size=16, unreadable=bad), anomaly="rare", holdout=0.0)
     loop = loop_of(task, budget=30)
@@ -154,7 +154,7 @@ def test_own_labels_give_one_cycle_and_more_labels_give_the_next(own, loop_of, r
     }
 
 
-def test_what_was_labelled_during_a_training_is_reason_enough_for_the_next(own, loop_of, run_in, tmp_path):
+def test_labels_given_during_a_training_start_the_next_cycle(own, loop_of, run_in, tmp_path):
     """Such labels carry the number of the ranking that was on screen, the one before that training."""
     loop = loop_of(own, given=GIVEN, cycles=1)
     fit = loop.learner.fit
@@ -173,7 +173,7 @@ def test_what_was_labelled_during_a_training_is_reason_enough_for_the_next(own, 
     assert later.learner.calls[0]["labels"] == GIVEN | {"im000010": Label.ANOMALY}
 
 
-def test_the_file_beside_the_images_does_not_overrule_a_person(own, loop_of, run_in, tmp_path):
+def test_a_labels_file_does_not_overrule_a_person(own, loop_of, run_in, tmp_path):
     run_in(loop_of(own, given=GIVEN, cycles=1), tmp_path / "run")
     log = LabelLog(tmp_path / "run" / "labels.sqlite")
     log.append({"im000000": Label.NORMAL, "im000001": Label.ANOMALY}, annotator="ada", cycle=0)
@@ -194,7 +194,7 @@ def test_resuming_without_new_labels_changes_nothing(own, loop_of, run_in, tmp_p
     assert comparable(tmp_path / "run") == before
 
 
-def test_resuming_what_is_done_says_how_to_go_on(task, loop_of, run_in, tmp_path, caplog):
+def test_resuming_a_finished_run_suggests_more_cycles(task, loop_of, run_in, tmp_path, caplog):
     caplog.set_level("INFO")
     run_in(loop_of(task, cycles=1), tmp_path / "run")
     assert "cycles are done" not in caplog.text
@@ -202,12 +202,12 @@ def test_resuming_what_is_done_says_how_to_go_on(task, loop_of, run_in, tmp_path
     assert "al.cycles=2" in caplog.text
 
 
-def test_no_labels_at_all_are_one_sentence(own, loop_of, run_in, tmp_path):
+def test_missing_labels_are_reported_in_one_line(own, loop_of, run_in, tmp_path):
     with pytest.raises(LabelError, match=r"array has no labels to start from: put a labels\.csv with the columns"):
         run_in(loop_of(own), tmp_path / "run")
 
 
-def test_nothing_left_to_rank_is_one_sentence(own, loop_of, run_in, tmp_path):
+def test_a_fully_labelled_pool_is_reported_in_one_line(own, loop_of, run_in, tmp_path):
     everything = dict.fromkeys(own.pool, Label.NORMAL) | {own.pool[0]: Label.ANOMALY}
     with pytest.raises(LabelError, match="all images of array are labelled: there is nothing left to rank"):
         run_in(loop_of(own, given=everything), tmp_path / "run")
@@ -222,7 +222,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("when", ["fit", "rank", "save", "write_metrics", "write", "log_cycle"])
 @pytest.mark.parametrize("cycle", [1, 2, 3])
-def test_a_resumed_run_ends_like_an_uninterrupted_one(
+def test_a_resumed_run_ends_with_the_numbers_of_an_uninterrupted_one(
     task, loop_of, run_in, tmp_path, monkeypatch, when, cycle, comparable
 ):
     from anomalymatch.active import loop as module
@@ -256,7 +256,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     assert [call["cycle"] for call in again.learner.calls] == list(range(finished + 1, 4))
 
 
-def test_a_lost_cycle_is_computed_anew(task, loop_of, run_in, tmp_path, comparable):
+def test_a_lost_cycle_is_computed_again(task, loop_of, run_in, tmp_path, comparable):
     run_in(loop_of(task, pool_size=30), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "cycles" / "02")

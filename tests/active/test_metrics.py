@@ -30,7 +30,7 @@ def test_evaluate_needs_a_truth(make_source):
         evaluate(scored(task, 0), task)
 
 
-def test_a_row_measures_the_unlabelled_rest_the_held_out_split_and_the_probe(task):
+def test_cycle_metrics_cover_unlabelled_images_held_out_split_and_probe(task):
     ranking, probe = scored(task, 1), scored(task, 2)
     rare = [id_ for id_ in task.pool if id_ in task.anomalies]
     labels = {rare[0]: Label.ANOMALY, rare[1]: Label.UNSURE, task.pool[1]: Label.NORMAL}
@@ -46,7 +46,7 @@ def test_a_row_measures_the_unlabelled_rest_the_held_out_split_and_the_probe(tas
     assert row["probe_auroc"] == evaluate(probe.restrict(rest), task).auroc != row["auroc"]
 
 
-def test_a_row_says_nan_once_all_anomalies_are_found(task):
+def test_cycle_metrics_are_nan_once_all_anomalies_are_found(task):
     labels = {id_: Label.ANOMALY for id_ in task.pool if id_ in task.anomalies}
     row = cycle_metrics(2, task, labels, scored(task, 1), None)
     assert math.isnan(row["auroc"])
@@ -56,14 +56,14 @@ def test_a_row_says_nan_once_all_anomalies_are_found(task):
     assert not any(key.startswith("probe_") for key in row)
 
 
-def test_a_row_without_truth_counts_only(make_source):
+def test_cycle_metrics_without_truth_are_counts(make_source):
     task = make_task(make_source(20, truth=None))
     ranking = Ranking(task.pool[1:], np.zeros(19), [Reject(task.pool[0], "the file is empty")])
     labels = {task.pool[1]: Label.ANOMALY, task.pool[2]: Label.NORMAL, task.pool[3]: Label.ARTEFACT}
     assert cycle_metrics(1, task, labels, ranking, None) == {"cycle": 1, "labels": 3, "found": 1, "rejects": 1}
 
 
-def test_a_row_without_held_out_split_has_no_such_columns(make_source):
+def test_cycle_metrics_without_held_out_split_lack_its_columns(make_source):
     task = make_task(make_source(50), anomaly="rare", holdout=0.0)
     assert not any("heldout" in key for key in cycle_metrics(1, task, {}, scored(task, 0), None))
 
@@ -76,6 +76,6 @@ def test_yield_counts_from_the_start():
 
 
 @pytest.mark.parametrize(("found", "labels"), [(2, 10), (4, 10), (3, 9)])
-def test_yield_after_corrections_is_undefined_and_no_error(found, labels):
+def test_yield_after_corrections_is_undefined(found, labels):
     rows = [{"found": 3, "labels": 10}, {"found": found, "labels": labels}]
     assert math.isnan(yield_per_label(rows)[1])

@@ -34,7 +34,7 @@ def test_paper_oracle_labels_the_top_of_both_halves(task, ranking, budget, anoma
     }
 
 
-def test_paper_oracle_sees_the_current_pool_alone(task, ranking):
+def test_paper_oracle_labels_the_current_pool_only(task, ranking):
     pool = frozenset(task.pool[40:])
     answers = PaperOracle(task, Top())(ranking, pool, 4, rng=RNG)
     assert set(answers) <= pool
@@ -48,20 +48,20 @@ def test_paper_oracle_gives_no_more_anomalies_than_there_are(task, ranking):
 
 
 @pytest.mark.parametrize("budget", [1, 5, 30])
-def test_top_k_labels_whatever_comes_also_beyond_the_pool(task, ranking, budget):
+def test_top_k_labels_the_top_also_outside_the_pool(task, ranking, budget):
     answers = TopKOracle(task, Top())(ranking, frozenset(), budget, rng=RNG)
     assert list(answers) == ranking.top(budget)
     assert answers == {id_: task.label(id_) for id_ in ranking.top(budget)}
     assert set(answers.values()) <= {Label.ANOMALY, Label.NORMAL}
 
 
-def test_top_k_asks_its_strategy(task, ranking):
+def test_top_k_uses_its_strategy(task, ranking):
     answers = TopKOracle(task, Random())(ranking, frozenset(), 10, rng=np.random.default_rng(3))
     assert list(answers) == Random()(ranking, 10, rng=np.random.default_rng(3))
 
 
 @pytest.mark.parametrize("oracle", [PaperOracle, TopKOracle])
-def test_an_oracle_labels_only_what_it_is_shown(task, ranking, oracle):
+def test_an_oracle_labels_only_images_of_the_ranking(task, ranking, oracle):
     unlabelled = ranking.restrict(task.pool[10:30])
     answers = oracle(task, Top())(unlabelled, frozenset(task.pool), 100, rng=RNG)
     assert set(answers) == set(task.pool[10:30])

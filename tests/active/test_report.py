@@ -73,7 +73,7 @@ def test_the_report_shows_every_figure_of_a_benchmark(folder, task):
     assert not re.search(r'(src|href)="(https?:)?//', html)
 
 
-def test_the_report_of_an_archive_says_that_nothing_is_measured(folder, make_source):
+def test_the_report_of_an_archive_mentions_missing_metrics(folder, make_source):
     task = make_task(make_source(30, truth=None))
     folder.labels.append({task.pool[0]: Label.ANOMALY, task.pool[1]: Label.NORMAL}, annotator="start", cycle=0)
     finish(folder, task, 1)
@@ -85,13 +85,13 @@ def test_the_report_of_an_archive_says_that_nothing_is_measured(folder, make_sou
     assert "orange frames" not in html
 
 
-def test_a_run_that_is_done_says_how_to_go_on(folder, task, quick):
+def test_the_report_of_a_finished_run_suggests_more_cycles(folder, task, quick):
     for cycle in (1, 2, 3):
         finish(folder, task, cycle, **MEASURED)
     assert f"resume={folder.path} al.cycles=4" in RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
 
 
-def test_what_is_left_is_told_where_it_was_audited(folder, task):
+def test_the_report_shows_estimates_of_an_audit(folder, task):
     left = {"left": 6.0, "left_low": 2.0, "left_high": 31.0, "audited": 40}
     finish(folder, task, 1, **MEASURED | {"left": float("nan"), "left_low": float("nan"), "left_high": float("nan")})
     html = RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
@@ -106,14 +106,14 @@ def test_what_is_left_is_told_where_it_was_audited(folder, task):
     assert (folder.plots / "left.png").exists()
 
 
-def test_a_training_below_its_probe_is_told(folder, task, quick):
+def test_the_report_warns_of_a_training_below_its_probe(folder, task, quick):
     finish(folder, task, 1, **MEASURED, probe_ap=0.53)
     assert "worse than the probe" in RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
     finish(folder, task, 1, **MEASURED, probe_ap=0.51)
     assert "worse than the probe" not in RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
 
 
-def test_rejects_are_told(folder, task, quick):
+def test_the_report_mentions_rejects(folder, task, quick):
     finish(folder, task, 1, **MEASURED | {"rejects": 3})
     assert "rejects.parquet lists them" in RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
 
@@ -125,7 +125,7 @@ def test_undefined_metrics_do_not_stop_the_report(folder, task):
     assert "\N{EN DASH}" in RunReport(folder, task, STOPPING).write().read_text(encoding="utf-8")
 
 
-def test_a_corrupt_cycle_is_one_sentence(folder, task, quick):
+def test_a_corrupt_cycle_is_reported_in_one_line(folder, task, quick):
     finish(folder, task, 1, **MEASURED)
     (folder.cycle(1) / SCORES).write_bytes(b"")
     with pytest.raises(StorageError, match="missing or corrupt: delete that cycle's folder"):
@@ -144,7 +144,7 @@ def test_the_scores_of_a_cycle_are_read_once(folder, task, quick, monkeypatch):
     assert [read.count(cycle) for cycle in range(1, 6)] == [2] * 5
 
 
-def test_the_rest_has_neither_labelled_nor_held_out_images(folder, task, quick):
+def test_unlabelled_rest_excludes_labelled_and_held_out_images(folder, task, quick):
     folder.labels.append({task.pool[0]: Label.ANOMALY}, annotator="start", cycle=0)
     folder.labels.append({task.pool[1]: Label.NORMAL}, annotator="oracle", cycle=1)
     for cycle in (1, 2):
@@ -153,7 +153,7 @@ def test_the_rest_has_neither_labelled_nor_held_out_images(folder, task, quick):
     assert set(unlabelled_rest(folder, task, 2).ids) == set(task.pool) - set(task.pool[:2])
 
 
-def test_sheets_show_the_top_of_the_rest_and_the_worst_normals(task, tmp_path, monkeypatch):
+def test_sheets_show_the_unlabelled_top_and_the_worst_normals(task, tmp_path, monkeypatch):
     sheets = []
 
     def remember(images, captions, *, frames):
@@ -191,7 +191,7 @@ def test_every_plotted_series_is_logged_by_the_training():
     assert compose().al.compare_probe is True
 
 
-def test_panels_are_of_what_was_logged_in_all_cycles(folder, task, quick):
+def test_panels_show_the_logged_values_of_all_cycles(folder, task, quick):
     nothing = float("nan")
     steps = [
         {"step": 0.0, "loss_lb": 0.5, "pass_rate": 0.2, "pass_rate_anomaly": 0.1, "pseudo_precision_anomaly": nothing}

@@ -84,7 +84,7 @@ def test_a_training_can_be_killed_in_any_cycle(job, tiny_job, tmp_path, comparab
 
 
 @pytest.mark.slow
-def test_a_run_killed_while_its_report_is_drawn_gets_it_on_resume(job, probe_job, tmp_path, comparable):
+def test_resume_draws_the_report_of_a_run_killed_meanwhile(job, probe_job, tmp_path, comparable):
     code, writes, said = job(*probe_job, folder=tmp_path / "whole", pictures=True)
     assert code == 0, said
     path = tmp_path / "run"
@@ -94,7 +94,7 @@ def test_a_run_killed_while_its_report_is_drawn_gets_it_on_resume(job, probe_job
 
 
 @pytest.mark.slow
-def test_more_cycles_can_be_asked_for_and_nothing_else(job, probe_job, tmp_path, comparable):
+def test_resume_allows_more_cycles_and_refuses_other_changes(job, probe_job, tmp_path, comparable):
     path = tmp_path / "run"
     assert job(f"resume={path}")[2].startswith(f"error: resume={path}: there is no run in that folder")
     assert job(*probe_job, folder=path)[0] == 0

@@ -46,7 +46,7 @@ def test_more_than_99_cycles_are_found(folder):
     assert folder.finished_cycles() == 101
 
 
-def test_a_cycle_appears_whole_or_not_at_all(folder):
+def test_a_cycle_appears_complete_or_not_at_all(folder):
     def fail():
         with folder.write_cycle(1) as path:
             (path / METRICS).write_text("{}")
@@ -69,7 +69,7 @@ def test_undefined_numbers_survive_as_null(folder):
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "\x00\x00", "[1, 2]"])
-def test_corrupt_metrics_say_what_to_do(folder, content):
+def test_corrupt_metrics_are_reported_in_one_line(folder, content):
     finish(folder, 1)
     path = folder.cycle(1) / METRICS
     path.unlink() if content is None else path.write_text(content)
@@ -78,7 +78,7 @@ def test_corrupt_metrics_say_what_to_do(folder, content):
     assert "\n" not in str(error.value)
 
 
-def test_scores_come_back(folder):
+def test_scores_are_read_back(folder):
     with folder.write_cycle(1) as path:
         Ranking(["a", "b"], np.array([1.5, -2.0])).write(path / SCORES)
     assert folder.ranking(1).top(2) == ["a", "b"]
@@ -108,7 +108,7 @@ def test_a_folder_that_another_process_holds_is_refused(tmp_path):
     assert not RunReader(tmp_path / "run").busy()
 
 
-def test_a_file_in_the_way_is_one_sentence(tmp_path):
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(StorageError, match="a file stands where a folder is needed"):
         RunFolder(tmp_path / "run")

@@ -76,7 +76,7 @@ def history(path):
 
 
 @pytest.mark.slow
-def test_an_offline_run_has_everything_and_a_resumed_one_goes_on(tiny_job, tmp_path):
+def test_an_offline_run_has_all_logs_and_a_resumed_one_continues_it(tiny_job, tmp_path):
     job = [word for word in tiny_job if word != "logger=none"]
     folder = tmp_path / "run"
     am.run(*job, *OFFLINE, "al.cycles=1", folder=folder)
@@ -136,7 +136,7 @@ tracker.finish()
 
 
 @pytest.mark.slow
-def test_without_a_key_and_a_terminal_nothing_asks_and_nothing_is_said(tmp_path):
+def test_without_a_key_there_is_no_prompt_and_no_output(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, tmp_path], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
     )
@@ -178,7 +178,7 @@ def test_the_mode_follows_the_key_unless_it_is_set(mode, key, variable, expected
     assert asked["metrics"] == [("train/*", "train/step"), ("cycle/*", "cycle/cycle")]
 
 
-def test_groups_are_a_table_and_pictures(monkeypatch, tmp_path):
+def test_groups_are_logged_as_table_and_pictures(monkeypatch, tmp_path):
     from PIL import Image
 
     logged = {}
@@ -204,7 +204,7 @@ def test_a_wrong_mode_is_refused(tmp_path):
         build_tracker(compose("logger=wandb", "logger.mode=loud"), tmp_path)
 
 
-def test_no_tracker_tracks_nothing(tmp_path):
+def test_no_tracker_logs_nothing(tmp_path):
     tracker = build_tracker(compose("logger=none"), tmp_path)
     assert isinstance(tracker, NoTracker)
     assert isinstance(tracker, Tracker)
@@ -223,7 +223,7 @@ def sweep():
     return yaml.safe_load((config_folder() / "sweep" / "fixmatch.yaml").read_text(encoding="utf-8"))
 
 
-def test_the_sweep_sets_keys_that_exist_to_values_that_fit(sweep):
+def test_the_sweep_sets_existing_keys_to_valid_values(sweep):
     assert sweep["method"] in {"grid", "random", "bayes"}
     for key, parameter in sweep["parameters"].items():
         values = parameter["values"] if "values" in parameter else [parameter["min"], parameter["max"]]
@@ -234,7 +234,7 @@ def test_the_sweep_sets_keys_that_exist_to_values_that_fit(sweep):
             assert 0 < parameter["min"] < parameter["max"]
 
 
-def test_the_sweep_optimises_what_a_run_logs(sweep, task):
+def test_the_sweep_optimises_a_logged_metric(sweep, task):
     import numpy as np
 
     from anomalymatch.active.metrics import cycle_metrics
@@ -247,7 +247,7 @@ def test_the_sweep_optimises_what_a_run_logs(sweep, task):
     assert sweep["early_terminate"]["type"] == "hyperband"
 
 
-def test_the_agent_of_the_sweep_calls_our_command_with_words_that_we_understand(sweep):
+def test_the_agent_of_the_sweep_calls_the_command_with_valid_overrides(sweep):
     """As `wandb agent` builds it: each macro stands alone and is replaced by a list of words."""
     args = {"algorithm.learner.optimizer.lr": {"value": 0.0021}, "seed": {"value": 2}}
     macros = sweep_utils.create_sweep_command_args({"args": args})
@@ -260,7 +260,7 @@ def test_the_agent_of_the_sweep_calls_our_command_with_words_that_we_understand(
     assert (config.seed, config.algorithm.learner.optimizer.lr) == (2, 0.0021)
 
 
-def test_the_run_of_a_sweep_is_the_one_that_its_agent_chose(monkeypatch, tmp_path):
+def test_the_agent_of_a_sweep_chooses_the_id_of_its_run(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_RUN_ID", "chosen")
     assert _run_id(tmp_path) == "chosen"
     monkeypatch.delenv("WANDB_RUN_ID")

@@ -49,8 +49,8 @@ class StoppingRule:
         """Sum up the last batches, until they have `recent_labels` labels.
 
         Args:
-            rows: one per cycle, with the totals `labels`, `found` and `audited`. A batch with revoked or corrected labels
-                or with audited images ends the sum, because it does not show the yield of the search.
+            rows: one per cycle, with the totals `labels`, `found` and `audited`. A batch with revoked or corrected
+                labels or with audited images ends the sum, because it does not show the yield of the search.
         """
         found = labels = 0
         for now, before in zip(rows[:0:-1], rows[-2::-1], strict=True):
@@ -82,12 +82,12 @@ class StoppingRule:
             return f"{nothing} and at most {left.high:,.0f} (90 %) are left: you may stop"
         if above is not None and above.high <= limit:
             return (
-                f"{nothing} and at most {above.high:,.0f} (90 %) are left above a score of {self.score}: you may stop, though "
-                f"up to {left.high:,.0f} may be left in all, of kinds that the ranking does not know"
+                f"{nothing} and at most {above.high:,.0f} (90 %) are left above a score of {self.score}: you may stop, "
+                f"though up to {left.high:,.0f} may be left in all, of kinds that the ranking does not know"
             )
         return (
-            f"{nothing}, though up to {left.high:,.0f} (90 %) may be left: go on with other examples or another order, or "
-            f"audit more images to know better"
+            f"{nothing}, though up to {left.high:,.0f} (90 %) may be left: go on with other examples or another order, "
+            f"or audit more images to know better"
         )
 
 
