@@ -75,6 +75,7 @@ def loop_of() -> Callable[..., Any]:
     from anomalymatch.active.loop import ActiveLoop, LoopSpec
     from anomalymatch.active.oracles import TopKOracle
     from anomalymatch.active.strategies import Top
+    from anomalymatch.evaluation.advice import StoppingRule
 
     def make(task: Any, *, seed: int = 0, oracle: Any = TopKOracle, given: Any = None, **spec: Any) -> ActiveLoop:
         values = {
@@ -86,6 +87,7 @@ def loop_of() -> Callable[..., Any]:
             "audit": 0,
             "audit_tops": (),
         } | spec
+        values.setdefault("stopping", StoppingRule(40, 20, 3, 0.1, 0.1))
         return ActiveLoop(
             task,
             ScriptedLearner(task),

@@ -97,7 +97,7 @@ def test_a_closed_folder_can_be_opened_again(folder):
 
 def test_a_folder_that_another_process_holds_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
-    code = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print(flush=True); sys.stdin.read()"
+    code = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()"
     words = [sys.executable, "-c", code, str(tmp_path / "run" / LOCK)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
