@@ -141,7 +141,7 @@ def summarise_table(table):
 
 
 def machine():
-    """What rounding depends on."""
+    """Return the processor and the library versions, on which rounding depends."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else platform.processor()
     model = re.findall(r"^(?:vendor_id|cpu family|model)\s*: (.*)", info, re.MULTILINE)[:3]
     versions = (torch.__version__, np.__version__, sklearn.__version__)

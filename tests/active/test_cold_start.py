@@ -39,14 +39,14 @@ def photos(tmp_path):
 
 
 def small(tiny_job):
-    """What of the tiny job any algorithm and any images can do with."""
+    """Return the overrides of the tiny job that suit every algorithm and dataset."""
     return [
         word for word in tiny_job if word.startswith(("model.", "inference.", "dataset.image_size", "logger", "data."))
     ]
 
 
 def benchmark(tiny_job, algorithm):
-    """The tiny job with an algorithm that takes no batches."""
+    """Return the tiny job with an algorithm that has no batches."""
     return [f"algorithm={algorithm}", "oracle=top_k", *(w for w in tiny_job if not w.startswith("algorithm"))]
 
 

@@ -1,4 +1,4 @@
-"""What W&B is told: read back from the file that an offline run leaves."""
+"""Values logged to W&B, read back from the file of an offline run."""
 
 import json
 import struct

@@ -28,7 +28,7 @@ WORDS = {
 
 @pytest.fixture
 def small(make_source: Any) -> Any:
-    """Sixty images for a training of a few steps."""
+    """Task with sixty images, for a training of a few steps."""
     from anomalymatch.data.task import make_task
 
     return make_task(make_source(60, size=32), anomaly="rare")
@@ -36,7 +36,7 @@ def small(make_source: Any) -> Any:
 
 @pytest.fixture
 def labels(small: Any) -> Any:
-    """What it begins with."""
+    """Labels of two anomalies and six normals."""
     from anomalymatch.data.task import initial_labels
 
     return initial_labels(small, anomalies=2, normals=6, seed=0)

@@ -37,5 +37,7 @@ def test_threads_that_overlap_leave_no_filter() -> None:
 
 
 def test_filters_may_be_reset_in_the_block() -> None:
-    with warnings.catch_warnings(), ignore_warnings(r"PIL\."):
-        warnings.resetwarnings()
+    with warnings.catch_warnings():
+        with ignore_warnings(r"PIL\."):
+            warnings.resetwarnings()
+        assert not warnings.filters

@@ -131,7 +131,7 @@ def _arguments(
 
 
 def _options(opener: Callable[..., ImageSource]) -> set[str]:
-    """Return the names of the options of a source, also of those that its class passes on to its base class."""
+    """Return the names of a source's options, including the options of its base classes."""
     options: set[str] = set()
     for step in inspect.getmro(opener) if isinstance(opener, type) else (opener,):
         parameters = inspect.signature(step).parameters.values()

@@ -260,7 +260,7 @@ class _Columns:
 
 
 def _read(catalogue: Catalogue, names: Sequence[str]) -> dict[str, Any]:
-    """Read columns as text, without those that cannot be text, lists of numbers for example."""
+    """Read columns as text; skip columns that cannot be text, such as lists of numbers."""
     try:
         return catalogue.read([], names)
     except DataError:
