@@ -93,7 +93,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(mixed):
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_every_batch_out(mixed, processes):
+def test_each_batch_is_divided_among_processes(mixed, processes):
     whole, parts = batches(mixed()), []
     for rank in range(processes):
         data = mixed()
@@ -105,13 +105,13 @@ def test_processes_share_every_batch_out(mixed, processes):
             assert torch.equal(together, tensor)
 
 
-def test_labelled_images_that_cannot_be_shared_out_are_refused():
+def test_labelled_images_must_divide_evenly_among_processes():
     assert spec(labelled=6).shared_by(3) == spec(labelled=2)
     with pytest.raises(ConfigError, match=r"labelled is 6: .* 4$"):
         spec(labelled=6).shared_by(4)
 
 
-def test_batches_are_the_same_again_whatever_the_state_of_the_generators(mixed):
+def test_batches_do_not_depend_on_global_random_state(mixed):
     data = mixed()
     first = batches(data)
     torch.rand(3)
@@ -253,7 +253,7 @@ def test_both_classes_come_equally_often():
 
 
 @given(st.integers(1, 40), st.integers(1, 200), st.integers(0, 5))
-def test_no_image_of_the_pool_comes_twice_before_all_came_once(pool, count, seed):
+def test_the_pool_is_drawn_without_replacement(pool, count, seed):
     draws = epoch_draws(pool, count, np.random.default_rng(seed))
     assert len(draws) == count
     counts = np.bincount(draws, minlength=pool)
@@ -264,7 +264,7 @@ def test_no_image_of_the_pool_comes_twice_before_all_came_once(pool, count, seed
         assert len(set(one.tolist())) == len(one)
 
 
-def test_every_pass_over_the_pool_has_an_order_of_its_own():
+def test_each_pass_over_the_pool_is_reshuffled():
     draws = epoch_draws(50, 100, np.random.default_rng(0))
     assert draws[:50].tolist() != draws[50:].tolist() != list(range(50))
 
@@ -299,7 +299,7 @@ def test_without_candidates_the_draws_are_those_of_the_pool():
 
 @settings(deadline=None, max_examples=25)  # 160,000 draws each: fewer would be too few for the tolerance
 @given(st.integers(5, 60), st.integers(0, 4), st.sampled_from([0.0, 0.25, 0.5, 0.75]), st.integers(0, 5))
-def test_with_its_weights_a_mean_over_the_batches_is_one_over_the_pool(pool, count, share, seed):
+def test_weighted_mean_over_batches_is_the_mean_over_the_pool(pool, count, share, seed):
     made = spec(iterations=20000, candidates=count, candidate_share=share)
     candidates = np.arange(count) * (pool // max(count, 1))
     draws = pool_draws(pool, candidates, made, np.random.default_rng(seed))
