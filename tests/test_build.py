@@ -1,3 +1,4 @@
+from functools import cache
 from operator import attrgetter
 
 import numpy as np
@@ -323,14 +324,23 @@ def test_every_key_of_the_protocol_has_a_test():
     assert set(compose().al) == {key.split(".")[0] for key in PROTOCOL} - {"seed", "oracle"}
 
 
+@pytest.fixture(scope="module")
+def result_of(tmp_path_factory):
+    """Function that runs a job, once, and returns its labels, its estimates and its metrics."""
+
+    @cache
+    def run(*words):
+        folder = tmp_path_factory.mktemp("run")
+        rows = am.run(*words, folder=folder)
+        texts = [(folder / file).read_text() for file in ("labels.csv", "cycles/02/left.csv")]
+        return texts, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("knob", PROTOCOL)
-def test_every_key_of_the_protocol_changes_the_run(knob, tiny_job, probe_job, tmp_path, without_pictures):
+def test_every_key_of_the_protocol_changes_the_run(knob, tiny_job, probe_job, result_of, without_pictures):
     shared = tiny_job if knob in ("compare_probe", "pool_size") else probe_job
     shared = [*shared, "oracle=paper_oracle" if knob == "pool_size" else "oracle=top_k", "al.audit=20"]
-    both = []
-    for name, words in (("plain", []), ("changed", [PROTOCOL[knob]])):
-        rows = am.run(*shared, *words, folder=tmp_path / name)
-        texts = [(tmp_path / name / file).read_text() for file in ("labels.csv", "cycles/02/left.csv")]
-        both.append((texts, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]))
-    assert both[0] != both[1]
+    assert result_of(*shared) != result_of(*shared, PROTOCOL[knob])

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from anomalymatch import cluster as module
-from anomalymatch.errors import ConfigError
 
 TINY = [
     "model.name=test_efficientnet",
@@ -148,8 +147,3 @@ def test_a_single_image_is_refused(call, tiny, images, tmp_path):
     code, _, err = call("dataset=folder", f"data.root={tmp_path / 'one'}", *tiny)
     assert code == 1
     assert "at least two readable images, got 1" in err
-
-
-def test_an_unknown_key_is_refused_from_python_too():
-    with pytest.raises(ConfigError, match="there is no key 'topp'"):
-        module.cluster("topp=3")

@@ -29,10 +29,16 @@ print(sorted({"torch", "timm", "pytorch_lightning", "numpy", "hydra", "wandb"} &
     assert heavy == "[]"
 
 
-def test_a_mistyped_command_is_reported_without_importing_torch():
-    code = "import sys; sys.argv = ['x', 'al.cylces=3']\nfrom anomalymatch.run import main\n"
-    code += "try: main()\nexcept SystemExit: print('torch' in sys.modules)"
-    assert python(code) == "False\n"
+def test_help_and_a_mistyped_command_do_not_import_torch():
+    code = """
+import sys
+from anomalymatch.run import main
+for word in ("--help", "al.cylces=3"):
+    sys.argv = ["x", word]
+    try: main()
+    except SystemExit as end: print(end.code, "torch" in sys.modules)
+"""
+    assert python(code).splitlines()[-1] == "1 False"
 
 
 def test_every_public_name_can_be_imported():
