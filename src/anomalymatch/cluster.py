@@ -45,7 +45,7 @@ def execute(config: DictConfig) -> tuple[Path, Sequence[Mapping[str, float | int
     """Group the images, or label the named groups; return the path of the result, and its table."""
     # Imported here, so that a mistyped command line is reported without the wait for torch.
     from anomalymatch.build import build, build_patches, build_source, build_tracker, select_images
-    from anomalymatch.clustering.analysis import cluster as group_images
+    from anomalymatch.clustering.analysis import cluster_images
     from anomalymatch.clustering.figures import check_map
     from anomalymatch.clustering.mvtec import write_benchmark
     from anomalymatch.clustering.names import GROUPS, label_groups, read_names
@@ -66,7 +66,7 @@ def execute(config: DictConfig) -> tuple[Path, Sequence[Mapping[str, float | int
         raise ConfigError(f"{output / GROUPS} has names of other groups: choose another folder by output=PATH")
     source = build_source(config)
     chosen = select_images(config, source)
-    found = group_images(
+    found = cluster_images(
         patches_of(source), chosen.ids, spec, clusters=config.clusters, normals=chosen.normals, seed=seed
     )
     compared = f"{len(chosen.normals):,} labelled normals" if chosen.normals else "each other"

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from anomalymatch.clustering import analysis as module
-from anomalymatch.clustering.analysis import ClusterSpec, ImageGrouper, cluster
+from anomalymatch.clustering.analysis import ClusterSpec, ImageGrouper, cluster_images
 from anomalymatch.errors import ConfigError, DataError
 
 
 def test_anomalous_images_are_a_group(make_patches, make_source, spec):
     source = make_source(30)
-    found = cluster(make_patches(source), source.ids, spec, clusters=2)
+    found = cluster_images(make_patches(source), source.ids, spec, clusters=2)
     small = {found.ids[i] for i in found.members(1)}
     assert small == {id_ for id_ in source.ids if source.truth[id_] == "rare"}
     assert found.weights.shape == (30, 16)
@@ -29,7 +29,7 @@ def test_anomalous_images_are_a_group(make_patches, make_source, spec):
 def test_same_seed_gives_same_groups(make_patches, make_source, spec):
     source = make_source(20)
     patches = make_patches(source, components=6)
-    one, two = (cluster(patches, source.ids, replace(spec, references=8), seed=3) for _ in range(2))
+    one, two = (cluster_images(patches, source.ids, replace(spec, references=8), seed=3) for _ in range(2))
     assert (one.grouping.labels == two.grouping.labels).all()
     np.testing.assert_array_equal(one.embeddings, two.embeddings)
     assert one.grouping.choice == two.grouping.choice
@@ -39,19 +39,21 @@ def test_same_seed_gives_same_groups(make_patches, make_source, spec):
 def test_each_setting_changes_the_embeddings(make_patches, make_source, spec, change):
     source = make_source(20)
     patches = make_patches(source)
-    before, after = (cluster(patches, source.ids, s, clusters=2).embeddings for s in (spec, replace(spec, **change)))
+    before, after = (
+        cluster_images(patches, source.ids, s, clusters=2).embeddings for s in (spec, replace(spec, **change))
+    )
     assert not np.allclose(before, after)
 
 
 def test_normal_images_change_the_weights_but_are_not_compared_with_themselves(make_patches, make_source, spec):
     source = make_source(20)
     patches = make_patches(source)
-    alone = cluster(patches, source.ids, spec, clusters=2)
+    alone = cluster_images(patches, source.ids, spec, clusters=2)
     normals = source.ids[1:6]
-    known = cluster(patches, source.ids, spec, clusters=2, normals=normals)
+    known = cluster_images(patches, source.ids, spec, clusters=2, normals=normals)
     assert not np.allclose(alone.weights, known.weights)
     assert all(np.ptp(known.weights[known.ids.index(id_)]) > 1e-4 for id_ in normals)
-    single = cluster(patches, source.ids, spec, clusters=2, normals=normals[:1])
+    single = cluster_images(patches, source.ids, spec, clusters=2, normals=normals[:1])
     np.testing.assert_allclose(single.weights[1], 1 / single.weights.shape[1], rtol=0.2)
 
 
@@ -59,7 +61,7 @@ def test_normal_images_change_the_weights_but_are_not_compared_with_themselves(m
 def test_every_method_runs(make_patches, make_source, spec, method):
     source = make_source(30)
     count = None if method == "hdbscan" else 2
-    found = cluster(make_patches(source), source.ids, replace(spec, method=method), clusters=count)
+    found = cluster_images(make_patches(source), source.ids, replace(spec, method=method), clusters=count)
     assert found.grouping.tree is None
     assert set(found.grouping.labels) <= {-1, 0, 1, 2, 3, 4}
     assert (np.isnan(found.distances) == (found.grouping.labels == -1)).all()
@@ -72,7 +74,7 @@ def test_many_images_are_compared_with_a_sample(make_patches, make_source, spec,
     scores = module.unsupervised_scores
     monkeypatch.setattr(module, "unsupervised_scores", lambda p, r, own: seen.append(len(r)) or scores(p, r, own))
     source = make_source(20)
-    cluster(make_patches(source), source.ids, spec, clusters=2)
+    cluster_images(make_patches(source), source.ids, spec, clusters=2)
     assert seen == [6]
 
 
@@ -81,11 +83,11 @@ def test_identical_images_are_one_group(make_patches, make_source, spec, caplog)
     image = source.read(source.ids[1:2])[0]
     source.load = lambda position: image
     patches = make_patches(source)
-    found = cluster(patches, source.ids, spec)
+    found = cluster_images(patches, source.ids, spec)
     assert found.grouping.labels.tolist() == [0, 0, 0, 0]
     assert "1 of 4 images differ" in caplog.text
     with pytest.raises(ConfigError, match="clusters is 2: of 4 images 1 differ"):
-        cluster(patches, source.ids, spec, clusters=2)
+        cluster_images(patches, source.ids, spec, clusters=2)
 
 
 def test_errors(make_patches, make_source, spec):
@@ -93,15 +95,15 @@ def test_errors(make_patches, make_source, spec):
     patches = make_patches(source)
     for ids in ([], ["im000001"], ["im000000", "im000001"]):
         with pytest.raises(DataError, match="at least two readable images"):
-            cluster(patches, ids, spec)
+            cluster_images(patches, ids, spec)
     for count in (0, 6):
         with pytest.raises(ConfigError, match=f"clusters is {count}: of 5 images 5 differ"):
-            cluster(patches, source.ids, spec, clusters=count)
+            cluster_images(patches, source.ids, spec, clusters=count)
     with pytest.raises(DataError, match="labelled normal can be read"):
-        cluster(patches, source.ids, spec, clusters=2, normals=["im000000"])
+        cluster_images(patches, source.ids, spec, clusters=2, normals=["im000000"])
     with pytest.raises(ConfigError, match="hdbscan finds the number"):
-        cluster(patches, source.ids, replace(spec, method="hdbscan"), clusters=2)
-    assert len(cluster(patches, source.ids[:3], spec, clusters=2).ids) == 2
+        cluster_images(patches, source.ids, replace(spec, method="hdbscan"), clusters=2)
+    assert len(cluster_images(patches, source.ids[:3], spec, clusters=2).ids) == 2
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_divider_returns_groups_with_their_medoids_first(make_patches, make_sour
     source = make_source(24, size=32, unreadable={"im000007"})
     patches, ids = make_patches(source), list(source.ids)
     normals = ids[20:]
-    found = cluster(patches, ids, spec, clusters=3, normals=normals, seed=1)
+    found = cluster_images(patches, ids, spec, clusters=3, normals=normals, seed=1)
     groups = ImageGrouper(patches, spec, 1)(ids, normals, 3)
     assert sorted(id_ for group in groups for id_ in group) == sorted(set(ids) - {"im000007"})
     assert [len(group) for group in groups] == sorted((len(group) for group in groups), reverse=True)

@@ -8,7 +8,7 @@ from anomalymatch.algorithms.probe.regression import self_train
 from anomalymatch.cache import Cache
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.ui import features as module
-from anomalymatch.ui.features import BLOCK_ROWS, HalfMatrix, build_feature_store, principal_components
+from anomalymatch.ui.features import BLOCK_ROWS, HalfMatrix, build_feature_store, principal_directions
 from anomalymatch.ui.live import LiveRanking
 
 BAD = {0, 7, 120, 399}
@@ -160,14 +160,14 @@ def test_compressed_features_come_from_the_cache(build, rows, monkeypatch, tmp_p
 
 def test_principal_components_equal_those_of_scikit_learn():
     sample = low_rank(300, 16, 5)
-    found = principal_components(sample, 5)
+    found = principal_directions(sample, 5)
     # Beside their negatives the rows have a mean of zero, so that scikit-learn subtracts nothing.
     reference = PCA(5).fit(np.concatenate([sample, -sample])).components_
     np.testing.assert_allclose(np.abs(np.sum(found.T * reference, axis=1)), 1.0, atol=1e-4)
     np.testing.assert_allclose(found.T @ found, np.eye(5), atol=1e-5)
     assert (np.diff(np.square(sample @ found).sum(axis=0)) <= 0).all()
-    assert principal_components(sample, 99).shape == (16, 16)
-    assert principal_components(sample[:3], 7).shape == (16, 7)
+    assert principal_directions(sample, 99).shape == (16, 16)
+    assert principal_directions(sample[:3], 7).shape == (16, 7)
 
 
 def test_components_of_a_sample_keep_the_inner_products(build, monkeypatch, rows):

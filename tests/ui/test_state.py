@@ -7,11 +7,11 @@ from scipy.stats import rankdata, zscore
 from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.errors import ConfigError
 from anomalymatch.types import Label
-from anomalymatch.ui.state import Scores, mean_logits, recent_yield
+from anomalymatch.ui.state import ScoreIndex, mean_logits, recent_yield
 
 
 def test_available_rankings_and_the_chosen_one():
-    scores, live, trained = Scores(), np.array([1, 2], np.float32), np.array([2, 1], np.float32)
+    scores, live, trained = ScoreIndex(), np.array([1, 2], np.float32), np.array([2, 1], np.float32)
     assert scores.logits() is None
     assert scores.modes == ("live",)
     with pytest.raises(ConfigError, match="'trained'"):

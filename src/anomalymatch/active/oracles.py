@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from anomalymatch.active.strategies import NO_LABELS, Labels, Rng, Strategy
+from anomalymatch.active.strategies import NO_LABELS, LabelMapping, Rng, Strategy
 from anomalymatch.data.task import Task
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
@@ -13,7 +13,7 @@ class Oracle(Protocol):
     """Protocol of oracles."""
 
     def __call__(
-        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: Labels = NO_LABELS
+        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: LabelMapping = NO_LABELS
     ) -> dict[str, Label]:
         """Label up to `budget` images.
 
@@ -37,7 +37,7 @@ class PaperOracle:
         self.task = task
 
     def __call__(
-        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: Labels = NO_LABELS
+        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: LabelMapping = NO_LABELS
     ) -> dict[str, Label]:
         """See `Oracle`."""
         order = [ranking.ids[i] for i in ranking.order if ranking.ids[i] in pool]
@@ -55,7 +55,7 @@ class TopKOracle:
         self.task, self.strategy = task, strategy
 
     def __call__(
-        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: Labels = NO_LABELS
+        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: LabelMapping = NO_LABELS
     ) -> dict[str, Label]:
         """See `Oracle`."""
         return {id_: self.task.label(id_) for id_ in self.strategy(ranking, budget, rng=rng, last=last)}

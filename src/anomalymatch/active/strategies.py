@@ -19,8 +19,8 @@ from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
 
 Rng = np.random.Generator
-Labels = Mapping[str, str]
-NO_LABELS: Labels = MappingProxyType({})
+LabelMapping = Mapping[str, str]
+NO_LABELS: LabelMapping = MappingProxyType({})
 ROUNDING = 1e-6
 """Largest distance from 1 of the cosine between an image and its copy."""
 GroupImages = Callable[[Sequence[str]], Sequence[Sequence[str]]]
@@ -31,7 +31,7 @@ GroupImages = Callable[[Sequence[str]], Sequence[Sequence[str]]]
 class Strategy(Protocol):
     """Protocol of query strategies."""
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
         """Choose images to label.
 
         Args:
@@ -49,7 +49,7 @@ class Strategy(Protocol):
 class Top:
     """Strategy that chooses the highest scores."""
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
         """See `Strategy`."""
         return ranking.top(count)
 
@@ -57,7 +57,7 @@ class Top:
 class Uncertain:
     """Strategy that chooses the scores nearest to the decision boundary."""
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
         """See `Strategy`."""
         return Ranking(ranking.ids, -np.abs(ranking.logits)).top(count)
 
@@ -65,7 +65,7 @@ class Uncertain:
 class Random:
     """Strategy that chooses images at random."""
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
         """See `Strategy`."""
         ids = sorted(ranking.ids)
         return [ids[i] for i in rng.choice(len(ids), min(count, len(ids)), replace=False)]
@@ -82,7 +82,7 @@ class Mixture:
         check_range("al.strategy.explore", explore, low=0, high=1)
         self.explore = explore
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
         """See `Strategy`; the top comes first."""
         best = ranking.top(count - round(self.explore * count))
         return [*best, *Uncertain()(_without(ranking, best), count - len(best), rng=rng)]
@@ -102,7 +102,7 @@ class Diverse:
         check_range("al.strategy.candidates", candidates, low=1)
         self.embedding, self.candidates = embedding, candidates
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
         """See `Strategy`."""
         ids = ranking.top(count * self.candidates)
         return [ids[i] for i in k_centres(self.embedding.features.take(ids), count)]
@@ -122,7 +122,7 @@ class Distinct:
         check_range("al.strategy.similarity", similarity, above=0, high=1)
         self.embedding, self.candidates, self.similarity = embedding, candidates, similarity
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
         """See `Strategy`; duplicates come last, if there is nothing else to choose."""
         ids = ranking.top(count * self.candidates)
         features = self.embedding.features.take(ids)
@@ -150,7 +150,7 @@ class Auto:
         self.distinct = Distinct(embedding, candidates, similarity)
         self.diverse = Diverse(embedding, candidates)
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
         """See `Strategy`; the top comes first."""
         if not last or Label.ANOMALY in last.values():
             return self.distinct(ranking, count, rng=rng)
@@ -171,7 +171,7 @@ class PerCluster:
         check_range("al.strategy.candidates", candidates, low=1)
         self.group_images, self.candidates = grouper(embedding), candidates
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
         """See `Strategy`; images without a group come last."""
         ids = ranking.top(count * self.candidates)
         if len(ids) <= count:
@@ -225,7 +225,7 @@ class ExpectedDiscovery:
         self.followed, self.neighbours, self.horizon = followed, neighbours, horizon
         self.prior, self.answer_weight, self.log_odds_shift = prior, answer_weight, log_odds_shift
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: Labels = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
         """See `Strategy`."""
         candidates = max(count, min(count * self.candidates, self.most_candidates))
         followed = ranking.order[: max(self.followed, candidates)]

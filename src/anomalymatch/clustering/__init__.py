@@ -1,6 +1,6 @@
 """Anomaly Clustering: grouping of images by the kind of anomaly they show."""
 
-from anomalymatch.clustering.analysis import Clusters, ClusterSpec, ImageGrouper, cluster
+from anomalymatch.clustering.analysis import Clusters, ClusterSpec, ImageGrouper, cluster_images
 from anomalymatch.clustering.groups import UNGROUPED, Grouping, choose_count
 from anomalymatch.clustering.patches import Bags, PatchEmbedding, PatchSpec
 from anomalymatch.clustering.quality import clustering_metrics
@@ -16,7 +16,7 @@ __all__ = [
     "PatchEmbedding",
     "PatchSpec",
     "choose_count",
-    "cluster",
+    "cluster_images",
     "clustering_metrics",
     "write_clusters",
 ]

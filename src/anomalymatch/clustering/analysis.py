@@ -99,7 +99,7 @@ class Clusters:
         return rows[np.lexsort((self.distances[rows], rows != first))]
 
 
-def cluster(
+def cluster_images(
     patches: PatchEmbedding,
     ids: Sequence[str],
     spec: ClusterSpec,
@@ -241,7 +241,7 @@ class ImageGrouper:
             DataError: if fewer than two images can be read.
             ConfigError: if fewer than `count` differ.
         """
-        found = cluster(self.patches, ids, self.spec, clusters=count, normals=normals, seed=self.seed)
+        found = cluster_images(self.patches, ids, self.spec, clusters=count, normals=normals, seed=self.seed)
         return [[found.ids[row] for row in found.members(k)] for k in range(len(found.medoids))]
 
 

@@ -16,7 +16,7 @@ from scipy.cluster.hierarchy import dendrogram
 from sklearn.decomposition import PCA
 
 from anomalymatch.checks import check_choice
-from anomalymatch.clustering.groups import UNGROUPED, Embeddings, Labels, Tree
+from anomalymatch.clustering.groups import UNGROUPED, Embeddings, GroupNumbers, Tree
 from anomalymatch.errors import ConfigError
 from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.contact_sheet import as_rgb, contact_sheet
@@ -62,7 +62,7 @@ def heat(image: Image, weights: Float32[np.ndarray, " p"]) -> UInt8[np.ndarray, 
     return np.rint((1.0 - cover) * as_rgb(image) + cover * colour).astype(np.uint8)
 
 
-def dendrogram_figure(tree: Tree, labels: Labels) -> Figure:
+def dendrogram_figure(tree: Tree, labels: GroupNumbers) -> Figure:
     """Draw the top of Ward's tree, at most `LEAVES` branches, with a dashed line at the height of the groups."""
     figure, axes = plots.make_figure("images in the branch", "height of the merge")
     drawn: dict[str, Any] = dendrogram(
@@ -80,7 +80,7 @@ def dendrogram_figure(tree: Tree, labels: Labels) -> Figure:
     return figure
 
 
-def map_figure(places: Float64[np.ndarray, "n 2"], labels: Labels, medoids: Int64[np.ndarray, " k"]) -> Figure:
+def map_figure(places: Float64[np.ndarray, "n 2"], labels: GroupNumbers, medoids: Int64[np.ndarray, " k"]) -> Figure:
     """Draw each image as a dot in the colour of its group, with the number of each group at its medoid."""
     figure, axes = plots.make_figure("first dimension", "second dimension")
     ramp = colormaps["tab20"]

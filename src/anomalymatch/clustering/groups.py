@@ -31,9 +31,9 @@ LOW_SILHOUETTE = 0.25
 """Silhouette below which Kaufman and Rousseeuw (1990) see no substantial structure."""
 
 Embeddings = Float64[np.ndarray, "n d"]
-Labels = Int64[np.ndarray, " n"]
+GroupNumbers = Int64[np.ndarray, " n"]
 Tree = Float64[np.ndarray, "m 4"]
-Cut = Callable[[int], Labels]
+Cut = Callable[[int], GroupNumbers]
 """Function from the number of groups to the labels."""
 
 
@@ -64,7 +64,7 @@ class Grouping:
         choice: choice of the number of groups; None if the number was given.
     """
 
-    labels: Labels
+    labels: GroupNumbers
     tree: Tree | None = None
     choice: Choice | None = None
 
@@ -101,7 +101,7 @@ def ward_tree(embeddings: Embeddings, *, exact_images: int = EXACT_IMAGES) -> Tr
     return np.column_stack([model.children_, model.distances_, sizes[len(embeddings) :]]).astype(np.float64)
 
 
-def cut_tree(tree: Tree, count: int) -> Labels:
+def cut_tree(tree: Tree, count: int) -> GroupNumbers:
     """Cut a tree into `count` groups by undoing its last `count` - 1 merges.
 
     SciPy's `fcluster` returns fewer groups if merges have equal heights.
@@ -113,13 +113,13 @@ def cut_tree(tree: Tree, count: int) -> Labels:
     return number_by_size(owner[:images])
 
 
-def _kmeans(embeddings: Embeddings, count: int, seed: int) -> Labels:
+def _kmeans(embeddings: Embeddings, count: int, seed: int) -> GroupNumbers:
     with warnings.catch_warnings():  # a subsample may have fewer distinct images than groups
         warnings.simplefilter("ignore", ConvergenceWarning)
         return KMeans(count, n_init=10, random_state=seed).fit_predict(embeddings).astype(np.int64)
 
 
-def _spectral(embeddings: Embeddings, count: int, seed: int, exact_images: int) -> Labels:
+def _spectral(embeddings: Embeddings, count: int, seed: int, exact_images: int) -> GroupNumbers:
     """Cluster by the affinity exp(-2 (distance / median distance)^2), or by a nearest-neighbour graph."""
     if len(embeddings) <= exact_images:
         distances = squareform(pdist(embeddings))
@@ -133,7 +133,7 @@ def _spectral(embeddings: Embeddings, count: int, seed: int, exact_images: int) 
         return model.fit_predict(affinity).astype(np.int64)
 
 
-def hdbscan(embeddings: Embeddings, smallest: int) -> Labels:
+def hdbscan(embeddings: Embeddings, smallest: int) -> GroupNumbers:
     """Find dense groups of at least `smallest` images; all other images are `UNGROUPED`.
 
     Raises:
@@ -143,7 +143,7 @@ def hdbscan(embeddings: Embeddings, smallest: int) -> Labels:
     return number_by_size(HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(embeddings).astype(np.int64))
 
 
-def number_by_size(labels: Int64[np.ndarray, " n"]) -> Labels:
+def number_by_size(labels: Int64[np.ndarray, " n"]) -> GroupNumbers:
     """Renumber groups by size, the largest 0; groups of equal size in the order of their first image."""
     names, first, sizes = np.unique(labels, return_index=True, return_counts=True)
     order = [k for k in np.lexsort((first, -sizes)) if names[k] != UNGROUPED]
@@ -216,7 +216,7 @@ def _dispersions(rows: Embeddings, cut: Cut, counts: range) -> Float64[np.ndarra
     return np.log([max(_within(rows, cut(count)), 1e-300) for count in counts])
 
 
-def _within(rows: Embeddings, labels: Labels) -> float:
+def _within(rows: Embeddings, labels: GroupNumbers) -> float:
     return sum(float(((rows[labels == k] - rows[labels == k].mean(0)) ** 2).sum()) for k in np.unique(labels))
 
 

@@ -50,7 +50,7 @@ class Encoded(NamedTuple):
     data: bytes | Reject
 
 
-Encode = Callable[[Sequence[str]], list[Encoded]]
+EncodeBatch = Callable[[Sequence[str]], list[Encoded]]
 
 
 def convert(
@@ -109,7 +109,7 @@ def convert(
 
 class _Plan(NamedTuple):
     source: ImageSource
-    encode: Encode
+    encode: EncodeBatch
     classes: list[str] | None
     key: str
 
@@ -125,7 +125,7 @@ def _plan(source: ImageSource, size: int | None, encoding: Encoding, quality: in
     return _Plan(source, encode, classes, hashlib.sha256(options.encode()).hexdigest())
 
 
-def _copier(source: ImageSource, size: int | None) -> Encode:
+def _copier(source: ImageSource, size: int | None) -> EncodeBatch:
     if not source.encoded:
         raise ConfigError(f"encoding=keep: {source.name} holds no image files to copy, choose jpeg, png, webp_lossless")
     if size is not None:
@@ -140,7 +140,7 @@ def _copier(source: ImageSource, size: int | None) -> Encode:
     return lambda ids: [Encoded(id_, copy(id_)) for id_ in ids]
 
 
-def _encoder(source: ImageSource, size: int | None, encoding: str, quality: int) -> Encode:
+def _encoder(source: ImageSource, size: int | None, encoding: str, quality: int) -> EncodeBatch:
     if source.channels not in _CHANNELS[encoding]:
         raise ConfigError(
             f"encoding={encoding} holds {' or '.join(map(str, _CHANNELS[encoding]))} channels, but {source.name} has "

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 Stamp = tuple[int, int]
 """Size of a file in bytes and time of its last change in nanoseconds."""
-Entry = tuple[str, int, int]
+FileStamp = tuple[str, int, int]
 """File: POSIX path below the root, size in bytes, time of the last change in nanoseconds."""
 _TO_FOLDERS = "links to folders"
 
@@ -129,7 +129,7 @@ def _stem(file: Path) -> str:
 class Scan(NamedTuple):
     """Files below a root, sorted by path, and the number of files skipped for each reason."""
 
-    entries: list[Entry]
+    entries: list[FileStamp]
     skipped: Counter[str]
 
     @property
@@ -150,7 +150,7 @@ def scan(root: Path, suffixes: tuple[str, ...], folders: Iterable[Folder] | None
         DataError: if `root` or a folder in it cannot be listed.
     """
     top = os.path.realpath(root)
-    entries: list[Entry] = []
+    entries: list[FileStamp] = []
     skipped: Counter[str] = Counter()
     for path, _, files in walk(root) if folders is None else folders:
         for child in files:
@@ -166,7 +166,7 @@ def scan(root: Path, suffixes: tuple[str, ...], folders: Iterable[Folder] | None
     return Scan(entries, skipped)
 
 
-def scan_for(what: str, root: Path, suffixes: tuple[str, ...], scanned: Scan | None = None) -> list[Entry]:
+def scan_for(what: str, root: Path, suffixes: tuple[str, ...], scanned: Scan | None = None) -> list[FileStamp]:
     """List the files below `root` with given suffixes, and log how many were skipped.
 
     Args:

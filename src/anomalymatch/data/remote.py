@@ -42,7 +42,7 @@ _HTTP = ("http", "https")
 _VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "created")
 
 
-class Entry(NamedTuple):
+class RemoteFile(NamedTuple):
     """A remote file: path below the root, path in the file system, size in bytes and version, if they are known."""
 
     id: str
@@ -82,7 +82,7 @@ class Remote:
             hint = f"pip install {package}" if package else str(error)
             raise DataError(f"{self.url}: {self.protocol}:// needs a package that is not installed: {hint}") from None
         except Exception as error:
-            raise DataError(f"{self.url}: cannot be opened: {reason(error)}") from None
+            raise DataError(f"{self.url}: cannot be opened: {transfer_reason(error)}") from None
 
     @property
     def filesystem(self) -> Any:
@@ -91,7 +91,7 @@ class Remote:
             self._connect()
         return self._fs
 
-    def list(self, suffixes: Sequence[str]) -> list[Entry]:
+    def list(self, suffixes: Sequence[str]) -> list[RemoteFile]:
         """List the files below the URL that end in one of `suffixes`, sorted by path, without hidden files.
 
         Raises:
@@ -100,7 +100,7 @@ class Remote:
         try:
             found = with_retries(self._find, self.url)
         except Exception as error:
-            raise DataError(f"{self.url}: cannot be listed: {reason(error)}") from None
+            raise DataError(f"{self.url}: cannot be listed: {transfer_reason(error)}") from None
         entries = (self._entry(name, info) for name, info in found.items())
         return sorted(e for e in entries if e and e.id.lower().endswith(tuple(suffixes)) and not is_hidden(e.id))
 
@@ -109,7 +109,7 @@ class Remote:
         options = {"on_error": _skip_missing} if self.protocol in _HTTP else {}
         return self.filesystem.find(self.base, detail=True, **options)
 
-    def _entry(self, name: str, info: Mapping[str, Any]) -> Entry | None:
+    def _entry(self, name: str, info: Mapping[str, Any]) -> RemoteFile | None:
         base = self.base.rstrip("/") + "/"
         if not name.startswith(base):
             return None
@@ -117,17 +117,17 @@ class Remote:
         if self.protocol in _HTTP:
             id_ = unquote(id_)
             name = base + quote(id_)
-        return Entry(id_, name, info.get("size"), _version(info))
+        return RemoteFile(id_, name, info.get("size"), _version(info))
 
-    def file(self) -> Entry:
+    def file(self) -> RemoteFile:
         """Look up the file at the URL itself.
 
         Raises:
             DataError: if it does not exist.
         """
-        return self.with_size(Entry(unquote(PurePosixPath(self.base).name), self.base, None, ""))
+        return self.with_size(RemoteFile(unquote(PurePosixPath(self.base).name), self.base, None, ""))
 
-    def with_size(self, entry: Entry) -> Entry:
+    def with_size(self, entry: RemoteFile) -> RemoteFile:
         """Look up size and version of an entry whose listing did not tell them.
 
         Raises:
@@ -140,10 +140,10 @@ class Remote:
         except FileNotFoundError:
             raise DataError(f"{self.url}: expected a file, found nothing at {entry.path}") from None
         except Exception as error:
-            raise DataError(f"{self.url}: {entry.path} cannot be looked up: {reason(error)}") from None
+            raise DataError(f"{self.url}: {entry.path} cannot be looked up: {transfer_reason(error)}") from None
         return entry._replace(size=info.get("size"), version=_version(info))
 
-    def copy(self, entry: Entry, target: Path) -> None:
+    def copy(self, entry: RemoteFile, target: Path) -> None:
         """Copy a file to `target`, unless a file of its size is there.
 
         Raises:
@@ -157,15 +157,15 @@ class Remote:
         download(entry.path, target, size=entry.size, connect=connect)
 
     @contextmanager
-    def _open(self, entry: Entry, start: int) -> Iterator[Transfer]:
+    def _open(self, entry: RemoteFile, start: int) -> Iterator[Transfer]:
         try:
             file = self.filesystem.open(entry.path, "rb")
             if start:
                 file.seek(start)
         except (FileNotFoundError, PermissionError) as error:
-            raise DataError(f"{entry.path}: cannot be copied: {reason(error)}") from None
+            raise DataError(f"{entry.path}: cannot be copied: {transfer_reason(error)}") from None
         except Exception as error:
-            raise InterruptedTransferError(reason(error)) from None
+            raise InterruptedTransferError(transfer_reason(error)) from None
         with file:
             yield Transfer(start, entry.size, iter(partial(file.read, CHUNK_BYTES), b""))
 
@@ -214,7 +214,7 @@ def local_path(
     return folder
 
 
-def reason(error: Exception) -> str:
+def transfer_reason(error: Exception) -> str:
     """Return the first line of an error message, with the kind of error."""
     if isinstance(error, FileNotFoundError):
         return "it is not there"
@@ -222,7 +222,7 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def hash_entries(salt: str, entries: Sequence[Entry]) -> str:
+def hash_entries(salt: str, entries: Sequence[RemoteFile]) -> str:
     """Hash names, sizes and versions of files."""
     return hash_rows(salt, ((entry.id, entry.size, entry.version) for entry in entries))
 

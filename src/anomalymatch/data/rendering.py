@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from anomalymatch.checks import check_choice, check_range
+from anomalymatch.checks import Number, check_choice, check_range
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Image, Pixels
 
@@ -24,7 +24,6 @@ PARAMETERS = {"log": 1000.0, "asinh": 0.1, "midtones": 0.25}
 HUGE = 1e150
 """Larger values count as infinite: their squares overflow, and only fill values are as large."""
 
-Number = int | float
 Pair = Sequence[Number]
 Matrix = Mapping[str, Mapping[str, Number]]
 

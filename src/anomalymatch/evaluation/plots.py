@@ -291,10 +291,10 @@ def left_figure(rows: Sequence[Mapping[str, float | int | str]], *, total: int |
 COLOURS = {"anomaly": ANOMALY, "normal": NORMAL, "all": INK}
 """The classes look alike in all panels, and nothing else does as they do."""
 OTHERS = [colour for colour in PALETTE if colour not in COLOURS.values()]
-Panel = Mapping[str, Sequence[float]]
+PlotPanel = Mapping[str, Sequence[float]]
 
 
-def training_figure(panels: Mapping[str, Panel]) -> Figure:
+def training_figure(panels: Mapping[str, PlotPanel]) -> Figure:
     """Draw one panel per quantity over the steps of a training, with a running mean of long curves.
 
     Args:

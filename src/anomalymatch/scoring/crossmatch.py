@@ -219,7 +219,7 @@ def _ask(service: str, query: Callable[[], T], timeout: float) -> T | None:
         return answers[0]
     if type(errors[0]).__name__ == "RemoteServiceError" and NOT_FOUND.search(str(errors[0])):
         return None
-    raise DownloadError(f"{service} gave no answer ({reason(errors[0])}): is there a network?") from errors[0]
+    raise DownloadError(f"{service} gave no answer ({describe_error(errors[0])}): is there a network?") from errors[0]
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Describe an error by its type and its text, on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:MAX_REASON]}" if text else type(error).__name__
@@ -263,7 +263,7 @@ def read_positions(path: Path) -> list[Position]:
             columns = [table[name].tolist() for name in ("id", "ra", "dec", "score")]
             positions = [Position(str(i), float(ra), float(dec), float(score)) for i, ra, dec, score in zip(*columns)]  # noqa: B905
     except Exception as error:  # the parser of VOTables raises many types of errors
-        raise DataError(f"{path} is no VOTable with id, ra, dec and score ({reason(error)})") from error
+        raise DataError(f"{path} is no VOTable with id, ra, dec and score ({describe_error(error)})") from error
     for position in positions:
         if not (math.isfinite(position.ra) and abs(position.dec) <= 90):
             raise DataError(f"{path}: {position.id} has impossible coordinates: ra={position.ra}, dec={position.dec}")

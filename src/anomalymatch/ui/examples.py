@@ -37,8 +37,8 @@ _TITLE = "Title"
 _TRIED = 5
 _COMPRESSED = b"ZIMAGE  ="
 
-Features = Float32[np.ndarray, " d"]
-Encode = Callable[[Image], Features]
+FeatureVector = Float32[np.ndarray, " d"]
+EncodeImage = Callable[[Image], FeatureVector]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Example:
     """
 
     id: str
-    features: Features
+    features: FeatureVector
     name: str = ""
 
 
@@ -66,7 +66,7 @@ class Examples:
         dimensions: length of a row.
     """
 
-    def __init__(self, folder: Path, encode: Encode, source: ImageSource, *, dimensions: int) -> None:
+    def __init__(self, folder: Path, encode: EncodeImage, source: ImageSource, *, dimensions: int) -> None:
         self.folder, self.encode, self.source = make_folder(folder), encode, source
         self._dimensions = dimensions
         self._lock = threading.RLock()

@@ -241,7 +241,7 @@ def _compress(
         rng = np.random.default_rng(_SEED)
         sample = exact.take(np.sort(rng.choice(len(exact), min(SAMPLE, len(exact)), replace=False)))
         factor = np.ones(exact.dimensions, np.float32) if scale is None else scale
-        components = factor[:, None] * principal_components(sample * factor, width)
+        components = factor[:, None] * principal_directions(sample * factor, width)
         rows = Blocks((len(exact), width), "float16", _project_blocks(exact, components))
         return {"components": components, "rows": rows}, {}
 
@@ -257,7 +257,7 @@ def _project_blocks(exact: HalfMatrix, components: Float32[np.ndarray, "D d"]) -
             advance(len(block))
 
 
-def principal_components(sample: Float32[np.ndarray, "n D"], dimensions: int) -> Float32[np.ndarray, "D d"]:
+def principal_directions(sample: Float32[np.ndarray, "n D"], dimensions: int) -> Float32[np.ndarray, "D d"]:
     """Compute the principal components of uncentred vectors as orthonormal columns, largest variance first.
 
     The mean is not subtracted: the similarity of two images is the inner product of their features, and subtracting

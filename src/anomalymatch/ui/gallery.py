@@ -16,7 +16,7 @@ from anomalymatch.types import Label
 from anomalymatch.ui.views import Query, Show, Sort
 
 logger = logging.getLogger(__name__)
-Diverse = Callable[[Int64[np.ndarray, " c"], int], Int64[np.ndarray, " k"]]
+DiverseFirst = Callable[[Int64[np.ndarray, " c"], int], Int64[np.ndarray, " k"]]
 """Function that sorts candidates so that the first ones differ most; omitted ones follow in the order given."""
 Order = Int32[np.ndarray, " n"]
 
@@ -53,7 +53,7 @@ class Gallery:
         labels: Int8[np.ndarray, " n"],
         newest: Int64[np.ndarray, " l"],
         conflicts: Int64[np.ndarray, " c"],
-        diverse: Diverse,
+        diverse: DiverseFirst,
     ) -> None:
         """Replace the state that pages show.
 
@@ -64,7 +64,7 @@ class Gallery:
             labels: by `CODES`; copied.
             newest: labelled images, newest label first.
             conflicts: images on which annotators disagree.
-            diverse: see `Diverse`.
+            diverse: see `DiverseFirst`.
         """
         orders, novel = self._snapshot.orders.of(logits), self._snapshot.novel.of(novelty)
         self._snapshot = _Snapshot(orders, novel, labels.copy(), newest, conflicts, diverse)
@@ -206,7 +206,7 @@ class _Snapshot:
         labels: Int8[np.ndarray, " n"],
         newest: Int64[np.ndarray, " l"],
         conflicts: Int64[np.ndarray, " c"],
-        diverse: Diverse,
+        diverse: DiverseFirst,
     ) -> None:
         self.orders, self.novel, self.labels = orders, novel, labels
         self.newest, self.conflicts, self.diverse = newest, conflicts, diverse

@@ -24,12 +24,12 @@ from anomalymatch.ui.groups import Divide, Groups
 from anomalymatch.ui.labels import Change, LabelIndex, Listener, Listeners, clean_name
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.pictures import STRETCHES, Pictures
-from anomalymatch.ui.state import Logits, SearchState, summarise
+from anomalymatch.ui.state import Logits, SearchState, summarise_search
 from anomalymatch.ui.training import BackgroundTask, Training
 from anomalymatch.ui.views import Details, Page, Query, Summary, Tile
 
 logger = logging.getLogger(__name__)
-Encode = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
+EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
 
 
 class LabelService:
@@ -65,7 +65,7 @@ class LabelService:
         source: ImageSource,
         live: LiveRanking,
         *,
-        encode: Encode,
+        encode: EncodeImages,
         training_steps: int,
         cache: Path,
         workers: int,
@@ -143,7 +143,7 @@ class LabelService:
 
     def summary(self) -> Summary:
         """Summarise the search: counts, scores, estimate, annotators."""
-        return summarise(self._state, cycle=self._cycle, seconds=self._seconds)
+        return summarise_search(self._state, cycle=self._cycle, seconds=self._seconds)
 
     def label(self, ids: Sequence[str], label: Label | None, annotator: str) -> int:
         """Label images, or remove their labels with None; return their number.

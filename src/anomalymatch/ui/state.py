@@ -32,7 +32,7 @@ BINS = 60
 FIRST_NOTE = "Nothing is ranked yet: the page shows {}. Label what you see."
 
 
-class Scores:
+class ScoreIndex:
     """Logits of all images by the live and the trained ranking; NaN for unreadable images.
 
     Attributes:
@@ -115,7 +115,7 @@ class SearchState:
     ) -> None:
         self.ids, self.labels, self.live, self.gallery, self.stopping = ids, labels, live, gallery, stopping
         self.index = IdIndex(ids, name)
-        self.scores = Scores()
+        self.scores = ScoreIndex()
         self.lock = threading.RLock()
         self._fitting = threading.Lock()
         self._codes: Int8[np.ndarray, " n"] = np.zeros(len(ids), dtype=np.int8)
@@ -305,7 +305,7 @@ class SearchState:
         )
 
 
-def summarise(state: SearchState, *, cycle: int, seconds: float) -> Summary:
+def summarise_search(state: SearchState, *, cycle: int, seconds: float) -> Summary:
     """Summarise a search.
 
     Args:

@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 MODES = ("warn", "fallback", "retrain", "off")
 KEPT = "the ranking of the probe is kept"
 
-Rows = Sequence[Mapping[str, float]]
-Scores = Float64[np.ndarray, " n"]
-TrainAndScore = Callable[[dict[str, str], list[str]], Mapping[int, Scores]]
+StepRows = Sequence[Mapping[str, float]]
+ScoreArray = Float64[np.ndarray, " n"]
+TrainAndScore = Callable[[dict[str, str], list[str]], Mapping[int, ScoreArray]]
 """Function of the labels to learn from and of the images to score; returns their logits by number of training steps.
 
 The logits after 0 steps are those of the probe.
@@ -80,7 +80,7 @@ class GuardLimits:
 
 
 def check_steps(
-    rows: Rows, limits: GuardLimits, *, cold: bool, fixed_threshold: bool = True, candidates: float = 0.0
+    rows: StepRows, limits: GuardLimits, *, cold: bool, fixed_threshold: bool = True, candidates: float = 0.0
 ) -> list[str]:
     """Check the logged steps of a training: its first pseudo-labels, its losses and its last pseudo-labels.
 
@@ -113,7 +113,7 @@ def check_average(decay: float, steps: int, limits: GuardLimits) -> list[str]:
     return [f"the average that scores lags behind: {old:.0%} of it are the weights from before the first step"]
 
 
-def check_finite(scores: Scores) -> list[str]:
+def check_finite(scores: ScoreArray) -> list[str]:
     """Check that every score is finite."""
     bad = int(np.count_nonzero(~np.isfinite(scores)))
     return [f"{bad:,} of {scores.size:,} scores are not finite"] if bad else []
@@ -132,7 +132,7 @@ def require_finite(ranking: Ranking) -> None:
         )
 
 
-def check_scores(network: Scores, probe: Scores, limits: GuardLimits) -> list[str]:
+def check_scores(network: ScoreArray, probe: ScoreArray, limits: GuardLimits) -> list[str]:
     """Compare the logits of a network with those of the probe for the same images."""
     if (bad := check_finite(network)) or network.size < 2:
         return bad
@@ -199,7 +199,7 @@ def out_of_fold(
     return aps
 
 
-def _check_first_step(rows: Rows, limits: GuardLimits, cold: bool, fixed_threshold: bool, candidates: float) -> str:
+def _check_first_step(rows: StepRows, limits: GuardLimits, cold: bool, fixed_threshold: bool, candidates: float) -> str:
     passed, as_anomaly = rows[0].get("pass_rate", 0.0), rows[0].get("pass_rate_anomaly", 0.0)
     if cold and fixed_threshold and passed > limits.cold_pass_rate:
         return f"{passed:.0%} of the pseudo-labels pass at the first step, although the head is untrained"
@@ -208,7 +208,7 @@ def _check_first_step(rows: Rows, limits: GuardLimits, cold: bool, fixed_thresho
     return ""
 
 
-def _check_collapse(rows: Rows, limits: GuardLimits) -> str:
+def _check_collapse(rows: StepRows, limits: GuardLimits) -> str:
     losses = [row["loss"] for row in rows if "loss" in row]
     broken = next((step for step, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if broken is not None:
@@ -280,7 +280,7 @@ class TrainingGuard:
 
     def check_training(
         self,
-        rows: Rows,
+        rows: StepRows,
         *,
         average_precision: float,
         cold: bool,

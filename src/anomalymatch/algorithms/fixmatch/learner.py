@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from anomalymatch.algorithms.base import GUARD, WEIGHTS, Truth
 from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches
-from anomalymatch.algorithms.fixmatch.guard import GuardLimits, Scores, TrainingGuard, require_finite
+from anomalymatch.algorithms.fixmatch.guard import GuardLimits, ScoreArray, TrainingGuard, require_finite
 from anomalymatch.algorithms.fixmatch.module import FixMatchSpec
 from anomalymatch.algorithms.fixmatch.refit import refit_head, refit_spec
 from anomalymatch.algorithms.fixmatch.training import Recipe, Snapshots, Trained, spawns_processes, train
@@ -228,7 +228,7 @@ class FixMatchLearner:
 
     def _train_and_score(
         self, learnt: dict[str, str], held: list[str], *, pool: Sequence[str], cycle: int
-    ) -> dict[int, Scores]:
+    ) -> dict[int, ScoreArray]:
         """Train on some labels and score other images after each checkpoint; see `TrainAndScore`."""
         probe = self._fit_probe(learnt, pool, carried=False)
         assert probe is not None

@@ -22,7 +22,7 @@ TRAINING_ROWS_PER_CELL = 40
 PROBES = 32
 """Number of cells of the index that are searched for each query."""
 
-Rows = Float32[np.ndarray, "n d"]
+FeatureRows = Float32[np.ndarray, "n d"]
 Own = Int64[np.ndarray, " n"]
 KEY = "algorithm.learner.detector"
 SCALE_ROWS = 4096
@@ -38,7 +38,7 @@ class Detector(Protocol):
         """Smallest number of training images."""
         ...
 
-    def fit(self, rows: Rows) -> dict[str, Tensor]:
+    def fit(self, rows: FeatureRows) -> dict[str, Tensor]:
         """Fit on the features of normal images.
 
         Raises:
@@ -47,7 +47,7 @@ class Detector(Protocol):
         ...
 
     def distances(
-        self, learnt: Mapping[str, Tensor], rows: Rows, own: Own, device: torch.device
+        self, learnt: Mapping[str, Tensor], rows: FeatureRows, own: Own, device: torch.device
     ) -> Float64[np.ndarray, " n"]:
         """Compute the distance of each of `rows` from the training images.
 
@@ -78,12 +78,12 @@ class Neighbours:
         """See `Detector.least`: the neighbours and the image itself."""
         return self.neighbours + 1
 
-    def fit(self, rows: Rows) -> dict[str, Tensor]:
+    def fit(self, rows: FeatureRows) -> dict[str, Tensor]:
         """Keep the features, in half precision."""
         return {"bank": torch.from_numpy(rows).half()}
 
     def distances(
-        self, learnt: Mapping[str, Tensor], rows: Rows, own: Own, device: torch.device
+        self, learnt: Mapping[str, Tensor], rows: FeatureRows, own: Own, device: torch.device
     ) -> Float64[np.ndarray, " n"]:
         """See `Detector.distances`."""
         # In half precision, as the reference features, so that equal features have distance 0.
@@ -165,7 +165,7 @@ class Mahalanobis:
         check_range(f"{KEY}.shrinkage", self.shrinkage, low=0, high=1, null=True)
         check_range(f"{KEY}.trim", self.trim, low=0, below=1)
 
-    def fit(self, rows: Rows) -> dict[str, Tensor]:
+    def fit(self, rows: FeatureRows) -> dict[str, Tensor]:
         """Compute mean and whitening matrix."""
         features = rows.astype(np.float64)
         mean = maths.trimmed_mean(features, self.trim)
@@ -177,7 +177,7 @@ class Mahalanobis:
         return {"mean": torch.from_numpy(mean), "whitening": torch.from_numpy(maths.whitening_of(covariance))}
 
     def distances(
-        self, learnt: Mapping[str, Tensor], rows: Rows, own: Own, device: torch.device
+        self, learnt: Mapping[str, Tensor], rows: FeatureRows, own: Own, device: torch.device
     ) -> Float64[np.ndarray, " n"]:
         """See `Detector.distances`."""
         return maths.mahalanobis(rows.astype(np.float64), learnt["mean"].numpy(), learnt["whitening"].numpy())
@@ -200,7 +200,7 @@ class PrincipalResidual:
         check_range(f"{KEY}.variance", self.variance, above=0, below=1)
         check_range(f"{KEY}.trim", self.trim, low=0, below=1)
 
-    def fit(self, rows: Rows) -> dict[str, Tensor]:
+    def fit(self, rows: FeatureRows) -> dict[str, Tensor]:
         """Compute mean and principal components."""
         features = rows.astype(np.float64)
         mean = maths.trimmed_mean(features, self.trim)
@@ -208,7 +208,7 @@ class PrincipalResidual:
         return {"mean": torch.from_numpy(mean), "components": torch.from_numpy(np.ascontiguousarray(components))}
 
     def distances(
-        self, learnt: Mapping[str, Tensor], rows: Rows, own: Own, device: torch.device
+        self, learnt: Mapping[str, Tensor], rows: FeatureRows, own: Own, device: torch.device
     ) -> Float64[np.ndarray, " n"]:
         """See `Detector.distances`."""
         mean, components = learnt["mean"].numpy(), learnt["components"].numpy()
@@ -233,7 +233,7 @@ class FittedDetector:
     median: float
     spread: float
 
-    def logits(self, rows: Rows, trained: Own, device: torch.device) -> Float64[np.ndarray, " n"]:
+    def logits(self, rows: FeatureRows, trained: Own, device: torch.device) -> Float64[np.ndarray, " n"]:
         """Score images on a scale like that of log-odds, see `distance_logits`.
 
         Args:
@@ -260,7 +260,7 @@ class FittedDetector:
         return cls(detector, learnt, tensors["place"].numpy(), median, spread)
 
 
-def fit_detector(detector: Detector, rows: Rows, *, drop: float, device: torch.device) -> FittedDetector:
+def fit_detector(detector: Detector, rows: FeatureRows, *, drop: float, device: torch.device) -> FittedDetector:
     """Fit a detector on normal images, drop the share that scores highest, and fit again.
 
     Images taken as normal may include a few anomalies; most of these are among the dropped.

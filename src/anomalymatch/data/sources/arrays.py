@@ -33,7 +33,7 @@ OPEN_FILES = 64
 ENCODED_CHANNELS = 3
 
 Root = str | Path | Sequence[str | Path]
-Rows = Shaped[np.ndarray, "n *image"]
+PixelRows = Shaped[np.ndarray, "n *image"]
 
 
 class Opened(NamedTuple):
@@ -124,7 +124,7 @@ class ArraySource(ImageSource):
         self._layouts = [_layout(file, layout) for file in files]
         self._starts = np.cumsum([0] + [file.shape[0] for file in files])
         self._opened: LRU[int, Opened] = LRU(OPEN_FILES, close=methodcaller("close"))
-        self._blocks: LRU[tuple[int, int], Rows] = LRU(cache_bytes, cost=attrgetter("nbytes"))
+        self._blocks: LRU[tuple[int, int], PixelRows] = LRU(cache_bytes, cost=attrgetter("nbytes"))
         all_ids = list(chain.from_iterable(file.all_ids() for file in files))
         name = name or self.dataset
         _check_unique(name, files, all_ids)
@@ -193,13 +193,13 @@ class ArraySource(ImageSource):
             return self._rows(number, row, row + 1)[0]
         block = row // file.block
 
-        def decoded() -> Rows:
+        def decoded() -> PixelRows:
             return self._rows(number, block * file.block, min((block + 1) * file.block, file.shape[0]))
 
         with self._blocks.use((number, block), decoded) as rows:
             return rows[row % file.block].copy()  # callers may write into it
 
-    def _rows(self, number: int, start: int, stop: int) -> Rows:
+    def _rows(self, number: int, start: int, stop: int) -> PixelRows:
         file = self.files[number]
 
         def opened() -> Opened:

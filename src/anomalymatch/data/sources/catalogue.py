@@ -20,7 +20,7 @@ from anomalymatch.data.sources.fits import check_bands
 from anomalymatch.data.sources.fits_file import Extensions
 from anomalymatch.data.sources.fits_reader import checked_extensions
 from anomalymatch.data.sources.tables import catalogue_table
-from anomalymatch.data.sources.tiles import Tile, open_tile, tiles_by_name, tiles_by_position
+from anomalymatch.data.sources.tiles import ArchiveTile, open_tile, tiles_by_name, tiles_by_position
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.types import Pixels
@@ -121,8 +121,8 @@ class CatalogueSource(ImageSource):
         self._codes, self.paths = (
             tiles_by_name(rows) if rows.tiles else tiles_by_position(self.catalogue, self.tiles, rows, self.extensions)
         )
-        self._mapped: LRU[int, Tile] = LRU(OPEN_TILES, close=Tile.close)
-        self._in_memory: LRU[int, Tile] = LRU(max(4, 2 * len(self._codes)), close=Tile.close)
+        self._mapped: LRU[int, ArchiveTile] = LRU(OPEN_TILES, close=ArchiveTile.close)
+        self._in_memory: LRU[int, ArchiveTile] = LRU(max(4, 2 * len(self._codes)), close=ArchiveTile.close)
         first = self._first_tile()
         names = _endings(rows.columns) if len(self._codes) > 1 else first.names
         self._named = bands is None and len(self._codes) == 1 and names is not None
@@ -140,7 +140,7 @@ class CatalogueSource(ImageSource):
         else:
             self.labels, self.truth = read_labels(labels_file, self.ids)
 
-    def _first_tile(self) -> Tile:
+    def _first_tile(self) -> ArchiveTile:
         """Return the tile of the first row that has one, after checking those of the other bands."""
         complete = np.flatnonzero(np.all([codes >= 0 for codes in self._codes], axis=0))
         if not complete.size:
@@ -204,17 +204,17 @@ class CatalogueSource(ImageSource):
             raise UnreadableImageError("the tiles of its bands differ in size, or in the size of their pixels")
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
-    def _use(self, code: int) -> AbstractContextManager[Tile]:
+    def _use(self, code: int) -> AbstractContextManager[ArchiveTile]:
         light = self.paths[code].lower().endswith(_MAPPED)
         return (self._mapped if light else self._in_memory).use(code, partial(self._open, code))
 
-    def _open(self, code: int) -> Tile:
+    def _open(self, code: int) -> ArchiveTile:
         try:
             return open_tile(self.tiles / self.paths[code], self.extensions)
         except UnreadableImageError as error:
             raise UnreadableImageError(f"its tile {self.paths[code]}: {error}") from None
 
-    def _pixel(self, position: int, tile: Tile) -> tuple[float, float]:
+    def _pixel(self, position: int, tile: ArchiveTile) -> tuple[float, float]:
         """Return the 0-based x and y of a row in its tile."""
         if self._x is not None and self._y is not None:
             x, y = float(self._x[position]), float(self._y[position])
@@ -224,7 +224,7 @@ class CatalogueSource(ImageSource):
             raise UnreadableImageError(f"its position is no number, or has no place in its tile {tile.name}")
         return x, y
 
-    def _pixel_on_sky(self, position: int, tile: Tile) -> tuple[float, float]:
+    def _pixel_on_sky(self, position: int, tile: ArchiveTile) -> tuple[float, float]:
         assert self._ra is not None
         assert self._dec is not None
         if tile.sky is None:
@@ -234,7 +234,7 @@ class CatalogueSource(ImageSource):
         # Rounding errors must not move a whole pixel to its neighbour.
         return round(float(x[0]), 6), round(float(y[0]), 6)
 
-    def _side(self, position: int, tile: Tile) -> int:
+    def _side(self, position: int, tile: ArchiveTile) -> int:
         side: float = self.size
         if self._sizes is not None:
             side = float(self._sizes[position])

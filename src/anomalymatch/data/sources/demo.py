@@ -53,7 +53,7 @@ Plane = Float[np.ndarray, "h w"]
 Scene = Float[np.ndarray, "3 h w"]
 Colour = Float[np.ndarray, "3"]
 Exposure = Float32[np.ndarray, "3 h w"]
-Images = UInt8[np.ndarray, "n size size 3"]
+RenderedImages = UInt8[np.ndarray, "n size size 3"]
 
 
 class DemoSource(ImageSource):
@@ -97,7 +97,7 @@ class DemoSource(ImageSource):
             logger.warning("none of the %d demo images is a %s: raise count or rare_fraction", count, rare)
         cache = Cache(Path(cache_dir).expanduser())
         entry = cache.get(fingerprint, lambda: ({"images": _render_all(classes, size, seed)}, {}))
-        self._images: Images = np.array(entry.arrays["images"])
+        self._images: RenderedImages = np.array(entry.arrays["images"])
         ids = [f"demo-{i:06d}" for i in range(count)]
         super().__init__(name="demo", ids=ids, fingerprint=fingerprint, truth=dict(zip(ids, classes, strict=True)))
 
@@ -148,7 +148,7 @@ class Shape:
     y: float = 0.0
 
 
-def _render_all(classes: list[str], size: int, seed: int) -> Images:
+def _render_all(classes: list[str], size: int, seed: int) -> RenderedImages:
     grid = Grid.of(size)
     images = np.empty((len(classes), size, size, 3), dtype=np.uint8)
     with progress("Rendering demo galaxies", len(classes)) as advance:

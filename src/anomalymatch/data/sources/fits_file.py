@@ -158,7 +158,7 @@ _UNUSED = re.compile(
 
 
 @dataclass(frozen=True)
-class Scaling:
+class PixelScaling:
     """Conversion of stored numbers to values: stored * scale + zero, with NaN for `blank`."""
 
     scale: float
@@ -166,7 +166,7 @@ class Scaling:
     blank: int | None
 
     @classmethod
-    def of(cls, header: fits.Header) -> "Scaling":
+    def of(cls, header: fits.Header) -> "PixelScaling":
         """Return the scaling that a header describes."""
         blank = header.get("BLANK")
         known = isinstance(blank, int) and header["BITPIX"] > 0
@@ -210,7 +210,7 @@ class Layout:
     shape: tuple[int, ...]
     size: int
     dtype: np.dtype
-    scaling: Scaling
+    scaling: PixelScaling
     words: Mapping[str, str]
 
     @classmethod
@@ -219,7 +219,7 @@ class Layout:
         header = hdu.header
         dtype = np.dtype(fits.BITPIX2DTYPE[header["BITPIX"]]).newbyteorder(">")
         words = {key: _word(header, key) for key in ("EXTNAME", "FILTER", "CTYPE3", "BUNIT")}
-        return cls(hdu.name, header, image_shape(hdu), hdu.size, dtype, Scaling.of(header), words)
+        return cls(hdu.name, header, image_shape(hdu), hdu.size, dtype, PixelScaling.of(header), words)
 
 
 class Unit(NamedTuple):

@@ -9,7 +9,7 @@ from anomalymatch.checks import check_choice
 from anomalymatch.data.download import with_retries
 from anomalymatch.data.find import Scan, missing_root, scan_for
 from anomalymatch.data.labels import read_labels
-from anomalymatch.data.remote import Entry, Remote, hash_entries, is_remote, local_path, reason
+from anomalymatch.data.remote import Remote, RemoteFile, hash_entries, is_remote, local_path, transfer_reason
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS, hash_rows
 from anomalymatch.data.sources.encoded import CLASSES, MAX_BYTES, SUFFIXES, EncodedSource, folder_classes, no_images
@@ -128,9 +128,9 @@ class _RemoteFiles:
         try:
             return with_retries(lambda: self._fetch(entry), entry.path)
         except Exception as error:  # each file system has errors of its own
-            raise UnreadableImageError(f"cannot be fetched: {reason(error)}") from None
+            raise UnreadableImageError(f"cannot be fetched: {transfer_reason(error)}") from None
 
-    def _fetch(self, entry: Entry) -> bytes:
+    def _fetch(self, entry: RemoteFile) -> bytes:
         data = self._remote.filesystem.cat_file(entry.path)
         if entry.size not in (None, len(data)):
             raise OSError(f"got {len(data):,} bytes where {entry.size:,} were listed")

@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 
 from anomalymatch.data.find import FoundFile, stamp
 from anomalymatch.data.sources.array_file import ArrayFile
-from anomalymatch.data.sources.arrays import ArraySource, Opened, Root, Rows
+from anomalymatch.data.sources.arrays import ArraySource, Opened, PixelRows, Root
 from anomalymatch.errors import DataError
 
 
@@ -115,10 +115,10 @@ class _Mapped:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.end = header.end
         order: Literal["F", "C"] = "F" if header.fortran else "C"
-        array: Rows = np.ndarray(header.shape, header.dtype, self.map, header.offset, order=order)
-        self.array: Rows | None = array[None] if each else array
+        array: PixelRows = np.ndarray(header.shape, header.dtype, self.map, header.offset, order=order)
+        self.array: PixelRows | None = array[None] if each else array
 
-    def __getitem__(self, rows: slice) -> Rows:
+    def __getitem__(self, rows: slice) -> PixelRows:
         if self.array is None or self.map.size() < self.end:
             raise ValueError("the file has been cut short")
         return np.array(self.array[rows])
@@ -134,7 +134,7 @@ class _Packed:
     def __init__(self, path: Path, images: str) -> None:
         self.path, self.images = path, images
 
-    def __getitem__(self, rows: slice) -> Rows:
+    def __getitem__(self, rows: slice) -> PixelRows:
         with zipfile.ZipFile(self.path) as archive:
             return _array(archive, _images(archive, self.path, self.images))[rows]
 

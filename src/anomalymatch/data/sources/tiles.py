@@ -31,7 +31,7 @@ class _Cuttable(Protocol):
 
 
 @dataclass(frozen=True)
-class Tile:
+class ArchiveTile:
     """Open tile.
 
     Attributes:
@@ -81,7 +81,7 @@ class Tile:
         self.images.close()
 
 
-def open_tile(path: Path, extensions: Extensions) -> Tile:
+def open_tile(path: Path, extensions: Extensions) -> ArchiveTile:
     """Open a tile: read the headers of FITS, map .npy, decode other images.
 
     Raises:
@@ -90,10 +90,10 @@ def open_tile(path: Path, extensions: Extensions) -> Tile:
     name = path.name.lower()
     if name.endswith(FITS_SUFFIXES):
         images = FitsImages(path, extensions, mapped=True)
-        return Tile(path.name, images.shape, images.bands, images.names, images.units, images.sky(), images)
+        return ArchiveTile(path.name, images.shape, images.bands, images.names, images.units, images.sky(), images)
     array = _Array(path, _load_npy(path) if name.endswith(".npy") else _decode(path))
     height, width, bands = array.pixels.shape
-    return Tile(path.name, (height, width), bands, None, None, None, array)
+    return ArchiveTile(path.name, (height, width), bands, None, None, None, array)
 
 
 def _padding(dtype: np.dtype) -> tuple[np.dtype, float]:

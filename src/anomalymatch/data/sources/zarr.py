@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from anomalymatch.data.find import FoundFile, stamp, walk
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.array_file import AUTO, NONE, ArrayFile, bands_and_units
-from anomalymatch.data.sources.arrays import ArraySource, Opened, Root, Rows
+from anomalymatch.data.sources.arrays import ArraySource, Opened, PixelRows, Root
 from anomalymatch.data.sources.tables import no_parquet
 from anomalymatch.errors import DataError, UnreadableImageError
 
@@ -141,7 +141,7 @@ class _CheckedRows:
         blosc = array.shards is None and array.compressors and "Blosc" in type(array.compressors[-1]).__name__
         self.blosc_folder = folder if blosc else None
 
-    def __getitem__(self, rows: slice) -> Rows:
+    def __getitem__(self, rows: slice) -> PixelRows:
         if self.blosc_folder is not None:
             self._check_lengths(self.blosc_folder, rows.start // self.array.chunks[0])
         values = np.asarray(self.array[rows])
