@@ -116,19 +116,9 @@ def finish_training() -> Callable[..., None]:
 @pytest.fixture
 def spec() -> Any:
     """Settings of a probe without self-training."""
-    from anomalymatch.algorithms.probe.regression import ProbeSpec
+    from probes import SELF_TRAINING
 
-    return ProbeSpec(
-        inverse_regularisation=10.0,
-        rounds=0,
-        confidence=0.8,
-        weight=0.25,
-        limit=200,
-        orientations=1,
-        calibration="none",
-        folds=5,
-        pool_images=10_000,
-    )
+    return replace(SELF_TRAINING, rounds=0)
 
 
 @pytest.fixture

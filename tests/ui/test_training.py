@@ -206,6 +206,7 @@ def test_signals_reach_all_child_processes(make, ended, wait_for):
     training.stop()
     ended(training)
     wait_for(lambda: subprocess.run(["pgrep", "-g", str(group)], capture_output=True).returncode != 0)
+    assert training.status().state != "running"
 
 
 def test_requests_during_a_run_lead_to_one_further_run():

@@ -4,6 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from probes import SELF_TRAINING
 
 from anomalymatch.algorithms.fixmatch.refit import refit_head, refit_spec
 from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
@@ -15,17 +16,7 @@ from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import ConfigError
 from anomalymatch.ranking import Ranking
 
-SPEC = ProbeSpec(
-    inverse_regularisation=10.0,
-    rounds=3,
-    confidence=0.8,
-    weight=0.25,
-    limit=200,
-    orientations=2,
-    calibration="none",
-    folds=5,
-    pool_images=10_000,
-)
+SPEC = replace(SELF_TRAINING, orientations=2)
 
 
 @pytest.fixture

@@ -1,23 +1,16 @@
 """Probes on several blocks of features: the trust in each block."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from probes import SELF_TRAINING
 from sklearn.metrics import average_precision_score
 
-from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
+from anomalymatch.algorithms.probe.regression import column_gain, fit_logistic, self_train
 from anomalymatch.backbones.features import Scaling
 
-SPEC = ProbeSpec(
-    inverse_regularisation=10.0,
-    rounds=0,
-    confidence=0.8,
-    weight=0.25,
-    limit=200,
-    orientations=1,
-    calibration="none",
-    folds=5,
-    pool_images=10_000,
-)
+SPEC = replace(SELF_TRAINING, rounds=0)
 C = {"inverse_regularisation": 10.0}
 
 

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from probes import SELF_TRAINING
 from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from anomalymatch.algorithms.probe.regression import ProbeSpec, fit_logistic, platt, self_train
+from anomalymatch.algorithms.probe.regression import fit_logistic, platt, self_train
 from anomalymatch.backbones.features import Features, Shard
 from anomalymatch.errors import ConfigError
 
@@ -90,19 +91,6 @@ def test_one_image_of_each_class_is_enough():
     assert probe.intercept == pytest.approx(0.0, abs=1e-4)
 
 
-SPEC = ProbeSpec(
-    inverse_regularisation=10.0,
-    rounds=3,
-    confidence=0.8,
-    weight=0.25,
-    limit=200,
-    orientations=1,
-    calibration="none",
-    folds=5,
-    pool_images=10_000,
-)
-
-
 def trained(*args, **options):
     return self_train(*args, **options).probe
 
@@ -125,7 +113,7 @@ def trained(*args, **options):
 )
 def test_refuses_impossible_values(change, message):
     with pytest.raises(ConfigError, match=message):
-        replace(SPEC, **change)
+        replace(SELF_TRAINING, **change)
 
 
 def test_a_pseudo_labelled_anomaly_of_weight_one_counts_as_labelled():
@@ -152,10 +140,10 @@ def half_shown(noise=0.1, seed=0):
 def test_several_views_of_an_image_weigh_as_much_as_the_image():
     anomalies, normals = clusters()
     pool = clusters(seed=1)[1]
-    plain = trained(anomalies, normals, pool, SPEC)
-    same = trained(anomalies, normals, pool, SPEC, turned=np.repeat(anomalies, 7, axis=0))
+    plain = trained(anomalies, normals, pool, SELF_TRAINING)
+    same = trained(anomalies, normals, pool, SELF_TRAINING, turned=np.repeat(anomalies, 7, axis=0))
     np.testing.assert_allclose(same.coefficients, plain.coefficients, atol=1e-3)
-    none = trained(anomalies, normals, pool, SPEC, turned=anomalies[:0])
+    none = trained(anomalies, normals, pool, SELF_TRAINING, turned=anomalies[:0])
     np.testing.assert_array_equal(none.coefficients, plain.coefficients)
 
 
@@ -163,7 +151,7 @@ def test_other_views_generalise_the_probe():
     anomalies, normals = clusters()
     turned = anomalies.copy()
     turned[:, [0, 1]] = anomalies[:, [1, 0]]  # what sets them apart lies elsewhere in the other view
-    spec = replace(SPEC, rounds=0)
+    spec = replace(SELF_TRAINING, rounds=0)
     alone = trained(anomalies, normals, normals, spec).logits(turned)
     taught = trained(anomalies, normals, normals, spec, turned=turned).logits(turned)
     assert (taught > alone).all()
@@ -172,13 +160,13 @@ def test_other_views_generalise_the_probe():
 def test_self_training_learns_from_the_pool_what_the_labels_do_not_show():
     labelled, normals, pool, hidden = half_shown()
     alone = fit_logistic(labelled, normals, inverse_regularisation=10.0).logits(hidden)
-    helped = trained(labelled, normals, pool, SPEC).logits(hidden)
+    helped = trained(labelled, normals, pool, SELF_TRAINING).logits(hidden)
     assert (helped[:50].mean() - helped[50:].mean()) > (alone[:50].mean() - alone[50:].mean()) + 0.2
 
 
 def test_a_pool_without_confident_images_changes_nothing():
     anomalies, normals = clusters()
-    probe = trained(anomalies, normals, normals, SPEC)
+    probe = trained(anomalies, normals, normals, SELF_TRAINING)
     plain = fit_logistic(anomalies, normals, inverse_regularisation=10.0)
     assert plain.logits(normals).max() < np.log(4.0)
     np.testing.assert_array_equal(probe.coefficients, plain.coefficients)
@@ -186,7 +174,7 @@ def test_a_pool_without_confident_images_changes_nothing():
 
 def test_the_mean_of_two_probes_must_be_confident():
     labelled, normals, pool, _ = half_shown()
-    spec = replace(SPEC, rounds=1)
+    spec = replace(SELF_TRAINING, rounds=1)
     own = fit_logistic(labelled, normals, inverse_regularisation=10.0).logits(pool)
     doubts = trained(labelled, normals, pool, spec, second=-own - 9.0)
     np.testing.assert_array_equal(doubts.coefficients, trained(labelled, normals, pool[:0], spec).coefficients)
@@ -205,8 +193,8 @@ def test_the_mean_of_two_probes_must_be_confident():
 @pytest.mark.parametrize("change", [{"rounds": 1}, {"confidence": 0.98}, {"weight": 1.0}, {"limit": 3}])
 def test_every_value_of_self_training_matters(change):
     labelled, normals, pool, _ = half_shown(noise=0.3)
-    usual = trained(labelled, normals, pool, SPEC)
-    changed = trained(labelled, normals, pool, replace(SPEC, **change))
+    usual = trained(labelled, normals, pool, SELF_TRAINING)
+    changed = trained(labelled, normals, pool, replace(SELF_TRAINING, **change))
     assert np.abs(usual.coefficients - changed.coefficients).max() > 1e-3
 
 
@@ -215,7 +203,8 @@ def test_calibration_keeps_the_order_and_tells_how_many_are_anomalies():
     learnt = anomalies[:20], normals[:1000]
     rest = np.concatenate([anomalies[20:], normals[1000:]])
     raw, calibrated = (
-        trained(*learnt, rest, replace(SPEC, rounds=0, calibration=how)).logits(rest) for how in ("none", "platt")
+        trained(*learnt, rest, replace(SELF_TRAINING, rounds=0, calibration=how)).logits(rest)
+        for how in ("none", "platt")
     )
     np.testing.assert_array_equal(np.argsort(raw, kind="stable"), np.argsort(calibrated, kind="stable"))
     assert expit(raw).sum() > 60  # of twenty
@@ -226,7 +215,8 @@ def test_calibration_keeps_the_order_and_tells_how_many_are_anomalies():
 def test_a_class_with_one_image_leaves_the_probe_uncalibrated(counts):
     anomalies, normals = clusters(*counts)
     raw, calibrated = (
-        trained(anomalies, normals, normals[:0], replace(SPEC, rounds=0, calibration=how)) for how in ("none", "platt")
+        trained(anomalies, normals, normals[:0], replace(SELF_TRAINING, rounds=0, calibration=how))
+        for how in ("none", "platt")
     )
     np.testing.assert_array_equal(raw.coefficients, calibrated.coefficients)
     assert raw.intercept == calibrated.intercept
@@ -237,8 +227,8 @@ def test_random_labels_do_not_reverse_the_order():
     signs = []
     for _ in range(20):
         rows = rng.normal(size=(12, 6)).astype(np.float32)
-        probe = trained(rows[:4], rows[4:], rows[:0], replace(SPEC, rounds=0, calibration="platt"))
-        plain = trained(rows[:4], rows[4:], rows[:0], replace(SPEC, rounds=0))
+        probe = trained(rows[:4], rows[4:], rows[:0], replace(SELF_TRAINING, rounds=0, calibration="platt"))
+        plain = trained(rows[:4], rows[4:], rows[:0], replace(SELF_TRAINING, rounds=0))
         signs.append(float(probe.coefficients @ plain.coefficients) > 0)
     assert all(signs)
 

@@ -58,7 +58,7 @@ def squared_error(
 
 
 def pass_counts(pseudo: PseudoLabels, truth: Bool[Tensor, " b"] | None) -> dict[str, Float[Tensor, ""]]:
-    """Count the images, those that pass, and those that pass as each class; with `truth` also the correct ones.
+    """Count all images, images that pass, and images that pass as each class; with `truth` also correct ones.
 
     A mask of 0.3 counts as 0.3 images.
     """

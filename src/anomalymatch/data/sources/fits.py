@@ -125,7 +125,7 @@ def check_bands(count: int, names: Sequence[str] | None, expected: Sequence[str]
 
 
 def _cards(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the cards of the first `MAX_UNITS` units, at most `MAX_CARDS`, without those that describe the format."""
+    """Yield up to `MAX_CARDS` cards of the first `MAX_UNITS` units; skip cards that describe the format."""
     seen: dict[str, str] = {}
     with closing(FitsFile(path)) as file, fits_errors():
         for number, hdu in enumerate(file.hdus[:MAX_UNITS] if len(file.hdus) > MAX_UNITS else file.hdus):
