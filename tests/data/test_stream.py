@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 from anomalymatch.data import stream as module
-from anomalymatch.data.stream import resize, stream
+from anomalymatch.data.stream import collect, next_readable, read_images, resize, stream
 from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
 
@@ -60,9 +58,6 @@ def test_unreadable_images_are_reported(make_source):
     assert batches[1].rejects == [Reject("im000002", "the file is truncated")]
     assert batches[2].images.shape == (0, 1, 16, 16)
     assert batches[2].images.dtype == torch.uint8
-
-
-def test_no_ids(make_source):
     assert list(stream(make_source(3), [], size=16, batch_size=4)) == []
 
 
@@ -108,36 +103,13 @@ def test_few_batches_are_in_memory(make_source, monkeypatch, workers):
     assert workers <= most <= workers + 3  # the model uses one
 
 
-GROWTH = """
-import resource
-import numpy as np
-from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import stream
-
-class Source(ImageSource):
-    def load(self, position):
-        return np.zeros((32, 32, 3), dtype=np.uint8)
-
-source = Source(name="s", ids=[f"{i:06d}" for i in range(40_000)], bands=["red", "green", "blue"], fingerprint="x")
-for count in (1_000, 40_000):
-    done = sum(len(batch.ids) for batch in stream(source, source.ids[:count], size=32, batch_size=64))
-    assert done == count
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the unit of ru_maxrss depends on the system")
-def test_memory_does_not_grow_with_the_number_of_images():
-    output = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
-    few, many = map(int, output.split())
-    assert many - few < 30_000  # KiB; all pixels would take 120,000
-
-
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("shape", [(40, 40), (20, 31), (8, 50), (16, 16), (1, 1)])
 def test_resize_any_number_of_channels(shape, channels):
     image = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8)
     resized = resize(image, 16)
+    assert (resized is image) == (shape == (16, 16)), "an image of the right size is returned unchanged"
+    np.testing.assert_array_equal(resize(image[::-1], 16), resize(image[::-1].copy(), 16))
     assert resized.shape == (16, 16, channels)
     assert resized.dtype == np.uint8
     for k in range(channels):  # channels are independent
@@ -155,12 +127,55 @@ def test_shrinking_averages_and_enlarging_interpolates():
     assert (np.diff(large[0, 8:-8, 0].astype(int)) >= 0).all()
 
 
-def test_the_right_size_is_returned_unchanged():
-    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    assert resize(image, 16) is image
+def batches():
+    yield ["a", "b"], np.array([[1.0], [2.0]], np.float32), [Reject("x", "truncated")]
+    yield [], None, [Reject("y", "empty")]
+    yield [], np.empty((0, 1), np.float32), []
+    yield ["c"], np.array([[3.0]], np.float32), []
 
 
-def test_views_that_are_not_contiguous():
-    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    turned = image[::-1, :, ::-1]
-    np.testing.assert_array_equal(resize(turned, 16), resize(turned.copy(), 16))
+def test_rows_and_rejects_are_kept_apart():
+    done = []
+    found = collect(batches(), np.empty((0, 1), np.float16), lambda n=1, note="": done.append(n))
+    assert found.ids == ["a", "b", "c"]
+    np.testing.assert_array_equal(found.rows, np.array([[1.0], [2.0], [3.0]], np.float16), strict=True)
+    assert [(reject.id, reject.reason) for reject in found.rejects] == [("x", "truncated"), ("y", "empty")]
+    assert done == [3, 1, 0, 1]
+
+
+@pytest.mark.parametrize("given", [[], [([], None, [Reject("x", "truncated")])]])
+def test_without_readable_images_the_rows_are_empty(given):
+    found = collect(given, np.empty((0, 7)))
+    assert found.rows.shape == (0, 7)
+    assert len(found.rejects) == len(given)
+
+
+@pytest.mark.parametrize("rows", [None, np.zeros((1, 2))])
+def test_each_image_needs_a_row(rows):
+    with pytest.raises(ValueError, match="2 images"):
+        collect([(["a", "b"], rows, [])], np.empty((0, 2)))
+
+
+def test_images_that_can_be_read(make_source):
+    source = make_source(5, unreadable=["im000001", "im000003"])
+    found = read_images(source, ["im000003", "im000002", "im000001", "im000000"])
+    assert found.ids == ["im000002", "im000000"]
+    assert [image.shape for image in found.images] == [(32, 32, 3)] * 2
+    np.testing.assert_array_equal(found.images[1], source.read(["im000000"])[0])
+    assert [reject.id for reject in found.rejects] == ["im000003", "im000001"]
+    assert read_images(source, []) == ([], [], [])
+
+
+@pytest.mark.parametrize(("position", "expected"), [(0, 2), (2, 2), (3, 2), (4, 4)])
+def test_the_next_readable_image(make_source, position, expected):
+    source = make_source(5, unreadable=["im000000", "im000001", "im000003"])
+    ids = list(source.ids) if position != 3 else source.ids[:4]
+    image, found = next_readable(source, ids, position)
+    assert found == expected
+    np.testing.assert_array_equal(image, source.read([ids[found]])[0])
+
+
+def test_no_readable_image(make_source):
+    source = make_source(3, unreadable=["im000000", "im000001", "im000002"])
+    with pytest.raises(DataError, match="3 images"):
+        next_readable(source, source.ids, 1)

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from anomalymatch.active.audit import advise
 from anomalymatch.active.metrics import yield_per_label
 from anomalymatch.active.run_folder import CONFIG, STEPS, RunFolder
-from anomalymatch.data.collect import read_images
+from anomalymatch.data.stream import read_images
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.advice import StoppingRule

@@ -15,9 +15,8 @@ from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone, Head, Network, NetworkSpec, build_backbone
 from anomalymatch.backbones.openvino import Forward
 from anomalymatch.backbones.tta import reoriented
-from anomalymatch.data.collect import read_images
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import resize, to_tensor
+from anomalymatch.data.stream import read_images, resize, to_tensor
 from anomalymatch.types import Image
 
 

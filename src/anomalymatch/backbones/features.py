@@ -12,8 +12,8 @@ from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone, NetworkSpec
 from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.cache import Cache, cache_key
-from anomalymatch.data.collect import collect
 from anomalymatch.data.source import ImageSource
+from anomalymatch.data.stream import collect
 from anomalymatch.errors import DataError
 from anomalymatch.progress import progress
 from anomalymatch.types import Reject

@@ -17,8 +17,7 @@ from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.cache import Cache, Contents, cache_key
 from anomalymatch.checks import check_range
 from anomalymatch.clustering.distances import patch_projection
-from anomalymatch.data.collect import collect
-from anomalymatch.data.stream import stream
+from anomalymatch.data.stream import collect, stream
 from anomalymatch.errors import ConfigError
 from anomalymatch.progress import progress
 from anomalymatch.types import Reject

@@ -12,8 +12,8 @@ from anomalymatch.clustering.analysis import Clusters
 from anomalymatch.clustering.groups import UNGROUPED
 from anomalymatch.clustering.names import CLUSTERS, GROUPS, write_groups
 from anomalymatch.clustering.quality import clustering_metrics, group_purity
-from anomalymatch.data.collect import read_images
 from anomalymatch.data.source import ImageSource
+from anomalymatch.data.stream import read_images
 from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
 from anomalymatch.files import atomic_file, make_folder

@@ -1,4 +1,4 @@
-"""Stream of decoded, resized 8-bit images: in order, ahead of the model, in constant memory."""
+"""Read many images: rejects kept apart, decoded and resized in parallel, in order, in constant memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,15 +9,32 @@ from typing import NamedTuple, TypeVar
 import cv2
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from anomalymatch.data.collect import read_images
 from anomalymatch.data.source import ImageSource
+from anomalymatch.errors import DataError
+from anomalymatch.progress import Advance, ignore_progress
 from anomalymatch.types import Image, Reject
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+
+class ReadImages(NamedTuple):
+    """Decoded images, with the ids of the images that could be read, and the rejects."""
+
+    ids: list[str]
+    images: list[Image]
+    rejects: list[Reject]
+
+
+class Collected(NamedTuple):
+    """One row for each readable image, in order, and the rejects."""
+
+    ids: list[str]
+    rows: Shaped[np.ndarray, "n ..."]
+    rejects: list[Reject]
 
 
 class ImageBatch(NamedTuple):
@@ -28,14 +45,64 @@ class ImageBatch(NamedTuple):
     rejects: list[Reject]
 
 
+def read_images(source: ImageSource, ids: Sequence[str]) -> ReadImages:
+    """Decode `ids`, all at once."""
+    found = ReadImages([], [], [])
+    for id_, item in zip(ids, source.read(ids), strict=True):
+        if isinstance(item, Reject):
+            found.rejects.append(item)
+        else:
+            found.ids.append(id_)
+            found.images.append(item)
+    return found
+
+
+def next_readable(source: ImageSource, ids: Sequence[str], position: int) -> tuple[Image, int]:
+    """Return the image at `position` of `ids`, or the next one that can be read, and its position; the end wraps round.
+
+    Raises:
+        DataError: if none can be read.
+    """
+    for step in range(len(ids)):
+        candidate = (position + step) % len(ids)
+        image = source.read([ids[candidate]])[0]
+        if not isinstance(image, Reject):
+            return image, candidate
+    raise DataError(f"none of the {len(ids)} images to learn from can be read")
+
+
+def collect(
+    batches: Iterable[tuple[Sequence[str], np.ndarray | None, Sequence[Reject]]],
+    empty: np.ndarray,
+    advance: Advance = ignore_progress,
+) -> Collected:
+    """Gather what was computed for the images of a source, batch by batch.
+
+    Args:
+        batches: ids of the readable images, a row for each of them (None if there are none), and the rejects.
+        empty: result without readable images, `np.empty((0, d), np.float16)` for example; the rows get its type.
+        advance: called with the number of images of each batch, rejects included.
+    """
+    ids: list[str] = []
+    rejects: list[Reject] = []
+    rows: list[np.ndarray] = []
+    for kept, values, rejected in batches:
+        if len(kept) != (0 if values is None else len(values)):
+            raise ValueError(
+                f"expected a row for each of {len(kept)} images, got {0 if values is None else len(values)}"
+            )
+        if values is not None and len(kept):
+            rows.append(values.astype(empty.dtype, copy=False))
+        ids += kept
+        rejects += rejected
+        advance(len(kept) + len(rejected))
+    return Collected(ids, np.concatenate(rows) if rows else empty, rejects)
+
+
 def stream(
     source: ImageSource, ids: Sequence[str], *, size: int, batch_size: int, workers: int = 2
 ) -> Iterator[ImageBatch]:
-    """Decode and resize `ids` in `workers` threads, a few batches ahead of the consumer.
-
-    Pillow and OpenCV release the interpreter lock, so decoding runs in parallel with the model. At most `workers + 3`
-    batches are in memory. Unreadable images are left out and reported in `rejects`.
-    """
+    """Decode and resize `ids` in `workers` threads, in parallel with the model; at most `workers + 3` batches wait."""
     chunks = (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
     return stream_batches(source, chunks, size=size, workers=workers)
 

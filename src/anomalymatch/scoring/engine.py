@@ -7,9 +7,8 @@ from operator import itemgetter
 import numpy as np
 import torch
 
-from anomalymatch.data.collect import collect
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import stream_batches
+from anomalymatch.data.stream import collect, stream_batches
 from anomalymatch.progress import Advance
 from anomalymatch.scoring.backends import Scorer
 from anomalymatch.scoring.gpu_decode import stream_on_device

@@ -12,8 +12,8 @@ from filelock import FileLock
 from jaxtyping import Float32, Float64
 from scipy.special import expit
 
-from anomalymatch.data.collect import read_images
 from anomalymatch.data.source import ImageSource
+from anomalymatch.data.stream import read_images
 from anomalymatch.evaluation.contact_sheet import contact_sheet
 from anomalymatch.evaluation.plots import histogram_figure, save
 from anomalymatch.files import atomic_file, write_text

@@ -10,9 +10,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as transforms
 
-from anomalymatch.data.collect import read_images
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import ImageBatch, prefetch, resize
+from anomalymatch.data.stream import ImageBatch, prefetch, read_images, resize
 from anomalymatch.errors import ConfigError, UnreadableImageError
 
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"

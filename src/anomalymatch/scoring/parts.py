@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from anomalymatch.data.collect import Collected
+from anomalymatch.data.stream import Collected
 from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.files import atomic_file, write_text
 

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from anomalymatch.backbones.inference import Inference
-from anomalymatch.data.collect import Collected
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import load_batch
+from anomalymatch.data.stream import Collected, load_batch
 from anomalymatch.errors import ConfigError
 from anomalymatch.progress import Advance
 from anomalymatch.scoring.backends import make_scorer

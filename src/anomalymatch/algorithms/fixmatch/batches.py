@@ -14,10 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from anomalymatch.algorithms.fixmatch.views import Augmentation, View
 from anomalymatch.checks import check_range
-from anomalymatch.data.collect import next_readable, read_images
 from anomalymatch.data.labels import training_ids
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import resize
+from anomalymatch.data.stream import next_readable, read_images, resize
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Image
 

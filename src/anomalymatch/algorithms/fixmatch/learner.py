@@ -25,7 +25,7 @@ from anomalymatch.backbones.checkpoint import describe_input, load_description, 
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.network import Network, anomaly_logit
 from anomalymatch.checks import check_choice, check_range
-from anomalymatch.data.collect import collect
+from anomalymatch.data.stream import collect
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import write_text
 from anomalymatch.progress import Advance, ignore_progress, progress

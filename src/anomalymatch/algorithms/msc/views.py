@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from anomalymatch.algorithms.fixmatch.batches import draw_seed, epoch_draws, image_tensor, view_loader
 from anomalymatch.algorithms.fixmatch.views import View
 from anomalymatch.checks import check_range
-from anomalymatch.data.collect import next_readable
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import resize
+from anomalymatch.data.stream import next_readable, resize
 from anomalymatch.errors import ConfigError, DataError
 
 _FIRST, _SECOND = 4, 5

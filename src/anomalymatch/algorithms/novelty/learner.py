@@ -15,8 +15,8 @@ from anomalymatch.backbones.checkpoint import load_tensors, save_tensors
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.inference import OutputBatch
 from anomalymatch.checks import check_range
-from anomalymatch.data.collect import collect
 from anomalymatch.data.labels import ids_labelled
+from anomalymatch.data.stream import collect
 from anomalymatch.errors import DataError, StorageError
 from anomalymatch.files import write_text
 from anomalymatch.progress import progress
