@@ -10,9 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +26,7 @@ from anomalymatch.data.stream import prefetch, resize
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder
 from anomalymatch.progress import Advance, progress
+from anomalymatch.ranking import write_rejects
 from anomalymatch.types import Image, Reject
 
 logger = logging.getLogger(__name__)
@@ -36,21 +36,17 @@ ROWS_PER_FILE = 100_000
 GROUP_BYTES = 2**23
 """Encoded bytes of a row group: enough to stream from a disk, few enough to read one image at random."""
 BATCH = 32
+_LOSSLESS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 1},
+    "webp_lossless": {"format": "WEBP", "lossless": True, "exact": True},
+}
 _CHANNELS = {"jpeg": (1, 3), "png": (1, 3, 4), "webp_lossless": (1, 3, 4)}
-_OPENCV_ORDER = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-_REJECTS = pa.schema({"id": pa.string(), "reason": pa.string()})
 _NOTE = b"anomalymatch"
 
 
-class Encoded(NamedTuple):
-    """Encoded image and its id, or the reason why it could not be read."""
-
-    id: str
-    data: bytes | Reject
-
-
-EncodeBatch = Callable[[Sequence[str]], list[Encoded]]
+Encoded = list[tuple[str, bytes | Reject]]
+"""Ids and encoded images, or the reasons why these could not be read."""
 
 
 def convert(
@@ -109,8 +105,9 @@ def convert(
 
 class _Plan(NamedTuple):
     source: ImageSource
-    encode: EncodeBatch
-    classes: list[str] | None
+    encode: Callable[[Sequence[str]], Encoded]
+    schema: pa.Schema
+    class_numbers: dict[str, int]
     key: str
 
 
@@ -121,11 +118,18 @@ def _plan(source: ImageSource, size: int | None, encoding: Encoding, quality: in
     check_range("rows_per_file", rows_per_file, low=1)
     encode = _copier(source, size) if encoding == "keep" else _encoder(source, size, encoding, quality)
     options = json.dumps([source.fingerprint, size, encoding, quality, rows_per_file])
-    classes = sorted(set(source.truth.values())) if source.truth is not None else None
-    return _Plan(source, encode, classes, hashlib.sha256(options.encode()).hexdigest())
+    columns: dict[str, pa.DataType] = {"image": _IMAGE}
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    classes = sorted(set((source.truth or {}).values()))
+    if classes:
+        columns["label"] = pa.int64()
+        features["label"] = {"names": classes, "_type": "ClassLabel"}
+    schema = pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+    numbers = {name: n for n, name in enumerate(classes)}
+    return _Plan(source, encode, schema, numbers, hashlib.sha256(options.encode()).hexdigest())
 
 
-def _copier(source: ImageSource, size: int | None) -> EncodeBatch:
+def _copier(source: ImageSource, size: int | None) -> Callable[[Sequence[str]], Encoded]:
     if not source.encoded:
         raise ConfigError(f"encoding=keep: {source.name} holds no image files to copy, choose jpeg, png, webp_lossless")
     if size is not None:
@@ -137,10 +141,10 @@ def _copier(source: ImageSource, size: int | None) -> EncodeBatch:
         except UnreadableImageError as error:
             return Reject(id_, str(error))
 
-    return lambda ids: [Encoded(id_, copy(id_)) for id_ in ids]
+    return lambda ids: [(id_, copy(id_)) for id_ in ids]
 
 
-def _encoder(source: ImageSource, size: int | None, encoding: str, quality: int) -> EncodeBatch:
+def _encoder(source: ImageSource, size: int | None, encoding: str, quality: int) -> Callable[[Sequence[str]], Encoded]:
     if source.channels not in _CHANNELS[encoding]:
         raise ConfigError(
             f"encoding={encoding} holds {' or '.join(map(str, _CHANNELS[encoding]))} channels, but {source.name} has "
@@ -154,39 +158,28 @@ def _encoder(source: ImageSource, size: int | None, encoding: str, quality: int)
         if encoding == "jpeg":
             colours, sampling = ("GRAY", "Gray") if image.shape[2] == 1 else ("RGB", "444")
             return simplejpeg.encode_jpeg(image, quality, colours, sampling)
-        return _png(image) if encoding == "png" else _webp(image)
+        buffer = io.BytesIO()
+        PillowImage.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, **_LOSSLESS[encoding])
+        return buffer.getvalue()
 
-    return lambda ids: [Encoded(id_, encode(item)) for id_, item in zip(ids, source.read(ids), strict=True)]
-
-
-def _png(image: Image) -> bytes:
-    done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., _OPENCV_ORDER[image.shape[2]]]))
-    if not done:
-        raise DataError(f"an image of the shape {image.shape} cannot be written as PNG")
-    return data.tobytes()
+    return lambda ids: [(id_, encode(item)) for id_, item in zip(ids, source.read(ids), strict=True)]
 
 
-def _webp(image: Image) -> bytes:
-    buffer = io.BytesIO()
-    pixels = image[..., 0] if image.shape[2] == 1 else image
-    PillowImage.fromarray(pixels).save(buffer, "WEBP", lossless=True, exact=True)
-    return buffer.getvalue()
-
-
-def _write_shard(file: Path, plan: _Plan, batches: Iterator[list[Encoded]], advance: Advance) -> None:
+def _write_shard(file: Path, plan: _Plan, batches: Iterator[Encoded], advance: Advance) -> None:
     rejects: list[Reject] = []
-    columns: dict[str, pa.DataType] = {"image": _IMAGE} | ({"label": pa.int64()} if plan.classes is not None else {})
-    schema = pa.schema(columns, metadata=_hub_metadata(plan.classes))
     options: dict[str, Any] = {"compression": "none", "use_dictionary": ["label"], "write_statistics": ["label"]}
-    with atomic_file(file) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
+    with atomic_file(file) as temporary, pq.ParquetWriter(temporary, plan.schema, **options) as writer:
         for group in _row_groups(batches, rejects, advance):
-            writer.write_table(_table(group, plan, schema), row_group_size=len(group))
+            columns = {"image": pa.array([{"bytes": data, "path": id_} for id_, data in group], _IMAGE)}
+            if plan.source.truth is not None:
+                columns["label"] = pa.array([plan.class_numbers[plan.source.truth[id_]] for id_, _ in group])
+            writer.write_table(pa.table(columns, schema=plan.schema), row_group_size=len(group))
         note = {"key": plan.key, "rejects": [[reject.id, reject.reason] for reject in rejects]}
         writer.add_key_value_metadata({_NOTE: json.dumps(note).encode()})
 
 
 def _row_groups(
-    batches: Iterator[list[Encoded]], rejects: list[Reject], advance: Advance
+    batches: Iterator[Encoded], rejects: list[Reject], advance: Advance
 ) -> Iterator[list[tuple[str, bytes]]]:
     """Gather readable images into row groups, and append the others to `rejects`."""
     group: list[tuple[str, bytes]] = []
@@ -204,21 +197,6 @@ def _row_groups(
         advance(len(batch))
     if group:
         yield group
-
-
-def _table(group: Sequence[tuple[str, bytes]], plan: _Plan, schema: pa.Schema) -> pa.Table:
-    columns: dict[str, Any] = {"image": pa.array([{"bytes": data, "path": id_} for id_, data in group], _IMAGE)}
-    if plan.classes is not None and plan.source.truth is not None:
-        numbers = {name: n for n, name in enumerate(plan.classes)}
-        columns["label"] = pa.array([numbers[plan.source.truth[id_]] for id_, _ in group], pa.int64())
-    return pa.table(columns, schema=schema)
-
-
-def _hub_metadata(classes: list[str] | None) -> dict[str, str]:
-    features: dict[str, Any] = {"image": {"_type": "Image"}}
-    if classes is not None:
-        features["label"] = {"names": classes, "_type": "ClassLabel"}
-    return {"huggingface": json.dumps({"info": {"features": features}})}
 
 
 def _check_target(target: Path, files: Sequence[Path], plan: _Plan) -> None:
@@ -239,28 +217,25 @@ def _note(file: Path) -> dict[str, Any]:
 
 
 def _finish(source: ImageSource, target: Path, files: Sequence[Path]) -> None:
-    rejects = [reject for file in files for reject in _note(file)["rejects"]]
-    table = pa.table({"id": [id_ for id_, _ in rejects], "reason": [reason for _, reason in rejects]}, schema=_REJECTS)
-    with atomic_file(target / REJECTS_FILE) as temporary:
-        pq.write_table(table, temporary)
+    rejects = [Reject(*reject) for file in files for reject in _note(file)["rejects"]]
+    write_rejects(rejects, target / REJECTS_FILE)
     if len(rejects) == len(source.ids):
-        raise DataError(f"{source.name}: none of its images could be read, the first because: {rejects[0][1]}")
+        raise DataError(f"{source.name}: none of its images could be read, the first because: {rejects[0].reason}")
     if source.holdout:
         logger.warning("%s: its official test split is not stored, all images are in one set", source.name)
-    logger.info("%s: %d images packed, %d unreadable", target, len(source.ids) - len(rejects), len(rejects))
+    logger.info("%s: %d images packed", target, len(source.ids) - len(rejects))
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command; a user's error is one line with exit code 1, Ctrl-C exits with 130."""
     arguments = _parser().parse_args(words)
     logging.basicConfig(level="INFO", format="%(message)s")
-    encoding = "keep" if arguments.keep else "webp_lossless" if arguments.lossless else "jpeg"
     try:
         convert(
             open_path(arguments.source, cache_dir=arguments.cache_dir),
             Path(arguments.target).expanduser(),
             size=arguments.size,
-            encoding=cast(Encoding, encoding),
+            encoding=arguments.encoding,
             quality=arguments.quality,
             rows_per_file=arguments.rows_per_file,
         )
@@ -280,8 +255,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, help="side in pixels to which images are resized")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--quality", type=int, default=95, help="quality of the JPEGs, 1 to 100")
-    kinds.add_argument("--lossless", action="store_true", help="lossless WebP")
-    kinds.add_argument("--keep", action="store_true", help="copy the image files")
+    choice: dict[str, Any] = {"action": "store_const", "dest": "encoding", "default": "jpeg"}
+    kinds.add_argument("--lossless", **choice, const="webp_lossless", help="lossless WebP")
+    kinds.add_argument("--keep", **choice, const="keep", help="copy the image files")
     parser.add_argument("--rows-per-file", type=int, default=ROWS_PER_FILE, help="images in a shard")
     parser.add_argument(
         "--cache-dir",

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -51,12 +52,7 @@ Connect = Callable[[int], AbstractContextManager[Transfer]]
 
 
 def download(
-    url: str,
-    target: Path,
-    *,
-    md5: str | None = None,
-    size: int | None = None,
-    connect: Connect | None = None,
+    url: str, target: Path, *, md5: str | None = None, size: int | None = None, connect: Connect | None = None
 ) -> Path:
     """Download a file, unless it exists; return its path.
 
@@ -68,7 +64,7 @@ def download(
         url: address of the file.
         target: path of the file; its folder is created.
         md5: expected checksum; None skips the check.
-        size: expected size in bytes; None takes the size that the server tells, if any.
+        size: expected size in bytes; None takes the size that the server gives, if any.
         connect: opens the file from a byte on; None uses HTTP.
 
     Raises:
@@ -128,23 +124,18 @@ def with_timeout(seconds: float, call: Callable[[], T]) -> T:
     Raises:
         TimeoutError: if it takes longer than `seconds`; its thread is abandoned.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
+    result: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(call())
+            result.set_result(call())
         except BaseException as error:
-            errors.append(error)
+            result.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
+    threading.Thread(target=run, daemon=True).start()  # an executor would wait for it at exit
+    if not wait([result], seconds).done:
         raise TimeoutError(f"no answer within {seconds:g} s")
-    return results[0]
+    return result.result()
 
 
 def _fill(url: str, target: Path, connect: Connect, md5: str | None, size: int | None) -> None:

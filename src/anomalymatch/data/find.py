@@ -21,17 +21,14 @@ _TO_FOLDERS = "links to folders"
 
 
 class Folder(NamedTuple):
-    """Contents of one folder below a root.
-
-    Attributes:
-        path: relative to the root; ends in a slash, unless it is the root's, which is empty.
-        folders: names of the folders in it, without hidden ones and links; names that are removed are not entered.
-        files: everything else, sorted by name.
-    """
+    """Contents of one folder below a root."""
 
     path: str
+    """Path below the root with a slash at its end; empty for the root itself."""
     folders: list[str]
+    """Folders in it, without hidden ones and links; names that are removed are not entered."""
     files: list[os.DirEntry[str]]
+    """Everything else, sorted by name."""
 
 
 class FoundFile(NamedTuple):
@@ -74,7 +71,7 @@ def find_files(
     Args:
         root: a file, a folder, or several of both.
         wanted: tells whether a path is such a file; not asked about a file that is a root itself.
-        kind: of file, for messages: "a zip archive".
+        kind: kind of file, for messages: "a zip archive".
         folders: whether a folder can be such a file (a Zarr store); nothing in it is searched.
 
     Returns:
@@ -167,13 +164,7 @@ def scan(root: Path, suffixes: tuple[str, ...], folders: Iterable[Folder] | None
 
 
 def scan_for(what: str, root: Path, suffixes: tuple[str, ...], scanned: Scan | None = None) -> list[FileStamp]:
-    """List the files below `root` with given suffixes, and log how many were skipped.
-
-    Args:
-        what: kind of the files, for messages: "images".
-        root: the folder.
-        suffixes: endings of the names, in lower case.
-        scanned: result of `scan`, where there is one already.
+    """List files as `scan` does, or take the result `scanned`, and log how many were skipped; `what` names the files.
 
     Raises:
         DataError: if `root` is no folder, cannot be listed, or has no such files.
@@ -222,12 +213,8 @@ def is_hidden(path: str) -> bool:
 
 
 def is_utf8(path: str) -> bool:
-    """Tell whether a path can be encoded as UTF-8."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Tell whether a path can be encoded as UTF-8: Python maps other bytes of a name to surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
 def missing_root(dataset: str, expected: str) -> DataError:

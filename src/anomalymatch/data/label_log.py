@@ -83,11 +83,7 @@ class LabelLog:
         )
 
     def current(self, *, until_cycle: int | None = None) -> dict[str, Label]:
-        """Return the label of each image, by its last event that was not undone.
-
-        Args:
-            until_cycle: ignore events of later cycles.
-        """
+        """Return the label of each image, by its last event up to `until_cycle` that was not undone."""
         labels: dict[str, Label] = {}
         for event in self._valid_events():
             if until_cycle is not None and event.cycle > until_cycle:
@@ -125,12 +121,9 @@ class LabelLog:
             return self._connection.execute("SELECT MAX(cycle) FROM events").fetchone()[0]
 
     def new_labels(self, given: Mapping[str, Label]) -> dict[str, Label]:
-        """Return the labels of a labels file that differ from those it gave when it was last read.
+        """Return the labels `given` by a labels file that differ from those that it gave when it was last read.
 
         Unchanged ones are left out, so that they do not override what a person has said of the image since.
-
-        Args:
-            given: all labels of the file.
         """
         known = {event.id: event.label for event in self.events() if event.annotator in AUTOMATIC}
         return {id_: label for id_, label in given.items() if known.get(id_) != label}

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from anomalymatch.errors import LabelError
@@ -50,12 +50,9 @@ def have_both_classes(labels: Mapping[str, str]) -> bool:
 def read_labels(
     labels_file: str | Path | None, ids: Sequence[str], folder: Path | None = None
 ) -> tuple[dict[str, str], dict[str, str] | None]:
-    """Read the labels file of a source; see `labels_or_truth` for what is returned.
+    """Read the CSV `filename,label` of a source with `ids`; None takes `labels.csv` in `folder` where there is one.
 
-    Args:
-        labels_file: a CSV `filename,label`; None takes `labels.csv` in `folder` where there is one.
-        ids: ids of the source.
-        folder: folder of the images.
+    See `labels_or_truth` for what is returned.
 
     Raises:
         LabelError: if the file is missing, wrong, or an incomplete benchmark.
@@ -129,10 +126,18 @@ def parse_labels_csv(data: bytes, name: str, known_ids: Container[str]) -> dict[
         LabelError: if it cannot be parsed, has other columns or no rows, or if lines have no label, name an unknown id
             or one named before; the message quotes the first five such lines with their numbers.
     """
+    labels: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    faults = []
     try:
         rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         columns = _columns(name, next(rows, []))
-        labels, faults = _collect(rows, columns, known_ids)
+        for row in rows:
+            if fault := _fault(row, columns, known_ids, lines):
+                faults.append(f"line {rows.line_num} {_quote(row)} ({fault})")
+            elif any(map(str.strip, row)):
+                labels[row[columns[0]]] = row[columns[1]].strip()
+                lines[row[columns[0]]] = rows.line_num
     except (UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(name, error) from None
     if faults:
@@ -157,27 +162,10 @@ def _columns(name: str, header: list[str]) -> tuple[int, int]:
     return names.index(COLUMNS[0]), names.index(COLUMNS[1])
 
 
-def _collect(
-    rows: Iterator[list[str]], columns: tuple[int, int], known_ids: Container[str]
-) -> tuple[dict[str, str], list[str]]:
-    """Return the labels of the valid lines, and a description of each wrong line."""
-    labels: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    faults = []
-    for row in rows:
-        if not any(field.strip() for field in row):
-            continue
-        number = rows.line_num  # type: ignore[attr-defined]
-        fault = _fault(row, columns, known_ids, lines)
-        if fault:
-            faults.append(f"line {number} {_quote(row)} ({fault})")
-        else:
-            labels[row[columns[0]]] = row[columns[1]].strip()
-            lines[row[columns[0]]] = number
-    return labels, faults
-
-
 def _fault(row: list[str], columns: tuple[int, int], known_ids: Container[str], lines: dict[str, int]) -> str:
+    """Describe what is wrong with a line; empty for a sound or a blank one."""
+    if not any(map(str.strip, row)):
+        return ""
     if len(row) <= max(columns):
         return "a field is missing"
     id_, label = (row[column] for column in columns)

@@ -23,49 +23,33 @@ logger = logging.getLogger(__name__)
 
 
 class Kind(NamedTuple):
-    """Kind of archive.
-
-    Attributes:
-        dataset: name on the command line, "zip" for `dataset=zip`.
-        what: name of its files in messages.
-        suffixes: endings of the file names, in lower case.
-        target: module and class of the source.
-    """
+    """Kind of archive: its name in `dataset=NAME`, that of its files in messages, its module, class and suffixes."""
 
     dataset: str
     what: str
+    module: str
+    source: str
     suffixes: tuple[str, ...]
-    target: str
 
     def opener(self) -> Callable[..., ImageSource]:
         """Import and return the class of the source."""
-        module, _, function = self.target.partition(":")
-        return getattr(import_module(module), function)
+        return getattr(import_module(f"anomalymatch.data.sources.{self.module}"), self.source)
 
 
-_DATA = "anomalymatch.data.sources"
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
 KINDS = {
     kind.dataset: kind
     for kind in (
-        Kind("folder", "images", tuple(sorted(SUFFIXES)), f"{_DATA}.folder:FolderSource"),
-        Kind("zip", "zip archives", (".zip",), f"{_DATA}.zip:ZipSource"),
-        Kind(
-            "webdataset",
-            "tar shards",
-            (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"),
-            f"{_DATA}.tar:WebDatasetSource",
-        ),
-        Kind("parquet", "Parquet files", (".parquet",), f"{_DATA}.parquet:ParquetSource"),
-        Kind("hdf5", "HDF5 files", (".h5", ".hdf5"), f"{_DATA}.hdf5:HDF5Source"),
-        Kind("zarr", "Zarr stores", (".zarr", ".zarr.zip"), f"{_DATA}.zarr:ZarrSource"),
-        Kind("numpy", "NumPy files", (".npy", ".npz"), f"{_DATA}.numpy:NumpySource"),
-        Kind(
-            "fits",
-            "FITS files",
-            (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz"),
-            f"{_DATA}.fits:FitsSource",
-        ),
-        Kind("catalogue", "catalogues", (".csv",), f"{_DATA}.catalogue:CatalogueSource"),
+        Kind("folder", "images", "folder", "FolderSource", tuple(sorted(SUFFIXES))),
+        Kind("zip", "zip archives", "zip", "ZipSource", (".zip",)),
+        Kind("webdataset", "tar shards", "tar", "WebDatasetSource", _TAR),
+        Kind("parquet", "Parquet files", "parquet", "ParquetSource", (".parquet",)),
+        Kind("hdf5", "HDF5 files", "hdf5", "HDF5Source", (".h5", ".hdf5")),
+        Kind("zarr", "Zarr stores", "zarr", "ZarrSource", (".zarr", ".zarr.zip")),
+        Kind("numpy", "NumPy files", "numpy", "NumpySource", (".npy", ".npz")),
+        Kind("fits", "FITS files", "fits", "FitsSource", _FITS),
+        Kind("catalogue", "catalogues", "catalogue", "CatalogueSource", (".csv",)),
     )
 }
 _BY_SUFFIX = {suffix: kind.dataset for kind in KINDS.values() for suffix in kind.suffixes}
@@ -108,18 +92,14 @@ def open_path(
     else:
         kind, place, scanned = _kind_of_path(local_path(root, None, ()), bool(_POSITIONS & set(options)))
     logger.info("%s: opened as dataset=%s", root, kind.dataset)
-    opener = kind.opener()
     given = options | ({} if labels_file is None else {"labels_file": labels_file})
-    return opener(
-        place, rendering=rendering, **_arguments(kind, opener, given, {"cache_dir": cache_dir, "scanned": scanned})
-    )
+    arguments = _arguments(kind, given, {"cache_dir": cache_dir, "scanned": scanned})
+    return kind.opener()(place, rendering=rendering, **arguments)
 
 
-def _arguments(
-    kind: Kind, opener: Callable[..., ImageSource], given: dict[str, Any], offered: dict[str, Any]
-) -> dict[str, Any]:
+def _arguments(kind: Kind, given: dict[str, Any], offered: dict[str, Any]) -> dict[str, Any]:
     """Return the `given` options, all of which the source must have, and those `offered` that it has."""
-    parameters = _options(opener)
+    parameters = _options(kind.opener())
     known = parameters - {"rendering", "scanned"}
     unknown = sorted(set(given) - known)
     if unknown:

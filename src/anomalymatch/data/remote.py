@@ -26,24 +26,12 @@ from anomalymatch.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "http": "aiohttp requests",
-    "https": "aiohttp requests",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "ssh": "paramiko",
-    "sftp": "paramiko",
-}
 _HTTP = ("http", "https")
 _VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "created")
 
 
 class RemoteFile(NamedTuple):
-    """A remote file: path below the root, path in the file system, size in bytes and version, if they are known."""
+    """Remote file: path below the root, path in the file system; size in bytes and version, if known."""
 
     id: str
     path: str
@@ -53,10 +41,6 @@ class RemoteFile(NamedTuple):
 
 class Remote:
     """URL and its file system, which each process opens for itself.
-
-    Args:
-        url: URL of a file or folder.
-        options: options of the file system.
 
     Raises:
         DataError: if the protocol is unknown, needs a package that is not installed, or rejects the options.
@@ -78,9 +62,7 @@ class Remote:
         try:
             self._fs, self.base = fsspec.core.url_to_fs(self.url, **(_timeouts(self.protocol) | self.options))
         except ImportError as error:
-            package = PACKAGES.get(self.protocol)
-            hint = f"pip install {package}" if package else str(error)
-            raise DataError(f"{self.url}: {self.protocol}:// needs a package that is not installed: {hint}") from None
+            raise DataError(f"{self.url}: {self.protocol}:// needs a package that is not installed: {error}") from None
         except Exception as error:
             raise DataError(f"{self.url}: cannot be opened: {transfer_reason(error)}") from None
 
@@ -184,10 +166,10 @@ def local_path(
     """Return a local path: `root` itself, or a copy of a URL in `cache_dir`, made on the first call.
 
     Args:
-        root: a path, or the URL of a file or folder.
+        root: path, or URL of a file or folder.
         cache_dir: folder of the copies, which are kept for each version of the original.
         suffixes: lower-case suffixes of the files to copy from a folder; a URL that ends in one is a single file.
-        storage_options: options of the file system.
+        storage_options: options of the URL's file system.
 
     Raises:
         DataError: if the URL cannot be read, has no such file, or needs a package that is not installed.
@@ -215,11 +197,10 @@ def local_path(
 
 
 def transfer_reason(error: Exception) -> str:
-    """Return the first line of an error message, with the kind of error."""
+    """Return the kind of an error and the first line of its message."""
     if isinstance(error, FileNotFoundError):
         return "it is not there"
-    text = str(error).strip().split("\n", 1)[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def hash_entries(salt: str, entries: Sequence[RemoteFile]) -> str:

@@ -3,6 +3,7 @@
 Training, scoring and the labelling page use the same `Rendering`; it is stored beside the weights.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -186,11 +187,7 @@ class Rendering:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, which `Rendering(**values)` takes."""
-        values = asdict(self)
-        values["percentiles"] = list(self.percentiles)
-        values["limits"] = {k: list(v) for k, v in self.limits.items()} if self.limits else None
-        values["combine"] = {k: dict(v) for k, v in self.combine.items()} if self.combine else None
-        return values
+        return json.loads(json.dumps(asdict(self)))
 
 
 def midtones(x: Any, balance: float) -> Any:
