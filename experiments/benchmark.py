@@ -22,11 +22,11 @@ from recipes import CHEAP, PROBLEMS, RECIPES
 
 from anomalymatch import Label, compose, initial_labels, make_learner
 from anomalymatch.active.cold_start import ColdStart, RandomOrder
-from anomalymatch.active.metrics import cycle_metrics
 from anomalymatch.active.oracles import Oracle, PaperOracle, TopKOracle
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.build import build_strategy
 from anomalymatch.data.task import Task
+from anomalymatch.evaluation.metrics import cycle_metrics
 from anomalymatch.ranking import Ranking
 from anomalymatch.terminal import console, set_up_logging
 

@@ -82,6 +82,14 @@ def make_source() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def task(make_source: Any) -> Any:
+    """100 images, 10 of them rare, of which 80 and 8 are in the pool."""
+    from anomalymatch.data.task import make_task
+
+    return make_task(make_source(100, size=16), anomaly="rare")
+
+
+@pytest.fixture
 def memory() -> Iterator[Any]:
     """File system of `memory://` URLs, empty again after the test."""
     import fsspec

@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anomalymatch.active.metrics import evaluate
     from anomalymatch.algorithms.base import Learner
     from anomalymatch.build import make_learner, open_task
     from anomalymatch.cluster import cluster
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from anomalymatch.data.source import ImageSource
     from anomalymatch.data.task import Task, initial_labels, make_task
     from anomalymatch.errors import AnomalyMatchError
+    from anomalymatch.evaluation.metrics import evaluate
     from anomalymatch.ranking import Ranking
     from anomalymatch.run import run
     from anomalymatch.score import score
@@ -35,7 +35,7 @@ _HOMES = {
     "Task": "data.task",
     "cluster": "cluster",
     "compose": "config",
-    "evaluate": "active.metrics",
+    "evaluate": "evaluation.metrics",
     "initial_labels": "data.task",
     "make_learner": "build",
     "make_task": "data.task",

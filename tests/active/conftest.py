@@ -41,34 +41,6 @@ class ScriptedLearner:
         self.cycle = json.loads((folder / "weights.safetensors").read_text())
 
 
-class Tracked:
-    """A tracker that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.steps, self.cycles, self.points = [], [], []
-
-    def log_step(self, cycle: int, row: Any) -> None:
-        self.steps.append((cycle, dict(row)))
-
-    def log_cycle(self, cycle: int, row: Any, folder: Any, points: Any) -> None:
-        self.cycles.append((cycle, row))
-        self.points.append(points)
-
-    def log_groups(self, rows: Any, pictures: Any) -> None:
-        raise AssertionError("the loop makes no groups")
-
-    def finish(self) -> None:
-        pass
-
-
-@pytest.fixture
-def task(make_source: Any) -> Any:
-    """100 images, 10 of them rare, of which 80 and 8 are in the pool."""
-    from anomalymatch.data.task import make_task
-
-    return make_task(make_source(100, size=16), anomaly="rare")
-
-
 @pytest.fixture
 def loop_of() -> Callable[..., Any]:
     """Make a loop around a scripted learner."""
@@ -78,16 +50,8 @@ def loop_of() -> Callable[..., Any]:
     from anomalymatch.evaluation.advice import StoppingRule
 
     def make(task: Any, *, seed: int = 0, oracle: Any = TopKOracle, given: Any = None, **spec: Any) -> ActiveLoop:
-        values = {
-            "cycles": 3,
-            "budget": 5,
-            "pool_size": None,
-            "anomalies": 2,
-            "normals": 6,
-            "audit": 0,
-            "audit_tops": (),
-        } | spec
-        values.setdefault("stopping", StoppingRule(40, 20, 3, 0.1, 0.1))
+        values = {"cycles": 3, "budget": 5, "pool_size": None, "anomalies": 2, "normals": 6, "audit": 0}
+        values = {**values, "audit_tops": (), "stopping": StoppingRule(40, 20, 3, 0.1, 0.1), **spec}
         return ActiveLoop(
             task,
             ScriptedLearner(task),
@@ -105,8 +69,22 @@ def loop_of() -> Callable[..., Any]:
 def run_in(without_pictures: None) -> Callable[..., Any]:
     """Run a loop in a folder; the rows, and the tracker that listened."""
     from anomalymatch.active.run_folder import RunFolder
+    from anomalymatch.active.tracking import Tracker
 
-    def run(loop: Any, path: Path) -> tuple[list[Any], Tracked]:
+    class Tracked(Tracker):
+        """A tracker that keeps what it was told."""
+
+        def __init__(self) -> None:
+            self.steps, self.cycles, self.points = [], [], []
+
+        def log_step(self, cycle: int, row: Any) -> None:
+            self.steps.append((cycle, dict(row)))
+
+        def log_cycle(self, cycle: int, row: Any, folder: Any, points: Any) -> None:
+            self.cycles.append((cycle, row))
+            self.points.append(points)
+
+    def run(loop: Any, path: Path) -> tuple[list[Any], Any]:
         folder, tracker = RunFolder(path), Tracked()
         try:
             return loop.run(folder, tracker), tracker

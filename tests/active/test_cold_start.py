@@ -16,7 +16,6 @@ from anomalymatch.build import build_loop
 from anomalymatch.config import compose
 from anomalymatch.data.label_log import LabelLog
 from anomalymatch.data.task import make_task
-from anomalymatch.errors import ConfigError
 from anomalymatch.types import Label
 
 METHODS = ("knn", "msc", "mahalanobis", "pca_residual", "diverse", "mixed", "random")
@@ -75,14 +74,6 @@ def test_own_images_are_ranked_without_any_label(command, photos, tiny_job, tmp_
     assert command("resume=out").code == 0
     np.testing.assert_array_equal(scores(out, 1).logits, before)
     assert RunReader(out).finished_cycles() == 1
-
-
-def test_algorithms_that_need_labels_suggest_a_cold_start(command, photos, tiny_job):
-    outcome = command(*own(tiny_job, photos), "algorithm=probe", "hydra.run.dir=out")
-    assert outcome.code == 1
-    said = " ".join(outcome.err.split())
-    assert "photos has no labels" in said
-    assert "al.cold_start=mixed" in said
 
 
 # --- cold starts ------------------------------------------------------------------------------------------------
@@ -157,11 +148,6 @@ def test_an_algorithm_that_needs_no_labels_ranks_from_the_first_cycle(tiny_job, 
     run(*words, folder=tmp_path / "run")
     assert (tmp_path / "run" / "cycles" / "01" / "novelty.safetensors").is_file()
     assert not (tmp_path / "run" / "cycles" / "01" / "cold_start").exists()
-
-
-def test_an_unknown_cold_start_is_refused(tiny_job):
-    with pytest.raises(ConfigError, match="al/cold_start=cold: choose one of diverse, knn"):
-        build_loop(compose(*tiny_job, "al.cold_start=cold"))
 
 
 def test_a_cold_start_takes_its_settings_from_its_file_and_the_rest_from_the_job(tiny_job):

@@ -7,9 +7,7 @@ from PIL import Image
 from anomalymatch.active import report as module
 from anomalymatch.active.report import RunReport, unlabelled_rest, write_sheets
 from anomalymatch.active.run_folder import CONFIG, METRICS, SCORES, STEPS, RunFolder, to_csv, to_json
-from anomalymatch.config import compose
 from anomalymatch.data.task import make_task
-from anomalymatch.errors import StorageError
 from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
 from anomalymatch.ranking import Ranking
@@ -122,13 +120,6 @@ def test_undefined_metrics_do_not_stop_the_report(folder, task):
     assert "\N{EN DASH}" in html_of(folder, task)
 
 
-def test_a_corrupt_cycle_is_reported_in_one_line(folder, task, quick):
-    finish(folder, task, 1, **MEASURED)
-    (folder.cycle(1) / SCORES).write_bytes(b"")
-    with pytest.raises(StorageError, match="missing or corrupt: delete that cycle's folder"):
-        RunReport(folder, task, STOPPING).write()
-
-
 def test_the_scores_of_a_cycle_are_read_once(folder, task, quick, monkeypatch):
     read = []
     ranking = RunFolder.ranking
@@ -177,15 +168,6 @@ def test_sheets_leave_unreadable_images_out(make_source, tmp_path):
     write_sheets(tmp_path, task, {}, Ranking(task.pool, np.zeros(20)))
     with Image.open(tmp_path / "top64.png") as sheet:
         assert sheet.size[0] > 100
-
-
-def test_every_plotted_series_is_logged_by_the_training():
-    classes = ("normal", "anomaly")
-    logged = {"loss", "loss_lb", "loss_ulb", "pass_rate", "loss_penalty", "confidence_mean"}
-    logged |= {f"{what}_{name}" for what in ("pass_rate", "pseudo_precision", "threshold") for name in classes}
-    logged |= {"loss_contrast", "loss_angular"}  # of msc
-    assert {key for curves in module.STEP_PANELS.values() for key in curves.values()} <= logged
-    assert compose().al.compare_probe is True
 
 
 def test_panels_show_the_logged_values_of_all_cycles(folder, task, quick):

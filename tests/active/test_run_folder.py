@@ -24,11 +24,6 @@ def finish(folder, number, **row):
         (path / METRICS).write_text(to_json({"cycle": number, **row}))
 
 
-def test_a_new_folder_has_no_cycles(folder):
-    assert folder.finished_cycles() == 0
-    assert folder.rows() == []
-
-
 def test_cycles_count_up_to_the_first_gap(folder):
     for number in (1, 2, 4, 12):
         finish(folder, number)
@@ -106,12 +101,6 @@ def test_a_folder_that_another_process_holds_is_refused(tmp_path):
         assert RunReader(tmp_path / "run").busy()
         other.stdin.close()
     assert not RunReader(tmp_path / "run").busy()
-
-
-def test_a_file_in_place_of_the_folder_is_reported(tmp_path):
-    (tmp_path / "run").write_text("")
-    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
-        RunFolder(tmp_path / "run")
 
 
 def test_csv_has_the_union_of_the_columns():

@@ -154,11 +154,6 @@ def test_distinct_skips_near_duplicates(in_directions):
     assert Distinct(copies, 10, 1.0)(ranking, 2, rng=rng()) == ["i00", "i03"]
 
 
-def test_distinct_keeps_the_order_of_different_images(task, embedding):
-    ranking = Ranking(task.pool[:60], np.linspace(3, -3, 60))
-    assert Distinct(embedding, 3, 1.0)(ranking, 8, rng=rng()) == ranking.top(8)
-
-
 def test_auto_diversifies_after_a_query_without_a_find(in_directions):
     embedding, ranking = in_directions([0, 1, 40, 60, 20, 180, 5, 90])
     strategy = Auto(embedding, 10, COS_10)

@@ -92,7 +92,7 @@ def test_odd_captions_do_no_harm():
 
 def test_no_images():
     sheet = contact_sheet([], [])
-    assert sheet.size == (TILE + 2 * MARGIN, TILE + 2 * MARGIN)
+    assert sheet.width == TILE + 2 * MARGIN
     assert (pixels(sheet) == rgb(TEXT)).all(axis=2).any()
 
 

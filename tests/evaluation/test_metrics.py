@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from anomalymatch.evaluation.metrics import MEASURES, curves, discovery_yield, ranking_metrics
+from anomalymatch.data.task import make_task
+from anomalymatch.errors import DataError
+from anomalymatch.evaluation.metrics import (
+    MEASURES,
+    curves,
+    cycle_metrics,
+    evaluate,
+    ranking_metrics,
+    yield_per_label,
+)
+from anomalymatch.ranking import Ranking
+from anomalymatch.types import Label, Reject
 
 
 @st.composite
@@ -66,11 +77,6 @@ def test_only_the_order_of_the_scores_matters(ranking, random):
     assert same(ranking_metrics(scores.astype(np.int32), truth), expected)
 
 
-def test_auroc_of_reversed_scores():
-    scores, truth = random_ranking()
-    assert ranking_metrics(-scores, truth).auroc == pytest.approx(1 - ranking_metrics(scores, truth).auroc, abs=1e-6)
-
-
 def test_large_logits_are_not_merged():
     # A sigmoid in float32 or float64 turns all of these into 1.0, and the AUROC into 0.5.
     scores = np.linspace(50, 100, 1000)
@@ -120,11 +126,6 @@ def test_nan_scores_are_refused():
             function(np.array([np.nan, 1.0]), np.array([True, False]))
 
 
-def test_as_dict_is_one_row():
-    row = ranking_metrics(*random_ranking()).as_dict()
-    assert list(row) == [*MEASURES, "images", "anomalies"]
-
-
 @given(rankings())
 @settings(deadline=None, max_examples=50)
 def test_curves_are_those_of_scikit_learn(ranking):
@@ -161,9 +162,66 @@ def test_a_million_scores_are_quick_and_exact():
     assert metrics.ap == pytest.approx(average_precision_score(truth, scores), abs=1e-6)
 
 
-def test_discovery_yield():
-    assert discovery_yield(15, 520) == pytest.approx(15 / 520)
-    assert math.isnan(discovery_yield(0, 0))
-    for found, spent in ((3, 2), (-1, 2)):
-        with pytest.raises(ValueError, match="expected 0 <= found <= spent"):
-            discovery_yield(found, spent)
+# --- the metrics of a cycle ---------------------------------------------------------------------------------------
+
+
+def scored(task, seed):
+    ids = [*task.pool, *task.holdout]
+    return Ranking(ids, np.random.default_rng(seed).normal(size=len(ids)))
+
+
+def test_evaluate_needs_a_truth(make_source):
+    task = make_task(make_source(20, truth=None))
+    with pytest.raises(DataError, match=r"dataset\.anomaly=CLASS"):
+        evaluate(scored(task, 0), task)
+
+
+def test_cycle_metrics_cover_unlabelled_images_held_out_split_and_probe(task):
+    ranking, probe = scored(task, 1), scored(task, 2)
+    rare = [id_ for id_ in task.pool if id_ in task.anomalies]
+    labels = {rare[0]: Label.ANOMALY, rare[1]: Label.UNSURE, task.pool[1]: Label.NORMAL}
+    row = cycle_metrics(4, task, labels, ranking, probe)
+    assert (row["cycle"], row["labels"], row["found"], row["rejects"]) == (4, 3, 1, 0)
+    rest = [id_ for id_ in task.pool if id_ not in labels]
+    logit = dict(zip(ranking.ids, ranking.logits, strict=True))
+    expected = ranking_metrics(np.array([logit[id_] for id_ in rest]), task.truth(rest))
+    assert {key: row[key] for key in expected.as_dict()} == expected.as_dict()
+    assert row["images"] == 77
+    held = ranking_metrics(np.array([logit[id_] for id_ in task.holdout]), task.truth(task.holdout))
+    assert row["heldout_ap"] == held.ap
+    assert row["probe_auroc"] == evaluate(probe.restrict(rest), task).auroc != row["auroc"]
+
+
+def test_cycle_metrics_are_nan_once_all_anomalies_are_found(task):
+    labels = {id_: Label.ANOMALY for id_ in task.pool if id_ in task.anomalies}
+    row = cycle_metrics(2, task, labels, scored(task, 1), None)
+    assert math.isnan(row["auroc"])
+    assert math.isnan(row["precision_at_1pct"])
+    assert row["anomalies"] == 0
+    assert 0 <= row["heldout_auroc"] <= 1
+    assert not any(key.startswith("probe_") for key in row)
+
+
+def test_cycle_metrics_without_truth_are_counts(make_source):
+    task = make_task(make_source(20, truth=None))
+    ranking = Ranking(task.pool[1:], np.zeros(19), [Reject(task.pool[0], "the file is empty")])
+    labels = {task.pool[1]: Label.ANOMALY, task.pool[2]: Label.NORMAL, task.pool[3]: Label.ARTEFACT}
+    assert cycle_metrics(1, task, labels, ranking, None) == {"cycle": 1, "labels": 3, "found": 1, "rejects": 1}
+
+
+def test_cycle_metrics_without_held_out_split_lack_its_columns(make_source):
+    task = make_task(make_source(50), anomaly="rare", holdout=0.0)
+    assert not any("heldout" in key for key in cycle_metrics(1, task, {}, scored(task, 0), None))
+
+
+def test_yield_counts_from_the_start():
+    rows = [{"found": 5, "labels": 100}, {"found": 15, "labels": 120}, {"found": 16, "labels": 140}]
+    nothing, first, second = yield_per_label(rows)
+    assert math.isnan(nothing)
+    assert (first, second) == (10 / 20, 11 / 40)
+
+
+@pytest.mark.parametrize(("found", "labels"), [(2, 10), (4, 10), (3, 9)])
+def test_yield_after_corrections_is_undefined(found, labels):
+    rows = [{"found": 3, "labels": 10}, {"found": found, "labels": labels}]
+    assert math.isnan(yield_per_label(rows)[1])

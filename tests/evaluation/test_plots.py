@@ -6,7 +6,6 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from anomalymatch.errors import StorageError
 from anomalymatch.evaluation.metrics import curves
 from anomalymatch.evaluation.plots import (
     ANOMALY,
@@ -53,10 +52,6 @@ def test_curves_by_cycle(draw, measure):
     value = by_cycle[2].auroc if measure == "AUROC" else by_cycle[2].ap
     assert names[3] == f"cycle 2: {measure} {value:.3f}"
     assert len({to_hex(line.get_color()) for line in lines(figure)}) == 4
-
-
-def test_pr_figure_shows_the_prevalence():
-    assert lines(pr_figure(make_curves(1)))[0].get_ydata()[0] == TRUTH.mean()
 
 
 def test_named_methods_undefined_cycles_and_many_cycles():
@@ -130,12 +125,6 @@ def test_save(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["roc.png"]
     save(roc_figure({}), tmp_path / "roc.svg")
     assert "<svg" in (tmp_path / "roc.svg").read_text()
-
-
-def test_save_into_a_file(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
-        save(roc_figure({}), tmp_path / "file" / "roc.png")
 
 
 def test_figures_are_drawn_in_threads_without_pyplot(tmp_path):

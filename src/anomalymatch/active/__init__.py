@@ -2,11 +2,10 @@
 
 from anomalymatch.active.cold_start import ColdStart, KCentreOrder, MixedOrder, RandomOrder
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
-from anomalymatch.active.metrics import cycle_metrics, evaluate
 from anomalymatch.active.oracles import Oracle, PaperOracle, TopKOracle
 from anomalymatch.active.run_folder import RunFolder, RunReader
 from anomalymatch.active.strategies import Strategy
-from anomalymatch.active.tracking import NoTracker, Tracker, WandbTracker
+from anomalymatch.active.tracking import Tracker, WandbTracker
 
 __all__ = [
     "ActiveLoop",
@@ -14,7 +13,6 @@ __all__ = [
     "KCentreOrder",
     "LoopSpec",
     "MixedOrder",
-    "NoTracker",
     "Oracle",
     "PaperOracle",
     "RandomOrder",
@@ -24,6 +22,4 @@ __all__ = [
     "TopKOracle",
     "Tracker",
     "WandbTracker",
-    "cycle_metrics",
-    "evaluate",
 ]

@@ -37,13 +37,9 @@ def sealed_labels(task: Task, count: int, seed: int) -> dict[str, Label]:
 
 
 def left_by_rank(rest: Ranking, sealed: Mapping[str, Label], tops: Sequence[int], score: float) -> list[Row]:
-    """Estimate the anomalies among the top-ranked unlabelled images, those with high scores, and all.
+    """Estimate from the sealed labels the anomalies in the tops of `rest`, above a score, and in all.
 
-    Args:
-        rest: ranking of the images that the search has not labelled.
-        sealed: labels of the audit.
-        tops: numbers of top-ranked images to count in.
-        score: also count above this score.
+    `rest` ranks the images that the search has not labelled.
     """
     order = rest.order
     labels = [sealed.get(rest.ids[i]) for i in order.tolist()]

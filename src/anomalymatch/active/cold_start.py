@@ -22,12 +22,7 @@ from anomalymatch.ranking import Ranking
 
 
 class ColdStart:
-    """Learner that ranks by `cold` until an anomaly and a normal are labelled, and by `learner` from then on.
-
-    Args:
-        learner: the configured algorithm.
-        cold: a learner that needs no labels.
-    """
+    """Learner that ranks by `cold`, which needs no labels, until both classes are labelled, and then by `learner`."""
 
     needs_labels = False
 
@@ -37,13 +32,7 @@ class ColdStart:
         self._current = learner
 
     def first(self, pool: Sequence[str], ids: Sequence[str], count: int) -> list[str]:
-        """Choose the first images to label.
-
-        Args:
-            pool: images to learn from.
-            ids: images to choose from.
-            count: number of images to choose.
-        """
+        """Choose the first `count` of `ids` to label, after learning from `pool`."""
         self.cold.fit({}, pool=pool, cycle=0)
         return self.cold.rank(ids).top(count)
 
@@ -71,13 +60,7 @@ class ColdStart:
 
 
 class RandomOrder:
-    """Learner that ranks readable images in random order.
-
-    Args:
-        embedding: the images.
-        seed: seed of the order.
-        truth: ignored; all learners are constructed alike.
-    """
+    """Learner that ranks readable images in random order; `truth` is ignored, as all learners are built alike."""
 
     needs_labels, is_detector, trains = False, False, False
 
@@ -108,14 +91,9 @@ class RandomOrder:
 
 
 class KCentreOrder(RandomOrder):
-    """Learner that ranks a diverse subset first, by greedy k-centre on a random sample, and the rest in random order.
+    """Learner that ranks a diverse subset first and the rest in random order.
 
-    Args:
-        embedding: the images.
-        centres: size of the subset.
-        candidates: size of the sample.
-        seed: seed of sample and order.
-        truth: ignored; all learners are constructed alike.
+    The subset are `centres` images chosen by greedy k-centre from a random sample of `candidates`.
     """
 
     def __init__(
@@ -140,13 +118,6 @@ class MixedOrder:
 
     Each finds what the other misses: a rare class need not look odd (photographs of one class among a hundred), and odd
     images may be few of those that cover an archive. experiments/README.md, 10, has the figures.
-
-    Args:
-        embedding: the images.
-        novelty: makes the learner that ranks by novelty.
-        diverse: makes the learner that ranks diverse images first.
-        seed: seed of both.
-        truth: ignored; all learners are constructed alike.
     """
 
     needs_labels, is_detector, trains = False, False, False

@@ -10,7 +10,6 @@ import numpy as np
 
 from anomalymatch.active.audit import AUDIT, LEFT, advise, left_by_rank, left_in_all, sealed_labels
 from anomalymatch.active.cold_start import ColdStart
-from anomalymatch.active.metrics import cycle_metrics
 from anomalymatch.active.oracles import Oracle
 from anomalymatch.active.report import COLD_NOTE, RunReport, write_sheets
 from anomalymatch.active.run_folder import LABELS, LIVE, METRICS, SCORES, STEPS, LiveSteps, RunFolder, to_csv, to_json
@@ -22,6 +21,7 @@ from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task, initial_labels
 from anomalymatch.errors import LabelError
 from anomalymatch.evaluation.advice import StoppingRule
+from anomalymatch.evaluation.metrics import cycle_metrics
 from anomalymatch.files import write_text
 from anomalymatch.ranking import Ranking, write_rejects
 from anomalymatch.types import Label, Row
@@ -31,19 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoopSpec:
-    """Protocol of the loop.
-
-    Attributes:
-        cycles: total number of trainings; between two of them the oracle labels.
-        budget: number of labels that the oracle gives each time; with a cold start, also at the beginning.
-        pool_size: number of unlabelled images drawn for each cycle to train on (and for `paper_oracle` to choose from);
-            None takes all.
-        anomalies: number of labelled anomalies at the start of a benchmark.
-        normals: number of labelled normals at the start of a benchmark.
-        audit: images of a benchmark to label at random in advance, only to estimate how many anomalies remain.
-        audit_tops: numbers of top-ranked images for which the audit estimates that, too.
-        stopping: rule for the advice to stop labelling.
-    """
+    """Protocol of the loop: the settings of `conf/al/default.yaml`, which says what they mean."""
 
     cycles: int
     budget: int
@@ -99,12 +87,7 @@ class ActiveLoop:
             self._start()  # reports too few images before anything is written
 
     def run(self, folder: RunFolder, tracker: Tracker) -> list[Row]:
-        """Run the cycles that are missing in `folder`; return the metrics of all cycles.
-
-        Args:
-            folder: the run folder.
-            tracker: receives metrics, figures and weights.
-        """
+        """Run the cycles that are missing in `folder`, and log them; return the metrics of all cycles."""
         self.folder, self.tracker, self.report = folder, tracker, RunReport(folder, self.task, self.spec.stopping)
         if self._sealed:
             export_csv(self._sealed, folder.path / AUDIT)

@@ -8,14 +8,13 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from anomalymatch.active.audit import advise
-from anomalymatch.active.metrics import yield_per_label
 from anomalymatch.active.run_folder import CONFIG, STEPS, RunFolder
 from anomalymatch.data.stream import read_images
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, contact_sheet
-from anomalymatch.evaluation.metrics import Curves, curves
+from anomalymatch.evaluation.metrics import Curves, curves, yield_per_label
 from anomalymatch.evaluation.plots import left_figure, training_figure
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
 from anomalymatch.files import atomic_file
@@ -63,11 +62,6 @@ class RunReport:
     """Figures and report.html of a run, written again after each cycle.
 
     It keeps the curves and training steps of finished cycles, so that it reads the scores of each cycle once.
-
-    Args:
-        folder: the run folder.
-        task: the images and, in a benchmark, the truth.
-        stopping: rule for the advice to stop labelling.
     """
 
     def __init__(self, folder: RunFolder, task: Task, stopping: StoppingRule) -> None:

@@ -24,12 +24,9 @@ LABELS, LIVE, LOCK = "labels.csv", "live.jsonl", ".lock"
 
 
 class LiveSteps:
-    """Step listener that appends each training step to a JSON-lines file at once, from any process.
+    """Step listener that appends each training step to a JSON-lines file at once, from any process, and logs it.
 
-    Args:
-        path: the file, which is emptied.
-        cycle: number of the training.
-        log: called with each step too. A training process of its own does not call it; `finish` does so afterwards.
+    In a training process of its own, the steps are only written; `finish` logs them afterwards.
     """
 
     def __init__(self, path: Path, cycle: int, log: Callable[[dict[str, float]], None]) -> None:

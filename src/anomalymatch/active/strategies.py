@@ -72,18 +72,14 @@ class Random:
 
 
 class Mixture:
-    """Strategy that divides the budget between the top and the most uncertain images.
-
-    Args:
-        explore: share of the budget for uncertain images.
-    """
+    """Strategy that chooses the top and, for the share `explore` of the budget, the most uncertain images."""
 
     def __init__(self, explore: float) -> None:
         check_range("al.strategy.explore", explore, low=0, high=1)
         self.explore = explore
 
     def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
-        """See `Strategy`; the top comes first."""
+        """See `Strategy`."""
         best = ranking.top(count - round(self.explore * count))
         return [*best, *Uncertain()(_without(ranking, best), count - len(best), rng=rng)]
 
@@ -91,11 +87,8 @@ class Mixture:
 class Diverse:
     """Strategy that chooses images of the top that differ from each other, by greedy k-centre on their features.
 
-    Gonzalez (1985): start with the best image, then repeatedly add the candidate farthest from those chosen.
-
-    Args:
-        embedding: gives the features.
-        candidates: number of top images to choose from, as a multiple of the number asked for.
+    Gonzalez (1985): start with the best image, then repeatedly add the candidate farthest from those chosen. Candidates
+    are the top `candidates` times the number asked for.
     """
 
     def __init__(self, embedding: Embedding, candidates: int) -> None:
@@ -111,10 +104,8 @@ class Diverse:
 class Distinct:
     """Strategy that chooses the top without near duplicates, such as overlapping cutouts or copies of a file.
 
-    Args:
-        embedding: gives the features.
-        candidates: number of top images to choose from, as a multiple of the number asked for.
-        similarity: cosine between the features of two images from which they count as duplicates.
+    Two images are duplicates if the cosine between their features is at least `similarity`. If there is nothing else
+    among the top `candidates` times the number asked for, duplicates come last.
     """
 
     def __init__(self, embedding: Embedding, candidates: int, similarity: float) -> None:
@@ -123,7 +114,7 @@ class Distinct:
         self.embedding, self.candidates, self.similarity = embedding, candidates, similarity
 
     def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
-        """See `Strategy`; duplicates come last, if there is nothing else to choose."""
+        """See `Strategy`."""
         ids = ranking.top(count * self.candidates)
         features = self.embedding.features.take(ids)
         features /= np.linalg.norm(features, axis=1, keepdims=True).clip(ROUNDING)  # half precision has rounded them
@@ -141,9 +132,6 @@ class Auto:
     """Strategy that chooses like `Distinct` while queries find anomalies, and diversifies after one that found none.
 
     After such a query, `Diverse` chooses half of the images: the ranking may be exhausted or misled.
-
-    Args:
-        embedding, candidates, similarity: see `Distinct`.
     """
 
     def __init__(self, embedding: Embedding, candidates: int, similarity: float) -> None:
@@ -151,7 +139,7 @@ class Auto:
         self.diverse = Diverse(embedding, candidates)
 
     def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
-        """See `Strategy`; the top comes first."""
+        """See `Strategy`."""
         if not last or Label.ANOMALY in last.values():
             return self.distinct(ranking, count, rng=rng)
         best = self.distinct(ranking, count - count // 2, rng=rng)
@@ -159,12 +147,9 @@ class Auto:
 
 
 class PerCluster:
-    """Strategy that groups the top by kind and takes the best of each group in turn.
+    """Strategy that groups the top `candidates` times the number asked for, and takes the best of each group in turn.
 
-    Args:
-        embedding: gives the images.
-        grouper: function that makes a `GroupImages` from the embedding.
-        candidates: number of top images to group, as a multiple of the number asked for.
+    Images without a group come last.
     """
 
     def __init__(self, embedding: Embedding, grouper: Callable[[Embedding], GroupImages], candidates: int) -> None:
@@ -172,7 +157,7 @@ class PerCluster:
         self.group_images, self.candidates = grouper(embedding), candidates
 
     def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
-        """See `Strategy`; images without a group come last."""
+        """See `Strategy`."""
         ids = ranking.top(count * self.candidates)
         if len(ids) <= count:
             return ids
@@ -279,13 +264,8 @@ def expected_finds(
 ) -> Float64[np.ndarray, " f"]:
     """Return the expected number of anomalies if each of `free` is labelled now, followed by the `rest` most probable.
 
-    Args:
-        probability: probability of an anomaly for each image.
-        weights: weight of an answer to each of the first `m` images, for each image.
-        free: which of these `m` may be chosen.
-        chosen: images that this query already has.
-        rest: number of labels after this one.
-        prior: weight of a predicted probability.
+    `weights[i, j]` is the weight of an answer to image i for image j, in labelled images; `prior` that of a predicted
+    probability. `chosen` are images that the query already has.
     """
     sums = []
     for answer in (1.0, 0.0):

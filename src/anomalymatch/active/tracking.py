@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -20,47 +20,26 @@ MODES = ("auto", "online", "offline")
 RUN_ID = "wandb_run_id"
 
 
-@runtime_checkable
-class Tracker(Protocol):
-    """Protocol of loggers of a run."""
+class Tracker:
+    """Logger of a run. This base class logs nothing: the run folder has all results."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        """Accept the arguments of every tracker: the run folder and the composed configuration."""
 
     def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
         """Log the losses of a training step."""
-        ...
 
     def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
         """Log metrics, figures, curves, labels and weights of a finished cycle; a resumed run repeats its last one."""
-        ...
 
     def log_groups(self, rows: Sequence[Row], pictures: Sequence[Path]) -> None:
         """Log the table of a clustering, one row for each group, and its pictures."""
-        ...
 
     def finish(self) -> None:
         """Finish the run."""
-        ...
 
 
-class NoTracker:
-    """Tracker that logs nothing; the run folder has all results."""
-
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        """Accept the arguments of every tracker."""
-
-    def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
-        """Do nothing."""
-
-    def log_groups(self, rows: Sequence[Row], pictures: Sequence[Path]) -> None:
-        """Do nothing."""
-
-    def finish(self) -> None:
-        """Do nothing."""
-
-
-class WandbTracker:
+class WandbTracker(Tracker):
     """Tracker that logs to a W&B run; a resumed run folder continues the same one.
 
     Args:

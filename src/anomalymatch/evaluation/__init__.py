@@ -3,7 +3,16 @@
 from anomalymatch.evaluation.confidence import Interval, mean_interval, paired_difference
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, as_rgb, contact_sheet
 from anomalymatch.evaluation.discovery import Count, anomalies_among, anomalies_in_tops, anomalies_left, audit_order
-from anomalymatch.evaluation.metrics import MEASURES, Curves, RankingMetrics, curves, discovery_yield, ranking_metrics
+from anomalymatch.evaluation.metrics import (
+    MEASURES,
+    Curves,
+    RankingMetrics,
+    curves,
+    cycle_metrics,
+    evaluate,
+    ranking_metrics,
+    yield_per_label,
+)
 from anomalymatch.evaluation.ranks import interleave, midranks
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
 
@@ -23,11 +32,13 @@ __all__ = [
     "audit_order",
     "contact_sheet",
     "curves",
-    "discovery_yield",
+    "cycle_metrics",
+    "evaluate",
     "interleave",
     "mean_interval",
     "midranks",
     "paired_difference",
     "ranking_metrics",
     "write_report",
+    "yield_per_label",
 ]

@@ -18,15 +18,7 @@ class Yield(NamedTuple):
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """Rule for the advice to stop labelling.
-
-    Attributes:
-        recent_labels: number of labels that count as the last ones.
-        least_labels: number of labels without an anomaly from which the search counts as exhausted.
-        few: number of anomalies that may be left when stopping is advised,
-        share: or this share of the anomalies found, if that is more.
-        score: score above which the search expects anomalies.
-    """
+    """Rule for the advice to stop labelling: the settings `stopping` of `conf/al/default.yaml`."""
 
     recent_labels: int
     least_labels: int
@@ -74,8 +66,8 @@ class StoppingRule:
             return ""
         if left.high == 0:
             return "no anomaly is left: stop labelling"
-        limit, exhausted = self.limit(found), recent.labels >= self.least_labels and not recent.found
-        if not exhausted:
+        limit = self.limit(found)
+        if recent.found or recent.labels < self.least_labels:
             return _going_on(left, recent, enough=left.high <= limit)
         nothing = f"the last {recent.labels:,} labels found nothing"
         if left.high <= limit:
@@ -91,18 +83,11 @@ class StoppingRule:
         )
 
 
-def _left_text(left: Count) -> str:
-    """Write the estimate with its interval."""
-    return f"about {left.middle:,.0f} are left (90 %: {left.low:,.0f} to {left.high:,.0f})"
-
-
 def _going_on(left: Count, recent: Yield, *, enough: bool) -> str:
     if enough:
         return f"at most {left.high:,.0f} (90 %) are left: you may stop soon"
-    if not recent.labels or not recent.found:
-        return _left_text(left)
-    return f"{_left_text(left)}; going on at the present rate finds one in {_share(recent)} labels"
-
-
-def _share(recent: Yield) -> str:
-    return f"{recent.labels / recent.found:.1f}".removesuffix(".0")
+    estimate = f"about {left.middle:,.0f} are left (90 %: {left.low:,.0f} to {left.high:,.0f})"
+    if not recent.found:
+        return estimate
+    labels = f"{recent.labels / recent.found:.1f}".removesuffix(".0")
+    return f"{estimate}; going on at the present rate finds one in {labels} labels"

@@ -21,10 +21,6 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
     NaN values (undefined metrics) are left out. Without values all results are NaN, with one value the bounds are.
 
-    Args:
-        values: finite results of independent repetitions.
-        level: coverage of the interval, in (0, 1).
-
     Raises:
         ValueError: if `level` is outside (0, 1) or a value is infinite.
     """
@@ -36,11 +32,9 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         raise ValueError("expected finite values, got an infinite one")
     if array.size == 0:
         return Interval(math.nan, math.nan, math.nan)
-    mean = float(array.mean())
-    if array.size == 1:
-        return Interval(mean, math.nan, math.nan)
-    standard_error = float(array.std(ddof=1)) / math.sqrt(array.size)
-    half = float(stats.t.ppf((1 + level) / 2, array.size - 1)) * standard_error
+    mean, half = float(array.mean()), math.nan
+    if array.size > 1:
+        half = float(stats.t.ppf((1 + level) / 2, array.size - 1) * stats.sem(array))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -48,11 +42,6 @@ def paired_difference(first: Sequence[float], second: Sequence[float], level: fl
     """Compute the mean of the paired differences `first - second` and its confidence interval.
 
     Pairing (same class, draw and seed) removes the variation that both methods share. Pairs with a NaN are left out.
-
-    Args:
-        first: results of one method, one for each repetition.
-        second: results of the other method for the same repetitions.
-        level: coverage of the interval, in (0, 1).
 
     Raises:
         ValueError: if the lengths differ, `level` is outside (0, 1) or a value is infinite.

@@ -39,9 +39,6 @@ def contact_sheet(
         tile: side of a tile in pixels, at least 16.
         frames: a colour (`#rrggbb` or a name) or None per image, see `FRAME_COLOURS`; empty for no frames.
 
-    Returns:
-        An RGB image. Without images it contains a note.
-
     Raises:
         ValueError: if the lengths differ, or `columns` or `tile` is too small.
     """
@@ -50,14 +47,16 @@ def contact_sheet(
     if columns < 1 or tile < 16:
         raise ValueError(f"expected columns >= 1 and tile >= 16, got {columns} and {tile}")
     if not images:
-        return _empty_sheet(tile)
-    font = _font()
+        images, captions = [np.empty((0, 0, 3), np.uint8)], ["no images"]
+    # matplotlib ships this font on all platforms, with more scripts than Pillow's default.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
     lines = [[_shorten(line, font, tile) for line in caption.split("\n")] for caption in captions]
     columns = min(columns, len(images))
     text_height = LINE_HEIGHT * max(map(len, lines))
     step_x, step_y = tile + GAP, tile + CAPTION_GAP + text_height + GAP
     rows = -(-len(images) // columns)
-    sheet = _blank(columns * step_x - GAP, rows * step_y - GAP)
+    size = (2 * MARGIN + columns * step_x - GAP, 2 * MARGIN + rows * step_y - GAP)
+    sheet = PillowImage.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     for place, image in enumerate(images):
         x, y = MARGIN + place % columns * step_x, MARGIN + place // columns * step_y
@@ -122,22 +121,3 @@ def _elide(text: str, kept: int) -> str:
     """Keep `kept` characters of `text`: half from its start and half, or one more, from its end."""
     start = kept // 2
     return f"{text[:start]}…{text[len(text) - (kept - start) :]}"
-
-
-def _empty_sheet(tile: int) -> PillowImage.Image:
-    font = _font()
-    width = max(tile, int(font.getlength("no images")) + 2 * FRAME)
-    sheet = _blank(width, tile)
-    draw = ImageDraw.Draw(sheet)
-    draw.rectangle((MARGIN, MARGIN, MARGIN + width - 1, MARGIN + tile - 1), fill=WELL)
-    draw.text((MARGIN + width / 2, MARGIN + tile / 2), "no images", fill=TEXT, font=font, anchor="mm")
-    return sheet
-
-
-def _blank(width: int, height: int) -> PillowImage.Image:
-    return PillowImage.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    # matplotlib ships this font on all platforms, with more scripts than Pillow's default.
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)

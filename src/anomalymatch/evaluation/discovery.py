@@ -6,7 +6,8 @@ of the sample is hypergeometric. In document review this is the elusion test.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,8 +66,10 @@ def anomalies_among(images: int, audited: int, anomalies: int, *, level: float =
         return UNKNOWN if images else Count(0.0, 0.0, 0.0)
     # TIE: a probability that equals the tail up to rounding is rejected.
     tail, least, most = (1 - level) / 2 * (1 + TIE), anomalies, images - (audited - anomalies)
-    low = _first(least, most, lambda total: stats.hypergeom.sf(anomalies - 1, images, total, audited) > tail)
-    over = _first(least + 1, most + 1, lambda total: stats.hypergeom.cdf(anomalies, images, total, audited) <= tail)
+    enough, too_many = range(least, most), range(least + 1, most + 1)
+    low = least + bisect_left(enough, True, key=lambda n: stats.hypergeom.sf(anomalies - 1, images, n, audited) > tail)
+    over = least + 1
+    over += bisect_left(too_many, True, key=lambda n: stats.hypergeom.cdf(anomalies, images, n, audited) <= tail)
     share = stats.beta.ppf(0.5, anomalies + 0.5, audited - anomalies + 0.5)
     middle = anomalies + (images - audited) * float(share)
     return Count(min(max(middle, low), over - 1), float(low), float(over - 1))
@@ -115,14 +118,3 @@ def anomalies_in_tops(
     sampled = np.concatenate([[0], np.cumsum(audited)])
     rare = np.concatenate([[0], np.cumsum(audited & is_anomaly)])
     return [anomalies_among(top, int(sampled[top]), int(rare[top]), level=level) for top in tops]
-
-
-def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """Find the first number in low..high for which a monotonic condition holds, or `high`, by bisection."""
-    while low < high:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low

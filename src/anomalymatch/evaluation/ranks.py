@@ -13,12 +13,6 @@ def midranks(scores: Real[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
     Strictly increasing transforms of the scores do not change the ranks, `midranks(-s) = 1 - midranks(s)`, and distinct
     scores keep distinct ranks in float64 for up to about 10^15 scores. If all scores are equal, all ranks are 1/2.
 
-    Args:
-        scores: any real numbers, infinities included; may be empty.
-
-    Returns:
-        Ranks; the highest score has the highest rank.
-
     Raises:
         ValueError: if a score is NaN.
     """
@@ -31,10 +25,6 @@ def top_fraction_count(n: int, fraction: float) -> int:
 
     The product is not rounded up, because 0.07 * 100 is 7.000000000000001 in floating point.
 
-    Args:
-        n: number of images; 0 gives 0.
-        fraction: in (0, 1].
-
     Raises:
         ValueError: if `n` is negative or `fraction` outside (0, 1].
     """
@@ -44,12 +34,7 @@ def top_fraction_count(n: int, fraction: float) -> int:
 
 
 def interleave(first: Int[np.ndarray, " n"], second: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Interleave two orders of the same positions and drop repeats; the first 2k contain the first k of both.
-
-    Args:
-        first: order of all positions, which comes first.
-        second: another order of the same positions.
-    """
+    """Interleave two orders of the same positions and drop repeats; the first 2k contain the first k of both."""
     merged = np.stack([first, second], axis=1).ravel()
     _, places = np.unique(merged, return_index=True)
     return merged[np.sort(places)]
@@ -60,11 +45,6 @@ def expected_hits(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, "
 
     If the cut falls among equal scores, each of these is in the top with the same probability, so the result does not
     depend on the order of the input.
-
-    Args:
-        scores: scores without NaN.
-        is_anomaly: true classes.
-        k: number of highest scores, 1 to n.
 
     Raises:
         ValueError: if a score is NaN or `k` outside 1..n.

@@ -2,7 +2,6 @@
 
 import base64
 import math
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
+from PIL import Image, UnidentifiedImageError
 
 from anomalymatch.errors import StorageError
 from anomalymatch.files import write_text
 
 Value = float | int | str
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 UNDEFINED, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 KEY_COLUMNS = ("auroc", "ap", "precision_at_1pct", "recall_at_1pct", "discovery_yield", "found", "anomalies_found")
 """Metrics shown large at the top, in this order.
@@ -84,11 +83,6 @@ class _Cell(NamedTuple):
     text: str
     delta: str = ""
     undefined: bool = False
-
-
-class _KeyNumber(NamedTuple):
-    name: str
-    cell: _Cell
 
 
 class _Picture(NamedTuple):
@@ -174,7 +168,7 @@ def _delta(value: Value, before: Value | None) -> str:
     return f"{'+' if value > before else MINUS}{text}"
 
 
-def _key_numbers(metrics: Sequence[Mapping[str, Value]]) -> list[_KeyNumber]:
+def _key_numbers(metrics: Sequence[Mapping[str, Value]]) -> list[tuple[str, _Cell]]:
     """Return the key metrics of the last cycle, with the change since the first one."""
     if not metrics:
         return []
@@ -182,19 +176,18 @@ def _key_numbers(metrics: Sequence[Mapping[str, Value]]) -> list[_KeyNumber]:
     before = first if len(metrics) > 1 else {}
     held_out = {key for key in KEY_COLUMNS if not math.isnan(float(last.get(f"heldout_{key}", math.nan)))}
     keys = (f"heldout_{key}" if key in held_out else key for key in KEY_COLUMNS if key in last)
-    return [_KeyNumber(column_name(key), _cell(last[key], before.get(key))) for key in keys]
+    return [(column_name(key), _cell(last[key], before.get(key))) for key in keys]
 
 
 def _picture(figure: ReportFigure) -> _Picture:
     try:
-        content = figure.path.read_bytes()
+        with Image.open(figure.path, formats=["PNG"]) as picture:
+            width, height = picture.size
+        data = base64.b64encode(figure.path.read_bytes()).decode("ascii")
+    except UnidentifiedImageError as error:
+        raise StorageError(f"the figure {figure.path} is not a PNG file") from error
     except OSError as error:
         raise StorageError(f"cannot read the figure {figure.path}: {error.strerror}") from error
-    if content[:8] != PNG_SIGNATURE or len(content) < 24:
-        raise StorageError(f"the figure {figure.path} is not a PNG file")
-    # A PNG file begins with its header chunk: bytes 16 to 24 are width and height.
-    width, height = struct.unpack(">II", content[16:24])
-    data = base64.b64encode(content).decode("ascii")
     return _Picture(figure.title, figure.caption, figure.kind, data, width, height)
 
 
