@@ -1,13 +1,14 @@
 import hashlib
 import http.server
-import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,76 +22,61 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 @dataclass
 class Server:
-    """Behaviour of the server, and the ranges that were requested."""
+    """Behaviour of a server: status codes of its first answers, bytes after which the next ones break; what it saw."""
 
     content: bytes = CONTENT
     ranges: bool = True
     statuses: list[int] = field(default_factory=list)
-    """Status codes of the first answers."""
     cuts: list[int] = field(default_factory=list)
-    """Bytes after which the next answers break."""
     length: bool = True
     delay_s: float = 0.0
     asked: list[str | None] = field(default_factory=list)
     url: str = ""
 
 
-@contextmanager
-def serve(server: Server) -> Iterator[None]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_: object) -> None: ...
+    def __init__(self, state: Server, *connection: Any) -> None:
+        self.state = state
+        super().__init__(*connection)
 
-        def do_GET(self) -> None:
-            server.asked.append(self.headers["Range"])
-            time.sleep(server.delay_s)
-            self.close_connection = True
-            if server.statuses:
-                self.send_error(server.statuses.pop(0))
-                return
-            start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "bytes=0-")[1])  # type: ignore[index]
-            self._answer(start if server.ranges else 0)
+    def log_message(self, *_: object) -> None: ...
 
-        def _answer(self, start: int) -> None:
-            total = len(server.content)
-            partial = server.ranges and self.headers["Range"]
-            if partial and start >= total:
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{total}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(206 if partial else 200)
-            if partial:
-                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-            if server.length:
-                self.send_header("Content-Length", str(total - start))
-            self.end_headers()
-            end = start + server.cuts.pop(0) if server.cuts else total
-            self.wfile.write(server.content[start:end])
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        server.url = f"http://127.0.0.1:{running.server_port}/data.bin"
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield
-        finally:
-            running.shutdown()
-            thread.join()
+    def do_GET(self) -> None:
+        state, asked = self.state, self.headers["Range"]
+        state.asked.append(asked)
+        time.sleep(state.delay_s)
+        self.close_connection = True
+        if state.statuses:
+            self.send_error(state.statuses.pop(0))
+            return
+        total = len(state.content)
+        partial = state.ranges and asked is not None
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if partial else 0
+        self.send_response(416 if start >= total else 206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {'*' if start >= total else f'{start}-{total - 1}'}/{total}")
+        if state.length:
+            self.send_header("Content-Length", str(max(0, total - start)))
+        self.end_headers()
+        self.wfile.write(state.content[start : start + state.cuts.pop(0) if state.cuts else total])
 
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
-    with ExitStack() as running:
+    with ExitStack() as stack:
 
-        def begin(**options: object) -> Server:
-            server = Server(**options)  # type: ignore[arg-type]
-            running.enter_context(serve(server))
-            return server
+        def begin(**options: Any) -> Server:
+            state = Server(**options)
+            running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, state))
+            stack.enter_context(running)
+            threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}).start()
+            stack.callback(running.shutdown)
+            state.url = f"http://127.0.0.1:{running.server_port}/data.bin"
+            return state
 
         yield begin
 

@@ -138,12 +138,6 @@ def test_missing_pixels_do_not_change_the_median():
     assert abs(int(np.median(rendering(pixels, GRI)[:24])) - 64) <= 1
 
 
-def test_midtones_with_median_0_are_linear():
-    pixels = np.zeros((4, 4, 1))
-    pixels[0, 0] = 8
-    assert Rendering("minmax", "midtones")(pixels, ("grey",)).tolist() == (pixels / 8 * 255).tolist()
-
-
 @pytest.mark.parametrize("interval", INTERVALS)
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -197,11 +191,8 @@ def test_limits_by_name():
     common = Rendering("minmax", limits={"r": [0, 10]}, per_channel=False)(pixels * [1, 2], ("g", "r"))
     assert common[0, :, 0].tolist() == [0, 16, 32, 128]
     assert common[0, :, 1].tolist() == [0, 255, 255, 255]
-
-
-def test_limits_apply_to_8_bits():
-    pixels = np.array([[[0], [50], [100], [200]]], dtype=np.uint8)
-    assert Rendering(limits={"grey": (0, 100)})(pixels, ("grey",))[0, :, 0].tolist() == [0, 128, 255, 255]
+    eight_bits = np.array([[[0], [50], [100], [200]]], dtype=np.uint8)
+    assert Rendering(limits={"grey": (0, 100)})(eight_bits, ("grey",))[0, :, 0].tolist() == [0, 128, 255, 255]
 
 
 def test_combined_bands_by_hand():
@@ -233,26 +224,6 @@ def test_8_bits_stay_unchanged():
     assert np.array_equal(Rendering(curve="log")(pixels, GRI), np.rint(slow(Rendering(curve="log"), pixels, 0, 255)))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"interval": "minmax"},
-        {"interval": "percentile"},
-        {"interval": "zscale"},
-        {"curve": "sqrt"},
-        {"curve": "log"},
-        {"curve": "asinh"},
-        {"curve": "midtones"},
-        {"limits": {"g": (0, 100)}},
-        {"combine": {"g": {"r": 1}}},
-    ],
-)
-def test_options_apply_to_8_bits(options):
-    pixels = RNG.integers(90, 120, (24, 20, 3), dtype=np.uint8)
-    assert not Rendering(**options).keeps_eight_bits
-    assert not np.array_equal(Rendering(**options)(pixels, GRI), pixels[..., : 1 if "combine" in options else 3])
-
-
 CHANGES = [
     ({}, {"interval": "percentile"}),
     ({}, {"interval": "zscale"}),
@@ -280,6 +251,12 @@ def test_every_option_changes_the_image_and_the_fingerprint(before, after, make_
     assert not np.array_equal(first, second)
     keys = [make_source(bands=GRI, rendering=Rendering(**values)).fingerprint for values in options]
     assert keys[0] != keys[1]
+    rendering = Rendering(**options[1])
+    eight_bits = RNG.integers(90, 120, (24, 20, 3), dtype=np.uint8)
+    assert not np.array_equal(rendering(eight_bits, GRI), eight_bits)
+    again = Rendering(**json.loads(json.dumps(rendering.as_dict())))
+    assert again == rendering
+    assert again.as_dict() == rendering.as_dict()
 
 
 def test_nan_and_infinity():
@@ -290,6 +267,8 @@ def test_nan_and_infinity():
         image = Rendering("minmax", name)(pixels, ("grey",)).ravel()
         assert image[[0, 1, 3, 4, 5]].tolist() == [0, 0, 255, 255, 0]
     assert Rendering("percentile", percentiles=(0, 50))(pixels, ("grey",)).ravel().tolist()[:4] == [0, 0, 255, 255]
+    spike = np.where(np.arange(16).reshape(4, 4, 1) == 0, 8.0, 0.0)  # its median of 0 has no midtones
+    assert Rendering("minmax", "midtones")(spike, ("grey",)).tolist() == (spike / 8 * 255).tolist()
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
@@ -332,16 +311,13 @@ def test_pixels_that_cannot_be_rendered(pixels, message):
         ({"curve": "sqrt", "parameter": 2}, r"stretch\.parameter is 2.*stretch\.curve"),
         ({"percentiles": (99, 1)}, r"stretch\.percentiles are 99\.0 and 1\.0"),
         ({"percentiles": (-1, 50)}, r"0 and 100"),
-        ({"percentiles": (0, 101)}, r"0 and 100"),
-        ({"percentiles": (5, 5)}, r"0 and 100"),
+        ({"percentiles": (5, 101)}, r"0 and 100"),
         ({"percentiles": (1, 2, 3)}, r"stretch\.percentiles is \(1, 2, 3\)"),
         ({"percentiles": (float("nan"), 5)}, r"stretch\.percentiles is nan"),
         ({"limits": {"g": [3, 3]}}, r"stretch\.limits\.g are 3\.0 and 3\.0"),
-        ({"limits": {"g": [4, 3]}}, r"stretch\.limits\.g are 4\.0 and 3\.0"),
         ({"limits": {"g": [4]}}, r"stretch\.limits\.g is \[4\]"),
         ({"limits": {"g": [0, float("inf")]}}, r"stretch\.limits\.g is inf"),
         ({"curve": "log", "parameter": 0}, r"stretch\.parameter is 0:"),
-        ({"curve": "asinh", "parameter": -0.1}, r"stretch\.parameter is -0\.1"),
         ({"curve": "log", "parameter": float("nan")}, r"stretch\.parameter is nan"),
         ({"curve": "midtones", "parameter": 1}, r"stretch\.parameter is 1:.* 1"),
         ({"parameter": 0.1}, r"stretch\.parameter is 0\.1.*linear"),
@@ -393,23 +369,6 @@ def test_names_of_bands():
             band_names(names, 2)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"interval": "percentile", "curve": "asinh", "percentiles": [1, 99]},
-        {"curve": "midtones", "parameter": 0.3, "per_channel": False},
-        {"limits": {"red": [0, 1]}, "combine": {"red": {"i": 1}, "blue": {"g": 0.5, "r": 1}}},
-    ],
-)
-def test_json_round_trip(options):
-    rendering = Rendering(**options)
-    again = Rendering(**json.loads(json.dumps(rendering.as_dict())))
-    assert again == rendering
-    assert again.as_dict() == rendering.as_dict()
-    assert np.array_equal(again(NOISE, GRI), rendering(NOISE, GRI))
-
-
 def test_configured_default_equals_the_default(make_source):
     """Equal renderings have equal fingerprints, whatever the types of their values."""
     configured = instantiate(anomalymatch.compose("stretch=linear").stretch)
@@ -436,15 +395,6 @@ def test_configured_stretches():
     pixels, _ = sky()
     built = {name: instantiate(anomalymatch.compose(f"stretch={name}").stretch) for name in STRETCHES}
     assert STRETCHES == ["asinh", "linear", "log", "midtones", "percentile", "sqrt", "zscale"]
-    assert {n: (r.interval, r.curve) for n, r in built.items()} == {
-        "asinh": ("percentile", "asinh"),
-        "linear": ("auto", "linear"),
-        "log": ("auto", "log"),
-        "midtones": ("percentile", "midtones"),
-        "percentile": ("percentile", "linear"),
-        "sqrt": ("percentile", "sqrt"),
-        "zscale": ("zscale", "linear"),
-    }
     assert len({rendering(pixels, ("grey",)).tobytes() for rendering in built.values()}) == len(STRETCHES)
     assert all(rendering.parameter is None for rendering in built.values())
     assert abs(np.median(built["midtones"](pixels, ("grey",))) - 64) <= 1

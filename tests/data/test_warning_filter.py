@@ -1,5 +1,4 @@
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,18 +20,6 @@ def test_only_warnings_of_the_module_are_ignored_and_only_in_the_block() -> None
                 warn(module)
     with pytest.raises(UserWarning, match="damaged"):
         warn("PIL.Image")
-    assert list(warnings.filters) == before
-
-
-def test_threads_that_overlap_leave_no_filter() -> None:
-    before = list(warnings.filters)
-
-    def call(_: int) -> None:
-        with ignore_warnings(r"PIL\."):
-            warn("PIL.Image")
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(call, range(400)))
     assert list(warnings.filters) == before
 
 
