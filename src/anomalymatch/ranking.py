@@ -46,6 +46,13 @@ class Ranking:
         """Positions from the most to the least anomalous; ties are ordered by id, so the order is unique."""
         return np.lexsort((np.asarray(self.ids, dtype=object), -self.logits)).astype(np.int64)
 
+    @cached_property
+    def ranks(self) -> Int64[np.ndarray, " n"]:
+        """Rank of each image, 1 for the highest score."""
+        ranks = np.empty(len(self), np.int64)
+        ranks[self.order] = np.arange(1, len(self) + 1)
+        return ranks
+
     def top(self, k: int) -> list[str]:
         """Return the `k` most anomalous ids, best first."""
         return [self.ids[i] for i in self.order[:k]]
@@ -63,9 +70,8 @@ class Ranking:
 
     def write(self, path: Path) -> None:
         """Write `id, score, rank, logit` to a Parquet file, atomically."""
-        rank = np.empty(len(self), dtype=np.int64)
-        rank[self.order] = np.arange(1, len(self) + 1)
-        columns = {"id": pa.array(self.ids, pa.string()), "score": self.scores, "rank": rank, "logit": self.logits}
+        ids = pa.array(self.ids, pa.string())
+        columns = {"id": ids, "score": self.scores, "rank": self.ranks, "logit": self.logits}
         with atomic_file(path) as temporary:
             pq.write_table(pa.table(columns), temporary)
 

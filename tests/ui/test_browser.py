@@ -353,27 +353,6 @@ class TestSearch:
         self.labels.update(judge(again, truth, rare, 1))
         assert again.exported() == self.labels
 
-    def test_two_annotators(self, galaxies, opened):
-        first, second = opened(galaxies), opened(galaxies)
-        for page, name in ((first, "ada"), (second, "ben")):
-            page.get("annotator").fill(name)
-            page.press("Tab")
-            page.switch("follow", False)
-        first.press("Home")
-        page_ids = set(second.ids)
-        id_ = first.cursor
-        assert id_ in page_ids
-        first.page.wait_for_timeout(600)  # the name is sent after a pause in typing
-        first.tile(id_).focus()
-        first.label("a", "anomaly")
-        second.until(lambda: second.tile(id_).get_attribute("data-label") == "anomaly", "ben sees ada's label")
-        second.tile(id_).click()
-        second.label("n", "normal")
-        first.until(lambda: first.tile(id_).get_attribute("data-label") == "normal", "ada sees ben's label")
-        first.until(lambda: first.tile(id_).locator(".am-conflict").count() == 1, "the conflict is shown")
-        first.get("conflicts").wait_for()
-        first.until(lambda: "ada and ben" in first.get("annotators").inner_text(), "the agreement is shown")
-
 
 class TestTraining:
     def test_stop_and_crash(self, demo_words, tmp_path, opened):

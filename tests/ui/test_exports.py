@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from pictures import png
 from PIL import Image as PillowImage
 
 from anomalymatch.data.label_log import LabelEvent, LabelLog
@@ -86,12 +87,6 @@ def temporary(tmp_path: Path, monkeypatch: Any) -> Path:
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     return folder
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    PillowImage.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def sky(tmp_path: Path, ids: list[str], ra: list[Any]) -> Any:

@@ -185,30 +185,11 @@ def test_ranks_of_images_with_a_score():
     assert sorted(everything[everything > 0]) == [1, 2, 3, 4]
 
 
-def test_before_the_first_update_images_are_in_order_of_position():
-    gallery = Gallery(IDS, seed=0, metadata=None)
-    for sort in Sort:
-        if sort is not Sort.AUDIT:
-            assert all_pages(gallery, Query(sort=sort, size=25)) == list(range(COUNT))
-    assert gallery.page(Query(show=Show.LABELLED))[1] == 0
-    assert gallery.page(Query(low=0.1))[0].tolist() == []
-
-
 def test_page_beyond_the_end_is_the_last_page():
     gallery = Gallery(IDS, seed=0, metadata=None)
     assert gallery.page(Query(size=40, page=99))[0].tolist() == list(range(80, 90))
     assert gallery.page(Query(size=45, page=99))[0].tolist() == list(range(45, 90))
     assert gallery.page(Query(text="nothing", page=3))[1] == 0
-
-
-def test_audit_order_depends_on_the_seed_alone():
-    gallery = Gallery(IDS, seed=4, metadata=None)
-    query = Query(sort=Sort.AUDIT)
-    first = gallery.page(query)[0].tolist()
-    for seed in range(3):
-        update(gallery, np.random.default_rng(seed).normal(size=COUNT).astype(np.float32), np.zeros(COUNT))
-        assert gallery.page(query)[0].tolist() == first
-    assert Gallery(IDS, seed=5, metadata=None).page(query)[0].tolist() != first
 
 
 def test_labels_are_copied_and_the_same_scores_are_not_sorted_again(monkeypatch):

@@ -1,11 +1,15 @@
+import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from sklearn.neighbors import NearestNeighbors
 
+from anomalymatch.algorithms.novelty.detectors import Neighbours, PrincipalResidual
 from anomalymatch.algorithms.probe.regression import fit_logistic, self_train
 from anomalymatch.ui import live as module
-from anomalymatch.ui.live import ASSUMED_NORMALS, LiveRanking
+from anomalymatch.ui.live import ASSUMED_NORMALS, LiveRanking, compute_novelty
 
 RARE = np.arange(0, 600, 20)
 BAD = 13
@@ -160,3 +164,64 @@ def test_diverse_returns_readable_candidates(make):
     assert sorted(chosen) == [3, 5, 23, 40]
     assert len(live.diverse(candidates, 2)) == 2
     assert live.diverse(np.array([BAD]), 5).size == 0
+
+
+COUNT, UNREADABLE, ODD = 200, 17, 51
+
+
+@pytest.fixture
+def novelty_rows():
+    rows = np.random.default_rng(0).normal(size=(COUNT, 6)) + 4.0
+    rows[ODD] = [-9, 9, -9, 9, -9, 9]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows.astype(np.float16)
+
+
+@pytest.fixture
+def store_of(make_store):
+    return partial(make_store, bad={UNREADABLE})
+
+
+def test_novelty_is_the_mean_distance_to_the_nearest_images(novelty_rows, store_of, tmp_path):
+    found = compute_novelty(store_of(novelty_rows), Neighbours(5), folder=tmp_path)
+    assert found.shape == (COUNT,)
+    assert np.isnan(found[UNREADABLE])
+    assert np.nanargmax(found) == ODD
+    kept = np.delete(novelty_rows, UNREADABLE, axis=0).astype(np.float64)
+    distances, _ = NearestNeighbors(n_neighbors=6).fit(kept).kneighbors()
+    expected = np.insert(distances[:, :5].mean(axis=1), UNREADABLE, np.nan)
+    np.testing.assert_array_equal(np.argsort(found), np.argsort(expected))
+
+
+@pytest.mark.parametrize("sample", [40, 199])
+def test_novelty_of_a_sample_and_in_blocks(novelty_rows, store_of, tmp_path, monkeypatch, sample):
+    monkeypatch.setattr(module, "NOVELTY_SAMPLE", sample)
+    store = store_of(novelty_rows)
+    whole = compute_novelty(store, Neighbours(3), folder=tmp_path / "a")
+    monkeypatch.setattr(module, "NOVELTY_BLOCK", 7)
+    np.testing.assert_allclose(compute_novelty(store, Neighbours(3), folder=tmp_path / "b"), whole, rtol=1e-5)
+    assert np.nanargmax(whole) == ODD
+
+
+def test_novelty_is_cached_by_archive_and_detector(novelty_rows, store_of, tmp_path, monkeypatch, caplog):
+    store = store_of(novelty_rows)
+    first = compute_novelty(store, Neighbours(3), folder=tmp_path)
+    (path,) = tmp_path.glob("novelty/*/scores.npy")
+    path.write_bytes(path.read_bytes()[:100])
+    np.testing.assert_array_equal(compute_novelty(store, Neighbours(3), folder=tmp_path), first)
+    assert "is corrupt" in caplog.text
+    calls = []
+    monkeypatch.setattr(module, "_novelty_scores", lambda *_: calls.append(1) or np.zeros(COUNT - 1, np.float32))
+    np.testing.assert_array_equal(compute_novelty(store, Neighbours(3), folder=tmp_path), first)
+    assert not calls
+    compute_novelty(store, Neighbours(4), folder=tmp_path)
+    compute_novelty(store, PrincipalResidual(variance=0.5, trim=0.0), folder=tmp_path)
+    compute_novelty(store_of(novelty_rows[::-1].copy()), Neighbours(3), folder=tmp_path)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("count", [5, 50], ids=["few", "equal"])
+def test_few_or_equal_images_have_no_novelty(count, store_of, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    assert compute_novelty(store_of(np.ones((count, 6), np.float16)), Neighbours(10), folder=tmp_path) is None
+    assert "not ordered by novelty" in caplog.text

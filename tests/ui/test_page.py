@@ -10,9 +10,8 @@ from nicegui.testing.user_interaction import UserInteraction
 from anomalymatch.errors import StorageError
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
 from anomalymatch.types import Label
-from anomalymatch.ui.labels import Change
 from anomalymatch.ui.state import WANTED
-from anomalymatch.ui.views import Query, Sort
+from anomalymatch.ui.views import Change, Query, Sort
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.gallery import DropZone, GalleryElement
 from anomalymatch.ui.web.page import KEYS
@@ -314,16 +313,16 @@ async def test_labels_of_others_and_conflicts(page, service):
 async def test_a_burst_of_changes_redraws_the_page_a_few_times(page, service):
     await asyncio.sleep(0.2)
     serial = page.gallery._serial
-    await asyncio.to_thread(lambda: [service._listeners.tell(Change("ranking")) for _ in range(1000)])
+    await asyncio.to_thread(lambda: [service._tell(Change("ranking")) for _ in range(1000)])
     await asyncio.sleep(0.4)
     assert 1 <= page.gallery._serial - serial <= 3
 
 
 @on_page
 async def test_a_closed_page_is_unsubscribed(page, service):
-    assert len(service._listeners._listeners) == 1
+    assert len(service._listeners) == 1
     page.user.client.delete()
-    assert not service._listeners._listeners
+    assert not service._listeners
 
 
 @on_page
@@ -457,7 +456,7 @@ def test_charts():
 
 
 def test_each_label_has_a_colour_a_shape_and_a_key():
-    keys = dict(KEYS[0][1])
+    keys = KEYS["Label"]
     assert len({shape[0] for shape in SHAPES.values()}) == len(Label)
     for label in Label:
         assert keys[SHAPES[label][-1].lower()] == label

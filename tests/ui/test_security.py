@@ -9,11 +9,8 @@ import subprocess
 import sys
 import time
 from http.client import HTTPConnection
-from ipaddress import ip_address
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
@@ -123,14 +120,12 @@ class TestNames:
         status, _, body, _ = ask(guarded(), headers=[(b"host", host.encode("utf-8"))])
         assert (status, body.startswith(b"The server does not have this name")) == (403, True)
 
-    def test_no_and_two_host_headers_are_refused(self, guarded):
-        two = [(b"host", b"localhost"), (b"host", b"localhost")]
-        assert ask(guarded(), headers=two)[0] == 403
+    @pytest.mark.parametrize("count", [0, 2])
+    def test_no_and_two_host_headers_are_refused(self, guarded, count):
+        async def app(scope, receive, send):
+            await guarded()(scope | {"headers": [(b"host", b"localhost")] * count}, receive, send)
 
-        async def headless(scope, receive, send):
-            await guarded()(scope | {"headers": []}, receive, send)
-
-        assert ask(headless)[0] == 403
+        assert ask(app)[0] == 403
 
     @pytest.mark.parametrize(
         ("host", "address", "own", "foreign"),
@@ -147,16 +142,6 @@ class TestNames:
         assert all(name in names for name in own)
         assert not any(name in names for name in foreign)
 
-    @given(st.ip_addresses())
-    def test_ip_addresses_as_names(self, address):
-        from anomalymatch.ui.web.security import host_names
-
-        text = str(address)
-        header = f"[{text}]" if ":" in text else text
-        assert f"{header}:8765" in host_names("0.0.0.0", "0.0.0.0")
-        own = header == "127.0.0.1" or address == ip_address("::1")
-        assert (header in host_names("127.0.0.1", "127.0.0.1")) == own
-
     def test_is_loopback(self):
         from anomalymatch.ui.web.security import is_loopback
 
@@ -165,44 +150,28 @@ class TestNames:
 
 
 class TestOrigins:
-    FOREIGN = (
-        "http://evil.example",
-        "null",
-        "http://localhost:3000",
-        "http://127.0.0.1",
-        "http://127.0.0.1:8765.x",
-        "",
-    )
+    FOREIGN = ("http://evil.example", "null", "http://localhost:3000", "http://127.0.0.1", f"{OWN}.x", "")
 
     @pytest.mark.parametrize("origin", FOREIGN)
-    @pytest.mark.parametrize("path", ["/examples", "/import", "/_nicegui_ws/socket.io/?transport=polling"])
-    def test_posts_of_other_pages_are_refused(self, browser, origin, path):
-        answer = browser().post(path, headers={"origin": origin})
-        assert (answer.status_code, answer.text) == (403, "Only the page itself may request this.")
-
-    @pytest.mark.parametrize("origin", FOREIGN)
-    def test_polling_and_web_sockets_of_other_pages_are_refused(self, browser, origin):
-        assert browser().get("/_nicegui_ws/socket.io/", headers={"origin": origin}).status_code == 403
-        assert browser().options("/examples", headers={"origin": origin}).status_code == 403
-        assert is_refused(browser(), "/_nicegui_ws/socket.io/", origin=origin)
+    def test_requests_of_other_pages_are_refused(self, browser, origin):
+        client, headers = browser(), {"origin": origin}
+        for path in ("/examples", "/import", "/_nicegui_ws/socket.io/?transport=polling"):
+            answer = client.post(path, headers=headers)
+            assert (answer.status_code, answer.text) == (403, "Only the page itself may request this.")
+        assert client.get("/_nicegui_ws/socket.io/", headers=headers).status_code == 403
+        assert client.options("/examples", headers=headers).status_code == 403
+        assert is_refused(client, "/_nicegui_ws/socket.io/", **headers)
 
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "FOO"])
-    def test_requests_with_effects_need_an_origin(self, browser, method):
+    def test_requests_with_effects_need_one_origin(self, browser, guarded, method):
         assert browser().request(method, "/").status_code == 403
-        assert browser().request(method, "/", headers={"origin": OWN}).status_code == 200
+        for own in (OWN, OWN.replace("http", "https")):  # https: a proxy
+            assert browser().request(method, "/", headers={"origin": own}).status_code == 200
+        assert ask(guarded(), method=method, headers=[(b"origin", OWN.encode())] * 2)[0] == 403
 
     def test_web_sockets_need_an_origin(self, browser):
         assert is_refused(browser(), host="localhost")
-        own = {"host": "localhost:8765", "origin": "http://localhost:8765"}
-        with browser().websocket_connect("/", headers=own) as connection:
-            assert connection.receive()["code"] == 1000
-
-    def test_two_origins_are_refused(self, guarded):
-        headers = [(b"origin", OWN.encode()), (b"origin", OWN.encode())]
-        assert ask(guarded(), method="POST", headers=headers)[0] == 403
-
-    def test_https_proxy(self, browser):
-        assert browser().post("/", headers={"origin": "https://127.0.0.1:8765"}).status_code == 200
+        assert not is_refused(browser(), host="localhost:8765", origin="http://localhost:8765")
 
     @pytest.mark.parametrize("site", ["cross-site", "same-site"])
     def test_another_page_cannot_embed_pictures_or_frames(self, browser, site):
@@ -239,14 +208,11 @@ class TestToken:
         client.cookies.set("anomalymatch", token.encode("ascii", "ignore").decode().strip("\x00"))
         assert client.get("/thumb").status_code == 401
 
-    def test_invalid_bytes_are_refused(self, guarded):
-        for query in (b"token=%ff%fe", b"token=\xff", b"token", b"token=" + TOKEN[:5].encode() + b"&token=%00"):
-            assert ask(guarded(TOKEN), query=query)[0] == 401
-
-    def test_other_cookies_are_refused(self, guarded):
-        for value in (TOKEN, "", "a secret of 27 characters u", "\udcff\udcfe; ;;=; anomalymatch"):
-            cookie = f"anomalymatch={value}".encode("utf-8", "surrogateescape")
-            assert ask(guarded(TOKEN), headers=[(b"cookie", cookie)])[0] == 401
+    @pytest.mark.parametrize("query", [b"token=%ff%fe", b"token=\xff", b"token", b"token=a secr&token=%00", b""])
+    @pytest.mark.parametrize("value", [TOKEN, "", "a secret of 27 characters u", "\udcff\udcfe; ;;=; anomalymatch"])
+    def test_invalid_bytes_and_other_cookies_are_refused(self, guarded, query, value):
+        cookie = f"anomalymatch={value}".encode("utf-8", "surrogateescape")
+        assert ask(guarded(TOKEN), query=query, headers=[(b"cookie", cookie)])[0] == 401
 
     def test_the_cookie_of_another_server_is_refused(self, browser):
         first, second = browser(TOKEN), browser(TOKEN + "!")
@@ -462,11 +428,6 @@ class Server:
         finally:
             connection.close()
 
-    def raw(self, data):
-        with socket.create_connection((LISTEN, self.port), timeout=20) as connection:
-            connection.sendall(data)
-            return connection.recv(65536)
-
     def end(self, signal_=signal.SIGINT):
         if self.process.poll() is None:
             self.process.send_signal(signal_)
@@ -515,10 +476,6 @@ def web_socket(server, *, host=None, **options):
 
 
 class TestServer:
-    def test_address_in_one_line(self, server):
-        assert server.line == f"stub: http://{LISTEN}:{server.port}/\n"
-        assert server.token is None
-
     def test_page_and_scripts_come_from_this_server(self, server):
         status, headers, body = server.get("/")
         assert status == 200
@@ -534,19 +491,18 @@ class TestServer:
                 assert status == 200
                 TestHeaders().check(headers)
 
-    @pytest.mark.parametrize("path", ["/nothing", "/docs", "/openapi.json", "/redoc", "/_nicegui/x", "/thumb"])
-    def test_errors_have_the_headers_too(self, server, path):
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *("/nothing", "/docs", "/openapi.json", "/redoc", "/_nicegui/x", "/thumb"),
+            *("/..%2f..%2fetc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/_nicegui/../../etc/passwd"),
+        ],
+    )
+    def test_errors_have_the_headers_too_and_expose_no_file(self, server, path):
         status, headers, body = server.get(path)
         assert status in (400, 404)
         TestHeaders().check(headers)
         assert b"site-packages" not in body
-
-    @pytest.mark.parametrize(
-        "path", ["/..%2f..%2fetc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/_nicegui/../../etc/passwd"]
-    )
-    def test_no_file_is_exposed(self, server, path):
-        status, _, body = server.get(path)
-        assert status == 404
         assert b"root:" not in body
 
     def test_web_sockets_of_the_page(self, server):
@@ -599,21 +555,6 @@ class TestServer:
                 answer = b"closed"
         assert answer == b"closed"
         assert sent * 65536 < 12 << 20
-
-    @pytest.mark.parametrize(
-        "request_",
-        [
-            b"GET / HTTP/1.1\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-            b"GET /\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
-            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
-            b"\x16\x03\x01\x02\x00\x01\x00\x01",
-        ],
-    )
-    def test_malformed_requests_are_refused(self, server, request_):
-        assert server.raw(request_ + b"\r\n\r\n").startswith((b"HTTP/1.1 400", b"HTTP/1.1 403"))
-        assert server.get("/")[0] == 200
 
 
 @pytest.mark.parametrize(

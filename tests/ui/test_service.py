@@ -1,9 +1,8 @@
-import io
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import png
 
 from anomalymatch.active.run_folder import SCORES
 from anomalymatch.data.label_log import LabelLog
@@ -228,12 +227,6 @@ def test_given_labels_do_not_replace_those_of_a_person(service):
     service.label([RARE[0]], N, "ada")
     service.add_given_labels({RARE[0]: A, RARE[1]: U})
     assert service.labels == {RARE[0]: N, RARE[1]: U}
-
-
-def png(value):
-    data = io.BytesIO()
-    Image.new("RGB", (20, 20), (value, value, value)).save(data, "PNG")
-    return data.getvalue()
 
 
 def test_ranking_by_an_example(service, wait_for):

@@ -4,7 +4,7 @@ import csv
 import io
 import sqlite3
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,7 +85,7 @@ class LabelLog:
     def current(self, *, until_cycle: int | None = None) -> dict[str, Label]:
         """Return the label of each image, by its last event up to `until_cycle` that was not undone."""
         labels: dict[str, Label] = {}
-        for event in self._valid_events():
+        for event in valid_events(self.events()):
             if until_cycle is not None and event.cycle > until_cycle:
                 continue
             labels.pop(event.id, None)
@@ -109,7 +109,7 @@ class LabelLog:
 
         The earlier labels of these images are valid again.
         """
-        own = [event for event in self._valid_events() if event.annotator == annotator]
+        own = [event for event in valid_events(self.events()) if event.annotator == annotator]
         last = [event for event in own if event.at == own[-1].at]
         now = datetime.now(UTC).isoformat()
         self._insert([(event.id, None, annotator, now, event.cycle, None, event.sequence) for event in last])
@@ -132,11 +132,6 @@ class LabelLog:
         """Close the file."""
         self._connection.close()
 
-    def _valid_events(self) -> list[LabelEvent]:
-        events = self.events()
-        undone = {event.undoes for event in events}
-        return [event for event in events if event.undoes is None and event.sequence not in undone]
-
     def _insert(self, rows: Iterable[tuple[object, ...]]) -> None:
         with self._errors(), self._connection:
             self._connection.executemany(
@@ -153,6 +148,12 @@ class LabelLog:
             raise StorageError(
                 f"the label log {self.path} cannot be used ({error}): restore it from labels.csv"
             ) from error
+
+
+def valid_events(events: Sequence[LabelEvent]) -> list[LabelEvent]:
+    """Return the events that were not undone, without the undos."""
+    undone = {event.undoes for event in events}
+    return [event for event in events if event.undoes is None and event.sequence not in undone]
 
 
 def _enable_write_ahead(connection: sqlite3.Connection) -> None:

@@ -1,8 +1,7 @@
 """Labelling page: `LabelService` and its parts without web code, and in `web` the NiceGUI page on top of it."""
 
 from anomalymatch.ui.features import FeatureStore, build_feature_store
-from anomalymatch.ui.live import LiveRanking
-from anomalymatch.ui.novelty import compute_novelty
+from anomalymatch.ui.live import LiveRanking, compute_novelty
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import FirstOrder, Query, Show, Sort
 

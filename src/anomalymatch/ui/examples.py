@@ -43,13 +43,7 @@ EncodeImage = Callable[[Image], FeatureVector]
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """Example image.
-
-    Attributes:
-        id: hash of its pixels, so that the same image is stored once.
-        features: its row in the feature store.
-        name: name of the file.
-    """
+    """Example image; its id is a hash of its pixels, so that the same image is stored once."""
 
     id: str
     features: FeatureVector
@@ -58,6 +52,8 @@ class Example:
 
 class Examples:
     """Examples of a run, each stored as a PNG in a folder and loaded again after a restart.
+
+    Methods raise a `DataError` for an example that does not exist.
 
     Args:
         folder: the folder.
@@ -100,15 +96,11 @@ class Examples:
                 raise DataError(f"there are {MAX_EXAMPLES} examples already: remove some before you add {shown}")
             example = Example(id_, np.asarray(self.encode(image), np.float32), shown)
             _write(self._path(id_), image, shown)
-            self._keep(example, image)
+            self._examples[id_], self._images[id_] = example, image
             return example
 
     def remove(self, id_: str) -> None:
-        """Remove an example.
-
-        Raises:
-            DataError: if there is no such example.
-        """
+        """Remove an example."""
         with self._lock:
             self._check_known(id_)
             self._path(id_).unlink(missing_ok=True)
@@ -125,11 +117,7 @@ class Examples:
         return np.stack(rows) if rows else np.zeros((0, self._dimensions), np.float32)
 
     def thumbnail(self, id_: str, side: int) -> bytes:
-        """Return the JPEG of an example; see `Pictures.thumbnail`.
-
-        Raises:
-            DataError: if there is no such example.
-        """
+        """Return the JPEG of an example; see `Pictures.thumbnail`."""
         with self._lock:
             self._check_known(id_)
             image = self._images[id_]
@@ -142,25 +130,19 @@ class Examples:
     def _path(self, id_: str) -> Path:
         return self.folder / f"{id_}.png"
 
-    def _keep(self, example: Example, image: Image) -> None:
-        self._examples[example.id], self._images[example.id] = example, image
-
     def _restore(self, path: Path) -> None:
         """Load a stored example; a file that does not fit is ignored and left in place."""
         try:
             if path.is_symlink() or path.stat().st_size > 4 * MAX_SIDE**2 * max(4, self.source.channels):
                 raise UnreadableImageError("it was not stored here")
             image, name = _stored(path.read_bytes(), self.source.channels)
-            self._keep(Example(path.stem, np.asarray(self.encode(image), np.float32), name), image)
+            example = Example(path.stem, np.asarray(self.encode(image), np.float32), name)
+            self._examples[path.stem], self._images[path.stem] = example, image
         except (DataError, OSError) as error:
             logger.warning("The example %s is ignored: %s", path, error)
 
     def _decoded(self, data: bytes) -> Image:
-        """Decode an uploaded file and render it like the images of the archive.
-
-        Raises:
-            UnreadableImageError: with the reason.
-        """
+        """Decode an uploaded file and render it like the images of the archive."""
         if len(data) > MAX_BYTES:
             raise UnreadableImageError(f"it has {len(data):,} bytes, which is more than {MAX_BYTES:,}")
         source = self.source

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from scipy.special import expit
 
 from anomalymatch.checks import check_choice
-from anomalymatch.data.label_log import LabelEvent, export_csv, import_csv
+from anomalymatch.data.label_log import LabelEvent, csv_text, export_csv, import_csv, valid_events
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import DataError, LabelError, UnreadableImageError
 from anomalymatch.files import storage_errors
@@ -71,7 +71,6 @@ class Export:
 
     Attributes:
         filename: name for the browser; letters, digits, `-`, `_` and dots only.
-        media_type: media type of the contents.
         path: a temporary file, which the caller deletes.
     """
 
@@ -131,24 +130,15 @@ def _places(ranking: Ranking | None, ids: Iterable[str]) -> dict[str, _Place]:
     if ranking is None:
         return {}
     wanted = set(ids)
-    rows = zip(ranking.ids, ranking.scores.tolist(), _ranks(ranking).tolist(), strict=True)
+    rows = zip(ranking.ids, ranking.scores.tolist(), ranking.ranks.tolist(), strict=True)
     return {id_: _Place(score, rank) for id_, score, rank in rows if id_ in wanted}
 
 
-def _ranks(ranking: Ranking) -> Int64[np.ndarray, " n"]:
-    """Return the rank of each image, 1 for the highest score."""
-    ranks = np.empty(len(ranking), np.int64)
-    ranks[ranking.order] = np.arange(1, len(ranking) + 1)
-    return ranks
-
-
-def _valid_events(events: Sequence[LabelEvent]) -> dict[str, list[LabelEvent]]:
+def _events_by_image(events: Sequence[LabelEvent]) -> dict[str, list[LabelEvent]]:
     """Return the events of each image that were not undone, oldest first."""
-    undone = {event.undoes for event in events}
     found: dict[str, list[LabelEvent]] = {}
-    for event in events:
-        if event.undoes is None and event.sequence not in undone:
-            found.setdefault(event.id, []).append(event)
+    for event in valid_events(events):
+        found.setdefault(event.id, []).append(event)
     return found
 
 
@@ -170,7 +160,7 @@ def _write_parquet(service: Exportable, path: Path) -> None:
     ids = list(service.source.ids)
     row = {id_: number for number, id_ in enumerate(ids)}
     label, annotator, at = (np.full(len(ids), None, object) for _ in range(3))
-    events = _valid_events(service.events)
+    events = _events_by_image(service.events)
     for id_ in service.labels.keys() & row.keys():
         label[row[id_]] = str(service.labels[id_])
         if id_ in events:
@@ -178,7 +168,7 @@ def _write_parquet(service: Exportable, path: Path) -> None:
     score, rank = np.full(len(ids), np.nan), np.zeros(len(ids), np.int64)
     if service.ranking is not None:
         rows = np.fromiter((row[id_] for id_ in service.ranking.ids), np.int64, len(service.ranking))
-        score[rows], rank[rows] = service.ranking.scores, _ranks(service.ranking)
+        score[rows], rank[rows] = service.ranking.scores, service.ranking.ranks
     novelty = np.full(len(ids), np.nan) if service.novelty is None else expit(service.novelty.astype(np.float64))
     groups = service.groups.names()
     columns = {
@@ -197,7 +187,7 @@ def _write_parquet(service: Exportable, path: Path) -> None:
 def _write_votable(service: Exportable, path: Path) -> None:
     """Write the labelled and top-ranked images that have sky coordinates, for TOPCAT, Aladin and ESASky."""
     ids = _labelled_and_top(service, TOP)
-    places, events = _places(service.ranking, ids), _valid_events(service.events)
+    places, events = _places(service.ranking, ids), _events_by_image(service.events)
     rows = []
     for id_ in ids:
         coordinates = service.pictures.coordinates(id_)
@@ -233,10 +223,7 @@ def _write_zip(service: Exportable, path: Path) -> None:
             score, rank = places.get(id_, ("", ""))
             writer.writerow((name, id_, score, rank, *(service.pictures.coordinates(id_) or ("", "")), note))
         archive.writestr("images.csv", table.getvalue(), zipfile.ZIP_DEFLATED)
-        with tempfile.TemporaryDirectory(prefix="anomalymatch-") as folder:
-            labels = Path(folder) / "labels.csv"
-            export_csv(service.labels, labels)
-            archive.write(labels, "labels.csv", zipfile.ZIP_DEFLATED)
+        archive.writestr("labels.csv", csv_text(service.labels), zipfile.ZIP_DEFLATED)
 
 
 def _add_original(archive: zipfile.ZipFile, service: Exportable, number: int, id_: str) -> tuple[str, str]:
@@ -253,7 +240,7 @@ def _add_original(archive: zipfile.ZipFile, service: Exportable, number: int, id
 def _write_label_studio(service: Exportable, path: Path) -> None:
     """Write a list of Label Studio tasks, each with its picture as a data URI, so that no server is needed."""
     ids = _labelled_and_top(service, UNLABELLED)
-    places, events = _places(service.ranking, ids), _valid_events(service.events)
+    places, events = _places(service.ranking, ids), _events_by_image(service.events)
     with path.open("w", encoding="utf-8") as file:
         separator = "["
         for id_ in ids:
@@ -292,17 +279,12 @@ def _data_uri(service: Exportable, id_: str) -> str:
     return f"data:{THUMBNAIL_TYPE};base64,{base64.b64encode(data).decode()}"
 
 
-class _Kind(NamedTuple):
-    ending: str
-    media_type: str
-    write: Callable[[Exportable, Path], None]
-
-
-_KINDS = {
-    "csv": _Kind("labels.csv", "text/csv; charset=utf-8", _write_csv),
-    "parquet": _Kind("images.parquet", "application/vnd.apache.parquet", _write_parquet),
-    "votable": _Kind("sky.vot", "application/x-votable+xml", _write_votable),
-    "zip": _Kind("anomalies.zip", "application/zip", _write_zip),
-    "labelstudio": _Kind("label-studio.json", "application/json", _write_label_studio),
+_KINDS: dict[str, tuple[str, str, Callable[[Exportable, Path], None]]] = {
+    "csv": ("labels.csv", "text/csv; charset=utf-8", _write_csv),
+    "parquet": ("images.parquet", "application/vnd.apache.parquet", _write_parquet),
+    "votable": ("sky.vot", "application/x-votable+xml", _write_votable),
+    "zip": ("anomalies.zip", "application/zip", _write_zip),
+    "labelstudio": ("label-studio.json", "application/json", _write_label_studio),
 }
+"""End of the file name, media type and function of each kind of export."""
 KINDS = tuple(_KINDS)

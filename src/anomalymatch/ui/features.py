@@ -261,11 +261,7 @@ def principal_directions(sample: Float32[np.ndarray, "n D"], dimensions: int) ->
     """Compute the principal components of uncentred vectors as orthonormal columns, largest variance first.
 
     The mean is not subtracted: the similarity of two images is the inner product of their features, and subtracting
-    the mean would change neighbours and probe even if all components were kept.
-
-    Args:
-        sample: feature vectors.
-        dimensions: number of components; all `D` if it is larger.
+    the mean would change neighbours and probe even if all components were kept. At most `D` are returned.
     """
     moments = np.zeros((sample.shape[1], sample.shape[1]))
     for start in range(0, len(sample), _CHUNK):

@@ -25,6 +25,13 @@ DIVERSE_BLOCK = 500
 """Size of the blocks, in order of score, that are sorted by diversity: the top first, never the whole archive."""
 CODES = {label: code for code, label in enumerate(Label, start=1)}
 """Integer codes of the labels in arrays; 0 is no label."""
+_SORT_KEYS: dict[Sort, Callable[[Float32[np.ndarray, " n"]], Float32[np.ndarray, " n"]]] = {
+    Sort.SCORE: np.negative,
+    Sort.LOWEST: np.positive,
+    Sort.UNCERTAIN: np.abs,
+    Sort.MEDIAN: lambda logits: np.abs(logits - np.nanmedian(logits)),
+}
+"""Keys, from logits, of the orders by score; the smallest comes first."""
 
 
 class Gallery:
@@ -33,7 +40,7 @@ class Gallery:
     Args:
         ids: all images.
         seed: seed of the random audit.
-        metadata: columns that text queries search besides the ids, one row for each image; None for none.
+        metadata: see `TextFilter`.
     """
 
     def __init__(self, ids: Sequence[str], *, seed: int, metadata: pa.Table | None) -> None:
@@ -60,7 +67,7 @@ class Gallery:
         Args:
             logits: NaN for images without a score; None before the first ranking. The array must not be changed
                 afterwards; if it is the same array as before, it is not sorted again.
-            novelty: novelty of each image, treated likewise.
+            novelty: likewise.
             labels: by `CODES`; copied.
             newest: labelled images, newest label first.
             conflicts: images on which annotators disagree.
@@ -101,7 +108,7 @@ class Gallery:
 
     def novel(self) -> Order:
         """Return all positions, most novel first; in order of position if no novelty is known."""
-        return self._snapshot.novel.highest
+        return self._snapshot.novel.by(Sort.SCORE)
 
     def _mask(self, snapshot: "_Snapshot", query: Query) -> Bool[np.ndarray, " n"] | None:
         """Return the images that pass the filters; None for all."""
@@ -116,12 +123,7 @@ class Gallery:
 
 
 class TextFilter:
-    """Filter by text in ids and metadata, ignoring case.
-
-    Args:
-        ids: all images.
-        metadata: columns of any type, one row for each image; None for none.
-    """
+    """Filter by text in ids and in `metadata` (columns of any type, one row for each image), ignoring case."""
 
     def __init__(self, ids: Sequence[str], metadata: pa.Table | None) -> None:
         self._ids, self._metadata = ids, pa.table({}) if metadata is None else metadata
@@ -156,32 +158,17 @@ class _Orders:
 
     def __init__(self, count: int, logits: Float32[np.ndarray, " n"] | None, audit: Callable[[], Order]) -> None:
         self.count, self.logits, self.audit = count, logits, audit
+        self.by = cache(self._sorted)
 
     def of(self, logits: Float32[np.ndarray, " n"] | None) -> "_Orders":
         """Return the orders by other scores; these orders if the scores are the same array."""
         return self if logits is self.logits else _Orders(self.count, logits, self.audit)
 
-    @cached_property
-    def positions(self) -> Order:
-        return np.arange(self.count, dtype=np.int32)
-
-    @cached_property
-    def highest(self) -> Order:
-        return self.positions if self.logits is None else _ascending(-self.logits)
-
-    @cached_property
-    def lowest(self) -> Order:
-        return self.positions if self.logits is None else _ascending(self.logits)
-
-    @cached_property
-    def uncertain(self) -> Order:
-        return self.positions if self.logits is None else _ascending(np.abs(self.logits))
-
-    @cached_property
-    def median(self) -> Order:
+    def _sorted(self, sort: Sort) -> Order:
+        """Sort by one of `_SORT_KEYS`; without scores, images are in order of position."""
         if self.logits is None or np.isnan(self.logits).all():
-            return self.positions
-        return _ascending(np.abs(self.logits - np.nanmedian(self.logits)))
+            return np.arange(self.count, dtype=np.int32)
+        return _ascending(_SORT_KEYS[sort](self.logits))
 
     @cached_property
     def scores(self) -> Float64[np.ndarray, " n"]:
@@ -191,7 +178,7 @@ class _Orders:
     def ranks(self) -> Order:
         ranks = np.zeros(self.count, dtype=np.int32)
         if self.logits is not None:
-            ranks[self.highest] = np.arange(1, self.count + 1)
+            ranks[self.by(Sort.SCORE)] = np.arange(1, self.count + 1)
             ranks[np.isnan(self.logits)] = 0
         return ranks
 
@@ -217,16 +204,12 @@ class _Snapshot:
         if sort is Sort.NEWEST:
             rest = np.ones(self.orders.count, dtype=bool)
             rest[self.newest] = False
-            return np.concatenate([self.newest.astype(np.int32), _select(self.orders.highest, rest)])
+            return np.concatenate([self.newest.astype(np.int32), _select(self.orders.by(Sort.SCORE), rest)])
         if sort is Sort.AUDIT:
             return self.orders.audit()
         if sort is Sort.NOVELTY:
-            return self.novel.highest
-        if sort is Sort.LOWEST:
-            return self.orders.lowest
-        if sort is Sort.UNCERTAIN:
-            return self.orders.uncertain
-        return self.orders.median if sort is Sort.MEDIAN else self.orders.highest
+            return self.novel.by(Sort.SCORE)
+        return self.orders.by(sort if sort in _SORT_KEYS else Sort.SCORE)
 
     def shown(self, show: Show) -> Bool[np.ndarray, " n"]:
         if show is Show.CONFLICTS:

@@ -26,12 +26,7 @@ State = Callable[[], tuple[Mapping[str, Label], Ranking | None]]
 
 @dataclass(frozen=True)
 class Group:
-    """Group of images.
-
-    Attributes:
-        name: its name; "group 3" until a person names it.
-        ids: its images, most typical first.
-    """
+    """Group of images, most typical first; its name is "group 3" or so until a person names it."""
 
     name: str
     ids: Sequence[str]
@@ -39,6 +34,8 @@ class Group:
 
 class Groups:
     """Groups of a search, stored in one file; an image is in at most one group.
+
+    Methods raise a `DataError` for the number of a group that does not exist.
 
     Args:
         path: the file.
@@ -60,11 +57,7 @@ class Groups:
         return tuple(self._groups)
 
     def get(self, number: int) -> Group:
-        """Return a group.
-
-        Raises:
-            DataError: if there is no such group.
-        """
+        """Return a group."""
         groups = self._groups
         if not 0 <= number < len(groups):
             raise DataError(f"there is no group {number + 1}: there are {len(groups)}")
@@ -88,21 +81,17 @@ class Groups:
             self._save([Group(names.get(frozenset(g), _default_name(i)), tuple(g)) for i, g in enumerate(found)])
 
     def rename(self, number: int, name: str) -> None:
-        """Name a group; an empty name restores the default.
-
-        Raises:
-            DataError: if there is no such group.
-        """
+        """Name a group; an empty name restores the default."""
         clean = " ".join(printable(name, " ").split())[:MAX_NAME]
         with self._lock:
             group = self.get(number)
             self._save(_replace(self._groups, number, [Group(clean or _default_name(number), group.ids)]))
 
     def split(self, number: int) -> None:
-        """Split a group in two; the first half keeps the name.
+        """Split a group in two, of which the first keeps the name.
 
         Raises:
-            DataError: if there is no such group, or it has fewer than two distinct images.
+            DataError: if it has fewer than two distinct images.
         """
         group = self.get(number)
         halves = self._divide(group.ids, _normals(self._state()[0]), 2) if len(group.ids) > 1 else []
@@ -119,7 +108,7 @@ class Groups:
         """Merge groups into the first of them, which keeps its place and name; its images come first.
 
         Raises:
-            DataError: if one of them does not exist, or there are fewer than two.
+            DataError: if there are fewer than two.
         """
         with self._lock:
             chosen = [self.get(number) for number in sorted(set(numbers))]

@@ -1,10 +1,9 @@
-"""Label index: the label log in memory, with current labels, annotators and conflicts; and the listeners to changes."""
+"""Label index: the label log in memory, with current labels, annotators and conflicts."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 from anomalymatch.data.label_log import LabelEvent, LabelLog
 from anomalymatch.errors import LabelError
@@ -138,36 +137,3 @@ def clean_name(annotator: str) -> str:
     if not name:
         raise LabelError(f"the annotator's name is {annotator!r}: labels need a name with visible characters")
     return name
-
-
-class Change(NamedTuple):
-    """Change that listeners are told of; `kind` is labels, ranking, training, examples or groups."""
-
-    kind: str
-    ids: tuple[str, ...] = ()
-    annotator: str = ""
-
-
-Listener = Callable[[Change], None]
-
-
-class Listeners:
-    """Listeners to changes; they may be added and removed in any thread."""
-
-    def __init__(self) -> None:
-        self._listeners: list[Listener] = []
-
-    def add(self, listener: Listener) -> Callable[[], None]:
-        """Add a listener; return a function that removes it."""
-        self._listeners.append(listener)
-
-        def remove() -> None:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
-
-        return remove
-
-    def tell(self, change: Change) -> None:
-        """Call all listeners in this thread."""
-        for listener in list(self._listeners):
-            listener(change)

@@ -1,20 +1,33 @@
-"""Live ranking: a probe that is fitted again on the feature store after every label."""
+"""Rankings on the feature store: a probe that is fitted again after every label, and novelty without labels."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Int64
 
 from anomalymatch.active.strategies import k_centres
+from anomalymatch.algorithms.novelty.detectors import Detector, FittedDetector, fit_detector
 from anomalymatch.algorithms.probe.regression import ProbeSpec, self_train
+from anomalymatch.cache import Cache, cache_key
+from anomalymatch.errors import DataError
+from anomalymatch.progress import progress
 from anomalymatch.ui.features import FeatureStore, one_thread
 from anomalymatch.ui.views import FirstOrder
 
+logger = logging.getLogger(__name__)
 Reorient = Callable[[Int64[np.ndarray, " a"]], Float32[np.ndarray, "t d"]]
 """Computes features of mirrored and rotated images, given their positions."""
 ASSUMED_NORMALS = 200
 FIRST_SAMPLE = 5_000
+NOVELTY_SAMPLE = 4096
+"""Images that all others are compared with: nearly all are normal, and a million images take seconds."""
+NOVELTY_BLOCK = 8192
+_SEED = 0
+_CPU = torch.device("cpu")
 
 
 class LiveRanking:
@@ -98,3 +111,53 @@ class LiveRanking:
         """Draw random readable images; a larger draw begins with the smaller one."""
         positions = self.store.positions
         return positions[np.random.default_rng(self.seed).permutation(len(positions))[:count]]
+
+
+def compute_novelty(store: FeatureStore, detector: Detector, *, folder: Path) -> Float32[np.ndarray, " n"] | None:
+    """Score all images with a detector that is fitted on a random sample of them.
+
+    Args:
+        store: features of the archive; the last layer is used.
+        detector: the kind of distance.
+        folder: cache folder of the features; the scores are stored below it.
+
+    Returns:
+        Scores by position, NaN for unreadable images; None if the images are too few or all equal.
+
+    Raises:
+        StorageError: if the scores cannot be written.
+    """
+    store = store.last_layer
+    rng = np.random.default_rng(_SEED)
+    places = np.sort(rng.choice(len(store.positions), min(NOVELTY_SAMPLE, len(store.positions)), replace=False))
+    rows = store.rows(store.positions[places])
+    key = cache_key({"detector": repr(detector), "positions": store.positions, "rows": rows})
+
+    def compute() -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        fitted = fit_detector(detector, rows, drop=0.0, device=_CPU)
+        return {"scores": _novelty_scores(store, fitted, places)}, {}
+
+    try:
+        entry = Cache(folder / "novelty").get(key, compute)
+    except DataError as error:
+        logger.info("The images are not ordered by novelty: %s", error)
+        return None
+    scores = np.full(len(store.ids), np.nan, dtype=np.float32)
+    scores[store.positions] = entry.arrays["scores"]
+    return scores
+
+
+def _novelty_scores(
+    store: FeatureStore, fitted: FittedDetector, places: Int64[np.ndarray, " s"]
+) -> Float32[np.ndarray, " m"]:
+    """Score the readable images; an image of the sample is compared with the rest of the sample."""
+    own = np.full(len(store.positions), -1, dtype=np.int64)
+    own[places] = np.arange(len(places))
+    scores = np.empty(len(own), dtype=np.float32)
+    with progress("Comparing images", len(own)) as advance:
+        for start in range(0, len(own), NOVELTY_BLOCK):
+            block = slice(start, start + NOVELTY_BLOCK)
+            positions = store.positions[block]
+            scores[block] = fitted.logits(store.rows(positions), own[block], _CPU)
+            advance(len(positions))
+    return scores

@@ -58,15 +58,16 @@ def guarded(source: ImageSource, id_: str) -> Iterator[Path | None]:
 def original(source: ImageSource, id_: str) -> tuple[bytes, str] | None:
     """Return the bytes of an image's file and the suffix of their format; None if the archive has no such files.
 
-    Raises:
-        UnreadableImageError: if it cannot be read.
-        DataError: if the id is not in the source.
+    Raises the errors of `guarded`.
     """
     with guarded(source, id_) as path:
         if source.encoded:
             data = source.raw_bytes(id_)
         elif path is not None:
-            data = _read(path)
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
         else:
             return None
     return data, suffix_of(data)
@@ -93,19 +94,8 @@ def _check(root: Path, path: Path, limit: int) -> None:
         raise UnreadableImageError(f"it has {found.st_size:,} bytes, which is more than {limit:,}")
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
-
-
 class Metadata:
-    """Metadata of the images of a source.
-
-    Args:
-        source: the images.
-    """
+    """Metadata of the images of a source; a `DataError` is raised for an id that is not in the source."""
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
@@ -116,30 +106,25 @@ class Metadata:
         return self.source.metadata()
 
     def __call__(self, id_: str) -> dict[str, str]:
-        """Return the metadata of one image by name, without parts that cannot be read.
-
-        Raises:
-            DataError: if the id is not in the source.
-        """
+        """Return the metadata of one image by name, without parts that cannot be read."""
         found: dict[str, str] = {}
         if self.source.truth is not None and (name := self.source.truth.get(id_)) is not None:
             found["class"] = name
-        with suppress(UnreadableImageError), guarded(self.source, id_) as path:
-            found |= {} if path is None else _file(path)
+        with suppress(UnreadableImageError, OSError), guarded(self.source, id_) as path:
+            if path is not None:
+                status = os.stat(path)
+                changed = datetime.fromtimestamp(status.st_mtime, UTC)
+                found |= {"file": str(path), "bytes": f"{status.st_size:,}", "changed": f"{changed:%Y-%m-%d %H:%M} UTC"}
             found |= self.source.header(id_)
             if self.source.encoded:
                 data = self.source.raw_bytes(id_)
                 found |= {"format": suffix_of(data).removeprefix(".").upper(), "bytes": f"{len(data):,}"}
         for name, value in self._row(id_).items():
             found[f"{name} (catalogue)" if name in found else name] = value
-        return {_one_line(name): _one_line(value) for name, value in found.items()}
+        return {printable(name, " ", limit=MAX_TEXT): printable(v, " ", limit=MAX_TEXT) for name, v in found.items()}
 
     def coordinates(self, id_: str) -> tuple[float, float] | None:
-        """Return right ascension and declination in degrees, from the source or the usual columns of its table.
-
-        Raises:
-            DataError: if the id is not in the source.
-        """
+        """Return right ascension and declination in degrees, from the source or the usual columns of its table."""
         given = None
         with suppress(UnreadableImageError), guarded(self.source, id_):
             given = self.source.coordinates(id_)
@@ -159,16 +144,3 @@ class Metadata:
             return {}
         values = {name: self.table[name][row].as_py() for name in self.table.column_names}
         return {name: value for name, value in values.items() if value}
-
-
-def _file(path: Path) -> dict[str, str]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return {}
-    changed = datetime.fromtimestamp(found.st_mtime, UTC)
-    return {"file": str(path), "bytes": f"{found.st_size:,}", "changed": f"{changed:%Y-%m-%d %H:%M} UTC"}
-
-
-def _one_line(text: str) -> str:
-    return printable(text, " ", limit=MAX_TEXT)

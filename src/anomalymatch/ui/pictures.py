@@ -4,7 +4,8 @@ import logging
 import math
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -112,27 +113,23 @@ class ThumbnailCache:
         """Return the thumbnail of a key; None if it is not cached."""
         data = self._memory.find(key)
         if data is None:
-            with self._lock:
-                data = self._fetch(key)
-            if data is not None:
-                self._memory.put(key, data)
+            query = "SELECT data FROM thumbnails WHERE source = ? AND image = ? AND side = ?"
+            with self._lock, self._connected() as connection:
+                row = connection.execute(query, key).fetchone() if connection else None
+                if row and isinstance(row[0], bytes):
+                    data = row[0]
+                    self._memory.put(key, data)
         return data
 
     def put(self, key: Key, data: bytes) -> None:
         """Store a thumbnail."""
         self._memory.put(key, data)
-        with self._lock:
-            if self._connection is None:
-                return
-            try:
-                with self._connection:
-                    self._connection.execute(
-                        "INSERT OR REPLACE INTO thumbnails (source, image, side, data) VALUES (?, ?, ?, ?)",
-                        (*key, data),
-                    )
-                    self._make_room(self._connection)
-            except sqlite3.Error as error:
-                self._give_up(error)
+        insert = "INSERT OR REPLACE INTO thumbnails (source, image, side, data) VALUES (?, ?, ?, ?)"
+        with self._lock, self._connected() as connection:
+            if connection:
+                with connection:
+                    connection.execute(insert, (*key, data))
+                    self._make_room(connection)
 
     def close(self) -> None:
         """Close the file."""
@@ -162,18 +159,6 @@ class ThumbnailCache:
                 logger.warning("Thumbnails are not stored, because %s cannot be used: %s", self.path, error)
             return None
 
-    def _fetch(self, key: Key) -> bytes | None:
-        if self._connection is None:
-            return None
-        try:
-            row = self._connection.execute(
-                "SELECT data FROM thumbnails WHERE source = ? AND image = ? AND side = ?", key
-            ).fetchone()
-        except sqlite3.Error as error:
-            self._give_up(error)
-            return None
-        return row[0] if row and isinstance(row[0], bytes) else None
-
     def _make_room(self, connection: sqlite3.Connection) -> None:
         pages, free, size = (
             connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
@@ -184,14 +169,17 @@ class ThumbnailCache:
                 "LIMIT (SELECT 1 + COUNT(*) / 5 FROM thumbnails))"
             )
 
-    def _give_up(self, error: sqlite3.Error) -> None:
-        """Stop using the file, unless another program is only writing to it now."""
-        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-            return
-        logger.warning("Thumbnails are no longer stored, because %s cannot be used: %s", self.path, error)
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection | None]:
+        """Yield the connection; after an error, stop using the file, unless another program is only writing to it."""
+        try:
+            yield self._connection
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
+                logger.warning("Thumbnails are no longer stored, because %s cannot be used: %s", self.path, error)
+                if self._connection is not None:
+                    self._connection.close()
+                self._connection = None
 
 
 AS_TRAINED = "as trained"
@@ -210,13 +198,13 @@ KEPT_BYTES = 2**27
 class Pictures:
     """Encoded pictures of the images of a source; every method may be called from any thread.
 
+    All that take an id raise a `DataError` if it is not in the source, and all that return bytes an
+    `UnreadableImageError` with the reason if the image cannot be read.
+
     Args:
         source: the images.
         cache: folder for thumbnails; several sources and programs may share it.
         workers: images that are decoded at the same time; more take memory and are not faster.
-
-    Attributes:
-        metadata_of: metadata of the images.
     """
 
     def __init__(self, source: ImageSource, cache: Path, *, workers: int) -> None:
@@ -233,12 +221,7 @@ class Pictures:
         return (*trained, *(band for band in self.source.bands if band not in trained))
 
     def thumbnail(self, id_: str, side: int) -> bytes:
-        """Return the JPEG of an image as trained on; its longer axis has `side` pixels, rounded up to one of `SIDES`.
-
-        Raises:
-            UnreadableImageError: with the reason, if the image cannot be read.
-            DataError: if the id is not in the source.
-        """
+        """Return the JPEG of an image as trained on, whose longer axis has `side` pixels, rounded up to `SIDES`."""
         key = (self.source.fingerprint, id_, step(side))
         data = self._cache.get(key)
         if data is None:
@@ -256,8 +239,6 @@ class Pictures:
             channel: one of `channels`, shown in grey; None shows all in colour.
 
         Raises:
-            UnreadableImageError: with the reason, if the image cannot be read.
-            DataError: if the id is not in the source.
             ConfigError: if there is no such stretch or channel.
         """
         check_choice("stretch", stretch, STRETCHES)
@@ -267,19 +248,12 @@ class Pictures:
             return png(as_rgb(self._rendered(pixels, stretch, channel)))
 
     def original(self, id_: str) -> tuple[bytes, str]:
-        """Return the original file of an image and its suffix; a PNG as trained on if the archive has no such files.
-
-        Raises the errors of `thumbnail`.
-        """
+        """Return the original file of an image and its suffix; a PNG as trained on if the archive has no such files."""
         found = original(self.source, id_)
         return (png(as_rgb(self._trained(id_))), ".png") if found is None else found
 
     def metadata(self, id_: str) -> dict[str, str]:
-        """Return all metadata of an image by name: its size first; for an unreadable image the reason.
-
-        Raises:
-            DataError: if the id is not in the source.
-        """
+        """Return all metadata of an image by name: its size first; for an unreadable image the reason."""
         try:
             pixels = self._native(id_)
         except UnreadableImageError as error:
@@ -290,11 +264,7 @@ class Pictures:
         return own | self.metadata_of(id_)
 
     def coordinates(self, id_: str) -> tuple[float, float] | None:
-        """Return right ascension and declination in degrees (ICRS); None if unknown.
-
-        Raises:
-            DataError: if the id is not in the source.
-        """
+        """Return right ascension and declination in degrees (ICRS); None if unknown."""
         return self.metadata_of.coordinates(id_)
 
     def close(self) -> None:

@@ -21,12 +21,12 @@ from anomalymatch.ui.examples import Examples
 from anomalymatch.ui.exports import Export, export, import_labels
 from anomalymatch.ui.gallery import Gallery
 from anomalymatch.ui.groups import Divide, Groups
-from anomalymatch.ui.labels import Change, LabelIndex, Listener, Listeners, clean_name
+from anomalymatch.ui.labels import LabelIndex, clean_name
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.pictures import STRETCHES, Pictures
 from anomalymatch.ui.state import Logits, SearchState, summarise_search
 from anomalymatch.ui.training import BackgroundTask, Training
-from anomalymatch.ui.views import Details, Page, Query, Summary, Tile
+from anomalymatch.ui.views import Change, Details, Page, Query, Summary, Tile
 
 logger = logging.getLogger(__name__)
 EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
@@ -34,6 +34,8 @@ EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
 
 class LabelService:
     """Service of the labelling page, also usable from Python. All methods are thread-safe.
+
+    All that take an id raise a `DataError` if it is not in the archive.
 
     Args:
         run: the run folder, with its configuration.
@@ -47,16 +49,6 @@ class LabelService:
         divide: divides images into groups.
         needs_labels: True if a training needs an anomaly and a normal.
         stopping: rule for the advice to stop labelling.
-
-    Attributes:
-        name: name of the archive.
-        total: number of its images.
-        pictures: thumbnails, large views and metadata of the images.
-        stretches: names of the stretches of the large view.
-        channels: names of the channels of the large view.
-        examples: images from outside the archive.
-        groups: groups of images.
-        training: training in the background.
     """
 
     def __init__(
@@ -75,7 +67,7 @@ class LabelService:
         stopping: StoppingRule,
     ) -> None:
         self.run, self.source, self.name, self.total = run, source, source.name, len(source.ids)
-        self._listeners = Listeners()
+        self._listeners: list[Callable[[Change], None]] = []
         self._reader = RunReader(run)
         self._log = LabelLog(run / "labels.sqlite")
         self.pictures = Pictures(source, cache, workers=workers)
@@ -92,7 +84,7 @@ class LabelService:
         self._seconds = math.nan
         self._cycle = self._reader.finished_cycles()
         self._state.add_trainings(self._reader, range(1, self._cycle + 1))
-        changed = partial(self._listeners.tell, Change("groups"))
+        changed = partial(self._tell, Change("groups"))
         self.groups = Groups(run / "groups.json", divide, self._state.labels_and_ranking, changed)
         self._reranking = BackgroundTask(self.rerank, "re-ranking")
         self.rerank()
@@ -104,19 +96,11 @@ class LabelService:
         )
 
     def page(self, query: Query) -> Page:
-        """Return one page of the gallery.
-
-        Raises:
-            DataError: if `query.like` is not in the archive, or there is no group `query.group`.
-        """
+        """Return one page of the gallery; a `DataError` is raised if there is no group `query.group`."""
         return self._state.page(query, () if query.group is None else self.groups.get(query.group).ids)
 
     def tiles(self, ids: Sequence[str]) -> list[Tile]:
-        """Return the tiles of images.
-
-        Raises:
-            DataError: if one is not in the archive.
-        """
+        """Return the tiles of images."""
         return self._state.tiles(ids)
 
     def neighbours(self, id_: str, count: int) -> list[Tile]:
@@ -126,20 +110,11 @@ class LabelService:
             return self._state.tiles([self.source.ids[i] for i in nearest.tolist()])
 
     def details(self, id_: str) -> Details:
-        """Return the details of an image for the large view.
-
-        Raises:
-            DataError: if it is not in the archive.
-        """
+        """Return the details of an image for the large view."""
         (tile,) = self.tiles([id_])
         with self._state.lock:
             history = self._state.labels.history(id_)
-        return Details(
-            tile=tile,
-            metadata=self.pictures.metadata(id_),
-            coordinates=self.pictures.coordinates(id_),
-            history=history,
-        )
+        return Details(tile, self.pictures.metadata(id_), self.pictures.coordinates(id_), history)
 
     def summary(self) -> Summary:
         """Summarise the search: counts, scores, estimate, annotators."""
@@ -151,8 +126,7 @@ class LabelService:
         The labels are on disk when this returns. The ranking follows in the background.
 
         Raises:
-            DataError: if an image is not in the archive; then none is labelled.
-            StorageError: if the log cannot be written; then none is labelled.
+            StorageError: if the log cannot be written; then, as after a `DataError`, none is labelled.
         """
         return self._add_labels(dict.fromkeys(ids, label), annotator)
 
@@ -220,7 +194,7 @@ class LabelService:
         return len(labels)
 
     def _notify_labels(self, ids: Sequence[str], annotator: str) -> None:
-        self._listeners.tell(Change("labels", tuple(ids), annotator))
+        self._tell(Change("labels", tuple(ids), annotator))
         self._reranking.request()
 
     def rerank(self) -> float:
@@ -228,7 +202,7 @@ class LabelService:
         start = time.monotonic()
         self._state.refit(self.examples.features())
         self._seconds = time.monotonic() - start
-        self._listeners.tell(Change("ranking"))
+        self._tell(Change("ranking"))
         return self._seconds
 
     def rank_by(self, mode: str) -> None:
@@ -240,7 +214,7 @@ class LabelService:
         with self._state.lock:
             self._state.scores.choose(mode)
             self._state.update_scores()
-        self._listeners.tell(Change("ranking"))
+        self._tell(Change("ranking"))
 
     def add_example(self, name: str, data: bytes, annotator: str) -> str:
         """Add an image that is not in the archive as an example of an anomaly; return its id.
@@ -253,21 +227,22 @@ class LabelService:
         return id_
 
     def remove_example(self, id_: str) -> None:
-        """Remove an example.
-
-        Raises:
-            DataError: if there is no such example.
-        """
+        """Remove an example."""
         self.examples.remove(id_)
         self._notify_examples(id_)
 
     def _notify_examples(self, id_: str, annotator: str = "") -> None:
-        self._listeners.tell(Change("examples", (id_,), annotator))
+        self._tell(Change("examples", (id_,), annotator))
         self._reranking.request()
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[Change], None]) -> Callable[[], None]:
         """Call `listener` after every change, in the thread that made it; return a function that unsubscribes."""
-        return self._listeners.add(listener)
+        self._listeners.append(listener)
+        return partial(self._listeners.remove, listener)
+
+    def _tell(self, change: Change) -> None:
+        for listener in list(self._listeners):
+            listener(change)
 
     def close(self) -> None:
         """Stop a training and close the files. Nothing is lost without it."""
@@ -284,5 +259,5 @@ class LabelService:
             except AnomalyMatchError as error:
                 logger.warning("The scores of training %d cannot be shown: %s", done, error)
             self._cycle = done
-            self._listeners.tell(Change("ranking"))
-        self._listeners.tell(Change("training"))
+            self._tell(Change("ranking"))
+        self._tell(Change("training"))

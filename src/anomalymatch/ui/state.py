@@ -58,11 +58,7 @@ class ScoreIndex:
         return self._chosen if self._chosen in self.modes else self.modes[-1]
 
     def choose(self, mode: str) -> None:
-        """Choose the ranking.
-
-        Raises:
-            ConfigError: if it is unknown or not available yet.
-        """
+        """Choose the ranking; a `ConfigError` is raised if it is unknown or not available yet."""
         check_choice("ranking mode", mode, self.modes)
         self._chosen = mode
 
@@ -94,14 +90,7 @@ class SearchState:
     """State of a search: connects the label index, the live ranking and the gallery.
 
     `refit` is slow for large archives and may run beside everything else; the other methods are fast and share a lock.
-
-    Args:
-        ids: all images of the archive.
-        name: name of the archive, for messages.
-        labels: the labels.
-        live: the live ranking.
-        gallery: the orders.
-        stopping: rule for the advice to stop labelling.
+    All that take an id raise a `DataError` if it is not in the archive, whose `name` is in the message.
     """
 
     def __init__(
@@ -124,11 +113,7 @@ class SearchState:
         self.update_labels(self.labels.labels())
 
     def positions(self, ids: Sequence[str]) -> Int64[np.ndarray, " k"]:
-        """Return the positions of images.
-
-        Raises:
-            DataError: if one is not in the archive.
-        """
+        """Return the positions of images."""
         return np.array([self.index[id_] for id_ in ids], dtype=np.int64)
 
     def update_labels(self, changed: Iterable[str]) -> None:
@@ -245,17 +230,22 @@ class SearchState:
             labels = {code: label for label, code in CODES.items()}
             return {self.ids[i]: labels[int(self._codes[i])] for i in sample.tolist()}
 
-    def codes(self) -> Int8[np.ndarray, " r"]:
-        """Return the label codes of all readable images; 0 is no label."""
+    def estimate_left(self) -> Estimate:
+        """Estimate the number of unlabelled anomalies from the random audit, with advice on whether to continue."""
         with self.lock:
-            return self._codes[self.live.store.positions]
+            audit, codes = self.audited(), self._codes[self.live.store.positions]
+            events = self.labels.current_events()
+        if len(audit) < min(WANTED, len(codes)):
+            reason = f"label {WANTED} images of the random audit for an estimate; so far {len(audit)}"
+            return Estimate(*UNKNOWN, reason, "")
+        found, unlabelled = int((codes == CODES[Label.ANOMALY]).sum()), int((codes == 0).sum())
+        audited = sum(label is Label.ANOMALY for label in audit.values())
+        left = anomalies_left(len(codes), len(audit), audited, found=found, unlabelled=unlabelled)
+        recent = recent_yield(events, audit, self.stopping.recent_labels)
+        return Estimate(*left, "", self.stopping.advice(left, recent, found=found))
 
     def check_trainable(self) -> None:
-        """Check that an anomaly and a normal are labelled.
-
-        Raises:
-            LabelError: if one of them is missing.
-        """
+        """Raise a `LabelError` unless an anomaly and a normal are labelled."""
         with self.lock:
             counts = self.labels.counts()
         for label in (Label.ANOMALY, Label.NORMAL):
@@ -288,31 +278,17 @@ class SearchState:
         ranks = self.gallery.rank(positions).tolist()
         logits = None if self._logits is None else self._logits[positions].astype(np.float64)
         scores = [None] * len(ranks) if logits is None else [float(s) if s == s else None for s in expit(logits)]
-        return [
-            self._tile(self.ids[position], score, rank)
-            for position, score, rank in zip(positions.tolist(), scores, ranks, strict=True)
-        ]
-
-    def _tile(self, id_: str, score: float | None, rank: int) -> Tile:
-        event = self.labels.current(id_)
-        return Tile(
-            id=id_,
-            score=score,
-            rank=rank or None,
-            label=None if event is None else event.label,
-            annotator=None if event is None else event.annotator,
-            conflict=self.labels.has_conflict(id_),
-        )
+        tiles = []
+        for position, score, rank in zip(positions.tolist(), scores, ranks, strict=True):
+            id_ = self.ids[position]
+            event = self.labels.current(id_)
+            label, annotator = (None, None) if event is None else (event.label, event.annotator)
+            tiles.append(Tile(id_, score, rank or None, label, annotator, self.labels.has_conflict(id_)))
+        return tiles
 
 
 def summarise_search(state: SearchState, *, cycle: int, seconds: float) -> Summary:
-    """Summarise a search.
-
-    Args:
-        state: labels and scores.
-        cycle: finished trainings.
-        seconds: duration of the last re-ranking.
-    """
+    """Summarise a search after `cycle` trainings; the last re-ranking took `seconds`."""
     with state.lock:
         labels = state.labels
         return Summary(
@@ -321,7 +297,7 @@ def summarise_search(state: SearchState, *, cycle: int, seconds: float) -> Summa
             counts=labels.counts(),
             found=labels.discovery(),
             histogram=state.histogram(),
-            estimate=estimate_left(state),
+            estimate=state.estimate_left(),
             agreements=labels.agreements(),
             conflicts=labels.conflicts(),
             annotators=labels.annotators(),
@@ -332,31 +308,7 @@ def summarise_search(state: SearchState, *, cycle: int, seconds: float) -> Summa
         )
 
 
-def estimate_left(state: SearchState) -> Estimate:
-    """Estimate the number of unlabelled anomalies from the random audit, with advice on whether to continue."""
-    with state.lock:
-        audit, codes, events = state.audited(), state.codes(), state.labels.current_events()
-    if len(audit) < min(WANTED, len(codes)):
-        return Estimate(*UNKNOWN, f"label {WANTED} images of the random audit for an estimate; so far {len(audit)}", "")
-    found = int((codes == CODES[Label.ANOMALY]).sum())
-    left = anomalies_left(
-        len(codes),
-        len(audit),
-        sum(label is Label.ANOMALY for label in audit.values()),
-        found=found,
-        unlabelled=int((codes == 0).sum()),
-    )
-    recent = recent_yield(events, audit, state.stopping.recent_labels)
-    return Estimate(*left, "", state.stopping.advice(left, recent, found=found))
-
-
 def recent_yield(events: Sequence[LabelEvent], audit: dict[str, Label], count: int) -> Yield:
-    """Count the anomalies among the last labels of the search, without those of the random audit.
-
-    Args:
-        events: current label of each image, oldest first.
-        audit: the random sample.
-        count: number of labels that count as the last ones.
-    """
+    """Count the anomalies among the last `count` labels (`events`, oldest first), without those of the random audit."""
     recent = [event.label for event in events if event.id not in audit][-count:]
     return Yield(sum(label is Label.ANOMALY for label in recent), len(recent))

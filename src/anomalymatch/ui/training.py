@@ -219,9 +219,7 @@ def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
 class BackgroundTask:
     """Thread that does `work` on request; all requests during one run lead to one further run.
 
-    Args:
-        work: the task. A failure is logged, and the next request runs it again.
-        name: name of the task for the log.
+    A failure is logged with `name`, and the next request runs it again.
     """
 
     def __init__(self, work: Callable[[], object], name: str) -> None:

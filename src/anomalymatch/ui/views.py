@@ -56,8 +56,6 @@ class Query:
     """Query for one page of the gallery.
 
     Attributes:
-        sort: the order.
-        show: the label filter.
         low: lowest score (a probability) to show.
         high: highest score to show.
         text: text to find in ids and metadata, ignoring case; empty shows all.
@@ -92,10 +90,8 @@ class Tile:
     """Image in the gallery.
 
     Attributes:
-        id: the image.
         score: probability of being an anomaly; None before the first ranking and for unreadable images.
         rank: 1 for the highest score; None without a score.
-        label: the current label; None without one.
         annotator: who gave the label.
         conflict: True if annotators disagree.
     """
@@ -113,7 +109,6 @@ class Page:
     """Page of the gallery.
 
     Attributes:
-        tiles: the images.
         total: number of images on all pages of the query.
         page: number of this page, from 0; the last one if the query asked for a later one.
         pages: number of pages, at least 1.
@@ -167,8 +162,7 @@ class Summary:
         unreadable: number of images that cannot be read, as far as known.
         counts: number of images with each label.
         found: number of anomalies among the first 1, 2, 3, … labelled images.
-        histogram: of the scores; None before the first ranking.
-        estimate: anomalies that are left.
+        histogram: None before the first ranking.
         agreements: of all pairs of annotators that labelled an image in common.
         conflicts: images on which annotators disagree, newest first.
         annotators: number of current labels by annotator.
@@ -193,13 +187,19 @@ class Summary:
     seconds: float
 
 
+class Change(NamedTuple):
+    """Change that listeners are told of; `kind` is labels, ranking, training, examples or groups."""
+
+    kind: str
+    ids: tuple[str, ...] = ()
+    annotator: str = ""
+
+
 @dataclass(frozen=True)
 class Details:
     """Details of one image for the large view.
 
     Attributes:
-        tile: score, rank and label.
-        metadata: metadata by name.
         coordinates: right ascension and declination in degrees (ICRS); None where unknown.
         history: all label events of the image, oldest first, including undone ones.
     """

@@ -72,7 +72,7 @@ def serve(service: LabelService, *, host: str, port: int, token: str | None, sho
     """Serve the page until Ctrl-C or SIGTERM; the caller closes the service.
 
     Args:
-        service: the service.
+        service: what the page shows.
         host: name or address to listen on.
         port: port to listen on; 0 takes any free one.
         token: secret that visitors need; None generates one, unless only this machine can reach the page.

@@ -12,6 +12,7 @@ from anomalymatch.ui.web.theme import ACCENT, GREY
 
 AXIS = {"gridcolor": "rgba(138,148,163,0.22)", "zeroline": False, "tickfont": {"size": 10}, "automargin": True}
 CONFIG = {"displayModeBar": False, "responsive": False}
+LINE = {"type": "scatter", "mode": "lines"}
 WIDTH, HEIGHT = 314, 130
 """Size of a plot in CSS pixels; fixed, because Plotly cannot fit a plot in a collapsed section."""
 RUG_POINTS = 400
@@ -59,23 +60,15 @@ def discovery(found: Sequence[int]) -> dict[str, Any]:
     if not found:
         return _figure([], note="no labels yet")
     keep = np.unique(np.linspace(0, len(found) - 1, min(len(found), 500)).astype(int))
-    curve = {
-        "type": "scatter",
-        "mode": "lines",
+    curve = LINE | {
         "x": [0, *(int(place) + 1 for place in keep)],
         "y": [0, *(found[place] for place in keep)],
         "line": {"color": FRAME_COLOURS[Label.ANOMALY], "width": 2, "shape": "hv"},
         "hovertemplate": "%{y} found with %{x} labels<extra></extra>",
     }
     end = len(found)
-    ideal = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [0, end],
-        "y": [0, end],
-        "line": {"color": GREY, "width": 1, "dash": "dot"},
-        "hoverinfo": "skip",
-    }
+    dots = {"color": GREY, "width": 1, "dash": "dot"}
+    ideal = LINE | {"x": [0, end], "y": [0, end], "line": dots, "hoverinfo": "skip"}
     top = max(1, found[-1]) * 1.15
     return _figure([ideal, curve], {"xaxis": AXIS | {"range": [0, end]}, "yaxis": AXIS | {"range": [0, top]}})
 
@@ -83,23 +76,14 @@ def discovery(found: Sequence[int]) -> dict[str, Any]:
 def training(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Plot losses on the left axis, and rates on the right axis from 0 to 1."""
     colours = [ACCENT, "#E69F00", "#009E73", "#CC79A7", "#D55E00"]
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": name,
-            "y": [value if np.isfinite(value) else None for value in values],
-            "yaxis": "y2" if _is_share(name) else "y",
-            "line": {
-                "color": colours[number % len(colours)],
-                "width": 1.5,
-                "dash": "dot" if _is_share(name) else "solid",
-            },
-        }
-        for number, (name, values) in enumerate(losses.items())
-    ]
-    if not any(values for values in losses.values()):
+    if not any(losses.values()):
         return _figure([], note="no steps yet")
+    traces = []
+    for number, (name, values) in enumerate(losses.items()):
+        axis, dash = ("y2", "dot") if "rate" in name else ("y", "solid")
+        line = {"color": colours[number % len(colours)], "width": 1.5, "dash": dash}
+        shown = [value if np.isfinite(value) else None for value in values]
+        traces.append(LINE | {"name": name, "y": shown, "yaxis": axis, "line": line})
     layout = {
         "yaxis": AXIS | {"rangemode": "tozero", "nticks": 5},
         "yaxis2": AXIS | {"overlaying": "y", "side": "right", "range": [0, 1.02], "showgrid": False},
@@ -107,10 +91,6 @@ def training(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 10}},
     }
     return _figure(traces, layout)
-
-
-def _is_share(name: str) -> bool:
-    return "rate" in name
 
 
 def _figure(
@@ -131,7 +111,6 @@ def _figure(
     if note:
         hidden = {"visible": False}
         whole |= {"xaxis": hidden, "yaxis": hidden}
-        whole["annotations"] = [
-            {"text": note, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
-        ]
+        middle = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+        whole["annotations"] = [{"text": note, "showarrow": False, **middle}]
     return {"data": list(traces), "layout": whole | dict(layout or {}), "config": CONFIG}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from nicegui import ui
@@ -32,7 +33,7 @@ class GalleryElement(ui.element, component="gallery.js"):
 
     @property
     def tiles(self) -> list[dict[str, Any]]:
-        """The tiles on the page as dictionaries, see `tile_values`."""
+        """The tiles on the page as dictionaries, see `Tile`."""
         return self._props["page"]["tiles"] or []
 
     @property
@@ -51,23 +52,13 @@ class GalleryElement(ui.element, component="gallery.js"):
             at: otherwise the cursor goes to the "first" or the "last" tile.
         """
         self._serial += 1
-        self._props["page"] = {
-            "tiles": [tile_values(tile) for tile in page.tiles],
-            "total": page.total,
-            "page": page.page,
-            "pages": page.pages,
-            "note": page.note,
-            "empty": empty,
-            "filtered": filtered,
-            "serial": self._serial,
-            "keep": keep,
-            "at": at,
-        }
+        extra = {"empty": empty, "filtered": filtered, "serial": self._serial, "keep": keep, "at": at}
+        self._props["page"] = asdict(page) | extra
         self.update()
 
     def patch(self, tiles: Sequence[Tile]) -> None:
         """Update score, rank and label of tiles where they are."""
-        fresh = {tile.id: tile_values(tile) for tile in tiles}
+        fresh = {tile.id: asdict(tile) for tile in tiles}
         # Stored here as well, for browsers that reconnect.
         self._props["page"]["tiles"] = [fresh.get(tile["id"], tile) for tile in self.tiles]
         self.run_method("patch", list(fresh.values()))
@@ -90,18 +81,6 @@ class GalleryElement(ui.element, component="gallery.js"):
         self.on(name, handle)
 
 
-def tile_values(tile: Tile) -> dict[str, Any]:
-    """Convert a tile to a dictionary for the browser."""
-    return {
-        "id": tile.id,
-        "score": tile.score,
-        "rank": tile.rank,
-        "label": None if tile.label is None else str(tile.label),
-        "annotator": tile.annotator,
-        "conflict": tile.conflict,
-    }
-
-
 def label_of(value: str | None) -> Label | None:
     """Convert a label from the browser."""
     return None if value is None else Label(value)
@@ -111,29 +90,17 @@ class DropZone(ui.element, component="drop.js"):
     """Drop zone that uploads files to a route, which limits their size during the upload.
 
     Args:
-        name: prefix of its test ids, `NAME-drop` and `NAME-file`.
-        url: the route.
+        name: its route, and the prefix of its test ids, `NAME-drop` and `NAME-file`.
         text: its caption.
         accept: file types, as in HTML.
-        multiple: accept several files at once.
-        everywhere: accept files dropped anywhere on the page.
+        many: accept several files at once, dropped anywhere on the page.
         on_sent: called with success and a message.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        url: str,
-        text: str,
-        accept: str,
-        multiple: bool,
-        everywhere: bool,
-        on_sent: Callable[[bool, str], Any],
-    ) -> None:
+    def __init__(self, name: str, text: str, *, accept: str, many: bool, on_sent: Callable[[bool, str], Any]) -> None:
         super().__init__()
-        self._props.update({"name": name, "url": url, "text": text, "accept": accept, "annotator": "me"})
-        self._props.update({"multiple": multiple, "everywhere": everywhere})
+        self._props.update({"name": name, "url": f"/{name}", "text": text, "accept": accept, "annotator": "me"})
+        self._props.update({"multiple": many, "everywhere": many})
         self.on("sent", lambda event: on_sent(*_outcome(event)))
 
     def set_annotator(self, name: str) -> None:

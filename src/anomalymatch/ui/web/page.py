@@ -18,49 +18,37 @@ from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.theme import ACCENT, drop_down, label_colours, many
 from anomalymatch.ui.web.viewer import Viewer
 
-KEYS = (
-    (
-        "Label",
-        (
-            ("a", "anomaly"),
-            ("n", "normal"),
-            ("u", "unsure"),
-            ("x", "artefact"),
-            ("Shift + a, n, u, x", "label the whole group"),
-            ("Backspace, Delete", "remove the label"),
-            ("z", "undo, any number of times"),
-        ),
-    ),
-    (
-        "Move and select",
-        (
-            ("← → ↑ ↓", "move; at the end, go to the next page"),
-            ("Home, End, Page Up, Page Down", "first, last, a screen up, a screen down"),
-            ("Shift + arrows, Shift + click", "select a range, which one key labels"),
-            ("Ctrl + click, Ctrl + a", "add one, select all"),
-            ("Esc", "clear the selection, close, leave a field"),
-        ),
-    ),
-    (
-        "Large view",
-        (
-            ("Space, Enter, double click", "open, close"),
-            ("+ - 0, wheel, pinch", "zoom; drag to move"),
-            ("← →", "next and previous image"),
-        ),
-    ),
-    (
-        "Search",
-        (
-            ("/", "filter by text"),
-            ("r", "re-rank now"),
-            ("t", "train in the background"),
-            ("g", "next group"),
-            ("?", "show the keys"),
-        ),
-    ),
-)
-"""Sections of (keys, what they do)."""
+KEYS = {
+    "Label": {
+        "a": "anomaly",
+        "n": "normal",
+        "u": "unsure",
+        "x": "artefact",
+        "Shift + a, n, u, x": "label the whole group",
+        "Backspace, Delete": "remove the label",
+        "z": "undo, any number of times",
+    },
+    "Move and select": {
+        "← → ↑ ↓": "move; at the end, go to the next page",
+        "Home, End, Page Up, Page Down": "first, last, a screen up, a screen down",
+        "Shift + arrows, Shift + click": "select a range, which one key labels",
+        "Ctrl + click, Ctrl + a": "add one, select all",
+        "Esc": "clear the selection, close, leave a field",
+    },
+    "Large view": {
+        "Space, Enter, double click": "open, close",
+        "+ - 0, wheel, pinch": "zoom; drag to move",
+        "← →": "next and previous image",
+    },
+    "Search": {
+        "/": "filter by text",
+        "r": "re-rank now",
+        "t": "train in the background",
+        "g": "next group",
+        "?": "show the keys",
+    },
+}
+"""Sections of keys with what they do."""
 
 TOUCH = (
     "On a touch screen: tap to select, press long to add to the selection, double tap to open, and label with the "
@@ -71,11 +59,11 @@ TOUCH = (
 def help_dialog() -> ui.dialog:
     """Create the dialog with the table of keys."""
     with ui.dialog().props("aria-label='Keys'") as dialog, ui.card().classes("am-help").props("data-testid=help"):
-        for section, rows in KEYS:
+        for section, keys in KEYS.items():
             ui.label(section).classes("am-heading")
             with ui.element("dl").classes("am-table"):
-                for keys, meaning in rows:
-                    TextElement(tag="dt", text=keys).classes("am-kbd")
+                for key, meaning in keys.items():
+                    TextElement(tag="dt", text=key).classes("am-kbd")
                     TextElement(tag="dd", text=meaning)
         ui.label(TOUCH).classes("am-hint")
     return dialog

@@ -43,9 +43,9 @@ class GroupsPanel:
                 "dense unelevated no-caps size=sm data-testid=groups-make"
             )
         self._list = ui.column().classes("am-stack").props("data-testid=groups")
-        self._merge = ui.button("Merge selected", on_click=self._merge_chosen).props(
-            "dense outline no-caps size=sm data-testid=groups-merge"
-        )
+        groups = session.service.groups
+        self._merge = ui.button("Merge selected", on_click=lambda: self._change(groups.merge, set(self._chosen)))
+        self._merge.props("dense outline no-caps size=sm data-testid=groups-merge")
         session.watchers.append(lambda kinds, _: self.refresh() if "groups" in kinds else None)
         session.on_query.append(self.refresh)
         self.refresh()
@@ -81,7 +81,8 @@ class GroupsPanel:
                 for event in ("blur", "keydown.enter"):
                     name.on(event, lambda: self._rename(number, group.name, name.value or ""))
                 ui.label(many(len(group.ids), "image")).classes("am-hint")
-            split = ui.button(icon="call_split", on_click=lambda: self._split(number), color=None)
+            divide = self.session.service.groups.split
+            split = ui.button(icon="call_split", on_click=lambda: self._change(divide, number), color=None)
             split.props(f"flat dense size=sm data-testid=group-split-{number}")
             split.props["aria-label"] = f"split {group.name}"
             split.tooltip("Split in two")
@@ -93,12 +94,6 @@ class GroupsPanel:
             await self._change(self.session.service.groups.make, self._selection.value, count)
         finally:
             self._make.props(remove="loading")
-
-    async def _split(self, number: int) -> None:
-        await self._change(self.session.service.groups.split, number)
-
-    async def _merge_chosen(self) -> None:
-        await self._change(self.session.service.groups.merge, set(self._chosen))
 
     async def _rename(self, number: int, before: str, name: str) -> None:
         if name.strip() != before:
@@ -194,14 +189,9 @@ def _state(status: TrainingStatus) -> str:
     words = [STATES.get(status.state, status.state)]
     if status.state != "idle" and (status.steps or status.step):
         words += [f"cycle {status.cycle}"] * bool(status.cycle)
-        words += [f"step {status.step:,}" + f" of {status.steps:,}" * bool(status.steps), _duration(status.seconds)]
+        words += [f"step {status.step:,}" + f" of {status.steps:,}" * bool(status.steps)]
+        words += [f"{status.seconds / 60:.0f} min" if status.seconds >= 60 else f"{status.seconds:.0f} s"]
     return " · ".join(words)
-
-
-def _duration(seconds: float) -> str:
-    if not seconds >= 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min"
 
 
 REFRESH_S = 0.5
@@ -247,17 +237,8 @@ class Panel:
             self._examples = ui.row().classes("am-examples").props("data-testid=examples")
         with _section("Export and import", "exchange"):
             self._exports()
-            self._zones.append(
-                DropZone(
-                    name="import",
-                    url="/import",
-                    text="Import labels: a CSV with the columns filename,label",
-                    accept=".csv,text/csv",
-                    multiple=False,
-                    everywhere=False,
-                    on_sent=self._sent,
-                )
-            )
+            text = "Import labels: a CSV with the columns filename,label"
+            self._zones.append(DropZone("import", text, accept=".csv,text/csv", many=False, on_sent=self._sent))
         session.watchers.append(self.watch)
         session.on_summary.append(self._show)
         ui.timer(1.0, self._training.refresh)
@@ -341,15 +322,9 @@ class Panel:
         ui.label("Images of what you look for, also from outside the archive: the ranking learns from them.").classes(
             "am-hint"
         )
-        return DropZone(
-            name="examples",
-            url="/examples",
-            text="Drop images here as examples, or choose files",
-            accept="image/*,.fits,.fit,.fts,.tif,.tiff",
-            multiple=True,
-            everywhere=True,
-            on_sent=self._sent,
-        )
+        text = "Drop images here as examples, or choose files"
+        accept = "image/*,.fits,.fit,.fts,.tif,.tiff"
+        return DropZone("examples", text, accept=accept, many=True, on_sent=self._sent)
 
     async def _show_examples(self) -> None:
         examples = await self.session.call(self.session.service.examples.all)

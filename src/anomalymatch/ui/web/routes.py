@@ -42,12 +42,7 @@ def version(source: ImageSource) -> str:
 
 
 def routes(service: LabelService, *, workers: int | None = None) -> list[Route]:
-    """Create all routes of a service.
-
-    Args:
-        service: the service.
-        workers: threads that draw pictures; None takes two more than there are cores.
-    """
+    """Create all routes of a service; `workers` threads draw pictures, by default two more than there are cores."""
     handlers = _Handlers(service, workers or (os.cpu_count() or 1) + 2)
     get = {"/thumb": handlers.thumb, "/full": handlers.full, "/example": handlers.example}
     post = {"/examples": handlers.add_examples, "/import": handlers.import_labels}

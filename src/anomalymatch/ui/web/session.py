@@ -10,9 +10,8 @@ from nicegui import Client, background_tasks, run, ui
 
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.types import Label
-from anomalymatch.ui.labels import Change
 from anomalymatch.ui.service import LabelService
-from anomalymatch.ui.views import Page, Query, Show, Sort, Summary
+from anomalymatch.ui.views import Change, Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.theme import many
 

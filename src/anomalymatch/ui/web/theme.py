@@ -23,15 +23,7 @@ def label_colours() -> str:
 def drop_down(
     options: Sequence[str], value: str, text: str, name: str, on_change: Callable[..., Any] | None = None
 ) -> ui.select:
-    """Create a drop-down list that gives the keyboard back to the gallery when it closes.
-
-    Args:
-        options: its values.
-        value: the chosen one.
-        text: what is chosen, for screen readers.
-        name: the test id.
-        on_change: called when another value is chosen.
-    """
+    """Create a drop-down list, with a text for screen readers, that gives the keyboard back when it closes."""
     select = ui.select([str(option) for option in options], value=str(value), on_change=on_change)
     select.props(f"dense options-dense borderless aria-label='{text}' data-testid={name}").classes("am-select")
     return select.on("popup-hide", js_handler="() => setTimeout(() => document.activeElement?.blur())")
