@@ -20,9 +20,8 @@ from anomalymatch import compose, make_task
 from anomalymatch.build import build, build_embedding, build_source
 from anomalymatch.clustering.analysis import SAMPLED_REFERENCES, embed
 from anomalymatch.clustering.distances import normal_scores, patch_weights, relative_scores, unsupervised_scores
-from anomalymatch.clustering.groups import EXACT_IMAGES, cut_tree, ward_tree
+from anomalymatch.clustering.groups import EXACT_IMAGES, clustering_metrics, cut_tree, ward_tree
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
-from anomalymatch.clustering.quality import clustering_metrics
 from anomalymatch.evaluation.confidence import mean_interval, paired_difference
 from anomalymatch.terminal import console
 

@@ -33,10 +33,9 @@ from anomalymatch.data.stream import resize, stream
 from anomalymatch.errors import ConfigError
 from anomalymatch.progress import progress
 from anomalymatch.scoring.backends import Scorer, find_batch_size, make_scorer
-from anomalymatch.scoring.engine import score_parts
-from anomalymatch.scoring.finish import finish
+from anomalymatch.scoring.finish import TopK, finish
+from anomalymatch.scoring.job import score_parts
 from anomalymatch.scoring.parts import Manifest, PartFolder, open_manifest
-from anomalymatch.scoring.top import TopK
 
 BACKENDS = ("torch", "compile", "openvino")
 MEASURES = ("per_second", "ratio")

@@ -5,7 +5,7 @@ import faulthandler
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import timm  # noqa: F401
 import torch
 import torchmetrics  # noqa: F401
 from hypothesis import settings
+from PIL import Image
 
 # CI draws the same examples each time, so that changes do not fail by chance; other machines draw new ones.
 settings.register_profile("ci", derandomize=True)
@@ -87,6 +88,22 @@ def task(make_source: Any) -> Any:
     from anomalymatch.data.task import make_task
 
     return make_task(make_source(100, size=16), anomaly="rare")
+
+
+@pytest.fixture
+def image_folder(make_source: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
+    """Function that writes images of `make_source` as PNG files, and broken files named `damaged`."""
+
+    def make(count: int, damaged: Sequence[str] = ()) -> Path:
+        folder, source = tmp_path / "archive", make_source(count)
+        folder.mkdir()
+        for id_, image in zip(source.ids, source.read(source.ids), strict=True):
+            Image.fromarray(image).save(folder / f"{id_}.png")
+        for name in damaged:
+            (folder / name).write_bytes(b"\xff\xd8\xff\xe0")
+        return folder
+
+    return make
 
 
 @pytest.fixture
@@ -156,6 +173,15 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+    @property
+    def error_line(self) -> str:
+        """The one line with which the command failed."""
+        *before, line = self.err.splitlines()
+        assert (self.code, self.out) == (1, "")
+        assert line.startswith("error: ")
+        assert not any(word in "".join(before) for word in ("error", "Error", "Traceback"))
+        return line
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import time
 
 import pytest
 from omegaconf import OmegaConf
-from PIL import Image
 
 from anomalymatch import label as module
 from anomalymatch.config import compose, resumed
@@ -18,14 +17,11 @@ A, N = Label.ANOMALY, Label.NORMAL
 
 
 @pytest.fixture
-def archive(make_source, tmp_path):
+def archive(image_folder):
     """Folder of forty images with two labels."""
-    source = make_source(40)
-    (tmp_path / "archive").mkdir()
-    for id_, image in zip(source.ids, source.read(source.ids), strict=True):
-        Image.fromarray(image).save(tmp_path / "archive" / f"{id_}.png")
-    (tmp_path / "archive" / "labels.csv").write_text("filename,label\nim000000.png,anomaly\nim000001.png,normal\n")
-    return tmp_path / "archive"
+    folder = image_folder(40)
+    (folder / "labels.csv").write_text("filename,label\nim000000.png,anomaly\nim000001.png,normal\n")
+    return folder
 
 
 @pytest.fixture

@@ -48,8 +48,7 @@ def execute(config: DictConfig) -> tuple[Path, Sequence[Mapping[str, float | int
     from anomalymatch.clustering.analysis import cluster_images
     from anomalymatch.clustering.figures import check_map
     from anomalymatch.clustering.mvtec import write_benchmark
-    from anomalymatch.clustering.names import GROUPS, label_groups, read_names
-    from anomalymatch.clustering.report import pictures, write_clusters
+    from anomalymatch.clustering.report import GROUPS, label_groups, pictures, read_names, write_clusters
     from anomalymatch.files import make_folder
 
     if config.names is not None:

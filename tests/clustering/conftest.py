@@ -23,6 +23,6 @@ def make_patches(make_source: Callable[..., Any], make_embedding: Callable[..., 
 @pytest.fixture
 def spec() -> Any:
     """The defaults, with small groups."""
-    from anomalymatch.clustering.analysis import ClusterSpec
+    from anomalymatch.clustering import ClusterSpec
 
     return ClusterSpec(tau=0.1, references=None, method="ward", criterion="silhouette", most_groups=6, smallest_group=3)

@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -149,16 +148,3 @@ def test_projection_keeps_distances_or_equalises_variances():
     for components, whitening in ((0, 0.5), (2, -0.1), (2, 1.1)):
         with pytest.raises(ValueError, match="expected components"):
             patch_projection(patches, components, whitening)
-
-
-def test_anomalous_patches_separate_kinds_on_a_common_background():
-    rng = np.random.default_rng(0)
-    background = rng.normal(0, 0.1, (30, 16, 8))
-    kinds = np.repeat([0, 1, 2], 10)
-    for image, kind in enumerate(kinds):
-        background[image, rng.integers(16), kind] += 3.0
-    patches = torch.from_numpy(background.astype(np.float32))
-    scores = unsupervised_scores(patches, patches, torch.arange(30))
-    sharp = weighted_means(patches, patch_weights(relative_scores(scores), 0.1))
-    nearest_kind = kinds[torch.cdist(sharp, sharp).fill_diagonal_(torch.inf).argmin(1).numpy()]
-    assert (nearest_kind == kinds).all()

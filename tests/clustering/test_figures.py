@@ -8,11 +8,9 @@ from anomalymatch.clustering.figures import (
     group_sheet,
     heat,
     map_figure,
-    save_sheet,
 )
 from anomalymatch.clustering.groups import cut_tree, ward_tree
 from anomalymatch.errors import ConfigError
-from anomalymatch.evaluation import plots
 
 
 def weights(peak, side=4):
@@ -31,28 +29,24 @@ def test_the_heat_is_where_the_weight_is(channels):
     assert (heat(image, np.full(16, 1 / 16, dtype=np.float32)) == 100).all()
 
 
-@pytest.mark.parametrize("count", [1, 3, 8, 11])
-def test_a_sheet_has_images_above_their_heat(count, tmp_path):
-    images = [np.full((30 + 5 * k, 40, 3), 50, dtype=np.uint8) for k in range(count)]
-    sheet = group_sheet(images, np.stack([weights(k) for k in range(count)]), [f"im{k}" for k in range(count)])
-    one = group_sheet(images[:1], weights(0)[None], ["im0"])
-    assert sheet.height > one.height or count <= 8
-    save_sheet(sheet, tmp_path / "sheet.png")
-    assert (tmp_path / "sheet.png").stat().st_size > 100
+def test_a_sheet_has_images_above_their_heat():
+    images = [np.full((30 + 5 * k, 40, 3), 50, dtype=np.uint8) for k in range(11)]
+    values = np.stack([weights(k) for k in range(11)])
+    one, eight, eleven = (group_sheet(images[:n], values[:n], [f"im{k}" for k in range(n)]).height for n in (1, 8, 11))
+    assert one == eight < eleven
 
 
 @pytest.mark.parametrize("count", [2, 3, 70])
-def test_the_dendrogram_is_cut_where_the_groups_are(count, tmp_path):
+def test_the_dendrogram_is_cut_where_the_groups_are(count):
     rows = np.random.default_rng(0).normal(size=(count, 3))
     tree = ward_tree(rows)
     figure = dendrogram_figure(tree, cut_tree(tree, 2))
     line = figure.axes[0].lines[-1].get_ydata()[0]
     assert (tree[:, 2] > line).sum() == 1
-    plots.save(figure, tmp_path / "tree.png")
     assert len(dendrogram_figure(tree, cut_tree(tree, 1)).axes[0].lines) == min(count, 40) - 1
 
 
-def test_the_map_has_every_image(tmp_path):
+def test_the_map_has_every_image():
     rows = np.random.default_rng(0).normal(size=(20, 5))
     places = flat_map(rows, "pca", seed=0)
     assert places.shape == (20, 2)
@@ -60,7 +54,6 @@ def test_the_map_has_every_image(tmp_path):
     labels = np.arange(20) % 9 - 1
     figure = map_figure(places, labels, np.arange(1, 9))
     assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 20
-    plots.save(figure, tmp_path / "map.png")
     assert (flat_map(np.ones((3, 5)), "pca", seed=0) == 0.0).all()
     assert flat_map(np.array([[0.0], [1.0]]), "pca", seed=0).shape == (2, 2)
 

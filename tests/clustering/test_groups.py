@@ -1,11 +1,14 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, f1_score
 
 from anomalymatch.clustering.groups import (
     UNGROUPED,
     choose_count,
+    clustering_metrics,
     count_distinct,
     cut_tree,
     hdbscan,
@@ -24,23 +27,10 @@ def blobs(counts=(30, 20, 10), spread=0.3, width=4, seed=0):
 
 
 @pytest.mark.parametrize("method", ["ward", "kmeans", "spectral"])
-def test_blobs_are_found_largest_first(method):
-    rows, truth = blobs()
-    assert (make_cut(rows, method, seed=0)(3) == truth).all()
-
-
-@pytest.mark.parametrize("method", ["ward", "spectral"])
-def test_blobs_are_found_by_a_neighbour_graph(method):
+@pytest.mark.parametrize("exact_images", [100, 1000])  # 100: by a graph of neighbours
+def test_blobs_are_found_largest_first(method, exact_images):
     rows, truth = blobs((60, 50, 40))
-    assert (make_cut(rows, method, seed=0, exact_images=100)(3) == truth).all()
-
-
-def test_neighbour_graph_resembles_all_pairs():
-    rows = np.random.default_rng(0).normal(size=(150, 3))
-    trees = [ward_tree(rows, exact_images=limit) for limit in (1000, 10)]
-    assert trees[0].shape == trees[1].shape == (149, 4)
-    assert trees[1][-1, 3] == 150
-    assert adjusted_rand_score(*(cut_tree(tree, 4) for tree in trees)) > 0.4
+    assert (make_cut(rows, method, seed=0, exact_images=exact_images)(3) == truth).all()
 
 
 def test_cut_agrees_with_scipy_and_handles_ties():
@@ -104,3 +94,30 @@ def test_three_distinct_images_are_enough(method, criterion, monkeypatch):
     monkeypatch.setattr("anomalymatch.clustering.groups.REPEATS", 2)
     rows = np.repeat([[0.0, 0.0], [1.0, 0.0], [9.0, 1.0]], [1, 1, 3], axis=0)
     assert 1 <= choose_count(rows, method, criterion=criterion, most=5, seed=0).count <= 4
+
+
+def test_measures_by_hand():
+    measured = clustering_metrics(["a", "a", "a", "b"], np.array([0, 0, 1, 1]))
+    # a is matched to group 0 (2 of 3 and 2 of 2), b to group 1 (1 of 1 and 1 of 2).
+    assert measured["f1"] == pytest.approx((2 * 2 / 5 + 2 * 1 / 3) / 2)
+    assert measured["purity"] == pytest.approx(3 / 4)
+    assert measured["ari"] == pytest.approx(0.0)
+    assert set(clustering_metrics(["a", "a", "b"], np.array([1, 1, 0])).values()) == {1.0}
+    assert clustering_metrics(["a", "b"], np.array([0, 0]))["f1"] == pytest.approx((2 / 3) / 2)  # b has no group
+
+
+def test_f1_is_that_of_the_best_of_all_matchings():
+    rng = np.random.default_rng(0)
+    truth, groups = rng.integers(3, size=40), rng.integers(3, size=40)
+    scores = {}
+    for order in itertools.permutations(range(3)):
+        renamed = np.array(order)[groups]
+        scores[(renamed == truth).sum()] = f1_score(truth, renamed, average="macro")
+    measured = clustering_metrics([str(k) for k in truth], groups.astype(np.int64))
+    assert measured["f1"] == pytest.approx(scores[max(scores)])
+
+
+def test_groups_of_other_images_have_no_measure():
+    for truth, groups in ((["a"], [0, 1]), ([], [])):
+        with pytest.raises(ValueError, match="expected one group"):
+            clustering_metrics(truth, np.array(groups, dtype=np.int64))

@@ -78,13 +78,6 @@ def test_compiled_network_gives_the_same_ranking():
     assert ended.returncode == 0, ended.stderr
 
 
-def test_features_are_optional(tiny_network):
-    _, scorer = make_scorer(tiny_network, FP32, backend="torch", count=1, batch_size=4, features=False)
-    _, both = make_scorer(tiny_network, FP32, backend="torch", count=1, batch_size=4, features=True)
-    assert scorer(images(4)).shape == (4, 1)
-    np.testing.assert_array_equal(scorer(images(4)), both(images(4))[:, :1])
-
-
 @pytest.mark.parametrize("backend", ["openvino", "compile"])
 def test_missing_backend_is_an_error(tiny_network, monkeypatch, backend):
     monkeypatch.setattr(openvino, "has_openvino", lambda: False)

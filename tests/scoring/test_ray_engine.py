@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import pytest
 
 from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import ConfigError
-from anomalymatch.scoring.job import run_job
-from anomalymatch.scoring.model import find_model
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"),
@@ -24,17 +21,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def archive(make_source, tmp_path):
+def archive(image_folder):
     """Folder of images, which Ray's processes can open; two of them are damaged."""
-    from PIL import Image
-
-    source = make_source(60)
-    (tmp_path / "archive").mkdir()
-    for id_, image in zip(source.ids, source.read(source.ids), strict=True):
-        Image.fromarray(image).save(tmp_path / "archive" / f"{id_}.png")
-    for name in ("im000007.png", "im000041.png"):
-        (tmp_path / "archive" / name).write_bytes(b"broken")
-    return FolderSource(tmp_path / "archive")
+    return FolderSource(image_folder(60, ["im000007.png", "im000041.png"]))
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +61,12 @@ def assert_same_scores(one, other):
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the actors in /proc")
 def test_two_actors_give_the_scores_of_the_local_engine_though_one_is_killed(
-    cluster, save_run, spec, cpu, archive, tmp_path, monkeypatch
+    cluster, run_scoring, archive, tmp_path, monkeypatch
 ):
     from anomalymatch.scoring import ray_engine
 
-    trained = find_model(save_run())
-    spec = replace(spec, part_images=6, features=True)
-    run_job(trained, archive, spec, cpu, tmp_path / "local")
+    changes = {"part_images": 6, "features": True}
+    run_scoring(archive, "local", **changes)
     killed = []
     real = ray_engine.PartFolder.read
 
@@ -91,7 +79,7 @@ def test_two_actors_give_the_scores_of_the_local_engine_though_one_is_killed(
         return real(self, number, columns)
 
     monkeypatch.setattr(ray_engine.PartFolder, "read", read_and_kill)
-    assert run_job(trained, archive, replace(spec, engine="ray", actors=2), cpu, tmp_path / "ray")
+    assert run_scoring(archive, "ray", engine="ray", actors=2, **changes)
     assert killed
     for name in ("rejects.parquet", "summary.json"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
@@ -105,16 +93,14 @@ def test_two_actors_give_the_scores_of_the_local_engine_though_one_is_killed(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ray_continues_a_job_of_the_local_engine(cluster, save_run, spec, cpu, archive, tmp_path):
-    trained = find_model(save_run())
-    spec = replace(spec, part_images=20)
-    run_job(trained, archive, spec, cpu, tmp_path / "whole")
-    run_job(trained, archive, replace(spec, shard="2/3"), cpu, tmp_path / "mixed")
-    assert run_job(trained, archive, replace(spec, engine="ray", actors=1), cpu, tmp_path / "mixed")
+def test_ray_continues_a_job_of_the_local_engine(cluster, run_scoring, archive, tmp_path):
+    run_scoring(archive, "whole", part_images=20)
+    run_scoring(archive, "mixed", part_images=20, shard="2/3")
+    assert run_scoring(archive, "mixed", part_images=20, engine="ray", actors=1)
     assert_same_scores(tmp_path / "mixed", tmp_path / "whole")
 
 
-def test_missing_ray_is_an_error_with_the_package(save_run, spec, cpu, make_source, tmp_path, monkeypatch):
+def test_missing_ray_is_an_error_with_the_package(run_scoring, make_source, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'scoring.engine=ray needs: pip install "anomalymatch\[ray\]"'):
-        run_job(find_model(save_run()), make_source(4), replace(spec, engine="ray"), cpu, Path(tmp_path / "out"))
+        run_scoring(make_source(4), engine="ray")

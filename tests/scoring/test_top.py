@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalymatch.scoring.top import TopK
+from anomalymatch.scoring.finish import TopK
 
 LOGITS = st.lists(st.floats(-5, 5, width=32).map(lambda x: round(x, 1)), max_size=60)
 
@@ -31,7 +31,7 @@ def test_csv(tmp_path):
 
 
 def test_csv_is_written_during_the_scoring(tmp_path, monkeypatch):
-    from anomalymatch.scoring import top as module
+    from anomalymatch.scoring import finish as module
 
     clock = iter([0.0, 10.0, 31.0, 31.0, 40.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))

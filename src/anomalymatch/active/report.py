@@ -13,11 +13,10 @@ from anomalymatch.data.stream import read_images
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.advice import StoppingRule
-from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, contact_sheet
+from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, contact_sheet, save_sheet
 from anomalymatch.evaluation.metrics import Curves, curves, yield_per_label
 from anomalymatch.evaluation.plots import left_figure, training_figure
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
-from anomalymatch.files import atomic_file
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label, Row
 
@@ -233,6 +232,4 @@ def _write_sheet(path: Path, task: Task, ranking: Ranking, ids: list[str]) -> No
     frames = [] if truth is None else [FRAME_COLOURS[Label.ANOMALY if rare else Label.NORMAL] for rare in truth]
     classes = task.source.truth or {}
     captions = [f"{id_}\n{scores[id_]:.3f} {classes.get(id_, '')}" for id_ in shown.ids]
-    sheet = contact_sheet(shown.images, captions, frames=frames)
-    with atomic_file(path) as temporary:
-        sheet.save(temporary, format="PNG")
+    save_sheet(contact_sheet(shown.images, captions, frames=frames), path)

@@ -1,9 +1,8 @@
 """Anomaly Clustering: grouping of images by the kind of anomaly they show."""
 
 from anomalymatch.clustering.analysis import Clusters, ClusterSpec, ImageGrouper, cluster_images
-from anomalymatch.clustering.groups import UNGROUPED, Grouping, choose_count
+from anomalymatch.clustering.groups import UNGROUPED, Grouping, choose_count, clustering_metrics
 from anomalymatch.clustering.patches import Bags, PatchEmbedding, PatchSpec
-from anomalymatch.clustering.quality import clustering_metrics
 from anomalymatch.clustering.report import write_clusters
 
 __all__ = [

@@ -43,16 +43,7 @@ SAMPLED_REFERENCES = 500
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """Settings of the grouping.
-
-    Attributes:
-        tau: temperature of the patch weights, in units of the mean score; infinity gives equal weights.
-        references: number of images to compare patches with; None takes all up to 2,000 images, and 500 of more.
-        method: `ward`, `kmeans`, `spectral` or `hdbscan`.
-        criterion: `silhouette` or `gap`, to choose the number of groups if none is given.
-        most_groups: largest number of groups to choose.
-        smallest_group: smallest number of images in a group of HDBSCAN.
-    """
+    """Settings of the grouping; conf/clustering/default.yaml explains each and has the defaults."""
 
     tau: float | int
     references: int | None
@@ -215,13 +206,7 @@ def _medoids(embeddings: Embeddings, grouping: Grouping) -> tuple[Float64[np.nda
 
 @dataclass(frozen=True)
 class ImageGrouper:
-    """Function that divides images into groups, for the labelling page and the query strategy `per_cluster`.
-
-    Attributes:
-        patches: extractor of the patches.
-        spec: settings of the weights and the groups.
-        seed: seed of samples and initial values.
-    """
+    """Function that divides images into groups, for the labelling page and the query strategy `per_cluster`."""
 
     patches: PatchEmbedding
     spec: ClusterSpec
@@ -248,14 +233,9 @@ class ImageGrouper:
 def make_grouper(
     embedding: Embedding, patches: PatchSpec, spec: ClusterSpec, *, references: int, seed: int
 ) -> ImageGrouper:
-    """Make a grouper that compares with few images, for use while a user waits.
+    """Make a grouper for use while a user waits: it compares with `references` images, if `spec` gives no number.
 
-    Args:
-        embedding: backbone and images.
-        patches: settings of the patches.
-        spec: settings of the weights and the groups.
-        references: number of images to compare with, if `spec` gives none; experiments/README.md, 8, has the cost.
-        seed: seed of samples and initial values.
+    experiments/README.md, 8, has the cost.
     """
     return ImageGrouper(
         PatchEmbedding(embedding, patches), replace(spec, references=spec.references or references), seed

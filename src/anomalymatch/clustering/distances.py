@@ -35,13 +35,7 @@ def normal_scores(
 ) -> Float[Tensor, "n p"]:
     """Score each patch by its distance to the nearest patch of all labelled normal images.
 
-    Args:
-        patches: patches of the images.
-        normals: patches of the labelled normal images.
-        own: index of each image among the normal ones, where it is skipped; -1 if it is not among them.
-
-    Raises:
-        ValueError: if there is no normal image to compare an image with.
+    Arguments and errors are those of `unsupervised_scores`, with the normal images as references.
     """
     return _over_references(patches, normals, own, smallest=True)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,7 +19,6 @@ from anomalymatch.clustering.groups import UNGROUPED, Embeddings, GroupNumbers, 
 from anomalymatch.errors import ConfigError
 from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.contact_sheet import as_rgb, contact_sheet
-from anomalymatch.files import atomic_file
 from anomalymatch.types import Image, Images
 
 MAPS = ("pca", "umap")
@@ -95,12 +93,7 @@ def map_figure(places: Float64[np.ndarray, "n 2"], labels: GroupNumbers, medoids
 
 
 def flat_map(embeddings: Embeddings, method: str, *, seed: int) -> Float64[np.ndarray, "n 2"]:
-    """Project embeddings to two dimensions.
-
-    Args:
-        embeddings: embeddings of at least two images.
-        method: `pca`, or `umap` if it is installed.
-        seed: seed of UMAP.
+    """Project embeddings of at least two images to two dimensions, by `pca` or `umap`, which takes the seed.
 
     Raises:
         ConfigError: if the method is unknown or not installed.
@@ -127,9 +120,3 @@ def check_map(method: str) -> None:
     check_choice("map", method, MAPS)
     if method == "umap" and find_spec("umap") is None:
         raise ConfigError("map=umap needs: pip install 'anomalymatch[umap]'")
-
-
-def save_sheet(sheet: PillowImage.Image, path: Path) -> None:
-    """Write a contact sheet as a PNG file, atomically."""
-    with atomic_file(path) as temporary:
-        sheet.save(temporary, format="PNG")

@@ -1,17 +1,19 @@
-"""Grouping of embeddings by Ward, k-means, spectral clustering or HDBSCAN, and choice of the number of groups."""
+"""Grouping of embeddings by Ward, k-means, spectral clustering or HDBSCAN, choice of the number, and its measures."""
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.cluster.hierarchy import linkage
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import silhouette_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+from sklearn.metrics.cluster import contingency_matrix
 from sklearn.neighbors import kneighbors_graph
 
 from anomalymatch.checks import check_range
@@ -233,3 +235,28 @@ def _sentence(count: int, curve: dict[int, float], votes: Counter[int], criterio
     if criterion == "silhouette" and curve[count] < LOW_SILHOUETTE:
         text += "; at such a low silhouette the groups overlap"
     return text
+
+
+def clustering_metrics(truth: Sequence[str], groups: Int64[np.ndarray, " n"]) -> dict[str, float]:
+    """Compute the three measures of arXiv 2112.11573, and the purity; each is 1 for a perfect grouping.
+
+    `nmi` is normalised by the arithmetic mean of the entropies; `ari` is corrected for chance. For `f1`, classes are
+    matched one to one with groups so that the most images agree (Hungarian method); it is the mean over the classes,
+    with 0 for a class without a group. `purity` is the share of images that belong to the largest class of their group.
+
+    Raises:
+        ValueError: if the lengths differ or there is no image.
+    """
+    if len(truth) != len(groups) or not len(groups):
+        raise ValueError(f"expected one group for each of at least one image, got {len(truth)} and {len(groups)}")
+    classes = np.unique(np.asarray(truth, dtype=str), return_inverse=True)[1]
+    table = contingency_matrix(classes, groups)
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    f1 = np.zeros(len(table))
+    f1[rows] = 2.0 * table[rows, columns] / (table.sum(1)[rows] + table.sum(0)[columns])
+    return {
+        "nmi": float(normalized_mutual_info_score(classes, groups)),
+        "ari": float(adjusted_rand_score(classes, groups)),
+        "f1": float(f1.mean()),
+        "purity": float(table.max(0).sum() / table.sum()),
+    }

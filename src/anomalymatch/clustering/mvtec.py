@@ -1,19 +1,19 @@
 """Benchmark of Anomaly Clustering on MVTec AD: the paper's table over categories."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from anomalymatch.clustering.analysis import ClusterSpec, embed, group, weigh
+from anomalymatch.clustering.groups import clustering_metrics
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
-from anomalymatch.clustering.quality import clustering_metrics
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.evaluation.report import Report, write_report
-from anomalymatch.files import make_folder, write_text
+from anomalymatch.files import write_csv
 from anomalymatch.types import Row
 
 OBJECTS = ("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper")
@@ -48,16 +48,14 @@ def write_benchmark(
     """
     if root is None:
         raise ConfigError("benchmark=mvtec needs data.root=PATH: the folder with bottle/, cable/ and so on")
-    present = [name for name in (*OBJECTS, *TEXTURES) if (Path(root).expanduser() / name / "test").is_dir()]
+    path, categories = Path(root).expanduser(), (*OBJECTS, *TEXTURES)
+    present = [name for name in categories if (path / name / "test").is_dir()]
     if not present:
         raise DataError(f"{root}: expected categories of MVTec AD, folders such as bottle/test/good")
-    rows = [row for name in present for row in _category(Path(root).expanduser() / name, patches_of, spec, seed)]
-    missing = [name for name in (*OBJECTS, *TEXTURES) if name not in present]
-    rows += [
-        mean for kind, names in (("objects", OBJECTS), ("textures", TEXTURES)) for mean in _means(kind, names, rows)
-    ]
-    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
-    write_text(make_folder(folder) / "mvtec.csv", "\n".join(lines) + "\n")
+    rows = [row for name in present for row in _category(path / name, patches_of, spec, seed)]
+    missing = [name for name in categories if name not in present]
+    rows += [*_means("objects", OBJECTS, rows), *_means("textures", TEXTURES, rows)]
+    write_csv(folder / "mvtec.csv", list(rows[0]), [list(row.values()) for row in rows])
     note = f"Missing categories: {', '.join(missing)}." if missing else "All 15 categories are present."
     report = Report(
         title="Anomaly Clustering on MVTec AD",
@@ -92,7 +90,7 @@ def _category(
     rows: list[Row] = []
     for method, alpha in weights.items():
         groups = group(embed(bags, alpha), spec, clusters=len(set(classes)), seed=seed)
-        measured: Mapping[str, float] = clustering_metrics(classes, groups.labels)
+        measured = clustering_metrics(classes, groups.labels)
         row: Row = {"category": root.name, "method": method, "images": len(classes), "types": len(set(classes))}
         rows.append(row | {name: round(value, 4) for name, value in measured.items()})
     return rows

@@ -61,15 +61,7 @@ class Bags:
 
 @dataclass(frozen=True)
 class PatchSpec:
-    """Settings of the patches.
-
-    Attributes:
-        levels: feature maps of the backbone, numbered as in timm (an EfficientNet has 0 to 4, at 1/2 to 1/32 of the
-            image's side).
-        grid: side of the grid that all levels are resized to; None takes that of the first level.
-        components: number of principal components of the patches; None keeps the patches unprojected.
-        whitening: 0 keeps the variances of the components, 1 makes them equal (see `distances.patch_projection`).
-    """
+    """Settings of the patches; conf/clustering/default.yaml explains each and has the defaults."""
 
     levels: Sequence[int]
     grid: int | None
@@ -86,12 +78,7 @@ class PatchSpec:
 
 @dataclass(frozen=True)
 class PatchEmbedding:
-    """Extractor of patches from the images of a source.
-
-    Attributes:
-        embedding: backbone, image size, source, cache and device.
-        spec: settings of the patches.
-    """
+    """Extractor of patches from the images of a source."""
 
     embedding: Embedding
     spec: PatchSpec

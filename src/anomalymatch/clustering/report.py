@@ -1,6 +1,8 @@
-"""Output folder of a clustering: Parquet table, names to fill in, plots, contact sheets and an HTML report."""
+"""Output folder of a clustering: tables, plots, sheets, report, and the names of groups that become labels."""
 
-from collections.abc import Mapping
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +11,19 @@ import pyarrow.parquet as pq
 
 from anomalymatch.clustering import figures
 from anomalymatch.clustering.analysis import Clusters
-from anomalymatch.clustering.groups import UNGROUPED
-from anomalymatch.clustering.names import CLUSTERS, GROUPS, write_groups
-from anomalymatch.clustering.quality import clustering_metrics, group_purity
+from anomalymatch.clustering.groups import UNGROUPED, clustering_metrics
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import read_images
+from anomalymatch.errors import LabelError, StorageError
 from anomalymatch.evaluation import plots
+from anomalymatch.evaluation.contact_sheet import save_sheet
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
-from anomalymatch.files import atomic_file, make_folder
+from anomalymatch.files import atomic_file, make_folder, write_csv
 from anomalymatch.ranking import write_rejects
-from anomalymatch.types import Row
+from anomalymatch.types import Label, Row
 
+CLUSTERS, GROUPS, LABELS = "clusters.parquet", "groups.csv", "labels_by_group.csv"
+COLUMNS = ("cluster", "name")
 SHOWN = 24
 """Number of images on the contact sheet of a group."""
 
@@ -98,7 +102,8 @@ def group_rows(clusters: Clusters, truth: Mapping[str, str]) -> list[Row]:
             "mean_best_weight": float(clusters.weights[members].max(axis=1).mean()),
         }
         if truth:
-            row["commonest_class"], row["purity"] = group_purity([truth[clusters.ids[i]] for i in members])
+            name, count = min(Counter(truth[clusters.ids[i]] for i in members).items(), key=lambda c: (-c[1], c[0]))
+            row["commonest_class"], row["purity"] = name, count / len(members)
         rows.append(row)
     return rows
 
@@ -144,7 +149,7 @@ def _sheets(folder: Path, clusters: Clusters, source: ImageSource, rows: list[Ro
         weights = clusters.weights[np.array([row_of[id_] for id_ in shown.ids], dtype=np.int64)]
         name = "ungrouped" if k == UNGROUPED else f"group-{k:03d}"
         path = make_folder(folder / "sheets") / f"{name}.png"
-        figures.save_sheet(figures.group_sheet(shown.images, weights, captions), path)
+        save_sheet(figures.group_sheet(shown.images, weights, captions), path)
         purity = f", {row['purity']:.0%} {row['commonest_class']}" if "purity" in row else ""
         title = "In no group" if k == UNGROUPED else f"Group {k}"
         caption = f"{row['images']:,} images{purity}. The medoid comes first; heat maps show the patch weights."
@@ -159,3 +164,67 @@ def _notes(clusters: Clusters, known: bool) -> list[str]:
     if clusters.rejects:
         notes.append("Some images could not be read: rejects.parquet lists them with the reasons.")
     return notes
+
+
+def write_groups(path: Path, sizes: Sequence[int], medoids: Sequence[str]) -> None:
+    """Write the CSV file `cluster,name,size,medoid` with empty names for the user to fill in."""
+    rows = [(k, "", size, medoid) for k, (size, medoid) in enumerate(zip(sizes, medoids, strict=True))]
+    write_csv(path, [*COLUMNS, "size", "medoid"], rows)
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """Read the names by group; groups without a name are left out.
+
+    Raises:
+        LabelError: if the file cannot be read, or a group is not a whole number or is repeated.
+    """
+    names: dict[int, str] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            if not set(COLUMNS) <= set(rows.fieldnames or ()):
+                raise LabelError(f"{path}: the first line must have the columns {','.join(COLUMNS)}")
+            seen = set()
+            for row in rows:
+                group = (row["cluster"] or "").strip()
+                if not group.isdecimal() or group in seen:
+                    raise LabelError(f"{path}, line {rows.line_num}: {group!r} is not the number of a group, or twice")
+                seen.add(group)
+                if (row["name"] or "").strip():
+                    names[int(group)] = row["name"].strip()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise LabelError(f"names={path} cannot be read as a CSV file with {','.join(COLUMNS)}: {error}") from None
+    return names
+
+
+def label_groups(path: Path) -> Path:
+    """Convert the names in a `groups.csv` to labels of the images in the `clusters.parquet` beside it.
+
+    Groups named normal, unsure or artefact get that label; all other names are kinds of anomaly.
+
+    Returns:
+        The CSV `filename,label,group`, as the labelling page and `labels_file` read it.
+
+    Raises:
+        LabelError: if there are no names, or a group does not exist.
+        StorageError: if the groups are missing or corrupt.
+    """
+    names = read_names(path)
+    if not names:
+        raise LabelError(f"{path}: no group has a name yet, fill in the column name")
+    table = path.parent / CLUSTERS
+    try:
+        columns: Mapping[str, list] = pq.read_table(table, columns=["id", "cluster"]).to_pydict()
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"names={path}: the groups in {table} are missing or corrupt") from error
+    unknown = sorted(set(names) - set(columns["cluster"]))
+    if unknown:
+        raise LabelError(f"{path}: there is no group {unknown[0]} in {table}")
+    named = [(id_, names[k]) for id_, k in zip(columns["id"], columns["cluster"], strict=True) if k in names]
+    rows = [(id_, _label(name), name) for id_, name in named]
+    write_csv(path.parent / LABELS, ["filename", "label", "group"], rows)
+    return path.parent / LABELS
+
+
+def _label(name: str) -> Label:
+    return Label(name.lower()) if name.lower() in list(Label) else Label.ANOMALY

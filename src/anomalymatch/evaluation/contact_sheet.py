@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
+from anomalymatch.files import atomic_file
 from anomalymatch.text import printable
 from anomalymatch.types import Image, Images, Label
 
@@ -65,6 +66,12 @@ def contact_sheet(
             at = (x + tile / 2, y + tile + CAPTION_GAP + number * LINE_HEIGHT)
             draw.text(at, line, fill=TEXT, font=font, anchor="ma")
     return sheet
+
+
+def save_sheet(sheet: PillowImage.Image, path: Path) -> None:
+    """Write a contact sheet as a PNG file, atomically."""
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def _draw_tile(

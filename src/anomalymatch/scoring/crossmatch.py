@@ -4,8 +4,6 @@ Command: `python -m anomalymatch.scoring.crossmatch OUTPUT_FOLDER`. Images witho
 """
 
 import argparse
-import csv
-import io
 import math
 import re
 import sys
@@ -21,7 +19,7 @@ import numpy as np
 
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, DownloadError
-from anomalymatch.files import write_text
+from anomalymatch.files import write_csv
 from anomalymatch.progress import progress
 from anomalymatch.tables import print_table
 from anomalymatch.terminal import console, fail, set_up_logging, stop
@@ -41,14 +39,7 @@ COLUMNS = {"id": str, "ra": float, "dec": float, "score": float, "name": str, "t
 
 
 class Position(NamedTuple):
-    """Position of one of the most anomalous images.
-
-    Attributes:
-        id: id of the image.
-        ra: right ascension in degrees.
-        dec: declination in degrees.
-        score: score of the image.
-    """
+    """Position of one of the most anomalous images, in degrees."""
 
     id: str
     ra: float
@@ -67,13 +58,7 @@ class Candidate(NamedTuple):
 
 
 class KnownObject(NamedTuple):
-    """Object that a service knows.
-
-    Attributes:
-        name: main name in the service.
-        type: code of the service for the kind of object.
-        separation: distance from the image, in arcseconds.
-    """
+    """Object that a service knows: its main name and type there, and its distance from the image in arcseconds."""
 
     name: str
     type: str
@@ -115,8 +100,9 @@ def crossmatch(
     positions = read_positions(output / "top.vot")[:top]
     objects = nearest_objects(positions, SERVICES[service](positions, float(radius), float(timeout)), float(radius))
     matches = list(zip(positions, objects, strict=True))
-    _write_csv(output / "crossmatch.csv", matches)
     rows = [(*position, *(known or (None, None, None))) for position, known in matches]
+    texts = [(*row[:3], f"{row[3]:.6g}", *row[4:6], None if row[6] is None else f"{row[6]:.3f}") for row in rows]
+    write_csv(output / "crossmatch.csv", list(COLUMNS), texts)
     write_votable(output / "crossmatch.vot", COLUMNS, rows)
     return matches
 
@@ -181,18 +167,13 @@ def _candidates(service: str, answer: Any, columns: Sequence[str], position: int
             f"{service} gave no columns {', '.join(sorted(absent))}, but {', '.join(answer.colnames)}: "
             f"install another version of astroquery"
         )
-    rows = zip(*(_plain(answer[name]) for name in columns), strict=True)
+    rows = zip(*(np.ma.asarray(answer[name]).tolist() for name in columns), strict=True)  # None where masked
     numbers = [position] * len(answer) if position is not None else [int(number) for number in answer["place"]]
     return [
         Candidate(number, str(name or "").strip(), str(kind or "").strip(), float(ra), float(dec))
         for number, (name, kind, ra, dec) in zip(numbers, rows, strict=True)
         if ra is not None and dec is not None
     ]
-
-
-def _plain(column: Any) -> list[Any]:
-    """Return the values of a column; None for a missing one."""
-    return np.ma.asarray(column).tolist()
 
 
 def _ask(service: str, query: Callable[[], T], timeout: float) -> T | None:
@@ -274,35 +255,17 @@ def nearest_objects(
     positions: Sequence[Position], candidates: Sequence[Candidate], radius: float
 ) -> list[KnownObject | None]:
     """Return the nearest candidate of each position within `radius` arcseconds along the great circle, or None."""
+    from astropy.coordinates import angular_separation
+
     found: list[KnownObject | None] = [None] * len(positions)
     for candidate in candidates:
         position = positions[candidate.position]
-        distance = separation(position.ra, position.dec, candidate.ra, candidate.dec)
-        known = KnownObject(candidate.name, candidate.type, distance)
+        angle = angular_separation(*np.radians([position.ra, position.dec, candidate.ra, candidate.dec]))
+        known = KnownObject(candidate.name, candidate.type, math.degrees(angle) * 3600)
         best = found[candidate.position]
         if known.separation <= radius and (best is None or (known.separation, known.name) < (best[2], best[0])):
             found[candidate.position] = known
     return found
-
-
-def separation(ra: float, dec: float, other_ra: float, other_dec: float) -> float:
-    """Compute the angle between two positions by Vincenty's formula, in arcseconds: exact near 0 and at the poles."""
-    a, b, delta = (math.radians(value) for value in (dec, other_dec, other_ra - ra))
-    across = math.hypot(
-        math.cos(b) * math.sin(delta), math.cos(a) * math.sin(b) - math.sin(a) * math.cos(b) * math.cos(delta)
-    )
-    along = math.sin(a) * math.sin(b) + math.cos(a) * math.cos(b) * math.cos(delta)
-    return math.degrees(math.atan2(across, along)) * 3600
-
-
-def _write_csv(path: Path, matches: Sequence[Match]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(list(COLUMNS))
-    for position, known in matches:
-        more = ("", "", "") if known is None else (known.name, known.type, f"{known.separation:.3f}")
-        writer.writerow([position.id, position.ra, position.dec, f"{position.score:.6g}", *more])
-    write_text(path, text.getvalue())
 
 
 def show(matches: Sequence[Match]) -> None:

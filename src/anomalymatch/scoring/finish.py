@@ -1,8 +1,10 @@
-"""Final tables and pictures of a scoring job, made when all parts are there."""
+"""Tables and pictures of a scoring job: the top while it runs, and all of them when all parts are there."""
 
 import json
 import logging
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +16,19 @@ from scipy.special import expit
 
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import read_images
-from anomalymatch.evaluation.contact_sheet import contact_sheet
+from anomalymatch.evaluation.contact_sheet import contact_sheet, save_sheet
 from anomalymatch.evaluation.plots import histogram_figure, save
-from anomalymatch.files import atomic_file, write_text
+from anomalymatch.files import atomic_file, write_csv, write_text
 from anomalymatch.ranking import write_rejects
 from anomalymatch.scoring.model import TrainedModel
 from anomalymatch.scoring.parts import PartFolder, read_manifest
-from anomalymatch.scoring.top import TopK
 from anomalymatch.types import Reject
 from anomalymatch.votable import write_votable
 
 logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
+INTERVAL_S = 30.0
 ROWS_PER_FILE = 262_144
 SHEET_IMAGES = 64
 HISTOGRAM_IMAGES = 1_000_000
@@ -41,6 +43,47 @@ SCHEMA = pa.schema(
         ("run", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
+
+
+class TopK:
+    """The `k` highest logits that were added; equal logits are ordered by id, so the order of adding does not matter.
+
+    Args:
+        k: number of images to keep.
+        path: CSV that is written during the scoring, every half minute; None for none.
+    """
+
+    def __init__(self, k: int, path: Path | None = None) -> None:
+        self.k, self.path = k, path
+        self._best: list[tuple[float, str]] = []  # (-logit, id), sorted
+        self._written = time.monotonic()
+
+    def add(self, ids: Sequence[str], logits: Float32[np.ndarray, " n"]) -> None:
+        """Add images with their logits."""
+        if self.k and len(ids):
+            self._merge(ids, logits)
+        if self.path is not None and time.monotonic() - self._written > INTERVAL_S:
+            self.write(self.path)
+            self._written = time.monotonic()
+
+    def _merge(self, ids: Sequence[str], logits: Float32[np.ndarray, " n"]) -> None:
+        threshold = -self._best[-1][0] if len(self._best) == self.k else -np.inf
+        candidates = np.flatnonzero(logits >= threshold)
+        if len(candidates) > self.k:  # of many, only those that can be among the best, ties included
+            worst = np.partition(logits[candidates], -self.k)[-self.k]
+            candidates = candidates[logits[candidates] >= worst]
+        if len(candidates):
+            new = [(-float(logits[i]), ids[int(i)]) for i in candidates]
+            self._best = sorted(self._best + new)[: self.k]
+
+    def best(self) -> list[tuple[str, float]]:
+        """Return ids and logits, best first."""
+        return [(id_, -negative) for negative, id_ in self._best]
+
+    def write(self, path: Path) -> None:
+        """Write `rank, id, score, logit` as CSV, atomically."""
+        rows = ((rank, id_, f"{expit(z):.6g}", f"{z:.6g}") for rank, (id_, z) in enumerate(self.best(), 1))
+        write_csv(path, ["rank", "id", "score", "logit"], rows)
 
 
 def is_finished(path: Path, model: TrainedModel, source: ImageSource) -> bool:
@@ -142,5 +185,4 @@ def _write_pictures(path: Path, ordered: Float32[np.ndarray, " m"], best: TopK, 
     logits = dict(best.best()[:SHEET_IMAGES])
     shown = read_images(source, list(logits))
     captions = [f"{id_}\n{expit(logits[id_]):.3f}" for id_ in shown.ids]
-    with atomic_file(path / "top.png") as temporary:
-        contact_sheet(shown.images, captions).save(temporary, "PNG")
+    save_sheet(contact_sheet(shown.images, captions), path / "top.png")

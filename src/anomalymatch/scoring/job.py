@@ -2,28 +2,61 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
+import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
 from anomalymatch.backbones.inference import Inference
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.data.source import ImageSource
-from anomalymatch.errors import StorageError
+from anomalymatch.data.stream import collect, stream_batches
+from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.files import make_folder, storage_errors
-from anomalymatch.progress import progress
-from anomalymatch.scoring.backends import Scorer, find_batch_size, make_scorer
-from anomalymatch.scoring.engine import score_parts
-from anomalymatch.scoring.finish import finish, is_finished
-from anomalymatch.scoring.gpu_decode import check_gpu_decode
+from anomalymatch.progress import Advance, progress
+from anomalymatch.scoring.backends import BACKENDS, Scorer, find_batch_size, make_scorer
+from anomalymatch.scoring.finish import TopK, finish, is_finished
+from anomalymatch.scoring.gpu_decode import check_gpu_decode, stream_on_device
 from anomalymatch.scoring.model import TrainedModel
 from anomalymatch.scoring.parts import Manifest, PartFolder, open_manifest, read_manifest, share_of
 from anomalymatch.scoring.ray_engine import score_parts_on_ray
-from anomalymatch.scoring.spec import ScoringSpec
-from anomalymatch.scoring.top import TopK
 from anomalymatch.text import safe_name
 
 logger = logging.getLogger(__name__)
+
+ENGINES, DECODERS = ("local", "ray"), ("cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class ScoringSpec:
+    """Settings of a scoring job; conf/scoring/default.yaml explains each and has the defaults."""
+
+    engine: str
+    backend: str
+    batch_size: int | None
+    part_images: int
+    decode: str
+    shard: str
+    top: int
+    features: bool
+    actors: int | None
+    ray_address: str | None
+
+    def __post_init__(self) -> None:
+        check_choice("scoring.engine", self.engine, ENGINES)
+        check_choice("scoring.backend", self.backend, BACKENDS)
+        check_choice("scoring.decode", self.decode, DECODERS)
+        if self.decode == "gpu" and self.engine == "ray":
+            raise ConfigError("scoring.decode=gpu needs scoring.engine=local: Ray decodes on CPUs")
+        check_range("scoring.batch_size", self.batch_size, low=1, null=True)
+        check_range("scoring.part_images", self.part_images, low=1)
+        check_range("scoring.actors", self.actors, low=1, null=True)
+        check_range("scoring.top", self.top, low=0)
+        share_of(1, self.shard)
 
 
 def run_job(model: TrainedModel, source: ImageSource, spec: ScoringSpec, inference: Inference, output: Path) -> bool:
@@ -118,7 +151,10 @@ def _score(
     rows, manifest = (folder.manifest.rows(part) for part in missing), folder.manifest
     with progress("Scoring", sum(stop - start for start, stop in rows)) as advance:
         if spec.engine == "ray":
-            score_parts_on_ray(model, source, spec, inference, folder, missing, top=top, advance=advance)
+            score_parts_on_ray(
+                model, source, inference, folder, missing,
+                actors=spec.actors, address=spec.ray_address, top=top, advance=advance,
+            )  # fmt: skip
             return
         network = model.network()
         if scorer is None:
@@ -135,3 +171,48 @@ def _score(
             top=top,
             advance=advance,
         )
+
+
+def score_parts(
+    source: ImageSource,
+    score: Scorer,
+    folder: PartFolder,
+    parts: Sequence[int],
+    *,
+    size: int,
+    width: int,
+    workers: int,
+    decode_on: torch.device | None = None,
+    top: TopK,
+    advance: Advance,
+) -> None:
+    """Score `parts` and write each when it is complete.
+
+    A batch never crosses the border of a part, so the numbers of a part do not depend on the process that scores it.
+    Decoding runs ahead across borders: the network never waits for the first batch of a part.
+
+    Args:
+        source: the archive.
+        score: function of the backend.
+        folder: folder of the finished parts.
+        parts: numbers of the parts.
+        size: side to which images are resized, in pixels.
+        width: number of features of an image that are kept; 0 keeps none.
+        workers: decoding threads.
+        decode_on: GPU that decodes JPEGs; None decodes in the threads.
+        top: gets the ids and logits of every part.
+        advance: called with the number of images of every batch.
+    """
+    chunks = [(part, rows) for part in parts for rows in folder.manifest.batches(part)]
+    ids = (source.ids[start:stop] for _, (start, stop) in chunks)
+    batches = (
+        stream_batches(source, ids, size=size, workers=workers)
+        if decode_on is None
+        else stream_on_device(source, ids, size=size, workers=workers, device=decode_on)
+    )
+    numbered = zip((part for part, _ in chunks), batches, strict=True)
+    for part, group in groupby(numbered, key=itemgetter(0)):
+        rows = ((b.ids, score(b.images) if len(b.ids) else None, b.rejects) for _, b in group)
+        found = collect(rows, np.empty((0, 1 + width), np.float32), advance)
+        folder.write(part, found)
+        top.add(found.ids, found.rows[:, 0])

@@ -26,15 +26,8 @@ class Manifest:
 
     Attributes:
         run_id: run, cycle and hash of the weights.
-        archive: name of the archive.
         fingerprint: hash of the archive's ids, pixels and rendering.
-        images: number of images in the archive.
-        part_images: images in a part.
-        batch_size: images in a batch.
-        backend: scoring backend.
         precision: fp32 or bf16.
-        decode: cpu or gpu.
-        features: pooled features are kept.
         format: version of the folder's layout.
     """
 
@@ -69,14 +62,14 @@ class Manifest:
         """Return the range of positions, start and stop, of a part."""
         return part * self.part_images, min(self.images, (part + 1) * self.part_images)
 
+    def batches(self, part: int) -> list[tuple[int, int]]:
+        """Return the range of positions, start and stop, of each batch of a part."""
+        start, stop = self.rows(part)
+        return [(at, min(stop, at + self.batch_size)) for at in range(start, stop, self.batch_size)]
+
 
 class PartFolder:
-    """Finished parts of a job: `parts/000000.parquet`, `features/000000.npy`.
-
-    Args:
-        path: folder of the job.
-        manifest: manifest of the job.
-    """
+    """Finished parts in the folder of a job: `parts/000000.parquet`, `features/000000.npy`."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest

@@ -21,11 +21,9 @@ from anomalymatch.data.stream import Collected, load_batch
 from anomalymatch.errors import ConfigError
 from anomalymatch.progress import Advance
 from anomalymatch.scoring.backends import make_scorer
-from anomalymatch.scoring.engine import batches_of
+from anomalymatch.scoring.finish import TopK
 from anomalymatch.scoring.model import TrainedModel
 from anomalymatch.scoring.parts import Manifest, PartFolder
-from anomalymatch.scoring.spec import ScoringSpec
-from anomalymatch.scoring.top import TopK
 from anomalymatch.types import Reject
 
 CORES_PER_ACTOR = 2
@@ -36,11 +34,12 @@ _Item = dict[str, Any]
 def score_parts_on_ray(
     model: TrainedModel,
     source: ImageSource,
-    spec: ScoringSpec,
     inference: Inference,
     folder: PartFolder,
     parts: Sequence[int],
     *,
+    actors: int | None,
+    address: str | None,
     top: TopK,
     advance: Advance,
 ) -> None:
@@ -51,20 +50,21 @@ def score_parts_on_ray(
     Args:
         model: the trained model.
         source: the archive.
-        spec: settings of the job.
         inference: device and precision.
         folder: folder of the finished parts.
         parts: numbers of the parts.
+        actors: scoring processes; None takes one for each GPU, or for every two cores.
+        address: existing cluster; None starts one on this machine.
         top: gets the ids and logits of every part.
         advance: called with the number of images of every part.
 
     Raises:
         ConfigError: if Ray is not installed or the cluster cannot be reached.
     """
-    with _ray(spec) as ray:
+    with _ray(address) as ray:
         resources = ray.cluster_resources()
         cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-        actors = min(len(parts), spec.actors or gpus or max(1, cores // CORES_PER_ACTOR))
+        actors = min(len(parts), actors or gpus or max(1, cores // CORES_PER_ACTOR))
         decode = _Decode(source, folder.manifest, model.network().spec.image_size)
         threads = max(1, cores // actors)
         items = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
@@ -82,8 +82,8 @@ def score_parts_on_ray(
 
 
 @contextmanager
-def _ray(spec: ScoringSpec) -> Iterator[Any]:
-    """Connect to Ray: the connection of this process, `spec.ray_address`, or a new cluster on this machine."""
+def _ray(address: str | None) -> Iterator[Any]:
+    """Connect to Ray: the connection of this process, `address`, or a new cluster on this machine."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
@@ -93,10 +93,10 @@ def _ray(spec: ScoringSpec) -> Iterator[Any]:
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(address=spec.ray_address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"scoring.ray_address={spec.ray_address}: there is no Ray cluster ({reason})") from error
+            raise ConfigError(f"scoring.ray_address={address}: there is no Ray cluster ({reason})") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
@@ -117,7 +117,7 @@ class _Decode:
     def __call__(self, item: _Item) -> _Item:
         batches = [
             load_batch(self.source, self.source.ids[start:stop], self.size)
-            for start, stop in batches_of(self.manifest, int(item["part"]))
+            for start, stop in self.manifest.batches(int(item["part"]))
         ]
         rejects = [reject for batch in batches for reject in batch.rejects]
         return {
