@@ -252,10 +252,3 @@ def test_a_lost_cycle_is_computed_again(task, loop_of, run_in, tmp_path, compara
     shutil.rmtree(tmp_path / "run" / "cycles" / "02")
     run_in(loop_of(task, pool_size=30), tmp_path / "run")
     assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")
-
-
-def test_a_longer_run_begins_with_the_shorter_one(task, loop_of, run_in, tmp_path, comparable):
-    run_in(loop_of(task, cycles=3), tmp_path / "three")
-    run_in(loop_of(task, cycles=2), tmp_path / "run")
-    run_in(loop_of(task, cycles=3), tmp_path / "run")
-    assert comparable(tmp_path / "run") == comparable(tmp_path / "three")

@@ -163,13 +163,6 @@ def test_sheets_show_the_unlabelled_top_and_the_worst_normals(task, tmp_path, mo
     assert {path.name for path in tmp_path.iterdir()} == {"top64.png", "false_positives.png"}
 
 
-def test_sheets_leave_unreadable_images_out(make_source, tmp_path):
-    task = make_task(make_source(20, truth=None, unreadable=["im000004"]))
-    write_sheets(tmp_path, task, {}, Ranking(task.pool, np.zeros(20)))
-    with Image.open(tmp_path / "top64.png") as sheet:
-        assert sheet.size[0] > 100
-
-
 def test_panels_show_the_logged_values_of_all_cycles(folder, task, quick):
     nothing = float("nan")
     steps = [

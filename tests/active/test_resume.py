@@ -1,44 +1,35 @@
 """Kill a run at any moment: what resumes it ends with the same numbers as if nothing had happened."""
 
-import json
+import multiprocessing
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
-from pathlib import Path
+from functools import lru_cache, partial
 
 import pytest
+from active.killable import IMPORTED, do_job
 
-KILLABLE = Path(__file__).with_name("killable.py")
+from anomalymatch.config import compose
+
 SIGKILLED = -signal.SIGKILL
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    """See `killable.py`."""
-    process = subprocess.Popen(
-        [sys.executable, KILLABLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    yield process
-    process.stdin.close()
-    process.stdout.close()
-    assert process.wait(timeout=30) == 0
+compose_once = lru_cache(compose)
 
 
 @pytest.fixture
-def job(zygote, tmp_path):
+def job(tmp_path):
     """Run the command, or with a folder the function, in a fork; its exit code, its number of writes and its words."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(IMPORTED)
 
     def run(*words, folder=None, kill_at=0, pictures=False):
         log = tmp_path / "stderr"
-        order = {"words": words, "folder": folder and str(folder), "stderr": str(log), "kill_at": kill_at}
-        order["pictures"] = pictures
-        zygote.stdin.write(json.dumps(order) + "\n")
-        zygote.stdin.flush()
-        code = int(zygote.stdout.readline())
-        writes = 0 if code == SIGKILLED else int(Path(f"{log}.writes").read_text())
-        return code, writes, log.read_text()
+        config = folder and compose_once(*words)
+        process = forks.Process(target=do_job, args=(words, config, folder, log, kill_at, pictures))
+        process.start()
+        process.join()
+        writes = 0 if process.exitcode == SIGKILLED else int(log.with_suffix(".writes").read_text())
+        return process.exitcode, writes, log.read_text()
 
     return run
 

@@ -55,10 +55,6 @@ def test_advice(left, recent, found, above, said):
     assert bool(said) == bool(text)
 
 
-def test_without_an_estimate_there_is_no_text():
-    assert RULE.advice(Count(math.nan, math.nan, math.nan), Yield(0, 400), found=3, above=FEW) == ""
-
-
 @pytest.mark.parametrize(
     "changed", [{"recent_labels": 20}, {"least_labels": 41}, {"few": 0}, {"share": 0.5}, {"score": 0.2}],
     ids=lambda changed: next(iter(changed)),

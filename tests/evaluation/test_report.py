@@ -80,9 +80,6 @@ def test_a_full_report_says_everything(tmp_path, figure):
     # AP of the first cycle, and found, which the first row lacks.
     assert page.texts.count("\N{EN DASH}") == 2
 
-
-def test_the_table_has_headers(tmp_path, figure):
-    _, page = write(tmp_path, full_report(figure))
     scopes = [attrs["scope"] for attrs in page.all("th")]
     assert scopes == ["col"] * 5 + ["row"] * 2
     assert len(page.all("td")) == 2 * 4
