@@ -14,7 +14,7 @@ from recipes import OF_200, PROBLEMS
 
 from anomalymatch import compose, initial_labels, make_learner
 from anomalymatch.algorithms.base import WEIGHTS
-from anomalymatch.algorithms.fixmatch.refit import refit_head
+from anomalymatch.algorithms.fixmatch.learner import refit_head
 from anomalymatch.backbones.checkpoint import load_network
 from anomalymatch.backbones.network import Head, anomaly_logit
 from anomalymatch.build import build

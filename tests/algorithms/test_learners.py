@@ -189,7 +189,7 @@ def test_after_a_training_the_average_ranks_over_all_orientations_again(make, sm
     one, several = (make("fixmatch", orientations=count, stages=True) for count in (1, 8))
     assert one.embedding.features_folder != several.embedding.features_folder
     learner = fitted(several, small, labels)
-    network = learner._fitted()
+    network = learner._average
     assert network.backbone.orientations == network.spec.orientations == 8
     image = small.source.read(small.pool[:1])[0]
     views = [torch.from_numpy(np.ascontiguousarray(v)).permute(2, 0, 1)[None] for v in (image, np.rot90(image))]
@@ -211,7 +211,7 @@ def test_frozen_stages_by_openvino_train_the_same_network(make, small, labels, m
 
         monkeypatch.setattr(FixMatch, "training_step", noted)
         rankings.append(logits(fitted(learner, small, labels), small))
-        assert learner._fitted().backbone.shortcut is None
+        assert learner._average.backbone.shortcut is None
     assert all(map(all, shortcuts[3:]))
     assert not any(map(any, shortcuts[:3]))
     assert np.corrcoef(rankings)[0, 1] > 0.999

@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomalymatch.backbones.fuse_batch_norm import fuse_batch_norms
-from anomalymatch.backbones.network import build_backbone
+from anomalymatch.backbones.network import build_backbone, fuse_batch_norms
 from anomalymatch.backbones.weights import fingerprint
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,9 @@ GUARD = "guard.txt"
 """File of a cycle with the findings of the training guard, one sentence a line."""
 COLD = "cold_start"
 """File that marks a cycle that was ranked without enough labels."""
+
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -63,3 +66,19 @@ class Learner(Protocol):
     def restore(self, folder: Path) -> None:
         """Read the files that `save` wrote."""
         ...
+
+
+def require_fitted(state: T | None) -> T:
+    """Return the fitted state of a learner.
+
+    Raises:
+        RuntimeError: if there is none yet.
+    """
+    if state is None:
+        raise RuntimeError("call fit or restore before rank or save")
+    return state
+
+
+def derive_seed(*numbers: int) -> int:
+    """Derive a seed from other numbers: the seed of a run and the cycle, or that of a training, a view and a draw."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -121,6 +121,17 @@ class Features:
     def __contains__(self, id_: object) -> bool:
         return id_ in self._position
 
+    def split(self, ids: Iterable[str]) -> tuple[list[str], list[Reject]]:
+        """Separate ids of the source into those of readable images and the rejects, each in their order."""
+        ids = list(ids)
+        return [id_ for id_ in ids if id_ not in self._reasons], [
+            Reject(id_, self._reasons[id_]) for id_ in ids if id_ in self._reasons
+        ]
+
+    @cached_property
+    def _reasons(self) -> dict[str, str]:
+        return {reject.id: reject.reason for reject in self.rejects}
+
     def positions(self, ids: Iterable[str]) -> Int64[np.ndarray, " m"]:
         """Return the row numbers of images.
 
@@ -130,8 +141,7 @@ class Features:
         try:
             return np.fromiter((self._position[id_] for id_ in ids), dtype=np.int64)
         except KeyError as error:
-            reasons = {r.id: r.reason for r in self.rejects}
-            reason = reasons.get(error.args[0], "it is not in the source")
+            reason = self._reasons.get(error.args[0], "it is not in the source")
             raise DataError(f"there are no features of image {error.args[0]!r}: {reason}") from None
 
     def take(self, ids: Iterable[str]) -> Float32[np.ndarray, "m d"]:

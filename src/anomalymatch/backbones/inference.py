@@ -132,15 +132,7 @@ class Inference:
     def convert(
         self, module: nn.Module, *, channels: int, size: int, batch_size: int, count: int, bf16: bool
     ) -> Forward | None:
-        """Convert a module to OpenVINO; return None if PyTorch should compute it.
-
-        Args:
-            module: see `openvino_forward`.
-            channels: see `openvino_forward`.
-            size: see `openvino_forward`.
-            batch_size: see `openvino_forward`.
-            count: approximate number of forward passes of one image.
-            bf16: see `openvino_forward`.
+        """Convert a module by `openvino_forward` for `count` passes of one image; None if PyTorch should compute it.
 
         Raises:
             ConfigError: if `backend` asks for OpenVINO and the model cannot be converted.

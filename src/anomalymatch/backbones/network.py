@@ -1,6 +1,8 @@
 """Neural network: pixel normalisation, a timm backbone, and a two-class head on its pooled features."""
 
 import copy
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -9,16 +11,21 @@ import timm
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
 from jaxtyping import Float, Shaped
-from timm.models import adapt_input_conv
-from torch import Tensor, nn
+from timm.models import adapt_input_conv, group_parameters
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from anomalymatch.backbones.ensemble import SEPARATOR, FeatureEnsemble, PixelStatistics, feature_width
-from anomalymatch.backbones.fuse_batch_norm import fuse_batch_norms
 from anomalymatch.backbones.stages import stage_options, stage_statistics, stage_width
 from anomalymatch.backbones.tta import CROPS, ORIENTATIONS, tta_inputs
 from anomalymatch.backbones.weights import load_weights, pretrained_config
 from anomalymatch.checks import check_choice, check_range, nearest
 from anomalymatch.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+SEPARATOR = "+"
+"""Separator of the model names of an ensemble."""
+PixelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,50 @@ class Network(nn.Module):
         return Network(self.spec, self.backbone.fused(), copy.deepcopy(self.head)).eval()
 
 
+class FeatureEnsemble(nn.Module):
+    """Concatenation of the features of several timm models, each L2-normalised so that all count the same.
+
+    Args:
+        models: timm models without classifier.
+        channels: channels of the images.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, models: Sequence[nn.Module], channels: int) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.num_features = sum(feature_width(model) for model in models)
+        self.register_buffer("mean", torch.zeros(len(models), channels, 1, 1))
+        self.register_buffer("std", torch.ones(len(models), channels, 1, 1))
+
+    def set_statistics(self, statistics: Sequence[PixelStatistics]) -> None:
+        """Set mean and standard deviation of the pixels that each model was trained on; white is 1."""
+        mean, std = (torch.tensor(values)[..., None, None] for values in zip(*statistics, strict=True))
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Compute the features of images with pixels between 0 and 1."""
+        rows = (model((images - self.mean[i]) / self.std[i]) for i, model in enumerate(self.models))
+        return torch.cat([F.normalize(row, dim=-1) for row in rows], dim=-1)
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Return the layer group of each parameter, as timm's models do; the last groups of all models are one."""
+        places: dict[str, int] = {}
+        for i, model in enumerate(self.models):
+            groups = group_parameters(model, cast(Any, model).group_matcher(coarse=coarse), return_values=False)
+            for place, group in enumerate(sorted(groups, reverse=True)):
+                places |= {f"models.{i}.{name}": -place for name in groups[group]}
+        return places.__getitem__
+
+
+def feature_width(body: nn.Module) -> int:
+    """Return the number of pooled features of a timm model, after its last hidden layer if it has one."""
+    return int(cast(int, getattr(body, "head_hidden_size", None) or body.num_features))
+
+
 def anomaly_logit(logits: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
     """Return the log-odds of the anomaly class, which still differ where probabilities saturate at 1."""
     return logits[:, 1] - logits[:, 0]
@@ -215,7 +266,7 @@ def build_backbone(
 
     Args:
         name: any timm model name; the paper's is `tf_efficientnet_lite0`. Names joined by a plus make an ensemble (see
-            `ensemble`), which has no stage features.
+            `FeatureEnsemble`), which has no stage features.
         weights: see `load_weights`.
         channels: channels of the images; timm adapts the first convolution (three summed into one, or repeated and
             rescaled).
@@ -308,3 +359,46 @@ def _transplant(donor: nn.Module, body: nn.Module, channels: int) -> None:
     missing = body.load_state_dict({k: v for k, v in weights.items() if k in body.state_dict()}, strict=False)
     if missing.missing_keys:
         raise ConfigError(f"the pretrained weights lack {missing.missing_keys[:3]}")
+
+
+def fuse_batch_norms(body: nn.Module) -> nn.Module:
+    """Return a copy of `body` whose batch norms are fused into the convolutions that feed them, for evaluation only.
+
+    y = gamma (W x - mu) / sigma + beta is again a convolution. A model that cannot be traced is copied unchanged.
+    """
+    body = copy.deepcopy(body).eval()
+    try:
+        graph = _Tracer().trace(body)
+    except Exception as error:  # tracing runs the model's own code, which may fail in any way
+        logger.debug("Batch norms are not fused, the model cannot be traced: %s", error)
+        return body
+    modules = dict(body.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    for node in graph.nodes:
+        norm = modules.get(node.target) if node.op == "call_module" else None
+        source = node.args[0] if node.args else None
+        if (
+            not isinstance(norm, nn.BatchNorm2d)
+            or not isinstance(source, fx.Node)
+            or source.op != "call_module"
+            or len(source.users) != 1
+            or calls[node.target] + calls[source.target] != 2  # called elsewhere too: must not change
+        ):
+            continue
+        convolution = modules[str(source.target)]
+        if isinstance(convolution, nn.Conv2d):
+            _replace(body, str(source.target), fuse_conv_bn_eval(convolution, norm))
+            _replace(body, str(node.target), getattr(norm, "act", nn.Identity()))
+    return body
+
+
+class _Tracer(fx.Tracer):
+    """Tracer that does not enter timm's convolutions (TensorFlow's padding) and batch norms (with an activation)."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (nn.BatchNorm2d, nn.Conv2d)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _replace(body: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(body.get_submodule(parent), child, module)

@@ -25,11 +25,7 @@ def has_openvino() -> bool:
 
 
 def require_openvino(key: str, device: torch.device) -> None:
-    """Check that OpenVINO is installed and the device is a CPU.
-
-    Args:
-        key: the configuration key that asks for it, for the message.
-        device: the device of the forward passes.
+    """Check that OpenVINO, which the configuration key asks for, is installed and the device is a CPU.
 
     Raises:
         ConfigError: if not.

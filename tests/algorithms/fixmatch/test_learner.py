@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit
 
 from anomalymatch.algorithms.fixmatch import learner as fixmatch_learner
-from anomalymatch.algorithms.probe.learner import fit_probe, top_by_probe
+from anomalymatch.algorithms.probe.learner import fit_probe
 from anomalymatch.errors import ConfigError
 
 GUARDLESS = "algorithm.learner.guard=off"
@@ -46,10 +46,6 @@ def test_the_candidates_are_passed_to_the_refit(make, small, labels, monkeypatch
     best = np.argsort(-probe.logits(rows), kind="stable")[: len(likely)]
     assert likely.ids == [rest[i] for i in best]
     np.testing.assert_allclose(likely.logits, probe.logits(rows)[best], atol=1e-4)
-
-
-def test_without_a_probe_there_are_no_candidates(make, small):
-    assert len(top_by_probe(make("fixmatch").embedding, None, small.pool, len)) == 0
 
 
 def test_the_fallback_is_the_configured_probe_with_its_calibration(make, small, labels):

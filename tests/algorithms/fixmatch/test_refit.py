@@ -6,7 +6,7 @@ import pytest
 import torch
 from probes import SELF_TRAINING
 
-from anomalymatch.algorithms.fixmatch.refit import refit_head, refit_spec
+from anomalymatch.algorithms.fixmatch.learner import refit_head, refit_spec
 from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.inference import Inference

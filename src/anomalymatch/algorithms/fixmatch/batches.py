@@ -12,6 +12,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from anomalymatch.algorithms.base import derive_seed
 from anomalymatch.algorithms.fixmatch.views import Augmentation, View
 from anomalymatch.checks import check_range
 from anomalymatch.data.labels import training_ids
@@ -40,16 +41,9 @@ class MixedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """Composition of the batches.
+    """Composition of the batches: the keys of `batch` in `conf/algorithm/fixmatch.yaml`.
 
-    Attributes:
-        labelled: number of labelled images in a batch, over all processes.
-        unlabelled_ratio: number of unlabelled images for each labelled one (FixMatch: mu).
-        iterations: number of batches in one training.
-        workers: processes that prepare batches, for each training process; 0 prepares them in the training process.
-        candidates: number of likely anomalies in the pool that are drawn more often than other images.
-        candidate_share: their share of the unlabelled images in a batch; 0 draws all images equally often.
-        pool_per_candidate: images that the pool must have for each candidate; a small pool has fewer candidates.
+    `labelled` counts the images of all processes; `workers` is for each of them.
     """
 
     labelled: int
@@ -114,14 +108,7 @@ def epoch_draws(pool: int, count: int, rng: np.random.Generator) -> Int64[np.nda
 def pool_draws(
     pool: int, candidates: Int64[np.ndarray, " c"], spec: BatchSpec, rng: np.random.Generator
 ) -> Int64[np.ndarray, " m"]:
-    """Draw positions in 0 … pool-1 for all batches, with their share of candidates in every batch.
-
-    Args:
-        pool: size of the pool.
-        candidates: positions of the likely anomalies; if there are none, every batch is drawn from the whole pool.
-        spec: the composition of the batches.
-        rng: source of the random numbers.
-    """
+    """Draw positions in 0 … pool-1 for all batches; every batch has its share of the positions `candidates`, if any."""
     draws = epoch_draws(pool, spec.iterations * spec.unlabelled, rng)
     own = np.arange(len(draws)) % spec.unlabelled < spec.candidates_per_batch
     if len(candidates) and own.any():
@@ -133,11 +120,6 @@ def pool_weights(pool: int, candidates: Int64[np.ndarray, " c"], spec: BatchSpec
     """Compute the weight of each image with which a mean over the batches of `pool_draws` is a mean over the pool.
 
     It is the inverse of how often the image is drawn, relative to an even draw.
-
-    Args:
-        pool: size of the pool.
-        candidates: positions of the likely anomalies.
-        spec: the composition of the batches.
 
     Raises:
         ConfigError: if only candidates are ever drawn: no weights make them a sample of the pool.
@@ -177,7 +159,7 @@ class LabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], int]]):
 
     def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], int]:
         position = self.draws[draw]
-        view = self.weak(self.images[position], draw_seed(self.seed, _LABELLED, draw))
+        view = self.weak(self.images[position], derive_seed(self.seed, _LABELLED, draw))
         return image_tensor(view), int(self.targets[position])
 
 
@@ -206,8 +188,8 @@ class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w
     def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]:
         image, position = next_readable(self.source, self.pool, int(self.draws[draw]))
         image = resize(image, self.size)
-        weak = self.weak(image, draw_seed(self.seed, _WEAK, draw))
-        strong = self.strong(image, draw_seed(self.seed, _STRONG, draw))
+        weak = self.weak(image, derive_seed(self.seed, _WEAK, draw))
+        strong = self.strong(image, derive_seed(self.seed, _STRONG, draw))
         return image_tensor(weak), image_tensor(strong), position
 
 
@@ -321,8 +303,3 @@ def _use_one_thread(worker: int) -> None:
 def image_tensor(image: Image) -> UInt8[Tensor, "c h w"]:
     """Convert an image to a tensor with channels first, without a copy."""
     return torch.from_numpy(image).permute(2, 0, 1)
-
-
-def draw_seed(seed: int, kind: int, draw: int) -> int:
-    """Derive the seed of one view from the seed of the training, the kind of view and the number of the draw."""
-    return int(np.random.SeedSequence([seed, kind, draw]).generate_state(1)[0])

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from scipy.special import expit
 from scipy.stats import spearmanr
 
-from anomalymatch.algorithms.probe.learner import probe_network
+from anomalymatch.algorithms.probe.learner import probe_network, rank_by_probe
 from anomalymatch.algorithms.probe.regression import SelfTraining
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.network import Network
@@ -39,24 +39,7 @@ The logits after 0 steps are those of the probe.
 
 @dataclass(frozen=True)
 class GuardLimits:
-    """Limits of the guard's checks.
-
-    Attributes:
-        cold_pass_rate: share of pseudo-labels that may pass at the first step of an untrained head.
-        anomaly_pass_rate: share of the first batch, without the candidates, that may pass as anomaly.
-        collapse_rate: share of anomalies among the pseudo-labels that pass in the last quarter of the steps.
-        collapse_steps: number of steps in a quarter from which missing anomalies count as a collapse. If half of the
-            steps had an anomaly before, none in five is unlikely (2^-5).
-        correlation: smallest rank correlation (Spearman) of a ranking with the probe's.
-        spread: smallest standard deviation of the logits.
-        high_share: share of scores above 1/2 that counts as a drift, if it exceeds the probe's share enough.
-        high_ratio: how many times it exceeds the probe's share.
-        initial_weights: share of the initial weights that may be left in the average.
-        folds: folds of the labels for retrain.
-        labels_per_fold: smallest number of anomalies, and of normals, in a fold.
-        ranked_images: smallest number of images whose ranking is compared with the probe's.
-        checkpoints: how many times retrain scores a training, at even intervals.
-    """
+    """Limits of the guard's checks: the keys of `guard_limits` in `conf/algorithm/fixmatch.yaml`."""
 
     cold_pass_rate: float
     anomaly_pass_rate: float
@@ -98,14 +81,9 @@ def check_steps(
 
 
 def check_average(decay: float, steps: int, limits: GuardLimits) -> list[str]:
-    """Check how much of the initial weights is left in the average: decay^k after k steps.
+    """Check how much of the initial weights is left in the average: decay^k after k steps, over all cycles.
 
     That is no harm if the average began with the probe; from a cold head it explains why nothing was learnt.
-
-    Args:
-        decay: decay of the average that scores.
-        steps: number of its updates, over all cycles since it was initialised.
-        limits: see `GuardLimits`.
     """
     old = decay**steps
     if old <= limits.initial_weights:
@@ -155,12 +133,7 @@ def check_out_of_fold(network: float, probe: float) -> list[str]:
 
 
 def check_stop(aps: Mapping[int, float], limits: GuardLimits) -> tuple[int, list[str]]:
-    """Choose the number of steps with the best average precision, the larger of equals; 0 if it is unknown.
-
-    Args:
-        aps: average precision by number of steps, see `out_of_fold`.
-        limits: see `GuardLimits`.
-    """
+    """Choose the number of steps with the best `out_of_fold` precision, the larger of equals; 0 if it is unknown."""
     if not aps:
         fewest = limits.folds * limits.labels_per_fold
         return 0, [f"fewer than {fewest} anomalies or normals are labelled: too few to compare with the probe"]
@@ -175,13 +148,8 @@ def out_of_fold(
     """Compute the average precision by number of steps on labels that were not learnt from; empty if there are too few.
 
     Each fold of the labels is ranked by a training on the others. With few anomalies that is a rough measure (with
-    five, one image that changes places moves it by a tenth), but an unbiased one.
-
-    Args:
-        labels: label by image id.
-        seed: seed of the folds.
-        train_and_score: see `TrainAndScore`; scores that are not finite count as the lowest.
-        limits: see `GuardLimits`.
+    five, one image that changes places moves it by a tenth), but an unbiased one. Scores that are not finite count as
+    the lowest.
     """
     sides = training_ids(labels)
     if min(map(len, sides)) < limits.folds * limits.labels_per_fold:
@@ -250,24 +218,15 @@ class TrainingGuard:
         self._cycle, self._has_checked_ranking = 0, True
 
     def begin(self, cycle: int, probe: SelfTraining | None) -> None:
-        """Begin a training: forget the findings of the last one.
+        """Begin a training and forget the findings of the last one.
 
-        Args:
-            cycle: number of the training, for the log.
-            probe: fit on the same labels and the pretrained features; None if `needs_probe` is False.
+        `probe` is fitted on the same labels and the pretrained features; None if `needs_probe` is False.
         """
         self.notes, self._cycle, self._has_checked_ranking = [], cycle, False
         self._probe = probe if self.needs_probe else None
 
     def choose_steps(self, labels: Mapping[str, str], train_and_score: TrainAndScore, *, seed: int, steps: int) -> int:
-        """Return the number of steps to train: `steps`, or in mode `retrain` the best one, 0 to keep the probe.
-
-        Args:
-            labels: labels to learn from.
-            train_and_score: see `TrainAndScore`.
-            seed: seed of the folds.
-            steps: steps of a whole training.
-        """
+        """Return the number of steps to train: `steps`, or in mode `retrain` the best one, 0 to keep the probe."""
         if self.mode != "retrain":
             return steps
         known = {id_: label for id_, label in labels.items() if id_ in self.embedding.probe_features}
@@ -291,14 +250,7 @@ class TrainingGuard:
     ) -> bool:
         """Check a finished training; return True to fall back to the probe.
 
-        Args:
-            rows: logged steps.
-            average_precision: result of `refit_head`; NaN if the head was not refitted.
-            cold: see `check_steps`.
-            fixed_threshold: see `check_steps`.
-            candidates: see `check_steps`.
-            decay: see `check_average`.
-            steps: see `check_average`.
+        `average_precision` is the result of `refit_head`. For the others see `check_steps` and `check_average`.
         """
         if self.mode == "off":
             return False
@@ -318,13 +270,10 @@ class TrainingGuard:
         if len(ranking) < fewest:
             return False
         self._has_checked_ranking = True
-        features = self.embedding.probe_features
-        known = [i for i, id_ in enumerate(ranking.ids) if id_ in features]
-        if len(known) < fewest:
+        probe = rank_by_probe(self.embedding.probe_features, self._probe.probe, ranking.ids)
+        if len(probe) < fewest:
             return False
-        logits = features.project(self._probe.probe.coefficients) + self._probe.probe.intercept
-        at = features.positions([ranking.ids[i] for i in known])
-        return self._report(check_scores(ranking.logits[known], logits[at].astype(np.float64), self.limits))
+        return self._report(check_scores(ranking.restrict(probe.ids).logits, probe.logits, self.limits))
 
     def fallback_network(self) -> Network:
         """Build the pretrained network with the probe as its head."""

@@ -1,35 +1,39 @@
 """Learner of FixMatch: it starts from the probe, fine-tunes the backbone, and ranks by the average."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from pytorch_lightning import Trainer
 from torch.optim import Optimizer
 
-from anomalymatch.algorithms.base import GUARD, WEIGHTS, Truth
+from anomalymatch.algorithms.base import GUARD, WEIGHTS, Truth, derive_seed, require_fitted
 from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches
 from anomalymatch.algorithms.fixmatch.guard import GuardLimits, ScoreArray, TrainingGuard, require_finite
 from anomalymatch.algorithms.fixmatch.module import FixMatchSpec
-from anomalymatch.algorithms.fixmatch.refit import refit_head, refit_spec
 from anomalymatch.algorithms.fixmatch.training import Recipe, Snapshots, Trained, spawns_processes, train
 from anomalymatch.algorithms.fixmatch.views import Augmentation
 from anomalymatch.algorithms.lightning import StepListener, check_optimizer, ignore_step
-from anomalymatch.algorithms.probe.learner import fit_probe, probe_network, top_by_probe
-from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, SelfTraining
+from anomalymatch.algorithms.probe.learner import fit_probe, probe_network, rank_by_probe
+from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, SelfTraining, self_train
 from anomalymatch.backbones.checkpoint import describe_input, load_description, load_network, save_network
 from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.backbones.features import normalise_last
 from anomalymatch.backbones.network import Network, anomaly_logit
+from anomalymatch.backbones.tta import reoriented
 from anomalymatch.checks import check_choice, check_range
-from anomalymatch.data.stream import collect
+from anomalymatch.data.labels import ids_labelled
+from anomalymatch.data.stream import collect, stream
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import write_text
 from anomalymatch.progress import Advance, ignore_progress, progress
 from anomalymatch.ranking import Ranking
+from anomalymatch.types import Label
 
 STARTS = ("probe", "cold")
 STUDENT = "student.safetensors"
@@ -38,26 +42,8 @@ STUDENT = "student.safetensors"
 class FixMatchLearner:
     """Learner that fine-tunes the backbone by FixMatch and ranks by the moving average.
 
-    Args:
-        embedding: the pretrained backbone and the images.
-        seed: seed of all random numbers.
-        start: `probe` sets the head to the probe, so that training starts from a good ranking; `cold` draws it.
-        carry_over: continue from the last cycle's weights instead of the pretrained ones.
-        trainable_groups: number of the backbone's last layer groups that learn; None for all.
-        probe: hyper-parameters of the probes.
-        start_rounds: maximum rounds of self-training of the probe that the head starts from; None for as many as
-            `probe` says.
-        refit: after training, replace the head by a new probe on the fine-tuned features.
-        refit_confidence: probability from which candidates are pseudo-labels of the new probe; None uses the labels
-            alone.
-        guard: mode of the guard, see `TrainingGuard`.
-        guard_limits: limits of the guard's checks.
-        loss: hyper-parameters of the losses and of the average.
-        batch: composition and number of the batches.
-        optimizer: partial of an optimiser.
-        augmentation: weak and strong views.
-        trainer: partial of Lightning's Trainer with device, precision and strategy.
-        truth: tells anomalies in a benchmark; only for the logged precision of pseudo-labels.
+    The settings are the keys of `conf/algorithm/fixmatch.yaml`; `optimizer` and `trainer` are partials. `truth` serves
+    only the logged precision of pseudo-labels.
     """
 
     needs_labels, is_detector, trains = True, False, True
@@ -110,7 +96,8 @@ class FixMatchLearner:
         probe = self._fit_probe(labels, pool, carried)
         self.guard.begin(cycle, probe)
         score = partial(self._train_and_score, pool=pool, cycle=cycle)
-        steps = self.guard.choose_steps(labels, score, seed=self._seed(cycle), steps=self.batch.iterations)
+        seed = derive_seed(self.seed, cycle)
+        steps = self.guard.choose_steps(labels, score, seed=seed, steps=self.batch.iterations)
         if not steps:
             self._fall_back()
             return
@@ -142,7 +129,7 @@ class FixMatchLearner:
     def save(self, folder: Path) -> None:
         """Save the average, the student if the next cycle continues from it, and the findings of the guard."""
         described = describe_input(self.embedding.source)
-        save_network(self._fitted(), folder / WEIGHTS, algorithm="fixmatch", input=described)
+        save_network(require_fitted(self._average), folder / WEIGHTS, algorithm="fixmatch", input=described)
         if self.carry_over and self._student is not None:
             name, steps = "fixmatch, the student", self._updates
             save_network(self._student, folder / STUDENT, algorithm=name, input=described, steps=steps)
@@ -156,9 +143,6 @@ class FixMatchLearner:
         has_student = self.carry_over and student.exists()  # there is none after a fallback
         self._student = load_network(student) if has_student else None
         self._updates = int(load_description(student).get("steps", 0)) if has_student else 0
-
-    def _seed(self, cycle: int) -> int:
-        return int(np.random.SeedSequence([self.seed, cycle]).generate_state(1)[0])
 
     def _needs_start_probe(self, carried: bool) -> bool:
         return self.batch.wants_candidates or (self.start == "probe" and not carried)
@@ -189,7 +173,11 @@ class FixMatchLearner:
         """
         # The start probe is not calibrated: thresholds on its scores assume balanced classes.
         start = probe.rounds[self.start_rounds] if probe is not None and self._needs_start_probe(carried) else None
-        candidates = top_by_probe(self.embedding, start, pool, self.batch.candidates_of)
+        candidates = Ranking([], np.empty(0))
+        if start is not None:
+            ranking = rank_by_probe(self.embedding.probe_features, start, pool)
+            first = ranking.order[: self.batch.candidates_of(len(ranking))]
+            candidates = Ranking([ranking.ids[i] for i in first], ranking.logits[first])
         data = MixedBatches(
             self.embedding.source,
             labels,
@@ -197,7 +185,7 @@ class FixMatchLearner:
             augmentation=self.augmentation,
             spec=self.batch,
             image_size=self.embedding.image_size,
-            seed=self._seed(cycle),
+            seed=derive_seed(self.seed, cycle),
             candidates=candidates.ids if self.batch.wants_candidates else [],
         )
 
@@ -263,32 +251,81 @@ class FixMatchLearner:
     def _rank(self, ids: Sequence[str] | None) -> Ranking:
         wanted = self.embedding.source.ids if ids is None else ids
         with progress("Ranking", len(wanted)) as advance:
-            return rank_by_network(self._fitted(), self.embedding, wanted, advance)
+            return rank_by_network(require_fitted(self._average), self.embedding, wanted, advance)
 
     def _fall_back(self) -> None:
         """Rank by the probe; the next cycle does not continue from this training."""
         self._student, self._average = None, self.guard.fallback_network()
 
-    def _fitted(self) -> Network:
-        if self._average is None:
-            raise RuntimeError("call fit or restore before rank or save")
-        return self._average
-
 
 def rank_by_network(
     network: Network, embedding: Embedding, ids: Sequence[str], advance: Advance = ignore_progress
 ) -> Ranking:
-    """Rank images by the logits of a network.
-
-    Args:
-        network: the network; it may have been trained since `embedding` was made.
-        embedding: the images and how they are computed.
-        ids: images to rank.
-        advance: called with the number of images done.
-    """
+    """Rank images of an embedding by the logits of a network, which may have been trained since."""
     inference, size = embedding.inference, embedding.image_size
     forward = inference.prepare(network, size=size, count=len(ids))
     batches = inference.run(forward, embedding.source, ids, size=size)
     logits = ((b.ids, anomaly_logit(torch.from_numpy(b.outputs)).numpy(), b.rejects) for b in batches)
     found = collect(logits, np.empty(0), advance)
     return Ranking(found.ids, found.rows, found.rejects)
+
+
+def refit_spec(spec: ProbeSpec, confidence: float | None) -> ProbeSpec:
+    """Return the hyper-parameters of the new probe: those of the first with another confidence; None: labels alone."""
+    check_range("algorithm.learner.refit_confidence", confidence, low=0.5, below=1, null=True)
+    return replace(spec, rounds=0) if confidence is None else replace(spec, confidence=confidence)
+
+
+def refit_head(
+    network: Network,
+    embedding: Embedding,
+    labels: Mapping[str, str],
+    spec: ProbeSpec,
+    candidates: Ranking | None = None,
+) -> float:
+    """Replace the head of `network` by a probe on its features, in place.
+
+    The head stays if no image of a class can be read, or if a diverged training left features that are not finite.
+
+    Where anomalies are rare, many pseudo-labels are wrong. The features improve nevertheless, as they adapt to the
+    archive, but a head that was trained on the pseudo-labels has learnt their mistakes.
+
+    Args:
+        network: network with a head on normalised features.
+        embedding: the images and the backbone that the network was made from.
+        labels: label by image id; images that cannot be read are left out.
+        spec: hyper-parameters of the probe.
+        candidates: unlabelled images for self-training, with the log-odds of a probe on the pretrained features: the
+            mean of these and the new probe's must be confident. None uses the labels alone.
+
+    Returns:
+        The average precision of the labelled images by cross-validation of the probe, NaN if it is unknown. The
+        features have seen the labels: a low value shows that they were damaged, a high value alone proves nothing.
+    """
+    backbone, scaling = network.backbone, embedding.probe_features.scaling
+    size, inference = embedding.image_size, embedding.inference
+    unlabelled = candidates.ids if candidates is not None and spec.rounds else []
+    forward = inference.prepare(backbone, size=size, count=len(labels) + len(unlabelled))
+    batch_size = inference.batch_size(size)
+
+    def features(
+        ids: Sequence[str], orientations: Iterable[int] = (0,)
+    ) -> tuple[list[str], Float32[np.ndarray, "n d"]]:
+        """Compute the features of all readable images in some orientations."""
+        readable: list[str] = []
+        rows = [np.empty((0, backbone.features + backbone.stage_features), np.float32)]
+        for batch in stream(embedding.source, ids, size=size, batch_size=batch_size, workers=inference.workers):
+            readable += batch.ids
+            rows += [forward(reoriented(batch.images, i)) for i in orientations if batch.ids]
+        return readable, normalise_last(np.concatenate(rows), backbone.features)
+
+    rare, anomalies = features(ids_labelled(labels, Label.ANOMALY))
+    _, normals = features(ids_labelled(labels, Label.NORMAL))
+    if not len(anomalies) or not len(normals) or not np.isfinite([anomalies.sum(), normals.sum()]).all():
+        return math.nan
+    _, mirrored = features(rare, range(1, spec.orientations))
+    ids, pool = features(unlabelled)
+    before = None if candidates is None else candidates.restrict(ids).logits
+    fit = self_train(anomalies, normals, pool, spec, scaling, turned=mirrored, second=before)
+    network.head.set_probe(torch.from_numpy(fit.probe.coefficients), fit.probe.intercept)
+    return fit.average_precision

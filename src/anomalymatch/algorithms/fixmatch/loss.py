@@ -26,11 +26,7 @@ class PseudoLabels(NamedTuple):
 def pseudo_labels(logits: Float[Tensor, "b k"], threshold: float | Float[Tensor, " k"]) -> PseudoLabels:
     """Take the most probable class of each weak view; the mask selects those with a softmax of at least `threshold`.
 
-    Equation 4 of the paper, where the threshold is tau. No gradient flows back to `logits`.
-
-    Args:
-        logits: predictions for the weak views, shape (b, k).
-        threshold: one number, or one for each class, shape (k,).
+    Equation 4 of the paper, where the threshold is tau: one number, or one for each class. No gradient flows back.
     """
     probability, targets = logits.detach().softmax(dim=-1).max(dim=-1)
     reached = threshold if isinstance(threshold, float) else threshold[targets]

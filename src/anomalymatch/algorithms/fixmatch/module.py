@@ -38,23 +38,12 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True)
 class FixMatchSpec:
-    """Hyper-parameters of the loss and of the training.
+    """Hyper-parameters of the loss and of the training: the keys of `loss` in `conf/algorithm/fixmatch.yaml`.
 
-    Attributes:
-        threshold: softmax from which a pseudo-label is used (tau); None for weightings without a fixed threshold.
-        weighting: partial of a `Weighting`, called with the number of images in the pool and the threshold.
-        alignment: partial of an `Alignment` of the teacher's predictions; None aligns nothing.
-        consistency: `cross_entropy` with the pseudo-labels, or `squared_error` of the softmaxes (mean teacher).
-        unlabelled_weight: weight of the consistency loss (lambda_u).
-        rampup: share of the training in which the consistency loss reaches its weight.
-        layer_decay: factor between the learning rates of a layer group of the backbone and the one above it.
-        ema_decay: decay of the moving average that scores.
-        teacher: network that makes the pseudo-labels, the `student` itself or its `ema`.
-        schedule: schedule of the learning rate, `constant` or `cosine_7_16`.
-        weight_decay: weight decay of all parameters but those of normalisation layers.
-        freeze_batch_norm: use the pretrained batch statistics and keep them.
-        single_forward: pass labelled, weak and strong views through the network as one batch with gradients, as
-            the paper does. Otherwise the weak views, which need none, are a batch of their own: same loss, less time.
+    In the papers `threshold` is tau, and `unlabelled_weight` lambda_u. `weighting` is called with the number of images
+    in the pool and the threshold. Weight decay spares normalisation layers. With `single_forward`, labelled, weak and
+    strong views pass through the network as one batch with gradients, as in the paper; without it, the weak views,
+    which need no gradient, are a batch of their own: same loss, less time.
     """
 
     threshold: float | None

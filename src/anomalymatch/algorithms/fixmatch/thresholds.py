@@ -23,12 +23,9 @@ def flexmatch_thresholds(labels: Int[Tensor, " n"], classes: int, threshold: flo
     denominator are the warm-up: all thresholds are low until most images have had a confident pseudo-label.
 
     Args:
-        labels: last confident pseudo-label of every image of the pool, `UNUSED` where there was none, shape (n,).
+        labels: last confident pseudo-label of every image of the pool, `UNUSED` where there was none.
         classes: number of classes, k.
         threshold: tau, the threshold of the class with most images, and the confidence from which labels are counted.
-
-    Returns:
-        Thresholds in [0, tau], shape (k,).
     """
     unused, won = torch.bincount(labels.long() - UNUSED, minlength=classes + 1).float().split([1, classes])
     status = won / torch.maximum(won.max(), unused).clamp(min=1.0)
@@ -38,9 +35,7 @@ def flexmatch_thresholds(labels: Int[Tensor, " n"], classes: int, threshold: flo
 def freematch_thresholds(confidence: Float[Tensor, ""], means: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
     """Compute FreeMatch's thresholds: a global one, scaled for each class by its mean over the largest mean.
 
-    Args:
-        confidence: moving average of the largest probability of an image, which is the global threshold.
-        means: moving average of the probability of each class, shape (k,).
+    The global one is `confidence`, the moving average of the largest probability of an image.
     """
     return confidence * means / means.max()
 
@@ -59,10 +54,10 @@ def fairness(
     from it. With 1 % anomalies that is often the anomaly class, and the term is 0.
 
     Args:
-        means_s: mean probability of each class over the strong views that pass, up to a factor, shape (k,).
-        histogram_s: how many of them are predicted to be each class, up to a factor, shape (k,).
-        means: moving average of the mean probability of the weak views, shape (k,).
-        histogram: moving average of the share of the weak views that are predicted to be each class, shape (k,).
+        means_s: mean probability of each class over the strong views that pass, up to a factor.
+        histogram_s: how many of them are predicted to be each class, up to a factor.
+        means: moving average of the mean probability of the weak views.
+        histogram: moving average of the share of the weak views that are predicted to be each class.
 
     Returns:
         The term, at most 0; gradients flow to `means_s`.
@@ -79,24 +74,14 @@ def gaussian_weights(
 ) -> Float[Tensor, " b"]:
     """Compute SoftMatch's truncated Gaussian weights: 1 above the mean confidence, exp(-(c - mean)^2 / 2 s^2) below.
 
-    Args:
-        confidence: largest probability of each image, shape (b,).
-        mean: mean of the confidences.
-        variance: variance of the confidences.
-        n_sigma: s is the standard deviation divided by this number; a larger one makes the weights steeper.
+    The confidence c is the largest probability of an image, and s the standard deviation divided by `n_sigma`.
     """
     below = (confidence - mean).clamp(max=0.0)
     return torch.exp(-0.5 * (n_sigma * below).square() / variance.clamp(min=torch.finfo(variance.dtype).tiny))
 
 
 def align(logits: Float[Tensor, "b k"], means: Float[Tensor, " k"], prior: Float[Tensor, " k"]) -> Float[Tensor, "b k"]:
-    """Align predictions to a prior (ReMixMatch): multiply the probabilities by prior / means, return logits.
-
-    Args:
-        logits: predictions for the weak views, shape (b, k).
-        means: mean predicted probabilities, shape (k,).
-        prior: mean probabilities that the predictions should have, shape (k,).
-    """
+    """Align predictions to a prior (ReMixMatch): multiply the probabilities by prior / means, return logits."""
     return logits.log_softmax(dim=-1) + prior.log() - means.clamp(min=torch.finfo(means.dtype).tiny).log()
 
 

@@ -35,14 +35,9 @@ from anomalymatch.errors import ConfigError
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training.
+    """Settings of a training: losses, partials of an optimiser and a Trainer, and the groups that learn (None: all).
 
-    Attributes:
-        loss: hyper-parameters of the losses and of the average.
-        optimizer: partial of an optimiser.
-        trainer: partial of Lightning's Trainer with device, precision and strategy.
-        trainable_groups: number of the backbone's last layer groups that learn; None for all.
-        inference: computes frozen stages faster, where that pays.
+    `inference` computes frozen stages faster, where that pays.
     """
 
     loss: FixMatchSpec
@@ -64,12 +59,7 @@ class Trained(NamedTuple):
 
 
 class Snapshots(Callback):
-    """Callback that passes copies of the average on after some of the steps.
-
-    Args:
-        steps: numbers of steps.
-        look: called with the number of steps and the copy.
-    """
+    """Callback that calls `look` with a copy of the average after each of some numbers of steps."""
 
     def __init__(self, steps: Collection[int], look: Callable[[int, Network], None]) -> None:
         self._steps, self._look = steps, look
@@ -142,11 +132,7 @@ def train(
 
 
 def spawns_processes(make: Callable[..., Trainer], batch: BatchSpec) -> bool:
-    """Return True if a trainer starts processes, after checking that they can train.
-
-    Args:
-        make: partial of a Trainer.
-        batch: composition of the batches, which the processes share.
+    """Return True if a trainer starts processes, after checking that they can train and can share each batch.
 
     Raises:
         ConfigError: if they cannot, with what to set instead.

@@ -102,20 +102,7 @@ class Cutout(A.ImageOnlyTransform):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Hyper-parameters of both views.
-
-    Attributes:
-        flip: probability of a horizontal flip, both views.
-        vertical_flip: probability of a vertical flip, both views; 0.5 for images without an upright orientation.
-        translate: largest shift of the weak view, as a share of the side.
-        operations: number of operations in the strong view, drawn with replacement.
-        factor: range of brightness, contrast, saturation and sharpness factors (FixMatch, appendix D: 0.05 to 0.95).
-        posterize_bits: bits kept per channel.
-        rotate: largest rotation, in degrees.
-        shear: largest shear, as a slope.
-        strong_translate: largest shift of the strong view along one axis, as a share of the side.
-        cutout: largest side of the grey square, as a share of the side.
-    """
+    """Hyper-parameters of both views: the keys of `conf/augment/randaugment.yaml`, after FixMatch's appendix D."""
 
     flip: float
     vertical_flip: float

@@ -53,12 +53,7 @@ class Weighting(nn.Module, ABC):
         """
 
     def penalty(self, logits_s: Float[Tensor, "b k"], pseudo: PseudoLabels) -> Float[Tensor, ""] | None:
-        """Compute a further, weighted term of the loss; None if there is none.
-
-        Args:
-            logits_s: predictions for the strong views.
-            pseudo: result of `forward` for the same images.
-        """
+        """Compute a further, weighted term of the loss from the strong views; None if there is none."""
         return None
 
     def _by_class(self, logits: Tensor, thresholds: Float[Tensor, " k"]) -> PseudoLabels:
@@ -100,14 +95,23 @@ class FlexMatch(Weighting):
         return pseudo
 
 
-class FreeMatch(Weighting):
+class _Adaptive(Weighting):
+    """Weighting that adapts its threshold by moving averages, so that none is given."""
+
+    def __init__(self, pool: int, threshold: float | None, momentum: float) -> None:
+        super().__init__(pool, threshold)
+        check_range(f"{KEY}.weighting.momentum", momentum, low=0, below=1)
+        if threshold is not None:
+            raise ConfigError(
+                f"{KEY}.threshold is {threshold}: {type(self).__name__} adapts its threshold, so it must be null"
+            )
+        self.momentum = momentum
+
+
+class FreeMatch(_Adaptive):
     """Self-adaptive thresholds and fairness (Wang et al. 2022, arXiv 2205.07246).
 
-    Args:
-        pool: not used.
-        threshold: must be None.
-        momentum: momentum of the moving averages, which begin at 1 / classes.
-        fairness: weight of the fairness term.
+    The moving averages begin at 1 / classes; `fairness` is the weight of the fairness term.
     """
 
     confidence: Tensor
@@ -115,10 +119,9 @@ class FreeMatch(Weighting):
     histogram: Tensor
 
     def __init__(self, pool: int, threshold: float | None, *, momentum: float, fairness: float) -> None:
-        super().__init__(pool, threshold)
-        _check_adaptive("FreeMatch", threshold, momentum)
+        super().__init__(pool, threshold, momentum)
         check_range(f"{KEY}.weighting.fairness", fairness, low=0)
-        self.momentum, self.fairness = momentum, fairness
+        self.fairness = fairness
         self.register_buffer("confidence", torch.tensor(1.0 / CLASSES))
         self.register_buffer("means", torch.full((CLASSES,), 1.0 / CLASSES))
         self.register_buffer("histogram", torch.full((CLASSES,), 1.0 / CLASSES))
@@ -143,26 +146,20 @@ class FreeMatch(Weighting):
         return self.fairness * fairness(means, mean_over_processes(histogram), self.means, self.histogram)
 
 
-class SoftMatch(Weighting):
+class SoftMatch(_Adaptive):
     """Truncated Gaussian weights of the confidence after uniform alignment (Chen et al. 2023, arXiv 2301.10921).
 
-    Only the weights use the alignment: the pseudo-labels are those of the logits as given.
-
-    Args:
-        pool: not used.
-        threshold: must be None.
-        momentum: momentum of the moving averages; the mean begins at 1 / classes, the variance at 1.
-        n_sigma: standard deviation of the confidences over that of the Gaussian.
+    Only the weights use the alignment: the pseudo-labels are those of the logits as given. The moving mean begins at
+    1 / classes, the variance at 1; `n_sigma` is the standard deviation of the confidences over that of the Gaussian.
     """
 
     mean: Tensor
     variance: Tensor
 
     def __init__(self, pool: int, threshold: float | None, *, momentum: float, n_sigma: float) -> None:
-        super().__init__(pool, threshold)
-        _check_adaptive("SoftMatch", threshold, momentum)
+        super().__init__(pool, threshold, momentum)
         check_range(f"{KEY}.weighting.n_sigma", n_sigma, low=0)
-        self.momentum, self.n_sigma = momentum, n_sigma
+        self.n_sigma = n_sigma
         self.uniform = Alignment(prior=1.0 / CLASSES, momentum=momentum)
         self.register_buffer("mean", torch.tensor(1.0 / CLASSES))
         self.register_buffer("variance", torch.tensor(1.0))
@@ -222,9 +219,3 @@ class Alignment(nn.Module):
         total = mean_over_processes((own[:, None] * logits.softmax(dim=-1)).sum(dim=0))
         self.means.lerp_(total / total.sum(), newest)
         return align(logits, self.means, self.prior)
-
-
-def _check_adaptive(name: str, threshold: float | None, momentum: float) -> None:
-    check_range(f"{KEY}.weighting.momentum", momentum, low=0, below=1)
-    if threshold is not None:
-        raise ConfigError(f"{KEY}.threshold is {threshold}: {name} adapts its threshold, so it must be null")

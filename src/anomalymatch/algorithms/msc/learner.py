@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from anomalymatch.algorithms.base import BACKBONE, Truth
+from anomalymatch.algorithms.base import BACKBONE, Truth, derive_seed, require_fitted
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
 from anomalymatch.algorithms.lightning import StepLogger, StepProgress, build_trainer, check_optimizer, quiet_lightning
 from anomalymatch.algorithms.msc.module import MeanShiftedContrastive, MscSpec
@@ -32,19 +32,8 @@ class MscLearner(DistanceLearner):
     """Learner that fine-tunes the pretrained backbone on images taken as normal, and ranks by the distance to them.
 
     The backbone is saved separately, so another training can start from it: `model.weights=…/backbone.safetensors`.
-
-    Args:
-        embedding, detector, drop, least_normals, seed, truth: see `DistanceLearner`. Images are dropped before the
-            training.
-        trim: share of the training images, the farthest from their median, that the centre leaves out.
-        trainable_groups: number of the backbone's last layer groups that learn; None for all.
-        epochs: passes over the training images; 0 ranks by the pretrained features.
-        batch_size: images in a batch, each in two views.
-        workers: number of processes that prepare batches.
-        loss: hyper-parameters of the loss.
-        optimizer: partial of an optimiser.
-        augmentation: the views.
-        trainer: partial of Lightning's Trainer with device and precision.
+    The settings are the keys of `conf/algorithm/msc.yaml`, and those of `DistanceLearner`. Images are dropped before
+    the training. With 0 epochs, the pretrained features rank.
     """
 
     trains = True
@@ -83,7 +72,7 @@ class MscLearner(DistanceLearner):
 
     def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
         """See `Learner.fit`; no label is required."""
-        seed = int(np.random.SeedSequence([self.seed, cycle]).generate_state(1)[0])
+        seed = derive_seed(self.seed, cycle)
         self._backbone = self.embedding.backbone()
         ids, rows = self._training_features(labels, pool)
         # Before the training, because it finds unusable images.
@@ -104,7 +93,7 @@ class MscLearner(DistanceLearner):
     def features(self, ids: Sequence[str]) -> Iterator[OutputBatch]:
         """Compute the features of the trained backbone, see `DistanceLearner.features`."""
         inference, size = self.embedding.inference, self.embedding.image_size
-        forward = inference.prepare(self._trained(), size=size, count=len(ids))
+        forward = inference.prepare(require_fitted(self._backbone), size=size, count=len(ids))
         for batch in inference.run(forward, self.embedding.source, ids, size=size):
             norms = np.linalg.norm(batch.outputs, axis=1, keepdims=True)
             rows = (batch.outputs / np.maximum(norms, 1e-12)).astype(np.float16).astype(np.float32)
@@ -113,8 +102,8 @@ class MscLearner(DistanceLearner):
     def save(self, folder: Path) -> None:
         """Save the fitted detector and the backbone."""
         super().save(folder)
-        tensors = {f"{PREFIX}{name}": tensor for name, tensor in self._trained().state_dict().items()}
-        save_tensors(tensors, folder / BACKBONE)
+        state = require_fitted(self._backbone).state_dict()
+        save_tensors({f"{PREFIX}{name}": tensor for name, tensor in state.items()}, folder / BACKBONE)
 
     def restore(self, folder: Path) -> None:
         """See `Learner.restore`."""
@@ -169,11 +158,6 @@ class MscLearner(DistanceLearner):
                 f"so algorithm=msc trains on one device"
             )
         return trainer
-
-    def _trained(self) -> Backbone:
-        if self._backbone is None:
-            raise RuntimeError("call fit or restore before rank or save")
-        return self._backbone
 
 
 class _Epochs(Callback):

@@ -41,12 +41,8 @@ def has_direction(features: Float[Tensor, "n d"], centre: Float[Tensor, " d"]) -
 def nt_xent(a: Float[Tensor, "b d"], b: Float[Tensor, "b d"], temperature: float) -> Float[Tensor, ""]:
     """Compute the normalised-temperature cross-entropy of two views (SimCLR, Chen et al. 2020, eq. 1).
 
-    Each of the 2 b views has to recognise the other view of its image among all views but itself.
-
-    Args:
-        a: unit vectors of the first views.
-        b: unit vectors of the second views, in the same order.
-        temperature: divisor of the cosine similarities; a smaller one weights similar images more.
+    Each of the 2 b views, which are unit vectors, has to recognise the other view of its image among all views but
+    itself. A lower temperature weights similar images more.
 
     Raises:
         ValueError: if there are fewer than two images.
@@ -64,13 +60,7 @@ def nt_xent(a: Float[Tensor, "b d"], b: Float[Tensor, "b d"], temperature: float
 def mean_shifted_contrastive(
     a: Float[Tensor, "b d"], b: Float[Tensor, "b d"], centre: Float[Tensor, " d"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Compute NT-Xent in the mean-shifted space (eq. 5 of the paper).
-
-    Args:
-        a: L2-normalised features of the first views.
-        b: L2-normalised features of the second views, in the same order.
-        centre: see `mean_shifted`.
-        temperature: see `nt_xent`.
+    """Compute `nt_xent` of L2-normalised features in the mean-shifted space (eq. 5 of the paper).
 
     Raises:
         ValueError: if a feature equals the centre, or there are fewer than two images.

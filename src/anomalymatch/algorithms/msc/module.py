@@ -20,14 +20,7 @@ from anomalymatch.errors import DataError
 
 @dataclass(frozen=True)
 class MscSpec:
-    """Hyper-parameters of the loss.
-
-    Attributes:
-        temperature: temperature of the contrast (tau).
-        mean_shift: measure angles around the mean of the normal features; false is the plain contrastive loss.
-        angular_weight: weight of the term that keeps features close to their mean; 0 omits it.
-        weight_decay: weight decay of all parameters but those of normalisation layers.
-    """
+    """Hyper-parameters of the loss: the keys of `loss` in `conf/algorithm/msc.yaml`."""
 
     temperature: float
     mean_shift: bool

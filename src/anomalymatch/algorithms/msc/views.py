@@ -11,7 +11,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from anomalymatch.algorithms.fixmatch.batches import draw_seed, epoch_draws, image_tensor, view_loader
+from anomalymatch.algorithms.base import derive_seed
+from anomalymatch.algorithms.fixmatch.batches import epoch_draws, image_tensor, view_loader
 from anomalymatch.algorithms.fixmatch.views import View
 from anomalymatch.checks import check_range
 from anomalymatch.data.source import ImageSource
@@ -24,18 +25,7 @@ _KEY = "algorithm.learner.augmentation"
 
 @dataclass(frozen=True)
 class TwoViewAugmentation:
-    """Hyper-parameters of a view: the recipe of SimCLR, which the mean-shifted loss adopts.
-
-    Attributes:
-        crop: smallest and largest share of the area that a random crop keeps, before it is resized to full size.
-        jitter: largest change of brightness, contrast, saturation and hue; the last two apply to colour images.
-        jitter_probability: probability of changing them.
-        grey: probability of converting a colour image to grey.
-        blur: probability of a Gaussian blur.
-        blur_sigma: smallest and largest standard deviation of the blur, in pixels.
-        flip: probability of a horizontal flip.
-        vertical_flip: probability of a vertical flip; 0.5 for images without an upright orientation.
-    """
+    """Hyper-parameters of a view (SimCLR's recipe): the keys of `augmentation` in `conf/algorithm/msc.yaml`."""
 
     crop: Sequence[float]
     jitter: Sequence[float]
@@ -101,24 +91,15 @@ class PairedViews(Dataset[ViewPair]):
 
     def __getitem__(self, draw: int) -> ViewPair:
         image = resize(next_readable(self.source, self.ids, int(self.draws[draw]))[0], self.size)
-        first, second = (self.view(image, draw_seed(self.seed, kind, draw)) for kind in (_FIRST, _SECOND))
+        first, second = (self.view(image, derive_seed(self.seed, kind, draw)) for kind in (_FIRST, _SECOND))
         return ViewPair(image_tensor(first), image_tensor(second))
 
 
 class TwoViewBatches(LightningDataModule):
     """LightningDataModule of `ViewPair`s; an epoch has every image once, without an incomplete last batch.
 
-    Every draw and every view follows from `seed` alone, not from the number of workers.
-
-    Args:
-        source: the images.
-        ids: images to learn from.
-        augmentation: the views.
-        image_size: side of the views, in pixels.
-        batch_size: images in a batch; if there are fewer, they are one batch.
-        epochs: passes over the images.
-        workers: number of processes that prepare batches; 0 prepares them in the training process.
-        seed: seed of this training.
+    Every draw and every view follows from `seed` alone, not from the number of workers. `image_size` is the side of
+    the views in pixels. With fewer images than `batch_size`, all of them are one batch.
     """
 
     def __init__(

@@ -62,11 +62,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Mean distance to the nearest training features.
-
-    Attributes:
-        neighbours: number of neighbours.
-    """
+    """Mean distance to so many nearest training features."""
 
     neighbours: int
 
@@ -236,10 +232,7 @@ class FittedDetector:
     def logits(self, rows: FeatureRows, trained: Own, device: torch.device) -> Float64[np.ndarray, " n"]:
         """Score images on a scale like that of log-odds, see `distance_logits`.
 
-        Args:
-            rows: features.
-            trained: position of each of them among the training images, -1 for none.
-            device: device that computes.
+        `trained` is the position of each image among the training images, -1 for none.
         """
         own = np.where(trained >= 0, self.place[trained], -1)
         return maths.distance_logits(self.detector.distances(self.learnt, rows, own, device), self.median, self.spread)
@@ -264,12 +257,6 @@ def fit_detector(detector: Detector, rows: FeatureRows, *, drop: float, device: 
     """Fit a detector on normal images, drop the share that scores highest, and fit again.
 
     Images taken as normal may include a few anomalies; most of these are among the dropped.
-
-    Args:
-        detector: the distance.
-        rows: features of the training images.
-        drop: share to drop, in [0, 1); 0 keeps all.
-        device: device that computes.
 
     Raises:
         DataError: if there are too few images, or their features are all equal.

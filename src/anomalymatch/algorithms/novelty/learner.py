@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from anomalymatch.algorithms.base import NOVELTY, Truth
+from anomalymatch.algorithms.base import NOVELTY, Truth, require_fitted
 from anomalymatch.algorithms.lightning import StepListener, ignore_step
 from anomalymatch.algorithms.novelty.detectors import Detector, FittedDetector, fit_detector
 from anomalymatch.backbones.checkpoint import load_tensors, save_tensors
@@ -66,7 +66,7 @@ class DistanceLearner(ABC):
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`; a training image is compared with the others, not with itself."""
-        fitted, device = self._fitted(), self.embedding.inference.torch_device
+        fitted, device = require_fitted(self._detector), self.embedding.inference.torch_device
         wanted = self.embedding.source.ids if ids is None else ids
 
         def logits(batch: OutputBatch) -> Float64[np.ndarray, " n"]:
@@ -80,7 +80,7 @@ class DistanceLearner(ABC):
 
     def save(self, folder: Path) -> None:
         """Save the fitted detector and the ids of the training images."""
-        save_tensors(self._fitted().tensors(), folder / NOVELTY)
+        save_tensors(require_fitted(self._detector).tensors(), folder / NOVELTY)
         description = {"detector": type(self.detector).__name__, "learnt_from": list(self._place)}
         write_text((folder / NOVELTY).with_suffix(".json"), json.dumps(description))
 
@@ -120,11 +120,6 @@ class DistanceLearner(ABC):
     def _adopt(self, ids: Sequence[str], fitted: FittedDetector) -> None:
         self._place, self._detector = {id_: i for i, id_ in enumerate(ids)}, fitted
 
-    def _fitted(self) -> FittedDetector:
-        if self._detector is None:
-            raise RuntimeError("call fit or restore before rank or save")
-        return self._detector
-
 
 class NoveltyLearner(DistanceLearner):
     """Learner that ranks by a distance between frozen features."""
@@ -136,8 +131,6 @@ class NoveltyLearner(DistanceLearner):
     def features(self, ids: Sequence[str]) -> Iterator[OutputBatch]:
         """Read the features from the cache, see `DistanceLearner.features`."""
         known = self.embedding.features
-        reasons = {reject.id: reject for reject in known.rejects}
         for start in range(0, len(ids), CHUNK):
-            chunk = ids[start : start + CHUNK]
-            kept = [id_ for id_ in chunk if id_ not in reasons]
-            yield OutputBatch(kept, known.take(kept), [reasons[id_] for id_ in chunk if id_ in reasons])
+            kept, rejects = known.split(ids[start : start + CHUNK])
+            yield OutputBatch(kept, known.take(kept), rejects)

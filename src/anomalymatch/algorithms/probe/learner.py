@@ -1,16 +1,16 @@
 """Learner of the probe, a logistic regression on frozen features."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from anomalymatch.algorithms.base import WEIGHTS, Truth
+from anomalymatch.algorithms.base import WEIGHTS, Truth, require_fitted
 from anomalymatch.algorithms.lightning import StepListener, ignore_step
 from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, SelfTraining, self_train
 from anomalymatch.backbones.checkpoint import describe_input, load_network, save_network
 from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.backbones.features import Features
 from anomalymatch.backbones.network import Network
 from anomalymatch.data.labels import training_ids
 from anomalymatch.errors import LabelError
@@ -39,17 +39,12 @@ class ProbeLearner:
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
-        features, probe = self.embedding.probe_features, self._fitted()
-        logits = features.project(probe.coefficients) + probe.intercept
-        if ids is None:
-            return Ranking(features.ids, logits, features.rejects)
-        reasons = {reject.id: reject for reject in features.rejects}
-        kept = [id_ for id_ in ids if id_ not in reasons]
-        return Ranking(kept, logits[features.positions(kept)], [reasons[id_] for id_ in ids if id_ in reasons])
+        wanted = self.embedding.source.ids if ids is None else ids
+        return rank_by_probe(self.embedding.probe_features, require_fitted(self._probe), wanted)
 
     def save(self, folder: Path) -> None:
         """Save a network with the probe as its head, which scores any image."""
-        network = probe_network(self.embedding, self._fitted())
+        network = probe_network(self.embedding, require_fitted(self._probe))
         save_network(network, folder / WEIGHTS, algorithm="probe", input=describe_input(self.embedding.source))
 
     def restore(self, folder: Path) -> None:
@@ -57,11 +52,6 @@ class ProbeLearner:
         linear = load_network(folder / WEIGHTS).head.linear
         weight, bias = linear.weight.detach().double().numpy(), linear.bias.detach().double().numpy()
         self._probe = Probe(weight[1] - weight[0], float(bias[1] - bias[0]))
-
-    def _fitted(self) -> Probe:
-        if self._probe is None:
-            raise RuntimeError("call fit or restore before rank or save")
-        return self._probe
 
 
 def fit_probe(
@@ -73,11 +63,11 @@ def fit_probe(
         LabelError: if a label is of an unknown image, or no readable image is labelled anomaly, or none normal.
     """
     features = embedding.probe_features
-    unreadable = {reject.id for reject in features.rejects}
-    unknown = [id_ for id_ in labels if id_ not in features and id_ not in unreadable]
+    readable, _ = features.split(labels)
+    unknown = [id_ for id_ in readable if id_ not in features]
     if unknown:
         raise LabelError(f"{len(unknown)} labels are of images that are not in the source, the first: {unknown[0]!r}")
-    anomalies, normals = training_ids({id_: label for id_, label in labels.items() if id_ not in unreadable})
+    anomalies, normals = training_ids({id_: labels[id_] for id_ in readable})
     unlabelled: list[str] = []
     if spec.rounds:
         unlabelled = [id_ for id_ in (features.ids if pool is None else pool) if id_ in features and id_ not in labels]
@@ -94,21 +84,8 @@ def probe_network(embedding: Embedding, probe: Probe, generator: torch.Generator
     return network
 
 
-def top_by_probe(
-    embedding: Embedding, probe: Probe | None, pool: Sequence[str], count_of: Callable[[int], int]
-) -> Ranking:
-    """Rank the pool by a probe and keep the first images.
-
-    Args:
-        embedding: the images.
-        probe: the probe; without one the ranking is empty.
-        pool: ids; images that cannot be read are left out.
-        count_of: function from the number of readable images to the number to keep.
-    """
-    if probe is None:
-        return Ranking([], np.empty(0))
-    features = embedding.probe_features
-    readable = [id_ for id_ in pool if id_ in features]
+def rank_by_probe(features: Features, probe: Probe, ids: Sequence[str]) -> Ranking:
+    """Rank images by a probe on cached features."""
+    readable, rejects = features.split(ids)
     logits = features.project(probe.coefficients)[features.positions(readable)] + probe.intercept
-    first = Ranking(readable, logits).order[: count_of(len(readable))]
-    return Ranking([readable[i] for i in first], logits[first])
+    return Ranking(readable, logits, rejects)

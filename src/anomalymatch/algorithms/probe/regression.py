@@ -20,19 +20,9 @@ CALIBRATIONS = ("none", "platt")
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """Hyper-parameters of the probe.
+    """Hyper-parameters of the probe: the keys of `conf/probe/default.yaml`.
 
-    Attributes:
-        inverse_regularisation: scikit-learn's C; a larger one fits the labels more closely.
-        rounds: rounds of self-training on unlabelled images; 0 uses the labels alone.
-        confidence: probability from which an unlabelled image is pseudo-labelled anomaly.
-        weight: weight of a pseudo-labelled anomaly relative to a labelled one.
-        limit: maximum number of pseudo-labelled anomalies; the most probable ones are taken.
-        orientations: number of mirrored and rotated views of each labelled anomaly in the fit.
-        calibration: `platt` makes the logits log-odds at the rate of anomalies among the labels, by cross-validation;
-            `none` leaves them as if both classes were equally frequent. The order is the same.
-        folds: folds of the cross-validation that calibrates, judges and weights the views of features.
-        pool_images: approximate number of unlabelled images that self-training considers.
+    Without calibration the logits are log-odds as if both classes were equally frequent.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -76,15 +66,11 @@ class Probe:
 class SelfTraining:
     """Result of `self_train`: the probe of each round, the calibrated last one, and how well it generalises.
 
-    Attributes:
-        rounds: probes after 0, 1, … rounds, not calibrated.
-        spec: hyper-parameters.
-        anomalies: features of the labelled anomalies.
-        normals: features of the labelled normals.
-        gain: factor of each column, see `fit_logistic`.
+    It keeps the features of the labelled images and the gain of their columns (see `fit_logistic`).
     """
 
     rounds: list[Probe]
+    """Probes after 0, 1, … rounds, not calibrated."""
     spec: ProbeSpec
     anomalies: Float32[np.ndarray, "a d"]
     normals: Float32[np.ndarray, "n d"]
