@@ -52,7 +52,7 @@ def scores_of(scores_of):
     """Scores without a guard, which would often replace both sides by the same probe after so few steps."""
 
     def scores(algorithm, *overrides, **options):
-        unguarded = [] if algorithm == "probe" else ["algorithm.learner.guard=off"]
+        unguarded = [] if algorithm in ("probe", *NOVELTY) else ["algorithm.learner.guard=off"]
         return scores_of(algorithm, *unguarded, *overrides, **options)
 
     return scores
@@ -196,6 +196,7 @@ def test_every_knob_of_the_augmentation_changes_its_view(knob):
         "confidence=0.999",
         "weight=1.0",
         "limit=1",
+        "orientations=8",
         "calibration=platt",
         "pool_images=5",
     ],
@@ -204,3 +205,31 @@ def test_every_knob_of_the_probe_changes_the_scores(scores_of, plain_scores, cha
     shared = ["probe.inverse_regularisation=100.0"]  # these labels are few: only a close fit is sure of anything
     plain = plain_scores("probe", *shared)
     assert np.abs(plain - scores_of("probe", *shared, f"probe.{change}")).max() > 1e-3
+
+
+NOVELTY = {
+    "knn": "least_normals=6 drop=0.2 detector.neighbours=3",
+    "mahalanobis": "least_normals=6 drop=0.2 detector.shrinkage=0.9 detector.trim=0.3",
+    "pca_residual": "least_normals=6 drop=0.2 detector.variance=0.5 detector.trim=0.3",
+    "msc": """least_normals=6 drop=0.3 trim=0.3 trainable_groups=1 epochs=1 batch_size=8 detector.neighbours=3
+        loss.temperature=1.0 loss.mean_shift=false loss.angular_weight=5.0 loss.weight_decay=0.5 optimizer.lr=0.1""",
+}
+
+
+@pytest.mark.parametrize("algorithm", NOVELTY)
+def test_every_knob_of_novelty_detection_is_turned_below(algorithm):
+    node = OmegaConf.to_container(compose(f"algorithm={algorithm}").algorithm.learner)
+    node.pop("augmentation", None)  # turned in msc/test_views.py
+    assert set(leaves(node)) - {"workers"} == {word.split("=")[0] for word in NOVELTY[algorithm].split()}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "change"),
+    [
+        pytest.param(name, word, marks=[pytest.mark.slow] if name == "msc" else [])
+        for name, words in NOVELTY.items()
+        for word in words.split()
+    ],
+)
+def test_every_knob_of_novelty_detection_changes_the_scores(scores_of, plain_scores, algorithm, change):
+    assert not np.array_equal(plain_scores(algorithm), scores_of(algorithm, f"algorithm.learner.{change}"))

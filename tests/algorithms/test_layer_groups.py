@@ -8,7 +8,6 @@ from torch import nn
 
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups, layerwise_groups, parameter_groups
 from anomalymatch.backbones.network import Head, Network, build_backbone
-from anomalymatch.errors import ConfigError
 
 
 def tiny(name="test_efficientnet"):
@@ -44,11 +43,6 @@ def test_freeze_lower_groups_of_the_papers_backbone():
     stages = {".".join(name.split(".")[:2]) for name in learning(body) if name.startswith("blocks")}
     assert stages == {"blocks.5", "blocks.6"}
     assert {"conv_head", "bn2"} <= learning(body)
-
-
-def test_negative_number_of_groups_is_an_error():
-    with pytest.raises(ConfigError, match="trainable_groups is -1"):
-        freeze_lower_groups(tiny()[1].body, -1)
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])

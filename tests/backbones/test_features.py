@@ -1,7 +1,4 @@
 import logging
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ from anomalymatch.backbones.features import FeatureCache, Features, Shard
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import build_backbone
 from anomalymatch.cache import Cache
-from anomalymatch.errors import DataError, StorageError
+from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
 
 FP32 = Inference(device="cpu", precision="fp32", batch_pixels=32 * 32 * 8, workers=1)
@@ -137,64 +134,6 @@ def test_interrupted_computation_continues_after_the_finished_shards(cache, make
     features = cache.features(source, *tiny_backbone)
     assert source.reads == 5
     same(features, FeatureCache(cache.folder.with_name("fresh"), FP32).features(source, *tiny_backbone))
-
-
-CODE = """
-import sys
-from pathlib import Path
-import numpy as np
-from anomalymatch.data.source import ImageSource
-from anomalymatch.backbones import features as module
-from anomalymatch.backbones.inference import Inference
-from anomalymatch.backbones.network import build_backbone
-module.SHARD_IMAGES = 10
-class Source(ImageSource):
-    def load(self, position):
-        print("read", position, flush=True)
-        return np.random.default_rng(position).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-ids = [f"{i:03d}" for i in range(int(sys.argv[2]))]
-source = Source(name="s", ids=ids, bands=["red", "green", "blue"], fingerprint="x")
-built = build_backbone(name="test_efficientnet", weights="none", channels=3, image_size=32)
-cache = module.FeatureCache(Path(sys.argv[1]), Inference("cpu", "fp32", 32 * 32 * 5, 1))
-features = cache.features(source, *built)
-print("sum", float(np.abs(features.take(source.ids)).sum()), flush=True)
-"""
-
-
-def started(folder, count):
-    command = [sys.executable, "-c", CODE, str(folder), str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_work_after_a_kill(tmp_path):
-    with started(tmp_path, 400) as killed:
-        for line in killed.stdout:
-            if int(line.split()[1]) > 60:
-                break
-        killed.send_signal(signal.SIGKILL)
-    done = len(list(tmp_path.glob("*/*/checksums.json")))
-    assert 0 < done < 40
-    processes = [started(tmp_path, 400) for _ in range(2)]
-    outputs = [process.communicate()[0].splitlines() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    sums = [output[-1] for output in outputs]
-    assert sums[0] == sums[1]
-    read = sorted(int(line.split()[1]) for output in outputs for line in output[:-1])
-    assert read == list(range(10 * done, 400))  # each image once, by either of them
-
-
-def test_full_disk_is_an_error(cache, make_source, tiny_backbone):
-    resource = pytest.importorskip("resource")
-    source = make_source(25)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # 256 features of 10 images need 5 kB
-    try:
-        with pytest.raises(StorageError, match="000000000"):
-            cache.features(source, *tiny_backbone)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert cache.features(source, *tiny_backbone).ids == list(source.ids)
 
 
 def test_source_without_a_readable_image(cache, make_source, tiny_backbone):

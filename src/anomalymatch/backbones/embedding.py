@@ -91,9 +91,8 @@ class Embedding:
     def reoriented_features(self, ids: Sequence[str], orientations: int) -> Float32[np.ndarray, "v d"]:
         """Compute the probe features of mirrored and turned images of the source, once for each image.
 
-        Args:
-            ids: the images; an image that can no longer be read is left out.
-            orientations: number of orientations; the first, the image as it is, is left out (see `tta.reoriented`).
+        The first orientation, the image as it is (see `tta.reoriented`), is left out, as is an image that can no longer
+        be read.
         """
         wanted = ids if orientations > 1 else []
         missing = [id_ for id_ in dict.fromkeys(wanted) if (id_, orientations) not in self._reoriented]
@@ -122,9 +121,7 @@ class Embedding:
     def network(self, *, normalised: bool, generator: torch.Generator | None = None) -> Network:
         """Return a new network with a copy of the pretrained backbone and a new head, which may be trained.
 
-        Args:
-            normalised: the head gets the probe features; otherwise the features of the last layer, not normalised.
-            generator: random generator of the head's weights; None takes a new one.
+        A `normalised` head gets the probe features, any other the features of the last layer as they are.
         """
         spec = replace(self.spec, stages=self.stages and normalised)
         backbone = self._built[1].with_body(copy.deepcopy(self._built[1].body), stages=spec.stages)

@@ -56,12 +56,7 @@ def accelerate_frozen_stages(
 
 
 class FrozenStages(nn.Module):
-    """Stem and first stages of an EfficientNet.
-
-    Args:
-        backbone: the backbone.
-        count: number of stages, without the stem.
-    """
+    """Stem and first `count` stages of an EfficientNet."""
 
     def __init__(self, backbone: Backbone, count: int) -> None:
         super().__init__()
@@ -87,13 +82,9 @@ class FrozenStages(nn.Module):
 
 
 class Shortcut:
-    """Features of a backbone whose lower stages another function computes.
+    """Features of a backbone whose first `count` stages `forward` computes, as `FrozenStages` does.
 
-    Args:
-        backbone: the backbone, whose upper stages are computed as usual.
-        count: number of lower stages.
-        shape: shape of the last map of the lower stages: channels, height, width.
-        forward: computes `FrozenStages`.
+    `shape` is that of the last of their maps: channels, height, width.
     """
 
     def __init__(self, backbone: Backbone, count: int, shape: Sequence[int], forward: Forward) -> None:

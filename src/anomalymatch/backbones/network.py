@@ -134,13 +134,8 @@ class Backbone(nn.Module):
 class Head(nn.Module):
     """Linear two-class head on the features, L2-normalised or unchanged.
 
-    The probe is fitted on normalised features, so its solution can be copied in exactly.
-
-    Args:
-        features: number of features of the last layer.
-        stage_features: number of stage features, which come normalised.
-        normalised: normalise the features of the last layer.
-        generator: random generator of the initial weights.
+    The probe is fitted on normalised features, so its solution can be copied in exactly. `normalised` is of the last
+    layer: stage features come normalised.
     """
 
     def __init__(
@@ -203,12 +198,7 @@ class Network(nn.Module):
 
 
 class FeatureEnsemble(nn.Module):
-    """Concatenation of the features of several timm models, each L2-normalised so that all count the same.
-
-    Args:
-        models: timm models without classifier.
-        channels: channels of the images.
-    """
+    """Concatenation of the features of several timm models without classifiers, each L2-normalised to count the same."""
 
     mean: Tensor
     std: Tensor

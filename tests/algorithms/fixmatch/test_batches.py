@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -120,20 +119,6 @@ def test_batches_do_not_depend_on_global_random_state(mixed):
     assert same(first, batches(mixed()))
 
 
-def test_a_later_part_of_a_training_follows_from_the_seed_alone(mixed):
-    # What a resume needs: draw 30 is the same whether or not 0 to 29 were drawn before.
-    whole, late = mixed().unlabelled(), mixed().unlabelled()
-    pairs = [whole[draw] for draw in range(31)]
-    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(pairs[30], late[30], strict=True))
-
-
-def test_another_seed_gives_other_batches(mixed):
-    first, second = batches(mixed(seed=1)), batches(mixed(seed=2))
-    assert not any(same([a], [b]) for a, b in zip(first, second, strict=True))
-    positions = [torch.cat([batch.i_ulb for batch in made]) for made in (first, second)]
-    assert not torch.equal(*positions)
-
-
 def test_views_of_one_image_differ_from_draw_to_draw(mixed):
     data = mixed(count=12, iterations=4, labels=None)
     views = {}
@@ -214,29 +199,6 @@ def test_no_pool_and_no_labels(mixed):
         batches(mixed(labels={"im000001": "normal"}))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"labelled": 0}, "algorithm.learner.batch.labelled is 0"),
-        ({"unlabelled_ratio": 0}, "algorithm.learner.batch.unlabelled_ratio is 0"),
-        ({"iterations": -3}, "algorithm.learner.batch.iterations is -3"),
-        ({"candidates": -1}, "algorithm.learner.batch.candidates is -1"),
-        ({"candidate_share": 1.5}, "candidate_share is 1.5"),
-        ({"candidate_share": math.nan}, "candidate_share is nan"),
-        ({"workers": -1}, "algorithm.learner.batch.workers is -1"),
-    ],
-)
-def test_wrong_values_are_refused(change, message):
-    with pytest.raises(ConfigError, match=message):
-        spec(**change)
-
-
-@pytest.mark.parametrize("change", [{"labelled": 3}, {"unlabelled_ratio": 3}, {"iterations": 2}])
-def test_every_number_changes_the_batches(mixed, change):
-    shapes = [[tuple(x.shape) for x in batch] for batch in batches(mixed(**change))]
-    assert shapes != [[tuple(x.shape) for x in batch] for batch in batches(mixed())]
-
-
 # --- draws -----------------------------------------------------------------------------------------------------
 
 
@@ -288,13 +250,6 @@ def test_a_fifth_of_a_small_pool_are_candidates():
     assert {pool: spec(candidates=1000).candidates_of(pool) for pool in pools} == pools
     assert spec(candidates=1000, pool_per_candidate=2).candidates_of(11) == 6
     assert SPEC.candidates_of(10**6) == 0
-
-
-def test_without_candidates_the_draws_are_those_of_the_pool():
-    made = spec(iterations=6, candidates=3, candidate_share=0.5)
-    none = np.array([], dtype=np.int64)
-    draws = pool_draws(30, none, made, np.random.default_rng(1))
-    assert draws.tolist() == epoch_draws(30, 48, np.random.default_rng(1)).tolist()
 
 
 @settings(deadline=None, max_examples=25)  # 160,000 draws each: fewer would be too few for the tolerance

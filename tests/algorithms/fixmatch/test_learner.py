@@ -60,24 +60,6 @@ def test_the_fallback_is_the_configured_probe_with_its_calibration(make, small, 
     assert probe == pytest.approx(fit.probe.intercept, rel=1e-5)
 
 
-def test_calibration_keeps_the_order_of_a_fine_tuning(make, small, labels):
-    plain, calibrated = (make("fixmatch", GUARDLESS, f"probe.calibration={name}") for name in ("none", "platt"))
-    for learner in (plain, calibrated):
-        learner.fit(labels, pool=small.pool)
-    before, after = (learner.rank(small.pool).logits for learner in (plain, calibrated))
-    assert not np.allclose(before, after, atol=1e-2)
-    slope, offset = np.polyfit(before, after, 1)
-    assert slope > 0
-    np.testing.assert_allclose(after, slope * before + offset, atol=1e-3)
-
-
-@pytest.mark.parametrize("word", ["start_rounds=-1", "trainable_groups=-2", "refit_confidence=1.5"])
-def test_a_number_out_of_range_is_refused(make, word):
-    name, _, value = word.partition("=")
-    with pytest.raises(ConfigError, match=rf"algorithm\.learner\.{name} is {value}"):
-        make("fixmatch", f"algorithm.learner.{word}")
-
-
 def test_anomalies_pass_although_candidates_hold_more_of_them_than_the_pool(make, small, labels):
     """Alignment to the teacher's own rate over the pool changes hardly anything."""
     rest = [id_ for id_ in small.pool if id_ not in labels]

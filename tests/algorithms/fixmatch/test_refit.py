@@ -13,7 +13,6 @@ from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import anomaly_logit
 from anomalymatch.backbones.tta import reoriented
 from anomalymatch.data.task import initial_labels, make_task
-from anomalymatch.errors import ConfigError
 from anomalymatch.ranking import Ranking
 
 SPEC = replace(SELF_TRAINING, orientations=2)
@@ -111,20 +110,6 @@ def test_the_refit_is_calibrated_if_the_probe_is(task, embedding, labels):
     np.testing.assert_allclose(after.numpy(), slope * before.numpy() + offset, atol=1e-3)
     assert slope > 0
     assert abs(slope - 1) + abs(offset) > 0.1
-
-
-@pytest.mark.parametrize("confidence", [0.4, 1.0])
-def test_a_confidence_out_of_range_is_refused(confidence):
-    with pytest.raises(ConfigError, match=rf"algorithm\.learner\.refit_confidence is {confidence}"):
-        refit_spec(SPEC, confidence)
-
-
-def test_the_refit_does_not_depend_on_the_old_head(task, embedding, labels):
-    one, other = (embedding.network(normalised=True, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
-    for network in (one, other):
-        refit_head(network, embedding, labels, SPEC)
-    assert torch.equal(one.head.linear.weight, other.head.linear.weight)
-    assert torch.equal(one.head.linear.bias, other.head.linear.bias)
 
 
 def test_unreadable_images_are_left_out(embedding, labels):

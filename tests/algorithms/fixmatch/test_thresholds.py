@@ -111,12 +111,6 @@ def test_fairness_is_finite_where_a_class_was_never_predicted():
     assert fairness(tensor(0.8, 0.1), tensor(0.9, 0.1), tensor(0.8, 0.2), tensor(1.0, 0.0)).isfinite()
 
 
-def test_gradient_of_fairness_by_finite_differences():
-    means = tensor(0.6, 0.3).requires_grad_()
-    rest = tensor(0.7, 0.2), tensor(0.8, 0.2), tensor(0.8, 0.1)
-    assert torch.autograd.gradcheck(lambda values: fairness(values, *rest), means)
-
-
 # --- SoftMatch --------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,6 @@ from anomalymatch.algorithms.fixmatch.views import (
     Sharpness,
 )
 from anomalymatch.config import compose
-from anomalymatch.errors import ConfigError
 
 SIZE = 32
 DEFAULT = instantiate(compose("dataset=folder", "data.root=unused").augment)
@@ -49,22 +48,14 @@ def views(augmentation, kind, image, count=40):
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_same_seed_same_view_in_any_order(kind, channels):
     image = noise(channels)
-    augmentation = DEFAULT
-    first = views(augmentation, kind, image)
-    again = getattr(augmentation, kind)(channels)
+    first = views(DEFAULT, kind, image)
+    again = getattr(DEFAULT, kind)(channels)
+    np.testing.assert_array_equal(image, noise(channels))  # the image itself is left alone
     for seed in (7, 39, 0, 7, 21):
         np.testing.assert_array_equal(again(image, seed), first[seed])
     assert all(view.shape == image.shape and view.dtype == np.uint8 for view in first)
     assert all(view.flags.c_contiguous for view in first)
     assert len({view.tobytes() for view in first}) > 25
-
-
-@pytest.mark.parametrize("kind", ["weak", "strong"])
-def test_the_image_itself_is_left_alone(kind):
-    image = noise()
-    before = image.copy()
-    views(DEFAULT, kind, image)
-    np.testing.assert_array_equal(image, before)
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (41, 17), (1, 1)])
@@ -156,11 +147,6 @@ def test_strong_draws_three_operations_for_each_image(monkeypatch, channels, kin
     assert any(len(set(drawn)) < len(drawn) for drawn in record)
     falling = [drawn for drawn in record if drawn[0] > drawn[1] > drawn[2]]
     assert 0.09 * len(record) < len(falling) < 0.2 * len(record)
-
-
-@pytest.mark.parametrize("operations", [0, 1, 5])
-def test_the_number_of_operations(monkeypatch, operations):
-    assert {len(drawn) for drawn in drawn_operations(monkeypatch, count=20, operations=operations)} == {operations}
 
 
 def pillow(image):
@@ -265,22 +251,3 @@ def test_rotations_stay_within_their_limit():
     assert max(map(abs, angles)) <= 20.5
     assert max(angles) > 15
     assert min(angles) < -15
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"flip": 1.5}, "augment.flip is 1.5"),
-        ({"cutout": -0.1}, "augment.cutout is -0.1"),
-        ({"translate": float("nan")}, "augment.translate is nan"),
-        ({"operations": -1}, "augment.operations is -1"),
-        ({"rotate": -5.0}, "augment.rotate is -5.0"),
-        ({"shear": -0.1}, "augment.shear is -0.1"),
-        ({"factor": (0.9, 0.1)}, r"augment.factor is \[0.9, 0.1\]"),
-        ({"factor": (0.5, 0.6, 0.7)}, "augment.factor"),
-        ({"posterize_bits": (0, 8)}, r"augment.posterize_bits is \[0, 8\]"),
-    ],
-)
-def test_wrong_values_are_refused(change, message):
-    with pytest.raises(ConfigError, match=message):
-        augmented(**change)

@@ -1,4 +1,3 @@
-import copy
 import math
 from functools import partial
 
@@ -8,7 +7,6 @@ import torch
 from anomalymatch.algorithms.fixmatch.loss import pseudo_labels
 from anomalymatch.algorithms.fixmatch.thresholds import UNUSED
 from anomalymatch.algorithms.fixmatch.weighting import Alignment, FixedThreshold, FlexMatch, FreeMatch, SoftMatch
-from anomalymatch.errors import ConfigError
 
 MADE = {
     "fixed": partial(FixedThreshold, threshold=0.9),
@@ -38,21 +36,6 @@ def test_a_weighting_gives_targets_and_weights_and_no_gradient(name):
     assert ((mask >= 0) & (mask.float() <= 1)).all()
     assert not mask.requires_grad
     assert all(not buffer.requires_grad for buffer in weighting.buffers())
-
-
-@pytest.mark.parametrize("name", MADE)
-def test_a_restored_state_continues_alike(name):
-    first = MADE[name](pool=12)
-    for seed in range(4):
-        first(random_logits(seed), torch.arange(12))
-    second = MADE[name](pool=12)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    results = [weighting(random_logits(9), torch.arange(12)) for weighting in (first, second)]
-    assert torch.equal(results[0].mask, results[1].mask)
-    assert first.state_to_log == second.state_to_log
-    fresh = MADE[name](pool=12)
-    fresh(random_logits(9), torch.arange(12))
-    assert name == "fixed" or fresh.state_to_log != first.state_to_log  # the past matters
 
 
 def test_the_fixed_threshold_is_that_of_fixmatch():
@@ -127,13 +110,6 @@ def test_the_fairness_term_is_of_the_strong_views_that_pass():
     assert not strong.grad[3].any()
 
 
-def test_only_freematch_has_a_penalty():
-    for name, make in MADE.items():
-        weighting = make(pool=4)
-        term = weighting.penalty(random_logits(0, 4), weighting(random_logits(1, 4), torch.arange(4)))
-        assert (term is not None) == (name == "freematch")
-
-
 def test_softmatch_weights_by_hand():
     weighting = SoftMatch(0, None, momentum=0.5, n_sigma=2.0)
     weighting.uniform = torch.nn.Identity()  # the Gaussian alone
@@ -200,26 +176,3 @@ def test_without_a_prior_logits_are_returned_unchanged():
     alignment = Alignment(prior=None, momentum=0.9)
     assert alignment(logits) is logits
     assert not alignment.state_dict()
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: FixedThreshold(0, 0.0), "loss.threshold is 0.0"),
-        (lambda: FlexMatch(0, None), "loss.threshold is null: FlexMatch"),
-        (lambda: FlexMatch(0, 1.5), "loss.threshold is 1.5"),
-        (lambda: FreeMatch(0, 0.9, momentum=0.9, fairness=0.1), "loss.threshold is 0.9: FreeMatch"),
-        (lambda: FreeMatch(0, None, momentum=1.0, fairness=0.1), "weighting.momentum is 1.0"),
-        (lambda: FreeMatch(0, None, momentum=0.9, fairness=-0.1), "weighting.fairness is -0.1"),
-        (lambda: SoftMatch(0, 0.9, momentum=0.9, n_sigma=2.0), "loss.threshold is 0.9: SoftMatch"),
-        (lambda: SoftMatch(0, None, momentum=-0.1, n_sigma=2.0), "weighting.momentum is -0.1"),
-        (lambda: SoftMatch(0, None, momentum=0.9, n_sigma=math.nan), "weighting.n_sigma is nan"),
-        (lambda: Alignment(prior=0.0, momentum=0.9), "alignment.prior is 0.0"),
-        (lambda: Alignment(prior=1.0, momentum=0.9), "alignment.prior is 1.0"),
-        (lambda: Alignment(prior=0.1, momentum=math.nan), "alignment.momentum is nan"),
-        (lambda: Alignment(prior=None, momentum=1.0), "alignment.momentum is 1.0"),
-    ],
-)
-def test_wrong_values_are_refused(make, message):
-    with pytest.raises(ConfigError, match=message):
-        make()

@@ -6,7 +6,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from anomalymatch.algorithms.novelty.detectors import (
-    FittedDetector,
     Mahalanobis,
     Neighbours,
     PrincipalResidual,
@@ -87,35 +86,6 @@ def test_the_covariance_is_shrunk_as_ledoit_and_wolf_say():
     np.testing.assert_allclose(distances**2, reference.mahalanobis(queries.astype(np.float64)), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("plain", "changed"),
-    [
-        (Neighbours(2), Neighbours(3)),
-        (Mahalanobis(None, 0.0), Mahalanobis(0.9, 0.0)),
-        (Mahalanobis(0.5, 0.0), Mahalanobis(0.5, 0.3)),
-        (PrincipalResidual(0.5, 0.0), PrincipalResidual(0.9, 0.0)),
-        (PrincipalResidual(0.5, 0.0), PrincipalResidual(0.5, 0.3)),
-    ],
-)
-def test_every_knob_changes_the_scores(plain, changed):
-    queries = units(9, seed=1)
-    both = [
-        fit_detector(d, units(60), drop=0.0, device=CPU).logits(queries, nobody(queries), CPU) for d in (plain, changed)
-    ]
-    assert not np.allclose(*both)
-
-
-@pytest.mark.parametrize("detector", DETECTORS, ids=NAMES)
-def test_a_detector_from_its_tensors_gives_the_same_scores(detector, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    novelty = fit_detector(detector, units(40), drop=0.1, device=CPU)
-    save_file(novelty.tensors(), tmp_path / "n.safetensors")
-    again = FittedDetector.from_tensors(detector, load_file(tmp_path / "n.safetensors"))
-    rows, own = np.concatenate([units(40), units(9, seed=1)]), np.r_[np.arange(40), np.full(9, -1)]
-    np.testing.assert_array_equal(again.logits(rows, own, CPU), novelty.logits(rows, own, CPU))
-
-
 @pytest.mark.parametrize("detector", DETECTORS, ids=NAMES)
 def test_too_few_or_unusable_features_raise(detector):
     name = type(detector).__name__
@@ -129,21 +99,6 @@ def test_too_few_or_unusable_features_raise(detector):
     broken[3, 2] = np.nan
     with pytest.raises(DataError, match="some features are not finite"):
         fit_detector(detector, broken, drop=0.0, device=CPU)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Neighbours(0), "detector.neighbours is 0"),
-        (lambda: Mahalanobis(1.5, 0.0), "detector.shrinkage is 1.5"),
-        (lambda: Mahalanobis(None, 1.0), "detector.trim is 1.0"),
-        (lambda: PrincipalResidual(1.0, 0.0), "detector.variance is 1.0"),
-        (lambda: PrincipalResidual(0.9, -0.1), "detector.trim is -0.1"),
-    ],
-)
-def test_wrong_values_are_refused(make, message):
-    with pytest.raises(ConfigError, match=message):
-        make()
 
 
 def both_ways(queries, bank, own):

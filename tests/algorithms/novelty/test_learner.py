@@ -3,16 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
-from sklearn.neighbors import NearestNeighbors
 
 from anomalymatch.algorithms.base import BACKBONE, NOVELTY
-from anomalymatch.algorithms.msc.module import MeanShiftedContrastive
-from anomalymatch.backbones.inference import Inference
-from anomalymatch.backbones.openvino import has_openvino
 from anomalymatch.backbones.weights import fingerprint
-from anomalymatch.config import compose
-from anomalymatch.errors import ConfigError, DataError, LabelError, StorageError
+from anomalymatch.errors import ConfigError, DataError, StorageError
 
 FROZEN = ("knn", "mahalanobis", "pca_residual")
 ALGORITHMS = (*FROZEN, "msc")
@@ -69,21 +63,6 @@ def test_enough_labelled_normals_are_used_alone(make, small, labels, algorithm):
     assert set(unsure._place) == set(small.pool) - set(small.pool[3:5])
 
 
-def test_the_distance_is_that_of_scikit_learn_and_no_image_is_its_own_neighbour(make, small):
-    learner = fitted(make("knn", "algorithm.learner.detector.neighbours=3"), small, {})
-    rows = learner.embedding.features.take(small.pool)
-    expected = NearestNeighbors(n_neighbors=3).fit(rows).kneighbors()[0].mean(1)
-    novelty = learner._detector
-    distances = (np.sinh(learner.rank(small.pool).logits / 2) + 3.0) * novelty.spread + novelty.median
-    np.testing.assert_allclose(distances, expected, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_unknown_labels_are_refused(make, small, algorithm):
-    with pytest.raises(LabelError, match="unknown label 'fine'"):
-        make(algorithm).fit({"im000001": "fine"}, pool=small.pool)
-
-
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_unusable_images_raise(make, make_source, algorithm):
     ids = make_source(20).ids
@@ -95,74 +74,6 @@ def test_unusable_images_raise(make, make_source, algorithm):
     learner.fit({})
     ranking = learner.rank()
     assert (len(ranking), [reject.id for reject in ranking.rejects]) == (19, [ids[3]])
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_equal_images_raise(make, make_source, monkeypatch, algorithm):
-    source = make_source(20, truth=None, fingerprint="equal")
-    monkeypatch.setattr(type(source), "load", lambda self, position: np.full((32, 32, 3), 7, dtype=np.uint8))
-    with pytest.raises(DataError, match="cannot be fitted on 20 images: their features are all equal"):
-        make(algorithm, source=source).fit({})
-
-
-FROZEN_KNOBS = {
-    ("knn", "least_normals"): "6",
-    ("knn", "drop"): "0.2",
-    ("knn", "detector.neighbours"): "3",
-    ("mahalanobis", "least_normals"): "6",
-    ("mahalanobis", "drop"): "0.2",
-    ("mahalanobis", "detector.shrinkage"): "0.9",
-    ("mahalanobis", "detector.trim"): "0.3",
-    ("pca_residual", "least_normals"): "6",
-    ("pca_residual", "drop"): "0.2",
-    ("pca_residual", "detector.variance"): "0.5",
-    ("pca_residual", "detector.trim"): "0.3",
-}
-MSC_KNOBS = {
-    "least_normals": "6",
-    "drop": "0.3",
-    "trim": "0.3",
-    "trainable_groups": "1",
-    "epochs": "1",
-    "batch_size": "8",
-    "detector.neighbours": "3",
-    "loss.temperature": "1.0",
-    "loss.mean_shift": "false",
-    "loss.angular_weight": "5.0",
-    "loss.weight_decay": "0.5",
-    "optimizer.lr": "0.1",
-}
-ELSEWHERE = {"trainer", "workers"}
-"""Knobs that only take time."""
-
-
-def knobs(algorithm):
-    node = OmegaConf.to_container(compose(f"algorithm={algorithm}").algorithm.learner, resolve=False)
-    found = set()
-    for key, value in node.items():
-        inner = value if isinstance(value, dict) else {"": value}
-        found |= {f"{key}.{name}".strip(".") for name in inner if not name.startswith("_")} if key[0] != "_" else set()
-    return {name for name in found - ELSEWHERE if not name.startswith("augmentation.")}  # see msc/test_views.py
-
-
-def test_every_knob_is_turned_below():
-    assert knobs("msc") == set(MSC_KNOBS)
-    for algorithm in FROZEN:
-        assert knobs(algorithm) == {knob for name, knob in FROZEN_KNOBS if name == algorithm}
-
-
-@pytest.mark.parametrize("knob", FROZEN_KNOBS, ids=" ".join)
-def test_every_knob_of_the_frozen_ones_changes_the_scores(scores_of, plain_scores, knob):
-    algorithm, name = knob
-    changed = scores_of(algorithm, f"algorithm.learner.{name}={FROZEN_KNOBS[knob]}")
-    assert not np.array_equal(plain_scores(algorithm), changed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("knob", MSC_KNOBS)
-def test_every_knob_of_msc_changes_the_scores(scores_of, plain_scores, knob):
-    changed = scores_of("msc", f"algorithm.learner.{knob}={MSC_KNOBS[knob]}")
-    assert not np.array_equal(plain_scores("msc"), changed)
 
 
 def test_the_seed_and_the_cycle_change_msc(make, scores_of, plain_scores, small, labels):
@@ -185,27 +96,6 @@ def test_msc_trains_only_the_upper_stages_keeps_batch_norms_and_leaves_the_pretr
     assert not any("running" in name for name in changed)
     assert all(name.startswith(("body.blocks.4", "body.blocks.5", "body.conv_head", "body.bn2")) for name in changed)
     assert fingerprint(learner.embedding.backbone()) == kept
-
-
-@pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
-def test_frozen_stages_by_openvino_train_the_same_backbone(make, small, labels, monkeypatch):
-    step, shortcuts, rankings = MeanShiftedContrastive.training_step, [], []
-
-    def noted(module, batch, batch_idx):
-        shortcuts.append(module.backbone.shortcut)
-        return step(module, batch, batch_idx)
-
-    monkeypatch.setattr(MeanShiftedContrastive, "training_step", noted)
-    for backend in ("torch", "openvino"):
-        inference = Inference("cpu", "fp32", workers=1, backend=backend)
-        learner = fitted(make("msc", "algorithm.learner.trainable_groups=1", inference=inference), small, labels)
-        assert learner._backbone.shortcut is None
-        rankings.append(logits(learner, small))
-    half = len(shortcuts) // 2
-    assert shortcuts[:half] == [None] * half
-    assert half
-    assert None not in shortcuts[half:]
-    assert np.corrcoef(rankings)[0, 1] > 0.99
 
 
 def test_without_epochs_msc_is_the_frozen_distance(make, small, labels):
@@ -241,26 +131,6 @@ def test_any_number_of_bands_trains(make, make_source, channels):
     learner = make("msc", source=make_source(20, truth=None, channels=channels, fingerprint=f"bands-{channels}"))
     learner.fit({})
     assert np.isfinite(learner.rank().logits).all()
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "override", "message"),
-    [
-        ("knn", "drop=1.0", "algorithm.learner.drop is 1.0"),
-        ("knn", "least_normals=0", "algorithm.learner.least_normals is 0"),
-        ("msc", "trim=-0.1", "algorithm.learner.trim is -0.1"),
-        ("msc", "epochs=-1", "algorithm.learner.epochs is -1"),
-        ("msc", "batch_size=1", "algorithm.learner.batch_size is 1"),
-        ("msc", "optimizer.lr=-1.0", "algorithm.learner.optimizer: Invalid learning rate"),
-        ("msc", "augmentation.blur=2.0", "augmentation.blur is 2.0"),
-        ("msc", "augmentation.crop=[0.0,1.0]", r"augmentation.crop is \[0.0, 1.0\]"),
-        ("msc", "augmentation.jitter=[0.1]", r"augmentation.jitter is \[0.1\]: it must be four numbers"),
-        ("msc", "augmentation.jitter=[0.0,0.0,0.0,0.9]", "at most 0.5"),
-    ],
-)
-def test_wrong_values_are_refused_when_the_learner_is_made(make, algorithm, override, message):
-    with pytest.raises(ConfigError, match=message):
-        make(algorithm, f"algorithm.learner.{override}")
 
 
 def test_several_devices_are_refused(make):

@@ -97,15 +97,9 @@ def nearest_distances(
     device: torch.device,
     exact_rows: int = EXACT_ROWS,
 ) -> Float[Tensor, "n k"]:
-    """Compute Euclidean distances to the `k` nearest rows of `bank`, ascending; the result is on the CPU.
+    """Compute `neighbour_distances` on a device; the result is on the CPU.
 
-    Args:
-        queries: features.
-        bank: features to compare with.
-        k: number of neighbours.
-        own: row of `bank` that is the query itself and is skipped; -1 where there is none.
-        device: device that computes.
-        exact_rows: a larger bank is searched by an index of faiss, which may miss a neighbour.
+    A bank of more than `exact_rows` is searched by an index of faiss, which may miss a neighbour.
 
     Raises:
         ConfigError: if the bank is that large and faiss is not installed.
@@ -146,15 +140,12 @@ def _index_of(bank: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Mahalanobis:
-    """Mahalanobis distance: from the mean, in units of the spread in each direction.
-
-    Attributes:
-        shrinkage: shrinkage of the covariance towards a sphere, 0 to 1; None chooses it by Ledoit and Wolf (2004).
-        trim: share of the images, the farthest from the median, that the mean leaves out.
-    """
+    """Mahalanobis distance: from a trimmed mean, in units of the spread in each direction."""
 
     shrinkage: float | None
+    """Shrinkage of the covariance towards a sphere, 0 to 1; None chooses it by Ledoit and Wolf (2004)."""
     trim: float
+    """See `trimmed_mean`."""
     least: ClassVar[int] = 3  # two images spread along one line only
 
     def __post_init__(self) -> None:
@@ -181,15 +172,12 @@ class Mahalanobis:
 
 @dataclass(frozen=True)
 class PrincipalResidual:
-    """Residual of a projection on the principal components of normal images.
-
-    Attributes:
-        variance: share of the variance that the components explain.
-        trim: share of the images, the farthest from the median, that the mean leaves out.
-    """
+    """Residual of a projection on the principal components of normal images around their trimmed mean."""
 
     variance: float
+    """Share of the variance that the components explain."""
     trim: float
+    """See `trimmed_mean`."""
     least: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
@@ -213,19 +201,13 @@ class PrincipalResidual:
 
 @dataclass(frozen=True)
 class FittedDetector:
-    """Fitted detector with the scale of its scores.
-
-    Attributes:
-        detector: the distance.
-        learnt: result of `Detector.fit`.
-        place: for each training image its position among the fitted ones, -1 if it was dropped.
-        median: median of the training images' own distances.
-        spread: robust standard deviation of these distances.
-    """
+    """Fitted detector with the scale of its scores: median and spread of the training images' own distances."""
 
     detector: Detector
     learnt: Mapping[str, Tensor]
+    """Result of `Detector.fit`."""
     place: Own
+    """For each training image its position among the fitted ones, -1 if it was dropped."""
     median: float
     spread: float
 
@@ -240,10 +222,8 @@ class FittedDetector:
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors."""
         scale = torch.tensor([self.median, self.spread], dtype=torch.float64)
-        return {f"learnt.{k}": v for k, v in self.learnt.items()} | {
-            "place": torch.from_numpy(self.place),
-            "scale": scale,
-        }
+        learnt = {f"learnt.{name}": tensor for name, tensor in self.learnt.items()}
+        return learnt | {"place": torch.from_numpy(self.place), "scale": scale}
 
     @classmethod
     def from_tensors(cls, detector: Detector, tensors: Mapping[str, Tensor]) -> "FittedDetector":

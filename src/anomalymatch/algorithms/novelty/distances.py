@@ -106,11 +106,7 @@ def principal_components(
 def trimmed_mean(features: Float[np.ndarray, "n d"], trim: float) -> Float64[np.ndarray, " d"]:
     """Compute the mean without the share `trim` that is farthest from the coordinate-wise median.
 
-    Anomalies among the training images would pull a plain mean towards them.
-
-    Args:
-        features: at least one.
-        trim: in [0, 1).
+    Anomalies among the training images would pull a plain mean towards them. `trim` is in [0, 1).
     """
     if not 0.0 <= trim < 1.0:
         raise ValueError(f"expected 0 <= trim < 1, got {trim}")

@@ -30,14 +30,8 @@ CHUNK = 8192
 class DistanceLearner(ABC):
     """Base class of learners that rank by a distance; the logits are those of `distance_logits`.
 
-    Args:
-        embedding: the pretrained backbone and the images.
-        detector: the distance.
-        drop: share of the training images, those that score highest, to leave out as possible anomalies.
-        least_normals: number of images labelled normal from which they alone are used; with fewer, the pool is used
-            too, because nearly all of it is normal.
-        seed: seed of a training; frozen features need none.
-        truth: not used; all learners take it.
+    The settings are keys of `conf/algorithm/knn.yaml`. With fewer than `least_normals` images labelled normal, the pool
+    is used too, because nearly all of it is normal. Frozen features need no seed, and no distance needs the truth.
     """
 
     needs_labels, is_detector, trains = False, True, False

@@ -20,10 +20,7 @@ from anomalymatch.ranking import Ranking
 class ProbeLearner:
     """Logistic regression on frozen features: milliseconds a round once the features are cached.
 
-    Args:
-        embedding: the backbone and the images.
-        probe: hyper-parameters of the probe.
-        seed, truth: not used; all learners take them.
+    It does not use `seed` and `truth`, which all learners take.
     """
 
     needs_labels, is_detector, trains = True, False, False

@@ -162,7 +162,7 @@ def fit_logistic(
     Args:
         anomalies: features of the labelled anomalies.
         normals: features of the labelled normals.
-        inverse_regularisation: scikit-learn's C; a larger one fits the labels more closely.
+        inverse_regularisation: scikit-learn's C.
         pseudo_labelled: features of unlabelled images that are pseudo-labelled anomaly.
         weight: weight of one of `pseudo_labelled` relative to a labelled anomaly.
         gain: factor of each column before the regularisation of its coefficient; None for one.
@@ -209,11 +209,8 @@ def platt(logits: Float64[np.ndarray, " n"], targets: Bool[np.ndarray, " n"]) ->
     """Fit slope and offset that calibrate logits to the labels (Platt, 1999).
 
     This is the maximum-likelihood fit of a sigmoid with Platt's targets, which are short of certain by one image of
-    each class: logits that separate the labels do not become infinitely steep.
-
-    Args:
-        logits: log-odds of images that were not in the fit.
-        targets: True for anomalies; both classes must be there.
+    each class: logits that separate the labels do not become infinitely steep. The logits are of images that were not
+    in the fit; both classes must be among the targets (True for anomalies).
     """
     positive, negative = int(targets.sum()), int((~targets).sum())
     certain = np.where(targets, (positive + 1) / (positive + 2), 1 / (negative + 2))
