@@ -4,14 +4,10 @@ from itertools import pairwise
 
 import pytest
 import timm
+from networks import built, network_of
 from torch import nn
 
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups, layerwise_groups, parameter_groups
-from anomalymatch.backbones.network import Head, Network, build_backbone
-
-
-def tiny(name="test_efficientnet"):
-    return build_backbone(name=name, weights="none", channels=3, image_size=32)
 
 
 def learning(body):
@@ -19,8 +15,8 @@ def learning(body):
 
 
 def test_freeze_lower_groups():
-    _, backbone = tiny()
-    body, every = backbone.body, {name for name, _ in backbone.body.named_parameters()}
+    body = built()[1].body
+    every = {name for name, _ in body.named_parameters()}
 
     def learning_of(groups):
         freeze_lower_groups(body, groups)
@@ -47,8 +43,7 @@ def test_freeze_lower_groups_of_the_papers_backbone():
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
 def test_normalisation_layers_have_no_weight_decay(name):
-    spec, backbone = tiny(name)
-    network = Network(spec, backbone, Head(backbone.features, normalised=True))
+    network = network_of(name)
     decay, rest = parameter_groups(network, 0.01)
     assert (decay["weight_decay"], rest["weight_decay"]) == (0.01, 0.0)
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)]
@@ -67,8 +62,7 @@ def test_frozen_parameters_are_in_no_group(tiny_network):
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
 def test_learning_rate_decays_with_each_layer_group_below_the_head(name):
-    spec, backbone = tiny(name)
-    network = Network(spec, backbone, Head(backbone.features, normalised=True))
+    network = network_of(name)
     groups = layerwise_groups(network, 0.01, 0.5)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
@@ -76,9 +70,9 @@ def test_learning_rate_decays_with_each_layer_group_below_the_head(name):
     assert decays == plain
     assert sum(len(group["params"]) for group in groups) == len(plain)
     assert scale[id(network.head.linear.weight)] == 1.0
-    blocks = [{scale[id(p)] for p in block.parameters()} for block in backbone.body.blocks]
+    blocks = [{scale[id(p)] for p in block.parameters()} for block in network.backbone.body.blocks]
     assert all(len(scales) == 1 for scales in blocks)
     order = [next(iter(scales)) for scales in blocks]
     assert order[-1] == 0.5
     assert [low / high for low, high in pairwise(order)] == [0.5] * (len(order) - 1)
-    assert max(scale[id(p)] for n, p in backbone.body.named_parameters() if "blocks" not in n) <= 0.5
+    assert max(scale[id(p)] for n, p in network.backbone.body.named_parameters() if "blocks" not in n) <= 0.5

@@ -3,18 +3,15 @@ import zipfile
 
 import pytest
 import torch
+from networks import built, some_images
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from anomalymatch.backbones import checkpoint
 from anomalymatch.backbones.checkpoint import load_network, load_state, save_network
-from anomalymatch.backbones.network import Head, Network, build_backbone
+from anomalymatch.backbones.network import Head, Network
 from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.errors import StorageError
-
-
-def images(channels=3):
-    return torch.randint(0, 256, (4, channels, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 @pytest.fixture
@@ -34,17 +31,17 @@ def saved(tiny_network, tmp_path):
     ],
 )
 def test_loaded_network_gives_the_same_logits(tmp_path, name, channels, options, normalised):
-    spec, backbone = build_backbone(name=name, weights="none", channels=channels, image_size=32, **options)
+    spec, backbone = built(name, channels=channels, **options)
     head = Head(backbone.features, normalised=normalised, stage_features=backbone.stage_features)
     network = Network(spec, backbone, head)
-    network.train()(images(channels))  # changes the statistics of the batch norms
+    network.train()(some_images(4, channels))  # changes the statistics of the batch norms
     save_network(network, tmp_path / "w.safetensors")
     loaded = load_network(tmp_path / "w.safetensors")
     assert loaded.spec == spec
     assert loaded.head.normalised is normalised
     assert not any(m.training for m in loaded.modules())
     assert fingerprint(loaded) == fingerprint(network)
-    assert torch.equal(loaded(images(channels)), network.eval()(images(channels)))
+    assert torch.equal(loaded(some_images(4, channels)), network.eval()(some_images(4, channels)))
     momenta = {m.momentum for m in loaded.modules() if isinstance(m, nn.BatchNorm2d)}
     assert "bn_momentum" not in options or momenta == {options["bn_momentum"]}
 

@@ -2,29 +2,15 @@
 
 import pytest
 import torch
+from networks import built, network_of, some_images
 from omegaconf import OmegaConf
 
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups, layerwise_groups
-from anomalymatch.backbones.network import Head, Network, build_backbone
 from anomalymatch.build import compose
 from anomalymatch.run import execute
 
 NAMES = "test_efficientnet", "test_vit"  # trained on pixels of other means
 BOTH = "+".join(NAMES)
-
-
-def built(name, **changes):
-    return build_backbone(**{"name": name, "weights": "none", "channels": 3, "image_size": 32} | changes)
-
-
-def network_of(name):
-    spec, backbone = built(name)
-    head = Head(backbone.features, normalised=True, generator=torch.Generator().manual_seed(0))
-    return Network(spec, backbone, head).eval()
-
-
-def some_images(channels=3):
-    return torch.randint(0, 256, (3, channels, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
@@ -33,9 +19,11 @@ def test_features_are_the_normalised_features_of_each_model(channels):
     alone = [built(name, channels=channels)[1].eval() for name in NAMES]
     assert both.features == sum(one.features for one in alone) == 256 + 64
     with torch.inference_mode():
-        expected = torch.cat([torch.nn.functional.normalize(one(some_images(channels)), dim=1) for one in alone], dim=1)
-        torch.testing.assert_close(both(some_images(channels)), expected)
-        torch.testing.assert_close(both.fused()(some_images(channels)), expected, atol=1e-4, rtol=1e-4)
+        expected = torch.cat(
+            [torch.nn.functional.normalize(one(some_images(3, channels)), dim=1) for one in alone], dim=1
+        )
+        torch.testing.assert_close(both(some_images(3, channels)), expected)
+        torch.testing.assert_close(both.fused()(some_images(3, channels)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_width_is_that_of_the_last_hidden_layer():

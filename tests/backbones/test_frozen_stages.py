@@ -1,11 +1,11 @@
 import pytest
 import torch
+from networks import built, some_images
 
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
 from anomalymatch.backbones import inference as inference_module
 from anomalymatch.backbones.frozen_stages import accelerate_frozen_stages, count_frozen_stages
 from anomalymatch.backbones.inference import Inference
-from anomalymatch.backbones.network import build_backbone
 from anomalymatch.backbones.openvino import has_openvino
 
 needs_openvino = pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
@@ -13,17 +13,13 @@ needs_openvino = pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
 
 def backbone_of(name="test_efficientnet", *, learning=2, stages=True, channels=3):
     """Build a backbone in training mode with frozen batch norms, as FixMatch trains it."""
-    _, backbone = build_backbone(name=name, weights="none", channels=channels, image_size=32, stages=stages)
+    backbone = built(name, channels=channels, stages=stages)[1]
     freeze_lower_groups(backbone.body, learning)
     backbone.train()
     for module in backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     return backbone
-
-
-def images(count=7, channels=3):
-    return torch.randint(0, 256, (count, channels, 32, 32), generator=torch.Generator().manual_seed(3)).byte()
 
 
 def features_and_gradients(backbone, pixels):
@@ -74,7 +70,7 @@ def test_count_of_frozen_stages(name, learning, frozen):
 @pytest.mark.parametrize(("learning", "stages", "channels"), [(2, True, 5), (1, False, 3)])
 def test_openvino_gives_the_same_features_and_gradients(learning, stages, channels):
     backbone = backbone_of(learning=learning, stages=stages, channels=channels)
-    pixels = images(channels=channels)  # the second batch of four is not full
+    pixels = some_images(7, channels)  # the second batch of four is not full
     features, gradients = features_and_gradients(backbone, pixels)
     with accelerated(backbone, backend="openvino"):
         assert backbone.shortcut is not None
@@ -89,9 +85,9 @@ def test_openvino_gives_the_same_features_and_gradients(learning, stages, channe
 @pytest.mark.parametrize("learning", [3, 2, 1])
 def test_steps_above_the_frozen_stages_are_those_of_timm(converted_by_torch, learning, stages):
     backbone = backbone_of(learning=learning, stages=stages)
-    features, gradients = features_and_gradients(backbone, images())
+    features, gradients = features_and_gradients(backbone, some_images(7))
     with accelerated(backbone):
-        other, others = features_and_gradients(backbone, images())
+        other, others = features_and_gradients(backbone, some_images(7))
     torch.testing.assert_close(other, features, rtol=1e-4, atol=1e-4)
     for one, another in zip(gradients, others, strict=True):
         torch.testing.assert_close(another, one, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
@@ -100,9 +96,9 @@ def test_steps_above_the_frozen_stages_are_those_of_timm(converted_by_torch, lea
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_upper_stages_may_have_another_precision(converted_by_torch, dtype):
     backbone = backbone_of()
-    features, _ = features_and_gradients(backbone, images())
+    features, _ = features_and_gradients(backbone, some_images(7))
     with accelerated(backbone):
-        other, gradients = features_and_gradients(backbone.to(dtype), images())
+        other, gradients = features_and_gradients(backbone.to(dtype), some_images(7))
     assert {gradient.dtype for gradient in gradients} == {dtype}
     assert torch.corrcoef(torch.stack([features.flatten(), other.flatten()]))[0, 1] > 0.99
 
@@ -113,9 +109,9 @@ def test_each_backbone_has_its_own_upper_stages_and_prediction_is_unchanged(conv
     average.eval()
     with torch.no_grad():
         average.body.conv_head.weight.mul_(2)
-        expected = [backbone(images()) for backbone in (student, average, predicting, frozen)]
+        expected = [backbone(some_images(7)) for backbone in (student, average, predicting, frozen)]
         with accelerated(student, average, predicting), accelerated(frozen):
-            got = [backbone(images()) for backbone in (student, average, predicting, frozen)]
+            got = [backbone(some_images(7)) for backbone in (student, average, predicting, frozen)]
     assert not torch.allclose(expected[0], expected[1])
     assert torch.equal(got[2], expected[2])
     for one, another in zip(expected, got, strict=True):

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from networks import built
 from torch import nn
 
-from anomalymatch.backbones.network import build_backbone, fuse_batch_norms
+from anomalymatch.backbones.network import fuse_batch_norms
 from anomalymatch.backbones.weights import fingerprint
 
 
@@ -37,7 +38,7 @@ def images(channels=3, size=64):
     ],
 )
 def test_same_outputs_with_fewer_layers(name, weights, left):
-    _, backbone = build_backbone(name=name, weights=weights, channels=3, image_size=64)
+    backbone = built(name, weights=weights, image_size=64)[1]
     body = backbone.body if weights == "bundled" else randomised(backbone.body)
     body.train()
     before, trained = fingerprint(body), [m.training for m in body.modules()]
@@ -108,7 +109,6 @@ def test_special_models_give_the_same_outputs(kind):
 
 
 def test_transformer_gives_the_same_outputs():
-    _, backbone = build_backbone(name="test_vit", weights="none", channels=3, image_size=32)
-    body = backbone.body.eval()
+    body = built("test_vit")[1].body.eval()
     with torch.inference_mode():
         torch.testing.assert_close(fuse_batch_norms(body)(images(size=32)), body(images(size=32)))

@@ -3,6 +3,7 @@ import math
 import pytest
 import timm
 import torch
+from networks import built, some_images
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -16,14 +17,6 @@ CUT = 0.95
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def noise(count=4, channels=3, size=32, seed=0):
-    return torch.randint(0, 256, (count, channels, size, size), generator=seeded(seed), dtype=torch.uint8)
-
-
-def tiny(name="test_efficientnet", *, channels=3, image_size=32, bn_momentum=None):
-    return build_backbone(name=name, weights="none", channels=channels, image_size=image_size, bn_momentum=bn_momentum)
 
 
 def pooled_features(count, width):
@@ -80,12 +73,12 @@ def test_logits_are_not_rounded_to_half_precision(normalised):
 
 
 def test_images_are_normalised_with_the_statistics_of_the_weights():
-    spec, backbone = tiny()
+    spec, backbone = built()
     config = timm.create_model("test_efficientnet").pretrained_cfg
     assert (spec.mean, spec.std) == (config["mean"], config["std"])
     backbone.body = nn.Flatten()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config["mean"], config["std"]))
-    images = noise()
+    images = some_images()
     expected = ((images / 255.0 - mean) / std).flatten(1)
     torch.testing.assert_close(backbone(images), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(backbone(images.float()), backbone(images))
@@ -94,7 +87,7 @@ def test_images_are_normalised_with_the_statistics_of_the_weights():
 
 
 def test_statistics_depend_on_the_model():
-    spec, backbone = tiny("test_resnet")
+    spec, backbone = built("test_resnet")
     assert spec.mean == spec.std == (0.5, 0.5, 0.5)
     assert backbone.mean.flatten().tolist() == backbone.std.flatten().tolist() == [127.5] * 3
 
@@ -104,23 +97,23 @@ def first_convolution(backbone):
 
 
 def test_one_channel_gives_what_three_equal_ones_gave():
-    _, three = tiny()
-    spec, one = tiny(channels=1)
+    _, three = built()
+    spec, one = built(channels=1)
     torch.testing.assert_close(first_convolution(one).weight, first_convolution(three).weight.sum(1, keepdim=True))
     assert spec.mean == (pytest.approx((0.485 + 0.456 + 0.406) / 3),)
     assert spec.std == (pytest.approx((0.229 + 0.224 + 0.225) / 3),)
     same = Backbone(three.body, [spec.mean[0]] * 3, [spec.std[0]] * 3).eval()
-    grey = noise(channels=1)
+    grey = some_images(channels=1)
     torch.testing.assert_close(one.eval()(grey), same(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
 def test_five_channels():
-    spec, five = tiny(channels=5)
-    _, three = tiny()
+    spec, five = built(channels=5)
+    _, three = built()
     weight = first_convolution(three).weight
     torch.testing.assert_close(first_convolution(five).weight, weight[:, [0, 1, 2, 0, 1]] * 3 / 5)
     assert len(spec.mean) == len(spec.std) == five.mean.numel() == 5
-    assert five.eval()(noise(channels=5)).shape == (4, 256)
+    assert five.eval()(some_images(channels=5)).shape == (4, 256)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +121,11 @@ def test_five_channels():
     [("resnet18", 3, 64, 512), ("test_vit", 3, 48, 64), ("test_vit", 2, 32, 64), ("test_convnext", 4, 32, 64)],
 )
 def test_any_timm_model_at_any_size(name, channels, size, features):
-    spec, backbone = tiny(name, channels=channels, image_size=size)
+    spec, backbone = built(name, channels=channels, image_size=size)
     assert backbone.features == features
     assert spec.weights == "random initialisation"
     network = Network(spec, backbone, Head(features, normalised=True)).eval()
-    assert network(noise(3, channels, size)).shape == (3, 2)
+    assert network(some_images(3, channels, size)).shape == (3, 2)
 
 
 @pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_efficientnet.r160_in1k"])
@@ -157,21 +150,21 @@ def test_wrong_name_is_an_error_with_the_most_similar_names(name, message):
 
 
 def test_random_network_depends_on_the_name_alone():
-    _, first = tiny()
+    _, first = built()
     torch.rand(17)
     before = torch.get_rng_state()
-    _, second = tiny()
+    _, second = built()
     assert fingerprint(first) == fingerprint(second)
     assert before.numel() == torch.get_rng_state().numel()
 
 
 @pytest.mark.parametrize("momentum", [0.01, 0.3])
 def test_bn_momentum_is_applied(momentum):
-    _, backbone = tiny(bn_momentum=momentum)
+    _, backbone = built(bn_momentum=momentum)
     norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     assert {m.momentum for m in norms} == {momentum}
-    images, seen = noise(8), []
+    images, seen = some_images(8), []
     norms[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     backbone.train()(images)
     expected = (1 - momentum) * 0 + momentum * seen[0].mean((0, 2, 3))
@@ -179,7 +172,7 @@ def test_bn_momentum_is_applied(momentum):
 
 
 def test_bn_momentum_none_keeps_that_of_the_model():
-    _, backbone = tiny()
+    _, backbone = built()
     own = timm.create_model("test_efficientnet")
     expected = {m.momentum for m in own.modules() if isinstance(m, nn.BatchNorm2d)}
     assert {m.momentum for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)} == expected
@@ -190,10 +183,10 @@ def test_fused_network_shares_no_tensor_with_the_original(tiny_network):
     own = {t.data_ptr() for t in tiny_network.state_dict().values()}
     assert not own & {t.data_ptr() for t in fused.state_dict().values()}
     assert all(m.training for m in tiny_network.modules())
-    images = noise()
+    images = some_images()
     torch.testing.assert_close(fused(images), tiny_network.eval()(images), rtol=1e-4, atol=1e-4)
 
 
 def test_too_small_images_are_an_error():
     with pytest.raises(ConfigError, match="image_size is 8"):
-        tiny(image_size=8)
+        built(image_size=8)

@@ -3,20 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from networks import built, some_images
 
-from anomalymatch.backbones.network import Head, build_backbone
+from anomalymatch.backbones.network import Head
 from anomalymatch.backbones.stages import FEW_STAGES, stage_options, stage_statistics, stage_width
 
 NAMES = ["test_efficientnet", "mobilenetv3_small_050", "test_resnet", "test_convnext", "test_vit"]
-
-
-def built(name, **changes):
-    return build_backbone(name=name, weights="none", channels=3, image_size=32, **({"stages": True} | changes))
-
-
-def some_images(count=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
 
 
 def test_statistics_by_hand():
@@ -42,9 +34,9 @@ def test_statistics_do_not_depend_on_position_and_brightness():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_the_last_layer_followed_by_the_stages(name):
-    spec, backbone = built(name)
+    spec, backbone = built(name, stages=True)
     plain = built(name, stages=False)[1].eval()
-    images = some_images()
+    images = some_images(3)
     with torch.inference_mode():
         outputs, last, fused = backbone.eval()(images), plain(images), backbone.fused()(images)
     assert spec.stages
@@ -58,9 +50,9 @@ def test_outputs_are_the_last_layer_followed_by_the_stages(name):
 
 
 def test_all_stages_of_an_efficientnet_and_a_few_of_a_transformer():
-    assert stage_options(built("tf_efficientnet_lite0")[1].body)["indices"] == [1, 2, 3, 4, 5, 6, 7]
-    assert built("tf_efficientnet_lite0")[1].stage_features == 2 * (16 + 24 + 40 + 80 + 112 + 192 + 320)
-    indices = stage_options(built("vit_tiny_patch16_224")[1].body)["indices"]
+    assert stage_options(built("tf_efficientnet_lite0", stages=True)[1].body)["indices"] == [1, 2, 3, 4, 5, 6, 7]
+    assert built("tf_efficientnet_lite0", stages=True)[1].stage_features == 2 * (16 + 24 + 40 + 80 + 112 + 192 + 320)
+    indices = stage_options(built("vit_tiny_patch16_224", stages=True)[1].body)["indices"]
     assert indices == [2, 5, 8, 11]
     assert len(indices) == FEW_STAGES
 
@@ -72,7 +64,7 @@ def test_model_without_stages():
 
 
 def test_stage_width_keeps_the_mode_of_the_model():
-    body = built("test_resnet")[1].body
+    body = built("test_resnet", stages=True)[1].body
     for training in (True, False):
         body.train(training)
         stage_width(body, 3, 32)

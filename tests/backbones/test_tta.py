@@ -2,19 +2,10 @@
 
 import pytest
 import torch
+from networks import built, some_images
 
-from anomalymatch.backbones.network import build_backbone
 from anomalymatch.backbones.tta import CROPS, ORIENTATIONS, cropped, reoriented, tta_inputs
 from anomalymatch.errors import ConfigError
-
-
-def built(**changes):
-    options = {"name": "test_efficientnet", "weights": "none", "channels": 3, "image_size": 32} | changes
-    return build_backbone(**options)[1]
-
-
-def some_images(count=3):
-    return torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
 def test_there_are_eight_orientations():
@@ -31,7 +22,7 @@ def test_there_are_eight_orientations():
 
 @pytest.mark.parametrize("count", ORIENTATIONS)
 def test_averaged_features_do_not_depend_on_the_orientation(count):
-    backbone = built(orientations=count, stages=True).eval()
+    backbone = built(orientations=count, stages=True)[1].eval()
     images = some_images()
     with torch.inference_mode():
         plain = backbone(images)
@@ -63,8 +54,8 @@ def test_crop_stays_within_the_image(size):
     ("crops", "orientations"), [*((crops, 2) for crops in CROPS), *((0, count) for count in ORIENTATIONS), (5, 1)]
 )
 def test_features_are_the_mean_over_the_inputs(crops, orientations):
-    one = built(stages=True).eval()
-    several = built(stages=True, crops=crops, orientations=orientations).eval()
+    one = built(stages=True)[1].eval()
+    several = built(stages=True, crops=crops, orientations=orientations)[1].eval()
     images = some_images()
     with torch.inference_mode():
         normalised = (images.float() - one.mean) / one.std
@@ -75,7 +66,7 @@ def test_features_are_the_mean_over_the_inputs(crops, orientations):
 
 
 def test_training_takes_images_as_they_are():
-    one, several = built().train(), built(crops=5, orientations=8).train()
+    one, several = built()[1].train(), built(crops=5, orientations=8)[1].train()
     images = some_images()
     torch.testing.assert_close(several(images), one(images))
     several.eval().averages = False
@@ -89,4 +80,4 @@ def test_training_takes_images_as_they_are():
 def test_other_numbers_are_errors(change, allowed):
     ((key, value),) = change.items()
     with pytest.raises(ConfigError, match=rf"model\.{key} is {value}: .*{allowed}"):
-        built(**change)
+        built(**change)[1]

@@ -198,7 +198,7 @@ class Network(nn.Module):
 
 
 class FeatureEnsemble(nn.Module):
-    """Concatenation of the features of several timm models without classifiers, each L2-normalised to count the same."""
+    """Concatenation of the L2-normalised features of several timm models without classifiers."""
 
     mean: Tensor
     std: Tensor
