@@ -77,11 +77,6 @@ class Page:
     def counts(self):
         return {label: self.count(label) for label in ("anomaly", "normal", "unsure", "artefact")}
 
-    def choose(self, name, value):
-        """Choose a value of a drop-down list."""
-        self.get(name).click()
-        self.page.get_by_role("option", name=value, exact=True).click()
-
     def switch(self, name, on):
         switch = self.get(name)
         if (switch.get_attribute("aria-checked") == "true") != on:
@@ -156,19 +151,6 @@ class Command:
         finally:
             self.process.kill()
         return self.process.returncode
-
-
-def trainings(run):
-    """Return the processes that train in a run folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = entry.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"anomalymatch.run" in words and f"resume={run}".encode() in words:
-            found.append(int(entry.parent.name))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -352,31 +334,6 @@ class TestSearch:
         self.labels.update(kept)
         self.labels.update(judge(again, truth, rare, 1))
         assert again.exported() == self.labels
-
-
-class TestTraining:
-    def test_stop_and_crash(self, demo_words, tmp_path, opened):
-        with running(tmp_path, *demo_words, "trainer.iterations=1000000") as command:
-            page = opened(command)
-            labels = {page.label("a", "anomaly"): "anomaly", page.label("n", "normal"): "normal"}
-            page.press("t")
-            page.until(lambda: page.get("losses").count() == 1, "it trains", 300)
-            page.get("training-stop").click()
-            page.get("training-start").wait_for()
-            assert "topped" in page.get("training-state").inner_text()
-            assert not trainings(tmp_path / "run")
-            page.press("t")
-            page.until(lambda: "step" in page.get("training-state").inner_text(), "it trains again", 300)
-            (process,) = trainings(tmp_path / "run")
-            page.until(lambda: not re.search("step 0 ", page.get("training-state").inner_text()), "steps", 300)
-            os.kill(process, signal.SIGKILL)
-            page.until(
-                lambda: "The training failed. All labels are safe." in page.get("training-state").inner_text(),
-                "the crash is shown",
-            )
-            assert "SIGKILL" in page.get("training-message").inner_text()
-            labels[page.label("u", "unsure")] = "unsure"
-            assert page.exported() == labels
 
 
 class TestToken:

@@ -50,6 +50,7 @@ def test_examples_are_stored(make: Any, tmp_path: Path) -> None:
     assert first.features.tolist() == encode(PIXELS).tolist()
     assert first.name == "merger.png"
     second = some.add("b.jpg", file(PIXELS[:8], "JPEG"))
+    assert some.add("b.bmp", file(kind="BMP")) is first  # the same image
     assert [example.id for example in some.all()] == [first.id, second.id]
     assert some.features().shape == (2, 3)
     shown = PillowImage.open(io.BytesIO(some.thumbnail(first.id, 60)))
@@ -57,13 +58,6 @@ def test_examples_are_stored(make: Any, tmp_path: Path) -> None:
     stored = sorted((tmp_path / "examples").iterdir())
     assert {path.name for path in stored} == {f"{first.id}.png", f"{second.id}.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in stored)
-
-
-def test_the_same_image_is_stored_once(make: Any) -> None:
-    some = make()
-    first = some.add("a.png", file())
-    assert some.add("b.bmp", file(kind="BMP")) is first
-    assert len(some.all()) == 1
 
 
 def test_examples_survive_a_restart(make: Any, tmp_path: Path) -> None:
@@ -134,6 +128,9 @@ def test_limits(make: Any, monkeypatch: Any) -> None:
     some.add("a.png", file())
     with pytest.raises(DataError, match=r"there are 1 examples.*b.png"):
         some.add("b.png", file(PIXELS[:5]))
+    monkeypatch.setattr(examples, "MAX_PIXELS", 255)
+    with pytest.raises(DataError, match="16 x 16 pixels is more than 255"):
+        some.add("a.fits", fits_file(np.zeros((16, 16), np.float32)))
     monkeypatch.setattr(examples, "MAX_BYTES", 100)
     with pytest.raises(DataError, match=r"b.png .* bytes, which is more than 100$"):
         some.add("b.png", file(PIXELS[:5]))
@@ -181,12 +178,6 @@ def test_examples_of_a_fits_archive(tmp_path: Path, make: Any) -> None:
         some.add("c.fits", fits_file(plane)[:3000])
     assert not list((tmp_path / "examples").glob(".upload*"))
     assert len(make(FitsSource(tmp_path / "f", rendering=rendering)).all()) == 3
-
-
-def test_fits_that_claim_too_much(tmp_path: Path, make: Any, make_source: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(examples, "MAX_PIXELS", 255)
-    with pytest.raises(DataError, match="16 x 16 pixels is more than 255"):
-        make(make_source(channels=1)).add("a.fits", fits_file(np.zeros((16, 16), np.float32)))
 
 
 def test_archives_of_many_bands(tmp_path: Path, make: Any) -> None:

@@ -106,12 +106,13 @@ def test_auto_compresses_large_features(build, monkeypatch):
     assert build("auto").dimensions == 10
 
 
-def test_all_principal_components_keep_the_inner_products(build, rows):
-    store = build("pca", dimensions=99)
-    assert store.dimensions == 24
-    stored = store.rows(store.positions)
-    kept = rows[store.positions, :24]
-    np.testing.assert_allclose(stored @ stored.T, kept @ kept.T, atol=3e-3)
+@pytest.mark.parametrize(("sample", "dimensions", "tolerance"), [(20_000, 99, 3e-3), (100, 12, 2e-2)])
+def test_principal_components_keep_the_inner_products(build, rows, monkeypatch, sample, dimensions, tolerance):
+    monkeypatch.setattr(module, "SAMPLE", sample)
+    store = build("pca", dimensions=dimensions)
+    assert store.dimensions == min(dimensions, 24)
+    stored, kept = store.rows(store.positions), rows[store.positions, :24]
+    np.testing.assert_allclose(stored @ stored.T, kept @ kept.T, atol=tolerance)
 
 
 def test_wrong_options_and_features_of_other_images(build):
@@ -170,13 +171,6 @@ def test_principal_components_equal_those_of_scikit_learn():
     assert principal_directions(sample[:3], 7).shape == (16, 7)
 
 
-def test_components_of_a_sample_keep_the_inner_products(build, monkeypatch, rows):
-    monkeypatch.setattr(module, "SAMPLE", 100)
-    store = build("pca", dimensions=12)
-    stored, kept = store.rows(store.positions), rows[store.positions, :24]
-    np.testing.assert_allclose(stored @ stored[:50].T, kept @ kept[:50].T, atol=2e-2)
-
-
 def test_half_matrix_across_blocks():
     values = np.random.default_rng(0).normal(size=(2 * BLOCK_ROWS + 30, 3)).astype(np.float16)
     stored = HalfMatrix([values[:10], values[10:10], values[10:]])
@@ -200,12 +194,14 @@ def test_stages_are_further_columns(build, rows, make_features):
     assert alone.scaling.blocks == (slice(0, 24),)
 
 
-def test_live_ranking_equals_the_probe_on_all_columns(build, rows, make_features, spec):
-    spec = replace(spec, rounds=2, limit=50)
+@pytest.mark.parametrize("rounds", [2, 0])
+def test_live_ranking_equals_the_probe_on_all_columns(build, rows, make_features, spec, rounds):
+    spec = replace(spec, rounds=rounds, limit=50)
     store, features = build(stages=True), make_features(rows, IDS, bad=BAD, stage_width=STAGES)
-    none = np.zeros((0, 40), np.float32)
-    logits = LiveRanking(store, spec, seed=0).fit(RARE[:5], NORMALS, none)
-    taken = set(RARE[:5]) | set(NORMALS)
+    none, others = np.zeros((0, 40), np.float32), np.array([301, 350])
+    logits = LiveRanking(store, spec, seed=0).fit(RARE[:5], NORMALS, none, others)
+    assert np.flatnonzero(np.isnan(logits)).tolist() == sorted(BAD)
+    taken = {*RARE[:5], *NORMALS, *others}
 
     def take(positions):
         return features.take([IDS[k] for k in positions])

@@ -32,15 +32,8 @@ def test_the_last_label_counts(log):
     assert index.current("a").annotator == "bob"
     assert index.counts() == {A: 0, N: 2, U: 0, X: 0}
     assert index.annotators() == {"ada": 2, "bob": 1}
-
-
-def test_a_removed_label(log):
-    index = LabelIndex(log)
-    add(index, "ada", a=A)
-    add(index, "ada", a=None)
-    assert index.current("a") is None
-    assert index.labels() == {}
-    assert index.annotators() == {}
+    add(index, "ada", b=None)
+    assert (index.current("b"), index.labels(), index.annotators()) == (None, {"a": N}, {"ada": 1, "bob": 1})
 
 
 def test_undo_any_number_of_times(log):
@@ -66,17 +59,18 @@ def test_refresh_reads_labels_of_another_process(log):
     assert LabelIndex(log).labels() == {"a": A}
 
 
-def test_conflicts_come_newest_first(log):
+def test_conflicts_come_newest_first_and_pairs_by_common_images(log):
     index = LabelIndex(log)
     add(index, "ada", a=A, b=A, c=A)
     add(index, "bob", c=N, b=A)
     add(index, "bob", a=N)
     assert index.conflicts() == ["a", "c"]
-    assert index.has_conflict("c")
-    assert not index.has_conflict("b")
-    assert not index.has_conflict("unknown")
+    assert [index.has_conflict(id_) for id_ in ("c", "b", "unknown")] == [True, False, False]
     add(index, "ada", c=N)
     assert index.conflicts() == ["a"]
+    add(index, "eve", c=N)
+    found = [(pair.first, pair.second, pair.images, pair.share) for pair in index.agreements()]
+    assert found == [("ada", "bob", 3, pytest.approx(2 / 3)), ("ada", "eve", 1, 1.0), ("bob", "eve", 1, 1.0)]
 
 
 def test_discovery_is_in_the_order_of_first_labels(log):
@@ -108,14 +102,3 @@ def test_kappa_equals_that_of_scikit_learn(pairs):
     else:
         assert math.isnan(agreement.kappa)  # chance explains all agreement
     log.close()
-
-
-def test_agreement_of_pairs_with_common_images(log):
-    index = LabelIndex(log)
-    add(index, "ada", a=A, b=N, c=N)
-    add(index, "bob", a=A)
-    add(index, "eve", b=N, c=A)
-    assert [(x.first, x.second, x.images, x.share) for x in index.agreements()] == [
-        ("ada", "eve", 2, 0.5),
-        ("ada", "bob", 1, 1.0),
-    ]

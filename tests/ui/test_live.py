@@ -7,7 +7,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from anomalymatch.algorithms.novelty.detectors import Neighbours, PrincipalResidual
-from anomalymatch.algorithms.probe.regression import fit_logistic, self_train
+from anomalymatch.algorithms.probe.regression import self_train
 from anomalymatch.ui import live as module
 from anomalymatch.ui.live import ASSUMED_NORMALS, LiveRanking, compute_novelty
 
@@ -42,23 +42,6 @@ def test_no_ranking_without_an_anomaly(store, make):
     assert live.fit(NONE, np.array([1, 2]), NO_EXAMPLES) is None
     assert live.fit(np.array([BAD]), np.array([1, 2]), NO_EXAMPLES) is None
     assert live.fit(store.positions, NONE, NO_EXAMPLES) is None  # no image is left to be assumed normal
-
-
-@pytest.mark.parametrize("rounds", [3, 0])
-def test_live_ranking_equals_the_probe(store, make, spec, rounds):
-    normals = np.array([k for k in range(300, 560) if k % 20])
-    anomalies, others = RARE[:4], np.array([101, 120])
-    logits = make(rounds=rounds).fit(anomalies, normals, NO_EXAMPLES, others)
-    assert logits.shape == (600,)
-    assert np.flatnonzero(np.isnan(logits)).tolist() == [BAD]
-    known = store.rows(anomalies), store.rows(normals)
-    if rounds:
-        taken = set(anomalies) | set(normals) | set(others)
-        pool = np.array([k for k in store.positions if k not in taken])
-        probe = self_train(*known, store.rows(pool), replace(spec, rounds=rounds)).probe
-    else:
-        probe = fit_logistic(*known, inverse_regularisation=10.0)
-    np.testing.assert_allclose(logits[store.positions], probe.logits(store.rows(store.positions)), atol=1e-4)
 
 
 def test_two_anomalies_alone_find_the_others(make):

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
-from astropy.wcs import WCS
-from pictures import png
+from pictures import png, wcs
 from PIL import Image as PillowImage
 
 from anomalymatch.data.rendering import Rendering
@@ -241,17 +240,13 @@ def test_bands_and_combined_channels(make: Any, make_source: Any) -> None:
     band = Rendering("minmax")(pixels[..., 1:2], ("r",))
     assert np.array_equal(opened(one.full("im000000", channel="r"))[..., :1], band)
     assert np.array_equal(opened(one.full("im000000"))[..., 2], trained[..., 1]), "two channels as a false colour"
+    limited = make(make_source(rendering=Rendering(limits={"red": (0, 1), "green": (0, 1), "blue": (0, 1)})))
+    assert np.median(opened(limited.full("im000001"))) == 255
+    assert np.median(opened(limited.full("im000001", stretch="linear"))) < 100, "limits apply as trained only"
     with pytest.raises(ConfigError, match="'u'"):
         one.full("im000000", channel="u")
     with pytest.raises(ConfigError, match="'cubic'"):
         one.full("im000000", stretch="cubic")
-
-
-def test_limits_apply_as_trained_only(make: Any, make_source: Any) -> None:
-    source = make_source(rendering=Rendering(limits={"red": (0, 1), "green": (0, 1), "blue": (0, 1)}))
-    one = make(source)
-    assert np.median(opened(one.full("im000001"))) == 255
-    assert np.median(opened(one.full("im000001", stretch="linear"))) < 100
 
 
 def test_an_image_is_read_once_for_all_stretches(make: Any, make_source: Any) -> None:
@@ -344,15 +339,8 @@ def test_links_in_fits_archives(tmp_path: Path, make: Any) -> None:
 # Metadata
 
 
-def sky_header(ra: float, dec: float, side: int) -> fits.Header:
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.cdelt = ["RA---TAN", "DEC--TAN"], [ra, dec], [-1e-4, 1e-4]
-    wcs.wcs.crpix = [(side + 1) / 2] * 2
-    return wcs.to_header()
-
-
 def test_metadata_of_fits(tmp_path: Path, make: Any) -> None:
-    header = sky_header(150.0, 2.0, 20)
+    header = wcs(150.0, 2.0, shape=(20, 20)).to_header()
     header["TELESCOP"], header["BUNIT"], header["OBJECT"] = "HST", "nJy", "<b>x</b>"
     main = fits.PrimaryHDU(header=fits.Header({"OBSERVER": "me", "OBJECT": "field 1"}))
     (tmp_path / "f").mkdir()
@@ -362,12 +350,8 @@ def test_metadata_of_fits(tmp_path: Path, make: Any) -> None:
     assert found["size"] == "20 x 20 pixels"
     assert found["values"].startswith("float32, 9") or found["values"].startswith("float32, 8")
     assert found["values"].endswith(" nJy in grey")
-    assert {
-        "TELESCOP": "HST",
-        "OBSERVER": "me",
-        "OBJECT": "field 1",
-        "OBJECT (SCI)": "<b>x</b>",
-    }.items() <= found.items()
+    wanted = {"TELESCOP": "HST", "OBSERVER": "me", "OBJECT": "field 1", "OBJECT (SCI)": "<b>x</b>"}
+    assert wanted.items() <= found.items()
     assert not {"SIMPLE", "NAXIS1", "EXTEND"} & set(found)
     assert found["bytes"] == f"{(tmp_path / 'f/a.fits').stat().st_size:,}"
     assert found["changed"].endswith("UTC")

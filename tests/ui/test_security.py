@@ -1,5 +1,4 @@
 import asyncio
-import hmac
 import json
 import os
 import re
@@ -104,10 +103,6 @@ def ask(app, *, method="GET", path="/", query=b"", headers=(), chunks=(b"",)):
 
 
 class TestNames:
-    @pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost:8765", "LocalHost", "[::1]:8765", "localhost:9"])
-    def test_loopback_names_at_any_port(self, browser, host):
-        assert browser().get("/", headers={"host": host}).status_code == 200
-
     @pytest.mark.parametrize(
         "host",
         [
@@ -133,6 +128,7 @@ class TestNames:
             ("192.168.1.5", "192.168.1.5", ["192.168.1.5:80", MACHINE], ["evil.example", "192.168.1.6", "localhost"]),
             ("0.0.0.0", "0.0.0.0", ["192.168.1.5", "[fe80::1]:80", "localhost", MACHINE], ["evil.example"]),
             ("My.Lab.example", "127.0.0.1", ["my.lab.example:8765", "localhost"], ["evil.example"]),
+            (LISTEN, LISTEN, ["127.0.0.1:8765", "localhost:8765", "LocalHost", "[::1]:8765", "localhost:9"], []),
         ],
     )
     def test_names_of_a_server(self, host, address, own, foreign):
@@ -201,12 +197,9 @@ class TestToken:
 
     @pytest.mark.parametrize("token", ["", TOKEN[:-1], TOKEN[1:], TOKEN + " ", TOKEN.upper(), "x" * 27, "\x00", "ü"])
     def test_other_tokens_are_refused(self, browser, token):
-        client = browser(TOKEN)
-        answer = client.get("/", params={"token": token})
+        answer = browser(TOKEN).get("/", params={"token": token})
         assert (answer.status_code, "token" in answer.text) == (401, True)
         assert "set-cookie" not in answer.headers
-        client.cookies.set("anomalymatch", token.encode("ascii", "ignore").decode().strip("\x00"))
-        assert client.get("/thumb").status_code == 401
 
     @pytest.mark.parametrize("query", [b"token=%ff%fe", b"token=\xff", b"token", b"token=a secr&token=%00", b""])
     @pytest.mark.parametrize("value", [TOKEN, "", "a secret of 27 characters u", "\udcff\udcfe; ;;=; anomalymatch"])
@@ -237,15 +230,6 @@ class TestToken:
         value = client.get("/", params={"token": TOKEN}).cookies["anomalymatch"]
         assert not is_refused(client, **headers, cookie=f"anomalymatch={value}")
         assert is_refused(client, **headers, cookie=f"anomalymatch={value[:-1]}")
-
-    def test_secrets_are_compared_in_constant_time(self, browser, monkeypatch):
-        compared = []
-        real = hmac.compare_digest
-        monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
-        client = browser(TOKEN)
-        client.get("/", params={"token": "wrong"})
-        client.get("/", headers={"cookie": "anomalymatch=wrong"})
-        assert [a for a, _ in compared] == [b"wrong", b"wrong"]
 
     def test_short_tokens_are_refused(self, guarded):
         from anomalymatch.errors import ConfigError
@@ -459,7 +443,7 @@ def cookie_of(server):
 def check_end(server, number, **options):
     """A server with an open page ends at once and without an error."""
     with web_socket(server, origin=f"http://{LISTEN}:{server.port}", **options) as connection:
-        connection.recv(timeout=20)
+        assert json.loads(connection.recv(timeout=20)[1:])["pingTimeout"] >= 10_000
         start = time.monotonic()
         code, rest, errors = server.end(number)
     assert (code, rest) == (0, "closed\n"), errors
@@ -505,11 +489,6 @@ class TestServer:
         assert b"site-packages" not in body
         assert b"root:" not in body
 
-    def test_web_sockets_of_the_page(self, server):
-        with web_socket(server, origin=f"http://{LISTEN}:{server.port}") as connection:
-            hello = connection.recv(timeout=20)
-        assert json.loads(hello[1:])["pingTimeout"] >= 10_000
-
     @pytest.mark.parametrize(
         "options",
         [{"origin": "http://evil.example"}, {"origin": None}, {"origin": "null"}, {"host": "evil.example"}],
@@ -531,10 +510,6 @@ class TestServer:
         assert cookie.startswith(f"anomalymatch_{closed_server.port}=")
         assert closed_server.get(path, Cookie=cookie)[0] == 200
         assert closed_server.get(path, Cookie=cookie + "0")[0] == 401
-        with web_socket(
-            closed_server, origin=f"http://{LISTEN}:{closed_server.port}", additional_headers={"Cookie": cookie}
-        ) as connection:
-            assert connection.recv(timeout=20).startswith("0{")
 
     @pytest.mark.parametrize("path", ["/nothing", "/_nicegui_ws/socket.io/?EIO=4&transport=polling", "/import"])
     def test_an_upload_in_chunks_ends_at_the_limit(self, server, path):
@@ -543,41 +518,24 @@ class TestServer:
             "Transfer-Encoding: chunked\r\nContent-Type: application/octet-stream\r\n\r\n"
         ).encode()
         chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-        sent = 0
         with socket.create_connection((LISTEN, server.port), timeout=20) as connection:
             connection.sendall(start)
-            try:
-                while sent < 200:
-                    connection.sendall(chunk)
-                    sent += 1
-                answer = b""  # pragma: no cover
-            except OSError:
-                answer = b"closed"
-        assert answer == b"closed"
-        assert sent * 65536 < 12 << 20
+            with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
+                connection.sendall(chunk * 200)
 
 
-@pytest.mark.parametrize(
-    ("host", "port", "message"),
-    [
+def test_wrong_addresses_and_a_port_in_use():
+    from anomalymatch.errors import ConfigError
+    from anomalymatch.ui.web.app import listen
+
+    for host, port, message in (
         ("203.0.113.9", 0, "ui.host is 203.0.113.9"),
         ("no such name", 0, "ui.host is no such name"),
-        ("127.0.0.1", 70_000, "ui.port is 70000"),
-        ("127.0.0.1", -1, "ui.port is -1"),
-    ],
-)
-def test_wrong_addresses(host, port, message):
-    from anomalymatch.errors import ConfigError
-    from anomalymatch.ui.web.app import listen
-
-    with pytest.raises(ConfigError, match=message):
-        listen(host, port)
-
-
-def test_a_port_in_use():
-    from anomalymatch.errors import ConfigError
-    from anomalymatch.ui.web.app import listen
-
+        (LISTEN, 70_000, "ui.port is 70000"),
+        (LISTEN, -1, "ui.port is -1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            listen(host, port)
     with listen(LISTEN, 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(ConfigError, match=f"ui.port is {port}, which is in use"):

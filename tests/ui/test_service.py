@@ -162,15 +162,12 @@ def test_filters_follow_labels_at_once(service):
     assert service.page(Query(show=Show.CONFLICTS)).total == 0
 
 
-def test_neighbours(service):
+def test_neighbours_and_details(service):
     found = service.neighbours(RARE[0], 12)
     assert len(found) == 12
     assert {tile.id for tile in found} <= set(RARE[1:])
     assert ids(service.page(Query(like=RARE[0], size=12)))[:12] == [tile.id for tile in found]
     assert service.neighbours(BAD, 5) == []
-
-
-def test_details(service):
     service.label([RARE[0]], A, "ada")
     service.undo("ada")
     details = service.details(RARE[0])
@@ -272,17 +269,14 @@ def test_a_training_joins_the_ranking(service, open_service, finish_training):
 
 
 def test_corrupt_scores_of_a_training_are_skipped(service, finish_training, caplog):
+    service.label([RARE[0]], A, "ada")
+    with pytest.raises(LabelError, match="normal"):
+        service.training.start()  # it needs both classes
     finish_training(service.run, 1, service.source.ids, range(COUNT))
     (service.run / "cycles/01" / SCORES).write_bytes(b"no parquet")
     service._update_training()
     assert "training 1" in caplog.text
     assert service.summary().modes == ("live",)
-
-
-def test_training_needs_both_classes(service):
-    service.label([RARE[0]], A, "ada")
-    with pytest.raises(LabelError, match="normal"):
-        service.training.start()
 
 
 def test_many_annotators_in_threads(service):

@@ -61,10 +61,10 @@ def ended(wait_for):
     return wait
 
 
-def test_finished_training(make, ended):
+def test_finished_training(make, ended, tmp_path):
     training = make(TRAINS)
-    assert training.status().state == "idle"
-    assert training.status().cycle == 0
+    assert (training.status().state, training.status().cycle) == ("idle", 0)
+    RunFolder(tmp_path).close()  # a status does not lock the folder
     training.start()
     status = ended(training)
     assert (status.state, status.cycle, status.step, status.steps) == ("finished", 1, 1200, 1200)
@@ -78,14 +78,10 @@ def test_finished_training(make, ended):
     assert ended(training).cycle == 2
 
 
-@pytest.mark.parametrize(
-    ("script", "message"),
-    [
-        (FAILS, "error: the disk is full"),
-        (PRINTS_NOTHING, "exit code 3"),
-        (IS_KILLED, "killed by SIGKILL"),
-    ],
-)
+FAILURES = [(FAILS, "error: the disk is full"), (PRINTS_NOTHING, "exit code 3"), (IS_KILLED, "killed by SIGKILL")]
+
+
+@pytest.mark.parametrize(("script", "message"), FAILURES)
 def test_failed_training(make, ended, script, message, caplog):
     training = make(script)
     training.start()
@@ -113,32 +109,19 @@ def test_the_reason_is_known_once_the_failure_is(make, wait_for, monkeypatch):
     assert training.status().seconds > 0
 
 
-def test_stopped_training(make, ended, wait_for):
-    training = make(WAITS)
-    training.start()
-    wait_for(lambda: training.status().log)
-    training.stop()
-    status = ended(training)
-    assert status.state == "idle"
-    assert status.message == ""
-    training.stop()  # no effect
-
-
-def test_a_training_that_ignores_the_signal_is_killed(make, ended, wait_for, monkeypatch):
-    monkeypatch.setattr("anomalymatch.ui.training.PATIENCE_S", 0.2)
-    training = make(STUBBORN)
-    training.start()
-    wait_for(lambda: training.status().log)
-    training.stop()
-    assert training.status().state == "stopping"
-    assert ended(training).state == "idle"
-
-
-def test_one_training_at_a_time(make):
-    training = make(WAITS)
+@pytest.mark.parametrize("script", [WAITS, STUBBORN], ids=["that obeys", "that ignores the signal"])
+def test_stopped_training(make, ended, wait_for, monkeypatch, script):
+    monkeypatch.setattr("anomalymatch.ui.training.PATIENCE_S", 0.2 if script == STUBBORN else 15)
+    training = make(script)
     training.start()
     with pytest.raises(LabelError, match="training 1 is running"):
         training.start()
+    wait_for(lambda: training.status().log)
+    training.stop()
+    status = ended(training)
+    assert (status.state, status.message) == ("idle", "")
+    assert "stopping" in training.changes
+    training.stop()  # no effect
 
 
 def test_the_check_can_refuse_a_training(make):
@@ -181,8 +164,7 @@ def test_a_training_of_an_earlier_page_is_watched(make, wait_for, tmp_path):
     )
     assert other.stdout.readline() == b"began\n"
     training = make(WAITS)
-    assert training.status().state == "running"
-    assert training.status().cycle == 1
+    assert (training.status().state, training.status().cycle) == ("running", 1)
     with pytest.raises(LabelError, match="training 1 is running"):
         training.start()
     with pytest.raises(StorageError, match="not started from here"):
@@ -190,12 +172,6 @@ def test_a_training_of_an_earlier_page_is_watched(make, wait_for, tmp_path):
     other.communicate()
     wait_for(lambda: training.changes)
     assert training.status().state == "finished"
-
-
-def test_status_does_not_lock_the_run_folder(make, tmp_path):
-    training = make(WAITS)
-    assert training.status().state == "idle"
-    RunFolder(tmp_path).close()
 
 
 def test_signals_reach_all_child_processes(make, ended, wait_for):

@@ -151,10 +151,6 @@ def _labelled_and_top(service: Exportable, top: int) -> list[str]:
     return ids
 
 
-def _write_csv(service: Exportable, path: Path) -> None:
-    export_csv(service.labels, path)
-
-
 def _write_parquet(service: Exportable, path: Path) -> None:
     """Write one row for each image of the archive, labelled or not."""
     ids = list(service.source.ids)
@@ -280,7 +276,7 @@ def _data_uri(service: Exportable, id_: str) -> str:
 
 
 _KINDS: dict[str, tuple[str, str, Callable[[Exportable, Path], None]]] = {
-    "csv": ("labels.csv", "text/csv; charset=utf-8", _write_csv),
+    "csv": ("labels.csv", "text/csv; charset=utf-8", lambda service, path: export_csv(service.labels, path)),
     "parquet": ("images.parquet", "application/vnd.apache.parquet", _write_parquet),
     "votable": ("sky.vot", "application/x-votable+xml", _write_votable),
     "zip": ("anomalies.zip", "application/zip", _write_zip),

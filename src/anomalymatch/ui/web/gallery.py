@@ -8,7 +8,6 @@ from typing import Any
 from nicegui import ui
 from nicegui.events import GenericEventArguments
 
-from anomalymatch.types import Label
 from anomalymatch.ui.views import Page, Tile
 from anomalymatch.ui.web.theme import SHAPES, many
 
@@ -79,11 +78,6 @@ class GalleryElement(ui.element, component="gallery.js"):
             return handler(event.args if isinstance(event.args, dict) else {})
 
         self.on(name, handle)
-
-
-def label_of(value: str | None) -> Label | None:
-    """Convert a label from the browser."""
-    return None if value is None else Label(value)
 
 
 class DropZone(ui.element, component="drop.js"):

@@ -11,7 +11,7 @@ from anomalymatch.types import Label
 from anomalymatch.ui.labels import MAX_NAME, clean_name
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import MAX_TILES, MIN_TILES, Page, Query, Show, Sort, Summary
-from anomalymatch.ui.web.gallery import TILE_SIDES, GalleryElement, label_of
+from anomalymatch.ui.web.gallery import TILE_SIDES, GalleryElement
 from anomalymatch.ui.web.panel import Panel
 from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
@@ -261,11 +261,11 @@ class _Page:
     def _wire(self, gallery: GalleryElement) -> None:
         session = self.session
         gallery.on_event("hello", self._hello)
-        gallery.on_event("label", lambda words: session.label(words["ids"], label_of(words["label"])))
+        gallery.on_event("label", lambda words: session.label(words["ids"], words["label"] and Label(words["label"])))
         gallery.on_event("look", lambda words: self.viewer.open(words["id"]))
         gallery.on_event("shut", lambda _: self.viewer.close())
         gallery.on_event("turn", lambda words: session.change(page=int(words["to"]), at=words["at"]))
-        gallery.on_event("whole", lambda words: session.label_group(label_of(words["label"])))
+        gallery.on_event("whole", lambda words: session.label_group(Label(words["label"])))
         gallery.on_event("group", lambda _: session.next_group())
         gallery.on_event("undo", lambda _: session.undo())
         gallery.on_event("rerank", lambda _: session.rerank())

@@ -125,7 +125,7 @@ class Session:
         """Show the archive again."""
         await self.change(group=None, show=Show.UNLABELLED)
 
-    async def label_group(self, label: Label | None) -> None:
+    async def label_group(self, label: Label) -> None:
         """Label all images of the current group, on all its pages."""
         if self.query.group is not None:
             group = await self.call(self.service.groups.get, self.query.group)
