@@ -179,7 +179,6 @@ FORMATS = {
     "catalogue": Format("catalogue", write_catalogue, {"x_column": "x", "y_column": "y", "size": SIDE}, channels=False),
 }
 LOCAL = [name for name, kind in FORMATS.items() if kind.local]
-LABELLED = [name for name, kind in FORMATS.items() if kind.dataset != "parquet"]
 
 
 @dataclass
@@ -368,7 +367,7 @@ def test_damage_gives_errors_or_rejects(archive: Archive, caplog: pytest.LogCapt
     assert values(archive.open()) == VALUES
 
 
-@pytest.mark.parametrize("archive", LABELLED, indirect=True)
+@every_format
 def test_labels_file(archive: Archive, tmp_path: Path) -> None:
     ids, file = list(archive.open().ids), tmp_path / "mine.csv"
 
@@ -390,7 +389,7 @@ def test_labels_file(archive: Archive, tmp_path: Path) -> None:
         archive.open(labels_file=tmp_path / "gone.csv")
 
 
-@pytest.mark.parametrize("archive", ["folder", "zip", "tar", "fits"], indirect=True)
+@pytest.mark.parametrize("archive", ["folder", "zip", "tar", "parquet", "fits"], indirect=True)
 def test_labels_csv_beside_the_images(archive: Archive) -> None:
     id_ = archive.open().ids[2]
     folder = archive.root if archive.root.is_dir() else archive.root.parent

@@ -30,11 +30,7 @@ class Columns(NamedTuple):
     ) -> tuple[list[str] | None, list[str] | None]:
         """Read the ids and classes of `count` images; None where there are none.
 
-        Args:
-            names: names of the arrays or columns in the file.
-            read: reads one of them.
-            count: number of images.
-            path: file, for messages.
+        `names` are those of the arrays or columns in the file, and `read` reads one of them.
 
         Raises:
             DataError: if one is missing or has another length, an id is empty, or a number has no class name.
@@ -61,22 +57,17 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ArrayFile:
-    """One file with an array of images.
+    """One file, or folder of a store, with an array of images.
 
     Attributes:
-        path: the file, or the folder of a store.
         stem: name of the file in ids.
         array: name of the array, for messages.
         shape: shape of the array, images first; (n,) where each image is an encoded file.
-        dtype: number type of the pixels.
         stamp: size and time of the last change of the file, or of `witness`.
         signature: text that changes whenever the pixels change; empty if `stamp` tells.
         encoded: whether each image is a JPEG, PNG or similar file.
         block: number of rows that are decoded together.
         ids: id of each image; None takes file and row.
-        classes: class of each image.
-        bands: names of the bands.
-        units: unit of the pixels.
         witness: file whose stamp stands for a store; None takes `path`.
     """
 
@@ -101,12 +92,7 @@ class ArrayFile:
 
 
 def bands_and_units(own: Attributes, common: Attributes) -> tuple[tuple[str, ...] | None, str | None]:
-    """Return the names of the bands and the unit that attributes give.
-
-    Args:
-        own: attributes of the array of images.
-        common: attributes of the file or group, used where the array has none.
-    """
+    """Return the names of the bands and the unit in the array's `own` attributes, else in those of its file."""
     units = (_unit(attributes.get(key)) for attributes in (own, common) for key in ("units", "BUNIT"))
     return _names(own.get("bands", common.get("bands"))), next(filter(None, units), None)
 

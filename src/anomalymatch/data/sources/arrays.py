@@ -37,12 +37,7 @@ PixelRows = Shaped[np.ndarray, "n *image"]
 
 
 class Opened(NamedTuple):
-    """Open file.
-
-    Attributes:
-        rows: object that gives an array of images for a slice of rows.
-        close: closes the file.
-    """
+    """Open file: `rows` gives an array of images for a slice of rows."""
 
     rows: Any
     close: Callable[[], object]
@@ -79,9 +74,8 @@ class ArraySource(ImageSource):
         files: description of each file.
 
     Raises:
-        DataError: if there is no file, one cannot be read or lacks an array, an array does not hold images, its axes
-            are ambiguous, the files have different bands, only some have classes, ids are not unique, or a pattern
-            matches no file.
+        DataError: if a file is missing, damaged or lacks an array, an array does not hold images or its axes are
+            ambiguous, the files differ in bands or classes, ids are not unique, or a pattern matches no file.
         ConfigError: if an option has no such value, or the number of `bands` is wrong.
         LabelError: if the labels file is missing, wrong, or an incomplete benchmark.
     """

@@ -1,6 +1,5 @@
 """Rows of a catalogue: ids, positions, sizes, tiles and labels, held as columns."""
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,18 +62,12 @@ class ColumnNames:
 
 @dataclass(frozen=True)
 class CatalogueRows:
-    """Columns of a catalogue that are in use.
+    """Columns of a catalogue that are in use; None where it has no such column.
 
     Attributes:
-        ids: id of each row.
-        ra: right ascension in degrees, or None.
-        dec: declination in degrees, or None.
-        x: 0-based pixel column; None if positions are on the sky.
-        y: 0-based pixel row; None if positions are on the sky.
-        size: side in pixels, or None.
         tiles: for each band the code of each row's tile, -1 for none, and the paths; empty without such a column.
         columns: names of the tile columns.
-        labels: code of each row's label, -1 for none, and the labels; or None.
+        labels: code of each row's label, -1 for none, and the labels.
     """
 
     ids: Sequence[str]
@@ -115,7 +108,7 @@ def read_rows(path: Path, names: ColumnNames) -> CatalogueRows:
     columns = catalogue.read(numbers, [name for name in (id_, names.label, *tiles) if name])
     count = len(next(iter(columns.values())))
     return CatalogueRows(
-        ids=_RowNumbers(path.name.split(".")[0], count) if id_ is None else _checked_ids(path, id_, columns[id_]),
+        ids=_RowIds(path.name.split(".")[0], count, None if id_ is None else _checked_ids(path, id_, columns[id_])),
         ra=columns[ra] if ra else None,
         dec=columns[dec] if dec else None,
         x=columns[names.x] if names.x else None,
@@ -127,67 +120,43 @@ def read_rows(path: Path, names: ColumnNames) -> CatalogueRows:
     )
 
 
-def _checked_ids(path: Path, name: str, array: Any) -> "_ArrowIds":
+def _checked_ids(path: Path, name: str, array: Any) -> Any:
     missing = array.null_count + int(pc.sum(pc.equal(array, "")).as_py() or 0)
     if missing:
         raise DataError(f"{path}: the id column {name} is empty in {missing:,} of {len(array):,} rows")
-    return _ArrowIds(array)
+    return array
 
 
-class _Ids(Sequence[str]):
-    """Sequence of ids that are computed on access."""
+class _RowIds(Sequence[str]):
+    """Ids of the rows, made on access: those of an Arrow array, else `{stem}/{row:07d}`."""
+
+    def __init__(self, stem: str, count: int, array: Any = None) -> None:
+        self.stem, self.count, self.array = stem, count, array
 
     @overload
     def __getitem__(self, at: int) -> str: ...
     @overload
     def __getitem__(self, at: slice) -> list[str]: ...
     def __getitem__(self, at: int | slice) -> str | list[str]:
-        if isinstance(at, slice):
-            return [self._at(i) for i in range(*at.indices(len(self)))]
-        position = at + len(self) if at < 0 else at
-        if not 0 <= position < len(self):
-            raise IndexError(f"there are {len(self)} ids, and none at {at}")
-        return self._at(position)
+        rows = range(self.count)[at]
+        return self._id(rows) if isinstance(rows, int) else [self._id(row) for row in rows]
 
-    @abstractmethod
-    def _at(self, position: int) -> str: ...
-
-
-class _RowNumbers(_Ids):
-    def __init__(self, stem: str, count: int) -> None:
-        self.stem, self.rows = stem, count
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def _at(self, position: int) -> str:
-        return f"{self.stem}/{position:07d}"
-
-
-class _ArrowIds(_Ids):
-    def __init__(self, array: Any) -> None:
-        self.array = array
-
-    def __len__(self) -> int:
-        return len(self.array)
+    def _id(self, row: int) -> str:
+        return f"{self.stem}/{row:07d}" if self.array is None else self.array[row].as_py()
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self.array), _AT_ONCE):
+        if self.array is None:
+            yield from map(self._id, range(self.count))
+            return
+        for start in range(0, self.count, _AT_ONCE):
             yield from self.array.slice(start, _AT_ONCE).to_pylist()
 
-    def _at(self, position: int) -> str:
-        return self.array[position].as_py()
+    def __len__(self) -> int:
+        return self.count
 
 
 class RowLabels(Mapping[str, str]):
-    """Mapping from ids to labels that stores one code for each row.
-
-    Args:
-        ids: id of each row.
-        index: index from ids to positions.
-        codes: code of each row's label.
-        names: labels by code.
-    """
+    """Mapping from ids to labels that stores one code for each row; `names` are the labels by code."""
 
     def __init__(self, ids: Sequence[str], index: IdIndex, codes: Codes, names: Sequence[str]) -> None:
         self.ids, self.index, self.codes, self.names = ids, index, codes, names

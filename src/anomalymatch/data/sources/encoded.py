@@ -3,12 +3,15 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from anomalymatch.checks import check_choice
 from anomalymatch.data.codecs import decode
-from anomalymatch.data.rendering import band_names
-from anomalymatch.data.source import ImageSource
+from anomalymatch.data.find import missing_root
+from anomalymatch.data.labels import read_labels
+from anomalymatch.data.remote import is_remote, local_path
+from anomalymatch.data.rendering import Rendering, band_names
+from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.errors import DataError
 from anomalymatch.types import Pixels
 
@@ -18,30 +21,73 @@ MAX_BYTES = 2**28
 """Largest image file; larger ones are refused before they are read."""
 
 
+class Listing(NamedTuple):
+    """Images that were found at a place; see `ImageSource` for the fields."""
+
+    ids: Sequence[str]
+    fingerprint: str
+    classes: Mapping[str, str] | None = None
+    holdout: frozenset[str] = frozenset()
+    name: str | None = None
+    folder: Path | None = None
+
+
 class EncodedSource(ImageSource):
-    """Images that are whole files, JPEG or PNG for example; subclasses implement `read_bytes`.
+    """Images that are whole files, JPEG or PNG for example; subclasses implement `list_images` and `read_bytes`.
 
     Args:
+        root: a file of the format, a folder that is searched for them at any depth, or a URL of either.
+        labels_file: a CSV `filename,label`, see `labels_or_truth`; None takes `labels.csv` beside the images where
+            there is one. Its classes replace those in the archive.
         channels: channels of the decoded images: 1 (grey), 3 (RGB) or 4 (RGBA).
-        labels: labels by a person, and classes of a benchmark or None, as `read_labels` returns them.
-        classes: class of each image, used where `labels` has none.
-        **options: further arguments of `ImageSource`.
+        cache_dir: folder for copies of archives at a URL.
+        storage_options: arguments of the URL's file system, {"anon": True} for a public bucket of S3.
+        rendering: conversion of the bands to 8-bit channels.
+
+    Raises:
+        DataError: if `root` is None, missing or damaged, or has no images.
+        ConfigError: if an option has no such value.
+        LabelError: if the labels file is missing, wrong, or an incomplete benchmark.
     """
 
     encoded = True
+    dataset: ClassVar[str]
+    expected: ClassVar[str]
+    """What `root` has to be, for messages."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings of the archives that are copied from a URL; () reads single images there."""
 
     def __init__(
         self,
+        root: str | Path | None,
         *,
-        channels: int,
-        labels: tuple[Mapping[str, str], Mapping[str, str] | None],
-        classes: Mapping[str, str] | None = None,
-        **options: Any,
+        labels_file: str | Path | None = None,
+        channels: int = 3,
+        cache_dir: str | Path | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        rendering: Rendering = EIGHT_BITS,
     ) -> None:
-        given, truth = labels
+        if root is None:
+            raise missing_root(self.dataset, self.expected)
+        in_place = is_remote(root) and not self.suffixes
+        place = root if in_place else local_path(root, cache_dir, self.suffixes, storage_options)
+        listing = self.list_images(place, None if cache_dir is None else Path(cache_dir).expanduser())
+        labels, truth = self.read_labels(labels_file, listing.ids, place)
         super().__init__(
-            bands=band_names(None, channels), labels=given, truth=classes if truth is None else truth, **options
+            name=listing.name or Path(place).resolve().stem,
+            ids=listing.ids,
+            fingerprint=hash_rows(listing.fingerprint, [(channels,)]),
+            bands=band_names(None, channels),
+            rendering=rendering,
+            labels=labels,
+            truth=listing.classes if truth is None else truth,
+            holdout=listing.holdout,
+            folder=listing.folder,
         )
+
+    @abstractmethod
+    def list_images(self, place: Any, cache_dir: Path | None) -> Listing:
+        """Look up the images at a path, or at a URL without `suffixes`; reads no image."""
 
     @abstractmethod
     def read_bytes(self, position: int) -> bytes:
@@ -50,6 +96,13 @@ class EncodedSource(ImageSource):
         Raises:
             UnreadableImageError: with the reason, if it cannot be read.
         """
+
+    def read_labels(
+        self, labels_file: str | Path | None, ids: Sequence[str], place: str | Path
+    ) -> tuple[dict[str, str], dict[str, str] | None]:
+        """Read the labels file, or the one beside the images; see `labels_or_truth` for what is returned."""
+        beside = None if isinstance(place, str) else place if place.is_dir() else place.parent
+        return read_labels(labels_file, ids, beside)
 
     def raw_bytes(self, id_: str) -> bytes:
         """See `ImageSource.raw_bytes`."""

@@ -57,11 +57,7 @@ class Place(NamedTuple):
 
 
 class FitsFile:
-    """Open FITS file, unpacked in memory if it is gzipped.
-
-    Attributes:
-        data: contents of an unpacked file, else None.
-        size: size in bytes.
+    """Open FITS file of `size` bytes; `data` has its contents if it was gzipped.
 
     Raises:
         UnreadableImageError: if the file cannot be opened, or is no FITS.
@@ -195,14 +191,7 @@ class PixelScaling:
 class Layout:
     """Storage of an image in a unit, as astropy reads the header; many files share one layout.
 
-    Attributes:
-        name: name of the unit.
-        header: header, at least the cards in use.
-        shape: shape of the image, see `image_shape`.
-        size: size of the data in bytes.
-        dtype: type of the stored numbers.
-        scaling: conversion to values.
-        words: EXTNAME, FILTER, CTYPE3 and BUNIT; empty where they are missing.
+    `shape` is that of `image_shape`, `size` is in bytes, and `words` are EXTNAME, FILTER, CTYPE3 and BUNIT.
     """
 
     name: str
@@ -223,15 +212,7 @@ class Layout:
 
 
 class Unit(NamedTuple):
-    """One unit of a file.
-
-    Attributes:
-        number: index of the unit.
-        layout: storage of its image.
-        place: place of its data.
-        filter: FILTER of its header, or of the first header.
-        hdu: unit of astropy; None where the layout suffices.
-    """
+    """One unit of a file; `filter` is from its own or the first header, and `hdu` is None where its layout suffices."""
 
     number: int
     layout: Layout

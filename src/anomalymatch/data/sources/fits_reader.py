@@ -68,9 +68,7 @@ class FitsImages:
         mapped: map uncompressed pixels into memory instead of reading them; for small cuts.
 
     Attributes:
-        shape: height and width in pixels.
-        bands: number of bands.
-        names: names of the bands in the headers, or None.
+        names: names of the `bands` bands in the headers, or None.
         units: BUNIT, or None.
 
     Raises:

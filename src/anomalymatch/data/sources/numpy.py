@@ -42,13 +42,7 @@ class NumpySource(ArraySource):
 
     def describe(self, file: FoundFile) -> ArrayFile:
         """See `ArraySource.describe`."""
-        if not _is_packed(file.path):
-            return self._describe_plain(file)
-        if self.each:
-            raise DataError(
-                f"{file.path}: dataset.source.each=true is for .npy files with one image each, not for .npz"
-            )
-        return self._describe_packed(file)
+        return self._describe_packed(file) if _is_packed(file.path) else self._describe_plain(file)
 
     def open_rows(self, path: Path) -> Opened:
         """See `ArraySource.open_rows`."""
@@ -73,6 +67,10 @@ class NumpySource(ArraySource):
         )
 
     def _describe_packed(self, file: FoundFile) -> ArrayFile:
+        if self.each:
+            raise DataError(
+                f"{file.path}: dataset.source.each=true is for .npy files with one image each, not for .npz"
+            )
         with zipfile.ZipFile(file.path) as archive:
             name = _images(archive, file.path, self.images)
             with archive.open(f"{name}.npy") as member:

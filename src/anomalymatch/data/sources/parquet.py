@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -15,11 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anomalymatch.data.find import FoundFile, find_files, held_out, missing_root
-from anomalymatch.data.remote import local_path
-from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import EIGHT_BITS
-from anomalymatch.data.sources.encoded import EncodedSource, check_complete
+from anomalymatch.data.find import FoundFile, find_files, held_out
+from anomalymatch.data.sources.encoded import EncodedSource, Listing, check_complete
 from anomalymatch.data.sources.tables import no_parquet, parquet_table
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
@@ -35,7 +32,7 @@ _TAIL_BYTES = 8
 
 
 class ParquetSource(EncodedSource):
-    """Encoded images in a column of Parquet files.
+    """Encoded images in a column of Parquet files; see `EncodedSource` for the other arguments.
 
     The column is a struct{bytes, path} or plain binary. Ids come from `id_column`, else from the paths if every image
     has one and all are different, else they are `{file stem}/{row:07d}`. Opening reads no image. Reading goes from row
@@ -48,17 +45,18 @@ class ParquetSource(EncodedSource):
         label_column: column with the classes (integers with names in the hub's metadata, or any other values); None
             reads no classes, and neither does a set without a column "label".
         id_column: column with a unique id for each image.
-        channels: channels of the decoded images.
         holdout_files: patterns of file names, "test-*" for example, whose images are the official test split.
         cache_bytes: bytes of row groups that each process caches; at least one is kept.
-        cache_dir: folder for copies of shards at a URL.
-        storage_options: arguments of the URL's file system.
-        rendering: conversion of the bands to 8-bit channels.
+        **options: arguments of `EncodedSource`.
 
     Raises:
-        DataError: if `root` is None, the files are missing, no Parquet, lack a column or a label, or hold ids that are
-            null or not unique, or if a pattern matches no file.
+        DataError: also if files lack a column or a label, or hold ids that are null or not unique, or if a pattern
+            matches no file.
     """
+
+    dataset = "parquet"
+    expected = "a Parquet file or the folder that holds such files"
+    suffixes = (".parquet",)
 
     def __init__(
         self,
@@ -68,33 +66,29 @@ class ParquetSource(EncodedSource):
         image_column: str = "image",
         label_column: str | None = DEFAULT_LABELS,
         id_column: str | None = None,
-        channels: int = 3,
         holdout_files: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
-        cache_dir: str | Path | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-        rendering: Rendering = EIGHT_BITS,
+        **options: Any,
     ) -> None:
-        if root is None:
-            raise missing_root("parquet", "a Parquet file or the folder that holds such files")
-        path = local_path(root, cache_dir, (".parquet",), storage_options)
-        columns = _Columns(image_column, label_column, id_column)
-        shards = [_scan(file, columns) for file in find_shards(path)]
-        ids = _ids(path, shards, id_column)
-        rows = [n for shard in shards for n in shard.group_rows]
-        self._shards, self._columns = shards, columns
-        self._groups = [(i, group) for i, shard in enumerate(shards) for group in range(len(shard.group_rows))]
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows, dtype=np.int64)])
+        self._columns = _Columns(image_column, label_column, id_column)
+        self._holdout_files, self._name = holdout_files, name
         self._opened: LRU[int, pq.ParquetFile] = LRU(OPEN_FILES, close=methodcaller("close"))
         self._cached: LRU[tuple[int, int], pa.ChunkedArray] = LRU(cache_bytes, cost=attrgetter("nbytes"))
-        super().__init__(
-            name=name,
+        super().__init__(root, **options)
+
+    def list_images(self, place: Path, cache_dir: Path | None) -> Listing:
+        """See `EncodedSource.list_images`."""
+        self._shards = shards = [_scan(file, self._columns) for file in find_shards(place)]
+        ids = _ids(place, shards, self._columns.id)
+        rows = [n for shard in shards for n in shard.group_rows]
+        self._groups = [(i, group) for i, shard in enumerate(shards) for group in range(len(shard.group_rows))]
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows, dtype=np.int64)])
+        return Listing(
             ids=ids,
-            channels=channels,
-            rendering=rendering,
-            fingerprint=_fingerprint(shards, f"parquet {image_column} {id_column} {channels}"),
-            labels=({}, _truth(path, shards, ids)),
-            holdout=held_out(_ids_by_file(shards, ids), holdout_files),
+            fingerprint=_fingerprint(shards, f"parquet {self._columns.image} {self._columns.id}"),
+            classes=_truth(place, shards, ids),
+            holdout=held_out(_ids_by_file(shards, ids), self._holdout_files),
+            name=self._name,
         )
 
     def read_bytes(self, position: int) -> bytes:
@@ -169,14 +163,9 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """One Parquet file.
+    """One Parquet file; `stem` is its name in ids.
 
-    Attributes:
-        file: the file.
-        stem: name of the file in ids.
-        group_rows: number of rows of each row group.
-        keys: values of the id column, or without one the paths of the images; None without paths.
-        labels: class name of each row; None without a label column.
+    `keys` has the values of the id column, or without one the paths of the images. `labels` has the class of each row.
     """
 
     file: Path

@@ -17,11 +17,7 @@ CHUNK = 2**20
 
 
 class Sky:
-    """Celestial coordinates of one image.
-
-    Args:
-        wcs: celestial world coordinates of two axes.
-        shape: height and width of the image.
+    """Celestial coordinates, on two axes, of one image of the shape (h, w).
 
     Attributes:
         scale: side of a pixel in arcsec: the square root of its area at the reference point.
@@ -115,11 +111,7 @@ def assign(
 ) -> Int64[np.ndarray, " n"]:
     """Find the image that contains each position: of several the one with the nearest centre, -1 if there is none.
 
-    Args:
-        skies: coordinates of the images; None for an image without.
-        ra: right ascension in degrees.
-        dec: declination in degrees.
-        on_chunk: called with the number of positions of each chunk.
+    `on_chunk` is called with the number of positions of each chunk.
     """
     circles = [(i, sky, circle) for i, sky in enumerate(skies) if sky is not None and (circle := sky.circle())]
     found = np.full(len(ra), -1, np.int64)

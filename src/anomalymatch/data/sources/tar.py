@@ -17,12 +17,9 @@ from jaxtyping import Int64
 
 from anomalymatch.cache import Cache, Contents, cache_key
 from anomalymatch.checks import check_choice
-from anomalymatch.data.find import find_files, is_hidden, is_utf8, missing_root, stamp
-from anomalymatch.data.labels import read_labels
-from anomalymatch.data.remote import local_path
-from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import EIGHT_BITS, hash_rows
-from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, EncodedSource, check_complete
+from anomalymatch.data.find import find_files, is_hidden, is_utf8, stamp
+from anomalymatch.data.source import hash_rows
+from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, EncodedSource, Listing, check_complete
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.progress import progress
@@ -46,68 +43,56 @@ class WebDatasetSource(EncodedSource):
 
     An id is the key: the path in the shard up to the first dot of the file name. Opening reads the headers of the
     shards and the labels, and caches them in `cache_dir`; an image is then one read at a known offset. From a shard
-    that breaks off, all complete images can be read.
+    that breaks off, all complete images can be read. See `EncodedSource` for the other arguments.
 
     Args:
         root: a shard, a folder that is searched for *.tar at any depth, or a URL of either.
-        cache_dir: folder for the offsets of the images, and for copies of shards at a URL; None keeps nothing.
         image_key: member of a sample that is the image, "jpg" or "left.png"; None takes the only one.
         label_key: member that holds the class: "cls", "txt", "json" (its field "label") or "json.FIELD"; None reads
             no classes, and neither does a set without a single `cls`.
         key_end: "first_dot", or "last_dot" for ordinary file names with dots, each a sample of its own.
-        labels_file: a CSV `filename,label` that names keys, see `labels_or_truth`; None takes `labels.csv` beside the
-            shards, where there is one.
-        channels: channels of the decoded images.
-        storage_options: arguments of the URL's file system.
-        rendering: conversion of the bands to 8-bit channels.
+        **options: arguments of `EncodedSource`; the labels file names keys.
 
     Raises:
-        DataError: if a shard is missing, compressed or no tar archive, there are no images, a sample has several and
-            none is named, a key occurs twice, or a label is missing.
-        ConfigError: if `label_key` or `key_end` is unknown.
-        LabelError: if the labels file is missing, wrong, or an incomplete benchmark.
+        DataError: also if a shard is compressed, a sample has several images and none is named, a key occurs twice,
+            or a label is missing.
     """
+
+    dataset = "webdataset"
+    expected = "a tar shard or the folder that holds such files"
+    suffixes = (".tar", *_COMPRESSED)
 
     def __init__(
         self,
         root: str | Path | None,
         *,
-        cache_dir: str | Path | None = None,
         image_key: str | None = None,
         label_key: str | None = DEFAULT_LABELS,
         key_end: str = "first_dot",
-        labels_file: str | Path | None = None,
-        channels: int = 3,
-        storage_options: Mapping[str, Any] | None = None,
-        rendering: Rendering = EIGHT_BITS,
+        **options: Any,
     ) -> None:
         check_choice("dataset.source.key_end", key_end, KEY_ENDS)
         if label_key is not None and label_key not in LABEL_KEYS and not label_key.startswith("json."):
             raise ConfigError(
                 f"dataset.source.label_key must be null, one of {', '.join(LABEL_KEYS)}, or json.FIELD, got {label_key}"
             )
-        if root is None:
-            raise missing_root("webdataset", "a tar shard or the folder that holds such files")
-        path = local_path(root, cache_dir, (".tar", *_COMPRESSED), storage_options)
-        cache = None if cache_dir is None else Path(cache_dir).expanduser()
-        self._files = _find(path)
-        indices = _index_all(self._files, None if label_key is None else f".{label_key.split('.')[0]}", cache)
-        samples = _samples(path, self._files, indices, _Keys(image_key, label_key, key_end))
-        ids = list(samples)
+        self._keys = _Keys(image_key, label_key, key_end)
+        super().__init__(root, **options)
+
+    def list_images(self, place: Path, cache_dir: Path | None) -> Listing:
+        """See `EncodedSource.list_images`."""
+        label_key = self._keys.label
+        self._files = _find(place)
+        indices = _index_all(self._files, None if label_key is None else f".{label_key.split('.')[0]}", cache_dir)
+        samples = _samples(place, self._files, indices, self._keys)
         self._shards = np.array([sample.shard for sample in samples.values()], dtype=np.int32)
         self._offsets = np.array([sample.offset for sample in samples.values()], dtype=np.int64)
         self._sizes = np.array([sample.size for sample in samples.values()], dtype=np.int64)
         self._stats = [stamp(file) for file in self._files]
         self._opened: LRU[Path, int] = LRU(OPEN_FILES, close=os.close)
-        super().__init__(
-            name=path.resolve().stem,
-            ids=ids,
-            channels=channels,
-            rendering=rendering,
-            fingerprint=self._fingerprint(channels),
-            labels=read_labels(labels_file, ids, path if path.is_dir() else path.parent),
-            classes=_truth(path, samples, label_key),
-        )
+        shards = [(file.name, *stat) for file, stat in zip(self._files, self._stats, strict=True)]
+        fingerprint = hash_rows("webdataset", [*shards, (hashlib.sha256(self._offsets.tobytes()).hexdigest(),)])
+        return Listing(list(samples), fingerprint, _truth(place, samples, label_key))
 
     def read_bytes(self, position: int) -> bytes:
         """See `EncodedSource.read_bytes`."""
@@ -130,10 +115,6 @@ class WebDatasetSource(EncodedSource):
         if len(data) < size:
             raise UnreadableImageError(f"{file.name} breaks off within this image")
         return data
-
-    def _fingerprint(self, channels: int) -> str:
-        shards = [(file.name, *stat) for file, stat in zip(self._files, self._stats, strict=True)]
-        return hash_rows(f"webdataset {channels}", [*shards, (hashlib.sha256(self._offsets.tobytes()).hexdigest(),)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +166,7 @@ class _Index:
 
 
 def _find(root: Path) -> list[Path]:
-    endings = (".tar", *_COMPRESSED)
+    endings = WebDatasetSource.suffixes
     files = [file.path for file in find_files(root, lambda path: path.name.lower().endswith(endings), "a tar shard")]
     if packed := [file for file in files if file.name.lower().endswith(_COMPRESSED)]:
         raise DataError(
@@ -211,11 +192,8 @@ def _index_all(files: Sequence[Path], text_suffix: str | None, cache_dir: Path |
 def _index(file: Path, text_suffix: str | None, cache_dir: Path | None, advance: Callable[[int], None]) -> _Index:
     """Index a shard, or read the index from the cache if the file has not changed.
 
-    Args:
-        file: the shard.
-        text_suffix: ending of the members whose text is read, ".cls" for example; None reads none.
-        cache_dir: folder of the cache; None keeps nothing.
-        advance: called with the number of bytes that have been passed.
+    `text_suffix` is the ending of the members whose text is read, ".cls" for example; `advance` is called with numbers
+    of bytes.
     """
     stat = file.stat()
     if cache_dir is None:

@@ -32,17 +32,7 @@ class _Cuttable(Protocol):
 
 @dataclass(frozen=True)
 class ArchiveTile:
-    """Open tile.
-
-    Attributes:
-        name: name of the file, for messages.
-        shape: height and width.
-        bands: number of bands.
-        names: names of the bands, if the file has them.
-        units: unit of the pixels, if the file has it.
-        sky: celestial coordinates; None without them.
-        images: reader of regions.
-    """
+    """Open tile of the shape (h, w) with the number of `bands`; their `names`, `units` and the sky if the file has them."""
 
     name: str
     shape: tuple[int, int]

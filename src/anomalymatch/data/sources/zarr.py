@@ -130,9 +130,7 @@ class ZarrSource(ArraySource):
 class _CheckedRows:
     """Rows of an array; missing chunks, which zarr reads as the fill value, and short ones raise an error.
 
-    Args:
-        array: the open array.
-        folder: folder of its chunks; None inside a .zip, which has checksums.
+    `folder` holds its chunks; it is None inside a .zip, which has checksums.
     """
 
     def __init__(self, array: Any, folder: Path | None) -> None:

@@ -1,7 +1,7 @@
 """Zip archives of image files as a source; nothing is unpacked to disk."""
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 
 from anomalymatch.checks import check_choice
-from anomalymatch.data.find import FoundFile, find_files, is_hidden, missing_root
-from anomalymatch.data.labels import LABELS_FILE, labels_or_truth, parse_labels_csv, read_labels
-from anomalymatch.data.remote import local_path
-from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.source import EIGHT_BITS, hash_rows
-from anomalymatch.data.sources.encoded import CLASSES, MAX_BYTES, SUFFIXES, EncodedSource, folder_classes, no_images
+from anomalymatch.data.find import FoundFile, find_files, is_hidden
+from anomalymatch.data.labels import LABELS_FILE, labels_or_truth, parse_labels_csv
+from anomalymatch.data.source import hash_rows
+from anomalymatch.data.sources.encoded import (
+    CLASSES,
+    MAX_BYTES,
+    SUFFIXES,
+    EncodedSource,
+    Listing,
+    folder_classes,
+    no_images,
+)
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.progress import progress
@@ -27,61 +33,58 @@ _ENCRYPTED = 1
 
 
 class ZipSource(EncodedSource):
-    """Images in one zip archive, or in all archives of a folder.
+    """Images in one zip archive, or in all archives of a folder; see `EncodedSource` for the other arguments.
 
     An id is the path in the archive, behind the archive's name without suffix where there are several. Opening reads
     the tables of contents and no image. Hidden entries and `__MACOSX` are skipped. An image that is encrypted, fails
-    its checksum or claims more than 256 MiB is a reject.
+    its checksum or claims more than 256 MiB is a reject. A `labels.csv` inside an archive names paths inside it, and
+    is used instead of one beside it.
 
     Args:
         root: an archive, a folder that is searched for *.zip at any depth, or a URL of either.
-        labels_file: a CSV `filename,label`, see `labels_or_truth`; None takes `labels.csv` inside the archives, where
-            it names paths inside the same archive, else beside them.
         classes: whether the first folder inside the archive is the class of the image, see `folder_classes`.
-        channels: channels of the decoded images.
-        cache_dir: folder for copies of archives at a URL.
-        storage_options: arguments of the URL's file system.
-        rendering: conversion of the bands to 8-bit channels.
-
-    Raises:
-        DataError: if there is no archive, one cannot be read, or there are no images in them.
-        ConfigError: if `classes` is none of "auto", "folders" and "none".
-        LabelError: if the labels file is missing, wrong, or an incomplete benchmark.
+        **options: arguments of `EncodedSource`.
     """
 
-    def __init__(
-        self,
-        root: str | Path | None,
-        *,
-        labels_file: str | Path | None = None,
-        classes: str = "auto",
-        channels: int = 3,
-        cache_dir: str | Path | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-        rendering: Rendering = EIGHT_BITS,
-    ) -> None:
+    dataset = "zip"
+    expected = "a zip archive or the folder that holds such files"
+    suffixes = (".zip",)
+
+    def __init__(self, root: str | Path | None, *, classes: str = "auto", **options: Any) -> None:
         check_choice("dataset.source.classes", classes, CLASSES)
-        if root is None:
-            raise missing_root("zip", "a zip archive or the folder that holds such files")
-        path = local_path(root, cache_dir, (".zip",), storage_options)
-        archives = _list_all(find_files(path, lambda file: file.name.lower().endswith(".zip"), "a zip archive"))
+        self._classes = classes
+        super().__init__(root, **options)
+
+    def list_images(self, place: Path, cache_dir: Path | None) -> Listing:
+        """See `EncodedSource.list_images`."""
+        archives = _list_all(find_files(place, lambda file: file.name.lower().endswith(".zip"), "a zip archive"))
         paths = [name for archive in archives for name in archive.names]
         if not paths:
-            raise no_images(path, "members")
+            raise no_images(place, "members")
         ids = [archive.prefix + name for archive in archives for name in archive.names]
-        classes_by_path = folder_classes(path, paths, classes)
+        classes = folder_classes(place, paths, self._classes)
+        checks = (check for archive in archives for check in archive.checks)
         self._archives = archives
         self._starts = np.cumsum([0] + [len(archive.names) for archive in archives])
         self._opened: LRU[Path, zipfile.ZipFile] = LRU(OPEN_FILES, close=methodcaller("close"))
-        super().__init__(
-            name=path.resolve().stem,
+        return Listing(
             ids=ids,
-            channels=channels,
-            rendering=rendering,
-            fingerprint=_fingerprint(archives, channels),
-            labels=_labels(path, archives, labels_file, ids),
-            classes=classes_by_path and {id_: classes_by_path[name] for id_, name in zip(ids, paths, strict=True)},
+            fingerprint=hash_rows("zip", ((id_, *check) for id_, check in zip(ids, checks, strict=True))),
+            classes=classes and {id_: classes[name] for id_, name in zip(ids, paths, strict=True)},
         )
+
+    def read_labels(
+        self, labels_file: str | Path | None, ids: Sequence[str], place: str | Path
+    ) -> tuple[dict[str, str], dict[str, str] | None]:
+        """Read the given labels file, else those inside the archives, else the one beside them."""
+        inside: dict[str, str] = {}
+        for archive in self._archives if labels_file is None else ():
+            if archive.labels is not None:
+                found = parse_labels_csv(archive.labels, f"{LABELS_FILE} in {archive.file}", frozenset(archive.names))
+                inside |= {archive.prefix + name: label for name, label in found.items()}
+        if inside:
+            return labels_or_truth(inside, ids, f"{LABELS_FILE} in {place}")
+        return super().read_labels(labels_file, ids, place)
 
     def read_bytes(self, position: int) -> bytes:
         """See `EncodedSource.read_bytes`."""
@@ -98,14 +101,9 @@ class ZipSource(EncodedSource):
 
 @dataclass(frozen=True, slots=True)
 class _Archive:
-    """Table of contents of one archive.
+    """Table of contents of one archive: its images with sizes and checksums, and its labels file.
 
-    Attributes:
-        file: the archive.
-        prefix: beginning of its ids.
-        names: paths of the images in it.
-        checks: size and checksum of each image.
-        labels: contents of the labels file in it.
+    `prefix` is the beginning of its ids.
     """
 
     file: Path
@@ -152,22 +150,3 @@ def _read(opened: zipfile.ZipFile, name: str) -> bytes:
     if len(data) != info.file_size:
         raise UnreadableImageError(f"it has {len(data):,} bytes instead of {info.file_size:,}")
     return data
-
-
-def _fingerprint(archives: Sequence[_Archive], channels: int) -> str:
-    pairs = ((archive, *pair) for archive in archives for pair in zip(archive.names, archive.checks, strict=True))
-    return hash_rows(f"zip {channels}", ((archive.prefix + name, *check) for archive, name, check in pairs))
-
-
-def _labels(
-    root: Path, archives: Sequence[_Archive], labels_file: str | Path | None, ids: Sequence[str]
-) -> tuple[dict[str, str], dict[str, str] | None]:
-    """Read the given labels file, else those inside the archives, else the one beside them."""
-    inside: dict[str, str] = {}
-    for archive in archives if labels_file is None else ():
-        if archive.labels is not None:
-            found = parse_labels_csv(archive.labels, f"{LABELS_FILE} in {archive.file}", frozenset(archive.names))
-            inside |= {archive.prefix + name: label for name, label in found.items()}
-    if inside:
-        return labels_or_truth(inside, ids, f"{LABELS_FILE} in {root}")
-    return read_labels(labels_file, ids, root if root.is_dir() else root.parent)
