@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomalymatch.errors import DataError
+from anomalymatch.text import reason
 
 logger = logging.getLogger(__name__)
 
@@ -220,6 +221,11 @@ def is_utf8(path: str) -> bool:
 def missing_root(dataset: str, expected: str) -> DataError:
     """Return the error about a source without `data.root`, which says what is `expected`."""
     return DataError(f"dataset={dataset} needs data.root=PATH, {expected}")
+
+
+def damaged_file(path: Path, expected: str, error: Exception) -> DataError:
+    """Return the error about a file that cannot be read as what is `expected`, "a zip archive" for example."""
+    return DataError(f"{path}: expected {expected}, but it cannot be read ({reason(error)}); get it again")
 
 
 def held_out(ids_by_file: Iterable[tuple[Path, Iterable[str]]], patterns: Sequence[str]) -> frozenset[str]:

@@ -17,7 +17,7 @@ from PIL import PngImagePlugin
 
 from anomalymatch.data.codecs import FORMATS, MODES, decode
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.sources.fits_reader import FitsImages
+from anomalymatch.data.sources.fits import FitsImages
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder
 from anomalymatch.text import printable

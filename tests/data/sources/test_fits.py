@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pictures import wcs
 
 from anomalymatch.data.rendering import Rendering
-from anomalymatch.data.sources import fits_file, fits_reader
-from anomalymatch.data.sources.fits import FitsSource
+from anomalymatch.data.sources import fits_file
+from anomalymatch.data.sources.fits import FitsImages, FitsSource
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Reject
 
@@ -222,7 +222,7 @@ def test_only_headers_of_the_first_readable_file_are_read(tmp_path: Path, monkey
         original(self, path)
 
     monkeypatch.setattr(fits_file.FitsFile, "__init__", spy)
-    monkeypatch.setattr(fits_reader.FitsImages, "cut", None)
+    monkeypatch.setattr(FitsImages, "cut", None)
     assert len(FitsSource(tmp_path)) == 4
     assert opened == ["a.fits", "b.fits"]
 
@@ -297,7 +297,7 @@ def test_a_large_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "b.fits.gz").write_bytes(gzip.compress((tmp_path / "a.fits").read_bytes()))
     monkeypatch.setattr(fits_file, "MAX_UNZIPPED", 1000)
     with pytest.raises(UnreadableImageError, match="it unpacks to more than 1,000 bytes"):
-        fits_reader.FitsImages(tmp_path / "b.fits.gz")
+        FitsImages(tmp_path / "b.fits.gz")
 
 
 def test_coordinates(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from anomalymatch.data.sources import fits_file, fits_reader
-from anomalymatch.data.sources.fits import FitsSource
-from anomalymatch.data.sources.fits_reader import Extensions, FitsImages
+from anomalymatch.data.sources import fits as fits_module
+from anomalymatch.data.sources import fits_file
+from anomalymatch.data.sources.fits import Extensions, FitsImages, FitsSource
 from anomalymatch.errors import UnreadableImageError
 
 PLANE = np.arange(20, dtype=np.int16).reshape(4, 5)
@@ -43,7 +43,7 @@ def read_all(path: Path, extensions: Extensions = None) -> tuple[Any, ...]:
 
 def read_all_by_astropy(path: Path, extensions: Extensions = None) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fits_reader, "find_plain", lambda *_: None)
+        patch.setattr(fits_module, "find_plain", lambda *_: None)
         return read_all(path, extensions)
 
 
@@ -123,7 +123,7 @@ def test_equal_headers_are_parsed_once(tmp_path: Path, monkeypatch: pytest.Monke
         write(tmp_path / f"{i}.fits", primary(PLANE + i, RA=i / 7, OBJECT=f"galaxy {i}"))
     write(tmp_path / "5.fits", primary(PLANE.astype(np.int32)))
     fits_file._layout.cache_clear()
-    monkeypatch.setattr(fits_reader, "_choose", None)
+    monkeypatch.setattr(fits_module, "_choose", None)
     source = FitsSource(tmp_path)
     images = [source.load(position)[..., 0] for position in range(6)]
     assert [image.tolist() for image in images] == [(PLANE + i).tolist() for i in (0, 1, 2, 3, 4, 0)]

@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 
 from anomalymatch.checks import check_choice
 from anomalymatch.data.codecs import MAX_PIXELS, MODES, decode, with_channels
-from anomalymatch.data.find import FoundFile, find_files, held_out, missing_root, stamp
+from anomalymatch.data.find import FoundFile, damaged_file, find_files, held_out, missing_root, stamp
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
@@ -177,9 +177,7 @@ class ArraySource(ImageSource):
         except DataError:
             raise
         except Exception as error:  # a damaged file can make a parser raise anything
-            raise DataError(
-                f"{file.path}: expected {self.kind}, but it cannot be read ({reason(error)}); get it again"
-            ) from None
+            raise damaged_file(file.path, self.kind, error) from None
 
     def _row(self, number: int, row: int) -> Any:
         file = self.files[number]

@@ -92,8 +92,7 @@ def miniimagenet(root: str | Path | None, cache_dir: str | Path) -> ParquetSourc
         DataError: if the folder has no such files.
         DownloadError: if the files have to be downloaded and cannot be.
     """
-    folder = _parquet_folder("miniimagenet", root, cache_dir, _hub("timm/mini-imagenet", "data/*.parquet"))
-    return _parquet(folder, "miniimagenet")
+    return _parquet("miniimagenet", root, cache_dir, _hub("timm/mini-imagenet", "data/*.parquet"))
 
 
 def cifar10(root: str | Path | None, cache_dir: str | Path) -> ParquetSource:
@@ -101,16 +100,13 @@ def cifar10(root: str | Path | None, cache_dir: str | Path) -> ParquetSource:
 
     Arguments and errors are those of `miniimagenet`.
     """
-    folder = _parquet_folder("cifar10", root, cache_dir, _hub("uoft-cs/cifar10", "*.parquet"))
-    return _parquet(folder, "cifar10", holdout="test-*")
+    return _parquet("cifar10", root, cache_dir, _hub("uoft-cs/cifar10", "*.parquet"), holdout="test-*")
 
 
 def galaxyzoo1(root: str | Path | None, cache_dir: str | Path) -> ParquetSource:
     """Open Galaxy Zoo 1: colour cutouts of SDSS galaxies with the classes that people chose.
 
-    Args:
-        root: a folder with its Parquet files; None looks into `$ANOMALYMATCH_DATA/galaxyzoo1`, then into the cache.
-        cache_dir: folder that is searched last; there is nothing to download.
+    Arguments are those of `miniimagenet`, but there is nothing to download.
 
     Raises:
         DataError: if there are no such files.
@@ -122,7 +118,7 @@ def galaxyzoo1(root: str | Path | None, cache_dir: str | Path) -> ParquetSource:
             f"(columns image and label), put them into {target}, or take dataset=demo"
         )
 
-    return _parquet(_parquet_folder("galaxyzoo1", root, cache_dir, refuse), "galaxyzoo1")
+    return _parquet("galaxyzoo1", root, cache_dir, refuse)
 
 
 def _given(root: str | Path | None, name: str) -> Path | None:
@@ -161,20 +157,19 @@ def _unpack(packed: Path, target: Path) -> None:
         shutil.copyfileobj(source, file, 2**20)
 
 
-def _parquet_folder(
-    name: str, root: str | Path | None, cache_dir: str | Path, download: Callable[[Path], None]
-) -> Path:
-    folder = _given(root, name)
-    if folder is not None:
-        return folder
-    cache = Path(cache_dir).expanduser() / name
-    if not cache.is_dir() or not any(cache.rglob("*.parquet")):
-        download(cache)
-    return cache
-
-
-def _parquet(folder: Path, name: str, holdout: str | None = None) -> ParquetSource:
+def _parquet(
+    name: str,
+    root: str | Path | None,
+    cache_dir: str | Path,
+    download: Callable[[Path], None],
+    holdout: str | None = None,
+) -> ParquetSource:
     """Open Parquet files with images in the column image or img; `holdout` is the pattern of the test split."""
+    folder = _given(root, name)
+    if folder is None:
+        folder = Path(cache_dir).expanduser() / name
+        if not folder.is_dir() or not any(folder.rglob("*.parquet")):
+            download(folder)
     shards = [file.path for file in find_shards(folder)]
     columns = image_columns(shards[0])
     image = next((column for column in ("image", "img") if column in columns), "image")

@@ -16,9 +16,8 @@ from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.sources.catalogue_rows import ColumnNames, labels_or_classes, read_rows
-from anomalymatch.data.sources.fits import check_bands
+from anomalymatch.data.sources.fits import check_bands, checked_extensions
 from anomalymatch.data.sources.fits_file import Extensions
-from anomalymatch.data.sources.fits_reader import checked_extensions
 from anomalymatch.data.sources.tables import catalogue_table
 from anomalymatch.data.sources.tiles import ArchiveTile, open_tile, tiles_by_name, tiles_by_position
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
@@ -47,10 +46,8 @@ class CatalogueSource(ImageSource):
         root: the catalogue.
         tiles: folder to which the paths of tiles are relative; None takes that of the catalogue.
         id_column: column with a unique id; None takes a usual name, else the number of the row.
-        ra_column: right ascension in degrees; None takes a usual name.
-        dec_column: declination in degrees; None takes a usual name.
-        x_column: 0-based column of the pixel, as in NumPy: the centre of the first pixel is 0.
-        y_column: 0-based row of the pixel.
+        ra_column, dec_column: right ascension and declination in degrees; None takes a usual name.
+        x_column, y_column: 0-based pixel, as in NumPy: the centre of the first one is 0.
         size: side of the cutouts in pixels, unless `size_column` or `size_arcsec` is given.
         size_column: side of each cutout in pixels.
         size_arcsec: side of the cutouts in arcsec, converted by the pixel size of each tile.

@@ -36,11 +36,7 @@ Codes = Int32[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Names of the columns of a catalogue, the arguments `{name}_column` and `tile_columns` of `CatalogueSource`.
-
-    Raises:
-        ConfigError: if only one of a pair of columns is given, or both `tile` and `tiles`.
-    """
+    """Names of the columns of a catalogue, the arguments `{name}_column` and `tile_columns` of `CatalogueSource`."""
 
     id: str | None = None
     ra: str | None = None
@@ -189,11 +185,7 @@ class _LabelValues(ValuesView[str]):
 def labels_or_classes(
     path: Path, rows: CatalogueRows, index: IdIndex
 ) -> tuple[dict[str, str], Mapping[str, str] | None]:
-    """Return the label column as labels by a person and None, or as {} and the classes of a benchmark.
-
-    Raises:
-        DataError: if there are classes beside anomaly, normal, unsure and artefact, but not in every row.
-    """
+    """Return the label column as labels by a person and None, or as {} and the classes of a benchmark."""
     if rows.labels is None:
         return {}, None
     codes, names = rows.labels

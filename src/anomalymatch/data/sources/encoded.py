@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from anomalymatch.checks import check_choice
 from anomalymatch.data.codecs import decode
 from anomalymatch.data.find import missing_root
 from anomalymatch.data.labels import read_labels
@@ -114,19 +113,10 @@ class EncodedSource(ImageSource):
 
 
 def folder_classes(root: Path | str, paths: Sequence[str], classes: str) -> dict[str, str] | None:
-    """Return the first folder of each path as its class.
+    """Return the first folder of each path as its class; None without classes.
 
-    Args:
-        root: root of the paths, for messages.
-        paths: paths of the images below the root.
-        classes: "folders" takes folders as classes, "none" does not, "auto" does if every image lies in a folder and
-            there are at least two of them.
-
-    Raises:
-        ConfigError: if `classes` is none of these.
-        DataError: if `classes` is "folders" and images lie in no folder.
+    "auto" takes folders as classes if every image lies in one and there are at least two; "folders" insists on it.
     """
-    check_choice("dataset.source.classes", classes, CLASSES)
     if classes == "none":
         return None
     loose = [path for path in paths if "/" not in path]
@@ -140,11 +130,7 @@ def folder_classes(root: Path | str, paths: Sequence[str], classes: str) -> dict
 
 
 def check_complete(root: Path, classes: Mapping[str, str], ids: Sequence[str], option: str) -> None:
-    """Check that every image has a class.
-
-    Raises:
-        DataError: if one has none; the message names the `option` that turns classes off.
-    """
+    """Check that every image has a class."""
     if len(classes) < len(ids):
         missing = next(id_ for id_ in ids if id_ not in classes)
         raise DataError(

@@ -1,22 +1,37 @@
 """FITS files as a source: one image in each file, its extensions or the planes of a cube as bands."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from astropy.io import fits
+from astropy.wcs import WCS
 
 from anomalymatch.data.codecs import MAX_PIXELS
 from anomalymatch.data.find import missing_root, scan_for, stamp
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
-from anomalymatch.data.sources.fits_file import Extensions, FitsFile, fits_errors
-from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages, checked_extensions, read_sky
-from anomalymatch.errors import DataError, UnreadableImageError
+from anomalymatch.data.sources.fits_file import (
+    ASTROPY,
+    Extensions,
+    FitsFile,
+    Unit,
+    find_plain,
+    fits_errors,
+    image_shape,
+)
+from anomalymatch.data.sources.sky import Sky
+from anomalymatch.data.warning_filter import ignore_warnings
+from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Pixels
 
+FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
+STOKES = {1: "I", 2: "Q", 3: "U", 4: "V"}
+KINDS = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU, fits.BinTableHDU, fits.TableHDU, fits.GroupsHDU)
 MAX_CARDS, MAX_UNITS = 400, 8
 _STRUCTURE = {"SIMPLE", "XTENSION", "EXTEND", "PCOUNT", "GCOUNT", "COMMENT", "HISTORY", "CONTINUE", ""}
 TRIED = 10
@@ -110,11 +125,7 @@ class FitsSource(ImageSource):
 
 
 def check_bands(count: int, names: Sequence[str] | None, expected: Sequence[str], *, named: bool) -> None:
-    """Refuse an image with other bands than the rest; names count only if the headers `named` them.
-
-    Raises:
-        UnreadableImageError: if the number of bands differs, or their names.
-    """
+    """Refuse an image with other bands than the rest; names count only if the headers `named` them."""
     if count != len(expected):
         raise UnreadableImageError(f"it has {count} bands instead of {len(expected)}: {', '.join(expected)}")
     if named and (names is None or tuple(names) != tuple(expected)):
@@ -145,3 +156,168 @@ def _card(card: fits.Card) -> tuple[str, str]:
         return card.keyword, "" if isinstance(value, fits.card.Undefined) else str(value).strip()
     except Exception:  # one damaged card does not spoil the others
         return "", ""
+
+
+class _UnitImage:
+    """Image of one unit, (plane, h, w)."""
+
+    def __init__(self, file: FitsFile, unit: Unit, mapped: bool) -> None:
+        file.check_complete(unit.place)
+        self.file, self.unit, self.mapped = file, unit, mapped
+        self.shape = unit.layout.shape
+        self.planes = self.shape[0] if len(self.shape) == 3 else 1
+        self._map: np.ndarray | None = None
+
+    def cut(self, rows: slice, columns: slice) -> np.ndarray:
+        hdu = self.unit.hdu
+        if isinstance(hdu, fits.CompImageHDU):
+            lead = (0,) * (len(hdu.shape) - len(self.shape)) + (slice(None),) * (len(self.shape) - 2)
+            stored = hdu.section[(*lead, rows, columns)]
+        else:
+            stored = self._stored()[..., rows, columns]
+        with np.errstate(all="ignore"):
+            return self.unit.layout.scaling(stored.reshape(self.planes, *stored.shape[-2:]))
+
+    def _stored(self) -> np.ndarray:
+        (start, size, _), dtype = self.unit.place, self.unit.layout.dtype
+        if self._map is not None:
+            return self._map
+        if self.file.data is not None:
+            return np.frombuffer(self.file.data, dtype, math.prod(self.shape), start).reshape(self.shape)
+        if self.mapped:
+            self._map = np.memmap(self.file.path, dtype, "r", start, self.shape)
+            return self._map
+        return np.frombuffer(self.file.read(start, size), dtype).reshape(self.shape)
+
+
+class FitsImages:
+    """Chosen images of one FITS file, as the bands of one image. Opening reads headers only.
+
+    Args:
+        path: the file.
+        extensions: index or name of a unit, several of them, or None for the first with an image of 2 or 3 axes.
+        mapped: map uncompressed pixels into memory instead of reading them; for small cuts.
+
+    Attributes:
+        names: names of the `bands` bands in the headers, or None.
+        units: BUNIT, or None.
+
+    Raises:
+        UnreadableImageError: if the file is missing, damaged, or truncated, or has no such images.
+    """
+
+    def __init__(self, path: Path, extensions: Extensions = None, *, mapped: bool = False) -> None:
+        self._file, self._mapped = FitsFile(path), mapped
+        try:
+            with fits_errors():
+                units = find_plain(self._file, extensions) or _choose(self._file, extensions)
+                self._images = [_UnitImage(self._file, unit, mapped) for unit in units]
+                sizes = {part.shape[-2:] for part in self._images}
+                if len(sizes) > 1:
+                    described = ", ".join(f"{w} x {h}" for h, w in sorted(sizes))
+                    raise UnreadableImageError(f"its extensions have different sizes: {described}")
+                self.shape: tuple[int, int] = self._images[0].shape[-2:]  # type: ignore[assignment]
+                self.bands = sum(part.planes for part in self._images)
+                self.names = _names(units, self.bands)
+                self.units = units[0].layout.words["BUNIT"] or None
+        except UnreadableImageError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "FitsImages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def cut(self, rows: slice = slice(None), columns: slice = slice(None)) -> Pixels:
+        """Return the pixels of a region, (h, w, band), scaled by BSCALE and BZERO; BLANK becomes NaN.
+
+        Raises:
+            UnreadableImageError: if they are damaged.
+        """
+        with fits_errors():
+            in_file = self._mapped and self._file.data is None
+            # Reading a map beyond the end kills the process.
+            if in_file and self._file.path.stat().st_size < self._file.size:
+                raise UnreadableImageError("the file has become shorter since it was opened")
+            return np.dstack([plane for part in self._images for plane in part.cut(rows, columns)])
+
+    def sky(self) -> Sky | None:
+        """Return the celestial coordinates of the first band; None if they are unknown."""
+        try:
+            with ignore_warnings(ASTROPY):
+                hdus = self._file.hdus
+                wcs = WCS(hdus[self._images[0].unit.number].header, fobj=hdus, naxis=2)
+                return Sky(wcs, self.shape) if wcs.has_celestial else None
+        except Exception:  # a wrong header does not spoil the image
+            return None
+
+
+def read_sky(path: Path, extensions: Extensions) -> Sky | None:
+    """Return the celestial coordinates of the image in a file; None if they are unknown, or the file is damaged."""
+    try:
+        with FitsImages(path, extensions) as images:
+            return images.sky()
+    except UnreadableImageError:
+        return None
+
+
+def checked_extensions(extensions: Extensions) -> Extensions:
+    """Return the extensions, a sequence as a list."""
+    if extensions is None or isinstance(extensions, int | str):
+        return extensions
+    if not len(extensions):
+        raise ConfigError("dataset.source.extensions=[]: give null, an index, a name, or a list of at least one")
+    return list(extensions)
+
+
+def _choose(file: FitsFile, extensions: Extensions) -> list[Unit]:
+    """Find the chosen units by astropy."""
+    if extensions is None:
+        for i, hdu in enumerate(file.hdus):
+            # Skipped units must be intact, or a weight map behind a damaged image would take its place.
+            if not isinstance(hdu, KINDS):
+                raise UnreadableImageError(f"its unit {i}, which comes before any image, is damaged or unknown")
+            if image_shape(hdu):
+                return [Unit.of(file, i)]
+        raise UnreadableImageError("there is no image of 2 or 3 axes in it")
+    chosen = []
+    for key in [extensions] if isinstance(extensions, int | str) else extensions:
+        try:
+            number = file.hdus.index_of(key)
+            hdu = file.hdus[number]
+        except (KeyError, IndexError):
+            listing = ", ".join(f"{i} {hdu.name}".strip() for i, hdu in enumerate(file.hdus))
+            raise UnreadableImageError(f"there is no extension {key} in it, only {listing}") from None
+        if not image_shape(hdu):
+            raise UnreadableImageError(f"its extension {key} is no image of 2 or 3 axes")
+        chosen.append(Unit.of(file, number))
+    return chosen
+
+
+def _names(units: Sequence[Unit], bands: int) -> tuple[str, ...] | None:
+    """Return the names of the bands from the extensions, from FILTER, or from the type of the third axis."""
+    layouts = [unit.layout for unit in units]
+    if len(units) > 1:
+        for key in ("EXTNAME", "FILTER"):
+            names = tuple(layout.words[key] for layout in layouts)
+            if all(names) and len(set(names)) == bands:
+                return names
+        return None
+    words = units[0].filter
+    filters = tuple(word.strip() for word in words.split(",")) if bands > 1 else (words,)
+    if all(filters) and len(set(filters)) == bands:
+        return filters
+    axis = layouts[0].words["CTYPE3"].split("-")[0]
+    if bands == 1 or not axis or axis == "RGB":
+        return None
+    if axis == "STOKES":
+        header = layouts[0].header
+        at = [round((i + 1 - header.get("CRPIX3", 1)) * header.get("CDELT3", 1)) for i in range(bands)]
+        return tuple(STOKES.get(round(header.get("CRVAL3", 1)) + i, f"stokes{i}") for i in at)
+    return tuple(f"{axis.lower()}{i}" for i in range(bands))

@@ -83,11 +83,7 @@ class FitsFile:
 
     @cached_property
     def hdus(self) -> Any:
-        """Header and data units of astropy, with unscaled pixels.
-
-        Raises:
-            UnreadableImageError: if the first header is damaged.
-        """
+        """Header and data units of astropy, with unscaled pixels."""
         assert self._stream is not None
         with fits_errors():
             self._stream.seek(0)
@@ -120,11 +116,7 @@ class FitsFile:
         return self._stream.read(count)
 
     def check_complete(self, place: Place) -> None:
-        """Check that the data of a unit are complete and followed by another unit or the end.
-
-        Raises:
-            UnreadableImageError: with the number of missing bytes.
-        """
+        """Check that the data of a unit are complete and followed by another unit or the end."""
         missing = place.start + place.size - self.size
         if missing > 0:
             raise UnreadableImageError(

@@ -36,12 +36,9 @@ class FolderSource(EncodedSource):
 
     Args:
         root: the folder, or its URL, `s3://bucket/folder` for example.
-        labels_file: see `EncodedSource`; one beside images at a URL has to be named.
+        labels_file: as in `EncodedSource`, like all others; one beside images at a URL has to be named.
         classes: whether the first folder of a path is the class of the image, see `folder_classes`.
-        channels: see `EncodedSource`.
-        storage_options: see `EncodedSource`.
         scanned: result of a scan of the folder, where there is one already.
-        rendering: see `EncodedSource`.
     """
 
     dataset = "folder"

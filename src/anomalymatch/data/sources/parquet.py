@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anomalymatch.data.find import FoundFile, find_files, held_out
+from anomalymatch.data.find import FoundFile, damaged_file, find_files, held_out
 from anomalymatch.data.sources.encoded import EncodedSource, Listing, check_complete
-from anomalymatch.data.sources.tables import no_parquet, parquet_table
+from anomalymatch.data.sources.tables import parquet_table
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.text import reason
@@ -131,24 +131,16 @@ class ParquetSource(EncodedSource):
 
 
 def find_shards(root: Path) -> list[FoundFile]:
-    """List the Parquet files at or below `root`, sorted by path.
-
-    Raises:
-        DataError: if there are none.
-    """
+    """List the Parquet files at or below `root`, sorted by path."""
     return find_files(root, lambda path: path.suffix == ".parquet" and path.name != REJECTS_FILE, "a Parquet file")
 
 
 def image_columns(file: Path) -> list[str]:
-    """Return the names of the columns of `file` that can hold encoded images.
-
-    Raises:
-        DataError: if it is no Parquet file.
-    """
+    """Return the names of the columns of `file` that can hold encoded images."""
     try:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
-        raise no_parquet(file, error) from None
+        raise damaged_file(file, "a Parquet file", error) from None
     return [column.name for column in schema if _is_struct(column.type) or _is_binary(column.type)]
 
 
@@ -186,7 +178,7 @@ def _scan(found: FoundFile, columns: _Columns) -> _Shard:
             table = parquet.read(columns=[column for column in (key, label) if column], use_threads=False)
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
-        raise no_parquet(file, error) from None
+        raise damaged_file(file, "a Parquet file", error) from None
     labels = None if label is None else _class_names(table[label], _hub_names(schema, label))
     return _Shard(file, found.stem, groups, None if key is None else _strings(table, key), labels)
 

@@ -15,6 +15,7 @@ from astropy.io import fits
 from astropy.io.votable import parse_single_table
 from jaxtyping import Float64, Int32
 
+from anomalymatch.data.find import damaged_file
 from anomalymatch.data.sources.fits_file import ASTROPY, FitsFile, Place
 from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import DataError
@@ -64,11 +65,7 @@ class Catalogue:
             )
 
     def require(self, name: str, option: str) -> str:
-        """Return `name` if there is such a column.
-
-        Raises:
-            DataError: if there is not; the message names the `option` that asked for it.
-        """
+        """Return `name` if there is such a column."""
         if name not in self.names:
             raise DataError(
                 f"{self.path}: there is no column {name}, which dataset.source.{option} names, "
@@ -82,11 +79,7 @@ class Catalogue:
         return next((by_lower[name] for name in usual if name in by_lower), None)
 
     def read(self, numbers: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-        """Read columns: `numbers` as float64 arrays with NaN for missing values, `texts` as Arrow strings.
-
-        Raises:
-            DataError: if the file is damaged, or a column holds something else.
-        """
+        """Read columns: `numbers` as float64 arrays with NaN for missing values, `texts` as Arrow strings."""
         wanted = list(dict.fromkeys([*numbers, *texts]))
         with _catalogue_errors(self.path):
             columns = self._read(wanted, texts)
@@ -200,11 +193,7 @@ _AT_ONCE = 16
 
 
 def catalogue_table(path: Path) -> pa.Table | None:
-    """Read all columns of a catalogue with one value in each row, as text; None if there are none.
-
-    Raises:
-        DataError: if the file is gone or damaged.
-    """
+    """Read all columns of a catalogue with one value in each row, as text; None if there are none."""
     catalogue = Catalogue(path)
     columns = _Columns(str(path))
     for start in range(0, len(catalogue.names), _AT_ONCE):
@@ -277,7 +266,7 @@ def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
-        raise no_parquet(path, error) from None
+        raise damaged_file(path, "a Parquet file", error) from None
 
 
 def _text_column(path: Path | None, count: int, name: str, schema: pa.Schema | None) -> Any:
@@ -293,12 +282,7 @@ def _text_column(path: Path | None, count: int, name: str, schema: pa.Schema | N
     except pa.ArrowNotImplementedError:
         return None
     except (OSError, pa.ArrowException) as error:
-        raise no_parquet(path, error) from None
+        raise damaged_file(path, "a Parquet file", error) from None
     if len(text) != count:
         raise DataError(f"{path}: expected {count:,} rows, one for each image, found {len(text):,}")
     return text
-
-
-def no_parquet(path: Path, error: Exception) -> DataError:
-    """Return the error about a file that cannot be read as Parquet."""
-    return DataError(f"{path}: expected a Parquet file, but it cannot be read ({reason(error)}); get it again")

@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from anomalymatch.cache import Cache, Contents, cache_key
 from anomalymatch.checks import check_choice
-from anomalymatch.data.find import find_files, is_hidden, is_utf8, stamp
+from anomalymatch.data.find import damaged_file, find_files, is_hidden, is_utf8, stamp
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, EncodedSource, Listing, check_complete
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
@@ -148,14 +148,9 @@ class _Sample:
 
 @dataclass
 class _Index:
-    """Images of one shard, in its order.
+    """Images of one shard, in its order, and the contents of its labels by name.
 
-    Attributes:
-        names: paths in the archive, without a leading "./".
-        offsets: first bytes of the images in the file.
-        sizes: sizes of the images in bytes.
-        texts: contents of the short members that were asked for, by name.
-        damage: reason why the headers could not be followed to the end; empty if they could.
+    `damage` is the reason why the headers could not be followed to the end; empty if they could.
     """
 
     names: list[str] = field(default_factory=list)
@@ -254,7 +249,7 @@ def _members(
     try:
         tar = tarfile.open(fileobj=opened, mode="r:")  # noqa: SIM115 (the caller closes the file)
     except Exception as error:  # a damaged header can make the reader raise anything
-        raise DataError(f"{file}: expected a tar archive, but it cannot be read ({error}); get it again") from None
+        raise damaged_file(file, "a tar archive", error) from None
     at = -1
     while True:
         try:
@@ -301,12 +296,16 @@ def _samples(root: Path, files: Sequence[Path], indices: Sequence[_Index], keys:
             key, rest = keys.split(name)
             rests.add(rest)
             if keys.is_image(rest):
-                _check_unique_key(key, name, own, samples, files, shard)
+                _check_unique_key(file, key, name, own)
                 own[key] = _Sample(shard, offset, size, name)
         for name, text in index.texts.items():
             key = keys.split(name)[0]
             if key in own:
                 own[key].label = _label(file, name, text, keys.label or "")
+        if both := samples.keys() & own.keys():
+            key = min(both)
+            other = files[samples[key].shard]
+            raise DataError(f"the key {key!r} is in {other} and in {file}: every image needs a key of its own")
         samples |= own
         if index.damage:
             logger.warning("%s: %s; %d images before that can be read, get it again", file, index.damage, len(own))
@@ -318,22 +317,12 @@ def _samples(root: Path, files: Sequence[Path], indices: Sequence[_Index], keys:
     return _without_truncated_samples(samples, last)
 
 
-def _check_unique_key(
-    key: str,
-    name: str,
-    own: Mapping[str, _Sample],
-    samples: Mapping[str, _Sample],
-    files: Sequence[Path],
-    shard: int,
-) -> None:
-    if key in samples:
-        other = files[samples[key].shard]
-        raise DataError(f"the key {key!r} is in {other} and in {files[shard]}: every image needs a key of its own")
+def _check_unique_key(file: Path, key: str, name: str, own: Mapping[str, _Sample]) -> None:
     if key in own and own[key].member == name:
-        raise DataError(f"{files[shard]}: {name} is in it twice, every image needs a key of its own")
+        raise DataError(f"{file}: {name} is in it twice, every image needs a key of its own")
     if key in own:
         raise DataError(
-            f"{files[shard]}: the sample {key!r} has the images {own[key].member} and {name}: choose one by "
+            f"{file}: the sample {key!r} has the images {own[key].member} and {name}: choose one by "
             "dataset.source.image_key, or set dataset.source.key_end=last_dot if each is a sample of its own"
         )
 

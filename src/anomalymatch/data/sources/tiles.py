@@ -4,7 +4,6 @@ import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from astropy.nddata import NoOverlapError, overlap_slices
@@ -13,8 +12,8 @@ from PIL import Image as PillowImage
 from anomalymatch.data.codecs import FORMATS, MAX_PIXELS, decode
 from anomalymatch.data.find import scan
 from anomalymatch.data.sources.catalogue_rows import CatalogueRows, Codes
+from anomalymatch.data.sources.fits import FITS_SUFFIXES, FitsImages, read_sky
 from anomalymatch.data.sources.fits_file import Extensions
-from anomalymatch.data.sources.fits_reader import FITS_SUFFIXES, FitsImages, read_sky
 from anomalymatch.data.sources.sky import Sky, assign
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.progress import progress
@@ -23,16 +22,30 @@ from anomalymatch.types import Pixels
 logger = logging.getLogger(__name__)
 
 
-@runtime_checkable
-class _Cuttable(Protocol):
-    def cut(self, rows: slice, columns: slice) -> Pixels: ...
+class _Array:
+    """Pixels of an open .npy file, or of a decoded image."""
 
-    def close(self) -> None: ...
+    def __init__(self, path: Path, pixels: np.ndarray) -> None:
+        self.path, self.pixels = path, pixels if pixels.ndim == 3 else pixels[..., None]
+        self._size = path.stat().st_size
+
+    def cut(self, rows: slice, columns: slice) -> Pixels:
+        try:
+            shorter = self.path.stat().st_size < self._size  # reading a map beyond the end kills the process
+        except OSError as error:
+            raise UnreadableImageError(f"its tile cannot be opened: {error.strerror}") from None
+        if shorter:
+            raise UnreadableImageError("its tile has become shorter since it was opened")
+        part = self.pixels[rows, columns]
+        return np.array(part, dtype=part.dtype.newbyteorder("="), order="C")
+
+    def close(self) -> None:
+        """Do nothing: a memory map closes with the last array that uses it."""
 
 
 @dataclass(frozen=True)
 class ArchiveTile:
-    """Open tile of the shape (h, w) with the number of `bands`; their `names`, `units` and the sky if the file has them."""
+    """Open tile of the shape (h, w); names and units of its bands, and the sky, if the file has them."""
 
     name: str
     shape: tuple[int, int]
@@ -40,7 +53,7 @@ class ArchiveTile:
     names: tuple[str, ...] | None
     units: str | None
     sky: Sky | None
-    images: _Cuttable
+    images: FitsImages | _Array
 
     def cut(self, x: float, y: float, side: int) -> Pixels:
         """Cut a square around a 0-based position, (side, side, band), placed as astropy's `Cutout2D` places it.
@@ -72,11 +85,7 @@ class ArchiveTile:
 
 
 def open_tile(path: Path, extensions: Extensions) -> ArchiveTile:
-    """Open a tile: read the headers of FITS, map .npy, decode other images.
-
-    Raises:
-        UnreadableImageError: if it is missing or damaged.
-    """
+    """Open a tile: read the headers of FITS, map .npy, decode other images."""
     name = path.name.lower()
     if name.endswith(FITS_SUFFIXES):
         images = FitsImages(path, extensions, mapped=True)
@@ -92,25 +101,6 @@ def _padding(dtype: np.dtype) -> tuple[np.dtype, float]:
     if dtype.kind == "f":
         return dtype, np.nan
     return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64), np.nan
-
-
-class _Array:
-    def __init__(self, path: Path, pixels: np.ndarray) -> None:
-        self.path, self.pixels = path, pixels if pixels.ndim == 3 else pixels[..., None]
-        self._size = path.stat().st_size
-
-    def cut(self, rows: slice, columns: slice) -> Pixels:
-        try:
-            shorter = self.path.stat().st_size < self._size  # reading a map beyond the end kills the process
-        except OSError as error:
-            raise UnreadableImageError(f"its tile cannot be opened: {error.strerror}") from None
-        if shorter:
-            raise UnreadableImageError("its tile has become shorter since it was opened")
-        part = self.pixels[rows, columns]
-        return np.array(part, dtype=part.dtype.newbyteorder("="), order="C")
-
-    def close(self) -> None:
-        """Do nothing: a memory map closes with the last array that uses it."""
 
 
 def _load_npy(path: Path) -> np.ndarray:
@@ -157,11 +147,7 @@ def tiles_by_name(rows: CatalogueRows) -> tuple[list[Codes], list[str]]:
 def tiles_by_position(
     root: Path, folder: Path, rows: CatalogueRows, extensions: Extensions
 ) -> tuple[list[Codes], list[str]]:
-    """Find the FITS tile in a folder that contains each row; returns what `tiles_by_name` does.
-
-    Raises:
-        DataError: if the catalogue `root` has no positions on the sky, or the folder no tiles that have them.
-    """
+    """Find the FITS tile in a folder that contains each row; returns what `tiles_by_name` does."""
     if rows.ra is None or rows.dec is None or rows.x is not None:
         raise DataError(
             f"{root}: no column names the tile of each row; give dataset.source.tile_column, "

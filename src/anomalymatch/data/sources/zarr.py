@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
-from anomalymatch.data.find import FoundFile, stamp, walk
+from anomalymatch.data.find import FoundFile, damaged_file, stamp, walk
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.array_file import AUTO, NONE, ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened, PixelRows, Root
-from anomalymatch.data.sources.tables import no_parquet
 from anomalymatch.errors import DataError, UnreadableImageError
 
 _BLOSC_HEADER = 16
@@ -124,7 +123,7 @@ class ZarrSource(ArraySource):
             names = pq.read_schema(path).names
             return self._columns.read(names, lambda name: _column(path, name), count, path)
         except (OSError, pa.ArrowException) as error:
-            raise no_parquet(path, error) from None
+            raise damaged_file(path, "a Parquet file", error) from None
 
 
 class _CheckedRows:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from anomalymatch.checks import check_choice
-from anomalymatch.data.find import FoundFile, find_files, is_hidden
+from anomalymatch.data.find import FoundFile, damaged_file, find_files, is_hidden
 from anomalymatch.data.labels import LABELS_FILE, labels_or_truth, parse_labels_csv
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.encoded import (
@@ -23,7 +23,7 @@ from anomalymatch.data.sources.encoded import (
     folder_classes,
     no_images,
 )
-from anomalymatch.errors import DataError, UnreadableImageError
+from anomalymatch.errors import UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.progress import progress
 from anomalymatch.text import reason
@@ -128,9 +128,7 @@ def _list(file: Path, prefix: str) -> _Archive:
             infos = sorted(filter(_is_image, opened.infolist()), key=lambda info: info.filename)
             labels = _read(opened, LABELS_FILE) if LABELS_FILE in opened.namelist() else None
     except Exception as error:  # damage can make the table of contents raise anything
-        raise DataError(
-            f"{file}: expected a zip archive, but it cannot be read ({reason(error)}); get it again"
-        ) from None
+        raise damaged_file(file, "a zip archive", error) from None
     return _Archive(file, prefix, [i.filename for i in infos], [(i.file_size, i.CRC) for i in infos], labels)
 
 
