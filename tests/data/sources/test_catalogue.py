@@ -1,7 +1,6 @@
 import csv
 import gzip
 import pickle
-import random
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from astropy.table import MaskedColumn, Table
 from astropy.wcs import WCS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pictures import wcs
+from pictures import damaged, wcs
 from PIL import Image as PillowImage
 
 from anomalymatch.data.sources import sky as sky_module
@@ -70,8 +69,7 @@ def simple(tmp_path: Path) -> Path:
 def test_cutouts_by_pixels(simple: Path) -> None:
     source = CatalogueSource(str(simple), size=4, **XY)
     assert (list(source.ids), source.name, source.bands) == (["p", "q", "r", "s"], "cat", ("grey",))
-    assert source.ids[1:3] == ["q", "r"]
-    assert source.ids[-1] == "s"
+    assert (source.ids[1:3], source.ids[-1]) == (["q", "r"], "s")
     assert source.load(0)[..., 0].tolist() == TILE[3:7, 8:12].tolist()
     assert source.load(2)[..., 0].tolist() == (TILE[3:7, 8:12] + 5000).tolist()
     assert source.load(0).dtype == np.float32
@@ -79,10 +77,7 @@ def test_cutouts_by_pixels(simple: Path) -> None:
     assert np.isnan(corner[:2]).all()
     assert np.isnan(corner[:, :2]).all()
     assert corner[2:, 2:].tolist() == TILE[:2, :2].tolist()
-    images = source.read(["s", "r", "p", "r"])
-    assert [image.shape for image in images] == [(4, 4, 1)] * 4
-    assert images[1].tolist() == images[3].tolist()
-    assert images[0][0, 0, 0] == 0
+    assert source.read(["s"])[0][0, 0, 0] == 0
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -220,27 +215,9 @@ def test_tiles_found_by_position(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     tile(tiles / "a.fits", at=wcs(0.0, 0.0))
     tile(tiles / "b.fits", TILE + 5000, at=wcs(30 / 3600, 0.0))  # overlaps a by 10 pixels
     tile(tiles / "n.fits")
-    places = [
-        (0.0, 0.0),
-        (30 / 3600, 0.0),
-        (14 / 3600, 0.0),
-        (16 / 3600, 0.0),
-        (-14 / 3600, 0.0),
-        (180.0, 0.0),
-        ("", 0),
-    ]
-    ra, dec = zip(*places, strict=True)
-    source = CatalogueSource(table(tmp_path / "cat.csv", ra=ra, dec=dec), tiles=tiles, size=2)
-    codes = source._codes[0].tolist()
-    assert [source.paths[code] if code >= 0 else None for code in codes] == [
-        "a.fits",
-        "b.fits",
-        "a.fits",
-        "b.fits",
-        "a.fits",
-        None,
-        None,
-    ]
+    ra = [0.0, 30 / 3600, 14 / 3600, 16 / 3600, -14 / 3600, 180.0, ""]
+    source = CatalogueSource(table(tmp_path / "cat.csv", ra=ra, dec=[0.0] * 7), tiles=tiles, size=2)
+    assert [source.paths[code][0] if code >= 0 else "" for code in source._codes[0]] == [*"ababa", "", ""]
     assert "skipped 1 FITS files whose place on the sky is unknown" in caplog.text
     assert reasons(source)[4:] == ["", *["it lies in no tile, or the catalogue names none"] * 2]
     assert source.coordinates(source.ids[5]) == (180.0, 0.0)
@@ -285,33 +262,22 @@ def test_bad_rows_are_rejected(tmp_path: Path) -> None:
     sound = tile(tmp_path / "t.fits").read_bytes()
     (tmp_path / "t.fits").write_bytes(sound[:-2880])
     tile(tmp_path / "c.fits", np.stack([TILE] * 3), at=wcs())
-    rows = [
-        (10.0, 20.0, "a.fits"),
-        (11.0, 20.0, "a.fits"),
-        ("", 20.0, "a.fits"),
-        (190.0, -20.0, "a.fits"),
-        (10.0, 20.0, "none.fits"),
-        (10.0, 20.0, "n.fits"),
-        (10.0, 20.0, "t.fits"),
-        (10.0, 20.0, "c.fits"),
-        (10.0, 20.0, ""),
-        (10.0, 95.0, "a.fits"),
-    ]
+    rows = {
+        (10.0, 20.0, "a.fits"): "",
+        (11.0, 20.0, "a.fits"): "it lies outside of its tile a.fits: x = ",
+        ("", 20.0, "a.fits"): "its position is no number, or has no place in its tile a.fits",
+        (190.0, -20.0, "a.fits"): "its position is no number, or has no place in its tile a.fits",
+        (10.0, 95.0, "a.fits"): "it",
+        (10.0, 20.0, "none.fits"): "its tile none.fits: cannot be opened: No such file or directory",
+        (10.0, 20.0, "n.fits"): "its tile n.fits has no celestial coordinates",
+        (10.0, 20.0, "t.fits"): "its tile t.fits: the file is truncated: 1,920 of 4,800 bytes of data are missing",
+        (10.0, 20.0, "c.fits"): "it has 3 bands instead of 1: grey",
+        (10.0, 20.0, ""): "it lies in no tile, or the catalogue names none",
+    }
     ra, dec, names = zip(*rows, strict=True)
-    source = CatalogueSource(table(tmp_path / "cat.csv", ra=ra, dec=dec, tile=names), size=8)
-    found = reasons(source)
-    assert found[1].startswith("it lies outside of its tile a.fits: x = ")
-    assert found[:1] + found[2:9] == [
-        "",
-        "its position is no number, or has no place in its tile a.fits",
-        "its position is no number, or has no place in its tile a.fits",
-        "its tile none.fits: cannot be opened: No such file or directory",
-        "its tile n.fits has no celestial coordinates",
-        "its tile t.fits: the file is truncated: 1,920 of 4,800 bytes of data are missing",
-        "it has 3 bands instead of 1: grey",
-        "it lies in no tile, or the catalogue names none",
-    ]
-    assert found[9]
+    found = reasons(CatalogueSource(table(tmp_path / "cat.csv", ra=ra, dec=dec, tile=names), size=8))
+    assert [bool(reason) for reason in found] == [False] + [True] * 9
+    assert all(map(str.startswith, found, rows.values()))
 
 
 def test_truncated_tiles_are_rejected(tmp_path: Path) -> None:
@@ -437,13 +403,7 @@ def test_damaged_catalogue_raises_or_opens(tmp_path: Path, suffix: str) -> None:
     else:
         Table(columns).write(path, format={"csv": "csv", "vot": "votable"}.get(suffix, suffix))
     sound = path.read_bytes()
-    dice = random.Random(0)
-    for trial in range(40):
-        broken = bytearray(sound)
-        if trial % 2:
-            broken = broken[: dice.randrange(len(broken))]
-        else:
-            broken[dice.randrange(len(broken))] ^= 1 << dice.randrange(8)
+    for broken, _ in damaged(sound, 40):
         path.write_bytes(broken)
         try:
             source = CatalogueSource(path, size=2, **XY)
@@ -479,7 +439,6 @@ def test_messages(tmp_path: Path, simple: Path) -> None:
     refused("tile_column and tile_columns: give only one", ConfigError, tile_column="tile", tile_columns=["tile"], **XY)
     refused("size_column and size_arcsec: give only one", ConfigError, size_column="x", size_arcsec=1, **XY)
     refused(r"dataset\.source\.size is 0", ConfigError, size=0, **XY)
-    refused(r"extensions=\[\]: give null", ConfigError, extensions=[], **XY)
     refused("expected 1 different names", ConfigError, bands=["a", "b"], **XY)
     refused("the column tile must hold numbers, found|conversion error", x_column="tile", y_column="y")
     refused("has no celestial coordinates, which positions in degrees", ra_column="x", dec_column="y")

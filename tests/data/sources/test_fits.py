@@ -1,7 +1,5 @@
 import gzip
-import random
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import pytest
 from astropy.io import fits
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from pictures import wcs
+from pictures import damaged, wcs
 
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.sources import fits_file
@@ -50,10 +48,8 @@ def test_files_below_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     (root / "leaves.fits").symlink_to(write(tmp_path / "outside.fits", PLANE))
     source = FitsSource(root)
     assert source.ids == ["a.FIT", "b.fits", "e.fits.fz", "sub/c.fits", "sub/d.fits.gz"]
-    assert (source.name, source.bands, source.units, source.truth) == ("archive", ("grey",), None, None)
+    assert (source.name, source.bands, source.units) == ("archive", ("grey",), None)
     assert "links that leave the folder: 1" in caplog.text
-    assert source.pixels("a.FIT").dtype == np.float32
-    assert source.pixels("a.FIT").dtype.isnative
     assert source.pixels("a.FIT")[..., 0].tolist() == (PLANE + 1).tolist()
     assert source.pixels("sub/d.fits.gz")[..., 0].tolist() == PLANE.tolist()
     assert source.pixels("e.fits.fz")[..., 0].tolist() == PLANE.tolist()
@@ -114,14 +110,6 @@ def test_blank_becomes_nan(tmp_path: Path, blank: int, zero: int, compressed: bo
     assert loaded.dtype == np.float32
     assert np.isnan(loaded[0, 0])
     assert loaded.ravel()[1:].tolist() == [1 + zero, 2 + zero, 3 + zero]
-
-
-def test_nan_is_kept_and_rendered_as_zero(tmp_path: Path) -> None:
-    write(tmp_path / "a.fits", np.array([[np.nan, 5.0], [10.0, 15.0]], dtype=np.float32))
-    write(tmp_path / "b.fits", np.full((2, 2), np.nan, dtype=np.float32))
-    good, bad = FitsSource(tmp_path).read(["a.fits", "b.fits"])
-    assert good[..., 0].tolist() == [[0, 0], [128, 255]]
-    assert bad == Reject("b.fits", "there is no finite pixel value in it")
 
 
 def test_planes_of_a_cube_and_short_axes(tmp_path: Path) -> None:
@@ -239,8 +227,6 @@ def test_damaged_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "h.fits").write_bytes(
         sound.replace(b"NAXIS2  =                  100", b"NAXIS2  =                   10")
     )
-    (tmp_path / "i.fits").symlink_to("gone/i.fits")
-    write(tmp_path / "j.fits", PLANE).unlink()
     write(tmp_path / "k.fits", np.zeros(5))
     source = FitsSource(tmp_path)
     reasons = {result.id: result.reason for result in source.read(source.ids) if isinstance(result, Reject)}
@@ -275,17 +261,11 @@ def test_damaged_files_are_rejected_or_keep_their_shape(tmp_path: Path, kind: st
     victim = tmp_path / "b.fits"
     victim.write_bytes(sound)
     source = FitsSource(tmp_path)
-    dice = random.Random(0)
-    for trial in range(60):
-        broken = bytearray(sound)
-        if trial % 2:
-            broken = broken[: dice.randrange(len(broken))]
-        for _ in range(0 if trial % 2 else 3):
-            broken[dice.randrange(len(broken))] ^= 1 << dice.randrange(8)
+    for broken, is_cut in damaged(sound, 60):
         victim.write_bytes(broken)
         result = source.read(["b.fits"])[0]
         assert isinstance(result, Reject | np.ndarray)
-        if trial % 2 and isinstance(result, np.ndarray):  # nothing but padding may be cut off
+        if is_cut and isinstance(result, np.ndarray):  # nothing but padding may be cut off
             assert np.array_equal(result, source.read(["a.fits"])[0])
             assert len(broken) >= 2 * 2880 + noise.nbytes
 
@@ -303,7 +283,7 @@ def test_a_large_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_coordinates(tmp_path: Path) -> None:
     write(tmp_path / "a.fits", fits.ImageHDU(PLANE, wcs(350.0, -30.0, shape=(4, 5)).to_header()))
     write(tmp_path / "b.fits", fits.CompImageHDU(PLANE, wcs(0.0, 0.0, kind="GLON/GLAT", shape=(4, 5)).to_header()))
-    write(tmp_path / "c.fits", np.stack([PLANE, PLANE]), **dict(wcs(shape=(4, 5)).to_header().items()))
+    write(tmp_path / "c.fits", np.stack([PLANE, PLANE]), RADECSYS="FK5", **dict(wcs(shape=(4, 5)).to_header().items()))
     write(tmp_path / "d.fits", PLANE)
     write(tmp_path / "e.fits", PLANE, CTYPE1="RA---ABC", CTYPE2="DEC--ABC")
     (tmp_path / "f.fits").write_bytes(b"")
@@ -312,13 +292,6 @@ def test_coordinates(tmp_path: Path) -> None:
     assert source.coordinates("b.fits") == pytest.approx((266.40499, -28.93617), abs=1e-4)  # the galactic centre
     assert source.coordinates("c.fits") == pytest.approx((10.0, 20.0), abs=1e-9)
     assert [source.coordinates(id_) for id_ in ("d.fits", "e.fits", "f.fits")] == [None, None, None]
-
-
-def test_warnings_of_astropy_are_ignored(tmp_path: Path) -> None:
-    write(tmp_path / "a.fits", PLANE, RADECSYS="FK5", **dict(wcs(shape=(4, 5)).to_header().items()))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert FitsSource(tmp_path).coordinates("a.fits") is not None
 
 
 def test_messages(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from astropy.io import fits
 
 from anomalymatch.data.sources import fits as fits_module
 from anomalymatch.data.sources import fits_file
-from anomalymatch.data.sources.fits import Extensions, FitsImages, FitsSource
+from anomalymatch.data.sources.fits import Extensions, FitsImages
 from anomalymatch.errors import UnreadableImageError
 
 PLANE = np.arange(20, dtype=np.int16).reshape(4, 5)
@@ -116,19 +116,6 @@ def test_damaged_headers(tmp_path: Path) -> None:
         path.write_bytes(broken)
         extensions = dice.choice(CHOICES)
         assert read_all(path, extensions) == read_all_by_astropy(path, extensions), (trial, at)
-
-
-def test_equal_headers_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for i in range(5):
-        write(tmp_path / f"{i}.fits", primary(PLANE + i, RA=i / 7, OBJECT=f"galaxy {i}"))
-    write(tmp_path / "5.fits", primary(PLANE.astype(np.int32)))
-    fits_file._layout.cache_clear()
-    monkeypatch.setattr(fits_module, "_choose", None)
-    source = FitsSource(tmp_path)
-    images = [source.load(position)[..., 0] for position in range(6)]
-    assert [image.tolist() for image in images] == [(PLANE + i).tolist() for i in (0, 1, 2, 3, 4, 0)]
-    assert [str(image.dtype) for image in images] == ["int16"] * 5 + ["int32"]
-    assert fits_file._layout.cache_info().misses == 2
 
 
 def test_header_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from pictures import colours, stack
+from pictures import colours, stack, write_encoded_hdf5
 from PIL import Image as PillowImage
 
 from anomalymatch.data.sources.hdf5 import HDF5Source
@@ -27,16 +27,6 @@ def encoded(value: int, form: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def write_encoded(path: Path, files: list[bytes], names: list[Any] | None = None) -> Path:
-    with h5py.File(path, "w") as file:
-        images = file.create_dataset("images", (len(files),), dtype=h5py.vlen_dtype(np.uint8))
-        for row, data in enumerate(files):
-            images[row] = np.frombuffer(data, dtype=np.uint8)
-        if names is not None:
-            file["filenames"] = names
-    return path
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
     first = write(tmp_path / "train.hdf5", stack(5), np.array([0, 1, 0, 1, 0], dtype=np.uint8))
@@ -47,26 +37,21 @@ def test_several_files(files: list[Path]) -> None:
     source = HDF5Source(files, class_names=["x", "y"], holdout_files=["test*"])
     assert source.ids == [f"train/{i:06d}" for i in range(5)] + [f"test/{i:06d}" for i in range(3)]
     assert list((source.truth or {}).values()) == list("xyxyxyyx")
-    assert source.holdout == {f"test/{i:06d}" for i in range(3)}
-    order = [7, 0, 5, 5, 4]
-    images = source.read([source.ids[i] for i in order])
-    assert [int(image[0, 0, 0]) for image in images] == order
-    assert {image.shape for image in images} == {(4, 5, 3)}
+    assert colours(source) == list(range(8))
 
 
 def test_string_labels_and_channels(tmp_path: Path) -> None:
     grey = np.array([[[10, 20]], [[30, 40]]], dtype=np.uint8)
     file = write(tmp_path / "a.h5", grey, np.array([b"cat", "dög".encode()]))
     assert HDF5Source(file).truth == {"a/000000": "cat", "a/000001": "dög"}
-    assert HDF5Source(file).read(["a/000000"])[0].tolist() == [[[10], [20]]]
     assert HDF5Source(file, channels=3).read(["a/000001"])[0].tolist() == [[[30, 30, 30], [40, 40, 40]]]
-    colour = HDF5Source(write(tmp_path / "b.h5", stack(1, 9)), channels=1)
-    assert colour.read(["b/000000"])[0].tolist() == [[[9]] * 5] * 4
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_encoded_images_with_names(tmp_path: Path, form: str) -> None:
-    file = write_encoded(tmp_path / "a.h5", [encoded(40, form), encoded(90, form), b"no image", b""], list("dbca"))
+    file = write_encoded_hdf5(
+        tmp_path / "a.h5", [encoded(40, form), encoded(90, form), b"no image", b""], filenames=list("dbca")
+    )
     source = HDF5Source(file)
     assert (source.ids, source.channels, source.files[0].shape) == (list("dbca"), 3, (4,))
     assert [image[2, 2].tolist() for image in source.read(["b", "d"])] == [[90] * 3, [40] * 3]
@@ -121,17 +106,6 @@ def test_ids_of_any_name_and_kind(tmp_path: Path) -> None:
         HDF5Source(file, ids="latin")
     with pytest.raises(DataError, match=r"there is no name, set dataset\.source\.ids to one of images, latin, none"):
         HDF5Source(file, ids="name")
-
-
-def test_opening_reads_no_image(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    read = h5py.Dataset.__getitem__
-
-    def checked(self: h5py.Dataset, *args: Any) -> Any:
-        assert self.name != "/images"
-        return read(self, *args)
-
-    monkeypatch.setattr(h5py.Dataset, "__getitem__", checked)
-    assert len(HDF5Source(files)) == 8
 
 
 def test_damaged_chunk_is_rejected_alone(tmp_path: Path) -> None:

@@ -1,31 +1,15 @@
-import io
 import json
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pictures import colours, png
+from pictures import colours, png, write_tar
 
 from anomalymatch.data.sources import tar
 from anomalymatch.data.sources.tar import WebDatasetSource
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Reject
-
-
-def write(
-    file: Path, members: Mapping[str, int | str | bytes], form: int = tarfile.GNU_FORMAT, mode: Any = "w"
-) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, mode, format=form) as archive:
-        for name, content in members.items():
-            data = png(content) if isinstance(content, int) else content
-            data = data.encode() if isinstance(data, str) else data
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return file
 
 
 @pytest.fixture
@@ -35,7 +19,7 @@ def root(tmp_path: Path) -> Path:
         members: dict[str, int | str] = {}
         for value in range(10 * shard, 10 * shard + 10):
             members |= {f"k{value}.png": value, f"k{value}.cls": ("even", "odd")[value % 2], f"k{value}.json": "{}"}
-        write(tmp_path / f"data/{shard}.tar", members)
+        write_tar(tmp_path / f"data/{shard}.tar", members)
     return tmp_path / "data"
 
 
@@ -54,14 +38,16 @@ def test_long_and_other_names(tmp_path: Path, form: int) -> None:
     long = "d" * 80 + "/" + "f" * 90
     if form != tarfile.USTAR_FORMAT:
         long = "é" + long * 3
-    file = write(tmp_path / "a.tar", {f"{long}.png": 5, "./sub/a.png": 6, ".hidden.png": 7, "__MACOSX/a.png": 8}, form)
+    file = write_tar(
+        tmp_path / "a.tar", {f"{long}.png": 5, "./sub/a.png": 6, ".hidden.png": 7, "__MACOSX/a.png": 8}, form
+    )
     source = WebDatasetSource(file)
     assert source.ids == [long, "sub/a"]
     assert colours(source, source.ids) == [5, 6]
 
 
 def test_image_key(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.tar", {"x.left.png": 1, "x.right.png": 2, "y.left.png": 3, "y.right.png": 4})
+    file = write_tar(tmp_path / "a.tar", {"x.left.png": 1, "x.right.png": 2, "y.left.png": 3, "y.right.png": 4})
     with pytest.raises(DataError, match=r"sample 'x' has the images x\.left\.png and x\.right\.png: .*image_key"):
         WebDatasetSource(file)
     assert colours(WebDatasetSource(file, image_key="right.png"), ["x", "y"]) == [2, 4]
@@ -80,13 +66,13 @@ def test_image_key(tmp_path: Path) -> None:
     ],
 )
 def test_label_keys(tmp_path: Path, label_key: str, content: str, expected: str) -> None:
-    file = write(tmp_path / "a.tar", {"x.png": 1, f"x.{label_key.split('.')[0]}": content})
+    file = write_tar(tmp_path / "a.tar", {"x.png": 1, f"x.{label_key.split('.')[0]}": content})
     assert WebDatasetSource(file, label_key=label_key).truth == {"x": expected}
     assert WebDatasetSource(file, label_key=None).truth is None
 
 
 def test_missing_labels(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.tar", {"x.cls": "1", "x.png": 1, "y.png": 2, "z.json": "[1]", "z.png": 3})
+    file = write_tar(tmp_path / "a.tar", {"x.cls": "1", "x.png": 1, "y.png": 2, "z.json": "[1]", "z.png": 3})
     with pytest.raises(DataError, match=r"2 of 3 images have no label, the first is y; .*label_key"):
         WebDatasetSource(file)
     with pytest.raises(DataError, match="3 of 3 images have no label"):
@@ -96,12 +82,12 @@ def test_missing_labels(tmp_path: Path) -> None:
 
 
 def test_duplicate_keys_name_both_shards(tmp_path: Path) -> None:
-    write(tmp_path / "a.tar", {"x.png": 1})
-    write(tmp_path / "b.tar", {"x.jpg": 1})
+    write_tar(tmp_path / "a.tar", {"x.png": 1})
+    write_tar(tmp_path / "b.tar", {"x.jpg": 1})
     with pytest.raises(DataError, match=r"the key 'x' is in .*a\.tar and in .*b\.tar: every image needs a key"):
         WebDatasetSource(tmp_path)
     (tmp_path / "b.tar").unlink()
-    write(tmp_path / "a.tar", {"x.png": 1}, mode="a")
+    write_tar(tmp_path / "a.tar", {"x.png": 1}, mode="a")
     with pytest.raises(DataError, match=r"x\.png is in it twice"):
         WebDatasetSource(tmp_path)
 
@@ -124,7 +110,7 @@ def test_index_is_cached_until_a_shard_changes(root: Path, tmp_path: Path, monke
     WebDatasetSource(root)
     assert followed == ["0.tar", "1.tar", "2.tar"]
     followed.clear()
-    write(root / "1.tar", {"new.png": 77, "new.cls": "odd"})
+    write_tar(root / "1.tar", {"new.png": 77, "new.cls": "odd"})
     changed = WebDatasetSource(root, cache_dir=cache)
     assert followed == ["1.tar"]
     assert colours(changed, ["new", "k20"]) == [77, 20]
@@ -133,7 +119,7 @@ def test_index_is_cached_until_a_shard_changes(root: Path, tmp_path: Path, monke
 
 def test_shard_that_changes_while_open_is_rejected(root: Path) -> None:
     source = WebDatasetSource(root)
-    write(root / "0.tar", {"k5.png": 99})
+    write_tar(root / "0.tar", {"k5.png": 99})
     (root / "1.tar").unlink()
     changed, gone, good = source.read(["k5", "k15", "k25"])
     assert changed == Reject("k5", "0.tar has changed since the set was opened")
@@ -142,7 +128,7 @@ def test_shard_that_changes_while_open_is_rejected(root: Path) -> None:
 
 
 def test_whole_images_of_a_truncated_shard_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = write(tmp_path / "a.tar", {f"{i}.png": i for i in range(6)})
+    file = write_tar(tmp_path / "a.tar", {f"{i}.png": i for i in range(6)})
     whole = file.read_bytes()
     for cut in range(100, len(whole) - 512, 97):
         file.write_bytes(whole[:cut])
@@ -162,7 +148,7 @@ def test_whole_images_of_a_truncated_shard_are_kept(tmp_path: Path, caplog: pyte
 
 
 def test_sample_cut_off_before_its_label_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = write(tmp_path / "a.tar", {"x.png": 1, "x.cls": "1", "y.png": 2, "y.cls": "2"})
+    file = write_tar(tmp_path / "a.tar", {"x.png": 1, "x.cls": "1", "y.png": 2, "y.cls": "2"})
     file.write_bytes(file.read_bytes()[: 1024 * 3 + 20])
     source = WebDatasetSource(file)
     assert source.truth == {"x": "1"}
@@ -171,7 +157,7 @@ def test_sample_cut_off_before_its_label_is_left_out(tmp_path: Path, caplog: pyt
 
 
 def test_damaged_header_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = write(tmp_path / "a.tar", {f"{i}.png": i for i in range(6)})
+    file = write_tar(tmp_path / "a.tar", {f"{i}.png": i for i in range(6)})
     data = bytearray(file.read_bytes())
     data[3 * 1024 + 5] ^= 1
     file.write_bytes(data)
@@ -180,7 +166,7 @@ def test_damaged_header_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_header_with_a_negative_size_ends_the_search(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.tar", {"a.png": 1, "b.png": 2, "c.png": 3})
+    file = write_tar(tmp_path / "a.tar", {"a.png": 1, "b.png": 2, "c.png": 3})
     data = bytearray(file.read_bytes())
     header = data[1024:1536]
     header[124:136] = b"\xff" * 10 + (-1024 & 0xFFFF).to_bytes(2, "big")
@@ -193,14 +179,14 @@ def test_header_with_a_negative_size_ends_the_search(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.xz", "a.tar"])
 def test_compressed_archives_are_refused(tmp_path: Path, name: str) -> None:
-    file = write(tmp_path / name, {"x.png": 1}, mode="w:xz" if name.endswith("xz") else "w:gz")
+    file = write_tar(tmp_path / name, {"x.png": 1}, mode="w:xz" if name.endswith("xz") else "w:gz")
     for root in (file, tmp_path):
         with pytest.raises(DataError, match=r"compressed .* unpack it, or pack it again"):
             WebDatasetSource(root)
 
 
 def test_links_and_odd_names_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = write(tmp_path / "a.tar", {"x.png": 1, "bad\udcff.png": 2})
+    file = write_tar(tmp_path / "a.tar", {"x.png": 1, "bad\udcff.png": 2})
     with tarfile.open(file, "a") as archive:
         link = tarfile.TarInfo("y.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -210,14 +196,14 @@ def test_links_and_odd_names_are_skipped(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_long_texts_are_no_labels(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.tar", {"x.png": 1, "x.txt": "long" * 2**15})
+    file = write_tar(tmp_path / "a.tar", {"x.png": 1, "x.txt": "long" * 2**15})
     with pytest.raises(DataError, match="1 of 1 images have no label"):
         WebDatasetSource(file, label_key="txt")
 
 
 def test_messages(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no images in it, expected members that end in \.bmp"):
-        WebDatasetSource(write(tmp_path / "text.tar", {"a.txt": json.dumps({})}))
+        WebDatasetSource(write_tar(tmp_path / "text.tar", {"a.txt": json.dumps({})}))
     with pytest.raises(ConfigError, match=r"dataset\.source\.key_end is 'x'"):
         WebDatasetSource(root, key_end="x")
     with pytest.raises(ConfigError, match=r"label_key must be null, one of cls, txt, json, or json\.FIELD, got label"):

@@ -1,6 +1,5 @@
 import json
 import random
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,11 +49,9 @@ def test_versions_and_stores(tmp_path: Path, version: int, name: str, group: boo
     assert colours(source, ["a/000004", "a/000000", "a/000003"]) == [5, 1, 4]
     assert source.read(["a/000002"])[0].tolist() == stack(5, 1)[2].tolist()
     assert (source.name, source.truth, source.channels) == ("zarr", None, 3)
-
-
-def test_shards(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.zarr", stack(9, 1), shards=(4, 4, 5, 3))
-    assert colours(ZarrSource(path)) == list(range(1, 10))
+    shards = {"shards": (4, 4, 5, 3)} if version == 3 else {}
+    sharded = ZarrSource(write(tmp_path / f"sharded{name[1:]}", stack(9, 1), version, group, **shards))
+    assert colours(sharded) == list(range(1, 10))
 
 
 def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,13 +129,10 @@ def test_attributes_name_bands_and_units(tmp_path: Path, group: bool) -> None:
     assert (source.bands, source.units) == (("g", "i"), "nJy")
 
 
-def test_fingerprint(store: Path, tmp_path: Path) -> None:
-    prints = {ZarrSource(store).fingerprint}
+def test_one_changed_chunk_changes_the_fingerprint(store: Path) -> None:
+    before = ZarrSource(store).fingerprint
     zarr.open(store, mode="r+")["images"][4] = 77
-    prints.add(ZarrSource(store).fingerprint)
-    write_metadata(tmp_path / "metadata.parquet", filename=list("abcde"))
-    prints.add(ZarrSource(store).fingerprint)
-    assert len(prints) == 3
+    assert ZarrSource(store).fingerprint != before
 
 
 @pytest.mark.parametrize("fill", [0, 7, np.nan])
@@ -150,13 +144,6 @@ def test_lost_chunks_are_rejected(tmp_path: Path, fill: float) -> None:
     results = source.read(source.ids)
     assert [isinstance(result, Reject) for result in results] == [False, False, True, True, False]
     assert results[3] == Reject("a/000003", f"row 3 of {path} cannot be read: its chunk is missing, or blank")
-
-
-def test_replaced_store(store: Path) -> None:
-    source = ZarrSource(store)
-    shutil.rmtree(store)
-    write(store, stack(4, 1))
-    assert "has changed since the set was opened" in source.read(["a/000000"])[0].reason
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -126,15 +126,15 @@ def _checked_ids(path: Path, name: str, array: Any) -> Any:
 class _RowIds(Sequence[str]):
     """Ids of the rows, made on access: those of an Arrow array, else `{stem}/{row:07d}`."""
 
-    def __init__(self, stem: str, count: int, array: Any = None) -> None:
-        self.stem, self.count, self.array = stem, count, array
+    def __init__(self, stem: str, length: int, array: Any = None) -> None:
+        self.stem, self.length, self.array = stem, length, array
 
     @overload
     def __getitem__(self, at: int) -> str: ...
     @overload
     def __getitem__(self, at: slice) -> list[str]: ...
     def __getitem__(self, at: int | slice) -> str | list[str]:
-        rows = range(self.count)[at]
+        rows = range(self.length)[at]
         return self._id(rows) if isinstance(rows, int) else [self._id(row) for row in rows]
 
     def _id(self, row: int) -> str:
@@ -142,13 +142,13 @@ class _RowIds(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         if self.array is None:
-            yield from map(self._id, range(self.count))
+            yield from map(self._id, range(self.length))
             return
-        for start in range(0, self.count, _AT_ONCE):
+        for start in range(0, self.length, _AT_ONCE):
             yield from self.array.slice(start, _AT_ONCE).to_pylist()
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
 
 class RowLabels(Mapping[str, str]):

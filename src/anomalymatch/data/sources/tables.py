@@ -156,7 +156,7 @@ def _open_fits(path: Path) -> tuple[list[str], _Reader]:
             return {name: _arrow(np.asarray(hdu.data[name]), hdu.columns[name].null) for name in columns}
 
     with closing(FitsFile(path)) as file:
-        return list(table(file).columns.names), read
+        return [name or "" for name in table(file).columns.names], read  # a column may have no name
 
 
 def _open_votable(path: Path) -> tuple[list[str], _Reader]:
