@@ -30,7 +30,6 @@ DEFAULT_LABELS = "cls"
 LABEL_KEYS = ("cls", "txt", "json")
 KEY_ENDS = ("first_dot", "last_dot")
 OPEN_FILES = 64
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MEGABYTE = 10**6
 MAX_TEXT = 2**16
 """Longest member that is read as a label."""
@@ -60,7 +59,7 @@ class WebDatasetSource(EncodedSource):
 
     dataset = "webdataset"
     expected = "a tar shard or the folder that holds such files"
-    suffixes = (".tar", *_COMPRESSED)
+    suffixes = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
     def __init__(
         self,
@@ -82,7 +81,8 @@ class WebDatasetSource(EncodedSource):
     def list_images(self, place: Path, cache_dir: Path | None) -> Listing:
         """See `EncodedSource.list_images`."""
         label_key = self._keys.label
-        self._files = _find(place)
+        endings = self.suffixes
+        self._files = [f.path for f in find_files(place, lambda p: p.name.lower().endswith(endings), "a tar shard")]
         indices = _index_all(self._files, None if label_key is None else f".{label_key.split('.')[0]}", cache_dir)
         samples = _samples(place, self._files, indices, self._keys)
         self._shards = np.array([sample.shard for sample in samples.values()], dtype=np.int32)
@@ -158,17 +158,6 @@ class _Index:
     sizes: Int64[np.ndarray, " n"] = field(default_factory=lambda: np.empty(0, np.int64))
     texts: dict[str, str] = field(default_factory=dict)
     damage: str = ""
-
-
-def _find(root: Path) -> list[Path]:
-    endings = WebDatasetSource.suffixes
-    files = [file.path for file in find_files(root, lambda path: path.name.lower().endswith(endings), "a tar shard")]
-    if packed := [file for file in files if file.name.lower().endswith(_COMPRESSED)]:
-        raise DataError(
-            f"{packed[0]}: no image can be looked up in a compressed tar archive: unpack it, or pack it again as .tar "
-            "without compression"
-        )
-    return files
 
 
 def _index_all(files: Sequence[Path], text_suffix: str | None, cache_dir: Path | None) -> list[_Index]:
