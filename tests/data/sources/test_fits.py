@@ -198,23 +198,6 @@ def test_files_with_other_bands_are_rejected(tmp_path: Path) -> None:
     assert by_name.pixels("b.fits")[0, 0].tolist() == [0, 1]
 
 
-def test_only_headers_of_the_first_readable_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in "abcd":
-        write(tmp_path / f"{name}.fits", PLANE)
-    (tmp_path / "a.fits").write_bytes(b"")
-    opened = []
-    original = fits_file.FitsFile.__init__
-
-    def spy(self: Any, path: Path) -> None:
-        opened.append(path.name)
-        original(self, path)
-
-    monkeypatch.setattr(fits_file.FitsFile, "__init__", spy)
-    monkeypatch.setattr(FitsImages, "cut", None)
-    assert len(FitsSource(tmp_path)) == 4
-    assert opened == ["a.fits", "b.fits"]
-
-
 def test_damaged_files_are_rejected(tmp_path: Path) -> None:
     sound = write(tmp_path / "a.fits", np.stack([PLANE] * 100).reshape(100, 20), EXTEND=True).read_bytes()
     packed = write(tmp_path / "f.fits", fits.CompImageHDU(PLANE.repeat(40, 0))).read_bytes()

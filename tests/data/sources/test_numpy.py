@@ -24,10 +24,9 @@ def test_arrays_beside_the_images(tmp_path: Path) -> None:
     assert source.truth == {"x": "1", "y": "0", "z": "1"}
     assert colours(source, ["z", "x"]) == [2, 0]
     assert NumpySource(path, class_names=["p", "q"]).truth == {"x": "q", "y": "p", "z": "q"}
-    assert NumpySource(path, ids="ids", labels="none").truth is None
-    assert NumpySource(path, ids="ids").ids == ["7", "8", "9"]
+    named = NumpySource(path, ids="ids", labels="none")
+    assert (named.ids, named.truth) == (["7", "8", "9"], None)
     assert NumpySource(path, ids="none").ids[0] == "a/000000"
-    assert list((NumpySource(path, labels="ids").truth or {}).values()) == ["7", "8", "9"]
 
 
 def test_name_of_the_array_with_the_images(tmp_path: Path) -> None:

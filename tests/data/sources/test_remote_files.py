@@ -5,7 +5,6 @@ import multiprocessing
 import pickle
 import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from pictures import colours, png
+from pictures import colours, png, write_zip
 
 from anomalymatch.data import download, remote
 from anomalymatch.data.remote import is_remote, local_path
@@ -158,8 +157,7 @@ def test_images_over_http(server: Server, tmp_path: Path) -> None:
 
 def test_storage_options_reach_the_file_system(server: Server, tmp_path: Path) -> None:
     (tmp_path / "www/a.png").write_bytes(png(5))
-    with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
-        archive.writestr("x.png", png(6))
+    write_zip(tmp_path / "www/a.zip", {"x.png": 6})
     server.secret = "s"
     options = {"headers": {"X-Secret": "s"}}
     with pytest.raises(DataError, match="cannot be listed"):
@@ -169,8 +167,7 @@ def test_storage_options_reach_the_file_system(server: Server, tmp_path: Path) -
 
 
 def test_single_files_are_copied_once(server: Server, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
-        archive.writestr("x.png", png(6))
+    write_zip(tmp_path / "www/a.zip", {"x.png": 6})
     url, cache = f"{server.url}/a.zip", tmp_path / "cache"
     source = ZipSource(url, cache_dir=cache)
     assert (source.ids, source.name, colours(source)) == (["x.png"], "a", [6])
@@ -180,9 +177,7 @@ def test_single_files_are_copied_once(server: Server, tmp_path: Path) -> None:
     copy = next(cache.rglob("a.zip"))
     copy.write_bytes(b"cut")
     assert colours(ZipSource(url, cache_dir=cache)) == [6]
-    with zipfile.ZipFile(tmp_path / "www/a.zip", "w") as archive:
-        archive.writestr("x.png", png(7))
-        archive.writestr("y.png", png(8))
+    write_zip(tmp_path / "www/a.zip", {"x.png": 7, "y.png": 8})
     assert colours(ZipSource(url, cache_dir=cache)) == [7, 8]
 
 
