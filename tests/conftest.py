@@ -48,9 +48,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def make_source() -> Callable[..., Any]:
-    """Function that makes an image source in memory, whose pixels are computed from the position.
+    """Function that makes an image source in memory: each tenth image is `rare`, with a bright square.
 
-    Every tenth image, from the first on, is `rare`: it has a bright square. `reads` counts the decoded images.
+    `reads` counts the decoded images.
     """
     from anomalymatch.data.rendering import band_names
     from anomalymatch.data.source import ImageSource
@@ -120,7 +120,6 @@ def memory() -> Iterator[Any]:
 @pytest.fixture
 def tiny_backbone() -> Iterator[Any]:
     """A 99,196-parameter EfficientNet with random weights, for 32 px; 256 features."""
-
     from anomalymatch.backbones.network import build_backbone
 
     threads = torch.get_num_threads()
@@ -132,7 +131,6 @@ def tiny_backbone() -> Iterator[Any]:
 @pytest.fixture
 def tiny_network(tiny_backbone: Any) -> Any:
     """The tiny backbone with a cold head on L2-normalised features, in training mode."""
-
     from anomalymatch.backbones.network import Head, Network
 
     spec, backbone = tiny_backbone
@@ -156,6 +154,13 @@ def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def probe_job(tiny_job: list[str]) -> list[str]:
     """The same with the probe, which takes a few milliseconds a cycle."""
     return ["algorithm=probe", *(word for word in tiny_job if not word.startswith("algorithm"))]
+
+
+@pytest.fixture
+def tiny_model(tiny_job: list[str]) -> list[str]:
+    """The overrides of the tiny job that hold for any images: the network, the cache, no logger."""
+    kept = ("model.", "data.", "inference.", "dataset.image_size", "logger")
+    return [word for word in tiny_job if word.startswith(kept)]
 
 
 @pytest.fixture

@@ -50,11 +50,12 @@ def test_others_are_refused_with_key_value_and_range(value, limits, said):
     assert str(caught.value) == f"al.budget is {value}: it must be {said}"
 
 
-def test_choices_pass():
-    check_choice("scoring.engine", "ray", ("local", "ray"))
-    check_choice("model.crops", 5, (0, 1, 5))
-    check_choice("benchmark", None, ("mvtec",), null=True)
-    check_choice("map", "pca", {"pca": 1, "umap": 2})
+@pytest.mark.parametrize(
+    ("value", "choices", "null"),
+    [("ray", ("local", "ray"), False), (5, (0, 1, 5), False), (None, ("mvtec",), True), ("pca", {"pca": 1}, False)],
+)
+def test_choices_pass(value, choices, null):
+    check_choice("key", value, choices, null=null)
 
 
 @pytest.mark.parametrize(

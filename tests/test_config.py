@@ -23,10 +23,9 @@ WRONG = {
     "dataset=nope": "there is no dataset=nope: choose one of auto, catalogue, cifar10, demo, fits, folder",
     "dataset=": "there is no dataset=: choose one of",
     "dataset=null": "there is no dataset=null: choose one of",
-    "algorithm=fixmach": "there is no algorithm=fixmach: choose one of fixmatch, fixmatch_reference, flexmatch, "
-    "freematch, knn, mahalanobis, meanteacher, msc, pca_residual, probe, softmatch",
+    "algorithm=fixmach": "there is no algorithm=fixmach: choose one of fixmatch, fixmatch_reference, flexmatch, ",
     "+experiment=nope": "there is no experiment=nope: choose one of clustering_mvtec, demo_quick",
-    "experiment=demo_quick": r"an experiment is added to the configuration: write \+experiment=demo_quick",
+    "experiment=demo_quick": "write +experiment=demo_quick",
     "al=3": "there is no al=3: choose one of default",
     "al.cylces=3": "there is no key 'al.cylces': did you mean al.cycles?",
     "seeed=1": "there is no key 'seeed': did you mean seed?",
@@ -43,9 +42,9 @@ WRONG = {
     "al.initial.anomalies=null": "al.initial.anomalies=None is not a whole number",
     "al.compare_probe=3": "al.compare_probe=3 is not true or false",
     "al.initial=3": "al.initial=3 is not a group of keys (set al.initial.anomalies=…)",
-    "seed=[1,2]": r"seed=[1, 2] is not a whole number",
+    "seed=[1,2]": "seed=[1, 2] is not a whole number",
     "dataset.holdout=half": "dataset.holdout=half is not a number (the default is 0.2)",
-    "augment.factor=3": r"augment.factor=3 is not a list (the default is [0.05, 0.95])",
+    "augment.factor=3": "augment.factor=3 is not a list (the default is [0.05, 0.95])",
     "model.name=3": "model.name=3 is not a word",
     "model.name=null": "model.name=None is not a word",
     "seed=0,1": "seed=0,1 gives several values: add -m to run them all",
@@ -57,15 +56,11 @@ WRONG = {
 }
 
 
-def plain(message):
-    return message.replace("\\", "")
-
-
 @pytest.mark.parametrize("word", WRONG)
 def test_a_wrong_override_is_reported_in_one_line(word):
     with pytest.raises(ConfigError) as error:
         check_overrides([word])
-    assert plain(WRONG[word]) in str(error.value)
+    assert WRONG[word] in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -92,10 +87,9 @@ def test_right_overrides_are_accepted(word):
 def test_values_of_a_sweep_are_checked_one_by_one():
     check_overrides(["seed=0,1", "algorithm=probe,fixmatch"], multirun=True)
     check_overrides(["seed=range(0,3)"], multirun=True)
-    with pytest.raises(ConfigError, match="seed=x is not a whole number"):
-        check_overrides(["seed=0,x"], multirun=True)
-    with pytest.raises(ConfigError, match="there is no algorithm=prob"):
-        check_overrides(["algorithm=fixmatch,prob"], multirun=True)
+    for word, wrong in (("seed=0,x", "seed=x"), ("algorithm=fixmatch,prob", "algorithm=prob")):
+        with pytest.raises(ConfigError, match=wrong):
+            check_overrides([word], multirun=True)
 
 
 def test_a_user_folder_adds_choices(tmp_path):
@@ -174,15 +168,11 @@ def test_a_resumed_run_refuses_what_would_change_its_numbers(folder, word):
         resumed(folder, compose(word), [word])
 
 
-def test_resume_without_a_run_is_refused(tmp_path):
-    with pytest.raises(StorageError, match=r"there is no run in that folder \(no config.yaml\)"):
-        resumed(tmp_path, compose(), [])
-
-
-@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", ""])
-def test_a_corrupt_configuration_is_reported_in_one_line(tmp_path, content):
-    (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(StorageError, match=r"config\.yaml is corrupt") as error:
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "", None])
+def test_a_missing_or_corrupt_configuration_is_reported_in_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(StorageError, match=r"config\.yaml") as error:
         resumed(tmp_path, compose(), [])
     assert "\n" not in str(error.value)
 
@@ -192,7 +182,6 @@ def test_a_folder_continues_only_the_same_run(folder):
     check_same_run(folder, compose(*same))
     check_same_run(folder, compose(*same[:2], "data.root=moved", "data.cache_dir=elsewhere", "trainer.workers=1"))
     check_same_run(folder / "nothing", compose())
-    with pytest.raises(ConfigError, match="holds a run with seed=7, not 8: choose another folder for this one"):
-        check_same_run(folder, compose("seed=8", *same[1:]))
-    with pytest.raises(ConfigError, match="holds a run with algorithm"):
-        check_same_run(folder, compose("algorithm=probe", *same))
+    for word, said in (("seed=8", "seed=7, not 8"), ("algorithm=probe", "algorithm")):
+        with pytest.raises(ConfigError, match=f"{said}.*: choose another folder"):
+            check_same_run(folder, compose(*same, word))

@@ -16,39 +16,39 @@ def content(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
+def write(temporary, text):
+    """Write the text to the file, or to the file `w` of the folder."""
+    (temporary / "w" if temporary.is_dir() else temporary).write_text(text)
+
+
 def fail_halfway(writer, path):
     with writer(path) as temporary:
-        (temporary / "w" if temporary.is_dir() else temporary).write_text("half")
+        write(temporary, "half")
         raise KeyError("stop")
 
 
-def test_atomic_file_appears_when_complete(tmp_path):
+def test_atomic_file_appears_and_is_replaced_when_complete(tmp_path):
     path = tmp_path / "new" / "scores.txt"
     with atomic_file(path) as temporary:
-        temporary.write_text("half")
+        temporary.write_text("old")
         assert not path.exists()
         assert temporary.parent == path.parent  # so that the rename stays on one file system
-    assert path.read_text() == "half"
-    assert content(tmp_path) == ["new", "new/scores.txt"]
-
-
-def test_atomic_file_replaces_at_once(tmp_path):
-    path = tmp_path / "a"
-    path.write_text("old")
     with atomic_file(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+    assert content(tmp_path) == ["new", "new/scores.txt"]
 
 
-def test_files_have_the_usual_permissions(tmp_path):
+def test_files_are_utf_8_and_have_the_usual_permissions(tmp_path):
     before = os.umask(0o027)
     try:
-        write_text(tmp_path / "a", "x")
+        write_text(tmp_path / "a", "Äpfel 银河\n")
         with atomic_folder(tmp_path / "f") as temporary:
             (temporary / "b").write_text("y")
     finally:
         os.umask(before)
+    assert (tmp_path / "a").read_bytes() == "Äpfel 银河\n".encode()
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o750
 
@@ -94,11 +94,10 @@ with {kind}(Path(sys.argv[1])) as temporary:
 @pytest.mark.parametrize("old", [True, False])
 def test_kill_leaves_no_partial_file(tmp_path, kind, old):
     path = tmp_path / "target"
-    if old and kind == "atomic_file":
-        path.write_text("old")
-    elif old:
-        path.mkdir()
-        (path / "w").write_text("old")
+    writer = {"atomic_file": atomic_file, "atomic_folder": atomic_folder}[kind]
+    if old:
+        with writer(path) as temporary:
+            write(temporary, "old")
     command = [sys.executable, "-c", KILLED.format(kind=kind), str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"writing\n"
@@ -107,11 +106,8 @@ def test_kill_leaves_no_partial_file(tmp_path, kind, old):
     assert (file.read_text() == "old") if old else not path.exists()
     # Leftovers are hidden, and do not disturb the next attempt.
     assert all(name.startswith(".target.") for name in content(tmp_path) if not name.startswith("target"))
-    if kind == "atomic_file":
-        write_text(path, "new")
-    else:
-        with atomic_folder(path) as temporary:
-            (temporary / "w").write_text("new")
+    with writer(path) as temporary:
+        write(temporary, "new")
     assert file.read_text() == "new"
 
 
@@ -134,7 +130,7 @@ def test_operating_system_errors(tmp_path, monkeypatch, number, sentence, writer
         pytest.raises(StorageError, match=rf"^cannot write .*target: .*{sentence}"),
         writer(tmp_path / "target") as temporary,
     ):
-        (temporary / "w" if temporary.is_dir() else temporary).write_text("x")
+        write(temporary, "x")
     assert content(tmp_path) == []
 
 
@@ -163,11 +159,6 @@ def test_other_errors_pass_through():
         raise FileNotFoundError(errno.ENOENT, "no such file")
     with pytest.raises(ZeroDivisionError), storage_errors(Path("x")):
         1 / 0  # noqa: B018
-
-
-def test_text_is_utf_8(tmp_path):
-    write_text(tmp_path / "a", "Äpfel 银河\n")
-    assert (tmp_path / "a").read_bytes() == "Äpfel 银河\n".encode()
 
 
 def test_two_writers_at_once_do_not_mix(tmp_path):

@@ -1,5 +1,6 @@
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,44 +26,32 @@ def module_name(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
 
 
-MODULES = {module_name(path) for path in FILES}
+MODULES = {module_name(path): path for path in FILES}
 
 
-def imported(node, package):
-    """The modules below `anomalymatch` that an import statement names; `package` resolves relative ones."""
+@cache
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(node):
+    """The modules that an import statement names."""
     if isinstance(node, ast.Import):
-        return [
-            alias.name.removeprefix("anomalymatch.") for alias in node.names if alias.name.startswith("anomalymatch.")
-        ]
-    base = (node.module or "").split(".")
-    if node.level:
-        base = [*package[: len(package) - node.level + 1], *filter(None, base)]
-    elif base[0] == "anomalymatch":
-        base = base[1:]
-    else:
-        return []
-    names = [".".join([*base, alias.name]) for alias in node.names]
-    return [name if name in MODULES or not base else ".".join(base) for name in names]
+        return [alias.name for alias in node.names]
+    assert not node.level, "relative imports are not understood here"
+    names = [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name if name.removeprefix("anomalymatch.") in MODULES else str(node.module) for name in names]
 
 
 def imports(path):
-    """All imports of a file, also inside functions, without those under TYPE_CHECKING in `__init__`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    package = list(path.relative_to(ROOT).parent.parts)
+    """All imports of a file from this package, also inside functions; in `__init__` without those for types alone."""
     hidden = set()
     if path.name == "__init__.py":
-        for node in ast.walk(tree):
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-                hidden |= set(ast.walk(node))
-    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) and n not in hidden]
-    return [name for node in nodes for name in imported(node, package)]
-
-
-def test_relative_and_plain_imports_are_understood():
-    nodes = ast.parse(
-        "import anomalymatch.data.source\nfrom anomalymatch import run\nfrom ..data import x\nimport torch"
-    ).body
-    assert [imported(n, ["models"]) for n in nodes] == [["data.source"], ["run"], ["data"], []]
+        conditions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.If)]
+        hidden = {inner for node in conditions if "TYPE_CHECKING" in ast.unparse(node.test) for inner in ast.walk(node)}
+    nodes = [n for n in ast.walk(parse(path)) if isinstance(n, ast.Import | ast.ImportFrom) and n not in hidden]
+    names = [name for node in nodes for name in imported(node)]
+    return [name.removeprefix("anomalymatch.") for name in names if name.startswith("anomalymatch.")]
 
 
 def test_there_is_something_to_check():
@@ -80,7 +69,13 @@ def test_the_architecture_page_names_files_that_exist():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_run_downwards(path):
+def test_a_file_is_short_documented_and_imports_downwards(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+    assert ast.get_docstring(parse(path))
+    kinds = ast.FunctionDef | ast.ClassDef
+    assert not [
+        n.name for n in parse(path).body if isinstance(n, kinds) and n.name[0] != "_" and not ast.get_docstring(n)
+    ]
     own = module_name(path).split(".")[0]
     if not own:  # the package itself imports by name, when a name is first used
         assert imports(path) == []
@@ -90,25 +85,8 @@ def test_imports_run_downwards(path):
     assert not above, f"{own} must not import {above}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_file_is_long(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_modules_and_public_names_have_docstrings(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), path
-    kinds = ast.FunctionDef | ast.ClassDef
-    silent = [n.name for n in tree.body if isinstance(n, kinds) and n.name[0] != "_" and not ast.get_docstring(n)]
-    assert not silent
-
-
 def test_no_circle():
-    modules = {module_name(path): path for path in FILES}
-    uses = {
-        name: {other for other in imports(path) if other in modules and other != name} for name, path in modules.items()
-    }
+    uses = {name: set(imports(path)) & set(MODULES) - {name} for name, path in MODULES.items()}
 
     def reached(name):
         found, waiting = set(), [name]
@@ -118,7 +96,7 @@ def test_no_circle():
             waiting += new
         return found
 
-    assert not [name for name in modules if name in reached(name)]
+    assert not [name for name in MODULES if name in reached(name)]
 
 
 MATHEMATICS = ("loss", "distances", "thresholds", "ranks", "discovery")
@@ -128,7 +106,6 @@ def test_mathematics_imports_neither_files_nor_frameworks():
     files = [path for path in FILES if path.stem in MATHEMATICS]
     assert {path.stem for path in files} == set(MATHEMATICS)
     for path in files:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        roots = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-        roots |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        nodes = [n for n in ast.walk(parse(path)) if isinstance(n, ast.Import | ast.ImportFrom)]
+        roots = {name.split(".")[0] for node in nodes for name in imported(node)}
         assert not roots & {"pytorch_lightning", "hydra", "omegaconf", "logging", "pathlib", "os"}, path

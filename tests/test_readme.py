@@ -7,59 +7,39 @@ import pytest
 
 import anomalymatch as am
 from anomalymatch.config import check_overrides, config_folder
+from anomalymatch.score import expand_data
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = re.findall(r"^\s+python -m anomalymatch\.run (.+?)\s*(?:#.*)?$", TEXT, flags=re.MULTILINE)
-SCORING = re.findall(r"^\s+python -m anomalymatch\.score (.+?)\s*(?:#.*)?$", TEXT, flags=re.MULTILINE)
-
-LABELLING = re.findall(r"^\s+python -m anomalymatch\.label (.+?)\s*(?:#.*)?$", TEXT, flags=re.MULTILINE)
+COMMAND = r"^\s+python -m anomalymatch\.(run|label|score|cluster) (.+?)\s*(?:#.*)?$"
+COMMANDS = re.findall(COMMAND, TEXT, flags=re.MULTILINE)
 
 
 def test_the_first_example_is_short():
-    assert BLOCKS
     assert all(5 <= block.count("\n") <= 20 for block in BLOCKS[:1])
-    assert COMMANDS
+    assert len({command for command, _ in COMMANDS}) == 4
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_code_runs(block, tiny_job, monkeypatch, tmp_path, capsys):
+def test_the_code_runs(block, tiny_job, tiny_model, monkeypatch, tmp_path, capsys):
     """Run the block with fewer and smaller galaxies and a tiny network."""
     data = [w for w in tiny_job if w.startswith(("dataset.", "data."))]
-    model = [w for w in tiny_job if w.startswith(("model.", "data.", "inference.", "dataset.image_size"))]
     open_task, make_learner, initial_labels = am.open_task, am.make_learner, am.initial_labels
     monkeypatch.setattr(am, "open_task", lambda name, *words: open_task(name, *words, *data))
-    monkeypatch.setattr(am, "make_learner", lambda name, task, *words: make_learner(name, task, *words, *model))
-    monkeypatch.setattr(
-        am,
-        "initial_labels",
-        lambda task, anomalies, normals, seed: initial_labels(
-            task, anomalies=min(anomalies, 3), normals=min(normals, 20), seed=seed
-        ),
-    )
+    monkeypatch.setattr(am, "make_learner", lambda name, task, *words: make_learner(name, task, *words, *tiny_model))
+    few = {"anomalies": 3, "normals": 20}
+    monkeypatch.setattr(am, "initial_labels", lambda task, **counts: initial_labels(task, **counts | few))
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert "demo-0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_run_commands_are_valid(command):
-    words = command.split()
-    check_overrides([word for word in words if word != "-m"], multirun="-m" in words)
-
-
-@pytest.mark.parametrize("command", SCORING)
-def test_score_commands_are_valid(command):
-    from anomalymatch.score import NAME, expand_data
-
-    # A shell replaces the variable by a number.
-    check_overrides([expand_data(word.replace("$SLURM_ARRAY_TASK_ID", "3")) for word in command.split()], name=NAME)
-
-
-@pytest.mark.parametrize("command", LABELLING)
-def test_label_commands_are_valid(command):
-    check_overrides(command.split(), name="label")
+@pytest.mark.parametrize(("command", "words"), COMMANDS)
+def test_commands_are_valid(command, words):
+    words = [expand_data(word.replace("$SLURM_ARRAY_TASK_ID", "3")) for word in words.split()]
+    name = "config" if command == "run" else command
+    check_overrides([word for word in words if word != "-m"], multirun="-m" in words, name=name)
 
 
 def test_linked_files_and_named_choices_exist():

@@ -3,6 +3,7 @@ import math
 import statistics
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 from scipy import stats
@@ -70,8 +71,7 @@ def test_runs_are_grouped_by_every_setting_except_the_seed(job, tmp_path, key, v
 
 
 def test_two_swept_keys_give_two_columns(job, tmp_path):
-    combinations = [(o, lr, seed) for o in ("top_k", "paper_oracle") for lr in (0.1, 0.01) for seed in (0, 1)]
-    for number, (oracle, lr, seed) in enumerate(combinations):
+    for number, (oracle, lr, seed) in enumerate(product(("top_k", "paper_oracle"), (0.1, 0.01), (0, 1))):
         job(number, settings(seed, oracle=oracle, lr=lr), 0.5)
     rows = summarise(tmp_path)
     assert len(rows) == 4

@@ -1,9 +1,7 @@
 import numpy as np
-import pytest
 from astropy import units
 from astropy.table import Table
 
-from anomalymatch.errors import StorageError
 from anomalymatch.votable import write_votable
 
 COLUMNS = {"id": str, "ra": float, "dec": float, "score": float, "rank": int, "separation": float}
@@ -39,9 +37,3 @@ def test_no_rows_and_nothing_but_missing_values(tmp_path):
     write_votable(tmp_path / "a.vot", {"rank": int, "name": str}, [(None, None)])
     table = read(tmp_path / "a.vot")
     assert (table["rank"].tolist(), table["name"].tolist()) == ([None], [""])
-
-
-def test_a_file_in_the_way(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError):
-        write_votable(tmp_path / "file" / "top.vot", COLUMNS, ROWS)

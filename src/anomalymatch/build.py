@@ -75,13 +75,15 @@ def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
 def build_task(config: DictConfig) -> Task:
     """Build the task: the images and the rare class among them."""
     check_range("seed", config.seed, low=0)
-    anomaly = config.dataset.anomaly
+    anomaly, prevalence, holdout = config.dataset.anomaly, config.dataset.prevalence, config.dataset.holdout
+    check_range("dataset.prevalence", prevalence, null=True)
+    check_range("dataset.holdout", holdout, null=True)
     several = isinstance(anomaly, ListConfig)
     return make_task(
         build_source(config),
         anomaly=None if anomaly is None else [str(name) for name in anomaly] if several else str(anomaly),
-        prevalence=_share(config, "prevalence"),
-        holdout=_share(config, "holdout") or 0.0,
+        prevalence=None if prevalence is None else float(prevalence),
+        holdout=float(holdout or 0.0),
         seed=config.seed,
     )
 
@@ -104,7 +106,7 @@ def build_source(config: DictConfig) -> ImageSource:
 def build_archive(config: DictConfig, rendering: Rendering) -> ImageSource:
     """Build the source of an archive, shown with the stretch of a trained network."""
     target = f"{Rendering.__module__}.{Rendering.__qualname__}"
-    stretch = OmegaConf.create({"stretch": {"_target_": target, **rendering.as_dict()}})
+    stretch = {"stretch": {"_target_": target, **rendering.as_dict()}}
     return build_source(cast(DictConfig, OmegaConf.merge(config, stretch)))
 
 
@@ -187,13 +189,9 @@ def build_grouper(config: DictConfig, embedding: Embedding) -> ImageGrouper:
 
 
 def build_label_service(config: DictConfig, page: DictConfig, run: Path, source: ImageSource) -> "LabelService":
-    """Build the service of the labelling page on a run folder; features that are not cached are computed now.
+    """Build the service of the labelling page on a run folder, with `page`, the node `ui` of the labelling command.
 
-    Args:
-        config: configuration of the run.
-        page: the node `ui` of the labelling command.
-        run: the run folder.
-        source: the images.
+    Features that are not cached are computed now.
     """
     # Imported late: the other commands do not need it.
     from anomalymatch.ui import FirstOrder, LabelService, LiveRanking, build_feature_store, compute_novelty
@@ -250,13 +248,7 @@ def build_patches(config: DictConfig, source: ImageSource) -> PatchEmbedding:
 
 
 class Selection(NamedTuple):
-    """Images to group.
-
-    Attributes:
-        ids: the images.
-        normals: images labelled normal, to compare with.
-        description: the choice in words.
-    """
+    """Images to group, images labelled normal to compare them with, and the choice in words."""
 
     ids: list[str]
     normals: list[str]
@@ -333,13 +325,6 @@ def _learner(make: Any, config: DictConfig, task: Task, embedding: Embedding, *,
             f"{key}={name} has no setting {key}.learner.{unknown[1]}, which the command line or the experiment sets "
             f"for another algorithm: leave it out"
         ) from error
-
-
-def _share(config: DictConfig, key: str) -> float | None:
-    value = config.dataset[key]
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return None if value is None else float(value)
-    raise ConfigError(f"dataset.{key}={value} is not a number")
 
 
 def _oracle(config: DictConfig, task: Task, embedding: Embedding) -> Oracle | None:

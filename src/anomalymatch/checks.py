@@ -20,19 +20,12 @@ def check_range(
     below: Number | None = None,
     null: bool = False,
 ) -> None:
-    """Check that a number lies in a range.
+    """Check that low <= value <= high and above < value < below, for the limits that are given; NaN is in no range.
 
-    Args:
-        key: the configuration key, for the message.
-        value: a number; NaN is in no range.
-        low: smallest value allowed.
-        high: largest value allowed.
-        above: the value must be larger than this.
-        below: the value must be smaller than this; `math.inf` allows finite numbers only.
-        null: also allow None.
+    `below=math.inf` allows finite numbers only, `null` also None.
 
     Raises:
-        ConfigError: if it is not a number or out of range.
+        ConfigError: if the value of the key is not a number or out of range.
     """
     if value is None and null:
         return
@@ -50,13 +43,7 @@ def check_range(
 
 
 def check_choice(key: str, value: object, choices: Iterable[object], *, null: bool = False) -> None:
-    """Check that a value is one of a few.
-
-    Args:
-        key: the configuration key, for the message.
-        value: the value.
-        choices: allowed values.
-        null: also allow None.
+    """Check that the value of a key is one of the choices, or, with `null`, None.
 
     Raises:
         ConfigError: if it is not; the message suggests the most similar choice.

@@ -5,16 +5,19 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hydra
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from anomalymatch.config import check_overrides, expand
+from anomalymatch.config import check_overrides, config_folder, expand
 from anomalymatch.errors import AnomalyMatchError, MissingValueError
-from anomalymatch.terminal import fail, stop
+from anomalymatch.terminal import fail, set_up_logging, stop
 
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:
@@ -27,14 +30,21 @@ def make_callable(module: str, function: Callable[..., Any]) -> None:
     sys.modules[module].__class__ = CallableModule
 
 
-def launch(command: Callable[[], object], *, name: str = "config", stopped: str) -> None:
-    """Run a Hydra command: print an error of the user in one line with exit code 1, and exit with 130 on Ctrl-C.
+def launch(job: Callable[[DictConfig], object], *, name: str = "config", stopped: str) -> None:
+    """Run a job with the configuration of the command line; exit with 1 on an error of the user, with 130 on Ctrl-C.
 
     Args:
-        command: a function decorated by `hydra.main`.
-        name: name of its primary configuration.
+        job: function of the composed configuration.
+        name: name of the primary configuration.
         stopped: message after Ctrl-C.
     """
+
+    @wraps(job)
+    def report_errors(config: DictConfig) -> object:
+        with errors_in_a_line():  # inside of `hydra.main`, which would add lines to them
+            set_up_logging(config.log_level)  # again, because a launcher may have started this process
+            return job(config)
+
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise errors instead of printing them
     sys.argv[1:] = map(expand, sys.argv[1:])
     folder, multirun, asks, overrides = _parse(sys.argv[1:])
@@ -42,15 +52,16 @@ def launch(command: Callable[[], object], *, name: str = "config", stopped: str)
         with errors_in_a_line():
             # A missing value is no error for --help and --cfg.
             with suppress(MissingValueError) if asks else nullcontext():
-                check_overrides(overrides, multirun=multirun, folder=folder, name=name)
-            command()  # inside the block, because Hydra makes the run folder, which may fail
+                set_up_logging(check_overrides(overrides, multirun=multirun, folder=folder, name=name).log_level)
+            # Inside of the block, because Hydra makes the run folder, which may fail.
+            hydra.main(config_path=str(config_folder()), config_name=name, version_base="1.3")(report_errors)()
     except KeyboardInterrupt:
         stop(stopped)
 
 
 @contextmanager
 def errors_in_a_line() -> Iterator[None]:
-    """Print errors of the user in one line and exit with code 1; inside `hydra.main`, which would add lines to them."""
+    """Print errors of the user in one line and exit with code 1."""
     try:
         yield
     except (AnomalyMatchError, HydraException, OmegaConfBaseException) as error:

@@ -6,15 +6,13 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from anomalymatch.checks import check_choice, check_range
-from anomalymatch.cli import errors_in_a_line, launch, make_callable
-from anomalymatch.config import compose, config_folder, with_images_of_run
+from anomalymatch.cli import launch, make_callable
+from anomalymatch.config import compose, with_images_of_run
 from anomalymatch.errors import ConfigError
-from anomalymatch.tables import print_table
-from anomalymatch.terminal import console, set_up_logging
+from anomalymatch.terminal import console, print_table
 
 logger = logging.getLogger(__name__)
 NAME = "cluster"
@@ -23,7 +21,7 @@ BENCHMARKS = ("mvtec",)
 
 def main() -> None:
     """Start the command."""
-    launch(_command, name=NAME, stopped="Computed patches are kept: the same command continues.")
+    launch(_group_and_show, name=NAME, stopped="Computed patches are kept: the same command continues.")
 
 
 def cluster(*overrides: str) -> Path:
@@ -90,16 +88,8 @@ def execute(config: DictConfig) -> tuple[Path, Sequence[Mapping[str, float | int
     return output, rows
 
 
-@hydra.main(config_path=str(config_folder()), config_name=NAME, version_base="1.3")
-def _command(config: DictConfig) -> None:
-    with errors_in_a_line():
-        set_up_logging(config.log_level)
-        output, rows = execute(config)
-    show(rows, output)
-
-
-def show(rows: Sequence[Mapping[str, float | int | str]], output: Path) -> None:
-    """Print the table of the groups and where they were written."""
+def _group_and_show(config: DictConfig) -> None:
+    output, rows = execute(config)
     if rows:
         print_table(rows)
     console.print(f"Written: {output}", soft_wrap=True, markup=False)

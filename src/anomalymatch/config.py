@@ -104,21 +104,12 @@ def with_images_of_run(config: DictConfig) -> DictConfig:
 def check_overrides(
     overrides: Sequence[str], *, multirun: bool = False, folder: Path | None = None, name: str = "config"
 ) -> DictConfig:
-    """Compose the configuration; raise an error of one line for an unknown group or key or a value of the wrong type.
+    """Compose and check the configuration; of a sweep (`multirun`), check all values and return the first job's.
 
-    The default of a key gives its type. Values of a sweep are checked one by one.
-
-    Args:
-        overrides: words of a command line.
-        multirun: whether a key may have several values.
-        folder: folder with configurations of the user.
-        name: name of the primary configuration.
-
-    Returns:
-        The configuration; of a sweep, that of its first job.
+    The default of a key gives its type. `folder` has configurations of the user.
 
     Raises:
-        ConfigError: for the first wrong override, with the most similar right one.
+        ConfigError: for the first unknown group or key or value of the wrong type, with the most similar right one.
     """
     folders = [config_folder(), *([folder] if folder else [])]
     parsed = [override for override in map(_parse, map(expand, overrides)) if not _is_hydra(override)]
@@ -139,12 +130,7 @@ def check_overrides(
 
 
 def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return the configuration of the run in `folder`, with the changes that a resumed run allows.
-
-    Args:
-        folder: the run folder.
-        config: configuration of the present command line.
-        overrides: words of the present command line.
+    """Return the configuration of the run in `folder`, with the values in `config` of the keys in `overrides`.
 
     Raises:
         StorageError: if there is no run in the folder.
@@ -173,8 +159,8 @@ def check_same_run(folder: Path, config: DictConfig) -> None:
     saved = _load(folder)
     if saved is None:
         return
-    before, now = _flat(saved), _flat(config)
-    follows = {key for key, value in _flat(config, resolve=False).items() if isinstance(value, str) and "${" in value}
+    before, now = flatten(saved), flatten(config)
+    follows = {key for key, value in flatten(config, resolve=False).items() if isinstance(value, str) and "${" in value}
     for key in sorted({*before, *now} - follows):
         old, new = before.get(key), now.get(key)
         if old != new and not isinstance(old, dict) and not isinstance(new, dict) and not _changeable(key):
@@ -268,7 +254,7 @@ def _check_value(override: Override, default: DictConfig) -> None:
     key = str(override.key_or_group)
     if override.is_delete():
         raise ConfigError(f"{override.input_line}: a key cannot be removed, only set to another value")
-    known = _flat(default, resolve=False)
+    known = flatten(default, resolve=False)
     if key not in known:
         if override.is_add() or override.is_force_add():
             _check_addition(key, known)
@@ -291,7 +277,8 @@ def _check_addition(key: str, known: dict[str, Any]) -> None:
         raise ConfigError(f"there is no key {key!r}, and none can be added there")
 
 
-def _flat(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+def flatten(config: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """Return all values by dotted key, inner nodes included."""
     return dict(_leaves(cast(dict[str, Any], OmegaConf.to_container(config, resolve=resolve))))
 
 

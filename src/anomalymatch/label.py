@@ -5,15 +5,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from anomalymatch.cli import errors_in_a_line, launch
-from anomalymatch.config import FILE, check_same_run, config_folder, resumed
+from anomalymatch.cli import launch
+from anomalymatch.config import FILE, check_same_run, resumed
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import make_folder, write_text
-from anomalymatch.terminal import set_up_logging
 
 if TYPE_CHECKING:
     from anomalymatch.ui.service import LabelService
@@ -24,15 +22,13 @@ NAME = "label"
 
 def main() -> None:
     """Run the command."""
-    launch(_command, name=NAME, stopped="Completed work is kept: run the same command to continue.")
+    launch(_serve, name=NAME, stopped="Completed work is kept: run the same command to continue.")
 
 
 def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     """Open the service of the page in a new run folder, or in that of an earlier run with the same settings.
 
-    Args:
-        config: configuration of the command, or `compose(..., name="label")`.
-        overrides: arguments of the command line; only a few are allowed with `resume`.
+    With `config.resume`, only a few `overrides` are allowed.
 
     Raises:
         AnomalyMatchError: with one sentence.
@@ -52,19 +48,12 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     return build_label_service(config, page, run, source)
 
 
-@hydra.main(config_path=str(config_folder()), config_name=NAME, version_base="1.3")
-def _command(config: DictConfig) -> None:
-    with errors_in_a_line():
-        set_up_logging(config.log_level)
-        _serve(config, list(HydraConfig.get().overrides.task))
-
-
-def _serve(config: DictConfig, overrides: list[str]) -> None:
+def _serve(config: DictConfig) -> None:
     try:
         from anomalymatch.ui.web.app import serve
     except ImportError as error:
         raise ConfigError(f'the page needs NiceGUI: pip install "anomalymatch[ui]" ({error})') from error
-    service = open_service(config, overrides)
+    service = open_service(config, list(HydraConfig.get().overrides.task))
     page = config.ui
     try:
         serve(service, host=page.host, port=page.port, token=page.token, show=page.show)

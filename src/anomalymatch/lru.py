@@ -73,12 +73,10 @@ class LRU(Generic[K, V]):
 
         `make` runs without the lock: two threads may make the same value at once. Use `use` for values with `close`.
         """
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key][0]
-        value = make()
-        self.put(key, value)
+        value = self.find(key)
+        if value is None:
+            value = make()
+            self.put(key, value)
         return value
 
     @contextmanager

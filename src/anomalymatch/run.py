@@ -4,18 +4,16 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anomalymatch.cli import launch, make_callable
-from anomalymatch.config import FILE, check_same_run, compose, config_folder, resumed
+from anomalymatch.config import FILE, check_same_run, compose, resumed
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.files import write_text
-from anomalymatch.tables import print_table
-from anomalymatch.terminal import console, fail, set_up_logging, stop
+from anomalymatch.terminal import console, print_table, stop
 
 COLUMNS = {
     "cycle": "cycle",
@@ -33,7 +31,7 @@ COLUMNS = {
 
 def main() -> None:
     """Start the command."""
-    launch(_command, stopped="The finished cycles are kept; continue with resume=RUN_FOLDER.")
+    launch(_job, stopped="The finished cycles are kept; continue with resume=RUN_FOLDER.")
 
 
 def run(*overrides: str, folder: Path | str) -> list[dict[str, float | int | str]]:
@@ -52,24 +50,21 @@ def run(*overrides: str, folder: Path | str) -> list[dict[str, float | int | str
     return execute(compose(*overrides), Path(folder))
 
 
-@hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
-def _command(config: DictConfig) -> float | None:
+def _job(config: DictConfig) -> float | None:
     """Do one job of a run or a sweep; return the held-out (else the pool's) average precision to a sweeper."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     try:
-        set_up_logging(config.log_level)
         if config.resume is not None:
             config = resumed(folder, config, list(hydra_config.overrides.task))
         rows = execute(config, folder)
-    # Handled here, because Hydra adds lines to exceptions that reach it, and a sweep needs the folder.
     except (AnomalyMatchError, OmegaConfBaseException) as error:
-        if hydra_config.mode == RunMode.MULTIRUN:
-            from anomalymatch.sweep import record_failure
+        if hydra_config.mode != RunMode.MULTIRUN:
+            raise
+        from anomalymatch.sweep import record_failure
 
-            record_failure(folder, hydra_config.overrides.task, error)
-            return None
-        fail(str(error))
+        record_failure(folder, hydra_config.overrides.task, error)
+        return None
     except KeyboardInterrupt:
         if hydra_config.mode == RunMode.MULTIRUN or not (folder / FILE).exists():
             raise

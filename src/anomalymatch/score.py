@@ -6,13 +6,11 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from anomalymatch.cli import errors_in_a_line, launch, make_callable
-from anomalymatch.config import compose, config_folder
-from anomalymatch.tables import print_table
-from anomalymatch.terminal import console, set_up_logging
+from anomalymatch.cli import launch, make_callable
+from anomalymatch.config import compose
+from anomalymatch.terminal import console, print_table
 
 NAME = "score"
 SHOWN = 20
@@ -21,7 +19,7 @@ SHOWN = 20
 def main() -> None:
     """Start the command."""
     sys.argv[1:] = map(expand_data, sys.argv[1:])
-    launch(_command, name=NAME, stopped="Finished scores are kept: the same command continues.")
+    launch(_score_and_show, name=NAME, stopped="Finished scores are kept: the same command continues.")
 
 
 def score(*overrides: str) -> Path:
@@ -53,11 +51,8 @@ def execute(config: DictConfig) -> tuple[Path, bool]:
     return output, run_job(model, source, spec, inference, output)
 
 
-@hydra.main(config_path=str(config_folder()), config_name=NAME, version_base="1.3")
-def _command(config: DictConfig) -> None:
-    with errors_in_a_line():
-        set_up_logging(config.log_level)
-        output, complete = execute(config)
+def _score_and_show(config: DictConfig) -> None:
+    output, complete = execute(config)
     if complete:
         show(output)
 

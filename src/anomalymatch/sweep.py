@@ -6,16 +6,16 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
 from anomalymatch.active.run_folder import to_csv
+from anomalymatch.config import FILE, flatten
 from anomalymatch.files import write_text
-from anomalymatch.tables import cell, print_table
-from anomalymatch.terminal import console
+from anomalymatch.terminal import cell, console, print_table
 from anomalymatch.types import Row
 
 MEASURES = (
@@ -93,17 +93,8 @@ def _interval_row(cycle: int, members: list[list[Row]]) -> Row:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Return all settings of a run by dotted key."""
-    flat: dict[str, Any] = {}
-
-    def visit(node: Any, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                visit(value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = str(value)
-
-    visit(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), "")
-    return flat
+    config = flatten(cast(DictConfig, OmegaConf.load(folder / FILE)), resolve=False)
+    return {key: str(value) for key, value in config.items() if not isinstance(value, dict)}
 
 
 def _columns(runs: Sequence[Run]) -> list[str]:

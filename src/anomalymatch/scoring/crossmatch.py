@@ -21,8 +21,7 @@ from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, DownloadError
 from anomalymatch.files import write_csv
 from anomalymatch.progress import progress
-from anomalymatch.tables import print_table
-from anomalymatch.terminal import console, fail, set_up_logging, stop
+from anomalymatch.terminal import console, fail, print_table, set_up_logging, stop
 from anomalymatch.votable import write_votable
 
 T = TypeVar("T")
