@@ -1,10 +1,11 @@
 """Five deep bands from training to scoring: the same stretch and the same order of the bands, or a refusal."""
 
-import csv
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import fits
+from astropy.table import Table
+from pictures import wcs
 
 import anomalymatch as am
 from anomalymatch.errors import DataError
@@ -66,21 +67,14 @@ def test_scoring_uses_the_bands_and_the_stretch_of_the_training(archive, tmp_pat
 
 @pytest.mark.slow
 def test_finds_with_coordinates_go_to_a_votable(archive, tmp_path, without_pictures):
-    from astropy.io import fits
-    from astropy.table import Table
-    from astropy.wcs import WCS
-
-    rng = np.random.default_rng(1)
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [150, 2], [101, 101]
-    wcs.wcs.cdelt = [-1e-4, 1e-4]
-    fits.writeto(tmp_path / "tile.fits", rng.normal(size=(200, 200)).astype(np.float32), wcs.to_header())
-    with (tmp_path / "catalogue.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "ra", "dec", "tile", "label"])
-        for i in range(40):
-            ra, dec = wcs.pixel_to_world_values(20 + 4 * i, 100)
-            writer.writerow([f"s{i}", float(ra), float(dec), "tile.fits", "odd" if i % 8 == 0 else "plain"])
+    sky = wcs(150, 2, arcsec=0.36, shape=(200, 200))
+    pixels = np.random.default_rng(1).normal(size=(200, 200)).astype(np.float32)
+    fits.writeto(tmp_path / "tile.fits", pixels, sky.to_header())
+    rows = ["id,ra,dec,tile,label"]
+    for i in range(40):
+        ra, dec = sky.pixel_to_world_values(20 + 4 * i, 100)
+        rows.append(f"s{i},{ra},{dec},tile.fits,{'odd' if i % 8 == 0 else 'plain'}")
+    (tmp_path / "catalogue.csv").write_text("\n".join(rows))
     catalogue = [
         "dataset=catalogue",
         f"data.root={tmp_path / 'catalogue.csv'}",
@@ -96,6 +90,5 @@ def test_finds_with_coordinates_go_to_a_votable(archive, tmp_path, without_pictu
     assert table.colnames == ["id", "ra", "dec", "score", "logit"]
     assert len(table) == 40
     row = table[list(table["id"]).index("s3")]
-    expected = wcs.pixel_to_world_values(32, 100)
-    assert (row["ra"], row["dec"]) == pytest.approx((float(expected[0]), float(expected[1])), abs=1e-6)
+    np.testing.assert_allclose((row["ra"], row["dec"]), sky.pixel_to_world_values(32, 100), atol=1e-6)
     assert (np.diff(table["logit"]) <= 0).all()

