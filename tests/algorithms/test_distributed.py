@@ -168,12 +168,6 @@ def test_processes_share_the_images_of_a_single_process(trained):
             assert sorted(np.concatenate(shares)) == sorted(one[name][step])
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_both_classes_come_equally_often_in_each_process(trained, rank):
-    targets = recorded(trained, "two", rank)["y_lb"]
-    assert abs(targets.mean() - 0.5) < 3 * np.sqrt(0.25 / targets.size)  # of the labels, a quarter are anomalies
-
-
 @pytest.mark.parametrize("name", ["two", "moving"])
 def test_processes_end_with_the_same_weights_and_return_them(trained, name):
     first, second = (weights(recorded(trained, name, rank)) for rank in (0, 1))

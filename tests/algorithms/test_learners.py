@@ -7,7 +7,6 @@ import torch
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.fixmatch.module import FixMatch
 from anomalymatch.algorithms.msc.module import MeanShiftedContrastive
-from anomalymatch.backbones.features import Features
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone
 from anomalymatch.backbones.openvino import has_openvino
@@ -193,23 +192,23 @@ def test_wrong_settings_of_the_optimiser_are_refused(make, algorithm, word, mess
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("algorithm", "words", "message"),
     [
-        (["devices=2"], "DDPStrategy with 2 devices .*=ddp_spawn"),
-        (["devices=2", "strategy=ddp"], r"set trainer\.lightning\.strategy=ddp_spawn"),
-        (["devices=1", "strategy=ddp"], r"set trainer\.lightning\.strategy=ddp_spawn"),
-        (["devices=2", "strategy=ddp_fork"], r"set trainer\.lightning\.strategy=ddp_spawn"),
-        (["devices=2", "strategy=ddp_notebook"], r"set trainer\.lightning\.strategy=ddp_spawn"),
-        (["devices=3", "strategy=ddp_spawn"], "batch.labelled is 4: .* 3$"),
-        (["devices=2", "strategy=ddp_spawn", "+num_nodes=2"], "num_nodes is 2"),
-        (["devices=2", "strategy=ddp_spawn", "+sync_batchnorm=true"], "sync_batchnorm"),
+        ("fixmatch", "devices=2", "DDPStrategy with 2 devices .*=ddp_spawn"),
+        ("fixmatch", "devices=2 strategy=ddp", r"set trainer\.lightning\.strategy=ddp_spawn"),
+        ("fixmatch", "devices=1 strategy=ddp", r"set trainer\.lightning\.strategy=ddp_spawn"),
+        ("fixmatch", "devices=2 strategy=ddp_fork", r"set trainer\.lightning\.strategy=ddp_spawn"),
+        ("fixmatch", "devices=2 strategy=ddp_notebook", r"set trainer\.lightning\.strategy=ddp_spawn"),
+        ("fixmatch", "devices=3 strategy=ddp_spawn", "batch.labelled is 4: .* 3$"),
+        ("fixmatch", "devices=2 strategy=ddp_spawn num_nodes=2", "num_nodes is 2"),
+        ("fixmatch", "devices=2 strategy=ddp_spawn sync_batchnorm=true", "sync_batchnorm"),
+        ("msc", "devices=2 strategy=ddp_spawn", "algorithm=msc trains on one device"),
     ],
-    ids=" ".join,
 )
-def test_unusable_process_settings_are_refused_when_the_learner_is_made(make, words, message):
-    lightning = [f"+trainer.lightning.{w[1:]}" if w[0] == "+" else f"trainer.lightning.{w}" for w in words]
+def test_unusable_process_settings_are_refused_when_the_learner_is_made(make, algorithm, words, message):
+    lightning = [f"++trainer.lightning.{word}" for word in words.split()]
     with pytest.raises(ConfigError, match=message):
-        make("fixmatch", "trainer.lightning.accelerator=cpu", *lightning)
+        make(algorithm, "trainer.lightning.accelerator=cpu", *lightning)
 
 
 def test_errors_of_lightning_are_config_errors(make, small, labels):
@@ -267,11 +266,3 @@ def test_other_views_are_those_of_the_turned_images_and_computed_once(make_sourc
         np.testing.assert_allclose(rows, embedding.encode(views), atol=1e-5)
     source.read = None  # what is known is not read again
     np.testing.assert_array_equal(embedding.reoriented_features(["im000001", "im000002"], orientations), rows)
-
-
-def test_features_are_computed_once(make, small, labels):
-    first = make("probe")
-    assert isinstance(first.embedding.features, Features)
-    reads = small.source.reads
-    fitted(make("probe", "probe.orientations=1"), small, labels)  # mirror images would be made of images
-    assert small.source.reads == reads

@@ -291,10 +291,11 @@ def build_backbone(
 
 def empty_backbone(spec: NetworkSpec) -> Backbone:
     """Build the architecture of `spec` with untrained weights, for a checkpoint to be loaded."""
-    bodies = [
-        _create(name, channels=spec.channels, image_size=spec.image_size, classifier=False)
-        for name in spec.name.split(SEPARATOR)
-    ]
+    with torch.random.fork_rng():  # the initial weights are drawn, and replaced
+        bodies = [
+            _create(name, channels=spec.channels, image_size=spec.image_size, classifier=False)
+            for name in spec.name.split(SEPARATOR)
+        ]
     body = bodies[0] if len(bodies) == 1 else FeatureEnsemble(bodies, spec.channels)
     if spec.bn_momentum is not None:
         for module in body.modules():

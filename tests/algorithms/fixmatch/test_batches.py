@@ -18,7 +18,7 @@ from anomalymatch.algorithms.fixmatch.batches import (
 )
 from anomalymatch.config import compose
 from anomalymatch.data.stream import resize
-from anomalymatch.errors import ConfigError, DataError, LabelError
+from anomalymatch.errors import DataError, LabelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's own, with a new torch
 SIZE = 24
@@ -102,12 +102,6 @@ def test_each_batch_is_divided_among_processes(mixed, processes):
         for i, tensor in enumerate(batch):
             together = torch.stack([part[step][i] for part in parts], dim=1).flatten(0, 1)
             assert torch.equal(together, tensor)
-
-
-def test_labelled_images_must_divide_evenly_among_processes():
-    assert spec(labelled=6).shared_by(3) == spec(labelled=2)
-    with pytest.raises(ConfigError, match=r"labelled is 6: .* 4$"):
-        spec(labelled=6).shared_by(4)
 
 
 def test_batches_do_not_depend_on_global_random_state(mixed):

@@ -8,8 +8,6 @@ from probes import SELF_TRAINING
 
 from anomalymatch.algorithms.fixmatch.learner import refit_head, refit_spec
 from anomalymatch.algorithms.probe.regression import ProbeSpec, column_gain, fit_logistic, self_train
-from anomalymatch.backbones.embedding import Embedding
-from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import anomaly_logit
 from anomalymatch.backbones.tta import reoriented
 from anomalymatch.data.task import initial_labels, make_task
@@ -24,9 +22,8 @@ def task(make_source):
 
 
 @pytest.fixture
-def embedding(task, tmp_path):
-    inference = Inference(device="cpu", precision="fp32", workers=1)
-    return Embedding("test_efficientnet", "none", 32, None, task.source, tmp_path, inference, stages=True)
+def embedding(task, make_embedding):
+    return make_embedding(task.source, bn_momentum=None, stages=True)
 
 
 @pytest.fixture

@@ -96,11 +96,6 @@ def test_every_knob_changes_the_views(knob):
     assert any(not np.array_equal(plain(image(), seed), changed(image(), seed)) for seed in range(5))
 
 
-def test_a_view_without_changes_is_the_image():
-    view = TwoViewAugmentation(**STILL).view(3, 16)
-    np.testing.assert_array_equal(view(image(), 3), image())
-
-
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
 def test_any_number_of_bands(channels):
     view = TwoViewAugmentation(**PLAIN | {"blur": 1.0, "jitter_probability": 1.0}).view(channels, 16)

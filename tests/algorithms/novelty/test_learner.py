@@ -6,7 +6,7 @@ import torch
 
 from anomalymatch.algorithms.base import BACKBONE, NOVELTY
 from anomalymatch.backbones.weights import fingerprint
-from anomalymatch.errors import ConfigError, DataError, StorageError
+from anomalymatch.errors import DataError, StorageError
 
 FROZEN = ("knn", "mahalanobis", "pca_residual")
 ALGORITHMS = (*FROZEN, "msc")
@@ -131,13 +131,3 @@ def test_any_number_of_bands_trains(make, make_source, channels):
     learner = make("msc", source=make_source(20, truth=None, channels=channels, fingerprint=f"bands-{channels}"))
     learner.fit({})
     assert np.isfinite(learner.rank().logits).all()
-
-
-def test_several_devices_are_refused(make):
-    with pytest.raises(ConfigError, match="algorithm=msc trains on one device"):
-        make(
-            "msc",
-            "trainer.lightning.devices=2",
-            "trainer.lightning.strategy=ddp_spawn",
-            "trainer.lightning.accelerator=cpu",
-        )
