@@ -5,6 +5,7 @@ import faulthandler
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -267,3 +268,16 @@ def comparable(events: Any) -> Callable[..., Any]:
         }
 
     return read
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., None]:
+    """Wait in a thread until a condition holds."""
+
+    def wait(condition: Callable[[], object], seconds: float = 30) -> None:
+        give_up = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < give_up, "the condition was not met in time"
+            time.sleep(0.01)
+
+    return wait

@@ -20,6 +20,16 @@ def png(value: int = 1, height: int = 2, width: int = 3) -> bytes:
     return buffer.getvalue()
 
 
+def write_photos(paths: Sequence[Path]) -> None:
+    """Write dark noisy pictures of 30 x 24 pixels, every fifth with a bright square."""
+    rng = np.random.default_rng(0)
+    for i, path in enumerate(paths):
+        pixels = rng.integers(0, 60, (24, 30, 3), dtype=np.uint8)
+        if i % 5 == 0:
+            pixels[5:15, 5:15] = 240
+        PillowImage.fromarray(pixels).save(path)
+
+
 def stack(n: int, start: int = 0) -> np.ndarray:
     """Return `n` images of 4 x 5 pixels, whose colours are `start`, `start + 1` and so on."""
     return np.arange(start, start + n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 5, 3), dtype=np.uint8)

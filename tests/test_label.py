@@ -1,7 +1,6 @@
 """Tests of the labelling command without a page."""
 
 import os
-import time
 
 import pytest
 from omegaconf import OmegaConf
@@ -122,18 +121,11 @@ def test_a_missing_archive_leaves_no_run_folder(open_it, words, tmp_path):
     assert os.listdir(tmp_path / "work") == []
 
 
-def wait_for(condition, seconds=240):
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "the condition was not met in time"
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
-def test_a_training_joins_the_ranking_and_a_failure_is_shown(open_it, words):
+def test_a_training_joins_the_ranking_and_a_failure_is_shown(open_it, words, wait_for):
     service = open_it(*words)
     service.training.start()
-    wait_for(lambda: not service.training.running)
+    wait_for(lambda: not service.training.running, 240)
     status = service.training.status()
     assert (status.state, status.cycle, status.step) == ("finished", 1, 2), status
     wait_for(lambda: service.summary().modes == ("live", "trained", "both"), 10)
@@ -141,7 +133,7 @@ def test_a_training_joins_the_ranking_and_a_failure_is_shown(open_it, words):
     service.label(["im000010.png"], A, "ada")  # a reason to train again
     (service.run / "config.yaml").write_text("algorithm: {")
     service.training.start()
-    wait_for(lambda: not service.training.running)
+    wait_for(lambda: not service.training.running, 240)
     assert service.training.status().state == "failed"
     assert "config.yaml is corrupt" in service.training.status().message
     assert service.labels["im000010.png"] is A

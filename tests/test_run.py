@@ -2,10 +2,9 @@
 
 import sys
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from pictures import write_photos
 
 import anomalymatch as am
 from anomalymatch import score
@@ -115,12 +114,7 @@ def photos(tmp_path):
     """Dark images, every fifth with a bright square, and three files that are no images."""
     folder = tmp_path / "photos"
     (folder / "night").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for i in range(30):
-        pixels = rng.integers(0, 60, (24, 30, 3), dtype=np.uint8)
-        if i % 5 == 0:
-            pixels[5:15, 5:15] = 240
-        Image.fromarray(pixels).save(folder / ("night" if i % 2 else ".") / f"{i:02d}.png")
+    write_photos([folder / ("night" if i % 2 else ".") / f"{i:02d}.png" for i in range(30)])
     (folder / "empty.png").write_bytes(b"")
     (folder / "short.png").write_bytes((folder / "00.png").read_bytes()[:200])
     (folder / "text.jpg").write_text("this is no image")

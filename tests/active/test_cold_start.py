@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from pictures import write_photos
 
 from anomalymatch import run
 from anomalymatch.active.cold_start import ColdStart, KCentreOrder, RandomOrder
@@ -26,21 +26,9 @@ def photos(tmp_path):
     """Thirty dark images, every fifth with a bright square, and one that is damaged; nothing says which is what."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(30):
-        pixels = rng.integers(0, 60, (24, 30, 3), dtype=np.uint8)
-        if i % 5 == 0:
-            pixels[5:15, 5:15] = 240
-        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    write_photos([folder / f"{i:02d}.png" for i in range(30)])
     (folder / "damaged.png").write_bytes(b"\x89PNG")
     return folder
-
-
-def small(tiny_job):
-    """Return the overrides of the tiny job that suit every algorithm and dataset."""
-    return [
-        word for word in tiny_job if word.startswith(("model.", "inference.", "dataset.image_size", "logger", "data."))
-    ]
 
 
 def benchmark(tiny_job, algorithm):
@@ -48,8 +36,10 @@ def benchmark(tiny_job, algorithm):
     return [f"algorithm={algorithm}", "oracle=top_k", *(w for w in tiny_job if not w.startswith("algorithm"))]
 
 
-def own(tiny_job, photos):
-    return ["dataset=folder", f"data.root={photos}", *small(tiny_job)]
+@pytest.fixture
+def own(tiny_model, photos):
+    """The overrides of a run on `photos`."""
+    return ["dataset=folder", f"data.root={photos}", *tiny_model]
 
 
 def scores(path, cycle):
@@ -59,8 +49,8 @@ def scores(path, cycle):
 # --- algorithms that need no label ------------------------------------------------------------------------------
 
 
-def test_own_images_are_ranked_without_any_label(command, photos, tiny_job, tmp_path):
-    outcome = command(*own(tiny_job, photos), "algorithm=knn", "hydra.run.dir=out")
+def test_own_images_are_ranked_without_any_label(command, own, tmp_path):
+    outcome = command(*own, "algorithm=knn", "hydra.run.dir=out")
     assert outcome.code == 0, outcome.err
     assert "No new labels since cycle 1 and nobody to ask" in " ".join(outcome.err.split())
     out = tmp_path / "out"
@@ -81,9 +71,9 @@ def test_own_images_are_ranked_without_any_label(command, photos, tiny_job, tmp_
 
 @pytest.mark.parametrize("method", ["knn", "mixed"])
 def test_the_learner_replaces_the_cold_start_once_both_classes_are_labelled(
-    command, photos, tiny_job, tmp_path, method, without_pictures
+    command, own, tmp_path, method, without_pictures
 ):
-    words = [*own(tiny_job, photos), "algorithm=probe", f"al.cold_start={method}", "al.cycles=3", "hydra.run.dir=out"]
+    words = [*own, "algorithm=probe", f"al.cold_start={method}", "al.cycles=3", "hydra.run.dir=out"]
     assert command(*words).code == 0
     out = tmp_path / "out"
     assert len(scores(out, 1)) == 30
@@ -108,8 +98,8 @@ def test_the_learner_replaces_the_cold_start_once_both_classes_are_labelled(
     }
 
 
-def test_the_report_mentions_a_ranking_by_the_cold_start(command, photos, tiny_job, tmp_path):
-    command(*own(tiny_job, photos), "algorithm=probe", "al.cold_start=random", "hydra.run.dir=out")
+def test_the_report_mentions_a_ranking_by_the_cold_start(command, own, tmp_path):
+    command(*own, "algorithm=probe", "al.cold_start=random", "hydra.run.dir=out")
     said = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "the last ranking is that of the cold start" in said
 

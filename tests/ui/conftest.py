@@ -210,16 +210,3 @@ def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any, Cal
             sys.modules.update(kept)  # the simulation removes the modules of pages
 
     return run
-
-
-@pytest.fixture
-def wait_for() -> Callable[..., None]:
-    """Wait in a thread until a condition holds."""
-
-    def wait(condition: Callable[[], object], seconds: float = 30) -> None:
-        give_up = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < give_up, "the condition was not met in time"
-            time.sleep(0.01)
-
-    return wait
