@@ -306,14 +306,6 @@ def test_label_studio_interface() -> None:
     assert [choice.attrib["value"] for choice in choices] == list(Label)
 
 
-def test_a_label_without_its_event(ranked: Search) -> None:
-    ranked.events = []
-    tasks = json.loads(export("labelstudio", ranked).path.read_text())
-    assert tasks[0]["annotations"][0]["result"][0]["value"]["choices"] == ["anomaly"]
-    rows = pq.read_table(export("parquet", ranked).path).to_pylist()
-    assert (rows[3]["label"], rows[3]["annotator"]) == ("anomaly", None)
-
-
 def test_a_full_disk(ranked: Search, temporary: Path, monkeypatch: Any) -> None:
     def full(*args: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
