@@ -1,9 +1,14 @@
 """Fixtures for short trainings on sixty small images."""
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pytorch_lightning import Callback, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
 
 TINY = (
     "algorithm.learner.batch.labelled=4",
@@ -55,6 +60,31 @@ def make(small: Any, make_embedding: Any) -> Callable[..., Any]:
         return build_learner(config, task, make_embedding(task.source, **model))
 
     return make_learner
+
+
+@pytest.fixture
+def train_with_lightning(tmp_path: Path) -> Callable[..., set[tuple[bool, bool]]]:
+    """Train on batches; return whether a network was in training mode at each step, and each of its batch norms."""
+
+    def train(module: Any, batches: list[Any], network: nn.Module) -> set[tuple[bool, bool]]:
+        modes = set()
+
+        class Modes(Callback):
+            def on_train_batch_end(self, *_: Any) -> None:
+                norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
+                modes.update((network.training, norm.training) for norm in norms)
+
+        unused = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        options = {"max_steps": len(batches), "accelerator": "cpu", "default_root_dir": tmp_path}
+        trainer = Trainer(**options, **dict.fromkeys(unused, False), callbacks=[Modes()])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # Lightning's own, with a new torch
+            # Of batch norms that keep their statistics.
+            warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+            trainer.fit(module, DataLoader(batches, batch_size=None))
+        return modes
+
+    return train
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
 from torch import nn
-from torch.utils.data import DataLoader
 
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
 from anomalymatch.algorithms.msc.loss import angular_term, mean_shifted_contrastive, nt_xent
@@ -14,7 +12,6 @@ from anomalymatch.algorithms.msc.views import ViewPair
 from anomalymatch.errors import DataError
 
 STEPS = 3
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 def spec(**changes):
@@ -105,24 +102,13 @@ def test_a_pair_without_direction_is_left_out_and_leaves_the_gradient_finite(bac
     assert all(torch.isfinite(p.grad).all() for p in module.backbone.parameters() if p.grad is not None)
 
 
-class Modes(Callback):
-    def __init__(self):
-        self.norms, self.whole = set(), set()
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.norms |= {part.training for part in module.backbone.modules() if isinstance(part, nn.BatchNorm2d)}
-        self.whole.add(module.backbone.training)
-
-
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's own, with a new torch
-@pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning")  # of batch norms that keep their statistics
-def test_lightning_trains_it_as_the_plain_loop_does_with_batch_norms_at_rest(backbone, centre, pair, tmp_path):
+def test_lightning_trains_it_as_the_plain_loop_does_with_batch_norms_at_rest(
+    backbone, centre, pair, train_with_lightning
+):
     freeze_lower_groups(backbone.body, 2)
     trained = module_of(backbone.train(), centre, weight_decay=0.01)
-    modes = Modes()
-    trainer = Trainer(max_steps=STEPS, accelerator="cpu", callbacks=[modes], default_root_dir=tmp_path, **QUIET)
-    trainer.fit(trained, DataLoader([pair(step) for step in range(STEPS)], batch_size=None))
-    assert (modes.norms, modes.whole) == ({False}, {True})
+    modes = train_with_lightning(trained, [pair(step) for step in range(STEPS)], trained.backbone)
+    assert modes == {(True, False)}
 
     plain = module_of(backbone.train(), centre, weight_decay=0.01)
     plain.on_train_start()
