@@ -28,18 +28,11 @@ def images(channels=3, size=64):
     return torch.randn(3, channels, size, size, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize(
-    ("name", "weights", "left"),
-    [
-        ("tf_efficientnet_lite0", "bundled", 0),
-        ("resnet18", "none", 0),
-        ("test_efficientnet", "none", 0),
-        ("test_byobnet", "none", 0),
-    ],
-)
-def test_same_outputs_with_fewer_layers(name, weights, left):
-    backbone = built(name, weights=weights, image_size=64)[1]
-    body = backbone.body if weights == "bundled" else randomised(backbone.body)
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "test_efficientnet", "test_byobnet"])
+def test_same_outputs_without_batch_norms(name):
+    bundled = name == "tf_efficientnet_lite0"
+    body = built(name, weights="bundled" if bundled else "none", image_size=64)[1].body
+    body = body if bundled else randomised(body)
     body.train()
     before, trained = fingerprint(body), [m.training for m in body.modules()]
     fused = fuse_batch_norms(body)
@@ -47,7 +40,7 @@ def test_same_outputs_with_fewer_layers(name, weights, left):
     assert fingerprint(body) == before
     assert [m.training for m in body.modules()] == trained
     assert count(body) > 5
-    assert count(fused) == left
+    assert count(fused) == 0
     body.eval()
     with torch.inference_mode():
         expected, got = body(images()), fused(images())

@@ -1,19 +1,16 @@
 """Fixtures of the FixMatch tests."""
 
 import pytest
+import torch
 
 
 def _images(count, generator):
-    import torch
-
     return torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
 
 
 @pytest.fixture
 def batch():
     """Function that makes the `MixedBatch` of a seed."""
-    import torch
-
     from anomalymatch.algorithms.fixmatch.batches import MixedBatch
 
     def make(seed=0, labelled=4, unlabelled=6):
@@ -29,8 +26,6 @@ def batch():
 @pytest.fixture
 def opinionated(tiny_network, batch):
     """Network whose logits spread, so that some images pass the threshold and some do not, as both classes."""
-    import torch
-
     network = tiny_network.eval()
     images = torch.cat([batch(seed).x_ulb_w for seed in range(4)])
     with torch.no_grad():

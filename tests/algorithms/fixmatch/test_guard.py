@@ -6,6 +6,8 @@ import pytest
 from hydra.utils import instantiate
 
 from anomalymatch.algorithms.base import GUARD
+from anomalymatch.algorithms.fixmatch import guard
+from anomalymatch.algorithms.fixmatch import learner as fixmatch_learner
 from anomalymatch.algorithms.fixmatch.guard import (
     GuardLimits,
     check_average,
@@ -29,6 +31,9 @@ def steps(*rows):
     return [{"step": float(n), "loss": 0.5, "pass_rate": p, "pass_rate_anomaly": a} for n, (p, a) in enumerate(rows)]
 
 
+FOUR, COMMON = steps(*[(0.9, 0.02)] * 4, *[(0.9, 0.0)] * 12), steps(*[(0.9, 0.02)] * 30, *[(1.0, 0.98)] * 10)
+
+
 def trained(rows, *, limits=LIMITS, cold=False, **options):
     return check_steps(rows, limits, cold=cold, **options)
 
@@ -45,7 +50,7 @@ def trained(rows, *, limits=LIMITS, cold=False, **options):
         (steps(*[(0.9, 0.0)] * 40), False),  # an anomaly never passed: rare, not collapsed
         (steps(*[(0.0, 0.0)] * 40), True),
         (steps(*[(0.9, 0.02), (0.9, 0.0), (0.9, 0.0)] * 10, *[(0.9, 0.0)] * 15), False),  # few passed, by chance
-        (steps(*[(0.9, 0.02)] * 4, *[(0.9, 0.0)] * 12), False),  # four steps are too few
+        (FOUR, False),  # four steps are too few
         ([{"step": 0.0, "loss_contrast": 1.0}], True),  # of another algorithm
     ],
 )
@@ -68,8 +73,7 @@ def test_too_many_passes_at_the_first_step_are_found():
 
 
 def test_collapse_to_one_class():
-    to_anomaly = steps(*[(0.9, 0.02)] * 30, *[(1.0, 0.98)] * 10)
-    assert trained(to_anomaly) == ["the pseudo-labels have collapsed: 98% of those that pass are anomalies"]
+    assert trained(COMMON) == ["the pseudo-labels have collapsed: 98% of those that pass are anomalies"]
     to_normal = steps(*[(0.9, 0.02)] * 30, *[(1.0, 0.0)] * 10)
     assert trained(to_normal) == ["the pseudo-labels have collapsed: none that passes is an anomaly any more"]
     assert trained(to_normal[:-1] + steps((1.0, 0.01))) == []  # one does
@@ -170,8 +174,6 @@ def test_with_too_few_labels_the_probe_stays():
 
 
 # --- limits --------------------------------------------------------------------------------------------------
-
-FOUR, COMMON = steps(*[(0.9, 0.02)] * 4, *[(0.9, 0.0)] * 12), steps(*[(0.9, 0.02)] * 30, *[(1.0, 0.98)] * 10)
 
 
 def folds_of(limits):
@@ -299,7 +301,6 @@ def test_a_collapse_falls_back_to_the_probe(train, small, labels, tmp_path, algo
 @pytest.fixture
 def with_aps(train, monkeypatch):
     """Train a learner as if these were the average precisions; return it and the real ones."""
-    from anomalymatch.algorithms.fixmatch import guard
 
     def trained(aps, *words):
         compared = []
@@ -327,7 +328,7 @@ def test_retrain_stops_at_the_best_checkpoint(train, small, with_aps):
     np.testing.assert_array_equal(whole.logits, plain.logits)
 
 
-def test_retrain_keeps_a_better_probe(train, small, with_aps, monkeypatch):
+def test_retrain_keeps_a_better_probe(train, small, with_aps):
     learner, _ = with_aps({0: 0.3, 2: 0.2, 4: 0.1})
     assert learner.guard.notes == [
         "out of fold, its average precision is 0.20, below the probe's 0.30: the ranking of the probe is kept"
@@ -338,8 +339,6 @@ def test_retrain_keeps_a_better_probe(train, small, with_aps, monkeypatch):
 
 @pytest.mark.parametrize(("refitted", "falls_back"), [(0.0, True), (1.0, False)])
 def test_a_worse_refitted_head_falls_back_to_the_probe(train, small, monkeypatch, refitted, falls_back):
-    from anomalymatch.algorithms.fixmatch import learner as fixmatch_learner
-
     real = fixmatch_learner.refit_head
 
     def refit(*args):
@@ -354,8 +353,6 @@ def test_a_worse_refitted_head_falls_back_to_the_probe(train, small, monkeypatch
 
 
 def test_a_lagging_average_is_reported_and_kept(train, small, monkeypatch):
-    from anomalymatch.algorithms.fixmatch import guard
-
     monkeypatch.setattr(guard, "check_out_of_fold", lambda *args: [])
     slow = "algorithm.learner.loss.ema_decay=0.95"
     learner = train("algorithm.learner.guard=fallback", slow)
@@ -366,8 +363,6 @@ def test_a_lagging_average_is_reported_and_kept(train, small, monkeypatch):
 
 
 def test_drift_is_found_at_the_first_ranking(train, small, monkeypatch):
-    from anomalymatch.algorithms.fixmatch import guard
-
     monkeypatch.setattr(guard, "check_out_of_fold", lambda *args: [])
     monkeypatch.setattr(guard, "check_scores", lambda network, probe, limits: ["it drifts"])
     learner = train("algorithm.learner.guard=fallback")

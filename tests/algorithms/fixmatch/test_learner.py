@@ -34,7 +34,7 @@ def test_the_candidates_are_passed_to_the_refit(make, small, labels, monkeypatch
 
     real = fixmatch_learner.refit_head
     monkeypatch.setattr(fixmatch_learner, "refit_head", refit)
-    learner = make("fixmatch", "algorithm.learner.guard=off", f"algorithm.learner.batch.candidate_share={share}")
+    learner = make("fixmatch", GUARDLESS, f"algorithm.learner.batch.candidate_share={share}")
     learner.fit(labels, pool=small.pool)
     ((known, spec, likely),) = heard
     assert known == labels

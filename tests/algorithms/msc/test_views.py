@@ -1,20 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from anomalymatch.algorithms.msc.views import TwoViewAugmentation, TwoViewBatches
+from anomalymatch.config import compose
 from anomalymatch.errors import DataError
 
-PLAIN = {
-    "crop": [0.2, 1.0],
-    "jitter": [0.4, 0.4, 0.4, 0.1],
-    "jitter_probability": 0.8,
-    "grey": 0.2,
-    "blur": 0.5,
-    "blur_sigma": [0.1, 2.0],
-    "flip": 0.5,
-    "vertical_flip": 0.0,
-}
+PLAIN = OmegaConf.to_container(compose("algorithm=msc").algorithm.learner.augmentation)
+del PLAIN["_target_"]
 STILL = PLAIN | {"crop": [1.0, 1.0], "jitter_probability": 0.0, "grey": 0.0, "blur": 0.0, "flip": 0.0}
 
 

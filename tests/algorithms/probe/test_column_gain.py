@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from probes import SELF_TRAINING
 from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold
 
 from anomalymatch.algorithms.probe.regression import column_gain, fit_logistic, self_train
 from anomalymatch.backbones.features import Scaling
@@ -39,8 +40,6 @@ def test_informative_block_is_trusted_more(clue):
 
 def test_trust_is_the_average_precision_out_of_fold():
     """Compare with folds that are drawn and fitted one by one."""
-    from sklearn.model_selection import StratifiedKFold
-
     rows, rare = two_blocks()
     anomalies, normals = rows[rare][:7], rows[~rare][:60]
     both, targets = np.concatenate([anomalies, normals]), np.repeat([1, 0], [7, 60])

@@ -140,14 +140,16 @@ def test_the_mean_of_two_probes_must_be_confident():
     np.testing.assert_allclose(insists.coefficients, by_hand.coefficients, atol=1e-4)
 
 
+def raw_and_calibrated(*rows):
+    """Train a probe without pseudo-labels, as it is and calibrated."""
+    return [trained(*rows, replace(SELF_TRAINING, rounds=0, calibration=how)) for how in ("none", "platt")]
+
+
 def test_calibration_keeps_the_order_and_tells_how_many_are_anomalies():
     anomalies, normals = clusters(anomalies=40, normals=2000)
     learnt = anomalies[:20], normals[:1000]
     rest = np.concatenate([anomalies[20:], normals[1000:]])
-    raw, calibrated = (
-        trained(*learnt, rest, replace(SELF_TRAINING, rounds=0, calibration=how)).logits(rest)
-        for how in ("none", "platt")
-    )
+    raw, calibrated = (probe.logits(rest) for probe in raw_and_calibrated(*learnt, rest))
     np.testing.assert_array_equal(np.argsort(raw, kind="stable"), np.argsort(calibrated, kind="stable"))
     assert expit(raw).sum() > 60  # of twenty
     assert 10 < expit(calibrated).sum() < 40
@@ -156,10 +158,7 @@ def test_calibration_keeps_the_order_and_tells_how_many_are_anomalies():
 @pytest.mark.parametrize("counts", [(1, 50), (5, 1)])
 def test_a_class_with_one_image_leaves_the_probe_uncalibrated(counts):
     anomalies, normals = clusters(*counts)
-    raw, calibrated = (
-        trained(anomalies, normals, normals[:0], replace(SELF_TRAINING, rounds=0, calibration=how))
-        for how in ("none", "platt")
-    )
+    raw, calibrated = raw_and_calibrated(anomalies, normals, normals[:0])
     np.testing.assert_array_equal(raw.coefficients, calibrated.coefficients)
     assert raw.intercept == calibrated.intercept
 
@@ -169,8 +168,7 @@ def test_random_labels_do_not_reverse_the_order():
     signs = []
     for _ in range(20):
         rows = rng.normal(size=(12, 6)).astype(np.float32)
-        probe = trained(rows[:4], rows[4:], rows[:0], replace(SELF_TRAINING, rounds=0, calibration="platt"))
-        plain = trained(rows[:4], rows[4:], rows[:0], replace(SELF_TRAINING, rounds=0))
+        plain, probe = raw_and_calibrated(rows[:4], rows[4:], rows[:0])
         signs.append(float(probe.coefficients @ plain.coefficients) > 0)
     assert all(signs)
 
