@@ -15,7 +15,7 @@ from astropy.table import MaskedColumn, Table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalymatch import tables
+from anomalymatch import terminal
 from anomalymatch.errors import ConfigError, DataError, DownloadError
 from anomalymatch.scoring import crossmatch as module
 from anomalymatch.scoring.crossmatch import Candidate, Position, crossmatch, nearest_objects, read_positions
@@ -310,7 +310,7 @@ def command(call_main):
 
 
 def test_command_shows_images_without_known_object_first(command, simbad, output, monkeypatch):
-    monkeypatch.setattr(tables.console, "_width", 120, raising=False)
+    monkeypatch.setattr(terminal.console, "_width", 120, raising=False)
     simbad.objects = [("M [31]", "G", 10.0, 20.0)]
     code, out, err = command(output, "--radius", 3, "--service", "simbad", "--top", 3)
     assert (code, out) == (0, ""), err
