@@ -1,14 +1,14 @@
 import logging
 import os
-import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hydra.utils import instantiate
-from pictures import png
+from pictures import png, write_tar
 
 from anomalymatch.config import compose
 from anomalymatch.data import download
@@ -35,6 +35,16 @@ def opened(monkeypatch: pytest.MonkeyPatch, stand_in: ImageSource) -> list[tuple
 
     monkeypatch.setattr(auto.Kind, "opener", opener)
     return calls
+
+
+def refused_in(cache: Path) -> Callable[[str, Path | str | None], None]:
+    """Return a check that a path is refused with a message."""
+
+    def refuse(message: str, root: Path | str | None) -> None:
+        with pytest.raises(DataError, match=message):
+            open_path(root, cache_dir=cache)
+
+    return refuse
 
 
 def test_zarr_in_a_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_source: Any) -> None:
@@ -100,8 +110,7 @@ def test_several_kinds_are_listed(tmp_path: Path) -> None:
     for name in ["a.png", "b/c.png", "d.fits", "f.npy"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(png())
-    with pytest.raises(DataError, match=r"\(2 images, 1 FITS files, 1 NumPy files\): choose one by .*dataset=folder"):
-        open_path(tmp_path, cache_dir=tmp_path)
+    refused_in(tmp_path)(r"\(2 images, 1 FITS files, 1 NumPy files\): choose one by .*dataset=folder", tmp_path)
 
 
 def test_options_reach_the_source(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -136,40 +145,28 @@ def test_urls(tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, make
     source = open_path("memory://images", cache_dir=tmp_path, storage_options={})
     assert source.read(["a.png"])[0][0, 0, 0] == 3
     memory.pipe("/images/b.zip", b"")
-    with pytest.raises(DataError, match="more than one kind of data in it"):
-        open_path("memory://images", cache_dir=tmp_path)
-    with pytest.raises(DataError, match="there is nothing in it that can be opened"):
-        open_path("memory://none", cache_dir=tmp_path)
-    with pytest.raises(DataError, match="single image"):
-        open_path("memory://images/a.png", cache_dir=tmp_path)
-    with pytest.raises(DataError, match="Zarr stores are not read over the network"):
-        open_path("memory://images/a.zarr", cache_dir=tmp_path)
+    refuse = refused_in(tmp_path)
+    refuse("more than one kind of data in it", "memory://images")
+    refuse("there is nothing in it that can be opened", "memory://none")
+    refuse("single image", "memory://images/a.png")
+    refuse("Zarr stores are not read over the network", "memory://images/a.zarr")
 
 
 def test_messages(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset=auto needs data\.root=PATH"):
-        open_path(None, cache_dir=tmp_path)
-    with pytest.raises(DataError, match="expected a folder of images or an archive, found nothing"):
-        open_path(tmp_path / "none", cache_dir=tmp_path)
+    refuse = refused_in(tmp_path)
+    refuse(r"dataset=auto needs data\.root=PATH", None)
+    refuse("expected a folder of images or an archive, found nothing", tmp_path / "none")
     (tmp_path / "a.csv").write_text("filename,label\n")
-    with pytest.raises(DataError, match="with the columns ra and dec, or tile, x and y; this is none of them"):
-        open_path(tmp_path / "a.csv", cache_dir=tmp_path)
-    with pytest.raises(DataError, match="nothing in it that can be opened: expected one of images, zip archives"):
-        open_path(tmp_path, cache_dir=tmp_path)
+    refuse("with the columns ra and dec, or tile, x and y; this is none of them", tmp_path / "a.csv")
+    refuse("nothing in it that can be opened: expected one of images, zip archives", tmp_path)
     (tmp_path / "a.doc").write_text("")
-    with pytest.raises(DataError, match=r"a file that ends in \.csv, \.fit"):
-        open_path(tmp_path / "a.doc", cache_dir=tmp_path)
+    refuse(r"a file that ends in \.csv, \.fit", tmp_path / "a.doc")
     (tmp_path / "a.png").symlink_to("nowhere.png")
-    with pytest.raises(DataError, match=r"no images in it \(links and names of images"):
-        open_path(tmp_path, cache_dir=tmp_path)
+    refuse(r"no images in it \(links and names of images", tmp_path)
     (tmp_path / "a.png").unlink()
     (tmp_path / "a.png").write_bytes(png())
-    with pytest.raises(DataError, match=r"this is a single image, set data\.root to the folder"):
-        open_path(tmp_path / "a.png", cache_dir=tmp_path)
+    refuse(r"this is a single image, set data\.root to the folder", tmp_path / "a.png")
     (tmp_path / "bad.zip").write_bytes(b"")
-    with pytest.raises(DataError, match="expected a zip archive"):
-        open_path(tmp_path / "bad.zip", cache_dir=tmp_path)
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
-        pass
-    with pytest.raises(DataError, match="compressed"):
-        open_path(tmp_path / "a.tar.gz", cache_dir=tmp_path)
+    refuse("expected a zip archive", tmp_path / "bad.zip")
+    write_tar(tmp_path / "a.tar.gz", {}, mode="w:gz")
+    refuse("compressed", tmp_path / "a.tar.gz")

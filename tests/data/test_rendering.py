@@ -71,10 +71,6 @@ def slow(rendering, plane, low, high):
     return out
 
 
-def near(image, expected, tolerance=0.501):
-    return np.abs(image.astype(np.float64) - expected).max() <= tolerance
-
-
 @pytest.mark.parametrize("name", ["linear", "sqrt", "log", "asinh"])
 @pytest.mark.parametrize("parameter", [None, 3.0])
 @pytest.mark.parametrize(
@@ -93,7 +89,7 @@ def test_rendering_equals_its_slow_twin(name, parameter, interval, astropy):
     assert image.dtype == np.uint8
     for k in range(3):
         low, high = astropy.get_limits(pixels[..., k])
-        assert near(image[..., k], slow(rendering, pixels[..., k], low, high))
+        assert np.abs(image[..., k] - slow(rendering, pixels[..., k], low, high)).max() <= 0.501
 
 
 def test_values_by_hand():
@@ -256,7 +252,6 @@ def test_every_option_changes_the_image_and_the_fingerprint(before, after, make_
     assert not np.array_equal(rendering(eight_bits, GRI), eight_bits)
     again = Rendering(**json.loads(json.dumps(rendering.as_dict())))
     assert again == rendering
-    assert again.as_dict() == rendering.as_dict()
 
 
 def test_nan_and_infinity():

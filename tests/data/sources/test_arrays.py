@@ -5,17 +5,15 @@ import numpy as np
 import pytest
 import zarr
 
-from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.sources.arrays import ArraySource
 from anomalymatch.data.sources.hdf5 import HDF5Source
 from anomalymatch.data.sources.numpy import NumpySource
 from anomalymatch.data.sources.zarr import ZarrSource
 from anomalymatch.errors import ConfigError, DataError
-from anomalymatch.types import Reject
 
 
-def write(path: Path, *shape: int, dtype: str = "uint8") -> Path:
-    np.save(path, np.arange(np.prod(shape)).reshape(shape).astype(dtype))
+def write(path: Path, *shape: int) -> Path:
+    np.save(path, np.arange(np.prod(shape)).reshape(shape).astype(np.uint8))
     return path
 
 
@@ -112,22 +110,8 @@ def test_channels_convert_photographs(path: Path, tmp_path: Path) -> None:
     assert {image.shape[2] for image in NumpySource([path, grey], channels=3).read(["a/000000", "grey/000000"])} == {3}
 
 
-def test_rendering_takes_bands_by_name(tmp_path: Path) -> None:
-    table = write(tmp_path / "b.npy", 2, 3, 6, 5, dtype="float32")
-    rendering = Rendering(combine={"one": {"i": 1.0}}, limits={"one": [30.0, 60.0]})
-    source = NumpySource(table, bands=["g", "i", "z"], rendering=rendering)
-    assert source.channels == 1
-    assert source.read(["b/000000"])[0][0, :3, 0].tolist() == [0, 8, 17]
-    assert source.fingerprint != NumpySource(table).fingerprint
-
-
 def test_classes_in_some_files_only(path: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", images=np.zeros((1, 6, 5, 3), dtype=np.uint8), labels=["x"])
     with pytest.raises(DataError, match=r"a\.npy: there are no labels in it, but there are in other files"):
         NumpySource(tmp_path)
     assert NumpySource(tmp_path, labels="none").truth is None
-
-
-def test_images_without_a_number_are_rejected(tmp_path: Path) -> None:
-    np.save(tmp_path / "b.npy", np.full((2, 6, 5), np.nan, dtype=np.float32))
-    assert isinstance(NumpySource(tmp_path / "b.npy").read(["b/000001"])[0], Reject)

@@ -20,6 +20,7 @@ from pictures import png
 from anomalymatch.config import compose
 from anomalymatch.data.sources import benchmarks
 from anomalymatch.data.sources.benchmarks import cifar10, galaxymnist, galaxyzoo1, miniimagenet
+from anomalymatch.data.sources.parquet import ParquetSource
 from anomalymatch.errors import DataError, DownloadError
 from anomalymatch.types import Reject
 
@@ -200,17 +201,12 @@ def test_incomplete_hub_download_is_not_used(tmp_path: Path, monkeypatch: pytest
     hub.arriving = ["train"]
     with pytest.raises(DownloadError, match="1 of 2 files did not arrive"):
         miniimagenet(None, tmp_path)
-    hub.error = OSError("no network")
-    with pytest.raises(DownloadError, match="no network"):
-        miniimagenet(None, tmp_path)
+    hub.error = OSError("no\nnetwork")
+    for function, name in ((miniimagenet, "timm/mini-imagenet"), (cifar10, "uoft-cs/cifar10")):
+        with pytest.raises(DownloadError, match=rf"^cannot download {name} .*\(no\): .*or take dataset=demo$"):
+            function(None, tmp_path)
     hub.error, hub.arriving = None, ["test"]
     assert len(miniimagenet(None, tmp_path)) == 8
-
-
-def test_hub_failures_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Hub(monkeypatch).error = OSError("no\nnetwork")
-    with pytest.raises(DownloadError, match=r"^cannot download uoft-cs/cifar10 .*\(no\): .*or take dataset=demo$"):
-        cifar10(None, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["galaxymnist", "miniimagenet", "cifar10", "galaxyzoo1"])
@@ -223,8 +219,11 @@ def test_configuration_opens_the_set(name: str, tmp_path: Path) -> None:
     assert source.read(source.ids[:1])[0].shape[2] == 3
 
 
+real_images = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images: ANOMALYMATCH_DATA={REAL} is missing")
+
+
 @pytest.mark.realdata
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images: ANOMALYMATCH_DATA={REAL} is missing")
+@real_images
 @pytest.mark.parametrize(
     ("function", "n", "n_holdout", "shape"),
     [
@@ -241,3 +240,13 @@ def test_real_sets(
     assert (len(source), len(source.holdout)) == (n, n_holdout)
     assert {image.shape for image in source.read(source.ids[:: n // 200])} == {shape}
     assert compose(f"dataset={function.__name__}").dataset.anomaly in Counter(source.truth.values())
+
+
+@pytest.mark.realdata
+@real_images
+def test_real_parquet_files() -> None:
+    neu = ParquetSource(REAL / "neu_steel", channels=1)
+    assert set(Counter((neu.truth or {}).values()).values()) == {150}
+    assert {image.shape for image in neu.read(neu.ids[:300])} == {(200, 200, 1)}
+    tiles = ParquetSource(REAL / "magnetic_tile")
+    assert not [image for image in tiles.read(tiles.ids[::7]) if isinstance(image, Reject)]

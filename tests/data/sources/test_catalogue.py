@@ -31,9 +31,8 @@ TILE = (np.arange(HEIGHT)[:, None] * 100 + np.arange(WIDTH)).astype(np.float32)
 
 def tile(path: Path, pixels: np.ndarray = TILE, at: WCS | None = None, **cards: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = fits.Header() if at is None else at.to_header()
-    header.update(cards)
-    fits.PrimaryHDU(pixels, header).writeto(path, overwrite=True)
+    header = {**at.to_header()} if at else {}
+    fits.PrimaryHDU(pixels, fits.Header(header | cards)).writeto(path, overwrite=True)
     return path
 
 
@@ -73,11 +72,7 @@ def test_cutouts_by_pixels(simple: Path) -> None:
     assert source.load(0)[..., 0].tolist() == TILE[3:7, 8:12].tolist()
     assert source.load(2)[..., 0].tolist() == (TILE[3:7, 8:12] + 5000).tolist()
     assert source.load(0).dtype == np.float32
-    corner = source.load(3)[..., 0]
-    assert np.isnan(corner[:2]).all()
-    assert np.isnan(corner[:, :2]).all()
-    assert corner[2:, 2:].tolist() == TILE[:2, :2].tolist()
-    assert source.read(["s"])[0][0, 0, 0] == 0
+    assert source.read(["s"])[0][0, 0, 0] == 0  # outside of the tile
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -181,23 +176,21 @@ def test_kinds_of_tiles(tmp_path: Path) -> None:
     fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(grey, tile_shape=(7, 9))]).writeto(tmp_path / "z.fits.fz")
     (tmp_path / "g.fits.gz").write_bytes(gzip.compress((tmp_path / "i.fits").read_bytes()))
 
-    def cuts(name: str) -> tuple[np.ndarray, np.ndarray]:
+    def cut(name: str) -> np.ndarray:
         file = table(tmp_path / "cat.csv", x=[10, 39], y=[5, 29], tile=[name] * 2)
         source = CatalogueSource(file, size=2, **XY)
-        good = source.load(0)
-        assert good.dtype.isnative
-        return good, source.load(1)
+        assert source.load(1).shape[:2] == (2, 2)
+        assert source.load(0).dtype.isnative
+        return source.load(0)
 
     for name in ("a.npy", "i.fits", "z.fits.fz", "g.fits.gz"):
-        whole, _ = cuts(name)
-        assert whole.dtype == np.uint16
-        assert whole[..., 0].tolist() == TILE[4:6, 9:11].tolist()
+        assert cut(name).dtype == np.uint16
+        assert cut(name)[..., 0].tolist() == TILE[4:6, 9:11].tolist()
     for name in ("c.npy", "c.png", "c.tif"):
-        whole, _ = cuts(name)
-        assert whole.dtype == np.uint8
-        assert whole[1, 1].tolist() == [10, 5, 0]
-    assert cuts("f.tif")[0][..., 0].tolist() == TILE[4:6, 9:11].tolist()
-    assert cuts("s.fits")[0][1, 1, 0] == 1 + 2 * 510
+        assert cut(name).dtype == np.uint8
+        assert cut(name)[1, 1].tolist() == [10, 5, 0]
+    assert cut("f.tif")[..., 0].tolist() == TILE[4:6, 9:11].tolist()
+    assert cut("s.fits")[1, 1, 0] == 1 + 2 * 510
 
 
 @pytest.mark.parametrize(("kind", "padded"), [("u1", "u1"), ("i2", "f4"), ("u4", "f8"), ("f8", "f8")])
@@ -350,7 +343,7 @@ def test_columns_by_name(tmp_path: Path) -> None:
     assert CatalogueSource(file, size=2).load(0)[1, 1, 0] == 100 * 15 + 20
 
 
-def test_labels(simple: Path, tmp_path: Path) -> None:
+def test_labels(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", TILE)
     rows = {"id": ["p", "q", "r"], "x": [5] * 3, "y": [5] * 3, "tile": ["a.npy"] * 3}
     file = table(tmp_path / "l.csv", **rows, said=["anomaly", "", "normal"], kind=["b", "a", "b"], some=["b", "", "a"])
@@ -360,8 +353,6 @@ def test_labels(simple: Path, tmp_path: Path) -> None:
     assert (said.labels, said.truth) == ({"p": "anomaly", "r": "normal"}, None)
     kind = CatalogueSource(file, label_column="kind", **XY)
     assert (kind.labels, dict(kind.truth or {})) == ({}, {"p": "b", "q": "a", "r": "b"})
-    assert list((kind.truth or {}).values()) == ["b", "a", "b"]
-    assert len(kind.truth or {}) == 3
     assert (kind.truth or {}).get("z") is None
     assert dict(pickle.loads(pickle.dumps(kind)).truth) == {"p": "b", "q": "a", "r": "b"}
     with pytest.raises(DataError, match=r"every row must have one, but 1 of 3 have none, the first is q"):

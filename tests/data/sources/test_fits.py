@@ -20,20 +20,14 @@ PLANE = np.arange(20, dtype=np.float32).reshape(4, 5)
 SCALED = Rendering(interval="minmax")
 
 
-def header(**cards: Any) -> fits.Header:
-    made = fits.Header()
-    made.update(cards)
-    return made
-
-
 def write(path: Path, *units: Any, **cards: Any) -> Path:
     """Write one array as the primary image, or several units (arrays, or HDUs) behind an empty primary one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if len(units) == 1 and isinstance(units[0], np.ndarray):
-        fits.PrimaryHDU(units[0], header(**cards)).writeto(path)
+        fits.PrimaryHDU(units[0], fits.Header(cards)).writeto(path)
     else:
         made = [fits.ImageHDU(unit) if isinstance(unit, np.ndarray) else unit for unit in units]
-        fits.HDUList([fits.PrimaryHDU(header=header(**cards)), *made]).writeto(path)
+        fits.HDUList([fits.PrimaryHDU(header=fits.Header(cards)), *made]).writeto(path)
     return path
 
 
@@ -167,7 +161,7 @@ def test_names_of_bands(tmp_path: Path) -> None:
     assert bands(cube, CTYPE3="STOKES", CRVAL3=1.0, CRPIX3=1.0, CDELT3=1.0) == ("I", "Q")
     assert bands(cube, CTYPE3="STOKES", CRVAL3=4.0, CRPIX3=2.0, CDELT3=2.0) == ("Q", "V")
     assert bands(cube, CTYPE3="RGB") == ("band0", "band1")
-    unnamed = [fits.ImageHDU(PLANE, header(FILTER=name)) for name in "gr"]
+    unnamed = [fits.ImageHDU(PLANE, fits.Header({"FILTER": name})) for name in "gr"]
     assert bands(*unnamed, extensions=[1, 2]) == ("g", "r")
     assert bands(PLANE, PLANE, extensions=[1, 2]) == ("band0", "band1")
     assert FitsSource(tmp_path, extensions=[1, 2], bands=["u", "v"]).bands == ("u", "v")

@@ -87,6 +87,10 @@ def test_sub_folders_are_the_classes(tmp_path: Path) -> None:
     truth = {"cat/1.png": "cat", "cat/x/2.png": "cat", "dog/1.png": "dog"}
     assert FolderSource(tmp_path).truth == truth
     assert FolderSource(tmp_path, classes="none").truth is None
+    (tmp_path / "labels.csv").write_text("filename,label\ncat/1.png,unsure\n")  # by a person
+    source = FolderSource(tmp_path)
+    assert (source.labels, source.truth) == ({"cat/1.png": "unsure"}, truth)
+    (tmp_path / "labels.csv").unlink()
     (tmp_path / "one").mkdir()
     (tmp_path / "cat").rename(tmp_path / "one/cat")
     assert FolderSource(tmp_path / "one").truth is None
@@ -99,15 +103,6 @@ def test_sub_folders_are_the_classes(tmp_path: Path) -> None:
         FolderSource(tmp_path, classes="yes")
     with pytest.raises(DataError, match="found a file"):
         FolderSource(tmp_path / "loose.png")
-
-
-def test_labels_by_a_person_beside_class_folders(tmp_path: Path) -> None:
-    for name in ["cat/1.png", "dog/1.png"]:
-        add(tmp_path, name)
-    (tmp_path / "labels.csv").write_text("filename,label\ncat/1.png,unsure\n")
-    source = FolderSource(tmp_path)
-    assert source.labels == {"cat/1.png": "unsure"}
-    assert source.truth == {"cat/1.png": "cat", "dog/1.png": "dog"}
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may list every folder")

@@ -1,6 +1,5 @@
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from pictures import colours, png
 from anomalymatch.data.sources.parquet import ParquetSource
 from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
-
-REAL = Path(os.environ.get("ANOMALYMATCH_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 
 def write(
@@ -200,13 +197,3 @@ def test_set_without_rows_is_refused(tmp_path: Path) -> None:
         ParquetSource(tmp_path)
     write(tmp_path / "b.parquet", [1], columns={"label": [1]})
     assert ParquetSource(tmp_path).ids == ["b/0000000"]
-
-
-@pytest.mark.realdata
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images: ANOMALYMATCH_DATA={REAL} is missing")
-def test_real_sets() -> None:
-    neu = ParquetSource(REAL / "neu_steel", channels=1)
-    assert set(Counter((neu.truth or {}).values()).values()) == {150}
-    assert {image.shape for image in neu.read(neu.ids[:300])} == {(200, 200, 1)}
-    tiles = ParquetSource(REAL / "magnetic_tile")
-    assert not [image for image in tiles.read(tiles.ids[::7]) if isinstance(image, Reject)]

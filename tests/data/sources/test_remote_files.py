@@ -230,21 +230,18 @@ def test_local_paths_are_no_urls(tmp_path: Path) -> None:
 
 
 def test_messages(memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"memory://none: .*no images in it, expected files that end in \.bmp"):
-        FolderSource("memory://none")
-    with pytest.raises(DataError, match=r"memory://none\.zip: expected a file, found nothing at /none\.zip"):
-        ZipSource("memory://none.zip", cache_dir=tmp_path)
-    with pytest.raises(DataError, match=r"set dataset\.source\.cache_dir to the folder"):
-        ZipSource("memory://none.zip")
-    with pytest.raises(DataError, match="nope://x: cannot be opened: ValueError: Protocol not known: nope"):
-        FolderSource("nope://x")
+    def refused(message: str, root: str, **options: Any) -> None:
+        with pytest.raises(DataError, match=message):
+            (ZipSource if root.endswith(".zip") else FolderSource)(root, **options)
+
+    refused(r"memory://none: .*no images in it, expected files that end in \.bmp", "memory://none")
+    nothing = r"expected a file, found nothing at "
+    refused(rf"memory://none\.zip: {nothing}/none\.zip", "memory://none.zip", cache_dir=tmp_path)
+    refused(r"set dataset\.source\.cache_dir to the folder", "memory://none.zip")
+    refused("nope://x: cannot be opened: ValueError: Protocol not known: nope", "nope://x")
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(DataError, match=r"s3:// needs a package that is not installed: .*s3fs"):
-        FolderSource("s3://bucket/folder")
+    refused(r"s3:// needs a package that is not installed: .*s3fs", "s3://bucket/folder")
     monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no entry")))
-    with pytest.raises(DataError, match="memory://set: cannot be listed: PermissionError: no entry"):
-        FolderSource("memory://set")
-    with pytest.raises(DataError, match=r"cannot be listed|no images in it"):
-        FolderSource("http://127.0.0.1:9/images")
-    with pytest.raises(DataError, match=r"expected a file, found nothing at http://127\.0\.0\.1:9/a\.zip"):
-        ZipSource("http://127.0.0.1:9/a.zip", cache_dir=tmp_path)
+    refused("memory://set: cannot be listed: PermissionError: no entry", "memory://set")
+    refused(r"cannot be listed|no images in it", "http://127.0.0.1:9/images")
+    refused(rf"{nothing}http://127\.0\.0\.1:9/a\.zip", "http://127.0.0.1:9/a.zip", cache_dir=tmp_path)
