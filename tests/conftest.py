@@ -211,6 +211,14 @@ def call_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 
 @pytest.fixture
+def call_in_folder(call_main: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Function that binds `call_main` to the `main` of a command, in the empty folder `work`."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return lambda main: partial(call_main, main)
+
+
+@pytest.fixture
 def command(
     call_main: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Outcome]:

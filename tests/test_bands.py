@@ -29,32 +29,21 @@ def archive(tmp_path):
     return tmp_path / "survey.npz"
 
 
-def words(archive, tmp_path, *more):
-    return [
-        "dataset=numpy",
-        f"data.root={archive}",
-        f"dataset.source.bands=[{','.join(BANDS)}]",
-        "dataset.anomaly=1",
-        "stretch=asinh",
-        "dataset.image_size=32",
-        "model.name=test_efficientnet",
-        "model.weights=none",
-        "al.initial.anomalies=3",
-        "al.initial.normals=10",
-        "al.cycles=1",
-        "logger=none",
-        f"data.cache_dir={tmp_path / 'cache'}",
-        *more,
-    ]
+@pytest.fixture
+def job(tiny_model):
+    """Overrides of a run of one cycle."""
+    return [*tiny_model, "al.initial.anomalies=3", "al.initial.normals=10", "al.cycles=1"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("own", [PROBE, FIXMATCH], ids=["probe of three mixed bands", "fixmatch of five bands"])
-def test_scoring_uses_the_bands_and_the_stretch_of_the_training(archive, tmp_path, own, without_pictures):
-    am.run(*words(archive, tmp_path, *own), folder=tmp_path / "run")
+def test_scoring_uses_the_bands_and_the_stretch_of_the_training(archive, job, tmp_path, own, without_pictures):
+    bands = f"dataset.source.bands=[{','.join(BANDS)}]"
+    images = ["dataset=numpy", f"data.root={archive}", bands, "dataset.anomaly=1", "stretch=asinh"]
+    am.run(*job, *images, *own, folder=tmp_path / "run")
     ranking = am.Ranking.read(tmp_path / "run" / "cycles" / "01" / "scores.parquet")
     shared = [f"run={tmp_path / 'run'}", "dataset=numpy", f"data.root={archive}", "scoring.backend=torch"]
-    folder = am.score(*shared, f"dataset.source.bands=[{','.join(BANDS)}]", f"output={tmp_path / 'scored'}")
+    folder = am.score(*shared, bands, f"output={tmp_path / 'scored'}")
     table = pq.read_table(folder / "scores")
     again = dict(zip(table["id"].to_pylist(), table["logit"].to_pylist(), strict=True))
     # The probe ranks by features in half precision.
@@ -66,7 +55,7 @@ def test_scoring_uses_the_bands_and_the_stretch_of_the_training(archive, tmp_pat
 
 
 @pytest.mark.slow
-def test_finds_with_coordinates_go_to_a_votable(archive, tmp_path, without_pictures):
+def test_finds_with_coordinates_go_to_a_votable(job, tmp_path, without_pictures):
     sky = wcs(150, 2, arcsec=0.36, shape=(200, 200))
     pixels = np.random.default_rng(1).normal(size=(200, 200)).astype(np.float32)
     fits.writeto(tmp_path / "tile.fits", pixels, sky.to_header())
@@ -82,9 +71,7 @@ def test_finds_with_coordinates_go_to_a_votable(archive, tmp_path, without_pictu
         "dataset.source.label_column=label",
         "dataset.anomaly=odd",
     ]
-    base = [word for word in words(archive, tmp_path, "algorithm=probe") if not word.startswith(("data", "stretch"))]
-    own = ["dataset.image_size=32", "stretch=zscale", f"data.cache_dir={tmp_path}"]
-    am.run(*base, *catalogue, *own, folder=tmp_path / "run")
+    am.run(*job, "algorithm=probe", "stretch=zscale", *catalogue, folder=tmp_path / "run")
     folder = am.score(f"run={tmp_path / 'run'}", *catalogue, f"output={tmp_path / 'out'}", "scoring.backend=torch")
     table = Table.read(folder / "top.vot")
     assert table.colnames == ["id", "ra", "dec", "score", "logit"]

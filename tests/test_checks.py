@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from anomalymatch.checks import check_choice, check_range, nearest
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import ConfigError
 
 
@@ -73,8 +73,3 @@ def test_other_choices_are_refused_with_the_most_similar(value, choices, null, s
     with pytest.raises(ConfigError) as caught:
         check_choice("key", value, choices, null=null)
     assert str(caught.value) == f"key is {said}"
-
-
-def test_nearest_gives_similar_words_only():
-    assert nearest("resnet18x", iter(["resnet18", "resnet34", "vit"]), 2) == ["resnet18", "resnet34"]
-    assert nearest("x", ["resnet18"]) == []

@@ -1,7 +1,5 @@
 """The command, as a user meets it."""
 
-from functools import partial
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -48,11 +46,8 @@ def tiny(tmp_path):
 
 
 @pytest.fixture
-def call(call_main, monkeypatch, tmp_path):
-    """Call `python -m anomalymatch.cluster` with these words, in an empty folder."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return partial(call_main, module.main)
+def call(call_in_folder):
+    return call_in_folder(module.main)
 
 
 def test_a_folder_is_grouped_named_and_labelled(call, tiny, images, tmp_path):

@@ -21,8 +21,6 @@ DATASETS = sorted(path.stem for path in (config_folder() / "dataset").glob("*.ya
 ANY = ("model=any", "model.name=convnext_tiny.fb_in1k")
 WRONG = {
     "dataset=nope": "there is no dataset=nope: choose one of auto, catalogue, cifar10, demo, fits, folder",
-    "dataset=": "there is no dataset=: choose one of",
-    "dataset=null": "there is no dataset=null: choose one of",
     "algorithm=fixmach": "there is no algorithm=fixmach: choose one of fixmatch, fixmatch_reference, flexmatch, ",
     "+experiment=nope": "there is no experiment=nope: choose one of clustering_mvtec, demo_quick",
     "experiment=demo_quick": "write +experiment=demo_quick",
@@ -32,14 +30,11 @@ WRONG = {
     "qqqq=1": "there is no key 'qqqq': see `python -m anomalymatch.run --cfg job` for all keys",
     "+foo=1": "there is no key 'foo', and none can be added there",
     "++al.foo=1": "there is no key 'al.foo', and none can be added there",
-    "+augment.zoom=1": "there is no key 'augment.zoom', and none can be added there",
     "~al.budget": "~al.budget: a key cannot be removed",
     "~dataset": "there is no dataset=",
     "al.cycles=three": "al.cycles=three is not a whole number (the default is 3)",
     "al.cycles=1.5": "al.cycles=1.5 is not a whole number",
-    "al.cycles=true": "al.cycles=True is not a whole number",
     "al.cycles=null": "al.cycles=None is not a whole number",
-    "al.initial.anomalies=null": "al.initial.anomalies=None is not a whole number",
     "al.compare_probe=3": "al.compare_probe=3 is not true or false",
     "al.initial=3": "al.initial=3 is not a group of keys (set al.initial.anomalies=…)",
     "seed=[1,2]": "seed=[1, 2] is not a whole number",
@@ -50,7 +45,6 @@ WRONG = {
     "seed=0,1": "seed=0,1 gives several values: add -m to run them all",
     "foo": "'foo' cannot be understood, expected KEY=VALUE",
     "=3": "'=3' cannot be understood, expected KEY=VALUE",
-    "a=b=c": "'a=b=c' cannot be understood, expected KEY=VALUE",
     "model=any": "model.name has no default: set model.name=VALUE",
     "al.cycles=${nowhere": "cannot be understood, expected KEY=VALUE",
 }

@@ -57,10 +57,3 @@ def test_a_bar_on_a_terminal(monkeypatch):
         advance(3, note="loss 0.25")
         assert isinstance(advance, Advance)
     assert all(part in screen.getvalue() for part in ("Training", "3/4", "loss 0.25"))
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_errors_pass_through(monkeypatch, terminal):
-    monkeypatch.setattr(module, "console", Console(file=io.StringIO(), force_terminal=terminal))
-    with pytest.raises(KeyError), progress("Ranking", 10):
-        raise KeyError("stop")

@@ -78,15 +78,10 @@ def test_scores_are_read_back(folder):
         folder.ranking(1)
 
 
-def test_a_closed_folder_can_be_opened_again(folder):
+def test_a_folder_that_another_holds_is_refused_until_it_is_closed(folder, tmp_path):
     with pytest.raises(StorageError, match="another process is working in"):
         RunFolder(folder.path)
     folder.close()
-    RunFolder(folder.path).close()
-
-
-def test_a_folder_that_another_process_holds_is_refused(tmp_path):
-    (tmp_path / "run").mkdir()
     code = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()"
     words = [sys.executable, "-c", code, str(tmp_path / "run" / LOCK)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

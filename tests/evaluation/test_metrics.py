@@ -35,12 +35,6 @@ def same(first, second):
     return first.as_dict() == pytest.approx(second.as_dict(), nan_ok=True)
 
 
-def random_ranking(size=2000, seed=0):
-    rng = np.random.default_rng(seed)
-    truth = rng.random(size) < 0.05
-    return rng.normal(size=size) + 2 * truth, truth
-
-
 def test_by_hand():
     # Ranking: A n A n. AUROC: 3 of 4 pairs. AP: (1/1 + 2/3) / 2. Top 1 % of four images is one image.
     metrics = ranking_metrics(np.array([4.0, 3.0, 2.0, 1.0]), np.array([True, False, True, False]))
@@ -130,7 +124,9 @@ def test_curves_are_those_of_scikit_learn(ranking):
 
 
 def test_thinned_curves_keep_their_shape():
-    scores, truth = random_ranking(50_000)
+    rng = np.random.default_rng(0)
+    truth = rng.random(50_000) < 0.05
+    scores = rng.normal(size=50_000) + 2 * truth
     thinned = curves(scores, truth, max_points=300)
     assert 100 < thinned.fpr.size <= 302
     assert (thinned.fpr[0], thinned.tpr[0], thinned.fpr[-1], thinned.tpr[-1]) == (0, 0, 1, 1)

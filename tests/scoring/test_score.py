@@ -1,7 +1,5 @@
 """Command `python -m anomalymatch.score`."""
 
-from functools import partial
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,11 +15,8 @@ def archive(image_folder):
 
 
 @pytest.fixture
-def call(call_main, monkeypatch, tmp_path):
-    """Call the command with these words, in an empty folder."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return partial(call_main, module.main)
+def call(call_in_folder):
+    return call_in_folder(module.main)
 
 
 def test_folder_is_scored_and_the_top_is_shown(call, save_run, archive, tmp_path):

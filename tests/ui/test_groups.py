@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -128,9 +126,3 @@ def test_corrupt_file(tmp_path, text):
     path.write_text(text)
     with pytest.raises(StorageError, match=r"groups.json"):
         Groups(path, divide, dict, list)
-
-
-def test_file_is_plain_json(groups):
-    groups.make("anomalies", None)
-    plain = json.loads(groups.path.read_text())
-    assert plain["groups"][2] == {"name": "group 3", "ids": ["c0", "c1", "c2", "c3", "c4"]}

@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -92,21 +91,6 @@ def test_failed_training(make, ended, script, message, caplog):
     training.start()
     assert training.status().message == "" or training.status().state == "failed"
     ended(training)
-
-
-def test_the_reason_is_known_once_the_failure_is(make, wait_for, monkeypatch):
-    reason = Training._reason
-
-    def slow(one, code):
-        time.sleep(0.1)
-        return reason(one, code)
-
-    monkeypatch.setattr(Training, "_reason", slow)
-    training = make(FAILS)
-    training.start()
-    wait_for(lambda: not training.running)
-    assert training.status().message == "error: the disk is full"
-    assert training.status().seconds > 0
 
 
 @pytest.mark.parametrize("script", [WAITS, STUBBORN], ids=["that obeys", "that ignores the signal"])
