@@ -79,7 +79,7 @@ def test_projection_of_a_sample_depends_on_the_seed_only(make_patches, make_sour
     assert not torch.equal(one, other)
 
 
-def test_transformer(make_patches, make_source):
+def test_patches_of_a_transformer_are_its_tokens(make_patches, make_source):
     source = make_source(2)
     bags = make_patches(source, name="test_vit", levels=[0, 1], image_size=160).bags(source.ids)
     assert bags.patches.shape[0] == 2
