@@ -188,10 +188,12 @@ def build_grouper(config: DictConfig, embedding: Embedding) -> ImageGrouper:
     return build(config.clustering.grouper)(embedding)
 
 
-def build_label_service(config: DictConfig, page: DictConfig, run: Path, source: ImageSource) -> "LabelService":
+def build_label_service(
+    config: DictConfig, page: DictConfig, run: Path, source: ImageSource, *, trust: bool = False
+) -> "LabelService":
     """Build the service of the labelling page on a run folder, with `page`, the node `ui` of the labelling command.
 
-    Features that are not cached are computed now.
+    Features that are not cached are computed now. `trust` lets trainings use classes of the user's own.
     """
     # Imported late: the other commands do not need it.
     from anomalymatch.ui import FirstOrder, LabelService, LiveRanking, build_feature_store, compute_novelty
@@ -229,6 +231,7 @@ def build_label_service(config: DictConfig, page: DictConfig, run: Path, source:
         divide=build_grouper(config, embedding),
         needs_labels=learner.needs_labels and not any(cold_start.trains for cold_start in rankers),
         stopping=build(config.al.stopping),
+        trust=trust,
     )
     service.add_given_labels({id_: Label(label) for id_, label in source.labels.items()})
     return service

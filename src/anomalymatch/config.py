@@ -14,10 +14,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from anomalymatch.checks import nearest
 from anomalymatch.errors import ConfigError, MissingValueError, StorageError
+from anomalymatch.saved_config import read_config
+from anomalymatch.text import printable
 
 CHANGEABLE_ON_RESUME = (
     "al.cycles",
@@ -28,6 +29,7 @@ CHANGEABLE_ON_RESUME = (
     "log_level",
     "resume",
     "trainer.workers",
+    "trust",
 )
 """Keys that may change when a run is resumed; any other would change its numbers."""
 
@@ -90,7 +92,7 @@ def with_images_of_run(config: DictConfig) -> DictConfig:
     """
     if config.run is None:
         return config
-    saved = _load(Path(config.run).expanduser())
+    saved = _load(Path(config.run).expanduser(), trust=config.trust)
     if saved is None:
         raise StorageError(f"run={config.run}: there is no such run folder (no {FILE} in it)")
     kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("dataset", "stretch")])
@@ -136,7 +138,7 @@ def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictC
         StorageError: if there is no run in the folder.
         ConfigError: if an override would change the numbers of the run.
     """
-    saved = _load(folder)
+    saved = _load(folder, trust=config.trust)
     if saved is None:
         raise StorageError(f"resume={folder}: there is no run in that folder (no {FILE})")
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -156,7 +158,7 @@ def check_same_run(folder: Path, config: DictConfig) -> None:
     Raises:
         ConfigError: for the first setting that differs.
     """
-    saved = _load(folder)
+    saved = _load(folder, trust=config.trust, called=False)
     if saved is None:
         return
     before, now = flatten(saved), flatten(config)
@@ -167,17 +169,32 @@ def check_same_run(folder: Path, config: DictConfig) -> None:
             raise ConfigError(f"{folder} holds a run with {key}={old}, not {new}: choose another folder for this one")
 
 
-def _load(folder: Path) -> DictConfig | None:
+def _load(folder: Path, *, trust: bool, called: bool = True) -> DictConfig | None:
+    """Read the configuration of a run folder, and check the types of its values; None if there is none."""
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        saved = OmegaConf.load(path)
-    except (OSError, YAMLError) as error:
-        raise StorageError(f"{path} is corrupt: {_first_line(error)}") from error
-    if not isinstance(saved, DictConfig) or not saved:
-        raise StorageError(f"{path} is corrupt: it is not a configuration")
+    saved = read_config(path, config_folder(), trust=trust, called=called)
+    default = _defaults(tuple(_choices_of(saved)), None, "config")
+    known = _flat(default, resolve=False)
+    missing = [key for key, value in default.items() if isinstance(value, DictConfig) and saved.get(key) is None]
+    if missing:
+        raise StorageError(f"{path} is corrupt: it has no {missing[0]}")
+    for key, value in _flat(saved).items():
+        expected = _default_of(key, known.get(key), default)
+        if value is not None and not _fits(key, value, expected):
+            shown = printable(str(value), limit=80)
+            raise StorageError(f"{path} is corrupt: {key}={shown} is not {_kind(expected)}")
     return saved
+
+
+def _choices_of(saved: DictConfig) -> Iterator[str]:
+    """Yield the choices of config groups by which a saved configuration was composed, as far as they exist."""
+    for key in ("dataset.name", "algorithm.name", "oracle.name", "al.strategy.name", "al.cold_start.name"):
+        group = key.removesuffix(".name").replace(".", "/")
+        name = OmegaConf.select(saved, key, throw_on_resolution_failure=False)
+        if name in {path.stem for path in (config_folder() / group).glob("*.yaml")}:
+            yield f"{group}={name}"
 
 
 def _changeable(key: str) -> bool:
@@ -292,7 +309,8 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _default_of(key: str, raw: Any, config: DictConfig) -> Any:
     if isinstance(raw, str) and raw.startswith("${"):
-        return OmegaConf.select(config, key, throw_on_resolution_failure=False)
+        value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+        return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     return None if raw == "???" else raw
 
 

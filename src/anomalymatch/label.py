@@ -9,9 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from anomalymatch.cli import launch
-from anomalymatch.config import FILE, check_same_run, resumed
+from anomalymatch.config import FILE, check_same_run, config_folder, resumed
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import make_folder, write_text
+from anomalymatch.saved_config import has_foreign_targets
 
 if TYPE_CHECKING:
     from anomalymatch.ui.service import LabelService
@@ -45,7 +46,8 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         source = build_source(config)
         run = Path(page.run).expanduser() if page.run else Path("runs") / f"label-{source.name}"
         config = _start_run(run, config)
-    return build_label_service(config, page, run, source)
+    own = config.trust or has_foreign_targets(config, config_folder())
+    return build_label_service(config, page, run, source, trust=own)
 
 
 def _serve(config: DictConfig) -> None:

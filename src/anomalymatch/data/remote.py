@@ -27,6 +27,9 @@ from anomalymatch.errors import DataError
 logger = logging.getLogger(__name__)
 
 _HTTP = ("http", "https")
+_PROTOCOLS = (*_HTTP, "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "ftp", "sftp", "ssh", "smb", "hdfs",
+              "webhdfs", "memory")  # fmt: skip
+"""Protocols that only transfer files. Others of fsspec run templates of a file or unpickle the metadata of a cache."""
 _VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "created")
 
 
@@ -49,6 +52,8 @@ class Remote:
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
         self.url, self.options = url.rstrip("/"), _plain(options or {})
         self.protocol = url.split("://", 1)[0]
+        if self.protocol not in _PROTOCOLS or "::" in url:
+            raise DataError(f"{url}: the protocol is not one of {', '.join(_PROTOCOLS)}")
         self._connect()
 
     def __getstate__(self) -> dict[str, Any]:

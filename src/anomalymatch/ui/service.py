@@ -65,6 +65,7 @@ class LabelService:
         divide: Divide,
         needs_labels: bool,
         stopping: StoppingRule,
+        trust: bool = False,
     ) -> None:
         self.run, self.source, self.name, self.total = run, source, source.name, len(source.ids)
         self._listeners: list[Callable[[Change], None]] = []
@@ -91,6 +92,7 @@ class LabelService:
         self.training = Training(
             run,
             steps=training_steps,
+            words=["trust=true"] if trust else [],
             check=self._state.check_trainable if needs_labels else lambda: None,
             on_change=self._update_training,
         )

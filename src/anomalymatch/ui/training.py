@@ -66,6 +66,7 @@ class Training:
         run: the run folder, with its configuration.
         steps: training steps of a cycle; 0 if unknown.
         program: the command without its arguments.
+        words: further arguments.
         check: raises a `LabelError` if there is not enough to train on.
         on_change: called when a training starts or ends, from another thread.
     """
@@ -76,10 +77,11 @@ class Training:
         *,
         steps: int,
         program: Sequence[str] = PROGRAM,
+        words: Sequence[str] = (),
         check: Callable[[], None],
         on_change: Callable[[], None],
     ) -> None:
-        self.program, self._run, self._steps = program, RunReader(run), steps
+        self.program, self._words, self._run, self._steps = program, words, RunReader(run), steps
         self._check, self._on_change = check, on_change
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -111,7 +113,7 @@ class Training:
             path = self._run.path / LOG
             with storage_errors(path), path.open("wb") as log:
                 self._process = subprocess.Popen(
-                    [*self.program, f"resume={self._run.path}", f"al.cycles={self._cycle}"],
+                    [*self.program, f"resume={self._run.path}", f"al.cycles={self._cycle}", *self._words],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
