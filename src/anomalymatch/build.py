@@ -291,10 +291,10 @@ def select_images(config: DictConfig, source: ImageSource) -> Selection:
     return Selection(rest.top(config.top), normals, f"the {min(config.top, len(rest)):,} top-ranked of cycle {cycle}")
 
 
-def build_tracker(config: DictConfig, folder: Path) -> Tracker:
-    """Build the tracker: W&B or none."""
+def build_tracker(config: DictConfig, folder: Path, *, name: str = "", sweep: str | None = None) -> Tracker:
+    """Build the tracker, W&B or none, for a run with a name (default: that of the folder), perhaps of a sweep."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return build(config.logger)(folder=folder, config=plain)
+    return build(config.logger)(folder=folder, config=plain, name=name or folder.name, sweep=sweep)
 
 
 def build(node: DictConfig) -> Any:

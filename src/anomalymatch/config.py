@@ -176,11 +176,11 @@ def _load(folder: Path, *, trust: bool, called: bool = True) -> DictConfig | Non
         return None
     saved = read_config(path, config_folder(), trust=trust, called=called)
     default = _defaults(tuple(_choices_of(saved)), None, "config")
-    known = _flat(default, resolve=False)
+    known = flatten(default, resolve=False)
     missing = [key for key, value in default.items() if isinstance(value, DictConfig) and saved.get(key) is None]
     if missing:
-        raise StorageError(f"{path} is corrupt: it has no {missing[0]}")
-    for key, value in _flat(saved).items():
+        raise StorageError(f"{path} is corrupt: it has no {missing[0]!s}")
+    for key, value in flatten(saved).items():
         expected = _default_of(key, known.get(key), default)
         if value is not None and not _fits(key, value, expected):
             shown = printable(str(value), limit=80)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -14,6 +15,7 @@ from anomalymatch.config import FILE, check_same_run, compose, resumed
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.files import write_text
 from anomalymatch.terminal import console, print_table, stop
+from anomalymatch.text import printable
 
 COLUMNS = {
     "cycle": "cycle",
@@ -57,7 +59,7 @@ def _job(config: DictConfig) -> float | None:
     try:
         if config.resume is not None:
             config = resumed(folder, config, list(hydra_config.overrides.task))
-        rows = execute(config, folder)
+        rows = execute(config, folder, *_sweep_names(hydra_config))
     except (AnomalyMatchError, OmegaConfBaseException) as error:
         if hydra_config.mode != RunMode.MULTIRUN:
             raise
@@ -77,8 +79,13 @@ def _job(config: DictConfig) -> float | None:
     return None if objective is None else float(objective)
 
 
-def execute(config: DictConfig, folder: Path) -> list[dict[str, float | int | str]]:
-    """Start or continue the run of `config` in `folder`; return the metrics of all cycles."""
+def execute(
+    config: DictConfig, folder: Path, name: str = "", sweep: str | None = None
+) -> list[dict[str, float | int | str]]:
+    """Start or continue the run of `config` in `folder`; return the metrics of all cycles.
+
+    The tracker gets the name of the run (default: that of the folder) and of its sweep, if any.
+    """
     # Imported here, so that a mistyped command line is reported without the wait for torch.
     from anomalymatch.active.run_folder import RunFolder
     from anomalymatch.build import build_loop, build_tracker
@@ -88,7 +95,7 @@ def execute(config: DictConfig, folder: Path) -> list[dict[str, float | int | st
     run_folder = RunFolder(folder)
     try:
         write_text(folder / FILE, OmegaConf.to_yaml(config))
-        tracker = build_tracker(config, folder)
+        tracker = build_tracker(config, folder, name=name, sweep=sweep)
         try:
             return loop.run(run_folder, tracker)
         finally:
@@ -101,6 +108,14 @@ def show(rows: Sequence[Mapping[str, float | int | str]], folder: Path) -> None:
     """Print the metrics of all cycles and the path of the report."""
     print_table(rows, {key: heading for key, heading in COLUMNS.items() if key in rows[-1]})
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, markup=False)
+
+
+def _sweep_names(job: Any) -> tuple[str, str | None]:
+    """Return the name of a job of a sweep, which is its arguments, and of the sweep; of a single job, nothing."""
+    if job.mode != RunMode.MULTIRUN:
+        return "", None
+    words = [word for word in job.overrides.task if not word.startswith(("logger", "data."))]
+    return printable(" ".join(words), limit=120), Path(job.sweep.dir).name
 
 
 def _remove_if_empty(folder: Path) -> None:

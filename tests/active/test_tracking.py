@@ -1,7 +1,12 @@
 """Values logged to W&B."""
 
+import socket
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import requests
 import wandb
 import yaml
 from omegaconf import OmegaConf
@@ -35,7 +40,7 @@ def fake(monkeypatch):
     """Replace the run of W&B by one that records its settings, logged rows and artifacts."""
 
     class FakeRun:
-        id = "x"
+        id, url, dir = "x", None, "wandb/offline-run-x/files"
 
         def __init__(self):
             self.rows, self.artifacts, self.settings, self.metrics = [], [], [], []
@@ -58,6 +63,7 @@ def fake(monkeypatch):
 
     run = FakeRun()
     monkeypatch.setattr(wandb, "init", run.init)
+    monkeypatch.setattr(requests, "get", lambda url, timeout: None)
     return run
 
 
@@ -108,7 +114,10 @@ def test_without_a_key_there_is_no_prompt_and_no_output(tmp_path, monkeypatch, c
     tracker.log_step(1, {"loss": 0.125})
     tracker.finish()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    assert b"train/loss" in file.read_bytes()
+    until = time.monotonic() + 20
+    while b"train/loss" not in file.read_bytes():  # W&B's own process writes it
+        assert time.monotonic() < until
+        time.sleep(0.1)
     assert capfd.readouterr() == ("", "")
 
 
@@ -134,6 +143,76 @@ def test_the_mode_follows_the_key_unless_it_is_set(mode, key, variable, expected
     assert settings["id"] == (tmp_path / "wandb_run_id").read_text()
     assert logins in ([], [{"prompt": False}])
     assert fake.metrics == [("train/*", "train/step"), ("cycle/*", "cycle/cycle")]
+
+
+@pytest.fixture
+def server(fake, monkeypatch):
+    """A server with a key at a local port: nothing listens there, or something that never answers."""
+    get = requests.api.get
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        settings = SimpleNamespace(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", api_key="0" * 40)
+        monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
+        monkeypatch.setattr(wandb, "login", lambda **options: pytest.fail("W&B tries for minutes"))
+        monkeypatch.setattr(requests, "get", get)
+        yield listener, settings.base_url
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("listens", [False, True])
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_a_server_out_of_reach_makes_the_run_offline(server, fake, tmp_path, caplog, listens, mode):
+    listener, url = server
+    if listens:
+        listener.listen()
+    tracker = build_tracker(compose("logger=wandb", f"logger.mode={mode}", "logger.timeout=0.3"), tmp_path)
+    assert fake.settings[-1]["mode"] == "offline"
+    assert url in caplog.text
+    tracker.log_step(1, {"loss": 1.0})
+    assert fake.rows
+
+
+def test_an_error_of_the_server_makes_the_run_offline(fake, monkeypatch, tmp_path, caplog):
+    start = wandb.init
+
+    def refuse(**settings):
+        if settings["mode"] == "online":
+            raise wandb.errors.CommError("the server is full")
+        return start(**settings)
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    build_tracker(compose("logger=wandb", "logger.mode=online"), tmp_path)
+    assert fake.settings[-1]["mode"] == "offline"
+    assert "the server is full" in caplog.text
+
+
+def test_the_address_or_how_to_upload_is_told(fake, tmp_path, caplog):
+    caplog.set_level("INFO")
+    build_tracker(compose("logger=wandb", "logger.mode=offline"), tmp_path).finish()
+    assert "wandb sync wandb/offline-run-x" in caplog.text
+    fake.url = "https://server/run"
+    caplog.clear()
+    build_tracker(compose("logger=wandb", "logger.mode=online"), tmp_path).finish()
+    assert "https://server/run" in caplog.text
+    assert "wandb sync" not in caplog.text
+
+
+def test_pictures_can_be_kept_here(fake, probe_job, tmp_path):
+    job = [*(word for word in probe_job if word != "logger=none"), *OFFLINE]
+    am.run(*job, "al.cycles=1", "logger.media=false", folder=tmp_path / "run")
+    (cycle,) = fake.rows
+    assert not any(isinstance(value, wandb.Image) for value in cycle.values())
+    assert {"labels", "cycle/ap", "curves/ROC"} <= set(cycle)
+
+
+def test_jobs_of_a_sweep_are_named_by_their_arguments_and_grouped(fake, command, probe_job, tmp_path):
+    words = [*(word for word in probe_job if word != "logger=none"), "logger=wandb", "logger.mode=offline"]
+    outcome = command("-m", *words, "al.cycles=1", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
+    assert [settings["group"] for settings in fake.settings] == ["sweep", "sweep"]
+    names = [settings["name"] for settings in fake.settings]
+    assert names[0] != names[1]
+    assert all("dataset=demo" in name and len(name) <= 120 for name in names)
 
 
 def test_groups_are_logged_as_table_and_pictures(fake, tmp_path):

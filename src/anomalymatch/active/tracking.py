@@ -1,21 +1,27 @@
 """Logging to Weights & Biases: metrics, curves, contact sheets, labels and weights, without any prompt."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
+import requests
+from requests.utils import get_netrc_auth
 
 from anomalymatch.active.report import FALSE_POSITIVES, TOP
 from anomalymatch.active.run_folder import STEPS, RunFolder
 from anomalymatch.algorithms.base import BACKBONE, NOVELTY, WEIGHTS
-from anomalymatch.checks import check_choice
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.evaluation.metrics import Curves
 from anomalymatch.files import write_text
+from anomalymatch.text import printable, reason
 from anomalymatch.types import Row
 
+logger = logging.getLogger(__name__)
 MODES = ("auto", "online", "offline")
 RUN_ID = "wandb_run_id"
 
@@ -23,8 +29,8 @@ RUN_ID = "wandb_run_id"
 class Tracker:
     """Logger of a run. This base class logs nothing: the run folder has all results."""
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        """Accept the arguments of every tracker: the run folder and the composed configuration."""
+    def __init__(self, folder: Path, config: dict[str, Any], name: str, sweep: str | None) -> None:
+        """Accept the arguments of every tracker: run folder, configuration, name of the run, and its sweep if any."""
 
     def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
         """Log the losses of a training step."""
@@ -42,44 +48,67 @@ class Tracker:
 class WandbTracker(Tracker):
     """Tracker that logs to a W&B run; a resumed run folder continues the same one.
 
+    A server that cannot be reached is no error: the run is logged offline, and the log says how to upload it later.
+
     Args:
         folder: the run folder; its `wandb` folder keeps offline runs.
         config: the composed configuration.
+        name: name of the run.
+        sweep: name of the sweep that the run belongs to; the W&B group unless `group` is given.
         project: W&B project.
         entity: W&B team; None is the user's own.
         mode: `auto` is online if a key is set, and offline otherwise.
-        group: W&B group, such as the name of a sweep.
+        group: W&B group.
         tags: W&B tags.
+        media: log pictures; without, they stay in the run folder.
+        timeout: longest wait for an answer of the server, in seconds.
     """
 
     def __init__(
         self,
         folder: Path,
         config: dict[str, Any],
+        name: str,
+        sweep: str | None,
         *,
         project: str,
         entity: str | None,
         mode: str,
         group: str | None,
         tags: Sequence[str],
+        media: bool,
+        timeout: float,
     ) -> None:
         import wandb
 
         check_choice("logger.mode", mode, MODES)
+        check_range("logger.timeout", timeout, above=0)
         os.environ.setdefault("WANDB_SILENT", "true")
-        self._wandb = wandb
-        self._run = wandb.init(
+        self._wandb, self._media = wandb, media
+        start = partial(
+            wandb.init,
             dir=folder,
             id=_run_id(folder),
             resume="allow",
             config=config,
             project=project,
             entity=entity,
-            group=group,
+            group=group or sweep,
             tags=list(tags),
-            name=folder.name,
-            mode=cast(Any, _resolve(mode)),
+            name=name,
+            settings=wandb.Settings(init_timeout=3 * timeout),
         )
+        try:
+            mode = _resolve(mode, timeout)
+            self._run = start(mode=cast(Any, mode))
+        except (requests.RequestException, wandb.Error) as error:
+            why = "no answer" if isinstance(error, requests.RequestException) else printable(reason(error), limit=200)
+            logger.warning("W&B cannot be used (%s: %s): this run is logged offline", _server(), why)
+            mode = "offline"
+            self._run = start(mode="offline")
+        self._offline = mode == "offline"
+        if self._run.url:
+            logger.info("W&B: %s", self._run.url)
         self._run.define_metric("train/*", step_metric="train/step")
         self._run.define_metric("cycle/*", step_metric="cycle/cycle")
         self._steps = _steps_done(folder)
@@ -95,7 +124,7 @@ class WandbTracker(Tracker):
         known = {k: v for k, v in row.items() if v == v}  # without an audit, the remaining anomalies are NaN
         values: dict[str, Any] = {f"cycle/{k}": v for k, v in known.items()}
         pictures = sorted(folder.plots.glob("*.png")) + [folder.cycle(cycle) / n for n in (TOP, FALSE_POSITIVES)]
-        values |= {f"figures/{p.stem}": self._wandb.Image(str(p)) for p in pictures if p.exists()}
+        values |= self._pictures("figures", [path for path in pictures if path.exists()])
         events = [
             [e.id, str(e.label or ""), e.annotator, e.at.isoformat(), e.cycle, e.score] for e in folder.labels.events()
         ]
@@ -126,11 +155,16 @@ class WandbTracker(Tracker):
         """See `Tracker`."""
         columns: list[str | int] = list(rows[0]) if rows else []
         table = self._wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
-        self._run.log({"groups/table": table} | {f"groups/{p.stem}": self._wandb.Image(str(p)) for p in pictures})
+        self._run.log({"groups/table": table} | self._pictures("groups", pictures))
+
+    def _pictures(self, section: str, paths: Sequence[Path]) -> dict[str, Any]:
+        return {f"{section}/{path.stem}": self._wandb.Image(str(path)) for path in paths} if self._media else {}
 
     def finish(self) -> None:
         """See `Tracker`."""
         self._run.finish()
+        if self._offline:
+            logger.info("W&B: logged offline; upload it with: wandb sync %s", Path(self._run.dir).parent)
 
 
 def _run_id(folder: Path) -> str:
@@ -147,12 +181,24 @@ def _steps_done(folder: Path) -> int:
     return sum(max(0, len(path.read_text(encoding="utf-8").splitlines()) - 1) for path in files)
 
 
-def _resolve(mode: str) -> str:
-    """Resolve `auto`: without a key W&B would ask on the terminal, so it must be offline."""
-    if mode != "auto":
-        return mode
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
+def _resolve(mode: str, timeout: float) -> str:
+    """Resolve `auto`: without a key W&B would ask on the terminal, so it must be offline.
+
+    Raises:
+        requests.RequestException: if there is a key, and the server does not answer.
+    """
     import wandb
 
-    return "online" if wandb.login(prompt=False) else "offline"
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or mode
+    if mode not in ("auto", "online"):
+        return mode
+    if mode == "online" or wandb.setup().settings.api_key or get_netrc_auth(_server()):
+        requests.get(_server(), timeout=timeout)  # W&B itself tries for minutes
+    return "online" if mode == "online" or wandb.login(prompt=False) else "offline"
+
+
+def _server() -> str:
+    import wandb
+
+    return str(wandb.setup().settings.base_url)
