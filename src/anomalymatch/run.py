@@ -111,11 +111,14 @@ def show(rows: Sequence[Mapping[str, float | int | str]], folder: Path) -> None:
 
 
 def _sweep_names(job: Any) -> tuple[str, str | None]:
-    """Return the name of a job of a sweep, which is its arguments, and of the sweep; of a single job, nothing."""
+    """Return the name of a job of a sweep, which is the arguments that vary, and of the sweep; else nothing."""
     if job.mode != RunMode.MULTIRUN:
         return "", None
-    words = [word for word in job.overrides.task if not word.startswith(("logger", "data."))]
-    return printable(" ".join(words), limit=120), Path(job.sweep.dir).name
+    folder = Path(job.sweep.dir)
+    saved = folder / "multirun.yaml"
+    fixed = set(OmegaConf.load(saved).hydra.overrides.task) if saved.is_file() else set()
+    words = [word for word in job.overrides.task if word not in fixed]
+    return printable(" ".join(words), limit=120), folder.name
 
 
 def _remove_if_empty(folder: Path) -> None:

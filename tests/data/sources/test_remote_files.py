@@ -238,7 +238,8 @@ def test_messages(memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.
     nothing = r"expected a file, found nothing at "
     refused(rf"memory://none\.zip: {nothing}/none\.zip", "memory://none.zip", cache_dir=tmp_path)
     refused(r"set dataset\.source\.cache_dir to the folder", "memory://none.zip")
-    refused("nope://x: cannot be opened: ValueError: Protocol not known: nope", "nope://x")
+    for url in ("nope://x", "reference://x", "filecache://x", "memory://x::zip://y"):
+        refused(f"{url}: the protocol is not one of", url)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     refused(r"s3:// needs a package that is not installed: .*s3fs", "s3://bucket/folder")
     monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no entry")))
