@@ -370,12 +370,27 @@ def test_labels_file(archive: Archive, tmp_path: Path) -> None:
         archive.open(labels_file=tmp_path / "gone.csv")
 
 
-@pytest.mark.parametrize("archive", ["folder", "zip", "tar", "parquet", "fits"], indirect=True)
-def test_labels_csv_beside_the_images(archive: Archive) -> None:
+@every_local_format
+def test_labels_csv_beside_the_images_is_used_or_told_why_not(
+    archive: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
     id_ = archive.open().ids[2]
-    folder = archive.root if archive.root.is_dir() else archive.root.parent
-    (folder / "labels.csv").write_text(f"filename,label\n{id_},anomaly\n")
+    of_images = archive.kind.dataset in ("folder", "fits")
+    file = (archive.root if of_images else archive.root.parent) / "labels.csv"
+    file.write_text(f"filename,label\n{id_},Anomaly\n")
     assert archive.open().labels == {id_: "anomaly"}
+    for text in ("filename,label\nnone,anomaly\n", "name,class\nnone,anomaly\n"):
+        file.write_text(text)
+        if of_images:
+            with pytest.raises(LabelError, match=r"labels\.csv"):
+                archive.open()
+        else:
+            caplog.clear()
+            assert archive.open().labels == {}
+            assert "labels.csv is not used: " in caplog.text
+    file.write_text(f"filename,label\n{id_},anomaly\nnone,anomaly\n")
+    with pytest.raises(LabelError, match=r"labels\.csv: .* line 3 'none,anomaly'"):
+        archive.open()
 
 
 @pytest.mark.parametrize(

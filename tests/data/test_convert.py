@@ -63,6 +63,12 @@ def test_ids_order_classes_and_pixels_are_kept(photos: Path, tmp_path: Path, enc
     assert rejects[1]["reason"] == "the file is empty (0 bytes)"
 
 
+def test_labels_by_a_person_are_kept(photos: Path, tmp_path: Path) -> None:
+    (photos / "labels.csv").write_text("filename,label\ncat/00.png,Anomaly\ndog/01.png,normal\ncat/05.png,unsure\n")
+    packed = ParquetSource(convert(FolderSource(photos), tmp_path / "out"))
+    assert packed.labels == {"cat/00.png": "anomaly", "dog/01.png": "normal"}  # cat/05.png cannot be read
+
+
 def test_encoding_keep_copies_the_bytes(photos: Path, tmp_path: Path) -> None:
     source = FolderSource(photos)
     packed = ParquetSource(convert(source, tmp_path / "out", encoding="keep"))

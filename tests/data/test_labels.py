@@ -62,14 +62,15 @@ def test_binary_and_missing_files(tmp_path: Path) -> None:
         read_labels_csv(tmp_path / "none.csv", IDS)
 
 
-def test_labels_written_by_hand_may_be_capitalised(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ids", [["a.png", "b.png"], sorted(IDS)])
+def test_labels_may_be_in_capitals_whether_or_not_every_image_has_one(tmp_path: Path, ids: list[str]) -> None:
     path = write(tmp_path, "filename,label\na.png,Anomaly\nb.png, NORMAL\n")
-    assert read_labels(path, sorted(IDS)) == ({"a.png": "anomaly", "b.png": "normal"}, None)
+    assert read_labels(path, ids) == ({"a.png": "anomaly", "b.png": "normal"}, None)
 
 
 def test_classes_of_a_benchmark_keep_their_case(tmp_path: Path) -> None:
-    path = write(tmp_path, "filename,label\na.png,Anomaly\nb.png,Normal\n")
-    assert read_labels(path, ["a.png", "b.png"]) == ({}, {"a.png": "Anomaly", "b.png": "Normal"})
+    path = write(tmp_path, "filename,label\na.png,Crack\nb.png,Normal\n")
+    assert read_labels(path, ["a.png", "b.png"]) == ({}, {"a.png": "Crack", "b.png": "Normal"})
 
 
 def test_a_misspelt_label_is_named(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_misspelt_label_is_named(tmp_path: Path) -> None:
 
 
 def test_training_uses_anomaly_and_normal_only():
-    labels = {"d": "normal", "a": "anomaly", "c": "unsure", "b": Label.NORMAL, "e": Label.ARTEFACT, "0": Label.ANOMALY}
+    labels = {"d": "Normal", "a": "anomaly", "c": "unsure", "b": Label.NORMAL, "e": Label.ARTEFACT, "0": Label.ANOMALY}
     assert training_ids(labels) == (["0", "a"], ["b", "d"])
 
 
@@ -89,7 +90,7 @@ def test_training_uses_anomaly_and_normal_only():
         ({}, "0 labels.*'anomaly'"),
         ({"a": "normal", "b": "unsure"}, "2 labels.*'anomaly'"),
         ({"a": "anomaly"}, "1 labels.*'normal'"),
-        ({"a": "anomaly", "b": "normal", "c": "Anomaly"}, "'Anomaly'.* anomaly, normal"),
+        ({"a": "anomaly", "b": "normal", "c": "Odd"}, "'Odd'.* anomaly, normal"),
     ],
 )
 def test_labels_that_cannot_be_trained_on(labels, message):

@@ -19,6 +19,8 @@ import simplejpeg
 from PIL import Image as PillowImage
 
 from anomalymatch.checks import check_choice, check_range
+from anomalymatch.data.label_log import export_csv
+from anomalymatch.data.labels import LABELS_FILE
 from anomalymatch.data.open import open_path
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.parquet import REJECTS_FILE
@@ -27,7 +29,7 @@ from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, Unrea
 from anomalymatch.files import atomic_file, make_folder
 from anomalymatch.progress import Advance, progress
 from anomalymatch.ranking import write_rejects
-from anomalymatch.types import Image, Reject
+from anomalymatch.types import Image, Label, Reject
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def convert(
     The shards `00000.parquet`, … have the column image, struct{bytes, path} with the id as path, and the column label
     if the source knows classes. `ParquetSource` reads the same ids in the same order. Unreadable images are left out
     and listed in `rejects.parquet`. Another call with the same source and options resumes after the last complete
-    shard. The official test split and labels by a person are not stored.
+    shard. Labels by a person are written to `labels.csv` beside the shards; the official test split is not stored.
 
     Args:
         source: images; stored as its `rendering` shows them, except for `encoding="keep"`.
@@ -221,6 +223,9 @@ def _finish(source: ImageSource, target: Path, files: Sequence[Path]) -> None:
     write_rejects(rejects, target / REJECTS_FILE)
     if len(rejects) == len(source.ids):
         raise DataError(f"{source.name}: none of its images could be read, the first because: {rejects[0].reason}")
+    unread = {reject.id for reject in rejects}
+    if labels := {id_: Label(label) for id_, label in source.labels.items() if id_ not in unread}:
+        export_csv(labels, target / LABELS_FILE)
     if source.holdout:
         logger.warning("%s: its official test split is not stored, all images are in one set", source.name)
     logger.info("%s: %d images packed", target, len(source.ids) - len(rejects))

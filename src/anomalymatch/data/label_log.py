@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from anomalymatch.data.labels import read_labels_csv
+from anomalymatch.data.labels import in_lower_case, read_labels_csv
 from anomalymatch.errors import LabelError, StorageError
 from anomalymatch.files import make_folder, storage_errors, write_text
 from anomalymatch.types import Label
@@ -175,7 +175,7 @@ def import_csv(path: Path, known_ids: Container[str]) -> dict[str, Label]:
     Raises:
         LabelError: if it names unknown images or labels, or an image twice; the message quotes the first such lines.
     """
-    labels = read_labels_csv(path, known_ids)
+    labels = in_lower_case(read_labels_csv(path, known_ids))
     wrong = [f"{id_},{label}" for id_, label in labels.items() if label not in set(Label)]
     if wrong:
         raise LabelError(

@@ -2,11 +2,14 @@
 
 import csv
 import io
+import logging
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from anomalymatch.errors import LabelError
 from anomalymatch.types import Label
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("filename", "label")
 LABELS_FILE = "labels.csv"
@@ -31,28 +34,36 @@ def training_ids(labels: Mapping[str, str]) -> tuple[list[str], list[str]]:
 
 
 def ids_labelled(labels: Mapping[str, str], wanted: Label) -> list[str]:
-    """Return the ids with the label `wanted`, sorted.
+    """Return the ids with the label `wanted`, in capitals or not, sorted.
 
     Raises:
         LabelError: if a label is not in `Label`.
     """
+    labels = in_lower_case(labels)
     unknown = sorted(set(labels.values()) - set(Label))
     if unknown:
         raise LabelError(f"unknown label {unknown[0]!r}: a label is one of {', '.join(Label)}")
     return sorted(id_ for id_, label in labels.items() if label == wanted)
 
 
+def in_lower_case(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return labels with those of `Label` as they are written there; others keep their capitals."""
+    lower = {label: label.strip().lower() for label in set(labels.values())}
+    return {id_: lower[label] if lower[label] in set(Label) else label for id_, label in labels.items()}
+
+
 def have_both_classes(labels: Mapping[str, str]) -> bool:
     """Return True if there is at least one anomaly and one normal image, as most algorithms need."""
-    return {Label.ANOMALY, Label.NORMAL} <= set(labels.values())
+    return {Label.ANOMALY, Label.NORMAL} <= {label.strip().lower() for label in labels.values()}
 
 
 def read_labels(
-    labels_file: str | Path | None, ids: Sequence[str], folder: Path | None = None
+    labels_file: str | Path | None, ids: Sequence[str], folder: Path | None = None, *, archive: bool = False
 ) -> tuple[dict[str, str], dict[str, str] | None]:
     """Read the CSV `filename,label` of a source with `ids`; None takes `labels.csv` in `folder` where there is one.
 
-    See `labels_or_truth` for what is returned.
+    See `labels_or_truth` for what is returned. A `labels.csv` that lies beside an `archive` and names none of its
+    images is not used, with a warning.
 
     Raises:
         LabelError: if the file is missing, wrong, or an incomplete benchmark.
@@ -61,9 +72,27 @@ def read_labels(
         path = Path(labels_file).expanduser()
     elif folder is not None and (folder / LABELS_FILE).is_file():
         path = folder / LABELS_FILE
+        if archive and not _names_any(path, ids):
+            return {}, None
     else:
         return {}, None
     return labels_or_truth(read_labels_csv(path, frozenset(ids)), ids, str(path))
+
+
+def _names_any(path: Path, ids: Sequence[str]) -> bool:
+    """Tell whether a labels file names any image; warn if it does not."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            column = _columns(str(path), next(rows, []))[0]
+            known = frozenset(ids)
+            if any(len(row) > column and row[column] in known for row in rows):
+                return True
+        why = f"it names none of the {len(ids):,} images, whose ids are like {next(iter(ids), '')!r}"
+    except (OSError, UnicodeDecodeError, csv.Error, LabelError) as error:
+        why = str(error)
+    logger.warning("%s is not used: %s; correct it, or name another file by dataset.source.labels_file", path, why)
+    return False
 
 
 def labels_or_truth(
@@ -71,8 +100,8 @@ def labels_or_truth(
 ) -> tuple[dict[str, str], dict[str, str] | None]:
     """Distinguish labels by a person from the classes of a benchmark.
 
-    Labels by a person are among anomaly, normal, unsure and artefact, and may be partial. Any others are classes, and
-    then no image may be missing.
+    Labels by a person are among anomaly, normal, unsure and artefact, in capitals or not, and may be partial. Any
+    others are classes, and then no image may be missing.
 
     Args:
         labels: label by id.
@@ -85,14 +114,12 @@ def labels_or_truth(
     Raises:
         LabelError: if there are classes, but not for every image.
     """
-    if set(labels.values()) <= set(Label):
-        return labels, None
+    meant = in_lower_case(labels)
+    if set(meant.values()) <= set(Label):
+        return meant, None
     missing = [id_ for id_ in ids if id_ not in labels]
     if missing:
-        meant = {id_: label.strip().lower() for id_, label in labels.items()}
-        if set(meant.values()) <= set(Label):  # written by hand: Anomaly
-            return meant, None
-        odd, label = next((id_, labels[id_]) for id_ in labels if meant[id_] not in set(Label))
+        odd, label = next((id_, label) for id_, label in meant.items() if label not in set(Label))
         raise LabelError(
             f"{name}: {odd} has the label {label!r}, which is none of {', '.join(Label)}: correct it; or, if it is a "
             f"class of a benchmark, name every image: {len(missing):,} of {len(ids):,} are missing, the first is "

@@ -65,7 +65,8 @@ class ArraySource(ImageSource):
         bands: names of the bands, or of the `channels`; None takes those in the files, else the usual ones.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA) converts photographs; None keeps the bands, and decodes JPEG and PNG
             to RGB.
-        labels_file: a CSV `filename,label`, see `read_labels`; its classes replace those in the files.
+        labels_file: a CSV `filename,label`, see `read_labels`; its classes replace those in the files. None takes
+            `labels.csv` beside the files, where there is one.
         holdout_files: patterns of file names, "test*" for example, whose images are the official test split.
         cache_bytes: bytes of decoded rows that each process keeps; at least one block is kept.
         rendering: conversion of the bands to 8-bit channels.
@@ -122,7 +123,7 @@ class ArraySource(ImageSource):
         all_ids = list(chain.from_iterable(file.all_ids() for file in files))
         name = name or self.dataset
         _check_unique(name, files, all_ids)
-        given, classes = read_labels(labels_file, all_ids)
+        given, classes = read_labels(labels_file, all_ids, _folder(root), archive=True)
         super().__init__(
             name=name,
             ids=all_ids,
@@ -204,6 +205,14 @@ class ArraySource(ImageSource):
         if rows.shape != (stop - start, *file.shape[1:]):
             raise UnreadableImageError("the file has changed since the set was opened")
         return rows
+
+
+def _folder(root: Root) -> Path | None:
+    """Return the folder in which, or beside which, the files lie; None if there are several."""
+    if not isinstance(root, str | Path):
+        return None
+    path = Path(root).expanduser()
+    return path if path.is_dir() and path.suffix != ".zarr" else path.parent
 
 
 def _bands_last(image: Shaped[np.ndarray, "*image"], layout: str) -> Pixels:

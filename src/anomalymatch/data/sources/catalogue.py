@@ -57,7 +57,8 @@ class CatalogueSource(ImageSource):
         extensions: index or name of a FITS extension, or several of them as bands; see `FitsSource`.
         bands: names of the bands; None takes the endings of `tile_columns` (tile_g: g), else the names in the FITS
             headers, else the usual ones.
-        labels_file: a CSV `filename,label`, see `labels_or_truth`, instead of `label_column`.
+        labels_file: a CSV `filename,label`, see `labels_or_truth`, instead of `label_column`; None takes `labels.csv`
+            beside the catalogue, where there is one.
         rendering: conversion of the bands to 8-bit channels.
 
     Raises:
@@ -132,10 +133,10 @@ class CatalogueSource(ImageSource):
             rendering=rendering,
             fingerprint=_fingerprint(self.catalogue, self.tiles, self.paths, options),
         )
-        if labels_file is None:
+        if label_column is not None:
             self.labels, self.truth = labels_or_classes(self.catalogue, rows, self._position)
         else:
-            self.labels, self.truth = read_labels(labels_file, self.ids)
+            self.labels, self.truth = read_labels(labels_file, self.ids, self.catalogue.parent, archive=True)
 
     def _first_tile(self) -> ArchiveTile:
         """Return the tile of the first row that has one, after checking those of the other bands."""

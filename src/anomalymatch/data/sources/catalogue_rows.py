@@ -189,8 +189,9 @@ def labels_or_classes(
     if rows.labels is None:
         return {}, None
     codes, names = rows.labels
-    if set(names) <= set(Label):
-        return {rows.ids[i]: names[codes[i]] for i in np.flatnonzero(codes >= 0).tolist()}, None
+    meant = [name.strip().lower() for name in names]
+    if set(meant) <= set(Label):
+        return {rows.ids[i]: meant[codes[i]] for i in np.flatnonzero(codes >= 0).tolist()}, None
     missing = np.flatnonzero(codes < 0)
     if missing.size:
         raise DataError(

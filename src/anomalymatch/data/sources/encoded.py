@@ -71,6 +71,7 @@ class EncodedSource(ImageSource):
         in_place = is_remote(root) and not self.suffixes
         place = root if in_place else local_path(root, cache_dir, self.suffixes, storage_options)
         listing = self.list_images(place, None if cache_dir is None else Path(cache_dir).expanduser())
+        self.folder = listing.folder
         labels, truth = self.read_labels(labels_file, listing.ids, place)
         super().__init__(
             name=listing.name or Path(place).resolve().stem,
@@ -101,7 +102,7 @@ class EncodedSource(ImageSource):
     ) -> tuple[dict[str, str], dict[str, str] | None]:
         """Read the labels file, or the one beside the images; see `labels_or_truth` for what is returned."""
         beside = None if isinstance(place, str) else place if place.is_dir() else place.parent
-        return read_labels(labels_file, ids, beside)
+        return read_labels(labels_file, ids, beside, archive=self.folder is None)
 
     def raw_bytes(self, id_: str) -> bytes:
         """See `ImageSource.raw_bytes`."""

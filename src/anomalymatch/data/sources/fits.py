@@ -78,7 +78,7 @@ class FitsSource(ImageSource):
         ids = [entry[0] for entry in entries]
         count, names, units = self._layout(ids)
         self._named = bands is None and names is not None
-        labels, truth = read_labels(labels_file, ids, path)
+        labels, truth = read_labels(labels_file, ids, self._root, archive=path.is_file())
         super().__init__(
             name=path.resolve().name,
             ids=ids,
