@@ -212,8 +212,10 @@ def test_csv_format_of_anomalymatch(tmp_path):
 
 def test_csv_with_other_labels(tmp_path):
     path = tmp_path / "labels.csv"
-    path.write_text("filename,label\na,anomaly\nb,cat\nc,Normal\n")
-    with pytest.raises(LabelError, match=r"2 labels.* anomaly, normal, unsure, artefact.* b,cat; c,Normal"):
+    path.write_text("filename,label\na,anomaly\nb,cat\nc,Odd\nd,Normal\n")
+    with pytest.raises(LabelError, match=r"2 labels.* anomaly, normal, unsure, artefact.* b,cat; c,Odd"):
+        import_csv(path, {"a", "b", "c", "d"})
+    with pytest.raises(LabelError, match="d,Normal"):
         import_csv(path, {"a", "b", "c"})
-    with pytest.raises(LabelError, match="c,Normal"):
-        import_csv(path, {"a", "b"})
+    path.write_text("filename,label\na,Anomaly\nd, NORMAL\n")
+    assert import_csv(path, {"a", "d"}) == {"a": A, "d": N}

@@ -71,6 +71,13 @@ def test_label_keys(tmp_path: Path, label_key: str, content: str, expected: str)
     assert WebDatasetSource(file, label_key=None).truth is None
 
 
+def test_suffixes_in_capitals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = {"x.PNG": 1, "x.CLS": "cat", "y.png": 2, "y.cls": "dog", "labels.csv": "filename,label\nx,anomaly\n"}
+    source = WebDatasetSource(write_tar(tmp_path / "a.tar", members), image_key="png")
+    assert (source.truth, colours(source)) == ({"x": "cat", "y": "dog"}, [1, 2])
+    assert "labels.csv in it is not used: put it beside the archive" in caplog.text
+
+
 def test_missing_labels(tmp_path: Path) -> None:
     file = write_tar(tmp_path / "a.tar", {"x.cls": "1", "x.png": 1, "y.png": 2, "z.json": "[1]", "z.png": 3})
     with pytest.raises(DataError, match=r"2 of 3 images have no label, the first is y; .*label_key"):

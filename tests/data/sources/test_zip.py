@@ -64,6 +64,21 @@ def test_fingerprint_does_not_depend_on_the_place(archive: Path, tmp_path: Path)
     assert ZipSource(archive.rename(tmp_path / "other.zip")).fingerprint == first
 
 
+def test_archive_of_a_folder(tmp_path: Path) -> None:
+    members = {"photos/cat/x.png": 1, "photos/dog/y.png": 2, "__MACOSX/photos/labels.csv": "x"}
+    labels = "filename,label\ncat/x.png,Anomaly\nphotos/dog/y.png,normal\n"
+    source = ZipSource(write_zip(tmp_path / "a.zip", members | {"photos/labels.csv": labels}))
+    assert source.labels == {"photos/cat/x.png": "anomaly", "photos/dog/y.png": "normal"}
+    assert source.truth == {"photos/cat/x.png": "cat", "photos/dog/y.png": "dog"}
+
+
+def test_backslashes_are_folders(tmp_path: Path) -> None:
+    members = {"cat\\x.png": 1, "dog\\y.png": 2, "labels.csv": "filename,label\ncat/x.png,anomaly\n"}
+    source = ZipSource(write_zip(tmp_path / "a.zip", members))
+    assert source.truth == {"cat/x.png": "cat", "dog/y.png": "dog"}
+    assert (source.labels, colours(source)) == ({"cat/x.png": "anomaly"}, [1, 2])
+
+
 def test_bad_members_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["crc.png", "secret.png", "big.png", "liar.png", "good.png", "text.png"]
     file = write_zip(tmp_path / "a.zip", dict.fromkeys(names[:5], 7) | {"text.png": "no image"}, zipfile.ZIP_STORED)

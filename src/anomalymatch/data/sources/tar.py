@@ -18,6 +18,7 @@ from jaxtyping import Int64
 from anomalymatch.cache import Cache, Contents, cache_key
 from anomalymatch.checks import check_choice
 from anomalymatch.data.find import damaged_file, find_files, is_hidden, is_utf8, stamp
+from anomalymatch.data.labels import LABELS_FILE
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, EncodedSource, Listing, check_complete
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
@@ -132,7 +133,7 @@ class _Keys:
         return folder + slash + key, rest
 
     def is_image(self, rest: str) -> bool:
-        return self.image in (None, rest)
+        return self.image is None or self.image.lower() == rest.lower()
 
 
 @dataclass(slots=True)
@@ -202,7 +203,9 @@ def _follow(file: Path, size: int, text_suffix: str | None, advance: Callable[[i
         _refuse_packed(file, opened)
         for member in _members(file, opened, size, index, advance):
             name = member.name.removeprefix("./")
-            is_text = text_suffix is not None and name.endswith(text_suffix)
+            is_text = text_suffix is not None and name.lower().endswith(text_suffix)
+            if PurePosixPath(name).name == LABELS_FILE:
+                logger.warning("%s: %s in it is not used: put it beside the archive", file, name)
             if is_hidden(name) or not (is_text or PurePosixPath(name).suffix.lower() in SUFFIXES):
                 continue
             if why := _unfit(member):

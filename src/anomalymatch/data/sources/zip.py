@@ -1,6 +1,7 @@
 """Zip archives of image files as a source; nothing is unpacked to disk."""
 
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from anomalymatch.data.sources.encoded import (
     folder_classes,
     no_images,
 )
-from anomalymatch.errors import UnreadableImageError
+from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.progress import progress
 from anomalymatch.text import reason
@@ -37,12 +38,13 @@ class ZipSource(EncodedSource):
 
     An id is the path in the archive, behind the archive's name without suffix where there are several. Opening reads
     the tables of contents and no image. Hidden entries and `__MACOSX` are skipped. An image that is encrypted, fails
-    its checksum or claims more than 256 MiB is a reject. A `labels.csv` inside an archive names paths inside it, and
-    is used instead of one beside it.
+    its checksum or claims more than 256 MiB is a reject. A `labels.csv` inside an archive names paths below its own
+    folder, and is used instead of one beside the archive.
 
     Args:
         root: an archive, a folder that is searched for *.zip at any depth, or a URL of either.
-        classes: whether the first folder inside the archive is the class of the image, see `folder_classes`.
+        classes: whether the first folder inside the archive is the class of the image, see `folder_classes`; a folder
+            around all others, as file managers make it, does not count.
         **options: arguments of `EncodedSource`.
     """
 
@@ -62,7 +64,9 @@ class ZipSource(EncodedSource):
         if not paths:
             raise no_images(place, "members")
         ids = [archive.prefix + name for archive in archives for name in archive.names]
-        classes = folder_classes(place, paths, self._classes)
+        top = paths[0].split("/")[0] + "/"
+        around = len(top) if all(path.startswith(top) and path.count("/") > 1 for path in paths) else 0
+        classes = folder_classes(place, [path[around:] for path in paths], self._classes)
         checks = (check for archive in archives for check in archive.checks)
         self._archives = archives
         self._starts = np.cumsum([0] + [len(archive.names) for archive in archives])
@@ -70,7 +74,7 @@ class ZipSource(EncodedSource):
         return Listing(
             ids=ids,
             fingerprint=hash_rows("zip", ((id_, *check) for id_, check in zip(ids, checks, strict=True))),
-            classes=classes and {id_: classes[name] for id_, name in zip(ids, paths, strict=True)},
+            classes=classes and {id_: classes[path[around:]] for id_, path in zip(ids, paths, strict=True)},
         )
 
     def read_labels(
@@ -79,9 +83,12 @@ class ZipSource(EncodedSource):
         """Read the given labels file, else those inside the archives, else the one beside them."""
         inside: dict[str, str] = {}
         for archive in self._archives if labels_file is None else ():
-            if archive.labels is not None:
-                found = parse_labels_csv(archive.labels, f"{LABELS_FILE} in {archive.file}", frozenset(archive.names))
-                inside |= {archive.prefix + name: label for name, label in found.items()}
+            for path, data in archive.labels.items():
+                folder = path.removesuffix(LABELS_FILE)
+                below = {name.removeprefix(folder): name for name in archive.names if name.startswith(folder)}
+                paths = {name: name for name in archive.names} | below
+                found = parse_labels_csv(data, f"{path} in {archive.file}", paths)
+                inside |= {archive.prefix + paths[name]: label for name, label in found.items()}
         if inside:
             return labels_or_truth(inside, ids, f"{LABELS_FILE} in {place}")
         return super().read_labels(labels_file, ids, place)
@@ -92,7 +99,7 @@ class ZipSource(EncodedSource):
         archive = self._archives[number]
         try:
             with self._opened.use(archive.file, partial(zipfile.ZipFile, archive.file)) as opened:
-                return _read(opened, archive.names[position - int(self._starts[number])])
+                return _read(opened, archive.members[position - int(self._starts[number])])
         except UnreadableImageError:
             raise
         except Exception as error:  # damage can make a decompressor raise anything
@@ -101,16 +108,17 @@ class ZipSource(EncodedSource):
 
 @dataclass(frozen=True, slots=True)
 class _Archive:
-    """Table of contents of one archive: its images with sizes and checksums, and its labels file.
+    """Table of contents of one archive: its images with sizes and checksums, and its labels files by path.
 
-    `prefix` is the beginning of its ids.
+    `prefix` is the beginning of its ids; `names` are paths with slashes, also where the `members` have backslashes.
     """
 
     file: Path
     prefix: str
+    members: list[str]
     names: list[str]
     checks: list[tuple[int, int]]
-    labels: bytes | None
+    labels: dict[str, bytes]
 
 
 def _list_all(files: Sequence[FoundFile]) -> list[_Archive]:
@@ -125,15 +133,25 @@ def _list_all(files: Sequence[FoundFile]) -> list[_Archive]:
 def _list(file: Path, prefix: str) -> _Archive:
     try:
         with zipfile.ZipFile(file) as opened:
-            infos = sorted(filter(_is_image, opened.infolist()), key=lambda info: info.filename)
-            labels = _read(opened, LABELS_FILE) if LABELS_FILE in opened.namelist() else None
+            infos = {info.filename.replace("\\", "/"): info for info in opened.infolist() if not info.is_dir()}
+            visible = sorted(name for name in infos if not is_hidden(name))
+            labels = {n: _read(opened, infos[n].filename) for n in visible if n.split("/")[-1] == LABELS_FILE}
+            _check_unique(file, opened)
+    except DataError:
+        raise
     except Exception as error:  # damage can make the table of contents raise anything
         raise damaged_file(file, "a zip archive", error) from None
-    return _Archive(file, prefix, [i.filename for i in infos], [(i.file_size, i.CRC) for i in infos], labels)
+    names = [name for name in visible if Path(name).suffix.lower() in SUFFIXES]
+    members = [infos[name].filename for name in names]
+    return _Archive(file, prefix, members, names, [(infos[n].file_size, infos[n].CRC) for n in names], labels)
 
 
-def _is_image(info: zipfile.ZipInfo) -> bool:
-    return Path(info.filename).suffix.lower() in SUFFIXES and not info.is_dir() and not is_hidden(info.filename)
+def _check_unique(file: Path, opened: zipfile.ZipFile) -> None:
+    """Refuse an archive with two images of one path, of which only the last could be read."""
+    counts = Counter(info.filename.replace("\\", "/") for info in opened.infolist())
+    twice = [name for name, count in counts.items() if count > 1 and Path(name).suffix.lower() in SUFFIXES]
+    if twice:
+        raise DataError(f"{file}: paths must be unique, but {twice[0]!r} occurs more than once")
 
 
 def _read(opened: zipfile.ZipFile, name: str) -> bytes:
