@@ -308,6 +308,13 @@ def test_formats_of_catalogues(tmp_path: Path) -> None:
         assert source.truth == {str(2**62 + 1): "star", "7": "galaxy"}
 
 
+def test_spaces_in_the_header(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", TILE)
+    (tmp_path / "cat.csv").write_text("id, x,  y , tile\np, 10,  5 , a.npy\n")
+    source = CatalogueSource(tmp_path / "cat.csv", size=2, **XY)
+    assert (list(source.ids), source.load(0)[1, 1, 0]) == (["p"], 510)
+
+
 def test_masked_values(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", TILE)
     masked = Table(

@@ -109,9 +109,22 @@ def test_id_column(tmp_path: Path) -> None:
         ParquetSource(tmp_path, id_column="gap")
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_plain_binary_column(tmp_path: Path, kind: pa.DataType) -> None:
-    table = pa.table({"img": pa.array([png(5), png(6), png(7)], kind), "label": ["x", "y", "x"]})
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.binary(len(png(5))),
+        pa.dictionary(pa.int32(), pa.binary()),
+        pa.struct({"bytes": pa.large_binary()}),
+    ],
+)
+def test_binary_columns_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
+    files: list[Any] = [png(5), png(6), png(7)]
+    assert len(set(map(len, files))) == 1
+    images = pa.array([{"bytes": file} for file in files] if pa.types.is_struct(kind) else files).cast(kind)
+    table = pa.table({"img": images, "label": ["x", "y", "x"]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     source = ParquetSource(tmp_path, image_column="img", channels=1)
     assert source.truth == {"a/0000000": "x", "a/0000001": "y", "a/0000002": "x"}
@@ -133,6 +146,13 @@ def test_labels_of_every_type(tmp_path: Path, labels: pa.Array, names: list[str]
     truth = ParquetSource(tmp_path).truth
     assert truth is not None
     assert list(truth.values()) == expected
+    assert ParquetSource(tmp_path, label_column=None).truth is None
+
+
+def test_a_list_of_labels_is_no_class(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", [1, 2], columns={"label": pa.array([[0], [1, 2]])})
+    with pytest.raises(DataError, match=r"expected one class .* column label, found list.*label_column"):
+        ParquetSource(tmp_path)
     assert ParquetSource(tmp_path, label_column=None).truth is None
 
 

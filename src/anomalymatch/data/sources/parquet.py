@@ -34,7 +34,7 @@ _TAIL_BYTES = 8
 class ParquetSource(EncodedSource):
     """Encoded images in a column of Parquet files; see `EncodedSource` for the other arguments.
 
-    The column is a struct{bytes, path} or plain binary. Ids come from `id_column`, else from the paths if every image
+    The column is a struct{bytes, path} or binary of any kind. Ids come from `id_column`, else from the paths if every image
     has one and all are different, else they are `{file stem}/{row:07d}`. Opening reads no image. Reading goes from row
     group to row group and caches the latest of them in memory, still encoded.
 
@@ -199,7 +199,13 @@ def _key_column(file: Path, schema: pa.Schema, columns: _Columns) -> str | None:
 def _label_column(file: Path, schema: pa.Schema, label: str | None) -> str | None:
     if label is None or (label == DEFAULT_LABELS and label not in schema.names):
         return None
-    return _require(file, schema, label, "label_column").name
+    field = _require(file, schema, label, "label_column")
+    if pa.types.is_nested(field.type):
+        raise DataError(
+            f"{file}: expected one class for each image in the column {label}, found {field.type}, which is none; name "
+            "another column by dataset.source.label_column, or set it to null"
+        )
+    return field.name
 
 
 def _require(file: Path, schema: pa.Schema, column: str, option: str) -> pa.Field:
@@ -209,11 +215,14 @@ def _require(file: Path, schema: pa.Schema, column: str, option: str) -> pa.Fiel
 
 
 def _is_struct(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if pa.types.is_dictionary(kind):
+        return _is_binary(kind.value_type)
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
 
 
 def _strings(table: pa.Table, key: str) -> list[str | None]:

@@ -119,13 +119,18 @@ def _catalogue_errors(path: Path) -> Iterator[None]:
 
 def _open_csv(path: Path) -> tuple[list[str], _Reader]:
     with pa_csv.open_csv(path) as reader:
-        names = reader.schema.names
+        written = {name.strip(): name for name in reader.schema.names}  # a header may have spaces around the names
+        names = [name.strip() for name in reader.schema.names]
 
     def read(columns: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
-        types = {name: pa.string() if name in texts else pa.float64() for name in columns}
-        options = pa_csv.ConvertOptions(include_columns=list(columns), column_types=types, strings_can_be_null=False)
+        types = {written[name]: pa.string() if name in texts else pa.float64() for name in columns}
+        options = pa_csv.ConvertOptions(include_columns=list(types), column_types=types, strings_can_be_null=False)
         table = pa_csv.read_csv(path, convert_options=options)
-        return {name: table[name] for name in columns}
+        spaced = any(name != written[name] for name in names)
+        return {
+            n: pc.utf8_trim_whitespace(table[written[n]]) if spaced and n in texts else table[written[n]]
+            for n in columns
+        }
 
     return names, read
 
