@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalymatch.text import printable, reason, safe_name
+from anomalymatch.text import listed, printable, reason, safe_name
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,9 @@ def test_the_reason_of_an_error_is_one_line():
     assert reason(FileNotFoundError(2, "No such file or directory", "x")) == "No such file or directory"
     assert reason(ValueError(" bad header.\nline 2")) == "bad header"
     assert reason(ValueError()) == "ValueError"
+
+
+def test_long_lists_are_cut():
+    assert listed(["a", 2]) == "a, 2"
+    assert listed([]) == "nothing"
+    assert listed(range(1000), most=3) == "0, 1, 2 … (1,000 in all)"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from numbers import Real
 
 from anomalymatch.errors import ConfigError
+from anomalymatch.text import listed
 
 Number = float | int
 
@@ -51,7 +52,7 @@ def check_choice(key: str, value: object, choices: Iterable[object], *, null: bo
     names = list(choices)
     if value in names or (value is None and null):
         return
-    allowed = ", ".join(map(str, names)) + (", or null" if null else "")
+    allowed = listed(names, most=40) + (", or null" if null else "")
     close = nearest(str(value), map(str, names))
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise ConfigError(f"{key} is {value!r}: choose one of {allowed}{hint}")

@@ -1,11 +1,19 @@
 """Conversion of text from users and files to safe file names and printable lines."""
 
 import re
+from collections.abc import Iterable
 
 
 def safe_name(text: str) -> str:
     """Convert text to a part of a file name, of at most 60 characters, that all operating systems accept."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:60].rstrip("-") or "images"
+
+
+def listed(names: Iterable[object], *, most: int = 12, none: str = "nothing") -> str:
+    """Join names for a message: the first `most` of them, and the number of the rest."""
+    shown = list(names)
+    more = f" … ({len(shown):,} in all)" if len(shown) > most else ""
+    return ", ".join(map(str, shown[:most])) + more or none
 
 
 def printable(text: str, replacement: str = "?", *, limit: int | None = None) -> str:

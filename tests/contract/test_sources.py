@@ -484,3 +484,18 @@ def test_own_source_implements_load() -> None:
     assert not any((source.file("m0"), source.coordinates("m0"), source.metadata(), source.header("m0")))
     with pytest.raises(DataError, match="m0"):
         source.raw_bytes("m0")
+
+
+def test_no_message_lists_a_thousand_names(tmp_path: Path) -> None:
+    many = {f"column{i}": ["x"] for i in range(1000)}
+    pq.write_table(pa.table(many), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text(",".join(many) + "\n")
+    np.savez(tmp_path / "a.npz", **many)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in many:
+            file[name] = 1
+    files = {"parquet": "a.parquet", "catalogue": "a.csv", "numpy": "a.npz", "hdf5": "a.h5"}
+    for dataset, name in files.items():
+        with pytest.raises(DataError, match=r"column0, .*1,000 in all") as caught:
+            KINDS[dataset].opener()(tmp_path / name)
+        assert len(str(caught.value)) < 500

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomalymatch.errors import DataError
-from anomalymatch.text import reason
+from anomalymatch.text import listed, reason
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,9 @@ def find_files(
     if len(set(stems)) < len(stems):
         stems = [Path(_below(file, top)).with_name(_stem(file)).as_posix() for file, top in found]
     if len(set(stems)) < len(stems):
-        raise DataError(f"two of the files {', '.join(str(file) for file, _ in found)} have the same name, rename one")
+        name = Counter(stems).most_common(1)[0][0]
+        same = listed(file for (file, _), stem in zip(found, stems, strict=True) if stem == name)
+        raise DataError(f"the files {same} have the same name, rename one")
     return [FoundFile(file, stem, _below(file, top)) for (file, top), stem in zip(found, stems, strict=True)]
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Float64
 
 from anomalymatch.checks import Number, check_choice, check_range
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
+from anomalymatch.text import listed
 from anomalymatch.types import Image, Pixels
 
 CURVES = ("linear", "sqrt", "log", "asinh", "midtones")
@@ -91,14 +92,12 @@ class Rendering:
         combined = self.combine or {}
         unknown = {band for row in combined.values() for band in row} - set(bands)
         if unknown:
-            raise DataError(
-                f"stretch.combine names the bands {', '.join(sorted(unknown))}, but there are {', '.join(bands)}"
-            )
+            raise DataError(f"stretch.combine names the bands {listed(sorted(unknown))}, but there are {listed(bands)}")
         names = tuple(combined) or tuple(bands)
         unknown = set(self.limits or {}) - set(names)
         if unknown:
             raise DataError(
-                f"stretch.limits names the channels {', '.join(sorted(unknown))}, but there are {', '.join(names)}"
+                f"stretch.limits names the channels {listed(sorted(unknown))}, but there are {listed(names)}"
             )
         return names
 
@@ -111,7 +110,7 @@ class Rendering:
             UnreadableImageError: if no pixel is a finite number, or the number of bands is wrong.
         """
         if pixels.shape[2] != len(bands):
-            raise UnreadableImageError(f"it has {pixels.shape[2]} bands instead of {len(bands)}: {', '.join(bands)}")
+            raise UnreadableImageError(f"it has {pixels.shape[2]} bands instead of {len(bands)}: {listed(bands)}")
         if not pixels.size:
             raise UnreadableImageError("it has no pixels")
         if pixels.dtype == np.uint8 and self.keeps_eight_bits:

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from anomalymatch.checks import check_range
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import ConfigError, DataError, LabelError
+from anomalymatch.text import listed
 from anomalymatch.types import Label
 
 
@@ -116,14 +117,15 @@ def initial_labels(task: Task, *, anomalies: int, normals: int, seed: int) -> di
 def _truth(source: ImageSource, names: Sequence[str]) -> Mapping[str, str]:
     if source.truth is None:
         raise DataError(
-            f"{source.name} has no classes, so dataset.anomaly={','.join(names)} is unknown: leave it out, or give a "
+            f"{source.name} has no classes, so dataset.anomaly={listed(names)} is unknown: leave it out, or give a "
             "labels file with the class of every image"
         )
     classes = sorted(set(source.truth.values()))
     unknown = [name for name in names if name not in classes]
     if unknown:
-        shown = ", ".join(classes[:20]) + (f" … ({len(classes)} in all)" if len(classes) > 20 else "")
-        raise ConfigError(f"{source.name} has no class {unknown[0]!r} for dataset.anomaly: choose from {shown}")
+        raise ConfigError(
+            f"{source.name} has no class {unknown[0]!r} for dataset.anomaly: choose from {listed(classes)}"
+        )
     if set(names) == set(classes):
         raise ConfigError(f"dataset.anomaly names every class of {source.name}: leave out the normal ones")
     return source.truth

@@ -9,6 +9,7 @@ import numpy as np
 
 from anomalymatch.data.find import Stamp
 from anomalymatch.errors import DataError
+from anomalymatch.text import listed
 
 AUTO, NONE = "auto", "none"
 
@@ -50,7 +51,7 @@ class Columns(NamedTuple):
         if count and (numbers.min() < 0 or numbers.max() >= len(self.class_names)):
             raise DataError(
                 f"{path}: expected labels from 0 to {len(self.class_names) - 1} in {name} for the classes "
-                f"{', '.join(self.class_names)}, found {numbers.min()} to {numbers.max()}"
+                f"{listed(self.class_names)}, found {numbers.min()} to {numbers.max()}"
             )
         return [str(self.class_names[number]) for number in numbers.tolist()]
 
@@ -103,9 +104,7 @@ def _choose(option: str, name: str, usual: Sequence[str], names: Collection[str]
     if name == AUTO:
         return next((candidate for candidate in usual if candidate in names), None)
     if name not in names:
-        raise DataError(
-            f"{path}: there is no {name}, set dataset.source.{option} to one of {', '.join(names) or 'nothing'}"
-        )
+        raise DataError(f"{path}: there is no {name}, set dataset.source.{option} to one of {listed(names)}")
     return name
 
 

@@ -22,7 +22,7 @@ from anomalymatch.data.sources.array_file import AUTO, ArrayFile, Columns
 from anomalymatch.data.sources.tables import parquet_table
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
-from anomalymatch.text import reason
+from anomalymatch.text import listed, reason
 from anomalymatch.types import Pixels
 
 LAYOUTS = (AUTO, "nhwc", "nchw")
@@ -272,7 +272,7 @@ def _bands(
     for file, (_, have) in zip(files, counts, strict=True):
         if file.bands is not None and (len(file.bands) != have or len(set(file.bands)) < have):
             raise DataError(
-                f"{file.path}: its attribute bands names {', '.join(file.bands) or 'nothing'}, but there are {have} "
+                f"{file.path}: its attribute bands names {listed(file.bands)}, but there are {have} "
                 "bands; correct it, or name them all by dataset.source.bands"
             )
     named = _agreed("names of bands", [(file.path, file.bands) for file in files if file.bands])

@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int32
 from anomalymatch.data.source import IdIndex
 from anomalymatch.data.sources.tables import Catalogue, encode
 from anomalymatch.errors import ConfigError, DataError
+from anomalymatch.text import listed
 from anomalymatch.types import Label
 
 USUAL_IDS = ("id", "source_id", "objid")
@@ -98,7 +99,7 @@ def read_rows(path: Path, names: ColumnNames) -> CatalogueRows:
     if ra is None and names.x is None:
         raise DataError(
             f"{path}: no column has a usual name of a position, {USUAL_RA[0]} and {USUAL_DEC[0]} for example, among "
-            f"{', '.join(catalogue.names)}; give ra_column and dec_column, or x_column and y_column in dataset.source"
+            f"{listed(catalogue.names)}; give ra_column and dec_column, or x_column and y_column in dataset.source"
         )
     numbers = [name for name in (ra, dec, names.x, names.y, names.size) if name]
     columns = catalogue.read(numbers, [name for name in (id_, names.label, *tiles) if name])

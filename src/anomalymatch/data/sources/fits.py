@@ -27,6 +27,7 @@ from anomalymatch.data.sources.fits_file import (
 from anomalymatch.data.sources.sky import Sky
 from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
+from anomalymatch.text import listed
 from anomalymatch.types import Pixels
 
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
@@ -127,11 +128,11 @@ class FitsSource(ImageSource):
 def check_bands(count: int, names: Sequence[str] | None, expected: Sequence[str], *, named: bool) -> None:
     """Refuse an image with other bands than the rest; names count only if the headers `named` them."""
     if count != len(expected):
-        raise UnreadableImageError(f"it has {count} bands instead of {len(expected)}: {', '.join(expected)}")
+        raise UnreadableImageError(f"it has {count} bands instead of {len(expected)}: {listed(expected)}")
     if named and (names is None or tuple(names) != tuple(expected)):
-        found = "have no names in its headers" if names is None else f"are {', '.join(names)}"
+        found = "have no names in its headers" if names is None else f"are {listed(names)}"
         raise UnreadableImageError(
-            f"its bands {found} instead of {', '.join(expected)}; give dataset.source.bands to take them as such"
+            f"its bands {found} instead of {listed(expected)}; give dataset.source.bands to take them as such"
         )
 
 
@@ -292,7 +293,7 @@ def _choose(file: FitsFile, extensions: Extensions) -> list[Unit]:
             number = file.hdus.index_of(key)
             hdu = file.hdus[number]
         except (KeyError, IndexError):
-            listing = ", ".join(f"{i} {hdu.name}".strip() for i, hdu in enumerate(file.hdus))
+            listing = listed(f"{i} {hdu.name}".strip() for i, hdu in enumerate(file.hdus))
             raise UnreadableImageError(f"there is no extension {key} in it, only {listing}") from None
         if not image_shape(hdu):
             raise UnreadableImageError(f"its extension {key} is no image of 2 or 3 axes")

@@ -10,6 +10,7 @@ from anomalymatch.data.find import FoundFile, stamp
 from anomalymatch.data.sources.array_file import ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened
 from anomalymatch.errors import DataError
+from anomalymatch.text import listed
 
 
 class HDF5Source(ArraySource):
@@ -67,7 +68,7 @@ def _open(path: Path) -> h5py.File:
 def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
     found: Any = file.get(name)
     if not isinstance(found, h5py.Dataset):
-        raise DataError(f"{path}: there is no dataset {name}, found {', '.join(file) or 'nothing'}")
+        raise DataError(f"{path}: there is no dataset {name}, found {listed(file)}")
     return found
 
 

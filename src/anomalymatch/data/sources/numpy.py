@@ -13,6 +13,7 @@ from anomalymatch.data.find import FoundFile, stamp
 from anomalymatch.data.sources.array_file import ArrayFile
 from anomalymatch.data.sources.arrays import ArraySource, Opened, PixelRows, Root
 from anomalymatch.errors import DataError
+from anomalymatch.text import listed
 
 
 class NumpySource(ArraySource):
@@ -165,7 +166,7 @@ def _images(archive: zipfile.ZipFile, path: Path, images: str) -> str:
     if images in names:
         return images
     if len(names) != 1:
-        raise DataError(f"{path}: there is no array {images}, found {', '.join(names) or 'nothing'}")
+        raise DataError(f"{path}: there is no array {images}, found {listed(names)}")
     return names[0]
 
 

@@ -20,7 +20,7 @@ from anomalymatch.data.sources.encoded import EncodedSource, Listing, check_comp
 from anomalymatch.data.sources.tables import parquet_table
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
-from anomalymatch.text import reason
+from anomalymatch.text import listed, reason
 
 DEFAULT_LABELS = "label"
 REJECTS_FILE = "rejects.parquet"
@@ -34,9 +34,9 @@ _TAIL_BYTES = 8
 class ParquetSource(EncodedSource):
     """Encoded images in a column of Parquet files; see `EncodedSource` for the other arguments.
 
-    The column is a struct{bytes, path} or binary of any kind. Ids come from `id_column`, else from the paths if every image
-    has one and all are different, else they are `{file stem}/{row:07d}`. Opening reads no image. Reading goes from row
-    group to row group and caches the latest of them in memory, still encoded.
+    The column is a struct{bytes, path} or binary of any kind. Ids come from `id_column`, else from the paths if every
+    image has one and all are different, else they are `{file stem}/{row:07d}`. Opening reads no image. Reading goes by row
+    groups and caches the latest of them in memory, still encoded.
 
     Args:
         root: a file, a folder that is searched for *.parquet at any depth, or a URL of either.
@@ -210,7 +210,7 @@ def _label_column(file: Path, schema: pa.Schema, label: str | None) -> str | Non
 
 def _require(file: Path, schema: pa.Schema, column: str, option: str) -> pa.Field:
     if column not in schema.names:
-        raise DataError(f"{file}: there is no column {column}, set {option} to one of {', '.join(schema.names)}")
+        raise DataError(f"{file}: there is no column {column}, set {option} to one of {listed(schema.names)}")
     return schema.field(column)
 
 

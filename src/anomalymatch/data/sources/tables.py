@@ -19,7 +19,7 @@ from anomalymatch.data.find import damaged_file
 from anomalymatch.data.sources.fits_file import ASTROPY, FitsFile, Place
 from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import DataError
-from anomalymatch.text import reason
+from anomalymatch.text import listed, reason
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +60,14 @@ class Catalogue:
             self.names, self._read = _OPEN[kind](path)
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
-            raise DataError(
-                f"{path}: the names of columns must be unique, but {', '.join(twice)} occurs more than once"
-            )
+            raise DataError(f"{path}: the names of columns must be unique, but {listed(twice)} occurs more than once")
 
     def require(self, name: str, option: str) -> str:
         """Return `name` if there is such a column."""
         if name not in self.names:
             raise DataError(
                 f"{self.path}: there is no column {name}, which dataset.source.{option} names, "
-                f"only {', '.join(self.names)}"
+                f"only {listed(self.names)}"
             )
         return name
 

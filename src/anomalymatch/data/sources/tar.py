@@ -24,6 +24,7 @@ from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, EncodedSource
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.progress import progress
+from anomalymatch.text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +304,7 @@ def _samples(root: Path, files: Sequence[Path], indices: Sequence[_Index], keys:
             logger.warning("%s: %s; %d images before that can be read, get it again", file, index.damage, len(own))
             last |= dict.fromkeys(list(own)[-1:], str(file))
     if not samples:
-        found = f", found .{', .'.join(sorted(rests)[:9])}" if rests else ""
+        found = f", found {listed(f'.{rest}' for rest in sorted(rests))}" if rests else ""
         wanted = f".{keys.image}" if keys.image else ", ".join(sorted(SUFFIXES))
         raise DataError(f"{root}: there are no images in it, expected members that end in {wanted}{found}")
     return _without_truncated_samples(samples, last)

@@ -15,6 +15,7 @@ from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.array_file import AUTO, NONE, ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened, PixelRows, Root
 from anomalymatch.errors import DataError, UnreadableImageError
+from anomalymatch.text import listed
 
 _BLOSC_HEADER = 16
 _ARRAYS, _GROUPS = ("zarr.json", ".zarray"), (".zgroup",)
@@ -172,7 +173,7 @@ def _open(path: Path, images: str) -> tuple[Any, Any, Any]:
         else:
             array, attributes = node.get(images), dict(node.attrs)
         if not isinstance(array, zarr.Array):
-            raise DataError(f"{path}: there is no array {images} in this store, found {', '.join(node) or 'nothing'}")
+            raise DataError(f"{path}: there is no array {images} in this store, found {listed(node)}")
         _refuse_pickles(path, array)
     except BaseException:
         store.close()
