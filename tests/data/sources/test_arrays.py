@@ -80,14 +80,46 @@ def test_ambiguous_layouts(tmp_path: Path, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (2, 3, 4, 5, 6)])
 def test_shapes_that_cannot_hold_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match="expected images of the shape"):
-        NumpySource(write(tmp_path / "b.npy", *shape))
+    with pytest.raises(DataError, match=r"expected images of the shape .*; set dataset\.source\.each=true"):
+        NumpySource(write(tmp_path / "b.npy", *shape), each=False)
     with pytest.raises(DataError, match="cannot have the shape"):
         NumpySource(write(tmp_path / "c.npy", 2, 0, 5))
 
 
+@pytest.mark.parametrize("kind", [".h5", ".zarr 3"])
+def test_one_image_in_place_of_many_is_refused_until_a_key_decides(tmp_path: Path, kind: str) -> None:
+    image = np.arange(20 * 27 * 3).reshape(20, 27, 3).astype(np.uint8)
+    with pytest.raises(DataError, match=r"one image with 3 bands, or of 20 images .*layout=nhw"):
+        write_as(kind, tmp_path, image)
+    path = next(tmp_path.iterdir())
+    source = {".h5": HDF5Source, ".zarr": ZarrSource}[path.suffix](path, layout="nhw")
+    assert (len(source), source.load(2)[..., 0].tolist()) == (20, image[2].tolist())
+
+
+@pytest.mark.parametrize("kind", [".npy", ".npz", ".h5", ".zarr 2", ".zarr 3"])
+def test_booleans_are_0_and_1(tmp_path: Path, kind: str) -> None:
+    masks = np.zeros((2, 9, 8), dtype=bool)
+    masks[:, 3:5, 2:6] = True
+    source = write_as(kind, tmp_path, masks)
+    assert (source.load(1)[..., 0] == masks[1]).all()
+    assert source.load(1).dtype == np.int8
+    assert (source.read(source.ids)[1][..., 0] == np.where(masks[1], 255, 0)).all()
+
+
+@pytest.mark.parametrize("kind", [".h5", ".zarr"])
+def test_arrays_far_larger_than_their_file_are_refused(tmp_path: Path, kind: str) -> None:
+    path, shape = tmp_path / f"a{kind}", (10**9, 64, 64, 3)
+    if kind == ".h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("images", shape, "uint8", chunks=(1, 64, 64, 3))
+    else:
+        zarr.open_group(path, mode="w").create_array("images", shape=shape, dtype="uint8", chunks=(1, 64, 64, 3))
+    with pytest.raises(DataError, match=r"it claims 1,000,000,000 images of 12,288 bytes, but has"):
+        {".h5": HDF5Source, ".zarr": ZarrSource}[kind](path)
+
+
 def test_wrong_options(path: Path) -> None:
-    with pytest.raises(ConfigError, match="layout is 'hwc': choose one of auto, nhwc, nchw"):
+    with pytest.raises(ConfigError, match="layout is 'hwc': choose one of auto, nhw, nhwc, nchw"):
         NumpySource(path, layout="hwc")
     with pytest.raises(ConfigError, match="channels is 2: choose one of 1, 3, 4, or null"):
         NumpySource(path, channels=2)

@@ -70,6 +70,12 @@ def test_links_stay_inside_the_folder(root: Path, tmp_path: Path, caplog: pytest
         FolderSource(tmp_path / "in")
 
 
+def test_a_file_of_gigabytes_is_rejected_unread(root: Path) -> None:
+    with (root / "sparse.jpg").open("wb") as file:
+        file.truncate(6 * 2**30)
+    assert FolderSource(root).read(["sparse.jpg"])[0].reason.startswith("it has 6,442,450,944 bytes, which is more")
+
+
 def test_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root, target_is_directory=True)
     assert FolderSource(tmp_path / "link").ids == FolderSource(root).ids

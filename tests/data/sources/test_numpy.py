@@ -11,6 +11,7 @@ from anomalymatch.errors import DataError
 
 
 def write(path: Path, images: np.ndarray, **others: Any) -> Path:
+    path.parent.mkdir(exist_ok=True)
     if path.suffix == ".npz":
         np.savez_compressed(path, images=images, **others)
     else:
@@ -52,6 +53,25 @@ def test_one_image_in_each_file(tmp_path: Path) -> None:
     write(tmp_path / "c.npz", stack(1))
     with pytest.raises(DataError, match=r"c\.npz: dataset\.source\.each=true is for \.npy files"):
         NumpySource(tmp_path, each=True)
+
+
+@pytest.mark.parametrize("shape", [(20, 27), (20, 27, 3), (20, 27, 5)])
+def test_one_image_is_told_from_a_stack(
+    tmp_path: Path, shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    image = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    for name in "abcd":
+        write(tmp_path / f"in/{name}.npy", image)
+    source = NumpySource(tmp_path / "in")
+    assert source.ids == ["a.npy", "b.npy", "c.npy", "d.npy"]
+    assert source.load(2).tolist() == image.reshape(20, 27, -1).tolist()
+    assert "and 3 other files are taken as one image each" in caplog.text
+    packed = NumpySource(write(tmp_path / "e.npz", image))
+    assert (packed.ids, packed.load(0).tolist()) == (["e/000000"], image.reshape(20, 27, -1).tolist())
+    if len(shape) == 3:
+        assert len(NumpySource(tmp_path / "in", layout="nhw")) == 80
+        with pytest.raises(DataError, match="layout=nhw"):
+            NumpySource(tmp_path / "in", each=False)
 
 
 def test_packed_arrays_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

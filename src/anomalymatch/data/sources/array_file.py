@@ -67,6 +67,7 @@ class ArrayFile:
         stamp: size and time of the last change of the file, or of `witness`.
         signature: text that changes whenever the pixels change; empty if `stamp` tells.
         encoded: whether each image is a JPEG, PNG or similar file.
+        single: whether the whole array is one image; then `shape` begins with 1.
         block: number of rows that are decoded together.
         ids: id of each image; None takes file and row.
         witness: file whose stamp stands for a store; None takes `path`.
@@ -80,6 +81,7 @@ class ArrayFile:
     stamp: Stamp
     signature: str = ""
     encoded: bool = False
+    single: bool = False
     block: int = 1
     ids: Sequence[str] | None = None
     classes: Sequence[str] | None = None

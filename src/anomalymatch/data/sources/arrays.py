@@ -25,9 +25,15 @@ from anomalymatch.lru import LRU
 from anomalymatch.text import listed, reason
 from anomalymatch.types import Pixels
 
-LAYOUTS = (AUTO, "nhwc", "nchw")
+LAYOUTS = (AUTO, "nhw", "nhwc", "nchw")
 MAX_BANDS = 64
 """Length up to which `layout=auto` takes an axis for the bands."""
+NARROW = 8
+"""Side below which the last axis of three is taken for bands, not for pixels."""
+MAX_ROWS, MAX_PACKING = 100_000, 100_000
+"""More rows than this are refused if they claim more than `MAX_PACKING` times the bytes of their file."""
+MAX_BLOCK = 2**31
+"""Largest block of rows that is decoded together, in bytes."""
 CACHE_BYTES = 2**28
 OPEN_FILES = 64
 ENCODED_CHANNELS = 3
@@ -46,10 +52,10 @@ class Opened(NamedTuple):
 class ArraySource(ImageSource):
     """Images that are rows of the arrays in one or several files, ordered by file and row.
 
-    Arrays have the shape (n, h, w), (n, h, w, bands) or (n, bands, h, w), with integers or floats. Ids come from the
-    files, else they are `{file stem}/{row:06d}`. Opening reads no image. Reading follows the order of the rows, decodes
-    each block of rows once, and keeps the blocks used last. Subclasses implement `describe` and `open_rows` for a
-    format.
+    Arrays have the shape (n, h, w), (n, h, w, bands) or (n, bands, h, w), with integers, floats or booleans, which
+    become 0 and 1. Ids come from the files, else they are `{file stem}/{row:06d}`. Opening reads no image. Reading
+    follows the order of the rows, decodes each block of rows once, and keeps the blocks used last. Subclasses implement
+    `describe` and `open_rows` for a format.
 
     Args:
         root: a file, a folder that is searched for files at any depth, or a list of both.
@@ -60,8 +66,8 @@ class ArraySource(ImageSource):
         labels: name of the array or column with a class for each image; "auto" takes a usual name where there is one,
             "none" reads no classes.
         class_names: names of the classes 0, 1, …; None takes the numbers themselves.
-        layout: order of the axes of a four-dimensional array: "nhwc" (bands last), "nchw" (bands first), or "auto",
-            which takes the shorter of the two for the bands.
+        layout: order of the axes: "nhw", "nhwc" (bands last), "nchw" (bands first), or "auto", which takes the
+            shorter of the two for the bands, and refuses images (n, h, w) of a width below 8.
         bands: names of the bands, or of the `channels`; None takes those in the files, else the usual ones.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA) converts photographs; None keeps the bands, and decodes JPEG and PNG
             to RGB.
@@ -111,7 +117,7 @@ class ArraySource(ImageSource):
         check_choice("dataset.source.channels", channels, MODES, null=True)
         if root is None:
             raise missing_root(self.dataset, f"{self.kind}, a folder with such files, or a list of them")
-        self.images, self._channels = images, channels
+        self.images, self.layout, self._channels = images, layout, channels
         self._columns = Columns(ids, labels, class_names, self.usual_ids, self.usual_labels)
         found = find_files(root, self.matches, self.kind, folders=self.stores)
         self.check_found(found)
@@ -174,7 +180,9 @@ class ArraySource(ImageSource):
 
     def _described(self, file: FoundFile) -> ArrayFile:
         try:
-            return self.describe(file)
+            described = self.describe(file)
+            _check_size(described)
+            return described
         except DataError:
             raise
         except Exception as error:  # a damaged file can make a parser raise anything
@@ -201,7 +209,8 @@ class ArraySource(ImageSource):
             return self.open_rows(file.path)
 
         with self._opened.use(number, opened) as open_file:
-            rows = np.asarray(open_file.rows[start:stop])
+            rows = open_file.rows
+            rows = np.asarray(rows[...])[None] if file.single else np.asarray(rows[start:stop])
         if rows.shape != (stop - start, *file.shape[1:]):
             raise UnreadableImageError("the file has changed since the set was opened")
         return rows
@@ -216,7 +225,9 @@ def _folder(root: Root) -> Path | None:
 
 
 def _bands_last(image: Shaped[np.ndarray, "*image"], layout: str) -> Pixels:
-    """Move the bands to the last axis, in new memory and the machine's byte order."""
+    """Move the bands to the last axis, in new memory and the machine's byte order; False and True become 0 and 1."""
+    if image.dtype == bool:
+        image = image.view(np.int8)  # signed, so that 1 is not rendered as 1 of 255
     if layout == "nhw":
         image = image[..., None]
     elif layout == "nchw":
@@ -229,10 +240,17 @@ def _layout(file: ArrayFile, layout: str) -> str:
     if file.encoded:
         return "n"
     shape = file.shape
-    if len(shape) not in (3, 4) or file.dtype is None or file.dtype.kind not in "iuf":
+    if len(shape) not in (3, 4) or file.dtype is None or file.dtype.kind not in "iufb":
+        hint = "; set dataset.source.each=true if each file is one image" if file.path.suffix == ".npy" else ""
         raise DataError(
-            f"{file.path}: expected images of the shape (n, h, w), (n, h, w, bands) or (n, bands, h, w) of integers or "
-            f"floats in {file.array}, found {shape} and {file.dtype}"
+            f"{file.path}: expected images of the shape (n, h, w), (n, h, w, bands) or (n, bands, h, w) of integers, "
+            f"floats or booleans in {file.array}, found {shape} and {file.dtype}{hint}"
+        )
+    if layout == AUTO and not file.single and is_narrow(shape):
+        raise DataError(
+            f"{file.path}: the shape {shape} of {file.array} is that of one image with {shape[2]} bands, or of "
+            f"{shape[0]:,} images that are {shape[2]} pixels wide: store one image as {(1, *shape)}, or set "
+            "dataset.source.layout=nhw for many"
         )
     if len(shape) == 4 and layout == AUTO:
         layout = "nhwc" if shape[3] < shape[1] else "nchw"
@@ -245,6 +263,29 @@ def _layout(file: ArrayFile, layout: str) -> str:
     if not pixels or pixels > MAX_PIXELS * len(MODES):
         raise DataError(f"{file.path}: expected images in {file.array}, but they cannot have the shape {shape}")
     return "nhw" if len(shape) == 3 else layout
+
+
+def is_narrow(shape: Sequence[int]) -> bool:
+    """Tell whether an array of three axes has so short a last one that it holds bands: (h, w, bands)."""
+    return len(shape) == 3 and 0 < shape[2] < NARROW <= min(shape[:2])
+
+
+def _check_size(file: ArrayFile) -> None:
+    """Refuse arrays that claim far more than their file can hold, before ids are made for each row."""
+    if not file.shape or file.dtype is None or file.encoded:
+        return
+    row = int(np.prod(file.shape[1:], dtype=object)) * file.dtype.itemsize
+    if file.block < file.shape[0] and file.block * row > MAX_BLOCK:
+        raise DataError(
+            f"{file.path}: its chunks of {file.block * row:,} bytes are too large to read one image, at most "
+            f"{MAX_BLOCK:,} are possible; store fewer rows in each"
+        )
+    if file.shape[0] <= MAX_ROWS:
+        return
+    path = file.path
+    have = sum(child.stat().st_size for child in path.rglob("*")) if path.is_dir() else path.stat().st_size
+    if file.shape[0] * row > MAX_PACKING * have:
+        raise DataError(f"{path}: it claims {file.shape[0]:,} images of {row:,} bytes, but has {have:,} bytes in all")
 
 
 def _count_bands(file: ArrayFile, layout: str) -> int:

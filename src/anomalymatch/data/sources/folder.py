@@ -1,5 +1,6 @@
 """Folder of image files as a source, on this machine or behind a URL."""
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -90,7 +91,11 @@ class FolderSource(EncodedSource):
             return _fetch(self._remote, self._entries[position])
         assert self.folder is not None
         try:
-            return (self.folder / self.ids[position]).read_bytes()
+            with (self.folder / self.ids[position]).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_BYTES:
+                    raise UnreadableImageError(f"it has {size:,} bytes, which is more than {MAX_BYTES:,}")
+                return file.read()
         except OSError as error:
             raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
 

@@ -31,9 +31,9 @@ class HDF5Source(ArraySource):
         with _open(path) as opened:
             images = _dataset(opened, path, self.images)
             encoded = _is_encoded(images)
-            if not encoded and images.dtype.kind not in "iuf":
+            if not encoded and images.dtype.kind not in "iufb":
                 raise DataError(
-                    f"{path}: expected integers, floats, or encoded images as bytes in {self.images}, "
+                    f"{path}: expected integers, floats, booleans, or encoded images as bytes in {self.images}, "
                     f"found {images.dtype}"
                 )
             count = images.shape[0] if images.shape else 0

@@ -1,8 +1,10 @@
 """NumPy files as a source: stacks of images in .npy and .npz, or one image in each file."""
 
+import logging
 import math
 import mmap
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,10 +12,12 @@ import numpy as np
 from jaxtyping import Shaped
 
 from anomalymatch.data.find import FoundFile, stamp
-from anomalymatch.data.sources.array_file import ArrayFile
-from anomalymatch.data.sources.arrays import ArraySource, Opened, PixelRows, Root
+from anomalymatch.data.sources.array_file import AUTO, ArrayFile
+from anomalymatch.data.sources.arrays import ArraySource, Opened, Root, is_narrow
 from anomalymatch.errors import DataError
 from anomalymatch.text import listed
+
+logger = logging.getLogger(__name__)
 
 
 class NumpySource(ArraySource):
@@ -26,7 +30,7 @@ class NumpySource(ArraySource):
     Args:
         root: a file, a folder, or a list.
         each: whether each .npy file is one image, (h, w), (h, w, bands) or (bands, h, w); its id is its path below
-            `root`.
+            `root`. None takes files (h, w), and (h, w, bands) with fewer than 8 bands, as one image each, and says so.
         **options: arguments of `ArraySource`.
 
     Raises:
@@ -37,9 +41,22 @@ class NumpySource(ArraySource):
     kind = "a .npy or .npz file"
     suffixes = frozenset({".npy", ".npz"})
 
-    def __init__(self, root: Root | None, *, each: bool = False, **options: Any) -> None:
+    def __init__(self, root: Root | None, *, each: bool | None = None, **options: Any) -> None:
         self.each = each
         super().__init__(root, **options)
+        guessed = [file for file in self.files if file.single] if each is None else []
+        if guessed:
+            logger.warning(
+                "%s and %d other files are taken as one image each, of the shape %s; set dataset.source.each=false if "
+                "they are stacks of images, or true to say so",
+                guessed[0].path,
+                len(guessed) - 1,
+                guessed[0].shape[1:],
+            )
+
+    def _is_single(self, shape: Sequence[int]) -> bool:
+        layout_known = self.layout != AUTO
+        return (len(shape) == 2 or (is_narrow(shape) and not layout_known)) if self.each is None else self.each
 
     def describe(self, file: FoundFile) -> ArrayFile:
         """See `ArraySource.describe`."""
@@ -49,22 +66,23 @@ class NumpySource(ArraySource):
         """See `ArraySource.open_rows`."""
         if _is_packed(path):
             return Opened(_Packed(path, self.images), lambda: None)  # the file is closed after each access
-        rows = _Mapped(path, self.each)
+        rows = _Mapped(path)
         return Opened(rows, rows.close)
 
     def _describe_plain(self, file: FoundFile) -> ArrayFile:
         with file.path.open("rb") as opened:
             header = _header(opened)
-        changed = stamp(file.path)
+        changed, single = stamp(file.path), self._is_single(header.shape)
         _check_length(file.path, "it", header, changed[0])
         return ArrayFile(
             path=file.path,
             stem=file.stem,
             array="it",
-            shape=(1, *header.shape) if self.each else header.shape,
+            shape=(1, *header.shape) if single else header.shape,
             dtype=header.dtype,
             stamp=changed,
-            ids=[file.relative] if self.each else None,
+            single=single,
+            ids=[file.relative] if single else None,
         )
 
     def _describe_packed(self, file: FoundFile) -> ArrayFile:
@@ -77,13 +95,16 @@ class NumpySource(ArraySource):
             with archive.open(f"{name}.npy") as member:
                 header = _header(member)
             _check_length(file.path, name, header, archive.getinfo(f"{name}.npy").file_size)
-            count = header.shape[0] if header.shape else 0
+            single = self.each is None and self._is_single(header.shape)
+            shape = (1, *header.shape) if single else header.shape
+            count = shape[0] if shape else 0
             ids, classes = self._columns.read(_arrays(archive), lambda name: _array(archive, name), count, file.path)
             return ArrayFile(
                 path=file.path,
                 stem=file.stem,
                 array=name,
-                shape=header.shape,
+                shape=shape,
+                single=single,
                 dtype=header.dtype,
                 stamp=stamp(file.path),
                 block=max(count, 2),  # a single row is cached too, because reading it unpacks the whole array
@@ -108,16 +129,15 @@ class _Header(NamedTuple):
 class _Mapped:
     """Memory-mapped .npy file; each access checks its length, because reading beyond the end kills the process."""
 
-    def __init__(self, path: Path, each: bool) -> None:
+    def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             header = _header(file)
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.end = header.end
         order: Literal["F", "C"] = "F" if header.fortran else "C"
-        array: PixelRows = np.ndarray(header.shape, header.dtype, self.map, header.offset, order=order)
-        self.array: PixelRows | None = array[None] if each else array
+        self.array: np.ndarray | None = np.ndarray(header.shape, header.dtype, self.map, header.offset, order=order)
 
-    def __getitem__(self, rows: slice) -> PixelRows:
+    def __getitem__(self, rows: Any) -> np.ndarray:
         if self.array is None or self.map.size() < self.end:
             raise ValueError("the file has been cut short")
         return np.array(self.array[rows])
@@ -133,7 +153,7 @@ class _Packed:
     def __init__(self, path: Path, images: str) -> None:
         self.path, self.images = path, images
 
-    def __getitem__(self, rows: slice) -> PixelRows:
+    def __getitem__(self, rows: Any) -> np.ndarray:
         with zipfile.ZipFile(self.path) as archive:
             return _array(archive, _images(archive, self.path, self.images))[rows]
 

@@ -35,8 +35,8 @@ class ParquetSource(EncodedSource):
     """Encoded images in a column of Parquet files; see `EncodedSource` for the other arguments.
 
     The column is a struct{bytes, path} or binary of any kind. Ids come from `id_column`, else from the paths if every
-    image has one and all are different, else they are `{file stem}/{row:07d}`. Opening reads no image. Reading goes by row
-    groups and caches the latest of them in memory, still encoded.
+    image has one and all are different, else they are `{file stem}/{row:07d}`. Opening reads no image. Reading goes
+    by row groups and caches the latest of them in memory, still encoded.
 
     Args:
         root: a file, a folder that is searched for *.parquet at any depth, or a URL of either.
