@@ -118,6 +118,40 @@ def test_planes_of_a_cube_and_short_axes(tmp_path: Path) -> None:
         assert source.pixels(id_).shape == (4, 5, 3)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("bands", [3, 5])
+def test_cube_with_its_bands_last(
+    tmp_path: Path, bands: int, compressed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    cube = np.arange(40 * 52 * bands, dtype=np.int16).reshape(40, 52, bands)
+    write(tmp_path / "in/a.fits", fits.CompImageHDU(cube) if compressed else cube)
+    source = FitsSource(tmp_path / "in")
+    assert source.pixels("a.fits").tolist() == cube.tolist()
+    assert caplog.text.count("is read as (h, w, bands)") == 1
+    assert FitsSource(tmp_path / "in", layout="hwc").pixels("a.fits").tolist() == cube.tolist()
+    first = FitsSource(tmp_path / "in", layout="chw").pixels("a.fits")
+    assert first.tolist() == np.moveaxis(cube, 0, 2).tolist()
+
+
+def test_names_of_axes_decide_and_absurd_shapes_are_refused(tmp_path: Path) -> None:
+    cube = np.zeros((40, 52, 10), dtype=np.uint8)
+    assert FitsSource(write(tmp_path / "a.fits", cube, CTYPE3="FREQ")).load(0).shape == (52, 10, 40)
+    named = write(tmp_path / "b.fits", cube, CTYPE2="RA---TAN", CTYPE3="DEC--TAN")
+    assert FitsSource(named).load(0).shape == cube.shape
+    with pytest.raises(DataError, match=r"\(40, 3, 52\) is neither .*layout to chw or hwc"):
+        FitsSource(write(tmp_path / "c.fits", cube.reshape(-1)[: 40 * 3 * 52].reshape(40, 3, 52)))
+
+
+def test_unsigned_integers_packed_by_plio(tmp_path: Path) -> None:
+    """CFITSIO packs them without an offset, unlike astropy, which cannot write them."""
+    values = np.arange(40 * 50, dtype=np.int32).reshape(40, 50) * 30
+    write(tmp_path / "a.fits", fits.CompImageHDU(values, compression_type="PLIO_1"))
+    with fits.open(tmp_path / "a.fits", mode="update", disable_image_compression=True) as file:
+        file[1].header["ZBITPIX"], file[1].header["BZERO"], file[1].header["BSCALE"] = 16, 32768, 1
+    loaded = FitsSource(tmp_path).pixels("a.fits")[..., 0]
+    assert (loaded.dtype, loaded.tolist()) == (np.uint16, values.tolist())
+
+
 def test_extensions(tmp_path: Path) -> None:
     table = fits.BinTableHDU.from_columns([fits.Column("x", "J", array=np.arange(3))])
     spectrum = fits.ImageHDU(np.arange(7.0), name="spectrum")
@@ -157,6 +191,10 @@ def test_names_of_bands(tmp_path: Path) -> None:
     assert bands(fits.ImageHDU(PLANE), FILTER="VIS") == ("VIS",)
     assert bands(cube, FILTER="g, r") == ("g", "r")
     assert bands(cube, FILTER="g") == ("band0", "band1")
+    assert bands(cube, BANDS="gr") == ("g", "r")
+    assert bands(cube, BANDS="VIS, NIR") == ("VIS", "NIR")
+    assert bands(cube, BAND0="g", BAND1="z") == ("g", "z")
+    assert bands(cube, FILTER1="g", FILTER2="i") == ("g", "i")
     assert bands(cube, CTYPE3="FREQ-LSR") == ("freq0", "freq1")
     assert bands(cube, CTYPE3="STOKES", CRVAL3=1.0, CRPIX3=1.0, CDELT3=1.0) == ("I", "Q")
     assert bands(cube, CTYPE3="STOKES", CRVAL3=4.0, CRPIX3=2.0, CDELT3=2.0) == ("Q", "V")
@@ -253,7 +291,14 @@ def test_a_large_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert FitsSource(tmp_path).read(["a.fits"]) == [Reject("a.fits", "5 x 4 pixels is more than 19")]
     (tmp_path / "b.fits.gz").write_bytes(gzip.compress((tmp_path / "a.fits").read_bytes()))
     monkeypatch.setattr(fits_file, "MAX_UNZIPPED", 1000)
-    with pytest.raises(UnreadableImageError, match="it unpacks to more than 1,000 bytes"):
+    with pytest.raises(UnreadableImageError, match="unpacks to more than 1,000"):
+        FitsImages(tmp_path / "b.fits.gz")
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    sound = write(tmp_path / "a.fits", PLANE).read_bytes()
+    (tmp_path / "b.fits.gz").write_bytes(gzip.compress(sound + bytes(2**27), 1))
+    with pytest.raises(UnreadableImageError, match=r"but unpacks to more than [1-9]\d{2},"):
         FitsImages(tmp_path / "b.fits.gz")
 
 

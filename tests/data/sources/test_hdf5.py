@@ -127,7 +127,5 @@ def test_messages(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="labels from 0 to 0 in labels for the classes x, found 0 to 1"):
         HDF5Source(files, class_names=["x"])
     for other in (np.zeros((2, 4, 4), dtype=complex), np.zeros(2, dtype="i4,f4")):
-        with pytest.raises(
-            DataError, match="expected integers, floats, booleans, or encoded images"
-        ):
+        with pytest.raises(DataError, match="expected integers, floats, booleans, or encoded images"):
             HDF5Source(write(tmp_path / "other.h5", other))

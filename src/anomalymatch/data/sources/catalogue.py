@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from anomalymatch.checks import check_range
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.data.codecs import MAX_PIXELS
 from anomalymatch.data.find import missing_root, stamp
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.sources.catalogue_rows import ColumnNames, labels_or_classes, read_rows
-from anomalymatch.data.sources.fits import check_bands, checked_extensions
+from anomalymatch.data.sources.fits import LAYOUTS, check_bands, checked_extensions
 from anomalymatch.data.sources.fits_file import Extensions
 from anomalymatch.data.sources.tables import catalogue_table
 from anomalymatch.data.sources.tiles import ArchiveTile, open_tile, tiles_by_name, tiles_by_position
@@ -55,6 +55,7 @@ class CatalogueSource(ImageSource):
         tile_columns: paths of the tiles of several bands, instead of `tile_column`.
         label_column: class, or label by a person.
         extensions: index or name of a FITS extension, or several of them as bands; see `FitsSource`.
+        layout: order of the axes of FITS cubes, see `FitsSource`.
         bands: names of the bands; None takes the endings of `tile_columns` (tile_g: g), else the names in the FITS
             headers, else the usual ones.
         labels_file: a CSV `filename,label`, see `labels_or_truth`, instead of `label_column`; None takes `labels.csv`
@@ -85,6 +86,7 @@ class CatalogueSource(ImageSource):
         tile_columns: Sequence[str] = (),
         label_column: str | None = None,
         extensions: Extensions = None,
+        layout: str = "auto",
         bands: Sequence[str] | None = None,
         labels_file: str | Path | None = None,
         rendering: Rendering = EIGHT_BITS,
@@ -108,7 +110,8 @@ class CatalogueSource(ImageSource):
             raise ConfigError("dataset.source.label_column and labels_file: give only one of them")
         if size_column is not None and size_arcsec is not None:
             raise ConfigError("dataset.source.size_column and size_arcsec: give only one of them")
-        self.extensions = checked_extensions(extensions)
+        check_choice("dataset.source.layout", layout, LAYOUTS)
+        self.extensions, self.layout = checked_extensions(extensions), layout
         self.size, self.size_arcsec = size, None if size_arcsec is None else float(size_arcsec)
         self.catalogue = Path(root).expanduser()
         self.tiles = self.catalogue.parent if tiles is None else Path(tiles).expanduser()
@@ -124,7 +127,7 @@ class CatalogueSource(ImageSource):
         first = self._first_tile()
         names = _endings(rows.columns) if len(self._codes) > 1 else first.names
         self._named = bands is None and len(self._codes) == 1 and names is not None
-        options = (replace(columns, label=None), size, self.size_arcsec, self.extensions)
+        options = (replace(columns, label=None), size, self.size_arcsec, self.extensions, layout)
         super().__init__(
             name=self.catalogue.resolve().name.split(".")[0],
             ids=rows.ids,
@@ -208,7 +211,7 @@ class CatalogueSource(ImageSource):
 
     def _open(self, code: int) -> ArchiveTile:
         try:
-            return open_tile(self.tiles / self.paths[code], self.extensions)
+            return open_tile(self.tiles / self.paths[code], self.extensions, self.layout)
         except UnreadableImageError as error:
             raise UnreadableImageError(f"its tile {self.paths[code]}: {error}") from None
 

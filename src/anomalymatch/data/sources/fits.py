@@ -1,8 +1,10 @@
 """FITS files as a source: one image in each file, its extensions or the planes of a cube as bands."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from anomalymatch.checks import check_choice
 from anomalymatch.data.codecs import MAX_PIXELS
 from anomalymatch.data.find import missing_root, scan_for, stamp
 from anomalymatch.data.labels import read_labels
@@ -19,6 +22,7 @@ from anomalymatch.data.sources.fits_file import (
     ASTROPY,
     Extensions,
     FitsFile,
+    Layout,
     Unit,
     find_plain,
     fits_errors,
@@ -30,7 +34,12 @@ from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.text import listed
 from anomalymatch.types import Pixels
 
+logger = logging.getLogger(__name__)
+
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
+LAYOUTS = ("auto", "chw", "hwc")
+NARROW, MAX_BANDS = 8, 64
+"""Length below which an axis is no side of an image; length up to which the last axis is guessed to be the bands."""
 STOKES = {1: "I", 2: "Q", 3: "U", 4: "V"}
 KINDS = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU, fits.BinTableHDU, fits.TableHDU, fits.GroupsHDU)
 MAX_CARDS, MAX_UNITS = 400, 8
@@ -50,7 +59,9 @@ class FitsSource(ImageSource):
         root: the folder, or one file.
         extensions: index or name of a FITS extension, or several of them as bands of one image; None takes the first
             with an image of 2 axes (one band) or 3 axes (NAXIS3 counts the bands).
-        bands: names of the bands; None takes the names of the extensions, else FILTER, else CTYPE3, else usual ones.
+        layout: order of the axes of a cube: "chw", "hwc" or "auto", see `FitsImages`; a guess is told once.
+        bands: names of the bands; None takes the names of the extensions, else FILTER, BANDS, BAND0 … or FILTER0 …,
+            else CTYPE3, else usual ones.
         labels_file: a CSV `filename,label`, see `labels_or_truth`; None takes `labels.csv` in the folder, where there
             is one.
         rendering: conversion of the bands to 8-bit channels.
@@ -66,13 +77,15 @@ class FitsSource(ImageSource):
         root: str | Path | None,
         *,
         extensions: Extensions = None,
+        layout: str = "auto",
         bands: Sequence[str] | None = None,
         labels_file: str | Path | None = None,
         rendering: Rendering = EIGHT_BITS,
     ) -> None:
         if root is None:
             raise missing_root("fits", "the folder that holds the FITS files")
-        path = Path(root).expanduser()
+        check_choice("dataset.source.layout", layout, LAYOUTS)
+        path, self.layout = Path(root).expanduser(), layout
         self.extensions = checked_extensions(extensions)
         self._root = path if path.is_dir() else path.parent
         entries = [(path.name, *stamp(path))] if path.is_file() else scan_for("FITS files", path, FITS_SUFFIXES)
@@ -86,7 +99,7 @@ class FitsSource(ImageSource):
             bands=band_names(names if bands is None else bands, count),
             units=units,
             rendering=rendering,
-            fingerprint=hash_rows(f"fits {self.extensions!r}", entries),
+            fingerprint=hash_rows(f"fits {self.extensions!r} {layout}", entries),
             labels=labels,
             truth=truth,
             folder=self._root,
@@ -97,7 +110,14 @@ class FitsSource(ImageSource):
         reasons = []
         for id_ in ids[:TRIED]:
             try:
-                with FitsImages(self._root / id_, self.extensions) as images:
+                with FitsImages(self._root / id_, self.extensions, layout=self.layout) as images:
+                    if images.bands_last and self.layout == "auto":
+                        logger.warning(
+                            "%s: its shape %s is read as (h, w, bands), like others whose last axis is the smallest; "
+                            "set dataset.source.layout to hwc to say so, or to chw",
+                            self._root / id_,
+                            images.bands_last,
+                        )
                     return images.bands, images.names, images.units
             except UnreadableImageError as error:
                 reasons.append(f"{id_}: {error}")
@@ -108,7 +128,7 @@ class FitsSource(ImageSource):
 
     def load(self, position: int) -> Pixels:
         """See `ImageSource.load`."""
-        with FitsImages(self._root / self.ids[position], self.extensions) as images:
+        with FitsImages(self._root / self.ids[position], self.extensions, layout=self.layout) as images:
             check_bands(images.bands, images.names, self.bands, named=self._named)
             height, width = images.shape
             if height * width > MAX_PIXELS:
@@ -160,24 +180,36 @@ def _card(card: fits.Card) -> tuple[str, str]:
 
 
 class _UnitImage:
-    """Image of one unit, (plane, h, w)."""
+    """Image of one unit, (plane, h, w) or, with its bands last, (h, w, plane)."""
 
-    def __init__(self, file: FitsFile, unit: Unit, mapped: bool) -> None:
+    def __init__(self, file: FitsFile, unit: Unit, mapped: bool, layout: str) -> None:
         file.check_complete(unit.place)
         self.file, self.unit, self.mapped = file, unit, mapped
         self.shape = unit.layout.shape
-        self.planes = self.shape[0] if len(self.shape) == 3 else 1
+        self.bands_last = _has_bands_last(unit.layout, layout)
+        self.planes = 1 if len(self.shape) == 2 else self.shape[-1 if self.bands_last else 0]
+        self.size = self.shape[:2] if self.bands_last else self.shape[-2:]
         self._map: np.ndarray | None = None
 
     def cut(self, rows: slice, columns: slice) -> np.ndarray:
-        hdu = self.unit.hdu
+        hdu, scaling = self.unit.hdu, self.unit.layout.scaling
+        others = (slice(None),) * (len(self.shape) - 2)
+        place = (rows, columns, *others) if self.bands_last else (*others, rows, columns)
         if isinstance(hdu, fits.CompImageHDU):
-            lead = (0,) * (len(hdu.shape) - len(self.shape)) + (slice(None),) * (len(self.shape) - 2)
-            stored = hdu.section[(*lead, rows, columns)]
+            stored = hdu.section[(0,) * (len(hdu.shape) - len(self.shape)) + place]
+            if (
+                hdu.compression_type == "PLIO_1"
+                and stored.dtype == np.int16
+                and (scaling.scale, scaling.zero) == (1, 2**15)
+            ):
+                # CFITSIO packs unsigned integers of 16 bits as they are, without the offset that BZERO tells.
+                stored, scaling = stored.view(np.uint16), replace(scaling, zero=0.0, blank=None)
         else:
-            stored = self._stored()[..., rows, columns]
+            stored = self._stored()[place]
+        if self.bands_last:
+            stored = np.moveaxis(stored, 2, 0)
         with np.errstate(all="ignore"):
-            return self.unit.layout.scaling(stored.reshape(self.planes, *stored.shape[-2:]))
+            return scaling(stored.reshape(self.planes, *stored.shape[-2:]))
 
     def _stored(self) -> np.ndarray:
         (start, size, _), dtype = self.unit.place, self.unit.layout.dtype
@@ -191,15 +223,33 @@ class _UnitImage:
         return np.frombuffer(self.file.read(start, size), dtype).reshape(self.shape)
 
 
+def _has_bands_last(unit: Layout, layout: str) -> bool:
+    """Tell whether a cube is (h, w, bands) by the key, else by the names of its axes, else by the smallest axis."""
+    if len(unit.shape) < 3 or layout != "auto":
+        return layout == "hwc" and len(unit.shape) == 3
+    first, middle, last = unit.shape
+    if any(unit.words[f"CTYPE{axis}"] for axis in (1, 2, 3)):
+        return not unit.words["CTYPE1"] and bool(unit.words["CTYPE2"] and unit.words["CTYPE3"])
+    if middle < min(first, last, NARROW):
+        raise UnreadableImageError(
+            f"its shape {unit.shape} is neither (bands, h, w) nor (h, w, bands): store it as one of them, or set "
+            "dataset.source.layout to chw or hwc"
+        )
+    return last < min(first, middle) and last <= MAX_BANDS
+
+
 class FitsImages:
     """Chosen images of one FITS file, as the bands of one image. Opening reads headers only.
 
     Args:
         path: the file.
         extensions: index or name of a unit, several of them, or None for the first with an image of 2 or 3 axes.
+        layout: order of the axes of a cube: "chw" (bands first, as FITS has it), "hwc" or "auto", which takes the names
+            of the axes in the header, else the smallest axis for the bands.
         mapped: map uncompressed pixels into memory instead of reading them; for small cuts.
 
     Attributes:
+        bands_last: shape of the first cube that is read as (h, w, bands); None without one.
         names: names of the `bands` bands in the headers, or None.
         units: BUNIT, or None.
 
@@ -207,17 +257,20 @@ class FitsImages:
         UnreadableImageError: if the file is missing, damaged, or truncated, or has no such images.
     """
 
-    def __init__(self, path: Path, extensions: Extensions = None, *, mapped: bool = False) -> None:
+    def __init__(
+        self, path: Path, extensions: Extensions = None, *, layout: str = "auto", mapped: bool = False
+    ) -> None:
         self._file, self._mapped = FitsFile(path), mapped
         try:
             with fits_errors():
                 units = find_plain(self._file, extensions) or _choose(self._file, extensions)
-                self._images = [_UnitImage(self._file, unit, mapped) for unit in units]
-                sizes = {part.shape[-2:] for part in self._images}
+                self._images = [_UnitImage(self._file, unit, mapped, layout) for unit in units]
+                sizes = {part.size for part in self._images}
                 if len(sizes) > 1:
                     described = ", ".join(f"{w} x {h}" for h, w in sorted(sizes))
                     raise UnreadableImageError(f"its extensions have different sizes: {described}")
-                self.shape: tuple[int, int] = self._images[0].shape[-2:]  # type: ignore[assignment]
+                self.shape: tuple[int, int] = self._images[0].size  # type: ignore[assignment]
+                self.bands_last = next((part.shape for part in self._images if part.bands_last), None)
                 self.bands = sum(part.planes for part in self._images)
                 self.names = _names(units, self.bands)
                 self.units = units[0].layout.words["BUNIT"] or None
@@ -253,10 +306,21 @@ class FitsImages:
         try:
             with ignore_warnings(ASTROPY):
                 hdus = self._file.hdus
-                wcs = WCS(hdus[self._images[0].unit.number].header, fobj=hdus, naxis=2)
+                axes = [2, 3] if self._images[0].bands_last else 2
+                wcs = WCS(hdus[self._images[0].unit.number].header, fobj=hdus, naxis=axes)
                 return Sky(wcs, self.shape) if wcs.has_celestial else None
         except Exception:  # a wrong header does not spoil the image
             return None
+
+
+def _header_names(header: fits.Header, words: str, bands: int) -> Iterator[tuple[str, ...]]:
+    """Yield names of bands in a header: FILTER = 'g,r', BANDS = 'gr' or 'g,r', BAND0 and BAND1, FILTER1 and FILTER2."""
+    for text in (words, str(header.get("BANDS", ""))):
+        yield tuple(word.strip() for word in text.split(","))
+    yield tuple(str(header.get("BANDS", "")).strip())
+    for key in ("BAND", "FILTER"):
+        for start in (0, 1):
+            yield tuple(str(header.get(f"{key}{i}", "")).strip() for i in range(start, start + bands))
 
 
 def read_sky(path: Path, extensions: Extensions) -> Sky | None:
@@ -311,10 +375,10 @@ def _names(units: Sequence[Unit], bands: int) -> tuple[str, ...] | None:
                 return names
         return None
     words = units[0].filter
-    filters = tuple(word.strip() for word in words.split(",")) if bands > 1 else (words,)
-    if all(filters) and len(set(filters)) == bands:
-        return filters
-    axis = layouts[0].words["CTYPE3"].split("-")[0]
+    for names in _header_names(layouts[0].header, words, bands) if bands > 1 else [(words,)]:
+        if all(names) and len(set(names)) == len(names) == bands:
+            return names
+    axis = layouts[0].words["CTYPE3"].split("-")[0] if layouts[0].shape[0] == bands else ""
     if bands == 1 or not axis or axis == "RGB":
         return None
     if axis == "STOKES":

@@ -20,6 +20,8 @@ from anomalymatch.text import reason
 
 MAX_UNZIPPED = 2**31
 """Largest size in bytes of an unpacked .gz file, which is held in memory."""
+SMALL, MAX_PACKING = 2**26, 200
+"""A .gz file that unpacks to more than `SMALL` bytes may be packed by this factor at most; images are by less."""
 BUFFER = 2**16
 """Bytes read at once, so that a small file takes one system call."""
 _GZIP = b"\x1f\x8b"
@@ -93,11 +95,13 @@ class FitsFile:
     def _unpack(self) -> None:
         assert self._stream is not None
         self._stream.seek(0)
+        packed = os.fstat(self._stream.fileno()).st_size
+        most = min(MAX_UNZIPPED, max(SMALL, MAX_PACKING * packed))
         with gzip.GzipFile(fileobj=self._stream) as unzipped:
-            self.data = unzipped.read(MAX_UNZIPPED + 1)
+            self.data = unzipped.read(most + 1)
         self._stream.close()
-        if len(self.data) > MAX_UNZIPPED:
-            raise UnreadableImageError(f"it unpacks to more than {MAX_UNZIPPED:,} bytes")
+        if len(self.data) > most:
+            raise UnreadableImageError(f"it has {packed:,} bytes, but unpacks to more than {most:,}")
         self._stream = io.BytesIO(self.data)
 
     def close(self) -> None:
@@ -137,7 +141,7 @@ _FIRST_CARDS = (b"SIMPLE  =                    T", b"XTENSION= 'IMAGE   '")
 _END = re.compile(rb"(?:.{80})*?END {5}", re.DOTALL)
 _USED = (
     rb"SIMPLE|XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|GROUPS|EXTEND|EXTNAME|EXTVER|EXTLEVEL|INHERIT|"
-    rb"BSCALE|BZERO|BLANK|BUNIT|FILTER|CTYPE3|CRPIX3|CRVAL3|CDELT3"
+    rb"BSCALE|BZERO|BLANK|BUNIT|FILTER\d*|BANDS?\d*|CTYPE[123]|CRPIX3|CRVAL3|CDELT3"
 )
 """Keywords that this package uses, or astropy when it makes a unit from a header."""
 _UNUSED = re.compile(
@@ -183,7 +187,7 @@ class PixelScaling:
 class Layout:
     """Storage of an image in a unit, as astropy reads the header; many files share one layout.
 
-    `shape` is that of `image_shape`, `size` is in bytes, and `words` are EXTNAME, FILTER, CTYPE3 and BUNIT.
+    `shape` is that of `image_shape`, `size` is in bytes, and `words` are EXTNAME, FILTER, BUNIT and CTYPE1 to 3.
     """
 
     name: str
@@ -199,7 +203,7 @@ class Layout:
         """Return the layout of a unit of astropy."""
         header = hdu.header
         dtype = np.dtype(fits.BITPIX2DTYPE[header["BITPIX"]]).newbyteorder(">")
-        words = {key: _word(header, key) for key in ("EXTNAME", "FILTER", "CTYPE3", "BUNIT")}
+        words = {key: _word(header, key) for key in ("EXTNAME", "FILTER", "BUNIT", "CTYPE1", "CTYPE2", "CTYPE3")}
         return cls(hdu.name, header, image_shape(hdu), hdu.size, dtype, PixelScaling.of(header), words)
 
 

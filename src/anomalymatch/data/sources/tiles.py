@@ -84,11 +84,11 @@ class ArchiveTile:
         self.images.close()
 
 
-def open_tile(path: Path, extensions: Extensions) -> ArchiveTile:
+def open_tile(path: Path, extensions: Extensions, layout: str = "auto") -> ArchiveTile:
     """Open a tile: read the headers of FITS, map .npy, decode other images."""
     name = path.name.lower()
     if name.endswith(FITS_SUFFIXES):
-        images = FitsImages(path, extensions, mapped=True)
+        images = FitsImages(path, extensions, layout=layout, mapped=True)
         return ArchiveTile(path.name, images.shape, images.bands, images.names, images.units, images.sky(), images)
     array = _Array(path, _load_npy(path) if name.endswith(".npy") else _decode(path))
     height, width, bands = array.pixels.shape
