@@ -22,7 +22,7 @@ from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.novelty.detectors import Detector
 from anomalymatch.algorithms.probe.learner import ProbeLearner
 from anomalymatch.backbones.embedding import Embedding
-from anomalymatch.checks import check_choice, check_range
+from anomalymatch.checks import check_choice, check_range, trusting
 from anomalymatch.clustering.analysis import ImageGrouper
 from anomalymatch.clustering.patches import PatchEmbedding
 from anomalymatch.config import compose
@@ -100,7 +100,8 @@ def build_source(config: DictConfig) -> ImageSource:
             f"data.root={config.data.root} is not used by dataset={config.dataset.name}: add dataset=auto for your own "
             f"images, or leave it out"
         )
-    return build(source)
+    with trusting(bool(OmegaConf.select(config, "trust", default=False))):
+        return build(source)
 
 
 def build_archive(config: DictConfig, rendering: Rendering) -> ImageSource:

@@ -1,11 +1,13 @@
-"""Checks of configuration values: ranges and choices."""
+"""Checks of configuration values: ranges, choices, and trust in archives."""
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Real
 
-from anomalymatch.errors import ConfigError
+from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.text import listed
 
 Number = float | int
@@ -56,6 +58,34 @@ def check_choice(key: str, value: object, choices: Iterable[object], *, null: bo
     close = nearest(str(value), map(str, names))
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise ConfigError(f"{key} is {value!r}: choose one of {allowed}{hint}")
+
+
+_TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trusting(trust: bool) -> Iterator[None]:
+    """Allow, or refuse as by default, that archives opened inside of this block refer to files outside of them."""
+    token = _TRUSTED.set(trust)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def is_trusted() -> bool:
+    """Tell whether archives may refer to files outside of them."""
+    return _TRUSTED.get()
+
+
+def check_inside(path: object, what: str, outside: bool) -> None:
+    """Refuse an archive at `path` in which `what` refers to a file `outside` of it, unless it is trusted.
+
+    Raises:
+        DataError: if it does.
+    """
+    if outside and not is_trusted():
+        raise DataError(f"{path}: {what}, by which any file could be read: set trust=true if you trust its author")
 
 
 def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:

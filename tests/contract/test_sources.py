@@ -22,6 +22,7 @@ import zarr
 from astropy.io import fits
 from hydra.utils import instantiate
 
+from anomalymatch.checks import trusting
 from anomalymatch.config import compose
 from anomalymatch.data.open import KINDS, _options, open_path
 from anomalymatch.data.rendering import Rendering
@@ -411,6 +412,19 @@ def test_archives_of_a_folder_in_the_order_of_their_paths(archive: Archive, tmp_
     if options:
         with pytest.raises(DataError, match=r"no file matches x\*, correct dataset\.source\.holdout_files"):
             archive.kind.open(folder, holdout_files=["a*", "x*"])
+
+
+@pytest.mark.parametrize(
+    "archive", [name for name in LOCAL if name not in ("folder", "fits", "catalogue")], indirect=True
+)
+def test_links_out_of_the_folder_need_trust(archive: Archive, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / archive.root.name).symlink_to(archive.root)
+    with pytest.raises(DataError, match=r"it is a link out of the folder.*trust=true"):
+        archive.kind.open(tmp_path / "in")
+    with trusting(True):
+        source = archive.kind.open(tmp_path / "in")
+    assert values(source) == VALUES
 
 
 @every_local_format

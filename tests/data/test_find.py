@@ -1,5 +1,6 @@
 import pytest
 
+from anomalymatch.checks import trusting
 from anomalymatch.data.find import find_files, walk
 from anomalymatch.errors import DataError
 
@@ -36,7 +37,10 @@ def test_hidden_files_dead_links_and_links_to_folders_are_left_out(tmp_path):
     (root / "link.tar").symlink_to(other / "d.tar")
     (root / "dead.tar").symlink_to(other / "no.tar")
     (root / "folder").symlink_to(other)
-    assert found(root) == [("a", "a.tar"), ("link", "link.tar")]
+    with pytest.raises(DataError, match=r"link\.tar: it is a link out of the folder.* trust=true"):
+        found(root)
+    with trusting(True):
+        assert found(root) == [("a", "a.tar"), ("link", "link.tar")]
 
 
 def test_a_folder_can_be_a_file(tmp_path):
@@ -45,7 +49,8 @@ def test_a_folder_can_be_a_file(tmp_path):
     assert found(tmp_path / "two", is_store, folders=True) == [("two", "two")]
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "link.zarr").symlink_to(tmp_path / "x" / "one.zarr")
-    assert found(tmp_path / "set", is_store, folders=True) == [("link", "link.zarr")]
+    with trusting(True):
+        assert found(tmp_path / "set", is_store, folders=True) == [("link", "link.zarr")]
 
 
 def test_equal_names_are_told_apart_by_their_folders(tmp_path):

@@ -9,6 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from anomalymatch.checks import check_inside, is_trusted
 from anomalymatch.errors import DataError
 from anomalymatch.text import listed, reason
 
@@ -114,6 +115,8 @@ def _search(top: Path, wanted: Callable[[Path], bool], folders: bool) -> Iterato
                 yield top / folder.path / name
         for child in folder.files:
             path = top / folder.path / child.name
+            if child.is_symlink() and not child.name.startswith(".") and path.exists() and wanted(path):
+                check_inside(path, "it is a link out of the folder", leaves(path, top))
             if not child.name.startswith(".") and (path.is_file() or (folders and path.is_dir())) and wanted(path):
                 yield path
 
@@ -199,7 +202,7 @@ def _is_wanted(top: str, id_: str, child: os.DirEntry[str], suffixes: tuple[str,
         skipped[_TO_FOLDERS] += 1
     elif not child.name.lower().endswith(suffixes):
         pass
-    elif link and not os.path.realpath(child.path).startswith(os.path.join(top, "")):
+    elif link and leaves(child.path, top) and not is_trusted():
         skipped["links that leave the folder"] += 1
     elif not (os.path.isfile(child.path) if link else child.is_file()):
         skipped["links and names of images that are no files"] += 1
@@ -208,6 +211,11 @@ def _is_wanted(top: str, id_: str, child: os.DirEntry[str], suffixes: tuple[str,
     else:
         return True
     return False
+
+
+def leaves(path: str | Path, top: str | Path) -> bool:
+    """Tell whether a path leads out of a folder, by links or by dots."""
+    return not os.path.realpath(path).startswith(os.path.join(os.path.realpath(top), ""))
 
 
 def is_hidden(path: str) -> bool:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pictures import damaged, wcs
 from PIL import Image as PillowImage
 
+from anomalymatch.checks import trusting
 from anomalymatch.data.sources import sky as sky_module
 from anomalymatch.data.sources import tiles as tiles_module
 from anomalymatch.data.sources.catalogue import CatalogueSource
@@ -373,6 +374,24 @@ def test_folder_of_tiles(simple: Path, tmp_path: Path) -> None:
     tile(elsewhere / "a.fits", TILE + 7)
     tile(elsewhere / "sub/b.fits")
     assert CatalogueSource(simple, size=2, tiles=elsewhere, **XY).load(0)[1, 1, 0] == 517
+
+
+def test_tiles_outside_of_their_folder_need_trust(tmp_path: Path) -> None:
+    np.save(tmp_path / "secret.npy", TILE)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link.npy").symlink_to(tmp_path / "secret.npy")
+    np.save(tmp_path / "in/own.npy", TILE)
+    for name in ("../secret.npy", str(tmp_path / "secret.npy")):
+        file = table(tmp_path / "in/cat.csv", x=[10, 10], y=[5, 5], tile=["own.npy", name])
+        with pytest.raises(DataError, match=r"its tile .*secret\.npy lies outside of .*trust=true"):
+            CatalogueSource(file, size=2, **XY)
+        with trusting(True):
+            assert reasons(CatalogueSource(file, size=2, **XY)) == ["", ""]
+    file = table(tmp_path / "in/cat.csv", x=[10, 10], y=[5, 5], tile=["own.npy", "link.npy"])
+    refused = reasons(CatalogueSource(file, size=2, **XY))
+    assert refused == ["", "its tile link.npy: it lies outside of the folder of the tiles: set trust=true to read it"]
+    with trusting(True):
+        assert reasons(CatalogueSource(file, size=2, **XY)) == ["", ""]
 
 
 def test_each_tile_is_opened_once_in_a_read(simple: Path, monkeypatch: pytest.MonkeyPatch) -> None:

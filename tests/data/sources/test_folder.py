@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
+from anomalymatch.checks import trusting
 from anomalymatch.data.find import scan
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.folder import FolderSource
@@ -64,6 +65,8 @@ def test_links_stay_inside_the_folder(root: Path, tmp_path: Path, caplog: pytest
     assert len(source) == 6
     assert "links that leave the folder: 2" in caplog.text
     assert "links to folders: 2" in caplog.text
+    with trusting(True):
+        assert {"leaves.png", "sub/up.png"} <= set(FolderSource(root).ids)
     (tmp_path / "in").mkdir()
     (tmp_path / "in/o.png").symlink_to(outside / "o.png")
     with pytest.raises(DataError, match=r"no images in it \(links that leave the folder: 1\)"):

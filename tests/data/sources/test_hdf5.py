@@ -8,12 +8,14 @@ import pytest
 from pictures import colours, stack, write_encoded_hdf5
 from PIL import Image as PillowImage
 
+from anomalymatch.checks import trusting
 from anomalymatch.data.sources.hdf5 import HDF5Source
 from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
 
 
 def write(path: Path, images: Any, labels: Any = None, **options: Any) -> Path:
+    path.parent.mkdir(exist_ok=True)
     with h5py.File(path, "w") as file:
         file.create_dataset("images", data=images, **options)
         if labels is not None:
@@ -106,6 +108,28 @@ def test_ids_of_any_name_and_kind(tmp_path: Path) -> None:
         HDF5Source(file, ids="latin")
     with pytest.raises(DataError, match=r"there is no name, set dataset\.source\.ids to one of images, latin, none"):
         HDF5Source(file, ids="name")
+
+
+def test_datasets_in_other_files_need_trust(tmp_path: Path) -> None:
+    secret = write(tmp_path / "secret/s.h5", stack(2))
+    (tmp_path / "secret/raw").write_bytes(bytes(2 * 4 * 5 * 3))
+    layout = h5py.VirtualLayout(shape=(2, 4, 5, 3), dtype="uint8")
+    layout[:] = h5py.VirtualSource(secret, "images", shape=(2, 4, 5, 3))
+    kinds = {
+        "link": lambda file: file.__setitem__("images", h5py.ExternalLink(secret, "images")),
+        "virtual": lambda file: file.create_virtual_dataset("images", layout),
+        "raw": lambda file: file.create_dataset(
+            "images", (2, 4, 5, 3), "uint8", external=[(tmp_path / "secret/raw", 0, 120)]
+        ),
+    }
+    for name, make in kinds.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            make(file)
+        with pytest.raises(DataError, match=r"its dataset images lies in other files .*trust=true"):
+            HDF5Source(tmp_path / f"{name}.h5")
+        with trusting(True):
+            source = HDF5Source(tmp_path / f"{name}.h5")
+        assert colours(source) == ([0, 0] if name == "raw" else [0, 1])
 
 
 def test_damaged_chunk_is_rejected_alone(tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pyarrow as pa
 
-from anomalymatch.checks import check_choice, check_range
+from anomalymatch.checks import check_choice, check_inside, check_range, is_trusted
 from anomalymatch.data.codecs import MAX_PIXELS
-from anomalymatch.data.find import missing_root, stamp
+from anomalymatch.data.find import leaves, missing_root, stamp
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
@@ -122,6 +122,9 @@ class CatalogueSource(ImageSource):
         self._codes, self.paths = (
             tiles_by_name(rows) if rows.tiles else tiles_by_position(self.catalogue, self.tiles, rows, self.extensions)
         )
+        self._trusted = is_trusted()
+        outside = next((path for path in self.paths if {"/", ".."} & set(PurePath(path).parts)), None)
+        check_inside(self.catalogue, f"its tile {outside} lies outside of {self.tiles}", outside is not None)
         self._mapped: LRU[int, ArchiveTile] = LRU(OPEN_TILES, close=ArchiveTile.close)
         self._in_memory: LRU[int, ArchiveTile] = LRU(max(4, 2 * len(self._codes)), close=ArchiveTile.close)
         first = self._first_tile()
@@ -210,8 +213,11 @@ class CatalogueSource(ImageSource):
         return (self._mapped if light else self._in_memory).use(code, partial(self._open, code))
 
     def _open(self, code: int) -> ArchiveTile:
+        path = self.tiles / self.paths[code]
         try:
-            return open_tile(self.tiles / self.paths[code], self.extensions, self.layout)
+            if not self._trusted and leaves(path, self.tiles):
+                raise UnreadableImageError("it lies outside of the folder of the tiles: set trust=true to read it")
+            return open_tile(path, self.extensions, self.layout)
         except UnreadableImageError as error:
             raise UnreadableImageError(f"its tile {self.paths[code]}: {error}") from None
 

@@ -6,6 +6,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from anomalymatch.checks import check_inside
 from anomalymatch.data.find import FoundFile, stamp
 from anomalymatch.data.sources.array_file import ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened
@@ -69,6 +70,8 @@ def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
     found: Any = file.get(name)
     if not isinstance(found, h5py.Dataset):
         raise DataError(f"{path}: there is no dataset {name}, found {listed(file)}")
+    outside = found.file.filename != file.filename or found.external is not None or found.is_virtual
+    check_inside(path, f"its dataset {name} lies in other files (external link, external storage or virtual)", outside)
     return found
 
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
-from anomalymatch.data.find import FoundFile, damaged_file, stamp, walk
+from anomalymatch.checks import check_inside
+from anomalymatch.data.find import FoundFile, damaged_file, leaves, stamp, walk
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.array_file import AUTO, NONE, ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened, PixelRows, Root
@@ -192,8 +193,13 @@ def _refuse_pickles(path: Path, array: Any) -> None:
 
 def _signature(folder: Path) -> str:
     """Hash names, sizes and times of all files below `folder`, because chunks can change one by one."""
-    files = ((found.path, file) for found in walk(folder) for file in found.files)
-    return hash_rows("zarr", ((path + file.name, *stamp(file)) for path, file in files))
+    rows = []
+    for found in walk(folder):
+        for file in found.files:
+            if file.is_symlink():
+                check_inside(folder, f"its file {file.name} is a link out of it", leaves(file.path, folder))
+            rows.append((found.path + file.name, *stamp(file)))
+    return hash_rows("zarr", rows)
 
 
 def _metadata_names(store: Path) -> tuple[str, str]:
