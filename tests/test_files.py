@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anomalymatch.errors import StorageError
-from anomalymatch.files import atomic_file, atomic_folder, make_folder, storage_errors, write_text
+from anomalymatch.files import atomic_file, atomic_folder, make_folder, remove_leftovers, storage_errors, write_text
 
 
 def content(folder):
@@ -38,6 +38,45 @@ def test_atomic_file_appears_and_is_replaced_when_complete(tmp_path):
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert content(tmp_path) == ["new", "new/scores.txt"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_folder_is_synced_after_the_rename(tmp_path, monkeypatch, kind):
+    calls, replace, fsync = [], os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda *paths: calls.append("rename") or replace(*paths))
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append(os.fstat(handle).st_ino) or fsync(handle))
+    if kind == "file":
+        write_text(tmp_path / "a", "x")
+    else:
+        with atomic_folder(tmp_path / "f") as temporary:
+            (temporary / "deep").mkdir()
+            (temporary / "deep" / "b").write_text("y")
+        assert {(tmp_path / name).stat().st_ino for name in ("f", "f/deep", "f/deep/b")} <= set(calls[:-2])
+    assert calls[-2:] == ["rename", tmp_path.stat().st_ino]
+
+
+UNFINISHED = """
+import sys, time
+from pathlib import Path
+from anomalymatch.files import atomic_file, atomic_folder
+with atomic_file(Path(sys.argv[1]) / "a.csv"), atomic_folder(Path(sys.argv[1]) / "01") as folder:
+    (folder / "w").write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", UNFINISHED, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        remove_leftovers(tmp_path)
+        assert len(content(tmp_path)) == 3, "the process lives"
+        process.kill()
+    (tmp_path / ".download.part").touch()  # not written by these functions
+    with atomic_file(tmp_path / "b"):
+        remove_leftovers(tmp_path)
+    assert content(tmp_path) == [".download.part", "b"]
+    remove_leftovers(tmp_path / "nothing")
 
 
 def test_files_are_utf_8_and_have_the_usual_permissions(tmp_path):

@@ -1,5 +1,6 @@
 import io
 import logging
+import re
 
 import pytest
 from rich.console import Console
@@ -22,6 +23,15 @@ def clock(monkeypatch):
     monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "console", Console(file=io.StringIO(), force_terminal=False))
     return clock
+
+
+def test_names_in_a_bar_are_no_markup(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(module, "console", Console(file=screen, force_terminal=True, color_system=None, width=120))
+    with progress("[/bold]\x1b]0;x\x07", 3) as advance:
+        advance(note="[/red]\x1b[2J")
+    assert "[/bold]?]0;x?" in screen.getvalue()
+    assert not {"\x1b]0", "\x1b[2J"} & set(re.findall("\x1b.[02]J?", screen.getvalue()))
 
 
 @pytest.mark.parametrize(

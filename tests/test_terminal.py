@@ -1,4 +1,5 @@
 import io
+import logging
 
 import pytest
 from rich.console import Console
@@ -20,6 +21,41 @@ def printed(monkeypatch):
 )
 def test_cells(value, said):
     assert cell(value) == said
+
+
+HOSTILE = "[/bold] \x1b[2J\x1b]0;owned\x07 a\nb"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_ids_do_not_steer_the_terminal(monkeypatch, is_terminal):
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        module, "console", Console(file=screen, width=200, force_terminal=is_terminal, color_system=None)
+    )
+    print_table([{HOSTILE: HOSTILE, "score": 0.5}], left=[HOSTILE], title=HOSTILE)
+    with pytest.raises(SystemExit):
+        module.fail(HOSTILE)
+    with pytest.raises(SystemExit):
+        module.stop(HOSTILE)
+    before = logging.root.handlers[:], logging.root.level
+    try:
+        module.set_up_logging("info")
+        logging.getLogger("anomalymatch.x").info("image %s, %r, %d of %s", HOSTILE, HOSTILE, 3, [HOSTILE])
+        logging.getLogger("anomalymatch.x").warning("failed: %s", ValueError(HOSTILE))
+        try:
+            raise ValueError(HOSTILE)
+        except ValueError:
+            logging.getLogger("anomalymatch.x").exception("traceback")
+    finally:
+        logging.root.handlers[:], level = before
+        logging.root.setLevel(level)
+    shown = screen.getvalue()
+    assert shown.replace("\n", "").isprintable()
+    lines = shown.splitlines()
+    broken = [line.strip() for line in lines if line.strip().startswith("b")]
+    assert broken == ["b"], "only in the traceback, which is a text of its own"
+    assert sum("[/bold] ?[2J?]0;owned?" in line for line in lines) >= 6
+    assert any("3 of" in line for line in lines)
 
 
 def test_columns_can_be_chosen_and_named(printed):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalymatch.text import listed, printable, reason, safe_name
+from anomalymatch.text import csv_cell, from_csv_cell, listed, printable, reason, safe_name
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,29 @@ from anomalymatch.text import listed, printable, reason, safe_name
 )
 def test_safe_names(text, name):
     assert safe_name(text) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        *(
+            ("=1+1", "'=1+1"),
+            ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+            ("-2+3", "'-2+3"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+        ),
+        *(("\t=1", "'\t=1"), ("\r=1", "'\r=1"), ("\n=1", "'\n=1"), ("'=1", "''=1"), ("'-1", "''-1")),
+        *((text, text) for text in ("", "a=1", "'", "'a", "-1", "+2.5", "-1e-5", "-.5", "-inf", "im-1.png")),
+    ],
+)
+def test_cells_are_no_formulas(text, cell):
+    assert csv_cell(text) == cell
+    assert from_csv_cell(cell) == text
+
+
+@given(st.text(st.sampled_from("'=+-@\t\r\n1a")))
+def test_cells_are_read_as_they_were_written(text):
+    assert from_csv_cell(csv_cell(text)) == text
 
 
 @given(st.text())

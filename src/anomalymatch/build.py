@@ -273,7 +273,7 @@ def select_images(config: DictConfig, source: ImageSource) -> Selection:
         return Selection(list(source.ids), [], "all images")
     check_range("top", config.top, low=2)
     run = Path(config.run).expanduser()
-    log = LabelLog(run / "labels.sqlite")
+    log = LabelLog.of_run(run)
     try:
         labels = log.current()
     finally:

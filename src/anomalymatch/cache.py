@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from anomalymatch.files import atomic_folder, make_folder, storage_errors, write_text
+from anomalymatch.files import atomic_folder, make_folder, remove_leftovers, storage_errors, write_text
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -104,6 +104,7 @@ class Cache:
             StorageError: if the folder cannot be written to.
         """
         path = self.folder / name
+        remove_leftovers(self.folder)
         with atomic_folder(path) as temporary:
             for key, array in arrays.items():
                 _write_array(temporary / f"{key}.npy", array)

@@ -4,13 +4,16 @@ import csv
 import errno
 import io
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from anomalymatch.errors import StorageError
+from anomalymatch.text import csv_cell, safe_name
 
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -22,6 +25,9 @@ _REASONS = {
     errno.ENOTDIR: "a file stands where a folder is needed: choose another folder",
     errno.EEXIST: "a file stands where a folder is needed: choose another folder",
 }
+_HOST = safe_name(socket.gethostname())
+_TEMPORARY = re.compile(r"\..+\.([\w-]+)-(\d+)-\w+\.part")
+"""Name of a temporary file or folder, with the machine and the process that writes it."""
 
 
 @contextmanager
@@ -54,7 +60,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     with storage_errors(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".part")
         os.close(handle)
         temporary = Path(name)
         try:
@@ -62,6 +68,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
             _sync(temporary)
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -71,16 +78,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, which replaces `path` when the block succeeds."""
     make_folder(path.parent)
     with storage_errors(path):
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part"))
         try:
             yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
+            for entry in (temporary, *temporary.rglob("*")):
+                if entry.is_file():
+                    _sync(entry)
+                elif entry.is_dir():
+                    _sync_folder(entry)
             os.chmod(temporary, 0o777 & ~_umask())
             if path.exists():
                 shutil.rmtree(path)
             os.replace(temporary, path)
+            _sync_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,17 +102,62 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table to a CSV file, atomically."""
+    """Write a table to a CSV file, atomically, with texts as `csv_cell` makes them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([csv_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     write_text(path, text.getvalue())
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{_HOST}-{os.getpid()}-"
 
 
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Sync the names in a folder: without this, a power cut can undo a rename."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a network file system that cannot
+                raise
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes have left in `folder`, not below it.
+
+    Their names hold the process; those of living processes stay.
+    """
+    for path in folder.glob(".*.part"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or found[1] != _HOST or _is_alive(int(found[2])):
+            continue
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _umask() -> int:

@@ -36,6 +36,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     """
     # Imported late: a wrong argument must be reported without loading PyTorch.
     from anomalymatch.build import build_label_service, build_source
+    from anomalymatch.ui.service import page_lock
 
     page = config.ui
     if config.resume is not None:
@@ -47,7 +48,8 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         run = Path(page.run).expanduser() if page.run else Path("runs") / f"label-{source.name}"
         config = _start_run(run, config)
     own = config.trust or has_foreign_targets(config, config_folder())
-    return build_label_service(config, page, run, source, trust=own)
+    with page_lock(run):  # before the features are computed, which can take hours
+        return build_label_service(config, page, run, source, trust=own)
 
 
 def _serve(config: DictConfig) -> None:

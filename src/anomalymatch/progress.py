@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from anomalymatch.terminal import console
+from anomalymatch.text import printable
 
 logger = logging.getLogger(__name__)
 PLAIN_INTERVAL_S = 10.0
@@ -50,13 +51,17 @@ def progress(description: str, total: int, unit: str = "images") -> Iterator[Adv
         yield _plain(description, total, unit)
 
 
+def _plain_column(name: str) -> TextColumn:
+    return TextColumn(f"{{task.{name}}}", markup=False)
+
+
 def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bar:
-        task = bar.add_task(description, total=total, note="")
+    columns = (_plain_column("description"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
+    with Progress(*columns, _plain_column("fields[note]"), console=console, transient=True) as bar:
+        task = bar.add_task(printable(description), total=total, note="")
 
         def advance(n: int = 1, note: str = "") -> None:
-            bar.update(task, advance=n, note=note)
+            bar.update(task, advance=n, note=printable(note))
 
         yield advance
 

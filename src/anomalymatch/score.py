@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from anomalymatch.cli import launch, make_callable
 from anomalymatch.config import compose
 from anomalymatch.terminal import console, print_table
+from anomalymatch.text import from_csv_cell
 
 NAME = "score"
 SHOWN = 20
@@ -61,7 +62,8 @@ def show(output: Path) -> None:
     """Print the highest-ranked images and where the scores are."""
     with (output / "top.csv").open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        print_table(list(islice(reader, SHOWN)), {name: name for name in reader.fieldnames or ()}, left=("id",))
+        rows = [{name: from_csv_cell(text) for name, text in row.items()} for row in islice(reader, SHOWN)]
+    print_table(rows, {name: name for name in reader.fieldnames or ()}, left=("id",))
     console.print(f"Scores: {output / 'scores'}   pictures: {output / 'top.png'}", soft_wrap=True, markup=False)
 
 

@@ -16,6 +16,7 @@ from anomalymatch.active.run_folder import to_csv
 from anomalymatch.config import FILE, flatten
 from anomalymatch.files import write_text
 from anomalymatch.terminal import cell, console, print_table
+from anomalymatch.text import printable
 from anomalymatch.types import Row
 
 MEASURES = (
@@ -51,7 +52,8 @@ class SweepSummary(Callback):
             write_text(folder / "summary.csv", to_csv(rows))
             _show(rows, folder)
         for failure in failures:
-            console.print(Text.assemble(("error:", "bold red"), f" {failure}"), soft_wrap=True, highlight=False)
+            line = printable(" ".join(failure.split()))
+            console.print(Text.assemble(("error:", "bold red"), f" {line}"), soft_wrap=True, highlight=False)
         if failures:
             sys.exit(1)
 

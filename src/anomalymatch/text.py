@@ -3,6 +3,9 @@
 import re
 from collections.abc import Iterable
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+|inf|nan)")
+
 
 def safe_name(text: str) -> str:
     """Convert text to a part of a file name, of at most 60 characters, that all operating systems accept."""
@@ -21,6 +24,22 @@ def printable(text: str, replacement: str = "?", *, limit: int | None = None) ->
     cut = text if limit is None else text[: limit + 1]  # the text may be very long
     line = "".join(character if character.isprintable() else replacement for character in cut)
     return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def csv_cell(text: str) -> str:
+    """Put an apostrophe before a text that a spreadsheet would take for a formula; numbers stay as they are.
+
+    `from_csv_cell` removes it, so that an id is the same after writing and reading.
+    """
+    bare = text.lstrip("'")
+    if not bare.startswith(_FORMULA) or (bare == text and _NUMBER.fullmatch(text)):
+        return text
+    return f"'{text}"
+
+
+def from_csv_cell(text: str) -> str:
+    """Remove the apostrophe of `csv_cell`."""
+    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(_FORMULA) else text
 
 
 def reason(error: Exception) -> str:

@@ -169,6 +169,19 @@ def test_labels_given_during_a_training_start_the_next_cycle(own, loop_of, run_i
     assert later.learner.calls[0]["labels"] == GIVEN | {"im000010": Label.ANOMALY}
 
 
+def test_labels_of_deleted_images_rest(make_source, loop_of, run_in, tmp_path, caplog, events):
+    given = {"im000000": Label.ANOMALY, "im000001": Label.NORMAL, "im000039": Label.NORMAL}
+    run_in(loop_of(make_task(make_source(40), anomaly=None), cycles=1, given=given), tmp_path / "run")
+    fewer = loop_of(make_task(make_source(39), anomaly=None), cycles=2, given=given | {"im000002": Label.NORMAL})
+    rows, _ = run_in(fewer, tmp_path / "run")
+    assert "1 labelled images are not in array" in caplog.text
+    assert [row["cycle"] for row in rows] == [1, 2]
+    assert set(fewer.learner.calls[-1]["labels"]) == {"im000000", "im000001", "im000002"}
+    assert {event.id for event in events(tmp_path / "run")} == {*given, "im000002"}
+    (again, _) = run_in(loop_of(fewer.task, cycles=3, given=given), tmp_path / "run")
+    assert len(again) == 2, "a resting label is no new one"
+
+
 def test_a_labels_file_does_not_overrule_a_person(own, loop_of, run_in, tmp_path):
     run_in(loop_of(own, given=GIVEN, cycles=1), tmp_path / "run")
     log = LabelLog(tmp_path / "run" / "labels.sqlite")

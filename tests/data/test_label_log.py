@@ -1,3 +1,4 @@
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from anomalymatch.active.run_folder import RunFolder
+from anomalymatch.data import label_log, restore
 from anomalymatch.data.label_log import FROM_FILE, LabelLog, export_csv, import_csv
 from anomalymatch.errors import LabelError, StorageError
 from anomalymatch.types import Label
@@ -163,6 +166,21 @@ def test_it_waits_for_another_process_that_creates_the_log(tmp_path):
     other.close()
 
 
+def test_an_undo_reverts_one_call_if_the_clock_stands_still(log, monkeypatch):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return cls(2030, 1, 1, tzinfo=zone)
+
+    monkeypatch.setattr(label_log, "datetime", Clock)
+    for labels in ({"a": A}, {"a": N, "b": N}, {"c": A}):
+        log.append(labels, annotator="Ada", cycle=0)
+    assert [event.action for event in log.events()] == [1, 2, 2, 4]
+    assert log.undo(annotator="Ada") == ["c"]
+    assert log.undo(annotator="Ada") == ["a", "b"]
+    assert log.current() == {"a": A}
+
+
 @pytest.mark.parametrize(
     "content", [b"this is no database, it is a text of some length\n" * 40, b"SQLite format 3\0" + b"\xff" * 4000]
 )
@@ -172,6 +190,112 @@ def test_a_corrupt_log(tmp_path, content):
     with pytest.raises(StorageError, match=r"labels\.sqlite.*labels\.csv"):
         LabelLog(path)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("at", "2030-99-01"), ("at", "today\x1b[2J\n"), ("at", b"\xff"), ("label", "cat"), ("label", "")),
+        *(
+            ("cycle", "first"),
+            ("score", "high"),
+            ("undoes", "x"),
+            ("annotator", b"\0"),
+            ("image", b"\xff"),
+            ("action", "y"),
+        ),
+    ],
+)
+def test_a_damaged_value_is_one_sentence(log, column, value):
+    log.append({"a": A}, annotator="Ada", cycle=0, scores={"a": 0.5})
+    log._connection.execute(f"UPDATE events SET {column} = ?", (value,))
+    for read in (log.events, log.current, lambda: log.undo(annotator="Ada"), lambda: log.new_labels({})):
+        with pytest.raises(
+            StorageError, match=r"labels\.sqlite is damaged \(event 1: .*anomalymatch\.data\.restore"
+        ) as told:
+            read()
+        assert str(told.value).isprintable()
+
+
+def test_a_full_disk_is_no_damage(log):
+    log.append({"a": A}, annotator="Ada", cycle=0)
+    pages = log._connection.execute("PRAGMA page_count").fetchone()[0]
+    log._connection.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(StorageError, match="the disk is full") as told:
+        log.append({f"{i}" * 50: N for i in range(1000)}, annotator="Ada", cycle=0)
+    assert "restore" not in str(told.value)
+    assert log.current() == {"a": A}
+    log._connection.execute("PRAGMA max_page_count=1000000")
+    log.append({"b": N}, annotator="Ada", cycle=0)
+    assert log.current() == {"a": A, "b": N}
+
+
+def test_a_log_that_may_not_be_written_is_no_damage(log):
+    log._connection.execute("PRAGMA query_only=1")
+    with pytest.raises(StorageError, match="permissions") as told:
+        log.append({"a": A}, annotator="Ada", cycle=0)
+    assert "restore" not in str(told.value)
+
+
+def test_a_closed_log_is_one_file(tmp_path):
+    log, other = (LabelLog(tmp_path / "labels.sqlite") for _ in range(2))  # such as a page and its training
+    log.append({"a": A}, annotator="Ada", cycle=0)
+    log.close()
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "labels.sqlite", tmp_path / "copy")
+    other.close()
+    copy = LabelLog(tmp_path / "copy" / "labels.sqlite")
+    assert copy.current() == {"a": A}
+    copy.close()
+    copy.close()  # no effect
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run folder with the labels of two cycles, as the loop writes them; one label was removed, one changed."""
+    run = tmp_path / "run"
+    log = LabelLog.of_run(run)
+    for cycle, labels in enumerate(({"b": A, "a": N, "c": N}, {"a": A, "c": None, "d": N}, {"e": X})):
+        log.append(labels, annotator="oracle", cycle=cycle)
+        export_csv(log.current(until_cycle=cycle), run / "labels.csv")
+        if cycle < 2:
+            export_csv(log.current(until_cycle=cycle), run / "cycles" / f"{cycle + 1:02d}" / "labels.csv")
+    log.close()
+    return run
+
+
+@pytest.mark.parametrize("fault", ["deleted", "truncated", "emptied", "damaged"])
+def test_a_lost_log_stops_the_run_and_is_restored(run, fault, capsys):
+    path = run / "labels.sqlite"
+    log = LabelLog(path)
+    expected = [list(log.current(until_cycle=cycle).items()) for cycle in range(3)]
+    log.close()
+    path.unlink()
+    if fault == "truncated":
+        path.touch()
+    elif fault == "emptied":
+        LabelLog(path).close()
+    elif fault == "damaged":
+        path.write_bytes(b"x" * 5000)
+    for _ in range(2):  # it stays so until it is restored
+        with pytest.raises(StorageError, match=r"labels\.sqlite .*labels\.csv.*anomalymatch\.data\.restore "):
+            RunFolder(run)
+    restore.main([str(run)])
+    assert "4 labels restored" in capsys.readouterr().out
+    folder = RunFolder(run)
+    assert [list(folder.labels.current(until_cycle=cycle).items()) for cycle in range(3)] == expected
+    assert folder.labels.last_cycle() == 2
+    folder.close()
+    assert (run / "labels.sqlite.old").exists() == (fault != "deleted")
+
+
+def test_a_new_run_starts_a_log(tmp_path, capsys):
+    (tmp_path / "cycles" / "01").mkdir(parents=True)
+    (tmp_path / "cycles" / "01" / "labels.csv").write_text("filename,label\n")  # it began without labels
+    LabelLog.of_run(tmp_path).close()
+    LabelLog.of_run(tmp_path).close()
+    with pytest.raises(SystemExit, match="nothing can be restored"):
+        restore.main([str(tmp_path)])
 
 
 def test_a_log_that_becomes_corrupt(log):
@@ -199,6 +323,7 @@ def test_paths_that_cannot_be_written(tmp_path):
 
 @given(st.dictionaries(IDS, st.sampled_from(list(Label)), min_size=1))
 @example(dict.fromkeys(("a\rb", "\rx", "a\r\nb", "a,b", 'a"b', '"', " a ", "a\nb", "\ufeffa", "a\x00b", "银河"), A))
+@example(dict.fromkeys(("=1", "'=1", "''=1", "-1", "-1x", "'-1", "@a", "+b", "\t=x", "\n=", "'", "'x"), A))
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_csv_round_trip(tmp_path, labels):
     export_csv(labels, tmp_path / "labels.csv")
@@ -208,6 +333,14 @@ def test_csv_round_trip(tmp_path, labels):
 def test_csv_format_of_anomalymatch(tmp_path):
     export_csv({"a.png": A, "dir/b, c.png": X}, tmp_path / "labels.csv")
     assert (tmp_path / "labels.csv").read_bytes() == b'filename,label\na.png,anomaly\n"dir/b, c.png",artefact\n'
+
+
+def test_ids_that_look_like_formulas(tmp_path):
+    path = tmp_path / "labels.csv"
+    export_csv({"=1+1": A, "'=1+1": N}, path)
+    assert path.read_text() == "filename,label\n'=1+1,anomaly\n''=1+1,normal\n"
+    path.write_text("filename,label\n=1+1,anomaly\n'@x,normal\n")  # by another program
+    assert import_csv(path, {"=1+1", "'@x"}) == {"=1+1": A, "'@x": N}
 
 
 def test_csv_with_other_labels(tmp_path):

@@ -23,6 +23,7 @@ from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.data.sources.parquet import ParquetSource
 from anomalymatch.errors import ConfigError, DataError, LabelError, StorageError
 from anomalymatch.ranking import Ranking
+from anomalymatch.text import from_csv_cell
 from anomalymatch.types import Label
 from anomalymatch.ui import exports
 from anomalymatch.ui.exports import KINDS, LABEL_STUDIO_CONFIG, export, import_labels
@@ -255,7 +256,8 @@ def test_names_in_a_zip_are_safe(tmp_path: Path, search: Any, name: str) -> None
         assert len(first) < 100
         archive.extractall(tmp_path / "out")
         rows = list(csv.DictReader(io.StringIO(archive.read("images.csv").decode(), newline="")))
-    assert rows[0]["id"] == name
+    assert from_csv_cell(rows[0]["id"]) == name
+    assert not any(cell.startswith(("=", "+", "@", "\n")) for cell in rows[0].values())
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"images", "images.csv", "labels.csv"}
 
 

@@ -30,7 +30,6 @@ def test_the_last_label_counts(log):
     add(index, "bob", a=N)
     assert index.labels() == {"b": N, "a": N}
     assert index.current("a").annotator == "bob"
-    assert index.counts() == {A: 0, N: 2, U: 0, X: 0}
     assert index.annotators() == {"ada": 2, "bob": 1}
     add(index, "ada", b=None)
     assert (index.current("b"), index.labels(), index.annotators()) == (None, {"a": N}, {"ada": 1, "bob": 1})

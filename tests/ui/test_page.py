@@ -2,6 +2,7 @@ import asyncio
 import inspect
 import sys
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from anomalymatch.errors import StorageError
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
 from anomalymatch.types import Label
 from anomalymatch.ui.state import WANTED
-from anomalymatch.ui.views import Change, Query, Sort
+from anomalymatch.ui.views import Change, Query, Show, Sort
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.gallery import DropZone, GalleryElement
 from anomalymatch.ui.web.page import KEYS
@@ -346,14 +347,21 @@ async def test_a_training_fails_starts_again_and_stops(page, service):
 
 
 @on_page
-async def test_an_error_of_the_service_becomes_a_notification(page, service, monkeypatch):
-    def full(*_):
-        raise StorageError("the disk is full")
-
-    monkeypatch.setattr(service, "label", full)
+async def test_a_full_disk_becomes_a_notification(page, service):
+    connection = service._log._connection
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count={pages}")
+    ids = [tile.id for tile in service.page(Query(size=60, show=Show.ALL)).tiles]
+    with suppress(StorageError):
+        for _ in range(200):
+            service.label(ids, Label.NORMAL, "ada")
+    with suppress(StorageError):
+        for _ in range(200):  # fill the last page
+            service.label(ids[:1], Label.NORMAL, "ada")
     page.label(page.ids[:1], "anomaly")
-    await page.sees("the disk is full")
-    assert page.gallery.tiles[0]["label"] is None
+    await page.until(lambda: any("the disk is full" in text for text in page.user.notify.messages))
+    assert not any("restore" in text for text in page.user.notify.messages)
+    assert page.gallery.tiles[0]["label"] != "anomaly"
 
 
 @on_page

@@ -209,7 +209,7 @@ class TestImport:
 
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
     def test_labels_are_imported(self, client, service, encoding):
-        answer = self.post(client, "filename,label\na.jpg,anomaly\nü & ?#%2e.jpg,normal\n".encode(encoding))
+        answer = self.post(client, "Filename,Label\na.jpg,Anomaly\nü & ?#%2e.jpg,normal\n".encode(encoding))
         assert (answer.status_code, answer.json()) == (200, {"labels": 2})
         assert service.labels == {"a.jpg": "anomaly", "ü & ?#%2e.jpg": "normal"}
         assert {event.annotator for event in service.events} == {"ada"}

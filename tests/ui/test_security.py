@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from http.client import HTTPConnection
+from types import SimpleNamespace
+from urllib.parse import urlencode
 
 import pytest
 from starlette.testclient import TestClient
@@ -67,7 +69,7 @@ def is_refused(client, path="/", **headers):
         return True
 
 
-def ask(app, *, method="GET", path="/", query=b"", headers=(), chunks=(b"",)):
+def ask(app, *, method="GET", path="/", query=b"", headers=(), chunks=(b"",), client="127.0.0.1"):
     """Send a request of raw bytes; return status, headers, body, and the bytes that were read."""
     host = [] if any(name == b"host" for name, _ in headers) else [(b"host", b"127.0.0.1:8765")]
     scope = {
@@ -82,7 +84,7 @@ def ask(app, *, method="GET", path="/", query=b"", headers=(), chunks=(b"",)):
         "root_path": "",
         "headers": [*host, *headers],
         "server": ("127.0.0.1", 8765),
-        "client": ("127.0.0.1", 50000),
+        "client": (client, 50000),
     }
     waiting, read, sent = list(chunks), [], []
 
@@ -90,6 +92,8 @@ def ask(app, *, method="GET", path="/", query=b"", headers=(), chunks=(b"",)):
         if not waiting:
             return {"type": "http.disconnect"}
         body = waiting.pop(0)
+        if body is None:
+            await asyncio.sleep(60)
         read.append(len(body))
         return {"type": "http.request", "body": body, "more_body": bool(waiting)}
 
@@ -231,6 +235,33 @@ class TestToken:
         assert not is_refused(client, **headers, cookie=f"anomalymatch={value}")
         assert is_refused(client, **headers, cookie=f"anomalymatch={value[:-1]}")
 
+    def test_a_token_may_be_tried_ten_times_a_minute(self, guarded, monkeypatch):
+        now = [1000.0]
+        monkeypatch.setattr("anomalymatch.ui.web.security.time", SimpleNamespace(monotonic=lambda: now[0]))
+        app = guarded(TOKEN)
+
+        def status(token, client="10.0.0.1"):
+            return ask(app, query=urlencode({"token": token}).encode(), client=client)[0]
+
+        assert [status("wrong") for _ in range(12)] == [401] * 10 + [429] * 2
+        code, headers, body, _ = ask(app, query=urlencode({"token": TOKEN}).encode(), client="10.0.0.1")
+        assert (code, headers["retry-after"], b"60 s" in body) == (429, "60", True), "not even the right one"
+        assert status(TOKEN, "10.0.0.2") == 303
+        now[0] += 59
+        assert status(TOKEN) == 429
+        now[0] += 2
+        assert status(TOKEN) == 303
+        assert [status("wrong", f"2001:db8::{n:x}") for n in range(11)] == [401] * 10 + [429], "one network"
+
+    def test_the_number_of_counted_visitors_is_bounded(self, monkeypatch):
+        from anomalymatch.ui.web import security
+
+        monkeypatch.setattr(security, "MAX_VISITORS", 5)
+        attempts = security.Attempts()
+        for number in range(50):
+            attempts.add(f"10.0.0.{number}")
+        assert len(attempts._times) == 5
+
     def test_short_tokens_are_refused(self, guarded):
         from anomalymatch.errors import ConfigError
 
@@ -260,6 +291,12 @@ class TestSizes:
         assert ask(app, method="POST", path="/import", headers=self.POST, chunks=[b"x" * 100] * 10)[2] == b"1000"
         assert ask(app, method="POST", path="/", headers=self.POST, chunks=[b"x" * 100] * 20)[2] == b"2000"
         assert ask(app, method="POST", path="/", headers=self.POST, chunks=[b"x" * (1 << 20)] * 9)[0] == 413
+
+    def test_a_body_that_stops_arriving_is_refused(self, guarded, monkeypatch):
+        monkeypatch.setattr("anomalymatch.ui.web.security.BODY_S", 0.05)
+        headers = [*self.POST, (b"content-length", b"30")]
+        status, answer, body, read = ask(guarded(), method="POST", headers=headers, chunks=[b"x" * 10, None, b""])
+        assert (status, read, answer["connection"], b"in time" in body) == (408, 10, "close", True)
 
     def test_limit_does_not_depend_on_the_application(self, guarded):
         async def stubborn(scope, receive, send):
@@ -365,6 +402,7 @@ stub("anomalymatch.ui.service", LabelService=object)
 stub("anomalymatch.ui.web.page", build_page=build_page)
 
 from anomalymatch.errors import AnomalyMatchError
+from anomalymatch.ui.web import app, security
 from anomalymatch.ui.web.app import serve
 
 class Source:
@@ -373,6 +411,8 @@ class Source:
 class Service:
     name, source, stretches, channels = "stub", Source(), ("as trained",), ()
 
+for module, name in ((security, "BODY_S"), (app, "HEADERS_S")):
+    setattr(module, name, 2.0)
 logging.basicConfig(level="INFO")
 host, port, token = sys.argv[1], int(sys.argv[2]), sys.argv[3] or None
 try:
@@ -510,6 +550,24 @@ class TestServer:
         assert cookie.startswith(f"anomalymatch_{closed_server.port}=")
         assert closed_server.get(path, Cookie=cookie)[0] == 200
         assert closed_server.get(path, Cookie=cookie + "0")[0] == 401
+
+    @pytest.mark.parametrize(
+        "start",
+        [
+            b"",
+            b"GET / HT",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nX: y",
+            b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\nGET",
+            b"POST /import HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nContent-Length: 9\r\n"
+            b"Content-Type: multipart/form-data; boundary=b\r\n\r\n-",
+        ],
+        ids=["nothing", "line", "headers", "second request", "body"],
+    )
+    def test_half_open_requests_are_closed(self, server, start):
+        with socket.create_connection((LISTEN, server.port), timeout=20) as connection:
+            connection.sendall(start)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert answer[:12] in (b"", b"HTTP/1.1 404", b"HTTP/1.1 408")
 
     @pytest.mark.parametrize("path", ["/nothing", "/_nicegui_ws/socket.io/?EIO=4&transport=polling", "/import"])
     def test_an_upload_in_chunks_ends_at_the_limit(self, server, path):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -5,8 +7,9 @@ import pytest
 from pictures import png
 
 from anomalymatch.active.run_folder import SCORES
-from anomalymatch.data.label_log import LabelLog
-from anomalymatch.errors import ConfigError, DataError, LabelError
+from anomalymatch.data.label_log import LabelLog, import_csv
+from anomalymatch.data.restore import restore_log
+from anomalymatch.errors import ConfigError, DataError, LabelError, StorageError
 from anomalymatch.types import Label
 from anomalymatch.ui.views import FirstOrder, Query, Show, Sort
 
@@ -248,6 +251,57 @@ def test_everything_is_restored_on_opening_again(service, open_service):
     assert ids(again.page(Query(size=50))) == ids(service.page(Query(size=50)))
     assert [found.id for found in again.examples.all()] == [found.id for found in service.examples.all()]
     assert again.undo("bob") == ["im000001"]
+
+
+def test_labels_of_deleted_images_rest(make_service, make_source, caplog):
+    service = make_service(40)
+    service.label(RARE[:3], A, "ada")
+    service.label(["im000039"], A, "bob")
+    service.groups.make("anomalies", 2)
+    before = service.labels
+    service.close()
+    again = make_service(39)
+    assert "1 labelled images are not in array" in caplog.text
+    assert "im000039" in caplog.text
+    assert again.labels == before  # the label is there when the image is back
+    assert again.summary().counts[A] == 3
+    assert [len(group.ids) for group in again.groups.all()] == [2, 1]
+    again.groups.make("anomalies", 3)
+    again.rerank()
+    assert again.page(Query(show=Show.LABELLED)).total == 3
+    for kind in ("csv", "parquet", "zip", "labelstudio"):
+        again.export(kind).path.unlink()
+    assert again.undo("bob") == ["im000039"]
+
+
+def test_one_process_has_the_page_of_a_run(service, tmp_path):
+    code = "import sys, pathlib; from anomalymatch.ui.service import page_lock; page_lock(pathlib.Path(sys.argv[1]))"
+
+    def other():
+        return subprocess.run([sys.executable, "-c", code, str(service.run)], capture_output=True, text=True)
+
+    refused = other()
+    assert "StorageError: another labelling page is open on" in refused.stderr
+    assert refused.returncode == 1
+    service.close()
+    assert other().returncode == 0
+
+
+def test_closing_writes_labels_csv(service, monkeypatch, caplog):
+    service.label([RARE[0]], A, "ada")
+    service.close()
+    assert import_csv(service.run / "labels.csv", {RARE[0]}) == {RARE[0]: A}
+    assert not (service.run / "labels.sqlite-wal").exists()
+
+
+def test_a_lost_log_is_no_new_log(service, open_service):
+    service.label([RARE[0]], A, "ada")
+    service.close()
+    (service.run / "labels.sqlite").unlink()
+    with pytest.raises(StorageError, match=r"anomalymatch\.data\.restore"):
+        open_service()
+    assert restore_log(service.run) == 1
+    assert open_service().labels == {RARE[0]: A}
 
 
 def test_a_training_joins_the_ranking(service, open_service, finish_training):

@@ -180,8 +180,22 @@ class ActiveLoop:
             raise LabelError(f"all images of {self.task.source.name} are labelled: there is nothing left to rank")
         logger.warning("All images are labelled after cycle %d: there is nothing left to find", cycle - 1)
 
-    def _cycle(self, cycle: int, labels: dict[str, Label], pool: list[str]) -> None:
+    def _present(self, given: dict[str, Label]) -> dict[str, Label]:
+        """Return the labels of the images that are still in the archive; the others rest until they are back."""
+        known = {*self.task.pool, *self.task.holdout}
+        gone = [id_ for id_ in given if id_ not in known]
+        if gone:
+            logger.warning(
+                "%d labelled images are not in %s: their labels are kept but not used; the first is %s",
+                len(gone),
+                self.task.source.name,
+                gone[0],
+            )
+        return {id_: label for id_, label in given.items() if id_ in known} if gone else given
+
+    def _cycle(self, cycle: int, given: dict[str, Label], pool: list[str]) -> None:
         start = time.monotonic()
+        labels = self._present(given)
         live = LiveSteps(self.folder.path / LIVE, cycle, partial(self.tracker.log_step, cycle))
         self.learner.on_step = live
         self.learner.fit(labels, pool=pool, cycle=cycle)
@@ -195,7 +209,7 @@ class ActiveLoop:
         with self.folder.write_cycle(cycle) as path:
             ranking.write(path / SCORES)
             self.learner.save(path)
-            export_csv(labels, path / LABELS)
+            export_csv(given, path / LABELS)
             write_text(path / STEPS, to_csv(steps))
             write_text(path / LEFT, to_csv(left))
             write_sheets(path, self.task, labels, ranking)

@@ -18,6 +18,7 @@ from anomalymatch.evaluation.metrics import Curves, curves, yield_per_label
 from anomalymatch.evaluation.plots import left_figure, training_figure
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
 from anomalymatch.ranking import Ranking
+from anomalymatch.text import printable
 from anomalymatch.types import Label, Row
 
 SHEET_IMAGES = 64
@@ -231,5 +232,5 @@ def _write_sheet(path: Path, task: Task, ranking: Ranking, ids: list[str]) -> No
     truth = None if task.anomalies is None else task.truth(shown.ids)
     frames = [] if truth is None else [FRAME_COLOURS[Label.ANOMALY if rare else Label.NORMAL] for rare in truth]
     classes = task.source.truth or {}
-    captions = [f"{id_}\n{scores[id_]:.3f} {classes.get(id_, '')}" for id_ in shown.ids]
+    captions = [f"{printable(id_)}\n{scores[id_]:.3f} {classes.get(id_, '')}" for id_ in shown.ids]
     save_sheet(contact_sheet(shown.images, captions, frames=frames), path)

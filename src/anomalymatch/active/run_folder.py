@@ -15,8 +15,9 @@ from anomalymatch.algorithms.base import COLD, GUARD
 from anomalymatch.algorithms.lightning import ignore_step
 from anomalymatch.data.label_log import LabelLog
 from anomalymatch.errors import StorageError
-from anomalymatch.files import atomic_folder, make_folder, storage_errors, write_text
+from anomalymatch.files import atomic_folder, make_folder, remove_leftovers, storage_errors, write_text
 from anomalymatch.ranking import Ranking
+from anomalymatch.text import csv_cell
 from anomalymatch.types import Row
 
 CONFIG, SCORES, METRICS, STEPS = "config.yaml", "scores.parquet", "metrics.json", "steps.csv"
@@ -127,7 +128,13 @@ class RunFolder(RunReader):
                 raise StorageError(
                     f"another process is working in {path}: wait for it or choose another folder"
                 ) from None
-        self.labels = LabelLog(path / "labels.sqlite")
+        for folder in (path, path / "cycles", path / "plots"):
+            remove_leftovers(folder)
+        try:
+            self.labels = LabelLog.of_run(path)
+        except StorageError:
+            self._lock.release()
+            raise
 
     def close(self) -> None:
         """Release the folder for other processes."""
@@ -180,5 +187,5 @@ def to_csv(rows: Sequence[Mapping[str, float | int | str]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: csv_cell(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows)
     return text.getvalue()

@@ -20,6 +20,7 @@ from anomalymatch.evaluation.contact_sheet import save_sheet
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
 from anomalymatch.files import atomic_file, make_folder, write_csv
 from anomalymatch.ranking import write_rejects
+from anomalymatch.text import from_csv_cell, printable
 from anomalymatch.types import Label, Row
 
 CLUSTERS, GROUPS, LABELS = "clusters.parquet", "groups.csv", "labels_by_group.csv"
@@ -145,7 +146,7 @@ def _sheets(folder: Path, clusters: Clusters, source: ImageSource, rows: list[Ro
         row_of = {clusters.ids[i]: i for i in members}
         shown = read_images(source, list(row_of))
         truth = source.truth or {}
-        captions = [f"{id_}\n{truth.get(id_, '')}".rstrip() for id_ in shown.ids]
+        captions = [f"{printable(id_)}\n{truth.get(id_, '')}".rstrip() for id_ in shown.ids]
         weights = clusters.weights[np.array([row_of[id_] for id_ in shown.ids], dtype=np.int64)]
         name = "ungrouped" if k == UNGROUPED else f"group-{k:03d}"
         path = make_folder(folder / "sheets") / f"{name}.png"
@@ -190,8 +191,8 @@ def read_names(path: Path) -> dict[int, str]:
                 if not group.isdecimal() or group in seen:
                     raise LabelError(f"{path}, line {rows.line_num}: {group!r} is not the number of a group, or twice")
                 seen.add(group)
-                if (row["name"] or "").strip():
-                    names[int(group)] = row["name"].strip()
+                if name := from_csv_cell((row["name"] or "").strip()):
+                    names[int(group)] = name
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LabelError(f"names={path} cannot be read as a CSV file with {','.join(COLUMNS)}: {error}") from None
     return names

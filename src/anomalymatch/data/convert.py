@@ -26,9 +26,11 @@ from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.parquet import REJECTS_FILE
 from anomalymatch.data.stream import prefetch, resize
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, UnreadableImageError
-from anomalymatch.files import atomic_file, make_folder
+from anomalymatch.files import atomic_file, make_folder, remove_leftovers
 from anomalymatch.progress import Advance, progress
 from anomalymatch.ranking import write_rejects
+from anomalymatch.terminal import PlainFormatter
+from anomalymatch.text import printable
 from anomalymatch.types import Image, Label, Reject
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def convert(
     plan = _plan(source, size, encoding, quality, rows_per_file)
     threads = workers or os.cpu_count() or 1
     make_folder(target)
+    remove_leftovers(target)
     files = [target / f"{n:05d}.parquet" for n in range(-(-len(source.ids) // rows_per_file))]
     _check_target(target, files, plan)
     with (
@@ -234,7 +237,9 @@ def _finish(source: ImageSource, target: Path, files: Sequence[Path]) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command; a user's error is one line with exit code 1, Ctrl-C exits with 130."""
     arguments = _parser().parse_args(words)
-    logging.basicConfig(level="INFO", format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level="INFO", handlers=[handler])
     try:
         convert(
             open_path(arguments.source, cache_dir=arguments.cache_dir),
@@ -245,7 +250,7 @@ def main(words: Sequence[str] | None = None) -> None:
             rows_per_file=arguments.rows_per_file,
         )
     except AnomalyMatchError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except KeyboardInterrupt:
         print("Stopped. Complete shards are kept; the same command resumes.", file=sys.stderr)
         sys.exit(130)

@@ -4,15 +4,16 @@ import csv
 import io
 import sqlite3
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anomalymatch.data.labels import in_lower_case, read_labels_csv
 from anomalymatch.errors import LabelError, StorageError
 from anomalymatch.files import make_folder, storage_errors, write_text
+from anomalymatch.text import csv_cell, printable
 from anomalymatch.types import Label
 
 FROM_FILE = "labels file"
@@ -28,11 +29,25 @@ CREATE TABLE IF NOT EXISTS events (
     at TEXT NOT NULL,        -- UTC, ISO 8601
     cycle INTEGER NOT NULL,  -- training whose ranking was on screen; 0 before the first
     score REAL,              -- score at that moment, if there was one
-    undoes INTEGER           -- sequence of the event that this one undoes
+    undoes INTEGER,          -- sequence of the event that this one undoes
+    action INTEGER NOT NULL  -- sequence of the first event of the same call, which one undo reverts
 )
 """
+FILE = "labels.sqlite"
 _TIMEOUT_S = 30
 """Longest wait for another writer."""
+_OBSTACLES = {
+    sqlite3.SQLITE_FULL: "the disk is full: free some space",
+    sqlite3.SQLITE_READONLY: "it may not be written: check its permissions and those of its folder",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: check its permissions and those of its folder",
+    sqlite3.SQLITE_PERM: "it cannot be opened: check its permissions and those of its folder",
+    sqlite3.SQLITE_IOERR: "the disk refuses it: check its free space, your quota and its state",
+    sqlite3.SQLITE_BUSY: f"another program has been writing to it for {_TIMEOUT_S} s: try again",
+    sqlite3.SQLITE_LOCKED: "another program is writing to it: try again",
+}
+"""Errors of SQLite that say nothing about the log itself."""
+_TYPES = (int, str, str | None, str, str, int, float | None, int | None, int)
+"""Type of each column of an event."""
 
 
 class LabelEvent(NamedTuple):
@@ -46,13 +61,14 @@ class LabelEvent(NamedTuple):
     cycle: int
     score: float | None
     undoes: int | None = None
+    action: int = 0
 
 
 class LabelLog:
     """Label log of one run, in one SQLite file (write-ahead log, synced at every commit).
 
     An undo is an event, too: nothing is deleted. A batch of labels is one transaction, of which a kill leaves all or
-    nothing.
+    nothing. Until `close`, the newest labels lie in a second file, `labels.sqlite-wal`: a copy needs both.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,6 +83,25 @@ class LabelLog:
             self._connection.commit()
             on_error.pop_all()
 
+    @classmethod
+    def of_run(cls, run: Path) -> "LabelLog":
+        """Open the log of a run folder, or start one if the run has no labels yet.
+
+        Raises:
+            StorageError: if the log is missing or empty, but labels files of the run have labels.
+        """
+        path = run / FILE
+        is_new = not path.exists() or not path.stat().st_size
+        log = None if is_new else cls(path)
+        if log is None or not log.events():
+            found = labels_files(run)
+            if found:
+                if log is not None:
+                    log.close()
+                fault = "missing or empty" if is_new else "without labels"
+                raise StorageError(f"the label log {path} is {fault}, but {found[-1]} has labels: {_restore(run)}")
+        return log or cls(path)
+
     def append(
         self,
         labels: Mapping[str, Label | None],
@@ -76,10 +111,12 @@ class LabelLog:
         scores: Mapping[str, float] | None = None,
     ) -> None:
         """Append one event for each of `labels`, all or none; None removes a label."""
-        now = datetime.now(UTC).isoformat()
+        now, known = datetime.now(UTC).isoformat(), scores or {}
         self._insert(
-            (id_, None if label is None else str(Label(label)), annotator, now, cycle, (scores or {}).get(id_), None)
-            for id_, label in labels.items()
+            [
+                (id_, None if label is None else str(Label(label)), annotator, now, cycle, known.get(id_), None)
+                for id_, label in labels.items()
+            ]
         )
 
     def current(self, *, until_cycle: int | None = None) -> dict[str, Label]:
@@ -94,15 +131,16 @@ class LabelLog:
         return labels
 
     def events(self, *, after: int = 0) -> list[LabelEvent]:
-        """Return the events whose sequence number is larger than `after`, oldest first."""
+        """Return the events whose sequence number is larger than `after`, oldest first.
+
+        Raises:
+            StorageError: if the log is damaged.
+        """
         with self._errors():
             rows = self._connection.execute(
                 "SELECT * FROM events WHERE sequence > ? ORDER BY sequence", (after,)
             ).fetchall()
-        return [
-            LabelEvent(n, id_, Label(label) if label else None, who, datetime.fromisoformat(at), cycle, score, undoes)
-            for n, id_, label, who, at, cycle, score, undoes in rows
-        ]
+        return [self._event(row) for row in rows]
 
     def undo(self, *, annotator: str) -> list[str]:
         """Undo the annotator's last call of `append` that was not undone; return its images, if any.
@@ -110,7 +148,7 @@ class LabelLog:
         The earlier labels of these images are valid again.
         """
         own = [event for event in valid_events(self.events()) if event.annotator == annotator]
-        last = [event for event in own if event.at == own[-1].at]
+        last = [event for event in own if event.action == own[-1].action]
         now = datetime.now(UTC).isoformat()
         self._insert([(event.id, None, annotator, now, event.cycle, None, event.sequence) for event in last])
         return [event.id for event in last]
@@ -129,24 +167,45 @@ class LabelLog:
         return {id_: label for id_, label in given.items() if known.get(id_) != label}
 
     def close(self) -> None:
-        """Close the file."""
+        """Bring all labels into the one file and close it; a program that still has it open keeps its second file."""
+        with suppress(sqlite3.Error):  # the labels are safe in the second file, and it may be closed already
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.close()
 
-    def _insert(self, rows: Iterable[tuple[object, ...]]) -> None:
+    def _insert(self, rows: Sequence[tuple[object, ...]]) -> None:
         with self._errors(), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            (action,) = self._connection.execute("SELECT COALESCE(MAX(sequence), 0) + 1 FROM events").fetchone()
             self._connection.executemany(
-                "INSERT INTO events (image, label, annotator, at, cycle, score, undoes) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                rows,
+                "INSERT INTO events (image, label, annotator, at, cycle, score, undoes, action) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(*row, action) for row in rows],
             )
+
+    def _event(self, row: tuple[Any, ...]) -> LabelEvent:
+        try:
+            if not all(map(isinstance, row, _TYPES)):
+                raise ValueError(f"a value has the wrong type: {row[:6]}")
+            n, id_, label, who, at, cycle, score, undoes, action = row
+            known = None if label is None else Label(label)
+            return LabelEvent(n, id_, known, who, datetime.fromisoformat(at), cycle, score, undoes, action)
+        except ValueError as error:
+            raise self._damaged(f"event {row[0]}: {printable(str(error), limit=200)}") from None
+
+    def _damaged(self, reason: str) -> StorageError:
+        return StorageError(f"the label log {self.path} is damaged ({reason}): {_restore(self.path.parent)}")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             with storage_errors(self.path):
                 yield
-        except sqlite3.DatabaseError as error:
+        except sqlite3.Error as error:
+            obstacle = _OBSTACLES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+            if obstacle is None:
+                raise self._damaged(str(error)) from error
             raise StorageError(
-                f"the label log {self.path} cannot be used ({error}): restore it from labels.csv"
+                f"the label log {self.path} cannot be used, because {obstacle}. All earlier labels are safe."
             ) from error
 
 
@@ -169,8 +228,21 @@ def _enable_write_ahead(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
+def labels_files(run: Path) -> list[Path]:
+    """Return the labels files that a run has written and that have labels, oldest first."""
+    files = [*sorted(run.glob("cycles/[0-9]*/labels.csv")), run / "labels.csv"]
+    return [path for path in files if path.is_file() and len(path.read_bytes().splitlines()) > 1]
+
+
+def _restore(run: Path) -> str:
+    return (
+        f"put back a copy of it, or restore it from labels.csv and cycles/*/labels.csv by "
+        f"python -m anomalymatch.data.restore {run}"
+    )
+
+
 def import_csv(path: Path, known_ids: Container[str]) -> dict[str, Label]:
-    """Read a CSV `filename,label` with the labels anomaly, normal, unsure and artefact.
+    """Read a CSV `filename,label` with the labels anomaly, normal, unsure and artefact, in upper or lower case.
 
     Raises:
         LabelError: if it names unknown images or labels, or an image twice; the message quotes the first such lines.
@@ -190,11 +262,11 @@ def export_csv(labels: Mapping[str, Label], path: Path) -> None:
 
 
 def csv_text(labels: Mapping[str, Label]) -> str:
-    """Format labels as the CSV of `export_csv`."""
+    """Format labels as the CSV of `export_csv`; see `csv_cell` for ids that look like formulas."""
     text = io.StringIO()
     # Before Python 3.13 the writer does not quote a name because of a carriage return.
     quote_all = any("\r" in id_ for id_ in labels)
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL)
     writer.writerow(("filename", "label"))
-    writer.writerows((id_, str(label)) for id_, label in labels.items())
+    writer.writerows((csv_cell(id_), str(label)) for id_, label in labels.items())
     return text.getvalue()

@@ -7,6 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from anomalymatch.errors import LabelError
+from anomalymatch.text import from_csv_cell
 from anomalymatch.types import Label
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,8 @@ def parse_labels_csv(data: bytes, name: str, known_ids: Container[str]) -> dict[
         rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         columns = _columns(name, next(rows, []))
         for row in rows:
+            if len(row) > columns[0]:
+                row[columns[0]] = _id(row[columns[0]], known_ids)
             if fault := _fault(row, columns, known_ids, lines):
                 faults.append(f"line {rows.line_num} {_quote(row)} ({fault})")
             elif any(map(str.strip, row)):
@@ -180,6 +183,12 @@ def parse_labels_csv(data: bytes, name: str, known_ids: Container[str]) -> dict[
 
 def _unreadable(name: str, error: Exception) -> LabelError:
     return LabelError(f"{name}: cannot be read as a CSV file in UTF-8 with the header {','.join(COLUMNS)}: {error}")
+
+
+def _id(text: str, known_ids: Container[str]) -> str:
+    """Return the id that a cell means: this package writes an apostrophe before ids that look like formulas."""
+    plain = from_csv_cell(text)
+    return plain if plain in known_ids or text not in known_ids else text
 
 
 def _columns(name: str, header: list[str]) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from anomalymatch.files import atomic_file, write_csv, write_text
 from anomalymatch.ranking import write_rejects
 from anomalymatch.scoring.model import TrainedModel
 from anomalymatch.scoring.parts import PartFolder, read_manifest
+from anomalymatch.text import printable
 from anomalymatch.types import Reject
 from anomalymatch.votable import write_votable
 
@@ -184,5 +185,5 @@ def _write_pictures(path: Path, ordered: Float32[np.ndarray, " m"], best: TopK, 
         save(histogram_figure(expit(ordered[::step].astype(np.float64)), name=name), path / "histogram.png")
     logits = dict(best.best()[:SHEET_IMAGES])
     shown = read_images(source, list(logits))
-    captions = [f"{id_}\n{expit(logits[id_]):.3f}" for id_ in shown.ids]
+    captions = [f"{printable(id_)}\n{expit(logits[id_]):.3f}" for id_ in shown.ids]
     save_sheet(contact_sheet(shown.images, captions), path / "top.png")

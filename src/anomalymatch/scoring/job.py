@@ -16,7 +16,7 @@ from anomalymatch.checks import check_choice, check_range
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import collect, stream_batches
 from anomalymatch.errors import ConfigError, StorageError
-from anomalymatch.files import make_folder, storage_errors
+from anomalymatch.files import make_folder, remove_leftovers, storage_errors
 from anomalymatch.progress import Advance, progress
 from anomalymatch.scoring.backends import BACKENDS, Scorer, find_batch_size, make_scorer
 from anomalymatch.scoring.finish import TopK, finish, is_finished
@@ -85,6 +85,8 @@ def run_job(model: TrainedModel, source: ImageSource, spec: ScoringSpec, inferen
         if is_finished(output, model, source):
             logger.info("%s is complete already", output)
             return True
+        for written in (output, output / "parts", output / "scores"):
+            remove_leftovers(written)
         with FileLock(output / ".lock-manifest"):  # the first share decides for all
             manifest, scorer = _open(model, source, spec, inference, output)
         folder, parts = PartFolder(output, manifest), share_of(manifest.parts, spec.shard)

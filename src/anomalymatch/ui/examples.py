@@ -3,7 +3,6 @@
 import hashlib
 import io
 import logging
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from anomalymatch.data.codecs import FORMATS, MODES, decode
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.fits import FitsImages
 from anomalymatch.errors import DataError, UnreadableImageError
-from anomalymatch.files import atomic_file, make_folder
+from anomalymatch.files import atomic_file, make_folder, remove_leftovers, storage_errors
 from anomalymatch.text import printable
 from anomalymatch.types import Image, Pixels
 from anomalymatch.ui.originals import suffix_of
@@ -64,6 +63,7 @@ class Examples:
 
     def __init__(self, folder: Path, encode: EncodeImage, source: ImageSource, *, dimensions: int) -> None:
         self.folder, self.encode, self.source = make_folder(folder), encode, source
+        remove_leftovers(folder)
         self._dimensions = dimensions
         self._lock = threading.RLock()
         self._images: dict[str, Image] = {}
@@ -166,11 +166,11 @@ class Examples:
         if _COMPRESSED in data:  # the size of an unpacked tile has no limit
             raise UnreadableImageError("it is a compressed FITS file: unpack it by funpack")
         extensions = self.source.extensions
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=".upload-", suffix=".fits")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            with FitsImages(Path(name), extensions) as images:
+        with tempfile.TemporaryDirectory(prefix="anomalymatch-") as folder:
+            path = Path(folder) / "upload.fits"
+            with storage_errors(path):
+                path.write_bytes(data)
+            with FitsImages(path, extensions) as images:
                 height, width = images.shape
                 if height * width * images.bands > MAX_PIXELS:
                     raise UnreadableImageError(_too_large(width, height))
@@ -180,8 +180,6 @@ class Examples:
                         f"{', '.join(self.source.bands)}"
                     )
                 return self.source.rendering(_smaller(images.cut()), self.source.bands)
-        finally:
-            Path(name).unlink(missing_ok=True)
 
     def _has_eight_bits(self) -> bool:
         """Return True if the first readable image of the archive has 8 bits."""

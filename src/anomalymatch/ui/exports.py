@@ -23,7 +23,7 @@ from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import DataError, LabelError, UnreadableImageError
 from anomalymatch.files import storage_errors
 from anomalymatch.ranking import Ranking
-from anomalymatch.text import safe_name
+from anomalymatch.text import csv_cell, safe_name
 from anomalymatch.types import Label
 from anomalymatch.ui.groups import Groups
 from anomalymatch.ui.pictures import THUMBNAIL_TYPE, Pictures
@@ -142,10 +142,17 @@ def _events_by_image(events: Sequence[LabelEvent]) -> dict[str, list[LabelEvent]
     return found
 
 
+def _present_labels(service: Exportable) -> dict[str, Label]:
+    """Return the labels of the images that are still in the archive."""
+    known = frozenset(service.source.ids)
+    return {id_: label for id_, label in service.labels.items() if id_ in known}
+
+
 def _labelled_and_top(service: Exportable, top: int) -> list[str]:
     """Return the labelled images, then those of the `top` of the ranking that are not labelled."""
     best = [] if service.ranking is None else service.ranking.top(top)
-    ids = [*service.labels, *(id_ for id_ in best if id_ not in service.labels)]
+    labels = _present_labels(service)
+    ids = [*labels, *(id_ for id_ in best if id_ not in labels)]
     if not ids:
         raise DataError("there is nothing to export yet: label some images first")
     return ids
@@ -205,7 +212,7 @@ def _write_zip(service: Exportable, path: Path) -> None:
     File names are built from a number and the letters of the id. An id can be any text, `../../x` for example, and
     unpacking the archive must be safe.
     """
-    ids = [id_ for id_, label in service.labels.items() if label == Label.ANOMALY]
+    ids = [id_ for id_, label in _present_labels(service).items() if label == Label.ANOMALY]
     if not ids:
         raise DataError("no image is labelled anomaly yet: label one before this export")
     places = _places(service.ranking, ids)
@@ -217,7 +224,9 @@ def _write_zip(service: Exportable, path: Path) -> None:
         for number, id_ in enumerate(ids, 1):
             name, note = _add_original(archive, service, number, id_)
             score, rank = places.get(id_, ("", ""))
-            writer.writerow((name, id_, score, rank, *(service.pictures.coordinates(id_) or ("", "")), note))
+            writer.writerow(
+                (name, csv_cell(id_), score, rank, *(service.pictures.coordinates(id_) or ("", "")), csv_cell(note))
+            )
         archive.writestr("images.csv", table.getvalue(), zipfile.ZIP_DEFLATED)
         archive.writestr("labels.csv", csv_text(service.labels), zipfile.ZIP_DEFLATED)
 

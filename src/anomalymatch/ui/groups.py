@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,15 +42,23 @@ class Groups:
         divide: see `Divide`.
         state: returns the current labels and ranking.
         on_change: called after each change.
+        known: images of the archive; others leave their groups. None keeps all.
 
     Raises:
         StorageError: if the file is corrupt.
     """
 
-    def __init__(self, path: Path, divide: Divide, state: State, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        divide: Divide,
+        state: State,
+        on_change: Callable[[], None],
+        known: Container[str] | None = None,
+    ) -> None:
         self.path, self._divide, self._state, self._on_change = path, divide, state, on_change
         self._lock = threading.RLock()
-        self._groups = _read(path)
+        self._groups = _read(path, known)
 
     def all(self) -> Sequence[Group]:
         """Return all groups."""
@@ -153,10 +161,11 @@ def _replace(groups: Sequence[Group], number: int, instead: Sequence[Group]) -> 
     return [*groups[:number], *instead, *groups[number + 1 :]]
 
 
-def _read(path: Path) -> list[Group]:
+def _read(path: Path, known: Container[str] | None) -> list[Group]:
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
-        return [Group(str(group["name"]), tuple(str(id_) for id_ in group["ids"])) for group in groups]
+        groups = [(str(g["name"]), map(str, g["ids"])) for g in json.loads(path.read_text(encoding="utf-8"))["groups"]]
+        kept = [Group(name, tuple(id_ for id_ in ids if known is None or id_ in known)) for name, ids in groups]
+        return [group for group in kept if group.ids]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:

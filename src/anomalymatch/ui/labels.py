@@ -71,11 +71,6 @@ class LabelIndex:
         last = (events[-1] for events in self._events.values() if events and events[-1].label is not None)
         return sorted(last, key=lambda event: event.sequence)
 
-    def counts(self) -> dict[Label, int]:
-        """Count the images with each label."""
-        counted = Counter(self.labels().values())
-        return {label: counted[label] for label in Label}
-
     def annotators(self) -> dict[str, int]:
         """Count the images that each annotator has labelled."""
         return dict(Counter(name for opinions in self._all_opinions() for name in opinions))

@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
 from jaxtyping import Float32
 
 from anomalymatch.active.run_folder import RunReader
-from anomalymatch.data.label_log import FROM_FILE, LabelEvent, LabelLog
+from anomalymatch.data.label_log import FROM_FILE, LabelEvent, LabelLog, export_csv
 from anomalymatch.data.source import ImageSource
-from anomalymatch.errors import AnomalyMatchError
+from anomalymatch.errors import AnomalyMatchError, StorageError
 from anomalymatch.evaluation.advice import StoppingRule
+from anomalymatch.files import make_folder, remove_leftovers, storage_errors
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Image, Label
 from anomalymatch.ui.examples import Examples
@@ -30,6 +32,24 @@ from anomalymatch.ui.views import Change, Details, Page, Query, Summary, Tile
 
 logger = logging.getLogger(__name__)
 EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
+
+
+def page_lock(run: Path) -> BaseFileLock:
+    """Take the lock that makes one process the only one with a labelling page on a run folder; release it at the end.
+
+    Raises:
+        StorageError: if another process has it.
+    """
+    lock = FileLock(make_folder(run) / ".page.lock", timeout=0, thread_local=False, is_singleton=True)
+    with storage_errors(run):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StorageError(
+                f"another labelling page is open on {run}: several people can use one page, each under a name, so open "
+                f"the address of that page or close it first"
+            ) from None
+    return lock
 
 
 class LabelService:
@@ -68,9 +88,15 @@ class LabelService:
         trust: bool = False,
     ) -> None:
         self.run, self.source, self.name, self.total = run, source, source.name, len(source.ids)
+        self._lock, self._is_open = page_lock(run), True
+        remove_leftovers(run)
+        try:
+            self._log = LabelLog.of_run(run)
+        except StorageError:
+            self._lock.release()
+            raise
         self._listeners: list[Callable[[Change], None]] = []
         self._reader = RunReader(run)
-        self._log = LabelLog(run / "labels.sqlite")
         self.pictures = Pictures(source, cache, workers=workers)
         self.stretches: Sequence[str] = STRETCHES
         self.channels = self.pictures.channels
@@ -86,7 +112,7 @@ class LabelService:
         self._cycle = self._reader.finished_cycles()
         self._state.add_trainings(self._reader, range(1, self._cycle + 1))
         changed = partial(self._tell, Change("groups"))
-        self.groups = Groups(run / "groups.json", divide, self._state.labels_and_ranking, changed)
+        self.groups = Groups(run / "groups.json", divide, self._state.labels_and_ranking, changed, self._state.index)
         self._reranking = BackgroundTask(self.rerank, "re-ranking")
         self.rerank()
         self.training = Training(
@@ -247,11 +273,18 @@ class LabelService:
             listener(change)
 
     def close(self) -> None:
-        """Stop a training and close the files. Nothing is lost without it."""
+        """Stop a training, write labels.csv and close the files. No label is lost without it."""
         self.training.close()
         self._reranking.close()
         self.pictures.close()
-        self._log.close()
+        if self._is_open:
+            self._is_open = False
+            try:
+                export_csv(self.labels, self.run / "labels.csv")
+            except StorageError as error:
+                logger.warning("labels.csv is not up to date: %s", error)
+            self._log.close()
+            self._lock.release()
 
     def _update_training(self) -> None:
         done = self._reader.finished_cycles()

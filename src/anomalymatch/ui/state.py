@@ -1,5 +1,6 @@
 """State of a search: labels, scores and their orders by position, joined under one lock; its summary."""
 
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from anomalymatch.ui.labels import LabelIndex
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.views import Estimate, FirstOrder, Histogram, Page, Query, Show, Sort, Summary, Tile
 
+logger = logging.getLogger(__name__)
 Logits = Float32[np.ndarray, " n"]
 MODES = ("live", "trained", "both")
 DIVERSE_IMAGES = 200
@@ -110,7 +112,16 @@ class SearchState:
         self._codes: Int8[np.ndarray, " n"] = np.zeros(len(ids), dtype=np.int8)
         self._logits: Logits | None = None
         self.novelty: Logits | None = live.novelty
-        self.update_labels(self.labels.labels())
+        labelled = self.labels.labels()
+        gone = [id_ for id_ in labelled if id_ not in self.index]
+        if gone:
+            logger.warning(
+                "%d labelled images are not in %s: their labels are kept but not used; the first is %s",
+                len(gone),
+                name,
+                gone[0],
+            )
+        self.update_labels(labelled)
 
     def positions(self, ids: Sequence[str]) -> Int64[np.ndarray, " k"]:
         """Return the positions of images."""
@@ -230,6 +241,11 @@ class SearchState:
             labels = {code: label for label, code in CODES.items()}
             return {self.ids[i]: labels[int(self._codes[i])] for i in sample.tolist()}
 
+    def counts(self) -> dict[Label, int]:
+        """Count the images of the archive with each label."""
+        with self.lock:
+            return {label: int((self._codes == code).sum()) for label, code in CODES.items()}
+
     def estimate_left(self) -> Estimate:
         """Estimate the number of unlabelled anomalies from the random audit, with advice on whether to continue."""
         with self.lock:
@@ -246,8 +262,7 @@ class SearchState:
 
     def check_trainable(self) -> None:
         """Raise a `LabelError` unless an anomaly and a normal are labelled."""
-        with self.lock:
-            counts = self.labels.counts()
+        counts = self.counts()
         for label in (Label.ANOMALY, Label.NORMAL):
             if not counts[label]:
                 raise LabelError(f"training needs an anomaly and a normal: no image is labelled {label} yet")
@@ -294,7 +309,7 @@ def summarise_search(state: SearchState, *, cycle: int, seconds: float) -> Summa
         return Summary(
             images=len(state.ids),
             unreadable=len(state.ids) - len(state.live.store.positions),
-            counts=labels.counts(),
+            counts=state.counts(),
             found=labels.discovery(),
             histogram=state.histogram(),
             estimate=state.estimate_left(),

@@ -1,5 +1,6 @@
 """Web server of the page: prints its address, serves until Ctrl-C."""
 
+import asyncio
 import errno
 import gc
 import os
@@ -11,13 +12,16 @@ from collections.abc import Callable
 from types import FrameType
 from urllib.parse import urlencode
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from nicegui import ui
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from anomalymatch.checks import check_range
 from anomalymatch.errors import ConfigError
+from anomalymatch.text import printable
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.web.page import build_page
 from anomalymatch.ui.web.routes import LIMITS, routes
@@ -65,6 +69,7 @@ def _listen_error(error: OSError, host: str, port: int) -> str:
 
 
 RECONNECT_S = 30.0  # a page that was disconnected for less time continues: a closed lid, a weak network
+HEADERS_S = 20.0  # longest wait for the headers of a request
 GRACE_S = 2  # time that a running response gets at the end
 
 
@@ -91,7 +96,7 @@ def serve(service: LabelService, *, host: str, port: int, token: str | None, sho
         app = build_app(service, names=host_names(host, address), token=token, cookie=f"anomalymatch_{port}")
 
         def ready() -> None:
-            print(f"{service.name}: {url}", flush=True)
+            print(f"{printable(service.name)}: {url}", flush=True)
             if show:
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
@@ -122,9 +127,40 @@ def build_app(service: LabelService, *, names: HostNames, token: str | None, coo
     return Guard(app, names=names, token=token, cookie=cookie, limits=LIMITS)
 
 
+class _Connection(H11Protocol):
+    """HTTP connection that is closed if the headers of a request do not arrive in time."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop()
+
+    def _watch(self) -> None:
+        """Start the timer while headers are incomplete, and stop it once they are there."""
+        if self.conn.their_state is not h11.IDLE or (self.cycle and not self.cycle.response_complete):
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEADERS_S, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 def _settings(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=_Connection,
         log_config=None,  # its log goes to the common handlers
         log_level="warning",
         access_log=False,  # it would contain the token

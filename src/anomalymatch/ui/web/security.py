@@ -4,13 +4,16 @@ Every other page in the browser can reach a server on this machine. Host names s
 pages, the token stops everyone else on the network.
 """
 
+import asyncio
 import hashlib
 import hmac
+import math
 import re
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
@@ -24,6 +27,10 @@ from anomalymatch.errors import ConfigError
 MAX_URL = 16_384
 MAX_BODY = 2 << 20  # for messages of the page; uploads have their own limits
 MIN_TOKEN = 16
+ATTEMPTS, ATTEMPTS_S = 10, 60.0
+"""Wrong tokens that a visitor may try in a time."""
+MAX_VISITORS = 10_000  # whose attempts are counted
+BODY_S = 20.0  # longest wait for the next part of a body
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -88,6 +95,27 @@ def check_token(token: str) -> str:
     return token
 
 
+class Attempts:
+    """Times of the wrong tokens of each visitor; an IPv6 network of 64 bits is one visitor."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, list[float]] = {}
+
+    def wait(self, address: str) -> float:
+        """Return the seconds until the visitor may try again; 0 if it may now."""
+        now = time.monotonic()
+        recent = [at for at in self._times.pop(_visitor(address), ()) if now - at < ATTEMPTS_S]
+        if recent:
+            self._times[_visitor(address)] = recent
+        return recent[-ATTEMPTS] + ATTEMPTS_S - now if len(recent) >= ATTEMPTS else 0.0
+
+    def add(self, address: str) -> None:
+        """Count a wrong token."""
+        self._times.setdefault(_visitor(address), []).append(time.monotonic())
+        if len(self._times) > MAX_VISITORS:
+            del self._times[next(iter(self._times))]
+
+
 class Guard:
     """ASGI middleware that checks all requests and web sockets.
 
@@ -111,6 +139,7 @@ class Guard:
     ) -> None:
         self.app, self.names, self.cookie, self.limits = app, names, cookie, dict(limits or {})
         self._token = None if token is None else _bytes(check_token(token))
+        self._attempts = Attempts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an allowed request on, refuse others."""
@@ -162,7 +191,13 @@ class Guard:
             query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
             tokens = [value for name, value in query if name == "token"]
             if tokens:
+                address = (scope.get("client") or ("",))[0]
+                if wait := self._attempts.wait(address):
+                    answer = refusal(429, f"Too many wrong tokens: try again in {wait:.0f} s.")
+                    answer.headers["retry-after"] = f"{math.ceil(wait)}"
+                    return answer
                 if not hmac.compare_digest(_bytes(tokens[0]), self._token):
+                    self._attempts.add(address)
                     return refusal(401, "The page needs a token: open the address that the terminal shows.")
                 rest = urlencode([pair for pair in query if pair[0] != "token"], errors="surrogateescape")
                 answer = RedirectResponse(f"/?{rest}" if rest else "/", status_code=303)
@@ -175,31 +210,35 @@ class Guard:
 
 
 class _Limited:
-    """ASGI middleware that ends a request while its body is received, if it exceeds the limit."""
+    """ASGI middleware that ends a request while its body is received, if it exceeds the limit or stops arriving."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         declared = Headers(scope=scope).get("content-length", "0")
+        too_large = refusal(413, f"More than {self.limit:,} bytes are not accepted.")
         if not (declared.isascii() and declared.isdigit()) or int(declared[:20]) > self.limit:
-            await self._refuse(scope, receive, send)
+            await _close_with(too_large, scope, receive, send)
             return
-        left, exceeded, started = self.limit, False, False
+        left, started = self.limit, False
+        end: Response | None = None
         unread = int(declared) > 0 or "transfer-encoding" in Headers(scope=scope)
 
         async def counted() -> Message:
-            nonlocal left, exceeded, unread
-            if exceeded:
-                return {"type": "http.disconnect"}
-            message = await receive()
-            left -= len(message.get("body", b""))
-            exceeded, unread = left < 0, message.get("more_body", False)
-            return {"type": "http.disconnect"} if exceeded else message
+            nonlocal left, end, unread
+            if end is None:
+                try:
+                    message = await asyncio.wait_for(receive(), BODY_S if unread else None)
+                    left -= len(message.get("body", b""))
+                    end, unread = too_large if left < 0 else None, message.get("more_body", False)
+                except TimeoutError:
+                    end = refusal(408, "The request did not arrive in time.")
+            return message if end is None else {"type": "http.disconnect"}
 
         async def answer(message: Message) -> None:
             nonlocal started
-            if exceeded and not started:
+            if end is not None and not started:
                 return  # the response of the application is ignored
             if unread and not started:
                 MutableHeaders(scope=message)["connection"] = "close"  # or the server would read the rest
@@ -209,15 +248,15 @@ class _Limited:
         try:
             await self.app(scope, counted, answer)
         except Exception:
-            if not exceeded:
+            if end is None:
                 raise
-        if exceeded and not started:
-            await self._refuse(scope, receive, send)
+        if end is not None and not started:
+            await _close_with(end, scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = refusal(413, f"More than {self.limit:,} bytes are not accepted.")
-        answer.headers["connection"] = "close"
-        await answer(scope, receive, send)
+
+async def _close_with(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    answer.headers["connection"] = "close"
+    await answer(scope, receive, send)
 
 
 def refusal(status: int, sentence: str) -> Response:
@@ -263,6 +302,10 @@ def _is_number(host: str) -> bool:
         ip_address(host.strip("[]"))
         return True
     return False
+
+
+def _visitor(address: str) -> str:
+    return str(ip_network(f"{address.split('%')[0]}/64", strict=False)) if ":" in address else address
 
 
 def _bytes(text: str) -> bytes:
