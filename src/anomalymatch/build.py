@@ -75,13 +75,17 @@ def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
 def build_task(config: DictConfig) -> Task:
     """Build the task: the images and the rare class among them."""
     check_range("seed", config.seed, low=0)
-    anomaly, prevalence, holdout = config.dataset.anomaly, config.dataset.prevalence, config.dataset.holdout
+    prevalence, holdout = config.dataset.prevalence, config.dataset.holdout
     check_range("dataset.prevalence", prevalence, null=True)
     check_range("dataset.holdout", holdout, null=True)
-    several = isinstance(anomaly, ListConfig)
+
+    def classes(given: Any) -> str | list[str] | None:
+        return [str(name) for name in given] if isinstance(given, ListConfig) else None if given is None else str(given)
+
     return make_task(
         build_source(config),
-        anomaly=None if anomaly is None else [str(name) for name in anomaly] if several else str(anomaly),
+        anomaly=classes(config.dataset.anomaly),
+        normal=classes(config.dataset.normal),
         prevalence=None if prevalence is None else float(prevalence),
         holdout=float(holdout or 0.0),
         seed=config.seed,

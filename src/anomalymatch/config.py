@@ -43,12 +43,13 @@ NULLABLE = (
     "clustering.patches.components",
     "dataset.anomaly",
     "dataset.holdout",
+    "dataset.normal",
     "dataset.source.label_column",
     "model.bn_momentum",
 )
 """Keys that have a default and accept null."""
 
-ANY_TYPE = ("dataset.anomaly", "trainer.lightning.")
+ANY_TYPE = ("dataset.anomaly", "dataset.normal", "trainer.lightning.")
 """Prefixes of keys whose type is not checked: class names may be numbers or a list, Lightning checks its arguments."""
 
 SHORT_FORMS = {"al.strategy.name": "al/strategy", "al.cold_start": "al/cold_start"}

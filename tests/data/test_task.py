@@ -165,3 +165,15 @@ def test_too_few_images_for_the_initial_labels(options, message):
     task = make_task(Source(COUNTS), anomaly="a")
     with pytest.raises(LabelError, match=message):
         initial_labels(task, seed=0, **options)
+
+
+def test_all_but_the_normal_class_are_anomalies(make_source):
+    classes = {f"im{i:06d}": ("Good", "crack", "scratch")[i % 3] for i in range(30)}
+    source = make_source(truth=classes)
+    task = make_task(source, normal="good")
+    assert task.anomalies == {id_ for id_, name in classes.items() if name != "Good"}
+    assert make_task(source, anomaly=["CRACK", "scratch"]).anomalies == task.anomalies
+    with pytest.raises(ConfigError, match=r"dataset\.anomaly and dataset\.normal"):
+        make_task(source, anomaly="crack", normal="Good")
+    with pytest.raises(ConfigError, match=r"no class 'bad' for dataset\.normal: choose from Good, crack, scratch"):
+        make_task(source, normal="bad")

@@ -153,7 +153,9 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
     }
     if task.anomalies is not None:
         rare = sum(id_ in task.anomalies for id_ in task.pool)
-        facts["Anomaly"] = f"{config.dataset.anomaly}: {rare:,} of the pool ({rare / len(task.pool):.2%})"
+        normal = config.dataset.get("normal")
+        named = config.dataset.anomaly if normal is None else f"all but {normal}"
+        facts["Anomaly"] = f"{named}: {rare:,} of the pool ({rare / len(task.pool):.2%})"
     further = f" al.cycles={len(rows) + 1}" if len(rows) >= config.al.cycles else ""  # all configured cycles are done
     return Report(
         title=f"{task.source.name}, {config.algorithm.name}",

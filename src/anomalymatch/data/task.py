@@ -56,6 +56,7 @@ def make_task(
     source: ImageSource,
     *,
     anomaly: str | Sequence[str] | None = None,
+    normal: str | Sequence[str] | None = None,
     prevalence: float | None = None,
     holdout: float = 0.2,
     seed: int = 0,
@@ -65,6 +66,7 @@ def make_task(
     Args:
         source: images; a benchmark has their `truth`.
         anomaly: name of the rare class, or several names; None if the truth is unknown.
+        normal: instead, name of the normal class, or several; every other class is an anomaly.
         prevalence: share of anomalies in each split; None keeps all images. The class that is too frequent is
             subsampled, so no image is repeated.
         holdout: share of each class in the held-out split, unless the dataset has an official test split. The split
@@ -76,13 +78,16 @@ def make_task(
         DataError: if the source has no truth though `anomaly` is given.
     """
     check_range("dataset.holdout", holdout, low=0, below=0.9)
-    if anomaly is None:
+    if anomaly is not None and normal is not None:
+        raise ConfigError("dataset.anomaly and dataset.normal: give only one of them")
+    given = anomaly if normal is None else normal
+    if given is None:
         if prevalence is not None:
             raise ConfigError("dataset.prevalence needs dataset.anomaly=CLASS, the rare class")
         return Task(source, list(source.ids), [], None)
-    names = [anomaly] if isinstance(anomaly, str) else list(anomaly)
-    truth = _truth(source, names)
-    anomalies = frozenset(id_ for id_ in source.ids if truth[id_] in names)
+    key = "dataset.anomaly" if normal is None else "dataset.normal"
+    truth, names = _truth(source, [given] if isinstance(given, str) else list(given), key)
+    anomalies = frozenset(id_ for id_ in source.ids if (truth[id_] in names) == (normal is None))
     held_out = source.holdout or _split(source.ids, truth, holdout)
     sides = [[i for i in source.ids if i not in held_out], [i for i in source.ids if i in held_out]]
     if prevalence is not None:
@@ -114,21 +119,23 @@ def initial_labels(task: Task, *, anomalies: int, normals: int, seed: int) -> di
     return labels
 
 
-def _truth(source: ImageSource, names: Sequence[str]) -> Mapping[str, str]:
+def _truth(source: ImageSource, given: Sequence[str], key: str) -> tuple[Mapping[str, str], frozenset[str]]:
+    """Return the class of each image, and the `given` classes as the source writes them; capitals do not matter."""
     if source.truth is None:
         raise DataError(
-            f"{source.name} has no classes, so dataset.anomaly={listed(names)} is unknown: leave it out, or give a "
-            "labels file with the class of every image"
+            f"{source.name} has no classes, so {key}={listed(given)} is unknown: leave it out, or give a labels file "
+            "with the class of every image"
         )
     classes = sorted(set(source.truth.values()))
-    unknown = [name for name in names if name not in classes]
+    alike = {name: [known for known in classes if known.lower() == name.lower()] for name in given}
+    names = {name: name if name in classes else found[0] if len(found) == 1 else None for name, found in alike.items()}
+    unknown = [name for name in given if names[name] is None]
     if unknown:
-        raise ConfigError(
-            f"{source.name} has no class {unknown[0]!r} for dataset.anomaly: choose from {listed(classes)}"
-        )
-    if set(names) == set(classes):
-        raise ConfigError(f"dataset.anomaly names every class of {source.name}: leave out the normal ones")
-    return source.truth
+        raise ConfigError(f"{source.name} has no class {unknown[0]!r} for {key}: choose from {listed(classes)}")
+    chosen = frozenset(name for name in names.values() if name is not None)
+    if chosen == set(classes):
+        raise ConfigError(f"{key} names every class of {source.name}: leave out some of them")
+    return source.truth, chosen
 
 
 def _split(ids: Sequence[str], truth: Mapping[str, str], share: float) -> frozenset[str]:

@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
+from anomalymatch.build import build_task
 from anomalymatch.checks import trusting
+from anomalymatch.config import compose
 from anomalymatch.data.find import scan
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.folder import FolderSource
@@ -145,3 +148,41 @@ def test_scan_sorts_any_names_and_fingerprint_hashes_them(
     stats = [(root / id_).stat() for id_ in expected]
     lines = [f"\n{id_}\0{stat.st_size}\0{stat.st_mtime_ns}" for id_, stat in zip(expected, stats, strict=True)]
     assert hash_rows("salt", entries) == hashlib.sha256("".join(["salt", *lines]).encode()).hexdigest()
+
+
+MVTEC = ["train/good/0.png", "test/good/0.png", "test/crack/0.png", "ground_truth/crack/0_mask.png"]
+
+
+def test_layout_of_mvtec(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in MVTEC:
+        add(tmp_path, name)
+    assert FolderSource(tmp_path).truth is None
+    assert "set dataset=mvtec" in caplog.text
+    task = build_task(compose("dataset=mvtec", f"data.root={tmp_path}", "dataset.holdout=0"))
+    assert task.source.truth == {"test/crack/0.png": "crack", "test/good/0.png": "good", "train/good/0.png": "good"}
+    assert task.anomalies == {"test/crack/0.png"}
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["train/cat/1.png", "val/dog/2.png"], "folders train, val are splits.*classes=subfolders"),
+        (["train2017/1.png", "val2017/2.png", "annotations/instances_val2017.json"], "layout of COCO.*labels_file"),
+        (["images/train/1.png", "images/val/2.png", "labels/train/1.txt"], "layout of YOLO.*labels_file"),
+        (["train/images/1.png", "test/images/2.png", "train/labels/1.txt"], "layout of YOLO.*labels_file"),
+        (["train/1.png", "test/2.png"], "folders test, train are taken for splits.*classes=folders"),
+    ],
+)
+def test_known_layouts_are_named_and_splits_are_no_classes(
+    tmp_path: Path, names: list[str], sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in names:
+        if name.endswith(".png"):
+            add(tmp_path, name)
+        else:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("{}")
+    assert FolderSource(tmp_path).truth is None
+    assert re.search(sentence, caplog.text)
+    if sentence.endswith("subfolders"):
+        assert set((FolderSource(tmp_path, classes="subfolders").truth or {}).values()) == {"cat", "dog"}

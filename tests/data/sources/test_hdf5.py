@@ -1,4 +1,7 @@
 import io
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ from pictures import colours, stack, write_encoded_hdf5
 from PIL import Image as PillowImage
 
 from anomalymatch.checks import trusting
+from anomalymatch.data.sources import hdf5
 from anomalymatch.data.sources.hdf5 import HDF5Source
 from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
@@ -130,6 +134,23 @@ def test_datasets_in_other_files_need_trust(tmp_path: Path) -> None:
         with trusting(True):
             source = HDF5Source(tmp_path / f"{name}.h5")
         assert colours(source) == ([0, 0] if name == "raw" else [0, 1])
+
+
+def test_files_on_which_the_library_crashes_or_hangs_are_refused(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, describe = os.getpid(), HDF5Source.describe
+
+    def crash(self: HDF5Source, file: Any) -> Any:
+        if file.path == files[1] and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return describe(self, file)
+
+    monkeypatch.setattr(HDF5Source, "describe", crash)
+    with pytest.raises(DataError, match=r"test\.hdf5: expected an HDF5 file.* crashes on it, or hangs"):
+        HDF5Source(files)
+    assert len(HDF5Source(files[0])) == 5
+    assert not hdf5._survives(lambda: time.sleep(9), 1)
 
 
 def test_damaged_chunk_is_rejected_alone(tmp_path: Path) -> None:

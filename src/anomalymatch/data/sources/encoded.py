@@ -15,7 +15,7 @@ from anomalymatch.errors import DataError
 from anomalymatch.types import Pixels
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"})
-CLASSES = ("auto", "folders", "none")
+CLASSES = ("auto", "folders", "subfolders", "none")
 MAX_BYTES = 2**28
 """Largest image file; larger ones are refused before they are read."""
 
@@ -116,8 +116,17 @@ class EncodedSource(ImageSource):
 def folder_classes(root: Path | str, paths: Sequence[str], classes: str) -> dict[str, str] | None:
     """Return the first folder of each path as its class; None without classes.
 
-    "auto" takes folders as classes if every image lies in one and there are at least two; "folders" insists on it.
+    "auto" takes folders as classes if every image lies in one and there are at least two; "folders" insists on it, and
+    "subfolders" takes the second folder of each path: train/good.
     """
+    if classes == "subfolders":
+        shallow = [path for path in paths if path.count("/") < 2]
+        if shallow:
+            raise DataError(
+                f"{root}: classes=subfolders needs paths such as train/CLASS/1.png, but {len(shallow):,} images lie "
+                f"higher, the first is {shallow[0]}"
+            )
+        return {path: path.split("/")[1] for path in paths}
     if classes == "none":
         return None
     loose = [path for path in paths if "/" not in path]

@@ -1,5 +1,10 @@
 """HDF5 files as a source: arrays of pixels, or encoded images of variable length."""
 
+import faulthandler
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +12,7 @@ import h5py
 import numpy as np
 
 from anomalymatch.checks import check_inside
-from anomalymatch.data.find import FoundFile, stamp
+from anomalymatch.data.find import FoundFile, damaged_file, stamp
 from anomalymatch.data.sources.array_file import ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened
 from anomalymatch.errors import DataError
@@ -25,6 +30,18 @@ class HDF5Source(ArraySource):
     dataset = "hdf5"
     kind = "an HDF5 file"
     suffixes = frozenset({".h5", ".hdf5"})
+
+    def check_found(self, found: Sequence[FoundFile]) -> None:
+        """Refuse files on which the HDF5 library crashes or hangs, as it does on some damaged ones.
+
+        They are read in a child process first, all but their images.
+        """
+        seconds = 60 + sum(stamp(file.path)[0] for file in found) // 10**7
+        if not hasattr(os, "fork") or _survives(lambda: [self.describe(file) for file in found], seconds):
+            return
+        for file in found:
+            if not _survives(lambda file=file: self.describe(file), seconds):  # type: ignore[misc]
+                raise damaged_file(file.path, self.kind, DataError("the HDF5 library crashes on it, or hangs"))
 
     def describe(self, file: FoundFile) -> ArrayFile:
         """See `ArraySource.describe`."""
@@ -59,6 +76,19 @@ class HDF5Source(ArraySource):
         """See `ArraySource.open_rows`."""
         file = _open(path)
         return Opened(file[self.images], file.close)
+
+
+def _survives(read: Callable[[], object], seconds: int) -> bool:
+    """Tell whether a function comes back within a time, with a result or an exception, from a child process."""
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            faulthandler.disable()
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(seconds)
+            read()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def _open(path: Path) -> h5py.File:
