@@ -163,6 +163,18 @@ def test_sheets_show_the_unlabelled_top_and_the_worst_normals(task, tmp_path, mo
     assert {path.name for path in tmp_path.iterdir()} == {"top64.png", "false_positives.png"}
 
 
+def test_line_breaks_in_ids_and_classes_add_no_lines_to_sheets(make_source, tmp_path):
+    sizes = set()
+    for end in ("", "\n[/bold]\x1b[2J"):
+        ids = [f"im{number}{end}" for number in range(12)]
+        truth = {id_: f"{'rare' if id_ in ids[:2] else 'common'}{end}" for id_ in ids}
+        task = make_task(make_source(12, ids=ids, truth=truth, size=8), anomaly=f"rare{end}")
+        write_sheets(tmp_path, task, {}, Ranking(ids, np.arange(12.0)))
+        with Image.open(tmp_path / "top64.png") as sheet:
+            sizes.add(sheet.size)
+    assert len(sizes) == 1
+
+
 def test_panels_show_the_logged_values_of_all_cycles(folder, task, quick):
     nothing = float("nan")
     steps = [

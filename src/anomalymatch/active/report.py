@@ -234,5 +234,5 @@ def _write_sheet(path: Path, task: Task, ranking: Ranking, ids: list[str]) -> No
     truth = None if task.anomalies is None else task.truth(shown.ids)
     frames = [] if truth is None else [FRAME_COLOURS[Label.ANOMALY if rare else Label.NORMAL] for rare in truth]
     classes = task.source.truth or {}
-    captions = [f"{printable(id_)}\n{scores[id_]:.3f} {classes.get(id_, '')}" for id_ in shown.ids]
+    captions = [f"{printable(id_)}\n{scores[id_]:.3f} {printable(classes.get(id_, ''))}" for id_ in shown.ids]
     save_sheet(contact_sheet(shown.images, captions, frames=frames), path)

@@ -146,7 +146,7 @@ def _sheets(folder: Path, clusters: Clusters, source: ImageSource, rows: list[Ro
         row_of = {clusters.ids[i]: i for i in members}
         shown = read_images(source, list(row_of))
         truth = source.truth or {}
-        captions = [f"{printable(id_)}\n{truth.get(id_, '')}".rstrip() for id_ in shown.ids]
+        captions = [f"{printable(id_)}\n{printable(truth.get(id_, ''))}".rstrip() for id_ in shown.ids]
         weights = clusters.weights[np.array([row_of[id_] for id_ in shown.ids], dtype=np.int64)]
         name = "ungrouped" if k == UNGROUPED else f"group-{k:03d}"
         path = make_folder(folder / "sheets") / f"{name}.png"
