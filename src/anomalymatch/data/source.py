@@ -105,10 +105,12 @@ class ImageSource(ABC):
         channels: number of channels of every image that `read` returns.
         encoded: whether each image is a whole JPEG, PNG or similar file that `raw_bytes` returns.
         extensions: FITS extensions that hold the bands of an image, see `FitsSource`; None takes the first image.
+        cube_layout: order of the axes of FITS cubes, see `FitsSource`.
     """
 
     encoded: ClassVar[bool] = False
     extensions: int | str | Sequence[int | str] | None = None
+    cube_layout: str = "auto"
 
     def __init__(
         self,

@@ -170,7 +170,7 @@ class Examples:
             path = Path(folder) / "upload.fits"
             with storage_errors(path):
                 path.write_bytes(data)
-            with FitsImages(path, extensions) as images:
+            with FitsImages(path, extensions, layout=self.source.cube_layout) as images:
                 height, width = images.shape
                 if height * width * images.bands > MAX_PIXELS:
                     raise UnreadableImageError(_too_large(width, height))

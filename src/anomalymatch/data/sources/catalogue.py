@@ -111,7 +111,7 @@ class CatalogueSource(ImageSource):
         if size_column is not None and size_arcsec is not None:
             raise ConfigError("dataset.source.size_column and size_arcsec: give only one of them")
         check_choice("dataset.source.layout", layout, LAYOUTS)
-        self.extensions, self.layout = checked_extensions(extensions), layout
+        self.extensions, self.cube_layout = checked_extensions(extensions), layout
         self.size, self.size_arcsec = size, None if size_arcsec is None else float(size_arcsec)
         self.catalogue = Path(root).expanduser()
         self.tiles = self.catalogue.parent if tiles is None else Path(tiles).expanduser()
@@ -217,7 +217,7 @@ class CatalogueSource(ImageSource):
         try:
             if not self._trusted and leaves(path, self.tiles):
                 raise UnreadableImageError("it lies outside of the folder of the tiles: set trust=true to read it")
-            return open_tile(path, self.extensions, self.layout)
+            return open_tile(path, self.extensions, self.cube_layout)
         except UnreadableImageError as error:
             raise UnreadableImageError(f"its tile {self.paths[code]}: {error}") from None
 

@@ -85,7 +85,7 @@ class FitsSource(ImageSource):
         if root is None:
             raise missing_root("fits", "the folder that holds the FITS files")
         check_choice("dataset.source.layout", layout, LAYOUTS)
-        path, self.layout = Path(root).expanduser(), layout
+        path, self.cube_layout = Path(root).expanduser(), layout
         self.extensions = checked_extensions(extensions)
         self._root = path if path.is_dir() else path.parent
         entries = [(path.name, *stamp(path))] if path.is_file() else scan_for("FITS files", path, FITS_SUFFIXES)
@@ -110,8 +110,8 @@ class FitsSource(ImageSource):
         reasons = []
         for id_ in ids[:TRIED]:
             try:
-                with FitsImages(self._root / id_, self.extensions, layout=self.layout) as images:
-                    if images.bands_last and self.layout == "auto":
+                with FitsImages(self._root / id_, self.extensions, layout=self.cube_layout) as images:
+                    if images.bands_last and self.cube_layout == "auto":
                         logger.warning(
                             "%s: its shape %s is read as (h, w, bands), like others whose last axis is the smallest; "
                             "set dataset.source.layout to hwc to say so, or to chw",
@@ -128,7 +128,7 @@ class FitsSource(ImageSource):
 
     def load(self, position: int) -> Pixels:
         """See `ImageSource.load`."""
-        with FitsImages(self._root / self.ids[position], self.extensions, layout=self.layout) as images:
+        with FitsImages(self._root / self.ids[position], self.extensions, layout=self.cube_layout) as images:
             check_bands(images.bands, images.names, self.bands, named=self._named)
             height, width = images.shape
             if height * width > MAX_PIXELS:
