@@ -289,6 +289,8 @@ def test_a_large_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write(tmp_path / "a.fits", PLANE)
     monkeypatch.setattr("anomalymatch.data.sources.fits.MAX_PIXELS", 19)
     assert FitsSource(tmp_path).read(["a.fits"]) == [Reject("a.fits", "5 x 4 pixels is more than 19")]
+    many = FitsSource(write(tmp_path / "many/c.fits", np.zeros((100, 2, 8), dtype=np.uint8)), layout="chw")
+    assert many.read(["c.fits"]) == [Reject("c.fits", "8 x 2 x 100 pixels is more than 19")]
     (tmp_path / "b.fits.gz").write_bytes(gzip.compress((tmp_path / "a.fits").read_bytes()))
     monkeypatch.setattr(fits_file, "MAX_UNZIPPED", 1000)
     with pytest.raises(UnreadableImageError, match="unpacks to more than 1,000"):

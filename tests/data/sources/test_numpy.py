@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pictures import colours, stack
 
+from anomalymatch.data.sources import numpy as numpy_module
 from anomalymatch.data.sources.numpy import NumpySource
 from anomalymatch.errors import DataError
 
@@ -95,6 +96,14 @@ def test_files_cut_short_or_replaced_after_opening(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     assert "the file has been cut short" in source.read(source.ids[-1:])[0].reason
     assert "has changed since the set was opened" in other.read(other.ids[-1:])[0].reason
+
+
+def test_a_packed_array_beyond_the_memory_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.npz", np.zeros((2**12, 64, 64), dtype=np.uint8))
+    assert len(NumpySource(path)) == 2**12
+    monkeypatch.setattr(numpy_module, "_memory", lambda: 2**24)
+    with pytest.raises(DataError, match=r"unpacks to 16,777,344 bytes, but at most 8,388,608 fit"):
+        NumpySource(path)
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

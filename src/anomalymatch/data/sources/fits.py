@@ -131,8 +131,9 @@ class FitsSource(ImageSource):
         with FitsImages(self._root / self.ids[position], self.extensions, layout=self.cube_layout) as images:
             check_bands(images.bands, images.names, self.bands, named=self._named)
             height, width = images.shape
-            if height * width > MAX_PIXELS:
-                raise UnreadableImageError(f"{width} x {height} pixels is more than {MAX_PIXELS:,}")
+            if height * width * max(1, images.bands / MAX_BANDS) > MAX_PIXELS:
+                shape = f"{width} x {height}" + (f" x {images.bands}" if images.bands > MAX_BANDS else "")
+                raise UnreadableImageError(f"{shape} pixels is more than {MAX_PIXELS:,}")
             return images.cut()
 
     def coordinates(self, id_: str) -> tuple[float, float] | None:

@@ -3,6 +3,7 @@
 import logging
 import math
 import mmap
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,11 @@ class NumpySource(ArraySource):
             with archive.open(f"{name}.npy") as member:
                 header = _header(member)
             _check_length(file.path, name, header, archive.getinfo(f"{name}.npy").file_size)
+            if header.end > (most := _memory() // 2):
+                raise DataError(
+                    f"{file.path}: {name} unpacks to {header.end:,} bytes, but at most {most:,} fit into the memory; "
+                    "store it as .npy, which is read row by row"
+                )
             single = self.each is None and self._is_single(header.shape)
             shape = (1, *header.shape) if single else header.shape
             count = shape[0] if shape else 0
@@ -156,6 +162,10 @@ class _Packed:
     def __getitem__(self, rows: Any) -> np.ndarray:
         with zipfile.ZipFile(self.path) as archive:
             return _array(archive, _images(archive, self.path, self.images))[rows]
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _is_packed(path: Path) -> bool:
