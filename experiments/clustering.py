@@ -17,7 +17,8 @@ from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
 from anomalymatch import compose, make_task
-from anomalymatch.build import build, build_embedding, build_source
+from anomalymatch.build import build_embedding
+from anomalymatch.build_images import build, build_source
 from anomalymatch.clustering.analysis import SAMPLED_REFERENCES, embed
 from anomalymatch.clustering.distances import normal_scores, patch_weights, relative_scores, unsupervised_scores
 from anomalymatch.clustering.groups import EXACT_IMAGES, clustering_metrics, cut_tree, ward_tree

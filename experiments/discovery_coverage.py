@@ -20,7 +20,7 @@ from scipy.stats import beta
 from anomalymatch import compose
 from anomalymatch.active.audit import ALL
 from anomalymatch.algorithms.probe.regression import fit_logistic
-from anomalymatch.build import build
+from anomalymatch.build_images import build
 from anomalymatch.evaluation.discovery import LEVEL, Count, anomalies_among, anomalies_left
 
 PREVALENCES, AUDITS = (0.001, 0.005, 0.01, 0.05), (20, 50, 100, 200, 500, 2000)

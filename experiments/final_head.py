@@ -17,7 +17,7 @@ from anomalymatch.algorithms.base import WEIGHTS
 from anomalymatch.algorithms.fixmatch.learner import refit_head
 from anomalymatch.backbones.checkpoint import load_network
 from anomalymatch.backbones.network import Head, anomaly_logit
-from anomalymatch.build import build
+from anomalymatch.build_images import build
 from anomalymatch.evaluation.metrics import ranking_metrics
 from anomalymatch.terminal import console
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from anomalymatch import compose
-from anomalymatch.build import build_source
+from anomalymatch.build_images import build_source
 
 SHORT_TRAINING = ["trainer.iterations=60", "logger=none"]
 EXAMPLES, LABELS = 5, 40

@@ -21,7 +21,7 @@ from anomalymatch import compose
 from anomalymatch.algorithms.novelty.detectors import Neighbours
 from anomalymatch.algorithms.probe.regression import ProbeSpec
 from anomalymatch.backbones.features import SHARD_IMAGES, Features, Shard
-from anomalymatch.build import build
+from anomalymatch.build_images import build
 from anomalymatch.types import Label
 from anomalymatch.ui import LabelService, LiveRanking, Query, Show, Sort, build_feature_store, compute_novelty
 

@@ -4,7 +4,7 @@ from bench import Row, dataset_overrides, make_parser, parse_options, table, wri
 from probe_miniimagenet import CLASSES
 
 from anomalymatch import compose, evaluate, initial_labels, make_learner, make_task
-from anomalymatch.build import build_task
+from anomalymatch.build_images import build_task
 
 PROTOCOLS = ((0.2, None), (0.0, None), (0.0, 0.003), (0.0, 0.001))
 """Held-out share, and prevalence in the pool (None: 1 %, as in the data set)."""

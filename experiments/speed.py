@@ -14,7 +14,8 @@ from anomalymatch.algorithms.fixmatch.module import FixMatch, FixMatchSpec
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.frozen_stages import accelerate_frozen_stages
-from anomalymatch.build import build, build_embedding
+from anomalymatch.build import build_embedding
+from anomalymatch.build_images import build
 from anomalymatch.data.sources.benchmarks import miniimagenet
 from anomalymatch.data.task import Task
 

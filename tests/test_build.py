@@ -11,16 +11,8 @@ from anomalymatch.active.run_folder import RunReader
 from anomalymatch.algorithms.fixmatch.learner import FixMatchLearner
 from anomalymatch.algorithms.fixmatch.weighting import FixedThreshold, FlexMatch, FreeMatch, SoftMatch
 from anomalymatch.algorithms.probe.learner import ProbeLearner
-from anomalymatch.build import (
-    build_detector,
-    build_embedding,
-    build_loop,
-    build_source,
-    build_strategy,
-    build_task,
-    make_learner,
-    open_task,
-)
+from anomalymatch.build import build_detector, build_embedding, build_loop, build_strategy, make_learner
+from anomalymatch.build_images import build_source, build_task, open_task
 from anomalymatch.config import check_overrides, compose
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError
 from anomalymatch.files import write_text
@@ -251,12 +243,12 @@ def test_a_data_root_that_the_dataset_does_not_use_is_refused(tiny):
 
 
 def test_a_source_may_use_another_key_for_its_folder(tiny, make_source, monkeypatch):
-    from anomalymatch import build
+    from anomalymatch import build_images
 
     config, own = tiny("data.root=photos"), make_source(3)
     with open_dict(config.dataset):
         config.dataset.source = {"folder": "${data.root}/raw"}
-    monkeypatch.setattr(build, "build", lambda node: own if node.folder == "photos/raw" else None)
+    monkeypatch.setattr(build_images, "build", lambda node: own if node.folder == "photos/raw" else None)
     assert build_source(config) is own
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalymatch.algorithms.base import Learner
-    from anomalymatch.build import make_learner, open_task
+    from anomalymatch.build import make_learner
+    from anomalymatch.build_images import open_task
     from anomalymatch.cluster import cluster
     from anomalymatch.config import compose
     from anomalymatch.data.source import ImageSource
@@ -39,7 +40,7 @@ _HOMES = {
     "initial_labels": "data.task",
     "make_learner": "build",
     "make_task": "data.task",
-    "open_task": "build",
+    "open_task": "build_images",
     "run": "run",
     "score": "score",
 }
@@ -64,6 +65,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use, so that `import anomalymatch` itself is fast."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("anomalymatch")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(f"{__name__}.{_HOMES[name]}")

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from jaxtyping import Float32, Int64
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
@@ -22,35 +20,21 @@ from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.novelty.detectors import Detector
 from anomalymatch.algorithms.probe.learner import ProbeLearner
 from anomalymatch.backbones.embedding import Embedding
-from anomalymatch.checks import check_choice, check_range, trusting
+from anomalymatch.build_images import build, build_task
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.clustering.analysis import ImageGrouper
 from anomalymatch.clustering.patches import PatchEmbedding
 from anomalymatch.config import compose
 from anomalymatch.data.label_log import LabelLog
-from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.task import Task, make_task
-from anomalymatch.errors import AnomalyMatchError, ConfigError, StorageError
+from anomalymatch.data.task import Task
+from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.types import Label
 
 if TYPE_CHECKING:
     from anomalymatch.ui import LabelService
 
 logger = logging.getLogger(__name__)
-
-
-def open_task(dataset: str, *overrides: str) -> Task:
-    """Open a dataset by name, with the rare class and the held-out split of its configuration.
-
-    Args:
-        dataset: `demo`, `folder`, `parquet`, `galaxymnist`, `miniimagenet`, `cifar10` or another of `conf/dataset`.
-        overrides: as on the command line: `open_task("folder", "data.root=photos")`.
-
-    Raises:
-        ConfigError: if a key or value is wrong.
-        DataError: if the images are missing.
-    """
-    return build_task(compose(f"dataset={dataset}", *overrides))
 
 
 def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
@@ -69,52 +53,6 @@ def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
     return build_learner(config, task, build_embedding(config, task))
 
 
-# --- images and features ----------------------------------------------------------------------------------------
-
-
-def build_task(config: DictConfig) -> Task:
-    """Build the task: the images and the rare class among them."""
-    check_range("seed", config.seed, low=0)
-    prevalence, holdout = config.dataset.prevalence, config.dataset.holdout
-    check_range("dataset.prevalence", prevalence, null=True)
-    check_range("dataset.holdout", holdout, null=True)
-
-    def classes(given: Any) -> str | list[str] | None:
-        return [str(name) for name in given] if isinstance(given, ListConfig) else None if given is None else str(given)
-
-    return make_task(
-        build_source(config),
-        anomaly=classes(config.dataset.anomaly),
-        normal=classes(config.dataset.normal),
-        prevalence=None if prevalence is None else float(prevalence),
-        holdout=float(holdout or 0.0),
-        seed=config.seed,
-    )
-
-
-def build_source(config: DictConfig) -> ImageSource:
-    """Build the image source.
-
-    Raises:
-        ConfigError: if the dataset does not use `data.root`, or one of its settings is wrong.
-    """
-    source = config.dataset.source
-    if config.data.root is not None and "root" not in source and "data.root" not in OmegaConf.to_yaml(source):
-        raise ConfigError(
-            f"data.root={config.data.root} is not used by dataset={config.dataset.name}: add dataset=auto for your own "
-            f"images, or leave it out"
-        )
-    with trusting(bool(OmegaConf.select(config, "trust", default=False))):
-        return build(source)
-
-
-def build_archive(config: DictConfig, rendering: Rendering) -> ImageSource:
-    """Build the source of an archive, shown with the stretch of a trained network."""
-    target = f"{Rendering.__module__}.{Rendering.__qualname__}"
-    stretch = {"stretch": {"_target_": target, **rendering.as_dict()}}
-    return build_source(cast(DictConfig, OmegaConf.merge(config, stretch)))
-
-
 def build_embedding(config: DictConfig, task: Task) -> Embedding:
     """Build the frozen backbone with its features of the images of `task`."""
     model = OmegaConf.to_container(config.model, resolve=True)
@@ -129,9 +67,9 @@ def build_embedding(config: DictConfig, task: Task) -> Embedding:
 # --- the loop ---------------------------------------------------------------------------------------------------
 
 
-def build_loop(config: DictConfig) -> ActiveLoop:
-    """Build the active-learning loop with all its parts."""
-    task = build_task(config)
+def build_loop(config: DictConfig, task: Task | None = None) -> ActiveLoop:
+    """Build the active-learning loop with all its parts; `task` may be given, if it is built already."""
+    task = build_task(config) if task is None else task
     embedding = build_embedding(config, task)
     learner = build_learner(config, task, embedding)
     cold = build_cold_start(config, task, embedding)
@@ -300,20 +238,6 @@ def build_tracker(config: DictConfig, folder: Path, *, name: str = "", sweep: st
     """Build the tracker, W&B or none, for a run with a name (default: that of the folder), perhaps of a sweep."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     return build(config.logger)(folder=folder, config=plain, name=name or folder.name, sweep=sweep)
-
-
-def build(node: DictConfig) -> Any:
-    """Instantiate a node that has a `_target_`, as Hydra does.
-
-    Raises:
-        ConfigError: if an argument is unknown or wrong; errors of this package are raised as they are.
-    """
-    try:
-        return instantiate(node)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, AnomalyMatchError):
-            raise error.__cause__ from None
-        raise ConfigError(f"{node._target_}: {error.__cause__ or error}") from error
 
 
 def _settings(config: DictConfig, node: DictConfig) -> DictConfig:

@@ -1,11 +1,12 @@
 """Launch a Hydra command: check its words, and report an error or Ctrl-C in one line."""
 
+import logging
 import os
 import sys
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from functools import wraps
+from argparse import ArgumentError, ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,9 +16,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from anomalymatch.config import check_overrides, config_folder, expand
-from anomalymatch.errors import AnomalyMatchError, MissingValueError
-from anomalymatch.terminal import fail, set_up_logging, stop
+from anomalymatch.config import check_complete, compose_partly, config_folder, expand
+from anomalymatch.errors import ConfigError
+from anomalymatch.help import help_text
+from anomalymatch.terminal import errors_in_a_line, set_up_logging
+
+logger = logging.getLogger(__name__)
 
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:
@@ -38,47 +42,58 @@ def launch(job: Callable[[DictConfig], object], *, name: str = "config", stopped
         name: name of the primary configuration.
         stopped: message after Ctrl-C.
     """
+    report = partial(errors_in_a_line, HydraException, OmegaConfBaseException, stopped=stopped)
 
     @wraps(job)
     def report_errors(config: DictConfig) -> object:
-        with errors_in_a_line():  # inside of `hydra.main`, which would add lines to them
+        with report():  # inside of `hydra.main`, which would add lines to them
             set_up_logging(config.log_level)  # again, because a launcher may have started this process
             return job(config)
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise errors instead of printing them
-    sys.argv[1:] = map(expand, sys.argv[1:])
-    folder, multirun, asks, overrides = _parse(sys.argv[1:])
-    try:
-        with errors_in_a_line():
-            # A missing value is no error for --help and --cfg.
-            with suppress(MissingValueError) if asks else nullcontext():
-                set_up_logging(check_overrides(overrides, multirun=multirun, folder=folder, name=name).log_level)
-            # Inside of the block, because Hydra makes the run folder, which may fail.
-            hydra.main(config_path=str(config_folder()), config_name=name, version_base="1.3")(report_errors)()
-    except KeyboardInterrupt:
-        stop(stopped)
+    with report():
+        options, overrides = _parse(sys.argv[1:])
+        if options.version:
+            print(f"anomalymatch {version('anomalymatch')}")
+            return
+        expanded = [expand(word, multirun=options.multirun) for word in overrides]
+        if not options.about_hydra:
+            composed = compose_partly(expanded, multirun=options.multirun, folder=options.config_dir, name=name)
+            if options.help:
+                print(help_text(composed, options.config_dir, name))
+                return
+            if options.cfg is None:
+                check_complete(composed.config)
+                set_up_logging(composed.config.log_level)
+                logger.info("anomalymatch %s: opening the images", version("anomalymatch"))
+        by_word = dict(zip(overrides, expanded, strict=True))
+        sys.argv[1:] = [by_word.get(word, word) for word in sys.argv[1:]]
+        # Inside of the block, because Hydra makes the run folder, which may fail.
+        hydra.main(config_path=str(config_folder()), config_name=name, version_base="1.3")(report_errors)()
 
 
-@contextmanager
-def errors_in_a_line() -> Iterator[None]:
-    """Print errors of the user in one line and exit with code 1."""
-    try:
-        yield
-    except (AnomalyMatchError, HydraException, OmegaConfBaseException) as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"operating system error: {error}")
+def _parse(words: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """Return the options that matter before Hydra starts, and the overrides.
 
-
-def _parse(words: Sequence[str]) -> tuple[Path | None, bool, bool, list[str]]:
-    """Return --config-dir, --multirun, whether the user asks for --help or --cfg, and the overrides."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    Raises:
+        ConfigError: if an option is wrong.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config-dir", "-cd", type=Path)
-    parser.add_argument("--multirun", "-m", action="store_true")
-    parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--cfg", "-c")
-    for option in (("--package", "-p"), ("--config-path", "-cp"), ("--config-name", "-cn"), ("--experimental-rerun",)):
+    for flag in (("--multirun", "-m"), ("--help", "-h"), ("--version",), ("--run", "-r"), ("--resolve",)):
+        parser.add_argument(*flag, action="store_true")
+    for flag in (("--shell-completion", "-sc"), ("--hydra-help",)):
+        parser.add_argument(*flag, action="store_true", dest="about_hydra")
+    parser.add_argument("--info", "-i", nargs="?", const="all")
+    for option in (("--cfg", "-c"), ("--package", "-p"), ("--config-path", "-cp"), ("--config-name", "-cn")):
         parser.add_argument(*option)
-    known, rest = parser.parse_known_args(words)
-    overrides = [word for word in rest if not word.startswith("-")]
-    return known.config_dir, known.multirun, known.help or known.cfg is not None, overrides
+    try:
+        options, rest = parser.parse_known_args(words)
+    except ArgumentError as error:
+        raise ConfigError(f"{error}: see --help") from error
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        raise ConfigError(f"there is no option {unknown[0]}: see --help")
+    if options.config_dir is not None and not options.config_dir.is_dir():
+        raise ConfigError(f"--config-dir {options.config_dir}: there is no such folder")
+    return options, rest

@@ -40,8 +40,15 @@ def cluster(*overrides: str) -> Path:
 
 def execute(config: DictConfig) -> tuple[Path, Sequence[Mapping[str, float | int | str]]]:
     """Group the images, or label the named groups; return the path of the result, and its table."""
-    # Imported here, so that a mistyped command line is reported without the wait for torch.
-    from anomalymatch.build import build, build_patches, build_source, build_tracker, select_images
+    # Imported one by one, so that mistyped words and paths are reported without the wait for PyTorch.
+    from anomalymatch.build_images import build, build_source, check_place
+
+    check_choice("benchmark", config.benchmark, ["mvtec"], null=True)
+    check_range("seed", config.seed, low=0)
+    check_place("names", config.names)
+    check_place("run", config.run)
+    check_place("data.root", config.data.root)
+    from anomalymatch.build import build_patches, build_tracker, select_images
     from anomalymatch.clustering.analysis import cluster_images
     from anomalymatch.clustering.figures import check_map
     from anomalymatch.clustering.mvtec import write_benchmark
@@ -51,8 +58,6 @@ def execute(config: DictConfig) -> tuple[Path, Sequence[Mapping[str, float | int
     if config.names is not None:
         return label_groups(Path(config.names).expanduser()), []
     check_map(config.map)
-    check_choice("benchmark", config.benchmark, ["mvtec"], null=True)
-    check_range("seed", config.seed, low=0)
     config = with_images_of_run(config)
     spec, seed, patches_of = build(config.clustering.spec), config.seed, partial(build_patches, config)
     output = Path(config.output).expanduser() if config.output else _output(config)

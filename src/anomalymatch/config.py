@@ -1,16 +1,18 @@
 """Compose and check the configuration from command-line words. `conf/` holds every default."""
 
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from importlib import resources
+from importlib import resources, util
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from anomalymatch.checks import nearest
 from anomalymatch.errors import ConfigError, MissingValueError, StorageError
 from anomalymatch.saved_config import read_config
-from anomalymatch.text import printable
+from anomalymatch.text import listed, printable
 
 CHANGEABLE_ON_RESUME = (
     "al.cycles",
@@ -55,6 +57,35 @@ ANY_TYPE = ("dataset.anomaly", "dataset.normal", "trainer.lightning.")
 SHORT_FORMS = {"al.strategy.name": "al/strategy", "al.cold_start": "al/cold_start"}
 """Keys that stand for a config group on the command line: `al.cold_start=knn` is `al/cold_start=knn`."""
 
+PATHS = (
+    "data.cache_dir",
+    "data.root",
+    "dataset.source.labels_file",
+    "dataset.source.metadata",
+    "dataset.source.root",
+    "dataset.source.tiles",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "model.weights",
+    "names",
+    "output",
+    "resume",
+    "run",
+    "ui.run",
+)
+"""Keys whose values are paths, which are taken as they are typed, without Hydra's syntax."""
+
+_QUOTED = re.compile(r""""([^"\\]|\\.)*"|'([^'\\]|\\.)*\'""", re.DOTALL)
+_SWEEP = re.compile(r"(choice|glob|range|interval|shuffle|sort|tag)\(.*\)", re.DOTALL)
+
+PLUGINS = {
+    "hydra/launcher=joblib": ("hydra_joblib_launcher", "joblib"),
+    "hydra/launcher=submitit_local": ("hydra_submitit_launcher", "submitit"),
+    "hydra/launcher=submitit_slurm": ("hydra_submitit_launcher", "submitit"),
+    "hydra/sweeper=optuna": ("hydra_optuna_sweeper", "optuna"),
+}
+"""Module and extra of each plug-in of Hydra."""
+
 FILE = "config.yaml"
 
 OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v is not None), replace=True)
@@ -66,10 +97,38 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "conf"
 
 
-def expand(word: str) -> str:
-    """Replace the short form of a config group by the group; null is `none`."""
+def config_folders(own: Path | None) -> list[Path]:
+    """Return the folders of configurations: that of the package and, if there is one, that of the user."""
+    return [config_folder(), *([own] if own else [])]
+
+
+def expand(word: str, *, multirun: bool = False) -> str:
+    """Replace the short form of a config group by the group (null is `none`), and quote a path for Hydra's parser."""
     key, equals, value = word.partition("=")
-    return f"{SHORT_FORMS[key]}={'none' if value == 'null' else value}" if equals and key in SHORT_FORMS else word
+    if equals and key in SHORT_FORMS:
+        return f"{SHORT_FORMS[key]}={'none' if value == 'null' else value}"
+    return f"{key}={_quote_path(value, multirun=multirun)}" if equals and key.lstrip("+") in PATHS else word
+
+
+def _quote_path(text: str, *, multirun: bool) -> str:
+    """Quote a path, so that Hydra takes it as it is typed; an empty one is null.
+
+    Quotes around all of it are kept. Where no such file exists, `[a,b]` is a list, `${key}` an interpolation and, in a
+    sweep, `a,b` are two values and `choice(…)` and the like are functions.
+    """
+    if not text:
+        return "null"
+    if _QUOTED.fullmatch(text):
+        return text
+    if os.path.lexists(os.path.expanduser(text)):
+        return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
+    if multirun and _SWEEP.fullmatch(text):
+        return text
+    if text.startswith("[") and text.endswith("]"):
+        return f"[{','.join(_quote_path(part.strip(), multirun=False) for part in text[1:-1].split(','))}]"
+    if multirun and "," in text:
+        return ",".join(_quote_path(part, multirun=False) for part in text.split(","))
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def compose(*overrides: str, name: str = "config") -> DictConfig:
@@ -113,23 +172,57 @@ def check_overrides(
 
     Raises:
         ConfigError: for the first unknown group or key or value of the wrong type, with the most similar right one.
+        MissingValueError: if a key without a default is not set.
     """
-    folders = [config_folder(), *([folder] if folder else [])]
-    parsed = [override for override in map(_parse, map(expand, overrides)) if not _is_hydra(override)]
+    composed = compose_partly(overrides, multirun=multirun, folder=folder, name=name).config
+    check_complete(composed)
+    return composed
+
+
+def check_complete(config: DictConfig) -> None:
+    """Check that every key has a value.
+
+    Raises:
+        MissingValueError: if a key without a default is not set.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise MissingValueError(f"{missing[0]} has no default: set {missing[0]}=VALUE")
+
+
+class Composed(NamedTuple):
+    """Configuration, and the name chosen in each of its groups."""
+
+    config: DictConfig
+    choices: dict[str, str]
+
+
+def compose_partly(
+    overrides: Sequence[str], *, multirun: bool = False, folder: Path | None = None, name: str = "config"
+) -> Composed:
+    """Compose and check like `check_overrides`, without the check for keys that are not set."""
+    folders = config_folders(folder)
+    everything = [_parse(expand(word, multirun=multirun)) for word in overrides]
+    for override in everything:
+        _check_plugin(override)
+    parsed = [override for override in everything if not _is_hydra(override)]
     groups = [override for override in parsed if _choices(override, folders)]
     for override in groups:
         _check_group(override, _choices(override, folders))
-    default = _defaults(tuple(choice for override in groups for choice in list(_single(override))[:1]), folder, name)
+
+    def first(overrides: Sequence[Override]) -> tuple[str, ...]:
+        """Return the first value of each override: those of the first job."""
+        return tuple(next(_single(override, _choices(override, folders))) for override in overrides)
+
+    default = _defaults(first(groups), folder, name).config
     for override in parsed:
         if override.is_sweep_override() and not multirun:
             raise ConfigError(f"{override.input_line} gives several values: add -m to run them all")
+        if isinstance(override.value(), IntervalSweep) and not any("sweeper" in str(word) for word in overrides):
+            raise ConfigError(f"{override.input_line}: an interval needs a sweeper that searches: hydra/sweeper=optuna")
         if override not in groups:
             _check_value(override, default)
-    composed = _compose([choice for override in parsed for choice in list(_single(override))[:1]], folder, name)
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise MissingValueError(f"{missing[0]} has no default: set {missing[0]}=VALUE")
-    return composed
+    return _compose(first(parsed), folder, name)
 
 
 def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -142,7 +235,7 @@ def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictC
     saved = _load(folder, trust=config.trust)
     if saved is None:
         raise StorageError(f"resume={folder}: there is no run in that folder (no {FILE})")
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in OverridesParser.create().parse_overrides(list(map(expand, overrides))):
         key = override.key_or_group or ""
         if not _changeable(key):
             raise ConfigError(
@@ -206,7 +299,11 @@ def _parse(word: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
-        raise ConfigError(f"{word!r} cannot be understood, expected KEY=VALUE: {_first_line(error)}") from error
+        key, _, value = word.partition("=")
+        hint = f"; letters beyond a-z and signs need quotes inside of those of the shell: \"{key}='{value}'\""
+        raise ConfigError(
+            f"{word!r} cannot be understood, expected KEY=VALUE: {_first_line(error)}{hint if value else ''}"
+        ) from error
     if not override.key_or_group:
         raise ConfigError(f"{word!r} cannot be understood, expected KEY=VALUE: there is no key")
     return override
@@ -216,18 +313,26 @@ def _is_hydra(override: Override) -> bool:
     return str(override.key_or_group).split(".")[0].split("/")[0] == "hydra"
 
 
+def _check_plugin(override: Override) -> None:
+    """Check that the launcher or sweeper of Hydra that an override chooses is installed."""
+    module, extra = PLUGINS.get(str(override.input_line), ("", ""))
+    if module and (util.find_spec("hydra_plugins") is None or util.find_spec(f"hydra_plugins.{module}") is None):
+        raise ConfigError(f'{override.input_line} needs: pip install "anomalymatch[{extra}]"')
+
+
 @lru_cache
-def _defaults(groups: tuple[str, ...], folder: Path | None, name: str) -> DictConfig:
+def _defaults(groups: tuple[str, ...], folder: Path | None, name: str) -> Composed:
     """Compose the chosen groups without other overrides; the cached result must not be changed."""
     return _compose(groups, folder, name)
 
 
-def _compose(overrides: Sequence[str], folder: Path | None, name: str) -> DictConfig:
+def _compose(overrides: Sequence[str], folder: Path | None, name: str) -> Composed:
     outer = GlobalHydra.instance().hydra  # of a notebook or of a running command
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            own = [f"hydra.searchpath=['file://{folder.resolve()}']"] if folder else []
+            path = QuotedString(f"file://{folder.resolve()}", Quote.single).with_quotes() if folder else ""
+            own = [f"hydra.searchpath=[{path}]"] if folder else []
             composed = hydra_compose(name, overrides=[*overrides, *own], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
@@ -240,7 +345,7 @@ def _compose(overrides: Sequence[str], folder: Path | None, name: str) -> DictCo
         named = OmegaConf.select(composed, name_key, throw_on_resolution_failure=False)
         if group in choices and named != choices[group]:
             raise ConfigError(f"a file sets {key}: choose it in the file's defaults list, as `override /{group}: NAME`")
-    return composed
+    return Composed(composed, {group: choice for group, choice in choices.items() if not group.startswith("hydra/")})
 
 
 def _choices(override: Override, folders: Sequence[Path]) -> list[str]:
@@ -249,21 +354,27 @@ def _choices(override: Override, folders: Sequence[Path]) -> list[str]:
     return sorted({path.stem for path in files})
 
 
-def _single(override: Override) -> Iterator[str]:
-    """Yield the override, or one override for each value of its sweep."""
+def _single(override: Override, choices: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the override, or one override for each value of its sweep: both ends of an interval, or globbed choices."""
     if not override.is_sweep_override():
         yield override.input_line or ""
+        return
+    sweep: Any = override.value()
+    values: Iterable[object]
+    if isinstance(sweep, IntervalSweep):
+        values = [sweep.start, sweep.end]
     else:
-        key = f"{'+' if override.is_add() else ''}{override.key_or_group}"
-        yield from (f"{key}={value}" for value in override.sweep_string_iterator())
+        values = sweep.filter(list(choices)) if isinstance(sweep, Glob) else override.sweep_string_iterator()
+    yield from (f"{'+' if override.is_add() else ''}{override.key_or_group}={value}" for value in values)
 
 
 def _check_group(override: Override, choices: Sequence[str]) -> None:
     group = str(override.key_or_group)
-    for single in _single(override):
+    singles = list(_single(override, choices))
+    for single in singles or [override.input_line or ""]:
         choice = single.partition("=")[2]
         if override.is_delete() or choice not in choices:
-            raise ConfigError(f"there is no {group}={choice}: choose one of {', '.join(choices)}")
+            raise ConfigError(f"there is no {group}={choice}: choose one of {listed(choices, most=40)}")
         if group == "experiment" and not override.is_add():
             raise ConfigError(f"an experiment is added to the configuration: write +{group}={choice}")
 

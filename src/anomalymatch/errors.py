@@ -1,5 +1,8 @@
 """Errors shown to the user as one sentence, without a stack trace."""
 
+import re
+from importlib.metadata import PackageNotFoundError, requires
+
 
 class AnomalyMatchError(Exception):
     """Base class of all errors with a message for the user."""
@@ -35,3 +38,17 @@ class TrainingError(AnomalyMatchError):
 
 class StorageError(AnomalyMatchError):
     """The disk is full, the folder is read-only, or a stored file is corrupt."""
+
+
+def describe_missing_package(error: ModuleNotFoundError) -> str:
+    """Describe a missing package and its installation, as the extra of this package that includes it."""
+    module = str(error.name).partition(".")[0]
+    try:
+        requirements = requires("anomalymatch") or []
+    except PackageNotFoundError:  # a checkout that is not installed
+        requirements = []
+    for requirement in requirements:
+        package, extra = re.match(r"([\w-]+)(?:.*extra == ['\"](\w+)['\"])?", requirement).groups()  # type: ignore[union-attr]
+        if extra not in (None, "dev") and package.replace("-", "_").startswith(module):
+            return f'the package {package} is missing: pip install "anomalymatch[{extra}]"'
+    return f"the package {module} is missing: pip install {module}"

@@ -1,7 +1,7 @@
 """Labelling command: `python -m anomalymatch.label dataset=folder data.root=PATH`."""
 
 import logging
-from importlib import import_module
+from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +34,8 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     Raises:
         AnomalyMatchError: with one sentence.
     """
-    # Imported late: a wrong argument must be reported without loading PyTorch.
-    from anomalymatch.build import build_label_service, build_source
-    from anomalymatch.ui.service import page_lock
+    # Imported late: wrong words and wrong images are reported without the wait for PyTorch.
+    from anomalymatch.build_images import build_source
 
     page = config.ui
     if config.resume is not None:
@@ -47,17 +46,20 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         source = build_source(config)
         run = Path(page.run).expanduser() if page.run else Path("runs") / f"label-{source.name}"
         config = _start_run(run, config)
+    from anomalymatch.build import build_label_service
+    from anomalymatch.ui.service import page_lock
+
     own = config.trust or has_foreign_targets(config, config_folder())
     with page_lock(run):  # before the features are computed, which can take hours
         return build_label_service(config, page, run, source, trust=own)
 
 
 def _serve(config: DictConfig) -> None:
-    try:
-        from anomalymatch.ui.web.app import serve
-    except ImportError as error:
-        raise ConfigError(f'the page needs NiceGUI: pip install "anomalymatch[ui]" ({error})') from error
+    if util.find_spec("nicegui") is None:
+        raise ConfigError('the page needs NiceGUI: pip install "anomalymatch[ui]"')
     service = open_service(config, list(HydraConfig.get().overrides.task))
+    from anomalymatch.ui.web.app import serve
+
     page = config.ui
     try:
         serve(service, host=page.host, port=page.port, token=page.token, show=page.show)

@@ -86,11 +86,14 @@ def execute(
 
     The tracker gets the name of the run (default: that of the folder) and of its sweep, if any.
     """
-    # Imported here, so that a mistyped command line is reported without the wait for torch.
+    # Imported one by one, so that mistyped words and wrong images are reported without the wait for PyTorch.
+    from anomalymatch.build_images import build_task
+
+    task = build_task(config)
     from anomalymatch.active.run_folder import RunFolder
     from anomalymatch.build import build_loop, build_tracker
 
-    loop = build_loop(config)  # reports wrong images and values before anything is written
+    loop = build_loop(config, task)  # reports wrong values before anything is written
     check_same_run(folder, config)
     run_folder = RunFolder(folder)
     try:

@@ -40,8 +40,11 @@ def score(*overrides: str) -> Path:
 
 def execute(config: DictConfig) -> tuple[Path, bool]:
     """Start or continue scoring; return the folder, and whether the whole archive is scored."""
-    # Imported here, so that a mistyped command line is reported without the wait for torch.
-    from anomalymatch.build import build, build_archive
+    # Imported one by one, so that mistyped words and paths are reported without the wait for PyTorch.
+    from anomalymatch.build_images import build, build_archive, check_place
+
+    check_place("run", config.run)
+    check_place("data.root", config.data.root)
     from anomalymatch.scoring.job import run_job
     from anomalymatch.scoring.model import find_model
 

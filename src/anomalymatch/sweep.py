@@ -12,7 +12,6 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
-from anomalymatch.active.run_folder import to_csv
 from anomalymatch.config import FILE, flatten
 from anomalymatch.files import write_text
 from anomalymatch.terminal import cell, console, print_table
@@ -45,6 +44,8 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Summarise metrics.csv of all jobs; exit with code 1 if one of them failed."""
+        from anomalymatch.active.run_folder import to_csv  # imported late, because it imports torch
+
         folder = Path(config.hydra.sweep.dir)
         failures = [path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*/{FAILURE}"))]
         rows = summarise(folder)

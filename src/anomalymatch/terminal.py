@@ -4,9 +4,11 @@ import copy
 import logging
 import math
 import os
+import select
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NoReturn, TextIO
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -15,9 +17,20 @@ from rich.table import Table
 from rich.text import Text
 
 from anomalymatch.checks import check_choice
+from anomalymatch.errors import AnomalyMatchError, describe_missing_package
 from anomalymatch.text import printable
 
-console = Console(stderr=True)
+
+class Terminal(Console):
+    """Console that stays quiet once its reader has closed the pipe; the command goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Send everything that follows nowhere."""
+        self.quiet = True
+        _discard(sys.stderr)
+
+
+console = Terminal(stderr=True)
 LEVELS = ("debug", "info", "warning", "error")
 NOISY = ("pytorch_lightning", "httpx", "urllib3", "wandb", "matplotlib", "PIL", "huggingface_hub")
 
@@ -48,6 +61,49 @@ class PlainFormatter(logging.Formatter):
 
 def _in_one_line(value: object) -> object:
     return " ".join(str(value).splitlines()) if isinstance(value, str | os.PathLike | BaseException) else value
+
+
+@contextmanager
+def errors_in_a_line(*kinds: type[Exception], stopped: str) -> Iterator[None]:
+    """Print an error of the user or the machine in one line and exit with 1; exit with 130 on Ctrl-C.
+
+    A reader that closes the pipe of the output early (`| head`) is no error.
+
+    Args:
+        kinds: kinds of errors with a message for the user, besides those of this package.
+        stopped: message after Ctrl-C.
+    """
+    users: tuple[type[Exception], ...] = (AnomalyMatchError, *kinds)
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        stop(stopped)
+    except users as error:
+        fail(str(error))
+    except ModuleNotFoundError as error:
+        fail(describe_missing_package(error))
+    except MemoryError as error:
+        fail(f"the memory is full: use smaller batches or images ({error})")
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) or not _reader_left():
+            fail(f"operating system error: {error}")
+        _discard(sys.stdout)
+
+
+def _reader_left() -> bool:
+    """Tell whether the reader of the output has closed its pipe; other pipes, of worker processes, break as well."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is written to a stream nowhere."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def fail(message: str) -> NoReturn:

@@ -26,7 +26,7 @@ def save_run(tiny_network: Any, make_source: Any, tmp_path: Path) -> Any:
 @pytest.fixture
 def spec() -> Any:
     """The defaults for a small archive: parts of 8 images, batches of 3."""
-    from anomalymatch.build import build
+    from anomalymatch.build_images import build
     from anomalymatch.config import compose
 
     return build(

@@ -217,7 +217,7 @@ def demo_words(cache_word):
 @pytest.fixture(scope="module")
 def archive(cache_word):
     """Overrides of the command, the class of each image, and the rare class."""
-    from anomalymatch.build import build_source
+    from anomalymatch.build_images import build_source
     from anomalymatch.config import compose
 
     given = os.environ.get("ANOMALYMATCH_DATA")

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,12 +24,11 @@ from anomalymatch.data.open import open_path
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.parquet import REJECTS_FILE
 from anomalymatch.data.stream import prefetch, resize
-from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, UnreadableImageError
+from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder, remove_leftovers
 from anomalymatch.progress import Advance, progress
 from anomalymatch.ranking import write_rejects
-from anomalymatch.terminal import PlainFormatter
-from anomalymatch.text import printable
+from anomalymatch.terminal import errors_in_a_line, set_up_logging
 from anomalymatch.types import Image, Label, Reject
 
 logger = logging.getLogger(__name__)
@@ -237,10 +235,8 @@ def _finish(source: ImageSource, target: Path, files: Sequence[Path]) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command; a user's error is one line with exit code 1, Ctrl-C exits with 130."""
     arguments = _parser().parse_args(words)
-    handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter("%(message)s"))
-    logging.basicConfig(level="INFO", handlers=[handler])
-    try:
+    set_up_logging("info")
+    with errors_in_a_line(stopped="Complete shards are kept; the same command resumes."):
         convert(
             open_path(arguments.source, cache_dir=arguments.cache_dir),
             Path(arguments.target).expanduser(),
@@ -249,11 +245,6 @@ def main(words: Sequence[str] | None = None) -> None:
             quality=arguments.quality,
             rows_per_file=arguments.rows_per_file,
         )
-    except AnomalyMatchError as error:
-        sys.exit(f"error: {printable(str(error))}")
-    except KeyboardInterrupt:
-        print("Stopped. Complete shards are kept; the same command resumes.", file=sys.stderr)
-        sys.exit(130)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from anomalymatch.checks import check_choice, check_range
-from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, DownloadError
+from anomalymatch.errors import ConfigError, DataError, DownloadError
 from anomalymatch.files import write_csv
 from anomalymatch.progress import progress
-from anomalymatch.terminal import console, fail, print_table, set_up_logging, stop
+from anomalymatch.terminal import console, errors_in_a_line, print_table, set_up_logging
 from anomalymatch.votable import write_votable
 
 T = TypeVar("T")
@@ -297,15 +297,11 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=100, help="number of images (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for a query (default: %(default)s)")
     words = parser.parse_args(sys.argv[1:])
-    try:
+    with errors_in_a_line(stopped="Nothing was written."):
         set_up_logging("info")
         folder = words.output.expanduser()
         show(crossmatch(folder, radius=words.radius, service=words.service, top=words.top, timeout=words.timeout))
         console.print(f"Table: {folder / 'crossmatch.csv'}", soft_wrap=True, markup=False, highlight=False)
-    except AnomalyMatchError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        stop("Nothing was written.")
 
 
 if __name__ == "__main__":
