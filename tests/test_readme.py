@@ -1,6 +1,7 @@
 """Test that the README's code runs and that the files and options it names exist."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_the_code_runs(block, tiny_job, tiny_model, monkeypatch, tmp_path, capsy
 
 @pytest.mark.parametrize(("command", "words"), COMMANDS)
 def test_commands_are_valid(command, words):
-    words = [expand_data(word.replace("$SLURM_ARRAY_TASK_ID", "3")) for word in words.split()]
+    words = [expand_data(word.replace("$SLURM_ARRAY_TASK_ID", "3")) for word in shlex.split(words)]
     name = "config" if command == "run" else command
     check_overrides([word for word in words if word != "-m"], multirun="-m" in words, name=name)
 
