@@ -269,7 +269,7 @@ def _load(folder: Path, *, trust: bool, called: bool = True) -> DictConfig | Non
     if not path.is_file():
         return None
     saved = read_config(path, config_folder(), trust=trust, called=called)
-    default = _defaults(tuple(_choices_of(saved)), None, "config")
+    default = _defaults(tuple(_choices_of(saved)), None, "config").config
     known = flatten(default, resolve=False)
     missing = [key for key, value in default.items() if isinstance(value, DictConfig) and saved.get(key) is None]
     if missing:
