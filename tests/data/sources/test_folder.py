@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from anomalymatch.build import build_task
+from anomalymatch.build_images import build_task
 from anomalymatch.checks import trusting
 from anomalymatch.config import compose
 from anomalymatch.data.find import scan
