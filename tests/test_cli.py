@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -74,7 +75,7 @@ def test_keys_of_paths_are_complete():
         for line in file.read_text(encoding="utf-8").splitlines():
             key, _, comment = line.partition("#")
             name = key.strip().partition(":")[0]
-            if comment.strip().startswith(("folder", "CSV", "file", "run folder")) and name:
+            if re.match(r" *(folder|CSV|file|run folder)\b", comment) and name:
                 missing += [name] if not any(path.split(".")[-1] == name for path in PATHS) else []
     assert missing == []
 
