@@ -124,6 +124,24 @@ def table(rows: Sequence[Row], by: Sequence[str], measures: Sequence[str]) -> st
     return markdown([*by, "runs", *measures], lines)
 
 
+def table_over_tasks(rows: Sequence[Row], by: Sequence[str], task: str, measures: Sequence[str]) -> str:
+    """Format means with two half widths, "mean ± over draws / over tasks", as a Markdown table.
+
+    The first is of all runs: how much other labels of the same tasks change the mean. The second is of the means of the
+    tasks: how much other tasks would.
+    """
+    lines = []
+    for key, members in group_by(rows, by).items():
+        cells = []
+        for measure in measures:
+            values = {name: [float(row[measure]) for row in some] for name, some in group_by(members, (task,)).items()}
+            runs = mean_interval([value for some in values.values() for value in some])
+            tasks = mean_interval([mean_interval(some).mean for some in values.values()])
+            cells.append(f"{format_interval(runs)} / {(tasks.high - tasks.low) / 2:.3f}")
+        lines.append([*key, str(len(members)), *cells])
+    return markdown([*by, "runs", *measures], lines)
+
+
 def format_interval(interval: Interval, spec: str = ".3f") -> str:
     """Format an interval as "mean ± half width", or as the mean alone where the width is not defined."""
     half = (interval.high - interval.low) / 2

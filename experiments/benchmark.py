@@ -18,7 +18,7 @@ import numpy as np
 from bench import NO_CROPS, Row, make_parser, parse_options, read_csv, write_csv
 from benchmark_plots import save_plots
 from benchmark_tables import summary
-from recipes import CHEAP, PROBLEMS, RECIPES
+from recipes import CHEAP, LAST_LOOK, LAST_LOOK_DRAW, PROBLEMS, RECIPES
 
 from anomalymatch import Label, compose, initial_labels, make_learner
 from anomalymatch.active.cold_start import ColdStart, RandomOrder
@@ -73,17 +73,23 @@ def main() -> None:
     parser.add_argument("--starts", nargs="+", default=["5"], choices=STARTS)
     parser.add_argument("--oracles", nargs="+", default=["top_k"], choices=ORACLES)
     parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--last-look", action="store_true", help="measure the tasks that are set aside, once")
     options = parse_options(parser)
-    options.runs /= "benchmark"
+    name = "last_look" if options.last_look else "benchmark"
+    options.runs /= name
+    options.first_draw = LAST_LOOK_DRAW if options.last_look else 0
+    if options.last_look:
+        options.tasks = [*LAST_LOOK]
     if options.quick:
         options.tasks, options.draws = ["demo lenses"], 1
-    restore(options.results / "benchmark.csv", options.runs)
+    restore(options.results / f"{name}.csv", options.runs)
     for algorithm in options.algorithms:
         for names in product(options.tasks or default_tasks(algorithm), options.starts, options.oracles):
             fill(Cell(algorithm, *names), options)
     rows = [row for path in sorted(options.runs.glob("*.csv")) for row in read_csv(path)]
-    write_csv(options.results / "benchmark.csv", rows)
-    save_plots(rows, options.results)
+    write_csv(options.results / f"{name}.csv", rows)
+    if not options.last_look:
+        save_plots(rows, options.results)
     print(summary(rows))
 
 
@@ -105,7 +111,8 @@ def restore(results: Path, runs: Path) -> None:
 
 def fill(cell: Cell, options: argparse.Namespace) -> None:
     """Measure the missing draws of a cell in its own process."""
-    draws = [draw for draw in range(options.draws) if not cell.path(options.runs, draw).exists()]
+    wanted = range(options.first_draw, options.first_draw + options.draws)
+    draws = [draw for draw in wanted if not cell.path(options.runs, draw).exists()]
     if not draws:
         return
     console.print(f"benchmark: {cell.algorithm} on {cell.task}, start {cell.start}, {cell.oracle}", highlight=False)
@@ -119,7 +126,7 @@ def fill(cell: Cell, options: argparse.Namespace) -> None:
 def measure(cell: Cell, draws: list[int], options: argparse.Namespace) -> None:
     """Measure draws of a cell and write one row for each round of labels."""
     set_up_logging("warning")
-    recipe, problem = RECIPES[cell.algorithm], PROBLEMS[cell.task]
+    recipe, problem = RECIPES[cell.algorithm], (PROBLEMS | LAST_LOOK)[cell.task]
     size = min(problem.size, FINE_TUNED_SIZE) if recipe.fine_tunes else problem.size
     rounds = 2 if options.quick else 0 if recipe.fine_tunes and not recipe.searches else ROUNDS
     for draw in draws:

@@ -7,7 +7,7 @@ from itertools import product
 from statistics import fmean
 
 from bench import Row, format_interval, group_by, markdown
-from recipes import PROBLEMS, RECIPES
+from recipes import LAST_LOOK, PROBLEMS, RECIPES
 from scipy.stats import ttest_1samp, ttest_rel
 
 from anomalymatch.evaluation.confidence import mean_interval, paired_difference
@@ -47,7 +47,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def on_other_task(row: Row) -> bool:
     """Tell whether a row is a training on a task outside the four that have several draws of every training."""
-    return RECIPES[str(row["algorithm"])].fine_tunes and not PROBLEMS[str(row["task"])].fine_tuned
+    return RECIPES[str(row["algorithm"])].fine_tunes and not (PROBLEMS | LAST_LOOK)[str(row["task"])].fine_tuned
 
 
 def by_task(rows: Sequence[Row], measure: str) -> str:
@@ -94,10 +94,10 @@ def calibration_table(*moments: Sequence[Row]) -> str:
 
 
 def gain_over_probe(rows: Sequence[Row]) -> str:
-    """Format the gain in AP over the probe: mean over draws, paired t test, worst task, time and memory.
+    """Format the gain in AP over the probe: intervals and t tests over draws and over tasks, worst task, time, memory.
 
-    The draws of a task are not independent, because they share its images and its kind of anomaly. The second p value
-    is that of the tasks' mean gains; it says whether another task would gain, too.
+    The draws of a task are not independent, because they share its images and its kind of anomaly. The second interval
+    and the second p value are those of the tasks' mean gains; they say whether another task would gain, too.
     """
     cells, algorithms, tasks = _cells(rows)
     lines = []
@@ -108,15 +108,28 @@ def gain_over_probe(rows: Sequence[Row]) -> str:
         gain = paired_difference(ap, probe)
         gains = {task: _mean(task_rows, _gain) for task, task_rows in own.items()}
         worst = min(gains, key=gains.__getitem__)
+        over_tasks = mean_interval([*gains.values()])
         p = ttest_rel(ap, probe).pvalue if len(ap) > 1 and ap != probe else math.nan
         p_tasks = ttest_1samp([*gains.values()], 0.0).pvalue if len(gains) > 1 and any(gains.values()) else math.nan
         lines.append([
             algorithm, str(len(own)), str(len(every)), format_interval(gain, "+.3f"),
+            format_interval(over_tasks, "+.3f"),
             *(MISSING if math.isnan(value) else f"{value:.2g}" for value in (p, p_tasks)),
             f"{worst}: {gains[worst]:+.3f}", f"{_mean(every, _seconds):.1f}",
             str(max(int(row["peak_mb"]) for row in every)),
         ])  # fmt: skip
-    head = ["algorithm", "tasks", "draws", "gain in AP", "p", "p of tasks", "worst task", "seconds", "peak MB"]
+    head = [
+        "algorithm",
+        "tasks",
+        "draws",
+        "gain in AP, ± over draws",
+        "± over tasks",
+        "p",
+        "p of tasks",
+        "worst task",
+        "seconds",
+        "peak MB",
+    ]
     return markdown(head, lines)
 
 

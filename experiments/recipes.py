@@ -74,6 +74,13 @@ PROBLEMS = {
     "spirals": Problem("galaxyzoo1", "[spiral_clockwise,spiral_anticlockwise]", 150, 0.01),
     "demo lenses": Problem("demo", "lens_arc", 64),
 }
+LAST_LOOK = {
+    "malamute": Problem("miniimagenet", "n02110063", 84, fine_tuned=True),
+    "frog": Problem("cifar10", "frog", 64, 0.01, fine_tuned=True),
+}
+"""Tasks that are set aside for a last look at the finished program; nothing is chosen or tuned on them."""
+LAST_LOOK_DRAW = 100
+"""First draw of the last look, which no other measurement uses."""
 UPRIGHT = "augment.vertical_flip=0.0"
 FEW = ("algorithm.learner.batch.candidates=200", "algorithm.learner.batch.candidate_share=0.5")
 THREE_ROUNDS, REFIT_ON_LABELS = "algorithm.learner.start_rounds=null", "algorithm.learner.refit_confidence=null"

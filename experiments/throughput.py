@@ -128,7 +128,7 @@ def _forward(scorer: Scorer, images: torch.Tensor, count: int) -> Callable[[], i
 
 def _formats(folder: Path, original: ImageSource, ids: Sequence[str], size: int) -> dict[str, ImageSource]:
     """Write the same images, `size` pixels a side, in every format and open them."""
-    stack = np.stack(images := [resize(image, size) for image in original.read(ids)])
+    stack = np.stack(images := [resize(image, size, "stretch") for image in original.read(ids)])
     (folder / "folder").mkdir(parents=True)
     (folder / "fits").mkdir()
     for i, image in enumerate(images):
@@ -208,7 +208,7 @@ def _job(count: int, scorer: Scorer, out: Path, size: int) -> None:
         score_parts(
             source, scorer, folder, range(manifest.parts), size=size, width=0, workers=2, top=top, advance=advance
         )
-    finish(folder, source, 1000)
+    finish(folder, source, 1000, csv=True)
 
 
 def growth(counts: Sequence[int]) -> list[Row]:

@@ -24,11 +24,11 @@ def test_gains_over_the_probe_are_paired_by_draw():
         row("b", "x", ap=0.1, probe_ap=0.1),
     ]
     first, second = lines(tables.gain_over_probe(rows))
-    assert first.startswith("| a | 2 | 3 | +0.033 ± 0.517 | ")
+    assert first.startswith("| a | 2 | 3 | +0.033 ± 0.517 | -0.025 ± 2.224 | ")  # the tasks: +0.15 and -0.20
     assert "| y: -0.200 | 2.0 | 300 |" in first
     p_tasks = ttest_1samp([0.15, -0.2], 0.0).pvalue  # the mean gains of x and y
     assert f" | {p_tasks:.2g} | y: -0.200" in first
-    assert "| b | 1 | 1 | +0.000 | not run | not run | x: +0.000 |" in second
+    assert "| b | 1 | 1 | +0.000 | +0.000 | not run | not run | x: +0.000 |" in second
     assert lines(tables.by_task(rows, "ap")) == [
         "| x | 0.450 ± 1.906 | 0.100 |",
         "| y | 0.400 | not run |",
@@ -51,7 +51,7 @@ def test_trainings_are_compared_on_tasks_with_equally_many_draws():
     rows += [row("fixmatch", "cliff", ap=0.4, **scene)]
     plain = [row("plain probe", "cliff", ap=0.3, **scene), row("plain probe", "hourglass", ap=0.2, **scene)]
     four, first = (part for part in tables.summary(rows + plain).split("\n\n") if "p of tasks" in part)
-    assert "| fixmatch | 1 | 2 | +0.200 ± 1.271 | 0.3 | not run | hourglass: +0.200 |" in four
+    assert "| fixmatch | 1 | 2 | +0.200 ± 1.271 | +0.200 | 0.3 | not run | hourglass: +0.200 |" in four
     assert "| plain probe | 2 | 2 | -0.250" in four
     assert "| fixmatch | 2 | 2 | +0.000" in first
     assert "plain probe" not in first

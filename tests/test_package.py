@@ -1,9 +1,13 @@
+import pydoc
+import re
 import subprocess
 import sys
 import zipfile
+from inspect import signature
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import anomalymatch as am
 
@@ -43,12 +47,26 @@ for word in ("--help", "al.cylces=3"):
 
 def test_every_public_name_can_be_imported():
     assert dir(am) == sorted(am.__all__)
-    assert 8 <= len(am.__all__) <= 15
+    assert 8 <= len(am.__all__) <= 25
     for name in am.__all__:
         assert callable(getattr(am, name))
         assert getattr(am, name).__doc__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = am.nothing
+
+
+@pytest.mark.parametrize(("name", "config"), [("run", "config"), ("score", "score"), ("cluster", "cluster")])
+def test_help_of_a_command_names_its_keys_and_they_exist(name, config):
+    command = getattr(am, name)
+    assert "overrides" in signature(command).parameters
+    shown = pydoc.plaintext.document(command)
+    keys = re.findall(r"^ +([a-z_.]+)=\S+: ", shown, flags=re.MULTILINE)
+    assert len(keys) >= 9
+    words = ["run=any"] if name == "score" else []
+    composed = am.compose(*words, name=config)
+    unknown = [key for key in keys if OmegaConf.select(composed, key, default="absent") == "absent"]
+    assert not unknown
+    assert "Returns" in command.__doc__
 
 
 @pytest.mark.slow

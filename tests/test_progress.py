@@ -60,6 +60,27 @@ def test_log_lines_away_from_a_terminal(clock, caplog, total, calls, seconds, im
     assert [record.getMessage() for record in caplog.records] == [f"Ranking: {line}" for line in lines]
 
 
+def test_program_without_logging_gets_printed_lines(clock, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with progress("Ranking [x]", 100) as advance:
+        clock.now += 20
+        advance(40)
+    assert module.console.file.getvalue() == "Ranking [x]: 40/100, 2.0 images/s, 30 s left \n"
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_notebook_has_a_bar_with_widgets_and_lines_without(clock, monkeypatch, caplog, widgets):
+    caplog.set_level(logging.INFO, logger="anomalymatch.progress")
+    monkeypatch.setattr(module.console, "is_jupyter", True)
+    monkeypatch.setattr(module, "find_spec", lambda name: "found" if widgets else None)
+    bars = []
+    monkeypatch.setattr(module, "_bar", lambda *args: bars.append(args) or iter([lambda n=1, note="": None]))
+    with progress("Ranking", 100) as advance:
+        clock.now += 20
+        advance(40)
+    assert (len(bars), len(caplog.records)) == ((1, 0) if widgets else (0, 1))
+
+
 def test_a_bar_on_a_terminal(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(module, "console", Console(file=screen, force_terminal=True, width=120))

@@ -65,6 +65,24 @@ def test_write_and_read(tmp_path):
     assert [p.name for p in (tmp_path / "cycle").iterdir()] == ["scores.parquet"]
 
 
+def test_csv_is_rounded_and_best_first(tmp_path):
+    Ranking(["b", "a,", "c"], np.array([0.123456789, 3.0, -np.inf])).write_csv(tmp_path / "scores.csv")
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert lines == ["rank,id,score,logit", '1,"a,",0.952574,3.0000', "2,b,0.530825,0.1235", "3,c,0.000000,-inf"]
+
+
+def test_repr_is_short_and_a_notebook_shows_pictures(make_source):
+    """Of a million images, three ids; ids are text, not HTML."""
+    million = ranking(np.linspace(0, 1, 1_000_000), [Reject("x", "torn")])
+    assert repr(million).startswith("<Ranking of 1,000,000 images, 1 unreadable; the top: 'im999999' 0.731, ")
+    assert len(repr(million)) < 150
+    source = make_source(4, unreadable=["im000001"])
+    shown = Ranking(source.ids, np.arange(4.0), source=source)._repr_html_()
+    assert (shown.count("<img"), shown.count("the file is truncated")) == (3, 1)
+    assert shown.index("im000003") < shown.index("im000002")
+    assert "&lt;b&gt;" in Ranking(["<b>"], np.zeros(1))._repr_html_()
+
+
 def test_an_empty_ranking(tmp_path):
     ranking([]).write(tmp_path / "scores.parquet")
     back = Ranking.read(tmp_path / "scores.parquet")

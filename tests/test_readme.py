@@ -4,7 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from torchvision.datasets import FakeData
 
 import anomalymatch as am
 from anomalymatch.config import check_overrides, config_folder
@@ -22,9 +25,8 @@ def test_the_first_example_is_short():
     assert len({command for command, _ in COMMANDS}) == 4
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_the_code_runs(block, tiny_job, tiny_model, monkeypatch, tmp_path, capsys):
-    """Run the block with fewer and smaller galaxies and a tiny network."""
+def test_the_code_runs(tiny_job, tiny_model, monkeypatch, tmp_path, capsys, image_folder):
+    """Run the blocks with fewer and smaller galaxies, a tiny network, and images of one's own."""
     data = [w for w in tiny_job if w.startswith(("dataset.", "data."))]
     open_task, make_learner, initial_labels = am.open_task, am.make_learner, am.initial_labels
     monkeypatch.setattr(am, "open_task", lambda name, *words: open_task(name, *words, *data))
@@ -32,8 +34,25 @@ def test_the_code_runs(block, tiny_job, tiny_model, monkeypatch, tmp_path, capsy
     few = {"anomalies": 3, "normals": 20}
     monkeypatch.setattr(am, "initial_labels", lambda task, **counts: initial_labels(task, **counts | few))
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    paths = sorted(map(str, image_folder(20).iterdir()))
+    hub = FakeData(size=20, image_size=(3, 32, 32), num_classes=2)
+    hub.classes, hub.targets = ["cat", "dog"], [i % 2 for i in range(20)]
+    frame = pd.DataFrame({"file": paths, "label": ["Anomaly", "normal", *[None] * 18]})
+    names = {"am": am, "x": np.zeros((20, 32, 32), np.uint8), "paths": paths, "df": frame, "dataset": hub}
+    first, second = (compile(block, "README.md", "exec") for block in BLOCKS)
+    exec(first, {"__name__": "readme"})
     assert "demo-0" in capsys.readouterr().out
+    exec(second, names)
+    assert len(names["ranking"]) == len(names["task"].pool) == 16
+
+
+def test_second_command_ranks_a_folder_without_labels(command, image_folder, tiny_model, tmp_path, without_pictures):
+    _, words = next(words for words in COMMANDS if "data.root=photos" in words[1])
+    image_folder(30).rename(tmp_path / "photos")
+    outcome = command(*words.split(), *tiny_model, "logger=none", "hydra.run.dir=out")
+    assert outcome.code == 0, outcome.err
+    lines = (tmp_path / "out" / "scores.csv").read_text().splitlines()
+    assert (lines[0], len(lines)) == ("rank,id,score,logit", 31)
 
 
 @pytest.mark.parametrize(("command", "words"), COMMANDS)

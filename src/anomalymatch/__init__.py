@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anomalymatch.cluster import cluster
     from anomalymatch.config import compose
     from anomalymatch.data.source import ImageSource
+    from anomalymatch.data.sources.memory import from_arrays, from_dataframe, from_dataset, from_paths
     from anomalymatch.data.task import Task, initial_labels, make_task
     from anomalymatch.errors import AnomalyMatchError
     from anomalymatch.evaluation.metrics import evaluate
@@ -37,6 +38,10 @@ _HOMES = {
     "cluster": "cluster",
     "compose": "config",
     "evaluate": "evaluation.metrics",
+    "from_arrays": "data.sources.memory",
+    "from_dataframe": "data.sources.memory",
+    "from_dataset": "data.sources.memory",
+    "from_paths": "data.sources.memory",
     "initial_labels": "data.task",
     "make_learner": "build",
     "make_task": "data.task",
@@ -54,6 +59,10 @@ __all__ = [
     "cluster",
     "compose",
     "evaluate",
+    "from_arrays",
+    "from_dataframe",
+    "from_dataset",
+    "from_paths",
     "initial_labels",
     "make_learner",
     "make_task",

@@ -44,12 +44,14 @@ def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
         algorithm: `probe`, `fixmatch`, `fixmatch_reference`, `flexmatch`, `freematch`, `softmatch`, `meanteacher`, or,
             without any labelled anomaly, `knn`, `mahalanobis`, `pca_residual` or `msc`.
         task: from `open_task` or `make_task`.
-        overrides: as on the command line: `make_learner("fixmatch", task, "model.image_size=128")`.
+        overrides: as on the command line: `make_learner("fixmatch", task, "model.image_size=128")`. Image size and the
+            like are those of the data set that the task was opened with, else those of `dataset=auto`.
 
     Raises:
         ConfigError: if a key or value is wrong.
     """
-    config = compose(f"algorithm={algorithm}", *overrides)
+    dataset = () if any(word.startswith("dataset=") for word in overrides) else (f"dataset={task.dataset}",)
+    config = compose(*dataset, f"algorithm={algorithm}", *overrides)
     return build_learner(config, task, build_embedding(config, task))
 
 

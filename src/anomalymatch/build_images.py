@@ -1,5 +1,6 @@
 """Build image sources and tasks from a composed configuration, without the wait for PyTorch."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ def open_task(dataset: str, *overrides: str) -> Task:
         ConfigError: if a key or value is wrong.
         DataError: if the images are missing.
     """
-    return build_task(compose(f"dataset={dataset}", *overrides))
+    return replace(build_task(compose(f"dataset={dataset}", *overrides)), dataset=dataset)
 
 
 def build_task(config: DictConfig) -> Task:

@@ -7,6 +7,7 @@ from argparse import ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,13 +26,19 @@ logger = logging.getLogger(__name__)
 
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:
-    """Make a module callable as its function of the same name, so that `anomalymatch.run(...)` always works."""
+    """Make a module callable as its function of the same name, so that `anomalymatch.run(...)` always works.
+
+    Signature and help of the module are those of the function.
+    """
 
     class CallableModule(ModuleType):
+        __signature__ = signature(function)
+
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
     sys.modules[module].__class__ = CallableModule
+    sys.modules[module].__doc__ = function.__doc__
 
 
 def launch(job: Callable[[DictConfig], object], *, name: str = "config", stopped: str) -> None:

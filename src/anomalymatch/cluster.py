@@ -24,10 +24,23 @@ def main() -> None:
 
 
 def cluster(*overrides: str) -> Path:
-    """Group images from Python: `cluster("run=runs/mine", "top=200", "clusters=6")`.
+    """Group images by the kind of their anomaly.
+
+    `cluster("run=runs/mine", "top=200", "clusters=6")` does what `python -m anomalymatch.cluster` does.
+
+    Keys that are used most; `python -m anomalymatch.cluster --cfg job` prints all with their defaults:
+        run=FOLDER: run whose images and labels are used.
+        top=500: number of images from the top of the run's last ranking.
+        labelled=anomaly: group the images with this label instead.
+        data.root=PATH: images to group, without a run.
+        clusters=6: number of groups; without it, the number is chosen.
+        clustering.spec.method=ward: or kmeans, spectral, hdbscan.
+        names=FILE: a groups.csv with names, which become labels.
+        map=pca: or umap, for the map in two dimensions.
+        output=FOLDER: folder of the groups.
 
     Args:
-        overrides: as on the command line.
+        overrides: keys with values, as on the command line.
 
     Returns:
         The folder with clusters.parquet, groups.csv, the sheets and report.html; of names=PATH, the CSV of labels.

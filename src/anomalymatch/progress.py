@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Protocol, runtime_checkable
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -43,9 +44,10 @@ class _Rate(ProgressColumn):
 def progress(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
     """Show the progress of `total` items while the block runs.
 
-    On a terminal this is a bar with rate and remaining time; elsewhere (logs, CI) one log line every ten seconds.
+    On a terminal, and in a notebook with ipywidgets, this is a bar with rate and remaining time; elsewhere a line every
+    ten seconds: a log line, or a printed one in a program that has not set up logging.
     """
-    if console.is_terminal:
+    if console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):
         yield from _bar(description, total, unit)
     else:
         yield _plain(description, total, unit)
@@ -69,6 +71,7 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
 def _plain(description: str, total: int, unit: str) -> Advance:
     start = last = time.monotonic()
     done = 0
+    report = logger.info if logging.getLogger().handlers else _print
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal done, last
@@ -79,6 +82,10 @@ def _plain(description: str, total: int, unit: str) -> Advance:
         last = now
         rate = done / (now - start)
         left = (total - done) / rate if rate else float("inf")
-        logger.info("%s: %d/%d, %.1f %s/s, %.0f s left %s", description, done, total, rate, unit, left, note)
+        report("%s: %d/%d, %.1f %s/s, %.0f s left %s", description, done, total, rate, unit, left, note)
 
     return advance
+
+
+def _print(line: str, *values: object) -> None:
+    console.print(line % values, highlight=False, markup=False, soft_wrap=True)

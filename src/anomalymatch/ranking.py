@@ -13,13 +13,18 @@ from jaxtyping import Float64, Int64
 from scipy.special import expit
 
 from anomalymatch.errors import StorageError
-from anomalymatch.files import atomic_file
+from anomalymatch.files import atomic_file, write_csv
+from anomalymatch.notebook import Readable, html_table
 from anomalymatch.types import Reject
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+REPR_IMAGES, SHOWN = 3, 10
+"""Number of images that `repr` and a notebook show."""
+
+
+@dataclass(frozen=True, repr=False)
 class Ranking:
     """Scores of images; higher is more anomalous.
 
@@ -27,11 +32,25 @@ class Ranking:
         ids: the images, in the order they were scored.
         logits: log-odds of being an anomaly, which stay distinct where the probability saturates.
         rejects: images that could not be read; they have no score.
+        source: reader of the images, for the pictures in a notebook; None shows none.
     """
 
     ids: Sequence[str]
     logits: Float64[np.ndarray, " n"]
     rejects: Sequence[Reject] = field(default=())
+    source: Readable | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{id_!r} {score:.3f}" for id_, score in self.score_of_top(REPR_IMAGES).items())
+        rejects = f", {len(self.rejects):,} unreadable" if self.rejects else ""
+        return f"<Ranking of {len(self):,} images{rejects}; the top: {best}>"
+
+    def _repr_html_(self) -> str:
+        """Show the top in a notebook, with pictures if the source is known."""
+        rows = [
+            {"rank": k, "id": i, "score": f"{s:.4f}"} for k, (i, s) in enumerate(self.score_of_top(SHOWN).items(), 1)
+        ]
+        return html_table(f"Ranking of {len(self):,} images, {len(self.rejects):,} unreadable", rows, self.source)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,11 +76,16 @@ class Ranking:
         """Return the `k` most anomalous ids, best first."""
         return [self.ids[i] for i in self.order[:k]]
 
+    def score_of_top(self, k: int) -> dict[str, float]:
+        """Return the probabilities of the `k` most anomalous ids, best first."""
+        return {self.ids[i]: float(self.scores[i]) for i in self.order[:k]}
+
     def restrict(self, keep: Iterable[str]) -> "Ranking":
         """Return the ranking of `keep` only, with the same scores and in the same order; unknown ids are ignored."""
         wanted = set(keep)
         rows = [i for i, id_ in enumerate(self.ids) if id_ in wanted]
-        return Ranking([self.ids[i] for i in rows], self.logits[rows], [r for r in self.rejects if r.id in wanted])
+        rejects = [reject for reject in self.rejects if reject.id in wanted]
+        return Ranking([self.ids[i] for i in rows], self.logits[rows], rejects, self.source)
 
     def score_of(self, ids: Iterable[str]) -> dict[str, float]:
         """Return the probabilities by id; ids without a score are left out."""
@@ -74,6 +98,14 @@ class Ranking:
         columns = {"id": ids, "score": self.scores, "rank": self.ranks, "logit": self.logits}
         with atomic_file(path) as temporary:
             pq.write_table(pa.table(columns), temporary)
+
+    def write_csv(self, path: Path) -> None:
+        """Write `rank, id, score, logit` to a CSV file, best first and rounded, atomically."""
+        rows = (
+            (k, self.ids[i], f"{self.scores[i]:.6f}", f"{self.logits[i]:.4f}")
+            for k, i in enumerate(self.order.tolist(), 1)
+        )
+        write_csv(path, ["rank", "id", "score", "logit"], rows)
 
     @classmethod
     def read(cls, path: Path) -> "Ranking":

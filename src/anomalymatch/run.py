@@ -37,10 +37,25 @@ def main() -> None:
 
 
 def run(*overrides: str, folder: Path | str) -> list[dict[str, float | int | str]]:
-    """Run active learning from Python: `run("dataset=demo", "al.cycles=2", folder="runs/mine")`.
+    """Run active learning: rank all images, label some, train on the labels, and rank again, cycle by cycle.
+
+    `run("dataset=folder", "data.root=photos", "al.cycles=3", folder="runs/photos")` does what
+    `python -m anomalymatch.run` does, and writes scores, weights, metrics and report.html to the folder.
+
+    Keys that are used most; `python -m anomalymatch.run --cfg job` prints all with their defaults:
+        dataset=demo: kind of the images: folder, zip, parquet, hdf5, fits, auto …; conf/dataset has all.
+        data.root=PATH: folder, file or URL of the images.
+        dataset.anomaly=CLASS: the rare class, where classes are known.
+        algorithm=fixmatch: or probe, which takes seconds, and others of conf/algorithm.
+        model.image_size=224: side to which images are resized, in pixels.
+        al.cycles=3: number of cycles.
+        al.budget=20: labels after each cycle.
+        al.cold_start=mixed: what to label first if there are no labels.
+        oracle=top_k: what is labelled: the top of the ranking.
+        seed=0: seed of everything random.
 
     Args:
-        overrides: as on the command line.
+        overrides: keys with values, as on the command line.
         folder: the run folder; an unfinished run of the same configuration in it is continued.
 
     Returns:

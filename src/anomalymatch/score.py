@@ -24,13 +24,28 @@ def main() -> None:
 
 
 def score(*overrides: str) -> Path:
-    """Rank an archive from Python: `score("run=runs/mine", "data.root=archive.zip")`.
+    """Rank an archive of any size with the network of a finished run.
+
+    `score("run=runs/mine", "data.root=archive.zip")` does what `python -m anomalymatch.score` does. The same call
+    continues after an interruption.
+
+    Keys that are used most; `python -m anomalymatch.score --cfg job run=any` prints all with their defaults:
+        run=FOLDER: the run, or a .safetensors file in it; needed.
+        data.root=PATH: the archive: folder, file or URL.
+        dataset=auto: kind of the archive; auto recognises it.
+        cycle=2: cycle of the weights; without it, the last.
+        output=FOLDER: folder of the scores.
+        scoring.top=1000: most anomalous images that are listed.
+        scoring.features=true: keep the features of every image.
+        scoring.shard=1/8: share of a job array.
+        scoring.engine=ray: score on several machines.
+        inference.device=auto: cpu, cuda or another device.
 
     Args:
-        overrides: as on the command line.
+        overrides: keys with values, as on the command line.
 
     Returns:
-        The folder with scores/, top.csv, rejects.parquet and the pictures.
+        The folder with scores/, scores.csv, top.csv, rejects.parquet and the pictures.
 
     Raises:
         AnomalyMatchError: with a message of one line.

@@ -22,17 +22,25 @@ def weights(peak, side=4):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_heat_is_where_the_weight_is(channels):
     image = np.full((40, 80, channels), 100, dtype=np.uint8)
-    warm = heat(image, weights(0))
+    warm = heat(image, weights(0), "stretch")
     assert warm.shape == (40, 80, 3)
     assert (warm[:5, :10] != 100).any()
     assert (warm[20:, 40:] == 100).all()
-    assert (heat(image, np.full(16, 1 / 16, dtype=np.float32)) == 100).all()
+    assert (heat(image, np.full(16, 1 / 16, dtype=np.float32), "stretch") == 100).all()
+    cropped = heat(image, weights(0), "crop")
+    assert (cropped[:5, 20:25] != 100).any()
+    assert (cropped[:, :20] == 100).all()  # outside of the square at the centre
+    padded = heat(image, weights(4), "pad")  # the patch lies at rows 20 to 40 of 80, of which the first 20 are border
+    assert (padded[:5, :10] != 100).any()
+    assert (padded[25:, 40:] == 100).all()
 
 
 def test_a_sheet_has_images_above_their_heat():
     images = [np.full((30 + 5 * k, 40, 3), 50, dtype=np.uint8) for k in range(11)]
     values = np.stack([weights(k) for k in range(11)])
-    one, eight, eleven = (group_sheet(images[:n], values[:n], [f"im{k}" for k in range(n)]).height for n in (1, 8, 11))
+    one, eight, eleven = (
+        group_sheet(images[:n], values[:n], [f"im{k}" for k in range(n)], "pad").height for n in (1, 8, 11)
+    )
     assert one == eight < eleven
 
 

@@ -1,9 +1,12 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from anomalymatch.clustering import patches as module
+from anomalymatch.data.rendering import FITS, Rendering
 from anomalymatch.errors import ConfigError
 
 
@@ -52,6 +55,17 @@ def test_each_setting_changes_the_patches(make_patches, make_source, change):
     source = make_source(3)
     before, after = (make_patches(source, **options).bags(source.ids).patches for options in ({}, change))
     assert before.shape != after.shape or not torch.equal(before, after)
+
+
+def test_fit_of_wide_images_changes_the_patches_and_their_cache(make_patches, make_source):
+    image = np.random.default_rng(0).integers(0, 256, (24, 60, 3), dtype=np.uint8)
+    found = []
+    for fit in FITS:
+        source = make_source(1, rendering=Rendering(fit=fit))
+        source.load = lambda position: image
+        found.append(make_patches(source).bags(source.ids).patches)
+        np.testing.assert_array_equal(source.read(source.ids)[0], image)  # shown without distortion
+    assert not any(torch.equal(one, other) for one, other in combinations(found, 2))
 
 
 def test_projection_applies_to_other_images(make_patches, make_source):

@@ -15,7 +15,7 @@ from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.data.sources.parquet import ParquetSource
-from anomalymatch.data.stream import resize
+from anomalymatch.data.stream import scale
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Reject
 
@@ -85,8 +85,8 @@ def test_jpeg_size_and_quality(tmp_path: Path) -> None:
     packed = ParquetSource(convert(source, tmp_path / "out", size=32))
     image = packed.read(["a.png"])[0]
     assert packed.raw_bytes("a.png").startswith(b"\xff\xd8")
-    assert image.shape == (32, 32, 3)
-    assert np.abs(image.astype(int) - resize(source.read(["a.png"])[0], 32)).max() <= 3
+    assert image.shape == (32, 43, 3)  # the shape is kept: 48 x 64
+    assert np.abs(image.astype(int) - scale(source.read(["a.png"])[0], 32, 43)).max() <= 3
     small = ParquetSource(convert(source, tmp_path / "small", size=32, quality=20))
     assert len(small.raw_bytes("a.png")) < len(packed.raw_bytes("a.png"))
 
@@ -189,7 +189,7 @@ def test_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     words = [str(photos), str(tmp_path / "a.parquet"), "--cache-dir", str(tmp_path / "cache")]
     main([*words, "--size", "4", "--quality", "80", "--rows-per-file", "20"])
     packed = ParquetSource(tmp_path / "a.parquet")
-    assert packed.read(packed.ids[:1])[0].shape == (4, 4, 3)
+    assert packed.read(packed.ids[:1])[0].shape == (4, 6, 3)
     assert packed.raw_bytes(packed.ids[0]).startswith(b"\xff\xd8")
     assert (tmp_path / "a.parquet/00001.parquet").exists()
     main([str(photos), str(tmp_path / "b"), "--lossless"])

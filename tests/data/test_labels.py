@@ -91,6 +91,7 @@ def test_training_uses_anomaly_and_normal_only():
         ({"a": "normal", "b": "unsure"}, "2 labels.*'anomaly'"),
         ({"a": "anomaly"}, "1 labels.*'normal'"),
         ({"a": "anomaly", "b": "normal", "c": "Odd"}, "'Odd'.* anomaly, normal"),
+        ({"a": "anomaly", 7: "Normal"}, "7.*'7'"),
     ],
 )
 def test_labels_that_cannot_be_trained_on(labels, message):

@@ -107,21 +107,37 @@ def test_few_batches_are_in_memory(make_source, monkeypatch, workers):
 @pytest.mark.parametrize("shape", [(40, 40), (20, 31), (8, 50), (16, 16), (1, 1)])
 def test_resize_any_number_of_channels(shape, channels):
     image = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8)
-    resized = resize(image, 16)
+    resized = resize(image, 16, "stretch")
     assert (resized is image) == (shape == (16, 16)), "an image of the right size is returned unchanged"
-    np.testing.assert_array_equal(resize(image[::-1], 16), resize(image[::-1].copy(), 16))
+    np.testing.assert_array_equal(resize(image[::-1], 16, "stretch"), resize(image[::-1].copy(), 16, "stretch"))
     assert resized.shape == (16, 16, channels)
     assert resized.dtype == np.uint8
     for k in range(channels):  # channels are independent
-        np.testing.assert_allclose(resize(image[..., k : k + 1], 16)[..., 0], resized[..., k].astype(int), atol=1)
+        np.testing.assert_allclose(
+            resize(image[..., k : k + 1], 16, "stretch")[..., 0], resized[..., k].astype(int), atol=1
+        )
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 60), (60, 20)])
+def test_fit_keeps_shapes_where_it_says_so(height, width):
+    """A circle stays one, at the centre, if the image is padded or cropped; borders have the mean colour."""
+    y, x = np.mgrid[:height, :width]
+    circle = (np.hypot(y - (height - 1) / 2, x - (width - 1) / 2) <= 8).astype(np.uint8)[..., None] * 150 + 50
+    for fit in ("stretch", "pad", "crop"):
+        image = resize(circle, 64, fit)
+        rows, columns = ((image[..., 0] > 125).any(axis).sum() for axis in (1, 0))
+        assert image.shape == (64, 64, 1)
+        assert (0.9 < rows / columns < 1.1) == (fit != "stretch")
+        assert (image[0, 0, 0] == image[-1, -1, 0] == round(circle.mean())) == (fit == "pad")
+        assert np.abs(np.argwhere(image[..., 0] > 125).mean(0) - 31.5).max() <= 0.6  # it is at the centre
 
 
 def test_shrinking_averages_and_enlarging_interpolates():
     image = np.zeros((32, 32, 1), dtype=np.uint8)
     image[::2] = 200  # stripes; sampling would give 0 or 200
-    assert np.unique(resize(image, 16)).tolist() == [100]
+    assert np.unique(resize(image, 16, "stretch")).tolist() == [100]
     ramp = np.repeat(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], 16, axis=0)
-    large = resize(ramp, 64)
+    large = resize(ramp, 64, "stretch")
     expected = cv2.resize(ramp, (64, 64), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_array_equal(large[..., 0], expected)
     assert (np.diff(large[0, 8:-8, 0].astype(int)) >= 0).all()

@@ -135,6 +135,12 @@ def test_wrong_options(source, options, error, message):
         make_task(source, **options)
 
 
+def test_repr_counts_instead_of_listing(make_source):
+    task = make_task(make_source(100), anomaly="rare")
+    assert repr(task) == "<Task array: 80 images in the pool, 20 held out, 10 true anomalies>"
+    assert task._repr_html_().count("<img") == 8
+
+
 def test_initial_labels():
     task = make_task(Source(COUNTS), anomaly="a")
     labels = initial_labels(task, anomalies=5, normals=20, seed=0)

@@ -46,15 +46,16 @@ def both(source, chunks):
     return usual, device
 
 
-def test_batches_are_those_of_the_cpu(folder):
-    source = FolderSource(folder)
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+def test_batches_are_those_of_the_cpu(folder, fit):
+    source = FolderSource(folder, rendering=Rendering(fit=fit))
     chunks = [source.ids[start : start + 5] for start in range(0, len(source.ids), 5)]
     for one, other in zip(*both(source, chunks), strict=True):
         assert one.ids == other.ids
         assert {reject.id for reject in one.rejects} == {reject.id for reject in other.rejects}
         assert other.images.is_contiguous(memory_format=torch.channels_last)
         for id_, a, b in zip(one.ids, one.images.int(), other.images.int(), strict=True):
-            assert (a - b).abs().float().mean() < (1.0 if "1" not in id_ else 8.0), id_
+            assert (a - b).abs().float().mean() < (1.5 if "1" not in id_ else 8.0), id_
 
 
 def test_batch_without_a_readable_image_is_empty(folder):

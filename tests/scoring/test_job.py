@@ -1,5 +1,6 @@
 """Scoring jobs: their files, continuation after a kill, and shares of a job array."""
 
+import csv
 import errno
 import json
 import os
@@ -55,6 +56,11 @@ def test_every_image_is_scored_once_in_the_order_of_the_archive(run_scoring, mak
     lines = (tmp_path / "out" / "top.csv").read_text().splitlines()
     best = sorted(zip(-table["logit"].to_numpy(), readable, strict=True))[:5]
     assert [line.split(",")[:2] for line in lines[1:]] == [[str(k), id_] for k, (_, id_) in enumerate(best, 1)]
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["id"] for row in rows] == readable
+    for name in ("score", "quantile", "logit"):
+        np.testing.assert_allclose([float(row[name]) for row in rows], table[name].to_numpy(), atol=6e-7)
+        assert max(len(row[name]) for row in rows) <= 9
     for name in ("top.png", "histogram.png"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.size[0] > 300
@@ -98,7 +104,8 @@ def test_job_can_be_killed_at_every_write(run_scoring, make_source, tmp_path, mo
 
 def test_shares_of_a_job_array_give_the_tables_of_one_job(run_scoring, make_source, tmp_path):
     source = make_source(45, unreadable=BAD)
-    run_scoring(source, "whole")
+    run_scoring(source, "whole", csv=False)
+    assert not (tmp_path / "whole" / "scores.csv").exists()
     reads = []
     for share in ("2/3", "1/3", "3/3"):
         source.reads = 0

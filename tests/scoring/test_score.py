@@ -3,9 +3,12 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from anomalymatch import score as module
+from anomalymatch.data.rendering import FITS, Rendering
+from anomalymatch.data.stream import resize, to_tensor
 from anomalymatch.errors import ConfigError
 
 
@@ -42,8 +45,6 @@ def test_wrong_key_is_an_error_with_the_right_one():
 
 def test_archive_gets_the_stretch_of_the_training(save_run, make_source, tmp_path):
     """With the interval of the training, a 16-bit archive that is twice as bright has other scores."""
-    from anomalymatch.data.rendering import Rendering
-
     limits = {name: [0.0, 60_000.0] for name in ("red", "green", "blue")}
     run = save_run(make_source(rendering=Rendering(limits=limits)))
     logits = {}
@@ -57,6 +58,19 @@ def test_archive_gets_the_stretch_of_the_training(save_run, make_source, tmp_pat
         assert output == tmp_path / f"out{factor}"
         logits[factor] = pq.read_table(output / "scores")["logit"][0].as_py()
     assert abs(logits[1] - logits[2]) > 1e-3
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_checkpoint_keeps_the_fit_of_images_that_are_not_square(save_run, make_source, tiny_network, tmp_path, fit):
+    run = save_run(make_source(rendering=Rendering(fit=fit)))
+    image = np.random.default_rng(0).integers(0, 256, (24, 60, 3), dtype=np.uint8)
+    (tmp_path / "wide").mkdir()
+    Image.fromarray(image).save(tmp_path / "wide" / "a.png")
+    words = ("scoring.backend=torch", "inference.device=cpu", "inference.precision=fp32", f"output={tmp_path / 'out'}")
+    scores = module.score(f"run={run}", "dataset=folder", f"data={tmp_path / 'wide'}", *words) / "scores"
+    with torch.inference_mode():
+        normal, anomaly = tiny_network.eval()(to_tensor([resize(image, 32, fit)]))[0].tolist()
+    assert pq.read_table(scores)["logit"][0].as_py() == pytest.approx(anomaly - normal, abs=1e-5)
 
 
 @pytest.mark.parametrize(

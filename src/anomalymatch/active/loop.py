@@ -12,7 +12,18 @@ from anomalymatch.active.audit import AUDIT, LEFT, advise, left_by_rank, left_in
 from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.oracles import Oracle
 from anomalymatch.active.report import COLD_NOTE, RunReport, write_sheets
-from anomalymatch.active.run_folder import LABELS, LIVE, METRICS, SCORES, STEPS, LiveSteps, RunFolder, to_csv, to_json
+from anomalymatch.active.run_folder import (
+    LABELS,
+    LIVE,
+    METRICS,
+    SCORES,
+    SCORES_CSV,
+    STEPS,
+    LiveSteps,
+    RunFolder,
+    to_csv,
+    to_json,
+)
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.checks import check_range
@@ -217,8 +228,9 @@ class ActiveLoop:
         self._publish(cycle)
 
     def _publish(self, cycle: int) -> None:
-        """Write metrics.csv, figures and report of the finished cycles up to `cycle`, and log that cycle."""
+        """Write tables, figures and report of the finished cycles up to `cycle`, and log that cycle."""
         self.folder.write_metrics()
+        self.folder.ranking(cycle).write_csv(self.folder.path / SCORES_CSV)
         self.report.write()
         rows = self.folder.rows()
         todo = advise(self.folder, rows, self.spec.stopping)

@@ -21,7 +21,7 @@ from anomalymatch.text import csv_cell
 from anomalymatch.types import Row
 
 CONFIG, SCORES, METRICS, STEPS = "config.yaml", "scores.parquet", "metrics.json", "steps.csv"
-LABELS, LIVE, LOCK = "labels.csv", "live.jsonl", ".lock"
+LABELS, SCORES_CSV, LIVE, LOCK = "labels.csv", "scores.csv", "live.jsonl", ".lock"
 
 
 class LiveSteps:
@@ -61,7 +61,7 @@ class RunReader:
 
     The folder contains
 
-        config.yaml  labels.sqlite  labels.csv  metrics.csv  rejects.parquet  report.html  plots/
+        config.yaml  labels.sqlite  labels.csv  metrics.csv  scores.csv  rejects.parquet  report.html  plots/
         cycles/01/   scores.parquet  weights.safetensors  weights.json  metrics.json  steps.csv  labels.csv  *.png
                      left.csv, estimates of the remaining anomalies; guard.txt, findings of the training's guard, if any
         audit.csv    labels of the random audit, which the search does not use, if there is one

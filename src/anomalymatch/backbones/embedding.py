@@ -85,7 +85,7 @@ class Embedding:
 
     def encode(self, images: Sequence[Image]) -> Float32[np.ndarray, "n d"]:
         """Compute the probe features of images that are not in the source."""
-        batch = to_tensor([resize(image, self.image_size) for image in images])
+        batch = to_tensor([resize(image, self.image_size, self.source.rendering.fit) for image in images])
         return normalise_last(self._forward(batch), self._built[1].features)
 
     def reoriented_features(self, ids: Sequence[str], orientations: int) -> Float32[np.ndarray, "v d"]:
@@ -99,7 +99,7 @@ class Embedding:
         if missing:
             found = read_images(self.source, missing)
             for id_, image in zip(found.ids, found.images, strict=True):
-                batch = to_tensor([resize(image, self.image_size)])
+                batch = to_tensor([resize(image, self.image_size, self.source.rendering.fit)])
                 turned = torch.cat([reoriented(batch, i) for i in range(1, orientations)])
                 self._reoriented[id_, orientations] = normalise_last(self._forward(turned), self._built[1].features)
         rows = [self._reoriented[id_, orientations] for id_ in wanted if (id_, orientations) in self._reoriented]

@@ -150,7 +150,7 @@ def _sheets(folder: Path, clusters: Clusters, source: ImageSource, rows: list[Ro
         weights = clusters.weights[np.array([row_of[id_] for id_ in shown.ids], dtype=np.int64)]
         name = "ungrouped" if k == UNGROUPED else f"group-{k:03d}"
         path = make_folder(folder / "sheets") / f"{name}.png"
-        save_sheet(figures.group_sheet(shown.images, weights, captions), path)
+        save_sheet(figures.group_sheet(shown.images, weights, captions, source.rendering.fit), path)
         purity = f", {row['purity']:.0%} {row['commonest_class']}" if "purity" in row else ""
         title = "In no group" if k == UNGROUPED else f"Group {k}"
         caption = f"{row['images']:,} images{purity}. The medoid comes first; heat maps show the patch weights."

@@ -23,7 +23,7 @@ from anomalymatch.data.labels import LABELS_FILE
 from anomalymatch.data.open import open_path
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.parquet import REJECTS_FILE
-from anomalymatch.data.stream import prefetch, resize
+from anomalymatch.data.stream import prefetch, scale, scaled_shape
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder, remove_leftovers
 from anomalymatch.progress import Advance, progress
@@ -71,7 +71,7 @@ def convert(
     Args:
         source: images; stored as its `rendering` shows them, except for `encoding="keep"`.
         target: folder, created if it is missing.
-        size: side in pixels to which images are resized, as in training; None keeps their sizes.
+        size: shorter side in pixels to which images are resized, without distortion; None keeps their sizes.
         encoding: "jpeg"; "png" and "webp_lossless" without loss; "keep" copies the files.
         quality: quality of the JPEGs, 1 to 100.
         rows_per_file: images of a shard, unreadable ones included.
@@ -157,7 +157,10 @@ def _encoder(source: ImageSource, size: int | None, encoding: str, quality: int)
     def encode(item: Image | Reject) -> bytes | Reject:
         if isinstance(item, Reject):
             return item
-        image = np.ascontiguousarray(item if size is None else resize(item, size))
+        if size is not None:
+            height, width = item.shape[:2]
+            item = scale(item, *scaled_shape(height, width, size / min(height, width)))
+        image = np.ascontiguousarray(item)
         if encoding == "jpeg":
             colours, sampling = ("GRAY", "Gray") if image.shape[2] == 1 else ("RGB", "444")
             return simplejpeg.encode_jpeg(image, quality, colours, sampling)
@@ -253,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", help="folder of images, archive, or URL of one")
     parser.add_argument("target", help="folder of the shards")
-    parser.add_argument("--size", type=int, help="side in pixels to which images are resized")
+    parser.add_argument("--size", type=int, help="shorter side in pixels to which images are resized")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--quality", type=int, default=95, help="quality of the JPEGs, 1 to 100")
     choice: dict[str, Any] = {"action": "store_const", "dest": "encoding", "default": "jpeg"}

@@ -3,8 +3,10 @@
 import csv
 import io
 import logging
+import os
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from anomalymatch.errors import LabelError
 from anomalymatch.text import from_csv_cell
@@ -17,6 +19,41 @@ LABELS_FILE = "labels.csv"
 """Labels file that a source takes from the folder of its images."""
 QUOTED = 5
 """Number of wrong lines that a message quotes."""
+
+
+def as_labels(given: Mapping[Any, str] | Sequence[str | None] | None, ids: Sequence[str]) -> dict[str, Label]:
+    """Convert labels as a program gives them: by id, or one for each of `ids` with None for no label; in any case.
+
+    Raises:
+        LabelError: if an id or a label is unknown, or a sequence has another length.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        if len(given) != len(ids):
+            raise LabelError(f"there are {len(given):,} labels for {len(ids):,} images: give one for each, or None")
+        given = {id_: label for id_, label in zip(ids, given, strict=True) if label is not None}
+    known = frozenset(ids)
+    labels = {}
+    for key, label in given.items():
+        id_ = os.fspath(key) if isinstance(key, os.PathLike) else key
+        if id_ not in known:
+            hint = f"ids are texts, say {str(id_)!r}" if str(id_) in known else f"ids look like {ids[0]!r}"
+            raise LabelError(f"there is no image {id_!r} to label {label}: {hint}")
+        labels[id_] = as_label(label)
+    return labels
+
+
+def as_label(text: str) -> Label:
+    """Convert a label in any case, `Anomaly` for example.
+
+    Raises:
+        LabelError: if there is no such label.
+    """
+    plain = str(text).strip().lower()
+    if plain not in set(Label):
+        raise LabelError(f"unknown label {text!r}: a label is one of {', '.join(Label)}")
+    return Label(plain)
 
 
 def training_ids(labels: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -38,13 +75,17 @@ def ids_labelled(labels: Mapping[str, str], wanted: Label) -> list[str]:
     """Return the ids with the label `wanted`, in capitals or not, sorted.
 
     Raises:
-        LabelError: if a label is not in `Label`.
+        LabelError: if a label is not in `Label`, or an id is no text.
     """
     labels = in_lower_case(labels)
     unknown = sorted(set(labels.values()) - set(Label))
     if unknown:
         raise LabelError(f"unknown label {unknown[0]!r}: a label is one of {', '.join(Label)}")
-    return sorted(id_ for id_, label in labels.items() if label == wanted)
+    found = [id_ for id_, label in labels.items() if label == wanted]
+    number = next((id_ for id_ in found if not isinstance(id_, str)), None)
+    if number is not None:
+        raise LabelError(f"the label of image {number!r}: ids are texts, say {str(number)!r}")
+    return sorted(found)
 
 
 def in_lower_case(labels: Mapping[str, str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from anomalymatch.text import listed
 from anomalymatch.types import Image, Pixels
 
 CURVES = ("linear", "sqrt", "log", "asinh", "midtones")
+FITS = ("stretch", "pad", "crop")
 INTERVALS = ("auto", "minmax", "percentile", "zscale")
 DEFAULT_BANDS = {1: ("grey",), 2: ("band0", "band1"), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 PARAMETERS = {"log": 1000.0, "asinh": 0.1, "midtones": 0.25}
@@ -44,6 +45,8 @@ class Rendering:
             keeps colours.
         combine: output channels as weighted sums of bands, by name: {"red": {"i": 1}, "blue": {"g": 0.5, "u": 0.5}};
             None takes every band as a channel.
+        fit: how an image that is not square becomes one for the network (see `stream.resize`): `stretch`, `pad` or
+            `crop`. It leaves the rendered image itself as it is.
 
     Raises:
         ConfigError: if a name is unknown or a number out of range.
@@ -56,10 +59,12 @@ class Rendering:
     limits: Mapping[str, Pair] | None = None
     per_channel: bool = True
     combine: Matrix | None = None
+    fit: str = "stretch"
 
     def __post_init__(self) -> None:
         check_choice("stretch.interval", self.interval, INTERVALS)
         check_choice("stretch.curve", self.curve, CURVES)
+        check_choice("dataset.fit", self.fit, FITS)
         low, high = _pair("stretch.percentiles", self.percentiles)
         if not 0 <= low < high <= 100:
             raise ConfigError(f"stretch.percentiles are {low} and {high}: they must rise and lie between 0 and 100")

@@ -118,7 +118,7 @@ def stream_batches(
 def load_batch(source: ImageSource, ids: Sequence[str], size: int) -> ImageBatch:
     """Decode and resize `ids` in this thread."""
     found = read_images(source, ids)
-    images = [resize(image, size) for image in found.images]
+    images = [resize(image, size, source.rendering.fit) for image in found.images]
     empty = torch.empty(0, source.channels, size, size, dtype=torch.uint8)
     return ImageBatch(found.ids, to_tensor(images) if images else empty, found.rejects)
 
@@ -138,17 +138,52 @@ def prefetch(pool: ThreadPoolExecutor, call: Callable[[S], T], items: Iterable[S
             future.cancel()
 
 
-def resize(image: Image, size: int) -> UInt8[np.ndarray, "{size} {size} c"]:
-    """Resize to `size` x `size` pixels: area-averaged when shrinking, bicubic when enlarging."""
-    height, width, channels = image.shape
-    if (height, width) == (size, size):
+def resize(image: Image, size: int, fit: str) -> UInt8[np.ndarray, "{size} {size} c"]:
+    """Resize to `size` x `size` pixels: area-averaged when shrinking, bicubic when enlarging.
+
+    Args:
+        image: an image of any shape.
+        size: side of the result, in pixels.
+        fit: of an image that is not square, `stretch` changes the shape, `pad` adds borders of its mean colour, and
+            `crop` takes the square at the centre.
+    """
+    height, width = image.shape[:2]
+    if fit == "crop":
+        rows, columns = central_square(height, width)
+        return scale(image[rows, columns], size, size)
+    if fit == "pad":
+        inner = scaled_shape(height, width, size / max(height, width))
+        above, left = (size - inner[0]) // 2, (size - inner[1]) // 2
+        square = np.empty((size, size, image.shape[2]), np.uint8)
+        square[:] = np.rint(image.mean((0, 1)))
+        square[above : above + inner[0], left : left + inner[1]] = scale(image, *inner)
+        return square
+    return scale(image, size, size)
+
+
+def central_square(height: int, width: int) -> tuple[slice, slice]:
+    """Return rows and columns of the largest square at the centre of an image."""
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return slice(top, top + side), slice(left, left + side)
+
+
+def scaled_shape(height: int, width: int, factor: float) -> tuple[int, int]:
+    """Return the shape of an image that is enlarged by `factor`, in whole pixels."""
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def scale(image: Image, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} c"]:
+    """Resize to any height and width: area-averaged when shrinking, bicubic when enlarging."""
+    if image.shape[:2] == (height, width):
         return image
-    method = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_CUBIC
+    channels = image.shape[2]
+    method = cv2.INTER_AREA if image.shape[0] >= height and image.shape[1] >= width else cv2.INTER_CUBIC
     parts = [  # OpenCV takes four channels at most
-        cv2.resize(np.ascontiguousarray(image[..., k : k + 4]), (size, size), interpolation=method)
+        cv2.resize(np.ascontiguousarray(image[..., k : k + 4]), (width, height), interpolation=method)
         for k in range(0, channels, 4)
     ]
-    return np.dstack(parts) if len(parts) > 1 else parts[0].reshape(size, size, channels)
+    return np.dstack(parts) if len(parts) > 1 else parts[0].reshape(height, width, channels)
 
 
 def to_tensor(images: Sequence[Image]) -> UInt8[Tensor, "b c h w"]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -10,11 +11,15 @@ from jaxtyping import Bool
 from anomalymatch.checks import check_range
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import ConfigError, DataError, LabelError
+from anomalymatch.notebook import html_table
 from anomalymatch.text import listed
 from anomalymatch.types import Label
 
+SHOWN = 8
+"""Number of images that a notebook shows of a task."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Task:
     """Image source, divided into pool and held-out split.
 
@@ -23,12 +28,29 @@ class Task:
         pool: ids that are ranked, queried and trained on.
         holdout: ids that are only evaluated on, the same in each cycle.
         anomalies: ids of the true anomalies of both in a benchmark; None for a user's own archive.
+        dataset: entry of `conf/dataset` that it was opened with; its settings are the defaults of `make_learner`.
     """
 
     source: ImageSource
     pool: Sequence[str]
     holdout: Sequence[str]
     anomalies: frozenset[str] | None
+    dataset: str = "auto"
+
+    @property
+    def labels(self) -> dict[str, Label]:
+        """Labels by a person that came with the images."""
+        return {id_: Label(label) for id_, label in self.source.labels.items()}
+
+    def __repr__(self) -> str:
+        known = "" if self.anomalies is None else f", {len(self.anomalies):,} true anomalies"
+        held_out = f", {len(self.holdout):,} held out" if self.holdout else ""
+        labels = f", {len(self.source.labels):,} labels" if self.source.labels else ""
+        return f"<Task {self.source.name}: {len(self.pool):,} images in the pool{held_out}{known}{labels}>"
+
+    def _repr_html_(self) -> str:
+        """Show the task in a notebook: its counts, and its first images."""
+        return html_table(repr(self).strip("<>"), [{"id": id_} for id_ in self.pool[:SHOWN]], self.source)
 
     def truth(self, ids: Iterable[str]) -> Bool[np.ndarray, " n"]:
         """Return a mask of the true anomalies among `ids`.
@@ -53,7 +75,7 @@ class Task:
 
 
 def make_task(
-    source: ImageSource,
+    source: ImageSource | Any,
     *,
     anomaly: str | Sequence[str] | None = None,
     normal: str | Sequence[str] | None = None,
@@ -75,8 +97,13 @@ def make_task(
 
     Raises:
         ConfigError: if a share is out of range or the class does not exist.
-        DataError: if the source has no truth though `anomaly` is given.
+        DataError: if `source` is none, or has no truth though `anomaly` is given.
     """
+    if not isinstance(source, ImageSource):
+        raise DataError(
+            f"make_task takes an ImageSource, got {type(source).__name__}: open arrays with from_arrays, files with "
+            f"from_paths or from_dataframe, data sets of torchvision or Hugging Face with from_dataset"
+        )
     check_range("dataset.holdout", holdout, low=0, below=0.9)
     if anomaly is not None and normal is not None:
         raise ConfigError("dataset.anomaly and dataset.normal: give only one of them")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 from jaxtyping import Float32, Float64
+from pyarrow.csv import CSVWriter
 from scipy.special import expit
 
 from anomalymatch.data.source import ImageSource
@@ -95,7 +96,7 @@ def is_finished(path: Path, model: TrainedModel, source: ImageSource) -> bool:
     return manifest is not None and (manifest.run_id, manifest.fingerprint) == (model.run_id, source.fingerprint)
 
 
-def finish(folder: PartFolder, source: ImageSource, top: int) -> bool:
+def finish(folder: PartFolder, source: ImageSource, top: int, *, csv: bool) -> bool:
     """Make the tables and pictures of a job if all its parts are there.
 
     All are made from the parts, which are removed last: a kill costs time only.
@@ -104,6 +105,7 @@ def finish(folder: PartFolder, source: ImageSource, top: int) -> bool:
         folder: the parts.
         source: the archive, for pictures and coordinates.
         top: number of rows of top.csv.
+        csv: also write scores.csv.
 
     Returns:
         True if all parts were there.
@@ -121,6 +123,8 @@ def finish(folder: PartFolder, source: ImageSource, top: int) -> bool:
         logits = [folder.read(part, ["logit"])["logit"].drop_null().to_numpy() for part in range(manifest.parts)]
         ordered = np.sort(np.concatenate(logits))
         best, rejects = _write_tables(folder, ordered, top)
+        if csv:
+            write_scores_csv(path)
         write_rejects(rejects, path / "rejects.parquet")
         best.write(path / "top.csv")
         write_top_votable(path / "top.vot", best, source)
@@ -168,6 +172,16 @@ def _write_tables(folder: PartFolder, ordered: Float32[np.ndarray, " m"], top: i
         with atomic_file(folder.path / "scores" / f"{number:05d}.parquet") as temporary:
             pq.write_table(pa.table(columns, schema=SCHEMA), temporary)
     return best, rejects
+
+
+def write_scores_csv(path: Path) -> None:
+    """Write scores/*.parquet of a folder as one scores.csv, rounded to six digits after the point."""
+    schema = pa.schema([("id", pa.string()), *((name, pa.float64()) for name in ("score", "quantile", "logit"))])
+    with atomic_file(path / "scores.csv") as temporary, CSVWriter(temporary, schema) as writer:
+        for file in sorted((path / "scores").glob("*.parquet")):
+            table = pq.read_table(file, columns=schema.names)
+            numbers = [np.round(table[name].to_numpy().astype(np.float64), 6) for name in schema.names[1:]]
+            writer.write_table(pa.table([table["id"].combine_chunks(), *numbers], schema=schema))
 
 
 def write_top_votable(path: Path, best: TopK, source: ImageSource) -> None:

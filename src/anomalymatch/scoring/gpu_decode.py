@@ -11,7 +11,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as transforms
 
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import ImageBatch, prefetch, read_images, resize
+from anomalymatch.data.stream import ImageBatch, central_square, prefetch, read_images, resize, scaled_shape
 from anomalymatch.errors import ConfigError, UnreadableImageError
 
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -73,10 +73,11 @@ def _is_plain(data: bytes) -> bool:
 
 def _decoded(source: ImageSource, fetched: _Fetched, size: int, device: torch.device) -> ImageBatch:
     ids, jpegs = fetched
-    done = _on_device(jpegs, size, device)
+    fit = source.rendering.fit
+    done = _on_device(jpegs, size, fit, device)
     rest = read_images(source, [id_ for id_ in ids if id_ not in done])
     for id_, image in zip(rest.ids, rest.images, strict=True):
-        done[id_] = torch.from_numpy(np.ascontiguousarray(resize(image, size))).permute(2, 0, 1).to(device)
+        done[id_] = torch.from_numpy(np.ascontiguousarray(resize(image, size, fit))).permute(2, 0, 1).to(device)
     kept = [id_ for id_ in ids if id_ in done]
     if not kept:
         return ImageBatch([], torch.empty(0, source.channels, size, size, dtype=torch.uint8), rest.rejects)
@@ -84,7 +85,7 @@ def _decoded(source: ImageSource, fetched: _Fetched, size: int, device: torch.de
     return ImageBatch(kept, images.contiguous(memory_format=torch.channels_last), rest.rejects)
 
 
-def _on_device(jpegs: dict[str, Tensor], size: int, device: torch.device) -> dict[str, Tensor]:
+def _on_device(jpegs: dict[str, Tensor], size: int, fit: str, device: torch.device) -> dict[str, Tensor]:
     """Decode all JPEGs of a batch at once; if one is damaged, none: the CPU then finds out which."""
     if not jpegs:
         return {}
@@ -95,7 +96,22 @@ def _on_device(jpegs: dict[str, Tensor], size: int, device: torch.device) -> dic
             images = decode_jpeg(list(jpegs.values()), mode=ImageReadMode.RGB, device=str(device))
         except RuntimeError:
             return {}
-    return {
-        id_: image if image.shape[1:] == (size, size) else transforms.resize(image, [size, size], antialias=True)
-        for id_, image in zip(jpegs, images, strict=True)
-    }
+    return {id_: _resized(image, size, fit) for id_, image in zip(jpegs, images, strict=True)}
+
+
+def _resized(image: Tensor, size: int, fit: str) -> Tensor:
+    """Resize as `data.stream.resize` does, but on the device and bilinearly."""
+    height, width = image.shape[1:]
+    if (height, width) == (size, size):
+        return image
+    inner = (size, size)
+    if fit == "crop":
+        rows, columns = central_square(height, width)
+        image = image[:, rows, columns]
+    elif fit == "pad":
+        inner = scaled_shape(height, width, size / max(height, width))
+    above, left = (size - inner[0]) // 2, (size - inner[1]) // 2
+    square = image.float().mean((1, 2)).round().to(image.dtype)[:, None, None].repeat(1, size, size)
+    scaled = transforms.resize(image, list(inner), antialias=True)
+    square[:, above : above + inner[0], left : left + inner[1]] = scaled
+    return square

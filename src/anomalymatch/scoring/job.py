@@ -43,6 +43,7 @@ class ScoringSpec:
     shard: str
     top: int
     features: bool
+    csv: bool
     actors: int | None
     ray_address: str | None
 
@@ -96,7 +97,7 @@ def run_job(model: TrainedModel, source: ImageSource, spec: ScoringSpec, inferen
             top.add(*folder.logits(part))
         if missing:
             _score(model, source, spec, inference, folder, missing, top, scorer)
-        return finish(folder, source, spec.top)
+        return finish(folder, source, spec.top, csv=spec.csv)
 
 
 def _lock_share(path: Path) -> BaseFileLock:

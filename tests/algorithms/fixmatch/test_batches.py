@@ -128,7 +128,7 @@ def test_positions_and_labels_name_the_images(mixed):
     data = mixed(augmentation=STILL)
 
     def expected(id_):
-        return torch.from_numpy(resize(data.source.read([id_])[0], SIZE)).permute(2, 0, 1)
+        return torch.from_numpy(resize(data.source.read([id_])[0], SIZE, "stretch")).permute(2, 0, 1)
 
     targets = {expected(id_).numpy().tobytes(): int(label == "anomaly") for id_, label in data.labels.items()}
     for batch in batches(data):

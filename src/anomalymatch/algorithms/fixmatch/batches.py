@@ -187,7 +187,7 @@ class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w
 
     def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]:
         image, position = next_readable(self.source, self.pool, int(self.draws[draw]))
-        image = resize(image, self.size)
+        image = resize(image, self.size, self.source.rendering.fit)
         weak = self.weak(image, derive_seed(self.seed, _WEAK, draw))
         strong = self.strong(image, derive_seed(self.seed, _STRONG, draw))
         return image_tensor(weak), image_tensor(strong), position
@@ -265,7 +265,8 @@ class MixedBatches(LightningDataModule):
     def labelled(self) -> LabelledViews:
         """Make the dataset of the labelled half of all batches; images that cannot be read are left out."""
         found = read_images(self.source, sorted(self.labels))
-        readable = {id_: resize(image, self.image_size) for id_, image in zip(found.ids, found.images, strict=True)}
+        images = [resize(image, self.image_size, self.source.rendering.fit) for image in found.images]
+        readable = dict(zip(found.ids, images, strict=True))
         anomalies, normals = training_ids({id_: self.labels[id_] for id_ in readable})
         targets = np.repeat(np.array([1, 0]), [len(anomalies), len(normals)])
         rng = np.random.default_rng([self.seed, _LABELLED])

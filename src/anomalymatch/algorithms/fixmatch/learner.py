@@ -267,7 +267,7 @@ def rank_by_network(
     batches = inference.run(forward, embedding.source, ids, size=size)
     logits = ((b.ids, anomaly_logit(torch.from_numpy(b.outputs)).numpy(), b.rejects) for b in batches)
     found = collect(logits, np.empty(0), advance)
-    return Ranking(found.ids, found.rows, found.rejects)
+    return Ranking(found.ids, found.rows, found.rejects, embedding.source)
 
 
 def refit_spec(spec: ProbeSpec, confidence: float | None) -> ProbeSpec:

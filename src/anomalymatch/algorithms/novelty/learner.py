@@ -70,7 +70,7 @@ class DistanceLearner(ABC):
         with progress("Ranking", len(wanted)) as advance:
             batches = ((batch.ids, logits(batch), batch.rejects) for batch in self.features(wanted))
             found = collect(batches, np.empty(0), advance)
-        return Ranking(found.ids, found.rows, found.rejects)
+        return Ranking(found.ids, found.rows, found.rejects, self.embedding.source)
 
     def save(self, folder: Path) -> None:
         """Save the fitted detector and the ids of the training images."""

@@ -1,6 +1,7 @@
 """Learner of the probe, a logistic regression on frozen features."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,7 +38,8 @@ class ProbeLearner:
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
         wanted = self.embedding.source.ids if ids is None else ids
-        return rank_by_probe(self.embedding.probe_features, require_fitted(self._probe), wanted)
+        ranking = rank_by_probe(self.embedding.probe_features, require_fitted(self._probe), wanted)
+        return replace(ranking, source=self.embedding.source)
 
     def save(self, folder: Path) -> None:
         """Save a network with the probe as its head, which scores any image."""
@@ -63,7 +65,9 @@ def fit_probe(
     readable, _ = features.split(labels)
     unknown = [id_ for id_ in readable if id_ not in features]
     if unknown:
-        raise LabelError(f"{len(unknown)} labels are of images that are not in the source, the first: {unknown[0]!r}")
+        raise LabelError(
+            f"{len(unknown)} labels are of images that are not in the source, the first: {unknown[0]!r} (ids are texts)"
+        )
     anomalies, normals = training_ids({id_: labels[id_] for id_ in readable})
     unlabelled: list[str] = []
     if spec.rounds:
