@@ -15,6 +15,7 @@ from anomalymatch.checks import check_inside
 from anomalymatch.data.find import FoundFile, damaged_file, stamp
 from anomalymatch.data.sources.array_file import ArrayFile, bands_and_units
 from anomalymatch.data.sources.arrays import ArraySource, Opened
+from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import DataError
 from anomalymatch.text import listed
 
@@ -80,7 +81,8 @@ class HDF5Source(ArraySource):
 
 def _survives(read: Callable[[], object], seconds: int) -> bool:
     """Tell whether a function comes back within a time, with a result or an exception, from a child process."""
-    child = os.fork()
+    with ignore_warnings(__name__):  # about forks beside threads: h5py holds its lock meanwhile
+        child = os.fork()
     if not child:
         with suppress(BaseException):
             faulthandler.disable()
