@@ -6,13 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
+from PIL import ImageOps
 
-from anomalymatch.data.codecs import decode, with_channels
+from anomalymatch.data import tiff
+from anomalymatch.data.codecs import decode, default_max_pixels, with_channels
 from anomalymatch.errors import DataError, UnreadableImageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -25,13 +28,14 @@ def encode(image: PillowImage.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def png_header(width: int, height: int) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
+
+def png_header(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    end = chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + end
+    end = png_chunk(b"IDAT", zlib.compress(b"\0" * 100)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + end
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
@@ -67,38 +71,78 @@ def test_every_mode_becomes_the_requested_channels(image: PillowImage.Image, kin
     assert not caught
 
 
-def test_grey_and_alpha_keeps_the_grey() -> None:
-    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    image = PillowImage.merge("LA", [PillowImage.fromarray(grey), PillowImage.new("L", (3, 2), 128)])
-    assert np.array_equal(decode(encode(image, "PNG"), 3)[..., 1], grey)
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGBA", "PNG"), ("RGBA", "TIFF"), ("RGBA", "WEBP"), ("LA", "PNG"), ("LA", "TIFF"), ("P", "PNG")]
+)
+def test_transparent_parts_show_the_background(
+    mode: str, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiff, "_said", set())
+    options: dict[str, object] = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    if mode == "P":
+        image = PillowImage.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+        image.putpalette([200, 200, 200, 100, 100, 100, 50, 50, 50])
+        options["transparency"] = bytes([255, 51, 0])
+    else:
+        pixels = np.array([[[200, 200, 200, 255], [100, 100, 100, 51], [50, 50, 50, 0]]], np.uint8)
+        image = PillowImage.fromarray(pixels if mode == "RGBA" else np.ascontiguousarray(pixels[..., [0, 3]]), mode)
+    data = encode(image, kind, **options)
+    for channels in (1, 3):
+        assert decode(data, channels)[0, :, 0].tolist() == [200, 20, 0]
+        assert decode(data, channels, background=255)[0, :, 0].tolist() == [200, 224, 255]
+    assert decode(data, 3, background=[10, 20, 30])[0, 2].tolist() == [10, 20, 30]
+    assert decode(data, 4)[0, :, 3].tolist() == [255, 51, 0]
+    assert caplog.text.count("channels_background") == 1
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_deep_grey_keeps_its_values(kind: str) -> None:
-    values = np.array([[1000, 2000], [3000, 65535]], dtype=np.uint16)
-    decoded = decode(encode(PillowImage.fromarray(values), kind), 3)
-    assert decoded.shape == (2, 2, 3)
-    assert all(np.array_equal(decoded[..., k], values) for k in range(3))
+def deep_png(values: np.ndarray, orientation: int = 1) -> bytes:
+    """Write a 16-bit PNG with EXIF data."""
+    data = imagecodecs.png_encode(values)
+    exif = PillowImage.Exif()
+    exif[0x0112] = orientation
+    return data[:33] + png_chunk(b"eXIf", exif.tobytes()[6:]) + data[33:]
 
 
-def test_float_tiff_keeps_its_values() -> None:
-    values = np.array([[np.nan, -1.5], [np.inf, 3e38]], dtype=np.float32)
-    decoded = decode(encode(PillowImage.fromarray(values), "TIFF"), 1)
-    assert decoded.dtype == np.float32
-    np.testing.assert_array_equal(decoded[..., 0], values)
-
-
-@pytest.mark.parametrize(("suffix", "dtype"), [(".png", np.uint16), (".tiff", np.uint16), (".tiff", np.float32)])
-@pytest.mark.parametrize("channels", [3, 4])
-def test_deep_colour_keeps_its_values_and_the_order_of_its_channels(suffix: str, dtype: type, channels: int) -> None:
-    values = (np.arange(2 * 3 * channels).reshape(2, 3, channels) * 700 + 3).astype(dtype)
-    blue_first = values[..., [2, 1, 0, 3][:channels]]
-    data = cv2.imencode(suffix, blue_first)[1].tobytes()
-    decoded = decode(data, channels)
-    assert decoded.dtype == dtype
-    np.testing.assert_array_equal(decoded, values)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_deep_png_keeps_its_values_and_is_upright(channels: int, orientation: int) -> None:
+    values = (np.arange(2 * 3 * channels).reshape(2, 3, channels) * 700 + 3).astype(np.uint16)
+    if channels in (2, 4):
+        values[..., -1] = 65535
+    turned = {1: values, 3: values[::-1, ::-1], 6: np.rot90(values, -1), 7: np.rot90(values, -1)[::-1]}[orientation]
+    if orientation == 7:
+        turned = values.swapaxes(0, 1)[::-1, ::-1]
+    data = deep_png(values.squeeze(), orientation)
+    decoded = decode(data, 4)
+    colours = turned[..., :3] if channels > 2 else turned[..., :1].repeat(3, axis=2)
+    np.testing.assert_array_equal(decoded[..., :3], colours, strict=True)
+    assert (decoded[..., 3] == 65535).all()
+    np.testing.assert_array_equal(decode(data, 3), colours)
     with pytest.raises(UnreadableImageError):
-        decode(data[: len(data) // 2], channels)
+        decode(data[: len(data) // 2], channels if channels != 2 else 3)
+
+
+def test_deep_png_with_transparency() -> None:
+    rgba = np.array([[[1000, 2000, 3000, 0], [1000, 2000, 3000, 13107], [7, 8, 9, 65535]]], np.uint16)
+    data = imagecodecs.png_encode(rgba)
+    assert decode(data, 3).tolist() == [[[0, 0, 0], [200, 400, 600], [7, 8, 9]]]
+    assert decode(data, 3, background=255)[0, 0].tolist() == [65535] * 3
+    np.testing.assert_array_equal(decode(data, 4), rgba)
+    rgb = imagecodecs.png_encode(np.ascontiguousarray(rgba[..., :3]))
+    key = rgb[:33] + png_chunk(b"tRNS", struct.pack(">3H", 7, 8, 9)) + rgb[33:]
+    assert decode(key, 3).tolist() == [[[1000, 2000, 3000], [1000, 2000, 3000], [0, 0, 0]]]
+
+
+def test_default_image_of_an_animation_that_is_no_frame() -> None:
+    """The 16-bit PNG shows the image outside the animation, as viewers without animation do, not the first frame."""
+    still, frame = (np.full((4, 5, 3), colour, np.uint16) for colour in ([0, 0, 60000], [60000, 0, 0]))
+    plain, other = imagecodecs.png_encode(still), imagecodecs.png_encode(frame)
+    start = other.index(b"IDAT")
+    inner = other[start + 4 : start + 4 + int.from_bytes(other[start - 4 : start])]
+    animation = png_chunk(b"fcTL", struct.pack(">5I2H2B", 0, 5, 4, 0, 0, 1, 10, 0, 0))
+    animation += png_chunk(b"fdAT", struct.pack(">I", 1) + inner)
+    data = plain[:33] + png_chunk(b"acTL", struct.pack(">2I", 1, 0)) + plain[33:-12] + animation + plain[-12:]
+    np.testing.assert_array_equal(decode(data, 3), still)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -124,16 +168,47 @@ def test_conversions_between_numbers_of_channels() -> None:
         with_channels(colour[..., :2], 3)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
-def test_exif_rotation_is_applied(kind: str) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_of_a_jpeg_as_pillow_turns_it(channels: int, orientation: int) -> None:
     exif = PillowImage.Exif()
-    exif[0x0112] = 6
-    upright = decode(encode(RGB, kind, exif=exif), 3)
-    assert np.array_equal(upright, np.rot90(decode(encode(RGB, kind), 3), k=-1))
+    exif[0x0112] = orientation
+    data = encode(RGB, "JPEG", exif=exif)
+    image = ImageOps.exif_transpose(PillowImage.open(io.BytesIO(data))).convert("L" if channels == 1 else "RGB")
+    assert np.array_equal(decode(data, channels).squeeze(), np.asarray(image))
+    end = data.index(b"\xff\xdb")  # the first table: EXIF behind many and long segments
+    exif_segment, rest = data[2:end], data[end:]
+    for before in (b"\xff\xe2" + struct.pack(">H", 65000) + bytes(64998), b"\xff\xfe\0\7Exif\0"):
+        moved = data[:2] + before * 3 + exif_segment + rest
+        assert np.array_equal(decode(moved, channels), decode(data, channels))
 
 
 def test_broken_exif_is_ignored() -> None:
-    assert decode(encode(RGB, "JPEG", exif=b"Exif\0\0MM\0*garbage"), 3).shape == (20, 30, 3)
+    for exif in (b"Exif\0\0MM\0*garbage", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff"):
+        assert decode(encode(RGB, "JPEG", exif=exif), 3).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("at_least", "factor"), [(161, 1), (160, 2), (81, 2), (80, 4), (40, 8), (5, 8)])
+def test_large_jpegs_are_decoded_at_a_reduced_scale(channels: int, at_least: int, factor: int) -> None:
+    smooth = PillowImage.fromarray(cv2.GaussianBlur(np.kron(PIXELS, np.ones((16, 16, 1), np.uint8)), (0, 0), 8))
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6
+    for options, turns in (({}, 0), ({"exif": exif}, -1)):
+        data = encode(smooth, "JPEG", quality=95, **options)
+        reduced = decode(data, channels, at_least=at_least)
+        whole = np.rot90(np.asarray(smooth.convert("L" if channels == 1 else "RGB")), turns)
+        expected = cv2.resize(whole, reduced.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert reduced.shape[:2] == tuple(-(-side // factor) for side in whole.shape[:2])
+        assert np.abs(reduced.squeeze().astype(int) - expected).max() <= 8
+
+
+def test_limit_of_the_pixels() -> None:
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF"):
+        assert decode(encode(RGB, kind), 3, max_pixels=600).shape == (20, 30, 3)
+        with pytest.raises(UnreadableImageError, match=r"30 x 20 pixels .*599 \(max_pixels"):
+            decode(encode(RGB, kind), 3, max_pixels=599)
+    assert 10**6 < default_max_pixels() < 10**11
 
 
 @pytest.mark.parametrize(("width", "height"), [(9_800, 9_800), (12_000, 12_000), (50_000, 50_000)])

@@ -1,15 +1,20 @@
-"""Decoder of image files: libjpeg-turbo for JPEG, OpenCV for 16-bit and float colour, Pillow for the rest."""
+"""Decoder of image files: libjpeg-turbo for JPEG, tifffile for TIFF, libpng for 16-bit PNG, Pillow for the rest."""
 
 import io
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
-import cv2
+import imagecodecs
 import numpy as np
 import simplejpeg
 from jaxtyping import Shaped
 from PIL import Image as PillowImage
 from PIL import ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
+from anomalymatch.checks import Number
+from anomalymatch.data import tiff
 from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Pixels
@@ -21,26 +26,66 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")
 """Formats that are decoded. Pillow has more, among them EPS, for which it starts another program."""
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in grey (ITU-R BT.601), as in Pillow and JPEG."""
-_JPEG, _PNG, _TIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_HEADER_BYTES = 2**16
-_BITS_PER_SAMPLE = 258  # TIFF tag
+Colour = Number | Sequence[Number]
+"""Grey level, or red, green and blue, from 0 to 255."""
+BYTES_PER_PIXEL = 160
+"""Memory of the machine for each pixel of the largest image: several are decoded and stretched at once, in floats."""
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_EXIF = b"Exif\0\0"
+_ORIENTATION = 0x0112
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 
 
-def decode(data: bytes, channels: int) -> Pixels:
+def decode(
+    data: bytes,
+    channels: int,
+    *,
+    bands: Sequence[str] | None = None,
+    background: Colour = 0,
+    max_pixels: int | None = None,
+    at_least: int | None = None,
+) -> Pixels:
     """Decode JPEG, PNG, TIFF, WebP … bytes to `channels` channels (1 grey, 3 RGB, 4 RGBA), upright by their EXIF.
 
     8-bit and 16-bit integers and floats keep their type. The array is writable.
 
+    Args:
+        data: the file.
+        channels: number of channels; an image with opacity is laid over `background`, unless there are 4.
+        bands: names of the bands of a TIFF file that is no picture; `channels` is then ignored for such a file.
+        background: colour behind transparent parts.
+        max_pixels: limit of height times width, checked before decoding; None takes `default_max_pixels`.
+        at_least: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this length.
+
     Raises:
-        UnreadableImageError: if the bytes are empty, truncated, no image, or have more than `MAX_PIXELS` pixels.
+        UnreadableImageError: if the bytes are empty, truncated, no image, or have too many pixels or other bands.
         DataError: if `channels` is not supported.
     """
-    if channels not in MODES:
+    if bands is None and channels not in MODES:
         raise DataError(f"channels must be one of {', '.join(map(str, MODES))}, got {channels}")
     if not data:
         raise UnreadableImageError("the file is empty (0 bytes)")
-    fast = _decode_jpeg(data, channels) if data.startswith(_JPEG) else None
-    return _decode_any(data, channels) if fast is None else fast
+    limit = default_max_pixels() if max_pixels is None else max_pixels
+    if data.startswith(tiff.MAGIC):
+        found = tiff.decode_tiff(data, limit, bands)
+        as_stored = bands is not None and found.alpha == "none" and found.pixels.shape[2] == len(bands)
+        pixels = found.pixels if as_stored else _with_alpha(found, channels, background)
+        return np.ascontiguousarray(_turned(pixels, found.orientation))
+    if channels not in MODES:
+        raise UnreadableImageError(f"it is no TIFF, so it cannot have the {channels} bands {', '.join(bands or ())}")
+    fast = _decode_jpeg(data, channels, limit, at_least) if data.startswith(_JPEG) else None
+    return _decode_with_pillow(data, channels, background, limit) if fast is None else fast
+
+
+@cache
+def default_max_pixels() -> int:
+    """Return the limit of the pixels of an image that the memory of this machine, or of its container, allows."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups of version 2 and 1
+        file = Path("/sys/fs/cgroup") / name
+        if file.is_file() and (text := file.read_text().strip()).isdecimal():
+            limits.append(int(text))
+    return min(limits) // BYTES_PER_PIXEL
 
 
 def with_channels(pixels: Shaped[np.ndarray, "h w *c"], channels: int) -> Pixels:
@@ -69,75 +114,132 @@ def with_channels(pixels: Shaped[np.ndarray, "h w *c"], channels: int) -> Pixels
     return np.ascontiguousarray(pixels)
 
 
-def _decode_jpeg(data: bytes, channels: int) -> Pixels | None:
-    """Decode a JPEG three times as fast as Pillow; None if Pillow is needed (EXIF, CMYK, damage, alpha)."""
-    if channels == 4 or b"Exif" in data[:_HEADER_BYTES]:
-        return None
+def exif_of(jpeg: bytes) -> bytes | None:
+    """Return the EXIF data of a JPEG, wherever before the image they stand; None if there are none."""
+    at = 2
+    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker, size = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4])
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            return None
+        if marker == _APP1 and jpeg.startswith(_EXIF, at + 4):
+            return jpeg[at + 4 : at + 2 + size]
+        at += 2 + max(2, size)
+    return None
+
+
+def _decode_jpeg(data: bytes, channels: int, limit: int, at_least: int | None) -> Pixels | None:
+    """Decode a JPEG three times as fast as Pillow; None if Pillow is needed (CMYK, damage, alpha, grey with EXIF)."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
+        _check_size(width, height, limit)
+        exif = exif_of(data)
+        factor = next((f for f in (8, 4, 2) if at_least and min(height, width) >= f * at_least), 1)
+        if space in ("CMYK", "YCCK") or channels == 4 or (channels == 1 and exif is not None and factor == 1):
             return None
-        return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
+        low = {} if factor == 1 else {"min_height": -(-height // factor), "min_width": -(-width // factor)}
+        pixels = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", **low)
     except ValueError:
         return None
+    return pixels if exif is None else np.ascontiguousarray(_turned(pixels, _orientation(exif)))
 
 
-def _decode_any(data: bytes, channels: int) -> Pixels:
+def _orientation(exif: bytes) -> int:
+    found = PillowImage.Exif()
+    try:
+        found.load(exif)
+        return int(found.get(_ORIENTATION, 1))
+    except Exception:  # EXIF data can be broken in any way; the pixels are sound
+        return 1
+
+
+def _decode_with_pillow(data: bytes, channels: int, background: Colour, limit: int) -> Pixels:
     try:
         with ignore_warnings(r"PIL\."), PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
-            upright = _upright(image)
-            if _is_deep_colour(data, image):  # Pillow has dropped the lower bytes
-                return with_channels(_decode_deep(data), channels)
-            return _from_pillow(upright, channels)
+            _check_size(image.width, image.height, limit)
+            if data.startswith(_PNG) and data[24] == 16:  # Pillow drops the lower bytes of colours
+                deep = imagecodecs.png_decode(data)
+                pixels = _with_alpha(_deep_png(deep, image.info.get("transparency")), channels, background)
+                return np.ascontiguousarray(_turned(pixels, int(image.getexif().get(_ORIENTATION, 1))))
+            return _from_pillow(_upright(image), channels, background)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
-        if data.startswith(_TIFF):
-            return with_channels(_decode_deep(data), channels)
         raise UnreadableImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # damage can make a codec raise anything, and must not end a run over millions of images
         raise UnreadableImageError(f"cannot be decoded: {error or type(error).__name__}") from None
 
 
-def _from_pillow(image: PillowImage.Image, channels: int) -> Pixels:
+def _check_size(width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        raise UnreadableImageError(f"{width} x {height} pixels is more than the limit of {limit:,} (max_pixels)")
+
+
+def _from_pillow(image: PillowImage.Image, channels: int, background: Colour) -> Pixels:
     if image.mode.startswith("I") or image.mode == "F":
         return with_channels(np.array(image), channels)
-    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # Pillow warns about any other conversion
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if channels != 4:
+            found = tiff.TiffImage(np.array(image), "straight", 255.0, 1)
+            image = PillowImage.fromarray(_over_background(found, background))
     mode = MODES[channels]
     array = np.array(image if image.mode == mode else image.convert(mode))
     return array.reshape(*array.shape[:2], channels)
 
 
-def _is_deep_colour(data: bytes, image: PillowImage.Image) -> bool:
-    if data.startswith(_PNG):
-        depth, colour = data[24], data[25]
-        return depth == 16 and colour in (2, 6)  # RGB and RGBA
-    bits = image.tag_v2.get(_BITS_PER_SAMPLE, ()) if isinstance(image, TiffImageFile) else ()
-    return len(bits) >= 3 and max(bits) > 8
+def _deep_png(pixels: Shaped[np.ndarray, "h w *c"], transparent: object) -> tiff.TiffImage:
+    """Add the opacity of a 16-bit PNG in which one colour is `transparent`."""
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if isinstance(transparent, int | tuple) and pixels.shape[2] in (1, 3):
+        opacity = np.where((pixels == np.asarray(transparent)).all(axis=2, keepdims=True), 0, 65535)
+        pixels = np.concatenate([pixels, opacity.astype(pixels.dtype)], axis=2)
+    return tiff.TiffImage(pixels, "straight" if pixels.shape[2] in (2, 4) else "none", 65535.0, 1)
 
 
-def _decode_deep(data: bytes) -> Shaped[np.ndarray, "h w *c"]:
-    """Decode colour of 16 bits or floats, which Pillow does not support."""
-    try:
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        array = None
-    if array is None:
-        raise UnreadableImageError("cannot be decoded: this kind of TIFF or PNG is damaged or not supported")
-    if array.size > MAX_PIXELS * 4:
-        raise UnreadableImageError(f"{array.shape[1]} x {array.shape[0]} pixels is more than {MAX_PIXELS:,}")
-    if array.ndim == 3 and array.shape[2] >= 3:
-        array[..., :3] = array[..., 2::-1].copy()  # OpenCV's order is blue, green, red
-    return array
+def _with_alpha(image: tiff.TiffImage, channels: int, background: Colour) -> Pixels:
+    """Convert to `channels`; an image with opacity is laid over the background, unless RGBA is wanted."""
+    if image.alpha == "none":
+        return with_channels(image.pixels, channels)
+    if channels > 1:
+        colours = with_channels(image.pixels[..., :-1], 3)
+        image = image._replace(pixels=np.concatenate([colours, image.pixels[..., -1:]], axis=2))
+    return image.pixels if channels == 4 else with_channels(_over_background(image, background), channels)
+
+
+def _over_background(image: tiff.TiffImage, background: Colour) -> Shaped[np.ndarray, "h w c"]:
+    colours, opacity = image.pixels[..., :-1], image.pixels[..., -1:]
+    if (opacity >= image.opaque).all():
+        return np.ascontiguousarray(colours)
+    tiff.say_once("images are transparent in parts: what lies behind is dataset.source.channels_background")
+    kind = np.dtype(np.float64 if image.pixels.dtype.itemsize > 2 else np.float32)
+    behind = (np.broadcast_to(background, 3) * (image.opaque / 255)).astype(kind)
+    if colours.shape[2] == 1:
+        behind = behind @ LUMA.astype(kind)
+    share = np.divide(opacity, image.opaque, dtype=kind)
+    mixed = colours.astype(kind) * (1 if image.alpha == "premultiplied" else share) + behind * (1 - share)
+    if image.pixels.dtype.kind in "iu":
+        mixed = np.rint(mixed).clip(0, image.opaque)
+    return mixed.astype(image.pixels.dtype)
+
+
+def _turned(pixels: Shaped[np.ndarray, "h w c"], orientation: int) -> Shaped[np.ndarray, "_ _ c"]:
+    """Turn pixels upright as EXIF's orientation from 1 to 8 says."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
 def _upright(image: PillowImage.Image) -> PillowImage.Image:
     """Rotate a photo as its EXIF data say; broken EXIF data are ignored."""
     image.load()
-    if "exif" not in image.info or image.format == "TIFF":  # Pillow has rotated a TIFF already
+    if "exif" not in image.info:
         return image
     try:
         return ImageOps.exif_transpose(image)

@@ -24,8 +24,8 @@ DEFAULT_BANDS = {1: ("grey",), 2: ("band0", "band1"), 3: ("red", "green", "blue"
 PARAMETERS = {"log": 1000.0, "asinh": 0.1, "midtones": 0.25}
 """Default parameters: `a` of the logarithm and the arcsinh (astropy.visualization), target median of the midtones."""
 
-HUGE = 1e150
-"""Larger values count as infinite: their squares overflow, and only fill values are as large."""
+HOLE = 1e30
+"""Larger values are holes like NaN, since only fill values are as large (±3.4e38 or 1e30); infinity is none."""
 
 Pair = Sequence[Number]
 Matrix = Mapping[str, Mapping[str, Number]]
@@ -109,7 +109,7 @@ class Rendering:
     def __call__(self, pixels: Pixels, bands: Sequence[str]) -> Image:
         """Render one image, (h, w, band), to 8 bits, (h, w, channel).
 
-        NaN becomes 0, minus and plus infinity the darkest and brightest value, and a constant channel 0.
+        NaN and fill values (`HOLE`) become 0, minus and plus infinity the darkest and brightest value, and a constant channel 0.
 
         Raises:
             UnreadableImageError: if no pixel is a finite number, or the number of bands is wrong.
@@ -139,12 +139,12 @@ class Rendering:
     def _combined(self, pixels: Pixels, bands: Sequence[str]) -> Float64[np.ndarray, "h w c"]:
         with np.errstate(over="ignore", invalid="ignore"):
             values = pixels.astype(np.float64)
+            if pixels.dtype.kind == "f":
+                values[np.isfinite(values) & (np.abs(values) >= HOLE)] = np.nan
             if self.combine is not None:
                 matrix = np.array([[row.get(band, 0.0) for band in bands] for row in self.combine.values()])
                 # Sum only bands with a weight: a NaN in another band must not spread.
                 values = np.stack([values[..., row != 0] @ row[row != 0] for row in matrix], axis=2)
-        if pixels.dtype.kind == "f":
-            values = np.where(np.abs(values) > HUGE, np.copysign(np.inf, values), values)
         return values
 
     def _interval(self, finite: Float64[np.ndarray, " n"], dtype: np.dtype) -> tuple[float, float]:

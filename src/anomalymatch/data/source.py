@@ -221,6 +221,8 @@ class ImageSource(ABC):
             return self.rendering(self.load(position), self.bands)
         except UnreadableImageError as error:
             return Reject(id_, str(error))
+        except MemoryError:
+            return Reject(id_, "it needs more memory than there is")
 
 
 def hash_rows(salt: str, rows: Iterable[Iterable[object]]) -> str:
