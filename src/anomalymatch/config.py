@@ -400,9 +400,10 @@ def _check_value(override: Override, default: DictConfig) -> None:
 
 
 def _check_addition(key: str, known: dict[str, Any]) -> None:
-    """Allow more arguments only for classes of other libraries, such as an optimiser or Lightning's Trainer."""
+    """Allow more arguments only for other libraries, Lightning's Trainer for example, and options of `dataset=auto`."""
     node = known.get(key.rpartition(".")[0])
-    if not isinstance(node, dict) or str(node.get("_target_", "anomalymatch")).startswith("anomalymatch"):
+    target = str(node.get("_target_", "anomalymatch")) if isinstance(node, dict) else "anomalymatch"
+    if target.startswith("anomalymatch") and target != "anomalymatch.data.open.open_path":
         raise ConfigError(f"there is no key {key!r}, and none can be added there")
 
 

@@ -121,12 +121,12 @@ def test_options_reach_the_source(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     labels = tmp_path / "elsewhere.csv"
     labels.write_text("filename,label\nx.png,anomaly\n")
     words = [f"data.root={root}", f"data.cache_dir={tmp_path}", f"dataset.source.labels_file={labels}"]
-    config = compose("dataset=auto", *words, "stretch.limits={grey:[0,16]}")
-    source: Any = instantiate(config.dataset.source, channels=1)
+    config = compose("dataset=auto", *words, "stretch.limits={grey:[0,16]}", "+dataset.source.channels=1")
+    source: Any = instantiate(config.dataset.source)
     assert source.labels == {"x.png": "anomaly"}
     assert source.read(["x.png"])[0].tolist() == [[[128]] * 3] * 2
     assert "opened as dataset=folder" in caplog.text
-    with pytest.raises(ConfigError, match=r"found images, and dataset=folder has no option colour: choose from channe"):
+    with pytest.raises(ConfigError, match=r"found images, and dataset=folder has no option colour: choose from bands"):
         open_path(root, cache_dir=tmp_path, colour=1)
 
 

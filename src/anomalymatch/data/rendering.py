@@ -109,7 +109,8 @@ class Rendering:
     def __call__(self, pixels: Pixels, bands: Sequence[str]) -> Image:
         """Render one image, (h, w, band), to 8 bits, (h, w, channel).
 
-        NaN and fill values (`HOLE`) become 0, minus and plus infinity the darkest and brightest value, and a constant channel 0.
+        NaN, fill values (`HOLE`) and constant channels become 0, minus and plus infinity the darkest and brightest
+        value.
 
         Raises:
             UnreadableImageError: if no pixel is a finite number, or the number of bands is wrong.

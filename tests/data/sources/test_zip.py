@@ -92,7 +92,7 @@ def test_bad_members_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     reasons = [result.reason if isinstance(result, Reject) else "" for result in results]
     assert "Bad CRC-32" in reasons[0]
     assert reasons[1] == "it is encrypted: unpack the archive with its password"
-    assert reasons[2] == "it claims 2,147,483,648 bytes, which is more than 268,435,456"
+    assert reasons[2] == "it has 2,147,483,648 bytes, which is more than 268,435,456"
     assert "Bad CRC-32" in reasons[3]
     assert reasons[4] == ""
     assert "not an image" in reasons[5]

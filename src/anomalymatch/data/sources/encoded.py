@@ -5,19 +5,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from anomalymatch.data.codecs import decode
+from anomalymatch.checks import Number, check_choice, check_range
+from anomalymatch.data.codecs import MODES, Colour, decode
 from anomalymatch.data.find import missing_root
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.remote import is_remote, local_path
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
-from anomalymatch.errors import DataError
+from anomalymatch.data.tiff import tiff_bands
+from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.types import Pixels
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"})
 CLASSES = ("auto", "folders", "subfolders", "none")
 MAX_BYTES = 2**28
 """Largest image file; larger ones are refused before they are read."""
+TIFF_SUFFIXES = (".tif", ".tiff")
+TRIED = 8
+"""First images in which bands are looked for, until one can be read."""
 
 
 class Listing(NamedTuple):
@@ -39,6 +44,13 @@ class EncodedSource(ImageSource):
         labels_file: a CSV `filename,label`, see `labels_or_truth`; None takes `labels.csv` beside the images where
             there is one. Its classes replace those in the archive.
         channels: channels of the decoded images: 1 (grey), 3 (RGB) or 4 (RGBA).
+        bands: names of all bands of TIFF files that are no pictures; None takes them from the OME or GDAL metadata of
+            the first image, or numbers them, if that is such a file. A file that names the same bands in another order
+            is reordered, and one with another number of bands is a reject.
+        channels_background: colour behind transparent parts of images, a grey level or [red, green, blue] from 0 to
+            255; with `channels=4` the opacity is kept instead.
+        max_pixels: limit of the pixels (height times width) of an image, which is a reject beyond it; None takes a
+            limit by the memory of the machine, see `codecs.default_max_pixels`.
         cache_dir: folder for copies of archives at a URL.
         storage_options: arguments of the URL's file system, {"anon": True} for a public bucket of S3.
         rendering: conversion of the bands to 8-bit channels.
@@ -62,10 +74,16 @@ class EncodedSource(ImageSource):
         *,
         labels_file: str | Path | None = None,
         channels: int = 3,
+        bands: Sequence[str] | None = None,
+        channels_background: Colour = 0,
+        max_pixels: int | None = None,
         cache_dir: str | Path | None = None,
         storage_options: Mapping[str, Any] | None = None,
         rendering: Rendering = EIGHT_BITS,
     ) -> None:
+        check_choice("dataset.source.channels", channels, MODES)
+        check_range("dataset.source.max_pixels", max_pixels, low=1, null=True)
+        self._background, self._max_pixels = _colour(channels_background), max_pixels
         if root is None:
             raise missing_root(self.dataset, self.expected)
         in_place = is_remote(root) and not self.suffixes
@@ -73,11 +91,13 @@ class EncodedSource(ImageSource):
         listing = self.list_images(place, None if cache_dir is None else Path(cache_dir).expanduser())
         self.folder = listing.folder
         labels, truth = self.read_labels(labels_file, listing.ids, place)
+        names = self._find_bands(listing.ids) if bands is None else band_names(bands, len(bands))
+        self._named = names is not None
         super().__init__(
             name=listing.name or Path(place).resolve().stem,
             ids=listing.ids,
-            fingerprint=hash_rows(listing.fingerprint, [(channels,)]),
-            bands=band_names(None, channels),
+            fingerprint=hash_rows(listing.fingerprint, [(names or channels, self._background, max_pixels)]),
+            bands=names or band_names(None, channels),
             rendering=rendering,
             labels=labels,
             truth=listing.classes if truth is None else truth,
@@ -110,7 +130,56 @@ class EncodedSource(ImageSource):
 
     def load(self, position: int) -> Pixels:
         """See `ImageSource.load`."""
-        return decode(self.read_bytes(position), len(self.bands))
+        return self.decode(self.read_bytes(position))
+
+    def decode(self, data: bytes) -> Pixels:
+        """Decode an image file as this source does.
+
+        Raises:
+            UnreadableImageError: with the reason, if it cannot be decoded.
+        """
+        check_bytes(len(data))
+        return decode(
+            data,
+            len(self.bands),
+            bands=self.bands if self._named else None,
+            background=self._background,
+            max_pixels=self._max_pixels,
+        )
+
+    def is_tiff(self, id_: str, position: int) -> bool:
+        """Tell whether an image is a TIFF file, by the suffix of its id; reads no image."""
+        return id_.lower().endswith(TIFF_SUFFIXES)
+
+    def _find_bands(self, ids: Sequence[str]) -> tuple[str, ...] | None:
+        """Return the names of the bands of the first image that can be read; None if it is a picture."""
+        for position in range(min(TRIED, len(ids))):
+            try:
+                if not self.is_tiff(ids[position], position):
+                    return None
+                return tiff_bands(self.read_bytes(position))
+            except UnreadableImageError:
+                continue
+        return None
+
+
+def check_bytes(n_bytes: int) -> None:
+    """Refuse an image file of more than `MAX_BYTES`, before it is read.
+
+    Raises:
+        UnreadableImageError: if it is larger.
+    """
+    if n_bytes > MAX_BYTES:
+        raise UnreadableImageError(f"it has {n_bytes:,} bytes, which is more than {MAX_BYTES:,}")
+
+
+def _colour(given: Any) -> tuple[float, ...]:
+    values = [given] if isinstance(given, Number) else list(given)
+    if len(values) not in (1, 3):
+        raise ConfigError(f"dataset.source.channels_background is {given}: it must be one number or three")
+    for value in values:
+        check_range("dataset.source.channels_background", value, low=0, high=255)
+    return tuple(map(float, values))
 
 
 def folder_classes(root: Path | str, paths: Sequence[str], classes: str) -> dict[str, str] | None:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from anomalymatch.checks import check_choice
+from anomalymatch.data.codecs import Colour
 from anomalymatch.data.download import with_retries
 from anomalymatch.data.find import Scan, scan_for
 from anomalymatch.data.remote import Remote, RemoteFile, hash_entries, transfer_reason
@@ -16,10 +17,10 @@ from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import EIGHT_BITS, hash_rows
 from anomalymatch.data.sources.encoded import (
     CLASSES,
-    MAX_BYTES,
     SUFFIXES,
     EncodedSource,
     Listing,
+    check_bytes,
     folder_classes,
     no_images,
 )
@@ -61,6 +62,9 @@ class FolderSource(EncodedSource):
         classes: str = "auto",
         leave_out: Sequence[str] = (),
         channels: int = 3,
+        bands: Sequence[str] | None = None,
+        channels_background: Colour = 0,
+        max_pixels: int | None = None,
         storage_options: Mapping[str, Any] | None = None,
         scanned: Scan | None = None,
         rendering: Rendering = EIGHT_BITS,
@@ -68,7 +72,15 @@ class FolderSource(EncodedSource):
         check_choice("dataset.source.classes", classes, CLASSES)
         self._leave_out = frozenset(leave_out)
         self._classes, self._storage_options, self._scanned = classes, storage_options, scanned
-        super().__init__(root, labels_file=labels_file, channels=channels, rendering=rendering)
+        super().__init__(
+            root,
+            labels_file=labels_file,
+            channels=channels,
+            bands=bands,
+            channels_background=channels_background,
+            max_pixels=max_pixels,
+            rendering=rendering,
+        )
         self._scanned = None
 
     def list_images(self, place: str | Path, cache_dir: Path | None) -> Listing:
@@ -89,7 +101,8 @@ class FolderSource(EncodedSource):
                 raise no_images(place, f"files outside of {listed(self._leave_out)}")
             ids = [entry[0] for entry in entries]
             name, fingerprint = place.resolve().name, hash_rows("folder", entries)
-        folder = None if isinstance(place, str) else place
+        folder = self._folder = None if isinstance(place, str) else place
+        self._ids = ids
         layout = describe_layout(folder, ids) if self._classes == "auto" else None
         if layout:
             logger.warning("%s: %s", place, layout)
@@ -107,12 +120,10 @@ class FolderSource(EncodedSource):
         """See `EncodedSource.read_bytes`."""
         if self._remote is not None:
             return _fetch(self._remote, self._entries[position])
-        assert self.folder is not None
+        assert self._folder is not None
         try:
-            with (self.folder / self.ids[position]).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_BYTES:
-                    raise UnreadableImageError(f"it has {size:,} bytes, which is more than {MAX_BYTES:,}")
+            with (self._folder / self._ids[position]).open("rb") as file:
+                check_bytes(os.fstat(file.fileno()).st_size)
                 return file.read()
         except OSError as error:
             raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
@@ -147,8 +158,7 @@ def _fetch(remote: Remote, entry: RemoteFile) -> bytes:
             raise OSError(f"got {len(data):,} bytes where {entry.size:,} were listed")
         return data
 
-    if (entry.size or 0) > MAX_BYTES:
-        raise UnreadableImageError(f"it has {entry.size:,} bytes, which is more than {MAX_BYTES:,}")
+    check_bytes(entry.size or 0)
     try:
         return with_retries(attempt, entry.path)
     except Exception as error:  # each file system has errors of its own

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -20,7 +21,7 @@ from anomalymatch.checks import check_choice
 from anomalymatch.data.find import damaged_file, find_files, is_hidden, is_utf8, stamp
 from anomalymatch.data.labels import LABELS_FILE
 from anomalymatch.data.source import hash_rows
-from anomalymatch.data.sources.encoded import MAX_BYTES, SUFFIXES, EncodedSource, Listing, check_complete
+from anomalymatch.data.sources.encoded import SUFFIXES, TRIED, EncodedSource, Listing, check_bytes, check_complete
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.progress import progress
@@ -90,17 +91,21 @@ class WebDatasetSource(EncodedSource):
         self._shards = np.array([sample.shard for sample in samples.values()], dtype=np.int32)
         self._offsets = np.array([sample.offset for sample in samples.values()], dtype=np.int64)
         self._sizes = np.array([sample.size for sample in samples.values()], dtype=np.int64)
+        self._first_members = [sample.member for sample in islice(samples.values(), TRIED)]
         self._stats = [stamp(file) for file in self._files]
         self._opened: LRU[Path, int] = LRU(OPEN_FILES, close=os.close)
         shards = [(file.name, *stat) for file, stat in zip(self._files, self._stats, strict=True)]
         fingerprint = hash_rows("webdataset", [*shards, (hashlib.sha256(self._offsets.tobytes()).hexdigest(),)])
         return Listing(list(samples), fingerprint, _truth(place, samples, label_key))
 
+    def is_tiff(self, id_: str, position: int) -> bool:
+        """See `EncodedSource.is_tiff`; keys have no suffix, but members have."""
+        return super().is_tiff(self._first_members[position], position)
+
     def read_bytes(self, position: int) -> bytes:
         """See `EncodedSource.read_bytes`."""
         shard, size = int(self._shards[position]), int(self._sizes[position])
-        if size > MAX_BYTES:
-            raise UnreadableImageError(f"it claims {size:,} bytes, which is more than {MAX_BYTES:,}")
+        check_bytes(size)
         file = self._files[shard]
         try:
             with self._opened.use(file, partial(os.open, file, os.O_RDONLY)) as opened:

@@ -17,10 +17,10 @@ from anomalymatch.data.labels import LABELS_FILE, labels_or_truth, parse_labels_
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.encoded import (
     CLASSES,
-    MAX_BYTES,
     SUFFIXES,
     EncodedSource,
     Listing,
+    check_bytes,
     folder_classes,
     no_images,
 )
@@ -158,8 +158,7 @@ def _read(opened: zipfile.ZipFile, name: str) -> bytes:
     info = opened.getinfo(name)
     if info.flag_bits & _ENCRYPTED:
         raise UnreadableImageError("it is encrypted: unpack the archive with its password")
-    if info.file_size > MAX_BYTES:
-        raise UnreadableImageError(f"it claims {info.file_size:,} bytes, which is more than {MAX_BYTES:,}")
+    check_bytes(info.file_size)
     with opened.open(info) as file:
         # Without a limit the decompressor would go on beyond the claimed size.
         data = file.read(info.file_size + 1)
