@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from astropy.io import fits
 from PIL import Image as PillowImage
 
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.sources.fits import FitsSource
+from anomalymatch.data.sources.folder import FolderSource
 from anomalymatch.errors import DataError
 from anomalymatch.ui import examples
 from anomalymatch.ui.examples import Examples
@@ -193,6 +195,21 @@ def test_archives_of_many_bands(tmp_path: Path, make: Any) -> None:
     colour = make(FitsSource(tmp_path / "f", rendering=Rendering("minmax", combine=combine)))
     assert len(colour.all()) == 0, "an example of five channels no longer fits"
     assert colour.add("a.png", file()).features.tolist() == encode(PIXELS).tolist()
+
+
+def test_examples_of_an_archive_of_tiff_bands(tmp_path: Path, make: Any) -> None:
+    bands = RNG.integers(0, 4000, (2, 6, 8, 5), dtype=np.uint16)
+    files = []
+    for n, pixels in enumerate(bands):
+        path = tmp_path / "archive" / f"{n}.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+        files.append(path.read_bytes())
+    source = FolderSource(tmp_path / "archive")
+    some = make(source)
+    assert some.add("x.tif", files[1]).features.tolist() == encode(source.read(source.ids)[1]).tolist()
+    with pytest.raises(DataError, match="band0"):
+        some.add("x.png", file())
 
 
 def test_unsuitable_files_in_the_folder_are_ignored(make: Any, tmp_path: Path, caplog: Any, png_claiming: Any) -> None:

@@ -77,6 +77,17 @@ def tiff_bands(data: bytes) -> tuple[str, ...] | None:
         return None if layout.picture else layout.names or tuple(f"band{i}" for i in range(layout.n_bands))
 
 
+def picture_channels(data: bytes) -> int:
+    """Return the number of channels that show a TIFF picture: 1 (grey), 3 (RGB) or 4 (with alpha).
+
+    Raises:
+        UnreadableImageError: if it is damaged.
+    """
+    with _opened(data) as file:
+        layout, photometric = _layout(file), file.pages.first.photometric
+        return 4 if layout.alpha != "none" else 3 if layout.colours > 1 or photometric == _PALETTE else 1
+
+
 def decode_tiff(data: bytes, max_pixels: int, bands: Sequence[str] | None = None) -> TiffImage:
     """Decode the first image of a TIFF file.
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as transforms
 
+from anomalymatch.data.codecs import exif_of
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import ImageBatch, central_square, prefetch, read_images, resize, scaled_shape
 from anomalymatch.errors import ConfigError, UnreadableImageError
 
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
-_HEADER_BYTES = 2**16
 _Fetched = tuple[Sequence[str], dict[str, Tensor]]
 """Ids of a batch, and the bytes of its plain JPEGs by id."""
 
@@ -68,7 +68,7 @@ def _fetch(source: ImageSource, ids: Sequence[str]) -> _Fetched:
 
 def _is_plain(data: bytes) -> bool:
     """Return True for a complete JPEG that needs no turning, which hardware decodes entirely."""
-    return data.startswith(_START) and data.rstrip(b"\0").endswith(_END) and b"Exif" not in data[:_HEADER_BYTES]
+    return data.startswith(_START) and data.rstrip(b"\0").endswith(_END) and exif_of(data) is None
 
 
 def _decoded(source: ImageSource, fetched: _Fetched, size: int, device: torch.device) -> ImageBatch:

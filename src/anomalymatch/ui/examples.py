@@ -17,6 +17,7 @@ from PIL import PngImagePlugin
 from anomalymatch.data.codecs import FORMATS, MODES, decode
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.fits import FitsImages
+from anomalymatch.data.tiff import MAGIC
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder, remove_leftovers, storage_errors
 from anomalymatch.text import printable
@@ -148,14 +149,18 @@ class Examples:
         source = self.source
         if data.startswith(b"SIMPLE"):
             return self._decoded_fits(data)
-        _check_header(data)
+        is_tiff = data.startswith(MAGIC)
+        if not is_tiff:
+            _check_header(data)
         bands = len(source.bands)
-        if bands in MODES:
-            pixels = decode(data, bands)
+        if bands in MODES or (is_tiff and source.encoded):
+            named = source.bands if bands not in MODES else None
+            pixels = decode(data, bands, bands=named, max_pixels=MAX_PIXELS)
             if pixels.dtype != np.uint8 or self._has_eight_bits():
                 return source.rendering(_smaller(pixels), source.bands)
         # An 8-bit picture for an archive of deeper pixels is stretched already.
-        pixels = decode(data, source.channels) if source.channels in MODES else np.zeros((0, 0, 0))
+        channels = source.channels
+        pixels = decode(data, channels, max_pixels=MAX_PIXELS) if channels in MODES else np.zeros((0, 0, 0))
         if pixels.dtype != np.uint8:
             raise UnreadableImageError(
                 f"the images of this archive have the bands {', '.join(source.bands)}: drop a FITS file that has them"

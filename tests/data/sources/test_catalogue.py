@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from astropy.io import fits
 from astropy.nddata import Cutout2D
 from astropy.table import MaskedColumn, Table
@@ -192,6 +193,9 @@ def test_kinds_of_tiles(tmp_path: Path) -> None:
         assert cut(name)[1, 1].tolist() == [10, 5, 0]
     assert cut("f.tif")[..., 0].tolist() == TILE[4:6, 9:11].tolist()
     assert cut("s.fits")[1, 1, 0] == 1 + 2 * 510
+    bands = np.stack([TILE + n for n in range(5)], axis=2).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "b.tif", bands, photometric="minisblack", planarconfig="contig")
+    assert cut("b.tif").tolist() == bands[4:6, 9:11].tolist()
 
 
 @pytest.mark.parametrize(("kind", "padded"), [("u1", "u1"), ("i2", "f4"), ("u4", "f8"), ("f8", "f8")])

@@ -15,6 +15,7 @@ from anomalymatch.data.sources.catalogue_rows import CatalogueRows, Codes
 from anomalymatch.data.sources.fits import FITS_SUFFIXES, FitsImages, read_sky
 from anomalymatch.data.sources.fits_file import Extensions
 from anomalymatch.data.sources.sky import Sky, assign
+from anomalymatch.data.tiff import MAGIC, picture_channels, tiff_bands
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.progress import progress
 from anomalymatch.types import Pixels
@@ -90,9 +91,10 @@ def open_tile(path: Path, extensions: Extensions, layout: str = "auto") -> Archi
     if name.endswith(FITS_SUFFIXES):
         images = FitsImages(path, extensions, layout=layout, mapped=True)
         return ArchiveTile(path.name, images.shape, images.bands, images.names, images.units, images.sky(), images)
-    array = _Array(path, _load_npy(path) if name.endswith(".npy") else _decode(path))
+    pixels, names = (_load_npy(path), None) if name.endswith(".npy") else _decode(path)
+    array = _Array(path, pixels)
     height, width, bands = array.pixels.shape
-    return ArchiveTile(path.name, (height, width), bands, None, None, None, array)
+    return ArchiveTile(path.name, (height, width), bands, names, None, None, array)
 
 
 def _padding(dtype: np.dtype) -> tuple[np.dtype, float]:
@@ -116,22 +118,21 @@ def _load_npy(path: Path) -> np.ndarray:
     return array
 
 
-def _decode(path: Path) -> np.ndarray:
+def _decode(path: Path) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Decode an image file with all its channels; return the names of its bands, too, if it is no picture."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
+    if data.startswith(MAGIC):
+        names = tiff_bands(data)
+        return decode(data, picture_channels(data), bands=names, max_pixels=MAX_PIXELS), names
     try:
         with PillowImage.open(io.BytesIO(data), formats=FORMATS) as image:
-            count = len(image.getbands())
-            colour = image.mode == "P"
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
-    except UnreadableImageError:
-        raise
-    except Exception:  # deep TIFF, and damage: the decoder knows more
-        count, colour = 3, False
-    return decode(data, 3 if colour else {1: 1, 2: 4}.get(count, min(count, 4)))
+            count = 3 if image.mode == "P" else len(image.getbands())
+    except Exception:  # the decoder knows the reason
+        count = 3
+    return decode(data, {1: 1, 2: 4}.get(count, min(count, 4)), max_pixels=MAX_PIXELS), None
 
 
 def tiles_by_name(rows: CatalogueRows) -> tuple[list[Codes], list[str]]:
