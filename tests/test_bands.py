@@ -3,9 +3,10 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from astropy.io import fits
 from astropy.table import Table
-from pictures import wcs
+from pictures import wcs, write_zip
 
 import anomalymatch as am
 from anomalymatch.errors import DataError
@@ -52,6 +53,35 @@ def test_scoring_uses_the_bands_and_the_stretch_of_the_training(archive, job, tm
         am.score(*shared, "dataset.source.bands=[z,i,r,g,u]", f"output={tmp_path / 'permuted'}")
     with pytest.raises(DataError, match="band0, band1, band2, band3, band4"):
         am.score(*shared, f"output={tmp_path / 'unnamed'}")
+
+
+@pytest.mark.slow
+def test_tiff_files_of_five_bands_are_scored_in_any_archive_and_order(archive, job, tmp_path, without_pictures):
+    with np.load(archive) as survey:
+        bands, labels = survey["images"], survey["labels"]
+    files = {}
+    for n, (pixels, label) in enumerate(zip(bands, labels, strict=True)):
+        for kind, order in (("folder", slice(None)), ("zip", slice(None, None, -1))):
+            items = "".join(f'<Item sample="{k}" role="description">{b}</Item>' for k, b in enumerate(BANDS[order]))
+            tag = (42112, "s", 0, f"<GDALMetadata>{items}</GDALMetadata>", True)
+            file = tmp_path / kind / str(label) / f"{n:02d}.tif"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            form = {"photometric": "minisblack", "planarconfig": "contig"}
+            tifffile.imwrite(file, np.ascontiguousarray(pixels[..., order]), extratags=[tag], **form)
+            files[f"{label}/{n:02d}.tif"] = file.read_bytes()
+    write_zip(tmp_path / "b.zip", files)
+    images = ["dataset=folder", f"data.root={tmp_path / 'folder'}", "dataset.anomaly=1", "stretch=asinh"]
+    am.run(*job, *images, *PROBE, folder=tmp_path / "run")
+    shared = [f"run={tmp_path / 'run'}", "scoring.backend=torch"]
+    scores = []
+    for place, more in (("folder", []), ("b.zip", ["dataset=zip", f"dataset.source.bands=[{','.join(BANDS)}]"])):
+        folder = am.score(*shared, f"data={tmp_path / place}", *more, f"output={tmp_path / 'scores' / place}")
+        table = pq.read_table(folder / "scores")
+        scores.append(dict(zip(table["id"].to_pylist(), table["logit"].to_pylist(), strict=True)))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert len(scores[0]) == 60
+    with pytest.raises(DataError, match="bands z, i, r, g, u"):
+        am.score(*shared, f"data={tmp_path / 'b.zip'}", f"output={tmp_path / 'permuted'}")
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
 """The command, as a newcomer meets it: most of it in this process, because a new one takes ten seconds to import."""
 
+import re
 import sys
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from pictures import write_photos
 
 import anomalymatch as am
@@ -148,3 +151,25 @@ def test_own_images_run_two_cycles_with_labels_from_a_file(command, photos, tiny
     assert outcome.code == 0, outcome.err
     rows = [line.split(",")[:4] for line in (tmp_path / "out" / "metrics.csv").read_text().splitlines()]
     assert rows == [["cycle", "labels", "found", "rejects"], ["1", "4", "1", "3"], ["2", "5", "2", "3"]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["algorithm=probe"], ["algorithm=probe", "al.cold_start=mixed"], ["algorithm=knn"], ["algorithm=fixmatch"]],
+    ids=" ".join,
+)
+def test_a_run_in_which_nothing_can_be_read_gives_the_commonest_reason(command, tiny_model, tmp_path, words):
+    folder = tmp_path / "bands"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(b"text")
+    for n in range(1, 8):
+        pixels = np.zeros((8, 8, 12), np.uint16)
+        tifffile.imwrite(folder / f"{n}.tif", pixels, photometric="minisblack", planarconfig="contig")
+    if "al.cold_start=mixed" not in words:
+        (folder / "labels.csv").write_text("filename,label\n0.png,anomaly\n1.tif,normal\n2.tif,normal\n")
+    outcome = command("dataset=folder", f"data.root={folder}", *tiny_model, *words, "logger=none")
+    assert outcome.code == 1
+    pattern = r"bands: none of \d images can be read: \d of them because it has 12 bands.*\.tif\)"
+    assert re.search(pattern, outcome.error_line)
+    (found,) = tmp_path.rglob("rejects.parquet")
+    assert pq.read_table(found).num_rows >= 3

@@ -1,7 +1,10 @@
 """Errors shown to the user as one sentence, without a stack trace."""
 
 import re
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires
+
+from anomalymatch.types import Reject
 
 
 class AnomalyMatchError(Exception):
@@ -26,6 +29,14 @@ class DownloadError(DataError):
 
 class UnreadableImageError(DataError):
     """One image cannot be decoded; sources convert this error to a `Reject`."""
+
+
+class NoReadableImageError(DataError):
+    """None of the images can be read."""
+
+    def __init__(self, message: str, rejects: Sequence[Reject]) -> None:
+        super().__init__(message)
+        self.rejects = rejects
 
 
 class LabelError(AnomalyMatchError):

@@ -30,7 +30,7 @@ from anomalymatch.checks import check_range
 from anomalymatch.data.label_log import FROM_FILE, csv_text, export_csv
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task, initial_labels
-from anomalymatch.errors import LabelError
+from anomalymatch.errors import LabelError, NoReadableImageError
 from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.evaluation.metrics import cycle_metrics
 from anomalymatch.files import write_text
@@ -209,7 +209,11 @@ class ActiveLoop:
         labels = self._present(given)
         live = LiveSteps(self.folder.path / LIVE, cycle, partial(self.tracker.log_step, cycle))
         self.learner.on_step = live
-        self.learner.fit(labels, pool=pool, cycle=cycle)
+        try:
+            self.learner.fit(labels, pool=pool, cycle=cycle)
+        except NoReadableImageError as error:
+            write_rejects(error.rejects, self.folder.path / "rejects.parquet")
+            raise
         steps = live.finish()
         ranking = self.learner.rank([*self.task.pool, *self.task.holdout])
         row = cycle_metrics(cycle, self.task, labels, ranking, self._baseline_ranking(labels, pool))

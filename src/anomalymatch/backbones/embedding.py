@@ -97,7 +97,7 @@ class Embedding:
         wanted = ids if orientations > 1 else []
         missing = [id_ for id_ in dict.fromkeys(wanted) if (id_, orientations) not in self._reoriented]
         if missing:
-            found = read_images(self.source, missing)
+            found = read_images(self.source, missing, self.image_size)
             for id_, image in zip(found.ids, found.images, strict=True):
                 batch = to_tensor([resize(image, self.image_size, self.source.rendering.fit)])
                 turned = torch.cat([reoriented(batch, i) for i in range(1, orientations)])

@@ -23,7 +23,7 @@ from anomalymatch.data.labels import LABELS_FILE
 from anomalymatch.data.open import open_path
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.sources.parquet import REJECTS_FILE
-from anomalymatch.data.stream import prefetch, scale, scaled_shape
+from anomalymatch.data.stream import none_readable, prefetch, scale, scaled_shape
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder, remove_leftovers
 from anomalymatch.progress import Advance, progress
@@ -168,7 +168,11 @@ def _encoder(source: ImageSource, size: int | None, encoding: str, quality: int)
         PillowImage.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, **_LOSSLESS[encoding])
         return buffer.getvalue()
 
-    return lambda ids: [(id_, encode(item)) for id_, item in zip(ids, source.read(ids), strict=True)]
+    def encode_batch(ids: Sequence[str]) -> Encoded:
+        items = source.read(ids) if size is None else source.read_for(ids, size)
+        return [(id_, encode(item)) for id_, item in zip(ids, items, strict=True)]
+
+    return encode_batch
 
 
 def _write_shard(file: Path, plan: _Plan, batches: Iterator[Encoded], advance: Advance) -> None:
@@ -226,7 +230,7 @@ def _finish(source: ImageSource, target: Path, files: Sequence[Path]) -> None:
     rejects = [Reject(*reject) for file in files for reject in _note(file)["rejects"]]
     write_rejects(rejects, target / REJECTS_FILE)
     if len(rejects) == len(source.ids):
-        raise DataError(f"{source.name}: none of its images could be read, the first because: {rejects[0].reason}")
+        raise none_readable(source, rejects)
     unread = {reject.id for reject in rejects}
     if labels := {id_: Label(label) for id_, label in source.labels.items() if id_ not in unread}:
         export_csv(labels, target / LABELS_FILE)

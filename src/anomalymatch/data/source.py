@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -156,9 +156,15 @@ class ImageSource(ABC):
 
         Images are read in their order in the archive, and returned in the order of `ids`.
         """
-        places = [self.storage_order(self._position[id_]) for id_ in ids]
-        images = {i: self._read(ids[i]) for i in sorted(range(len(ids)), key=places.__getitem__)}
-        return [images[i] for i in range(len(ids))]
+        return self._map(self._read, ids)
+
+    def read_for(self, ids: Sequence[str], size: int) -> list[Image | Reject]:
+        """Read images that are to be resized to `size` pixels, as `read` does.
+
+        Training, features and scoring read with this method, so that all see the same pixels. A source may deliver
+        larger images at a reduced size, of at least twice `size` pixels on each side; by default none does.
+        """
+        return self.read(ids)
 
     def storage_order(self, position: int) -> int:
         """Return a number that sorts images by their place in the archive; by default `position`."""
@@ -215,10 +221,16 @@ class ImageSource(ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _read(self, id_: str) -> Image | Reject:
+    def _map(self, read: Callable[[str], Image | Reject], ids: Sequence[str]) -> list[Image | Reject]:
+        """Call `read` for each id, in the order of the archive; return the results in the order of `ids`."""
+        places = [self.storage_order(self._position[id_]) for id_ in ids]
+        images = {i: read(ids[i]) for i in sorted(range(len(ids)), key=places.__getitem__)}
+        return [images[i] for i in range(len(ids))]
+
+    def _read(self, id_: str, load: Callable[[int], Pixels] | None = None) -> Image | Reject:
         position = self._position[id_]
         try:
-            return self.rendering(self.load(position), self.bands)
+            return self.rendering((load or self.load)(position), self.bands)
         except UnreadableImageError as error:
             return Reject(id_, str(error))
         except MemoryError:

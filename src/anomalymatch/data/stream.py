@@ -1,6 +1,6 @@
 """Read many images: rejects kept apart, decoded and resized in parallel, in order, in constant memory."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -13,7 +13,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from anomalymatch.data.source import ImageSource
-from anomalymatch.errors import DataError
+from anomalymatch.errors import NoReadableImageError
 from anomalymatch.progress import Advance, ignore_progress
 from anomalymatch.types import Image, Reject
 
@@ -45,10 +45,11 @@ class ImageBatch(NamedTuple):
     rejects: list[Reject]
 
 
-def read_images(source: ImageSource, ids: Sequence[str]) -> ReadImages:
-    """Decode `ids`, all at once."""
+def read_images(source: ImageSource, ids: Sequence[str], size: int | None = None) -> ReadImages:
+    """Decode `ids`, all at once; `size` is the side to which they are to be resized, see `ImageSource.read_for`."""
     found = ReadImages([], [], [])
-    for id_, item in zip(ids, source.read(ids), strict=True):
+    items = source.read(ids) if size is None else source.read_for(ids, size)
+    for id_, item in zip(ids, items, strict=True):
         if isinstance(item, Reject):
             found.rejects.append(item)
         else:
@@ -57,18 +58,30 @@ def read_images(source: ImageSource, ids: Sequence[str]) -> ReadImages:
     return found
 
 
-def next_readable(source: ImageSource, ids: Sequence[str], position: int) -> tuple[Image, int]:
+def next_readable(source: ImageSource, ids: Sequence[str], position: int, size: int) -> tuple[Image, int]:
     """Return the image at `position` of `ids`, or the next one that can be read, and its position; the end wraps round.
 
+    `size` is the side to which it is to be resized, see `ImageSource.read_for`.
+
     Raises:
-        DataError: if none can be read.
+        NoReadableImageError: if none can be read.
     """
+    rejects: list[Reject] = []
     for step in range(len(ids)):
         candidate = (position + step) % len(ids)
-        image = source.read([ids[candidate]])[0]
+        image = source.read_for([ids[candidate]], size)[0]
         if not isinstance(image, Reject):
             return image, candidate
-    raise DataError(f"none of the {len(ids)} images to learn from can be read")
+        rejects.append(image)
+    raise none_readable(source, rejects)
+
+
+def none_readable(source: ImageSource, rejects: Sequence[Reject]) -> NoReadableImageError:
+    """Return the error about images of which none can be read, with the commonest reason and a file as an example."""
+    (reason, count), *_ = Counter(reject.reason for reject in rejects).most_common(1)
+    example = next(reject.id for reject in rejects if reject.reason == reason)
+    message = f"none of {len(rejects):,} images can be read: {count:,} of them because {reason} (as {example})"
+    return NoReadableImageError(f"{source.name}: {message}", rejects)
 
 
 def collect(
@@ -117,7 +130,7 @@ def stream_batches(
 
 def load_batch(source: ImageSource, ids: Sequence[str], size: int) -> ImageBatch:
     """Decode and resize `ids` in this thread."""
-    found = read_images(source, ids)
+    found = read_images(source, ids, size)
     images = [resize(image, size, source.rendering.fit) for image in found.images]
     empty = torch.empty(0, source.channels, size, size, dtype=torch.uint8)
     return ImageBatch(found.ids, to_tensor(images) if images else empty, found.rejects)

@@ -141,7 +141,8 @@ def _opened(data: bytes) -> Iterator[tifffile.TiffFile]:
     except UnreadableImageError:
         raise
     except Exception as error:  # damage can make a codec raise anything
-        raise UnreadableImageError(f"this TIFF cannot be decoded: {error or type(error).__name__}") from None
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UnreadableImageError(f"this TIFF cannot be decoded ({why})") from None
     finally:
         _quiet.reset(token)
 

@@ -75,7 +75,7 @@ def _decoded(source: ImageSource, fetched: _Fetched, size: int, device: torch.de
     ids, jpegs = fetched
     fit = source.rendering.fit
     done = _on_device(jpegs, size, fit, device)
-    rest = read_images(source, [id_ for id_ in ids if id_ not in done])
+    rest = read_images(source, [id_ for id_ in ids if id_ not in done], size)
     for id_, image in zip(rest.ids, rest.images, strict=True):
         done[id_] = torch.from_numpy(np.ascontiguousarray(resize(image, size, fit))).permute(2, 0, 1).to(device)
     kept = [id_ for id_ in ids if id_ in done]

@@ -180,7 +180,7 @@ def test_nothing_readable_is_a_clear_error(mixed, make_source):
     source = make_source(40)
     labels = labels_of(source)
     pool = [id_ for id_ in source.ids if id_ not in labels]
-    with pytest.raises(DataError, match="none of the 32 images"):
+    with pytest.raises(DataError, match="none of 32 images"):
         batches(mixed(unreadable=pool))
     with pytest.raises(LabelError, match="'anomaly'"):
         mixed(unreadable=["im000000", "im000010"]).labelled()

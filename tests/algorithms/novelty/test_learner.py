@@ -66,7 +66,7 @@ def test_enough_labelled_normals_are_used_alone(make, small, labels, algorithm):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_unusable_images_raise(make, make_source, algorithm):
     ids = make_source(20).ids
-    with pytest.raises(DataError, match="none of the 20 images to learn from can be read"):
+    with pytest.raises(DataError, match="none of 20 images can be read: 20 "):
         make(algorithm, source=make_source(20, unreadable=set(ids), truth=None, fingerprint="bad")).fit({})
     with pytest.raises(DataError, match=r"needs at least \d+ normal images to learn from, and 1 are left"):
         make(algorithm, source=make_source(1, truth=None)).fit({})

@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,10 +15,13 @@ import tifffile
 from pictures import png, write_tar, write_zip
 from PIL import Image as PillowImage
 
+from anomalymatch.data.convert import convert
 from anomalymatch.data.open import open_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.sources import encoded
 from anomalymatch.data.sources.folder import FolderSource
+from anomalymatch.data.sources.parquet import ParquetSource
+from anomalymatch.data.stream import next_readable, resize, stream
 from anomalymatch.errors import ConfigError
 from anomalymatch.types import Reject
 
@@ -160,3 +164,27 @@ def test_an_image_without_memory_is_a_reject(tmp_path: Path, monkeypatch: pytest
     first, second = source.read(source.ids)
     assert first == Reject("a.png", "it needs more memory than there is")
     assert second[0, 0, 0] == 2
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_large_jpegs_are_decoded_at_a_reduced_scale_everywhere(tmp_path: Path, turned: bool) -> None:
+    """Features, training and scoring see the same pixels, which a full decoding hardly changes."""
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+    picture = PillowImage.fromarray(cv2.resize(coarse, (400, 320), interpolation=cv2.INTER_CUBIC))
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6 if turned else 1
+    for name in ("a.jpg", "b.jpg"):
+        picture.save(tmp_path / name, quality=92, exif=exif)
+    source = FolderSource(tmp_path)
+    reduced = source.read_for(["a.jpg"], 32)[0]
+    assert reduced.shape == ((100, 80, 3) if turned else (80, 100, 3))
+    assert source.read(["a.jpg"])[0].shape[:2] == ((400, 320) if turned else (320, 400))
+    expected = resize(reduced, 32)
+    assert np.abs(expected.astype(int) - resize(source.read(["a.jpg"])[0], 32)).max() <= 4
+    batch = next(stream(source, ["a.jpg"], size=32, batch_size=1))
+    np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0), expected)
+    np.testing.assert_array_equal(next_readable(source, ["a.jpg"], 0, 32)[0], reduced)
+    packed = ParquetSource(convert(source, tmp_path / "packed", size=32, encoding="png"))
+    np.testing.assert_array_equal(packed.read(["a.jpg"])[0], expected)
+    stretched = FolderSource(tmp_path, rendering=Rendering(curve="sqrt"))
+    assert stretched.read_for(["a.jpg"], 32)[0].shape == source.read(["a.jpg"])[0].shape

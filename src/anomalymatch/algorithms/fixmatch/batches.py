@@ -17,7 +17,7 @@ from anomalymatch.algorithms.fixmatch.views import Augmentation, View
 from anomalymatch.checks import check_range
 from anomalymatch.data.labels import training_ids
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import next_readable, read_images, resize
+from anomalymatch.data.stream import next_readable, none_readable, read_images, resize
 from anomalymatch.errors import ConfigError, DataError
 from anomalymatch.types import Image
 
@@ -186,7 +186,7 @@ class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w
         return len(self.draws)
 
     def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]:
-        image, position = next_readable(self.source, self.pool, int(self.draws[draw]))
+        image, position = next_readable(self.source, self.pool, int(self.draws[draw]), self.size)
         image = resize(image, self.size, self.source.rendering.fit)
         weak = self.weak(image, derive_seed(self.seed, _WEAK, draw))
         strong = self.strong(image, derive_seed(self.seed, _STRONG, draw))
@@ -264,7 +264,9 @@ class MixedBatches(LightningDataModule):
 
     def labelled(self) -> LabelledViews:
         """Make the dataset of the labelled half of all batches; images that cannot be read are left out."""
-        found = read_images(self.source, sorted(self.labels))
+        found = read_images(self.source, sorted(self.labels), self.image_size)
+        if found.rejects and not found.ids:
+            raise none_readable(self.source, found.rejects)
         images = [resize(image, self.image_size, self.source.rendering.fit) for image in found.images]
         readable = dict(zip(found.ids, images, strict=True))
         anomalies, normals = training_ids({id_: self.labels[id_] for id_ in readable})

@@ -90,7 +90,7 @@ class PairedViews(Dataset[ViewPair]):
         return len(self.draws)
 
     def __getitem__(self, draw: int) -> ViewPair:
-        image = next_readable(self.source, self.ids, int(self.draws[draw]))[0]
+        image = next_readable(self.source, self.ids, int(self.draws[draw]), self.size)[0]
         image = resize(image, self.size, self.source.rendering.fit)
         first, second = (self.view(image, derive_seed(self.seed, kind, draw)) for kind in (_FIRST, _SECOND))
         return ViewPair(image_tensor(first), image_tensor(second))

@@ -16,8 +16,8 @@ from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.inference import OutputBatch
 from anomalymatch.checks import check_range
 from anomalymatch.data.labels import ids_labelled
-from anomalymatch.data.stream import collect
-from anomalymatch.errors import DataError, StorageError
+from anomalymatch.data.stream import collect, none_readable
+from anomalymatch.errors import StorageError
 from anomalymatch.files import write_text
 from anomalymatch.progress import progress
 from anomalymatch.ranking import Ranking
@@ -105,7 +105,7 @@ class DistanceLearner(ABC):
     def _read(self, wanted: Sequence[str]) -> tuple[list[str], Float32[np.ndarray, "n d"]]:
         found = collect(self.features(wanted), np.empty((0, 0), np.float32))
         if not found.ids:
-            raise DataError(f"none of the {len(wanted)} images to learn from can be read")
+            raise none_readable(self.embedding.source, found.rejects)
         return found.ids, found.rows
 
     def _fit_detector(self, ids: Sequence[str], rows: Float32[np.ndarray, "n d"], drop: float) -> None:

@@ -14,6 +14,7 @@ from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.features import Features
 from anomalymatch.backbones.network import Network
 from anomalymatch.data.labels import training_ids
+from anomalymatch.data.stream import none_readable
 from anomalymatch.errors import LabelError
 from anomalymatch.ranking import Ranking
 
@@ -60,9 +61,12 @@ def fit_probe(
 
     Raises:
         LabelError: if a label is of an unknown image, or no readable image is labelled anomaly, or none normal.
+        NoReadableImageError: if no labelled image can be read.
     """
     features = embedding.probe_features
-    readable, _ = features.split(labels)
+    readable, rejects = features.split(labels)
+    if rejects and not readable:
+        raise none_readable(embedding.source, rejects if features.ids else features.rejects)
     unknown = [id_ for id_ in readable if id_ not in features]
     if unknown:
         raise LabelError(

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,12 +15,14 @@ from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.tiff import tiff_bands
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
-from anomalymatch.types import Pixels
+from anomalymatch.types import Image, Pixels, Reject
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"})
 CLASSES = ("auto", "folders", "subfolders", "none")
 MAX_BYTES = 2**28
 """Largest image file; larger ones are refused before they are read."""
+MARGIN = 2
+"""Images that are decoded at a reduced scale keep this multiple of the size that they are resized to."""
 TIFF_SUFFIXES = (".tif", ".tiff")
 TRIED = 8
 """First images in which bands are looked for, until one can be read."""
@@ -132,8 +135,18 @@ class EncodedSource(ImageSource):
         """See `ImageSource.load`."""
         return self.decode(self.read_bytes(position))
 
-    def decode(self, data: bytes) -> Pixels:
-        """Decode an image file as this source does.
+    def read_for(self, ids: Sequence[str], size: int) -> list[Image | Reject]:
+        """See `ImageSource.read_for`: large JPEGs without a stretch are decoded at 1/2, 1/4 or 1/8 of their size."""
+        if not self.rendering.keeps_eight_bits:
+            return self.read(ids)
+        load = partial(self._load_reduced, at_least=MARGIN * size)
+        return self._map(partial(self._read, load=load), ids)
+
+    def _load_reduced(self, position: int, at_least: int) -> Pixels:
+        return self.decode(self.read_bytes(position), at_least)
+
+    def decode(self, data: bytes, at_least: int | None = None) -> Pixels:
+        """Decode an image file as this source does, see `codecs.decode`.
 
         Raises:
             UnreadableImageError: with the reason, if it cannot be decoded.
@@ -145,6 +158,7 @@ class EncodedSource(ImageSource):
             bands=self.bands if self._named else None,
             background=self._background,
             max_pixels=self._max_pixels,
+            at_least=at_least,
         )
 
     def is_tiff(self, id_: str, position: int) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -109,12 +109,11 @@ class FolderSource(EncodedSource):
         classes = None if layout else folder_classes(place, ids, self._classes)
         return Listing(ids, fingerprint, classes, name=name, folder=folder)
 
-    def read(self, ids: Sequence[str]) -> list[Image | Reject]:
-        """See `ImageSource.read`; images behind a URL are fetched in parallel."""
+    def _map(self, read: Callable[[str], Image | Reject], ids: Sequence[str]) -> list[Image | Reject]:
         if self._remote is None or len(ids) < 2:
-            return super().read(ids)
+            return super()._map(read, ids)
         with ThreadPoolExecutor(min(CONNECTIONS, len(ids)), thread_name_prefix="fetch") as pool:
-            return list(pool.map(self._read, ids))
+            return list(pool.map(read, ids))
 
     def read_bytes(self, position: int) -> bytes:
         """See `EncodedSource.read_bytes`."""
