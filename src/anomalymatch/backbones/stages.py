@@ -17,7 +17,9 @@ def stage_statistics(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, 
     """Compute standard deviation and maximum of each channel over the image: two L2-normalised blocks for each map."""
     blocks = []
     for m in maps:
-        deviation = (m.float().var((2, 3), correction=0) + 1e-12).sqrt()  # with a gradient where it vanishes
+        # PyTorch warns about the variance of an empty batch, in which no image can be read.
+        variance = m.float().var((2, 3), correction=0) if len(m) else m.float().sum((2, 3))
+        deviation = (variance + 1e-12).sqrt()  # with a gradient where it vanishes
         blocks += [F.normalize(deviation, dim=1), F.normalize(m.float().amax((2, 3)), dim=1)]
     return torch.cat(blocks, dim=1)
 
