@@ -3,6 +3,7 @@ import logging
 import struct
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -277,6 +278,16 @@ def test_missing_and_shared_strips_are_rejected() -> None:
     shared[start : start + len(long)] = long
     with pytest.raises(UnreadableImageError, match="share bytes"):
         decode(bytes(shared), 1)
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "png", "webp", "jpeg2000"])
+def test_strips_that_hold_a_larger_image_are_refused(compression: str) -> None:
+    large = np.zeros((1024, 1024, 3), np.uint8)
+    payload = getattr(imagecodecs, compression.replace("2000", "2k") + "_encode")(large)
+    data = tiff(SMOOTH, photometric="rgb", compression=compression, rowsperstrip=48)
+    forged = changed(changed(data, 273, len(data)), 279, len(payload)) + payload
+    with pytest.raises(UnreadableImageError, match="64 x 48 pixels holds an image of 1024 x 1024"):
+        decode(forged, 3)
 
 
 def test_large_images_are_refused_before_decoding() -> None:

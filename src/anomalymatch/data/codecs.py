@@ -166,6 +166,8 @@ def _decode_with_pillow(data: bytes, channels: int, background: Colour, limit: i
             return _from_pillow(_upright(image), channels, background)
     except UnreadableImageError:
         raise
+    except PillowImage.DecompressionBombError:
+        raise UnreadableImageError("it has more pixels than Pillow decodes; the limit is max_pixels") from None
     except UnidentifiedImageError:
         raise UnreadableImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # damage can make a codec raise anything, and must not end a run over millions of images

@@ -17,6 +17,7 @@ import tifffile
 from jaxtyping import Shaped
 from PIL import Image as PillowImage
 
+from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import UnreadableImageError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GREYS = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MASK)
 _RGB, _CMYK, _YCBCR = tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.SEPARATED, tifffile.PHOTOMETRIC.YCBCR
 _PALETTE, _WHITE = tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.MINISWHITE
+_INNER_FORMATS = ("JPEG", "PNG", "WEBP", "JPEG2000")
+_PADDING = 64
+"""Pixels by which an image in a strip or tile may be larger than that: encoders fill up their blocks."""
 _JPEGS = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
 _ORIENTATION, _GDAL_METADATA, _NODATA = 274, 42112, 42113  # tags
 _VALUES_PER_PIXEL = 4
@@ -104,7 +108,7 @@ def decode_tiff(data: bytes, max_pixels: int, bands: Sequence[str] | None = None
         layout = _layout(file)
         page = file.pages.first
         _check(page, layout, max_pixels)
-        planes = [_decode_page(file, layout, n, len(data)) for n in layout.pages]
+        planes = [_decode_page(file, layout, n, data) for n in layout.pages]
         pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
         if layout.skipped:
             say_once("TIFF files have several pages or depths: only the first is read, with all its channels")
@@ -222,7 +226,7 @@ def _check(page: tifffile.TiffPage, layout: _Layout, max_pixels: int) -> None:
         raise UnreadableImageError(f"its tiles of {page.tilewidth} x {page.tilelength} pixels are too large")
 
 
-def _decode_page(file: tifffile.TiffFile, layout: _Layout, number: int, n_bytes: int) -> Shaped[np.ndarray, "h w s"]:
+def _decode_page(file: tifffile.TiffFile, layout: _Layout, number: int, data: bytes) -> Shaped[np.ndarray, "h w s"]:
     """Decode one page, or a part of a stack without pages of its own."""
     series = layout.series
     if series is not None and len(series.pages) <= number and number:
@@ -233,7 +237,7 @@ def _decode_page(file: tifffile.TiffFile, layout: _Layout, number: int, n_bytes:
     keyframe = page.keyframe
     if keyframe is None:
         raise UnreadableImageError("its first page is missing")
-    _check_segments(page, keyframe, n_bytes)
+    _check_segments(page, keyframe, data)
     pixels = page.asarray(squeeze=False, maxworkers=1)[:, 0]
     pixels = np.moveaxis(pixels, 0, 2).reshape(*pixels.shape[1:3], -1)
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=not pixels.flags.writeable)
@@ -242,17 +246,37 @@ def _decode_page(file: tifffile.TiffFile, layout: _Layout, number: int, n_bytes:
     return pixels
 
 
-def _check_segments(page: tifffile.TiffPage | tifffile.TiffFrame, keyframe: tifffile.TiffPage, n_bytes: int) -> None:
-    """Refuse a page whose strips or tiles are missing, reach beyond the end of the file, or share bytes."""
+def _check_segments(page: tifffile.TiffPage | tifffile.TiffFrame, keyframe: tifffile.TiffPage, data: bytes) -> None:
+    """Refuse strips or tiles that are missing, lie beyond the end of the file, share bytes, or hold larger images."""
     wanted = math.prod(keyframe.chunked)
     segments = list(zip(page.dataoffsets[:wanted], page.databytecounts[:wanted], strict=False))
     kept = [(start, size) for start, size in segments if size]
     if len(segments) < wanted or not kept or (len(kept) < wanted and not _is_gdal(keyframe)):
         raise UnreadableImageError(f"it has {len(kept)} of the {wanted} strips or tiles that its header claims")
-    if any(start + size > n_bytes for start, size in kept):
+    if any(start + size > len(data) for start, size in kept):
         raise UnreadableImageError("the file is truncated: strips or tiles lie behind its end")
-    if sum(size for _, size in kept) > n_bytes:
+    if sum(size for _, size in kept) > len(data):
         raise UnreadableImageError("its strips or tiles share bytes")
+    if keyframe.compression not in (*_JPEGS, *tifffile.TIFF.IMAGE_COMPRESSIONS):
+        return
+    tiled = keyframe.is_tiled
+    width = keyframe.tilewidth if tiled else keyframe.imagewidth
+    height = keyframe.tilelength if tiled else min(keyframe.rowsperstrip, keyframe.imagelength)
+    for start, size in kept:
+        w, h = _inner_size(data[start : start + size])
+        if w > width + _PADDING or h > height + _PADDING:
+            raise UnreadableImageError(f"a strip or tile of {width} x {height} pixels holds an image of {w} x {h}")
+
+
+def _inner_size(segment: bytes) -> tuple[int, int]:
+    """Return width and height of a strip or tile that is a JPEG, PNG, WebP or JPEG 2000; (0, 0) if unknown."""
+    try:
+        with ignore_warnings(r"PIL\."), PillowImage.open(io.BytesIO(segment), formats=_INNER_FORMATS) as inner:
+            return inner.size
+    except PillowImage.DecompressionBombError:
+        return 2**31, 2**31
+    except Exception:  # the decoder describes what is wrong
+        return 0, 0
 
 
 def _is_gdal(page: tifffile.TiffPage) -> bool:
