@@ -118,6 +118,13 @@ def test_shares_of_a_job_array_give_the_tables_of_one_job(run_scoring, make_sour
     assert not list((tmp_path / "shared").glob("top-*.csv"))
 
 
+def test_ids_in_csv_files_are_no_formulas(run_scoring, make_source, tmp_path):
+    assert run_scoring(make_source(2, ids=["=1+1", "-b"], truth=None))
+    for name in ("scores.csv", "top.csv"):
+        rows = csv.DictReader((tmp_path / "out" / name).read_text(encoding="utf-8").splitlines())
+        assert {row["id"] for row in rows} == {"'=1+1", "'-b"}
+
+
 def test_archive_without_a_readable_image_has_only_rejects(run_scoring, make_source, tmp_path):
     assert run_scoring(make_source(5, unreadable=[f"im{i:06d}" for i in range(5)]))
     assert len(pq.read_table(tmp_path / "out" / "scores")) == 0

@@ -23,7 +23,7 @@ from anomalymatch.files import atomic_file, write_csv, write_text
 from anomalymatch.ranking import write_rejects
 from anomalymatch.scoring.model import TrainedModel
 from anomalymatch.scoring.parts import PartFolder, read_manifest
-from anomalymatch.text import printable
+from anomalymatch.text import csv_cell, printable
 from anomalymatch.types import Reject
 from anomalymatch.votable import write_votable
 
@@ -181,7 +181,7 @@ def write_scores_csv(path: Path) -> None:
         for file in sorted((path / "scores").glob("*.parquet")):
             table = pq.read_table(file, columns=schema.names)
             numbers = [np.round(table[name].to_numpy().astype(np.float64), 6) for name in schema.names[1:]]
-            writer.write_table(pa.table([table["id"].combine_chunks(), *numbers], schema=schema))
+            writer.write_table(pa.table([list(map(csv_cell, table["id"].to_pylist())), *numbers], schema=schema))
 
 
 def write_top_votable(path: Path, best: TopK, source: ImageSource) -> None:
