@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -162,6 +163,11 @@ def test_optuna_searches_an_interval(probe_job, tmp_path):
 )
 def test_wrong_options_are_refused(command, words, said):
     assert said in command(*words).error_line
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(command, monkeypatch):
+    monkeypatch.setattr("anomalymatch.config.util", SimpleNamespace(find_spec=lambda name: None))
+    assert 'pip install "anomalymatch[joblib]"' in command("-m", "hydra/launcher=joblib", "seed=0,1").error_line
 
 
 def test_completion_is_printed(command):
