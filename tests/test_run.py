@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 from pictures import write_photos
+from PIL import Image
 
 import anomalymatch as am
 from anomalymatch import score
@@ -173,3 +174,28 @@ def test_a_run_in_which_nothing_can_be_read_gives_the_commonest_reason(command, 
     assert re.search(pattern, outcome.error_line)
     (found,) = tmp_path.rglob("rejects.parquet")
     assert pq.read_table(found).num_rows >= 3
+
+
+@pytest.mark.parametrize("wrong", ["model.name=resnet_of_nobody", "al.strategy.name=expected al.strategy.prior=0.0"])
+def test_a_refused_command_can_be_corrected_in_the_same_folder(command, probe_job, tmp_path, without_pictures, wrong):
+    job = [*probe_job, "al.cycles=1", "oracle=top_k", "hydra.run.dir=out"]
+    job = [word for word in job if not word.startswith("model.name")]
+    assert command(*job, "model.name=test_efficientnet", *wrong.split()).code == 1
+    assert not (tmp_path / "out" / "config.yaml").exists()
+    assert command(*job, "model.name=test_efficientnet").code == 0
+
+
+def test_a_run_that_is_refused_late_leaves_nothing_of_its_own(probe_job, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (8, 8)).save(images / "a.png")
+    words = [word for word in probe_job if word.startswith(("algorithm", "model", "inference", "logger", "data."))]
+    words += ["dataset=folder", f"data.root={images}"]
+    with pytest.raises(am.AnomalyMatchError):  # there is no label
+        am.run(*words, folder=folder)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    am.run(*words, "al.cold_start=random", "al.cycles=1", folder=folder)
+    assert (folder / "report.html").exists()

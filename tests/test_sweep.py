@@ -5,10 +5,11 @@ import sys
 from itertools import product
 
 import pytest
+from omegaconf import OmegaConf
 from scipy import stats
 
 from anomalymatch.active.run_folder import to_csv
-from anomalymatch.sweep import summarise
+from anomalymatch.sweep import SweepSummary, summarise
 
 
 def read(path):
@@ -94,13 +95,35 @@ def test_undefined_values_and_shorter_runs_are_summarised(job, tmp_path):
     assert (first["ap"], second["ap"]) == (pytest.approx(0.6), 0.9)
 
 
+@pytest.mark.parametrize(("runs", "shown"), [(2, False), (3, True)])
+def test_the_table_fits_80_columns_and_two_runs_have_no_interval(job, tmp_path, capsys, runs, shown):
+    for number, (algorithm, seed) in enumerate(product(("fixmatch_reference", "mahalanobis"), range(runs))):
+        job(number, settings(seed, algorithm), 0.5 + seed / 10, 0.6)
+        path = tmp_path / str(number) / "metrics.csv"
+        rows = [row | {"heldout_ap": row["ap"], "probe_heldout_ap": 0.25} for row in read(path)]
+        path.write_text(to_csv(rows))
+    SweepSummary().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    _, *lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert ("±" in text) is shown
+    assert {"fixmatch_reference", "mahalanobis", "0.600"} <= set(text.split())
+
+
 # --- the command ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_a_sweep_over_seeds_and_algorithms_on_several_processes(probe_job, tmp_path):
     job = [word for word in probe_job[1:] if not word.startswith("al.cycles")]
-    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *job, "algorithm=probe,knn", "seed=0,1", "al.cycles=1"]
+    words = [
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        *job,
+        "algorithm=probe,knn",
+        "seed=0,1,2",
+        "al.cycles=1",
+    ]
     command = [sys.executable, "-m", "anomalymatch.run", "-m", *words, "hydra.sweep.dir=out"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)
     assert done.returncode == 0, done.stderr
@@ -108,8 +131,8 @@ def test_a_sweep_over_seeds_and_algorithms_on_several_processes(probe_job, tmp_p
     aps = [float(read(path)[0]["heldout_ap"]) for path in sorted(tmp_path.glob("out/*/metrics.csv"))]
     rows = read(tmp_path / "out" / "summary.csv")
     assert [(row["algorithm.name"], row["cycle"], row["runs"], float(row["heldout_ap"])) for row in rows] == [
-        ("probe", "1", "2", pytest.approx((aps[0] + aps[1]) / 2)),
-        ("knn", "1", "2", pytest.approx((aps[2] + aps[3]) / 2)),
+        ("probe", "1", "3", pytest.approx(sum(aps[:3]) / 3)),
+        ("knn", "1", "3", pytest.approx(sum(aps[3:]) / 3)),
     ]
 
 

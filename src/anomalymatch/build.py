@@ -73,6 +73,7 @@ def build_loop(config: DictConfig, task: Task | None = None) -> ActiveLoop:
     """Build the active-learning loop with all its parts; `task` may be given, if it is built already."""
     task = build_task(config) if task is None else task
     embedding = build_embedding(config, task)
+    logger.debug("Backbone: %s", embedding.spec)  # reports a wrong model before anything is written
     learner = build_learner(config, task, embedding)
     cold = build_cold_start(config, task, embedding)
     compare = config.al.compare_probe and not isinstance(learner, ProbeLearner)

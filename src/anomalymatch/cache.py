@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
+from anomalymatch.checksums import CHECKSUMS, damaged_files, write_checksums
 from anomalymatch.files import atomic_folder, make_folder, remove_leftovers, storage_errors, write_text
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
 """Version of the layout on disk; it is part of every key."""
-_INFO, _CHECKSUMS = "info.json", "checksums.json"
-_CHUNK = 2**24
+_INFO = "info.json"
 
 
 class Blocks(NamedTuple):
@@ -88,10 +87,9 @@ class Cache:
         if not path.exists():
             return None
         try:
-            expected = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
-            for file, checksum in expected.items():
-                if _checksum(path / file) != checksum:
-                    raise ValueError(f"the checksum of {file} is wrong")
+            wrong = damaged_files(path) if (path / CHECKSUMS).exists() else [CHECKSUMS]
+            if wrong:
+                raise ValueError(f"the checksum of {wrong[0]} is wrong")
             return _load(path)
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("The cache entry %s is corrupt (%s): computing it again", path, error)
@@ -109,8 +107,7 @@ class Cache:
             for key, array in arrays.items():
                 _write_array(temporary / f"{key}.npy", array)
             write_text(temporary / _INFO, json.dumps(dict(info)))
-            checksums = {file.name: _checksum(file) for file in temporary.iterdir()}
-            write_text(temporary / _CHECKSUMS, json.dumps(checksums))
+            write_checksums(temporary)
         return _load(path)
 
 
@@ -133,15 +130,6 @@ def _write_array(path: Path, array: np.ndarray | Blocks) -> None:
             written += block.size
     if written != math.prod(shape):
         raise ValueError(f"{path.stem}: expected {math.prod(shape):,} numbers for the shape {shape}, got {written:,}")
-
-
-def _checksum(path: Path) -> int:
-    # Read, not mapped: pages of a map count as memory of the process.
-    total = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            total = zlib.crc32(chunk, total)
-    return total
 
 
 def _describe(value: object) -> object:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from anomalymatch.cli import launch
 from anomalymatch.config import FILE, check_same_run, config_folder, resumed
 from anomalymatch.errors import ConfigError
-from anomalymatch.files import make_folder, write_text
+from anomalymatch.files import write_text
 from anomalymatch.saved_config import has_foreign_targets
 
 if TYPE_CHECKING:
@@ -45,13 +45,17 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     else:
         source = build_source(config)
         run = Path(page.run).expanduser() if page.run else Path("runs") / f"label-{source.name}"
-        config = _start_run(run, config)
+        config = _without_page(config)
+        check_same_run(run, config)
     from anomalymatch.build import build_label_service
     from anomalymatch.ui.service import page_lock
 
     own = config.trust or has_foreign_targets(config, config_folder())
     with page_lock(run):  # before the features are computed, which can take hours
-        return build_label_service(config, page, run, source, trust=own)
+        service = build_label_service(config, page, run, source, trust=own)
+        if not (run / FILE).exists():  # last, so that a command that is refused can be corrected
+            write_text(run / FILE, OmegaConf.to_yaml(config))
+        return service
 
 
 def _serve(config: DictConfig) -> None:
@@ -68,15 +72,10 @@ def _serve(config: DictConfig) -> None:
     logger.info("Labels, trainings and rankings are in %s", service.run)
 
 
-def _start_run(run: Path, config: DictConfig) -> DictConfig:
-    """Write the configuration without the page to a new run folder, or compare it with that of an existing one."""
+def _without_page(config: DictConfig) -> DictConfig:
     if config.dataset.anomaly is not None:
         raise ConfigError(f"dataset.anomaly={config.dataset.anomaly}: on the page, a person decides what is an anomaly")
-    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "ui"])
-    check_same_run(run, config)
-    if not (run / FILE).exists():
-        write_text(make_folder(run) / FILE, OmegaConf.to_yaml(config))
-    return config
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "ui"])
 
 
 if __name__ == "__main__":

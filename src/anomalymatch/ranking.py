@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 from scipy.special import expit
 
+from anomalymatch.checksums import check_file
 from anomalymatch.errors import StorageError
 from anomalymatch.files import atomic_file, write_csv
 from anomalymatch.notebook import Readable, html_table
@@ -114,6 +115,7 @@ class Ranking:
         Raises:
             StorageError: if the file is missing or corrupt.
         """
+        check_file(path)
         try:
             table = pq.read_table(path, columns=["id", "logit"])
         except (OSError, pa.ArrowException) as error:

@@ -1,6 +1,8 @@
 """Run active learning: `python -m anomalymatch.run dataset=galaxymnist al.cycles=3`."""
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from anomalymatch.cli import launch, make_callable
 from anomalymatch.config import FILE, check_same_run, compose, resumed
-from anomalymatch.errors import AnomalyMatchError
+from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError, LabelError
 from anomalymatch.files import write_text
 from anomalymatch.terminal import console, print_table, stop
 from anomalymatch.text import printable
@@ -110,16 +112,13 @@ def execute(
 
     loop = build_loop(config, task)  # reports wrong values before anything is written
     check_same_run(folder, config)
-    run_folder = RunFolder(folder)
-    try:
+    with _undo_if_refused(folder), closing(RunFolder(folder)) as run_folder:
         write_text(folder / FILE, OmegaConf.to_yaml(config))
         tracker = build_tracker(config, folder, name=name, sweep=sweep)
         try:
             return loop.run(run_folder, tracker)
         finally:
             tracker.finish()
-    finally:
-        run_folder.close()
 
 
 def show(rows: Sequence[Mapping[str, float | int | str]], folder: Path) -> None:
@@ -137,6 +136,20 @@ def _sweep_names(job: Any) -> tuple[str, str | None]:
     fixed = set(OmegaConf.load(saved).hydra.overrides.task) if saved.is_file() else set()
     words = [word for word in job.overrides.task if word not in fixed]
     return printable(" ".join(words), limit=120), folder.name
+
+
+@contextmanager
+def _undo_if_refused(folder: Path) -> Iterator[None]:
+    """Remove what a new run wrote if it is refused before its first cycle ends, so that it can be corrected."""
+    is_new = not (folder / FILE).exists()
+    before = set(folder.iterdir()) if folder.is_dir() else set()
+    try:
+        yield
+    except (ConfigError, DataError, LabelError):
+        if is_new and not any(folder.glob("cycles/[0-9]*")):
+            for path in set(folder.iterdir()) - before - {folder / "rejects.parquet"}:  # which says why
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 def _remove_if_empty(folder: Path) -> None:

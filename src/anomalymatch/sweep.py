@@ -27,9 +27,13 @@ MEASURES = (
     "probe_ap",
     "heldout_auroc",
     "heldout_ap",
+    "probe_heldout_ap",
     "found",
 )
-SHOWN = ("auroc", "ap", "precision_at_1pct", "heldout_ap", "found")
+SHOWN = {"ap": "AP", "heldout_ap": "held-out AP", "probe_heldout_ap": "probe's", "found": "found"}
+"""Measures of the table, which fits 80 columns; the pool's AP only without a held-out set."""
+ENOUGH = 3
+"""Number of runs from which an interval is shown: that of two is thirteen times as wide as their difference."""
 FAILURE = "error.txt"
 Run = tuple[dict[str, Any], list[Row]]
 
@@ -128,15 +132,21 @@ def _read(path: Path) -> list[Row]:
 
 
 def _show(rows: list[Row], folder: Path) -> None:
-    names = [key for key in rows[0] if not key.endswith(("_low", "_high")) and (key in SHOWN or key not in MEASURES)]
+    held_out = any("heldout_ap" in row for row in rows)
+    shown = {key: name for key, name in SHOWN.items() if not held_out or key != "ap"}
+    settings = list(rows[0])[: list(rows[0]).index("cycle")]
+    headings = {key: key.removesuffix(".name").rpartition(".")[2] for key in settings}
+    names = headings | {"cycle": "cycle", "runs": "runs"} | {key: n for key, n in shown.items() if key in rows[0]}
     print_table(
         [{name: _cell(row, name) for name in names} for row in rows],
-        {name: name.replace("_", " ") for name in names},
-        title=f"{folder}: mean and 95 % interval over the runs",
+        names,
+        left=settings,
+        title=f"{folder}: mean over the runs, with a 95 % interval from {ENOUGH} runs on; summary.csv has all measures",
     )
 
 
 def _cell(row: Row, name: str) -> str:
-    value = row.get(name)
-    half = (float(row[f"{name}_high"]) - float(row[f"{name}_low"])) / 2 if isinstance(value, float) else math.nan
+    value, half = row.get(name), math.nan
+    if isinstance(value, float) and int(row["runs"]) >= ENOUGH:
+        half = (float(row[f"{name}_high"]) - float(row[f"{name}_low"])) / 2
     return cell(value) if math.isnan(half) else f"{cell(value)} ± {cell(half)}"

@@ -5,10 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomalymatch.active.oracles import PaperOracle, TopKOracle
+from anomalymatch.active.run_folder import RunReader
 from anomalymatch.active.strategies import Top
+from anomalymatch.backbones.checkpoint import load_input, load_tensors
+from anomalymatch.checksums import damaged_files
 from anomalymatch.data.label_log import LabelLog, import_csv
 from anomalymatch.data.task import make_task
-from anomalymatch.errors import ConfigError, LabelError
+from anomalymatch.errors import ConfigError, LabelError, StorageError
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
 
@@ -265,3 +268,49 @@ def test_a_lost_cycle_is_computed_again(task, loop_of, run_in, tmp_path, compara
     shutil.rmtree(tmp_path / "run" / "cycles" / "02")
     run_in(loop_of(task, pool_size=30), tmp_path / "run")
     assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("cycle", [1, 3])
+@pytest.mark.parametrize(
+    "name",
+    ["scores.parquet", "weights.safetensors", "weights.json", "metrics.json", "labels.csv", "left.csv", "steps.csv",
+     "checksums.json"],
+)  # fmt: skip
+def test_a_damaged_file_of_a_finished_cycle_is_noticed_and_computed_again(
+    task, loop_of, run_in, tmp_path, comparable, caplog, name, cycle
+):
+    run_in(loop_of(task, pool_size=30), tmp_path / "run")
+    before, path = comparable(tmp_path / "run"), tmp_path / "run" / "cycles" / f"{cycle:02d}" / name
+    content = path.read_bytes()
+    flip_a_bit(path)
+    again = loop_of(task, pool_size=30)
+    run_in(again, tmp_path / "run")
+    assert str(path) in caplog.text or name == "checksums.json"
+    assert [call["cycle"] for call in again.learner.calls] == ([] if name in ("left.csv", "steps.csv") else [cycle])
+    if name == "steps.csv":  # training again would take long, and no number depends on them
+        assert damaged_files(path.parent) == [name]
+        path.write_bytes(content)
+    assert damaged_files(path.parent) == []
+    assert comparable(tmp_path / "run") == before
+
+
+def test_damaged_scores_and_weights_are_not_read(task, loop_of, run_in, tmp_path):
+    run_in(loop_of(task, cycles=1), tmp_path / "run")
+    folder = tmp_path / "run" / "cycles" / "01"
+    for path in folder.iterdir():
+        if path.name != "checksums.json":
+            flip_a_bit(path)
+    for read in (
+        lambda: RunReader(tmp_path / "run").ranking(1),
+        lambda: load_tensors(folder / "weights.safetensors"),
+        lambda: load_input(folder / "weights.safetensors"),
+    ):
+        with pytest.raises(StorageError, match="is damaged"):
+            read()
+    assert RunReader(tmp_path / "run").steps(1) == []

@@ -9,6 +9,7 @@ from anomalymatch.active.report import RunReport, unlabelled_rest, write_sheets
 from anomalymatch.active.run_folder import CONFIG, METRICS, SCORES, STEPS, RunFolder, to_csv, to_json
 from anomalymatch.data.task import make_task
 from anomalymatch.evaluation.advice import StoppingRule
+from anomalymatch.evaluation.confidence import proportion_interval
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
@@ -187,3 +188,21 @@ def test_panels_show_the_logged_values_of_all_cycles(folder, task, quick):
     assert panels["pass rate,\nanomaly"] == {"anomaly": [0.1, 0.1]}
     assert panels["precision of\npseudo-labels"] == {"normal": [pytest.approx(nothing, nan_ok=True), 1.0]}
     assert "threshold" not in panels
+
+
+def test_held_out_metrics_have_an_interval_and_classes_no_brackets(folder, task, quick):
+    config = folder.path / CONFIG
+    config.write_text(config.read_text().replace("anomaly: rare", "anomaly: [rare, odd]"))
+    finish(
+        folder,
+        task,
+        1,
+        **MEASURED | {"heldout_auroc": 1.0, "heldout_recall_at_1pct": float("nan")},
+        heldout_anomalies=8,
+    )
+    html = html_of(folder, task)
+    low, high = proportion_interval(0.4, 8)
+    assert f"{low:.2f} to {high:.2f}, by 8 anomalies" in html
+    assert "to 1.00, by 8 anomalies" in html
+    assert "rare, odd: 8 of" in html
+    assert "[&#39;" not in html

@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import average_precision_score
 
-from anomalymatch.evaluation.confidence import mean_interval, paired_difference
+from anomalymatch.evaluation.confidence import mean_interval, paired_difference, proportion_interval
 
 
 def test_by_hand():
@@ -49,8 +50,29 @@ def test_paired_difference_leaves_broken_pairs_out():
         (lambda: mean_interval([1.0, math.inf]), "infinite"),
         (lambda: paired_difference([math.inf, 1.0], [math.inf, 1.0]), "infinite"),
         (lambda: paired_difference([1.0], [1.0, 2.0]), "got 1 and 2"),
+        (lambda: proportion_interval(1.1, 5), "share"),
+        (lambda: proportion_interval(0.5, 0), "count"),
     ],
 )
 def test_refusals(compute, said):
     with pytest.raises(ValueError, match=said):
         compute()
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 5), (3, 8), (20, 20), (7, 400)])
+def test_an_interval_of_a_share_is_that_of_scipy(hits, count):
+    expected = stats.binomtest(hits, count).proportion_ci(0.9, method="exact")
+    assert proportion_interval(hits / count, count, 0.9) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(("shift", "anomalies"), [(1.0, 8), (2.5, 8), (2.5, 30), (4.0, 12)])
+def test_the_interval_covers_the_average_precision_of_many_images(shift, anomalies):
+    rng = np.random.default_rng(0)
+
+    def average_precision(count):
+        truth = np.arange(50 * count) < count
+        return average_precision_score(truth, rng.normal(size=50 * count) + shift * truth)
+
+    expected = average_precision(20_000)
+    intervals = [proportion_interval(average_precision(anomalies), anomalies) for _ in range(300)]
+    assert np.mean([low <= expected <= high for low, high in intervals]) > 0.93

@@ -162,6 +162,8 @@ def test_cycle_metrics_cover_unlabelled_images_held_out_split_and_probe(task):
     assert row["images"] == 77
     held = ranking_metrics(np.array([logit[id_] for id_ in task.holdout]), task.truth(task.holdout))
     assert row["heldout_ap"] == held.ap
+    assert row["heldout_anomalies"] == held.anomalies == 2
+    assert row["probe_heldout_ap"] == evaluate(probe.restrict(task.holdout), task).ap != held.ap
     assert row["probe_auroc"] == evaluate(probe.restrict(rest), task).auroc != row["auroc"]
 
 

@@ -81,7 +81,7 @@ def test_a_full_report_says_everything(tmp_path, figure):
     assert page.texts.count("\N{EN DASH}") == 2
 
     scopes = [attrs["scope"] for attrs in page.all("th")]
-    assert scopes == ["col"] * 5 + ["row"] * 2
+    assert scopes == 2 * (["col"] * 3 + ["row"] * 2)  # counts, and metrics of the pool
     assert len(page.all("td")) == 2 * 4
 
 
@@ -192,3 +192,16 @@ def test_format_value(value, text):
 )
 def test_column_name(key, name):
     assert column_name(key) == name
+
+
+def test_metrics_are_divided_into_tables_that_fit_the_page(tmp_path):
+    keys = ("auroc", "ap", "heldout_ap", "heldout_anomalies", "probe_ap", "probe_heldout_ap", "seconds")
+    report = Report(title="t", metrics=[{"cycle": 1} | dict.fromkeys(keys, 0.5)], details={"heldout_ap": "0.2 to 0.9"})
+    _, page = write(tmp_path, report)
+    titles = [attrs["aria-label"] for attrs in page.all("table")]
+    assert titles == ["Metrics", "Unlabelled images of the pool", "Held\N{HYPHEN-MINUS}out images"]
+    assert page.texts.count("Cycle") == 3
+    assert "Probe AP" in page.texts
+    assert "0.2 to 0.9" in page.texts
+    write_report(tmp_path / "r.html", Report(title="t", metrics=[{"group": 1, "ap": 0.5}], cycles=False))
+    assert (tmp_path / "r.html").read_text(encoding="utf-8").count("<table") == 1

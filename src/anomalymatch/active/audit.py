@@ -17,6 +17,7 @@ from itertools import takewhile
 import numpy as np
 
 from anomalymatch.active.run_folder import RunReader
+from anomalymatch.checksums import damaged_files
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.evaluation.discovery import UNKNOWN, WANTED, Count, anomalies_in_tops, anomalies_left, audit_order
@@ -87,7 +88,7 @@ def advise(run: RunReader, rows: list[Row], stopping: StoppingRule) -> str:
     left = _count(last)
     path = run.cycle(len(rows)) / LEFT
     high = None
-    if path.exists():
+    if path.exists() and not damaged_files(path.parent, LEFT):
         with path.open(encoding="utf-8", newline="") as file:
             high = next((_count(row) for row in csv.DictReader(file) if row["what"] == above(stopping.score)), None)
     return stopping.advice(left, stopping.recent_yield(rows), found=int(last["found"]), above=high)

@@ -5,13 +5,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from anomalymatch.active.audit import AUDIT, LEFT, advise, left_by_rank, left_in_all, sealed_labels
 from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.oracles import Oracle
-from anomalymatch.active.report import COLD_NOTE, RunReport, write_sheets
+from anomalymatch.active.report import COLD_NOTE, FALSE_POSITIVES, TOP, RunReport, write_sheets
 from anomalymatch.active.run_folder import (
     LABELS,
     LIVE,
@@ -27,6 +28,7 @@ from anomalymatch.active.run_folder import (
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.checks import check_range
+from anomalymatch.checksums import damaged_files, write_checksums
 from anomalymatch.data.label_log import FROM_FILE, csv_text, export_csv
 from anomalymatch.data.labels import have_both_classes
 from anomalymatch.data.task import Task, initial_labels
@@ -105,6 +107,7 @@ class ActiveLoop:
         done = self.folder.finished_cycles()
         if done:
             logger.info("Resuming %s after cycle %d", self.folder.path, done)
+            self._repair(done)
             self._publish(done)  # the run may have been killed before this step
             if done < self.spec.cycles:
                 self.learner.restore(self.folder.cycle(done))
@@ -123,6 +126,27 @@ class ActiveLoop:
                 break
             self._cycle(cycle, labels, pool)
         return self.folder.rows()
+
+    def _repair(self, done: int) -> None:
+        """Compute damaged files of the finished cycles again; without numbers they are only reported."""
+        for cycle in range(1, done + 1):
+            path = self.folder.cycle(cycle)
+            damaged = damaged_files(path)
+            if not damaged:
+                continue
+            if set(damaged) <= {STEPS}:
+                logger.warning("%s is damaged: the report leaves the training steps of that cycle out", path / STEPS)
+                continue
+            labels = self.folder.labels.current(until_cycle=cycle - 1)
+            if set(damaged) <= {STEPS, LEFT, TOP, FALSE_POSITIVES}:
+                logger.warning("%s is damaged: written again", path / damaged[0])
+                self._write_derived(path, self._present(labels), self.folder.ranking(cycle))
+                write_checksums(path)
+                continue
+            logger.warning("%s is damaged: cycle %d is computed again", path / damaged[0], cycle)
+            if cycle > 1:
+                self.learner.restore(self.folder.cycle(cycle - 1))
+            self._compute(cycle, labels, self._pool(cycle, labels))
 
     def _labels(self, cycle: int) -> dict[str, Label] | None:
         """Return the labels that `cycle` trains on; None if there are no new ones."""
@@ -204,7 +228,12 @@ class ActiveLoop:
             )
         return {id_: label for id_, label in given.items() if id_ in known} if gone else given
 
-    def _cycle(self, cycle: int, given: dict[str, Label], pool: list[str]) -> None:
+    def _cycle(self, cycle: int, labels: dict[str, Label], pool: list[str]) -> None:
+        self._compute(cycle, labels, pool)
+        self._publish(cycle)
+
+    def _compute(self, cycle: int, given: dict[str, Label], pool: list[str]) -> None:
+        """Train, rank and measure, and write the folder of the cycle."""
         start = time.monotonic()
         labels = self._present(given)
         live = LiveSteps(self.folder.path / LIVE, cycle, partial(self.tracker.log_step, cycle))
@@ -226,10 +255,13 @@ class ActiveLoop:
             self.learner.save(path)
             export_csv(given, path / LABELS)
             write_text(path / STEPS, to_csv(steps))
-            write_text(path / LEFT, to_csv(left))
-            write_sheets(path, self.task, labels, ranking)
+            self._write_derived(path, labels, ranking)
             write_text(path / METRICS, to_json(row))
-        self._publish(cycle)
+
+    def _write_derived(self, path: Path, labels: dict[str, Label], ranking: Ranking) -> None:
+        """Write the files of a cycle that follow from its ranking."""
+        write_text(path / LEFT, to_csv(self._left(labels, ranking)))
+        write_sheets(path, self.task, labels, ranking)
 
     def _publish(self, cycle: int) -> None:
         """Write tables, figures and report of the finished cycles up to `cycle`, and log that cycle."""

@@ -1,18 +1,18 @@
 """Figures, contact sheets and report.html of a run."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from anomalymatch.active.audit import advise
-from anomalymatch.active.run_folder import CONFIG, STEPS, RunFolder
+from anomalymatch.active.run_folder import CONFIG, RunFolder
 from anomalymatch.data.stream import read_images
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.advice import StoppingRule
+from anomalymatch.evaluation.confidence import proportion_interval
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, contact_sheet, save_sheet
 from anomalymatch.evaluation.metrics import Curves, curves, yield_per_label
 from anomalymatch.evaluation.plots import left_figure, training_figure
@@ -45,8 +45,9 @@ COLD_NOTE = (
 TOP, FALSE_POSITIVES = "top64.png", "false_positives.png"
 LEFT_COLUMNS = ("left", "left_low", "left_high")
 REPORTED = ("cycle", "labels", "found", *LEFT_COLUMNS, "discovery_yield", "auroc", "ap", "auprc", "precision_at_0_1pct",
-            "precision_at_1pct", "recall_at_1pct", "probe_auroc", "probe_ap", "heldout_auroc", "heldout_ap",
-            "heldout_precision_at_1pct", "seconds")  # fmt: skip
+            "precision_at_1pct", "recall_at_1pct", "probe_auroc", "probe_ap", "heldout_anomalies", "heldout_auroc",
+            "heldout_ap", "heldout_precision_at_1pct", "heldout_recall_at_1pct", "probe_heldout_auroc",
+            "probe_heldout_ap", "seconds")  # fmt: skip
 
 
 def write_sheets(path: Path, task: Task, labels: Mapping[str, Label], ranking: Ranking) -> None:
@@ -96,8 +97,7 @@ class RunReport:
         """Return the logged values of all training steps, by panel and curve; curves without values are left out."""
         for cycle in range(1, cycles + 1):
             if cycle not in self._steps:
-                with (self.folder.cycle(cycle) / STEPS).open(encoding="utf-8", newline="") as file:
-                    self._steps[cycle] = list(csv.DictReader(file))
+                self._steps[cycle] = self.folder.steps(cycle)
         steps = [step for cycle in range(1, cycles + 1) for step in self._steps[cycle]]
         found: dict[str, dict[str, list[float]]] = {}
         for title, keys in STEP_PANELS.items():
@@ -154,7 +154,7 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
     if task.anomalies is not None:
         rare = sum(id_ in task.anomalies for id_ in task.pool)
         normal = config.dataset.get("normal")
-        named = config.dataset.anomaly if normal is None else f"all but {normal}"
+        named = _names(config.dataset.anomaly) if normal is None else f"all but {_names(normal)}"
         facts["Anomaly"] = f"{named}: {rare:,} of the pool ({rare / len(task.pool):.2%})"
     further = f" al.cycles={len(rows) + 1}" if len(rows) >= config.al.cycles else ""  # all configured cycles are done
     return Report(
@@ -165,8 +165,26 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
         figures=figures,
         notes=notes,
         config=OmegaConf.to_yaml(config, resolve=True),
+        details=_intervals(rows[-1]),
         command=f"python -m anomalymatch.run resume={folder.path}{further}",
     )
+
+
+def _names(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, ListConfig) else str(value)
+
+
+def _intervals(row: Row) -> dict[str, str]:
+    """Write the uncertainty of the held-out metrics of a cycle, which follows from the number of anomalies."""
+    anomalies = int(row.get("heldout_anomalies", 0))
+    if not anomalies:
+        return {}
+    values = {f"heldout_{key}": float(row[f"heldout_{key}"]) for key in ("auroc", "ap", "recall_at_1pct")}
+    intervals = {key: proportion_interval(value, anomalies) for key, value in values.items() if value == value}
+    return {
+        key: f"95\N{NO-BREAK SPACE}%: {low:.2f} to {high:.2f}, by {anomalies:,} anomalies"
+        for key, (low, high) in intervals.items()
+    }
 
 
 def _columns(table: list[Row]) -> list[str]:

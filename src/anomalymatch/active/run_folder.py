@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from anomalymatch.algorithms.base import COLD, GUARD
 from anomalymatch.algorithms.lightning import ignore_step
+from anomalymatch.checksums import check_file, write_checksums
 from anomalymatch.data.label_log import LabelLog
 from anomalymatch.errors import StorageError
 from anomalymatch.files import atomic_folder, make_folder, remove_leftovers, storage_errors, write_text
@@ -64,6 +65,7 @@ class RunReader:
         config.yaml  labels.sqlite  labels.csv  metrics.csv  scores.csv  rejects.parquet  report.html  plots/
         cycles/01/   scores.parquet  weights.safetensors  weights.json  metrics.json  steps.csv  labels.csv  *.png
                      left.csv, estimates of the remaining anomalies; guard.txt, findings of the training's guard, if any
+                     checksums.json, of all these files
         audit.csv    labels of the random audit, which the search does not use, if there is one
         live.jsonl   steps of the current or last training
     """
@@ -85,6 +87,15 @@ class RunReader:
         """Read the scores of a finished cycle."""
         return Ranking.read(self.cycle(cycle) / SCORES)
 
+    def steps(self, cycle: int) -> list[dict[str, str]]:
+        """Read the training steps of a finished cycle; none if the file is damaged."""
+        try:
+            check_file(self.cycle(cycle) / STEPS)
+            with (self.cycle(cycle) / STEPS).open(encoding="utf-8", newline="") as file:
+                return list(csv.DictReader(file))
+        except (StorageError, OSError, ValueError, csv.Error):
+            return []
+
     def began_cold(self, cycle: int) -> bool:
         """Tell whether a finished cycle was ranked by the cold start."""
         return (self.cycle(cycle) / COLD).exists()
@@ -92,7 +103,7 @@ class RunReader:
     def guard_notes(self, cycle: int) -> list[str]:
         """Read the findings of the guard in a finished cycle."""
         path = self.cycle(cycle) / GUARD
-        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
     def live_steps(self) -> list[Row]:
         """Read the training steps that `LiveSteps` has written; an incomplete last line is left out."""
@@ -151,6 +162,7 @@ class RunFolder(RunReader):
         """Yield a temporary folder that becomes the cycle's when the block succeeds."""
         with atomic_folder(self.cycle(number)) as temporary:
             yield temporary
+            write_checksums(temporary)
 
     def rows(self) -> list[Row]:
         """Read the metrics of the finished cycles; undefined values are NaN.
@@ -166,6 +178,7 @@ class RunFolder(RunReader):
 
     def _row(self, number: int) -> Row:
         path = self.cycle(number) / METRICS
+        check_file(path)
         try:
             row = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:

@@ -178,7 +178,7 @@ def _run_id(folder: Path) -> str:
 def _steps_done(folder: Path) -> int:
     """Count the training steps of the finished cycles."""
     files = (folder / "cycles").glob(f"[0-9]*/{STEPS}")
-    return sum(max(0, len(path.read_text(encoding="utf-8").splitlines()) - 1) for path in files)
+    return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in files)
 
 
 def _resolve(mode: str, timeout: float) -> str:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anomalymatch.backbones.network import Head, Network, NetworkSpec, empty_backbone
+from anomalymatch.checksums import check_file
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import DataError, StorageError
@@ -87,6 +88,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         StorageError: if the file is missing or corrupt.
     """
+    check_file(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -105,6 +107,7 @@ def load_description(path: Path) -> dict[str, Any]:
         OSError: if it is missing.
         ValueError: if it is corrupt.
     """
+    check_file(path.with_suffix(".json"))
     return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 

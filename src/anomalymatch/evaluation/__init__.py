@@ -1,6 +1,6 @@
 """Evaluation: metrics, confidence intervals, estimates of the anomalies left, plots, contact sheets and reports."""
 
-from anomalymatch.evaluation.confidence import Interval, mean_interval, paired_difference
+from anomalymatch.evaluation.confidence import Interval, mean_interval, paired_difference, proportion_interval
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, as_rgb, contact_sheet
 from anomalymatch.evaluation.discovery import Count, anomalies_among, anomalies_in_tops, anomalies_left, audit_order
 from anomalymatch.evaluation.metrics import (
@@ -38,6 +38,7 @@ __all__ = [
     "mean_interval",
     "midranks",
     "paired_difference",
+    "proportion_interval",
     "ranking_metrics",
     "write_report",
     "yield_per_label",

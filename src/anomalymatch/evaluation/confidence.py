@@ -38,6 +38,24 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def proportion_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Compute the Clopper-Pearson interval (Biometrika 26, 1934) of a share of `count` independent cases.
+
+    For an average precision or an AUROC, `count` is the number of anomalies, which limits both: their errors are those
+    of a share or smaller (Boyd, Eng & Page, ECML 2013, compare such intervals), so that the coverage is at least
+    `level`. The interval has a width even at 0 and 1.
+
+    Raises:
+        ValueError: if `share` is outside [0, 1], `count` below 1 or `level` outside (0, 1).
+    """
+    if not (0 <= share <= 1 and count >= 1 and 0 < level < 1):
+        raise ValueError(f"expected 0 <= share <= 1, count >= 1 and 0 < level < 1, got {share}, {count}, {level}")
+    hits, tail = share * count, (1 - level) / 2
+    low = float(stats.beta.ppf(tail, hits, count - hits + 1)) if hits > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
+    return low, high
+
+
 def paired_difference(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:
     """Compute the mean of the paired differences `first - second` and its confidence interval.
 

@@ -155,8 +155,8 @@ def cycle_metrics(
 ) -> Row:
     """Count labels and, if the truth is known, measure the rankings of the learner and of the probe.
 
-    Names without a prefix refer to the unlabelled images of the pool, `heldout_` to the fixed held-out split, and
-    `probe_` to the unlabelled images again, ranked by the probe fitted on the same labels.
+    Names without a prefix refer to the unlabelled images of the pool and `heldout_` to the fixed held-out split;
+    `probe_` and `probe_heldout_` to the same images, ranked by the probe fitted on the same labels.
     """
     found = sum(label == Label.ANOMALY for label in labels.values())
     row: Row = {"cycle": cycle, "labels": len(labels), "found": found, "rejects": len(ranking.rejects)}
@@ -165,9 +165,12 @@ def cycle_metrics(
     rest = [id_ for id_ in task.pool if id_ not in labels]
     row |= evaluate(ranking.restrict(rest), task).as_dict()
     if task.holdout:
-        row |= _measures("heldout", evaluate(ranking.restrict(task.holdout), task))
+        held_out = evaluate(ranking.restrict(task.holdout), task)
+        row |= _measures("heldout", held_out) | {"heldout_anomalies": held_out.anomalies}
     if baseline is not None:
         row |= _measures("probe", evaluate(baseline.restrict(rest), task))
+        if task.holdout:
+            row |= _measures("probe_heldout", evaluate(baseline.restrict(task.holdout), task))
     return row
 
 

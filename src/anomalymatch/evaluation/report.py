@@ -12,11 +12,14 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image, UnidentifiedImageError
 
 from anomalymatch.errors import StorageError
+from anomalymatch.evaluation.metrics import MEASURES
 from anomalymatch.files import write_text
 
 Value = float | int | str
 
 UNDEFINED, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+POOL, HELD_OUT = "Unlabelled images of the pool", "Held-out images"
+"""Titles of the tables of metrics."""
 KEY_COLUMNS = ("auroc", "ap", "precision_at_1pct", "recall_at_1pct", "discovery_yield", "found", "anomalies_found")
 """Metrics shown large at the top, in this order.
 
@@ -65,6 +68,7 @@ class Report:
         notes: warnings and remarks, such as the reason why a metric is undefined.
         config: composed configuration as YAML; may be empty.
         command: command that repeats the run; may be empty.
+        details: text below the large number of a metric, by its key, such as an interval.
         cycles: show the changes between the rows of the metrics, because they are consecutive cycles.
     """
 
@@ -76,6 +80,7 @@ class Report:
     notes: Sequence[str] = ()
     config: str = ""
     command: str = ""
+    details: Mapping[str, str] = field(default_factory=dict)
     cycles: bool = True
 
 
@@ -83,6 +88,18 @@ class _Cell(NamedTuple):
     text: str
     delta: str = ""
     undefined: bool = False
+
+
+class _KeyNumber(NamedTuple):
+    name: str
+    cell: _Cell
+    detail: str
+
+
+class _Table(NamedTuple):
+    title: str
+    columns: list[str]
+    rows: list[list[_Cell]]
 
 
 class _Picture(NamedTuple):
@@ -106,12 +123,10 @@ def write_report(path: Path, report: Report) -> None:
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(resources.files(__package__).joinpath("report.html.j2").read_text("utf-8"))
-    columns = list(dict.fromkeys(key for row in report.metrics for key in row))
     html = template.render(
         report=report,
-        columns=[column_name(column) for column in columns],
-        rows=list(_rows(report.metrics, columns, changes=report.cycles)),
-        key_numbers=_key_numbers(report.metrics) if report.cycles else [],
+        tables=list(_tables(report.metrics, changes=report.cycles)),
+        key_numbers=_key_numbers(report.metrics, report.details) if report.cycles else [],
         pictures=[_picture(figure) for figure in report.figures],
     )
     write_text(path, html)
@@ -146,6 +161,21 @@ def format_value(value: Value) -> str:
     return _minus(f"{value:,.{digits}f}")
 
 
+def _tables(metrics: Sequence[Mapping[str, Value]], *, changes: bool) -> Iterator[_Table]:
+    """Divide the metrics of cycles into tables that fit the page, each with the first column; others into none."""
+    first, *others = list(dict.fromkeys(key for row in metrics for key in row)) or [""]
+    if not first:
+        return
+    groups: dict[str, list[str]] = {"": [], POOL: [], HELD_OUT: []}
+    for key in others:
+        measure = key.removeprefix("probe_").removeprefix("heldout_") in MEASURES
+        groups[(HELD_OUT if "heldout_" in key else POOL if measure else "") if changes else ""].append(key)
+    for title, keys in groups.items():
+        if keys or (not title and not others):
+            names = [column_name(key.replace("heldout_", "")) for key in (first, *keys)]
+            yield _Table(title, names, list(_rows(metrics, [first, *keys], changes=changes)))
+
+
 def _rows(metrics: Sequence[Mapping[str, Value]], columns: Sequence[str], *, changes: bool) -> Iterator[list[_Cell]]:
     before: Mapping[str, Value] = {}
     for row in metrics:
@@ -168,7 +198,7 @@ def _delta(value: Value, before: Value | None) -> str:
     return f"{'+' if value > before else MINUS}{text}"
 
 
-def _key_numbers(metrics: Sequence[Mapping[str, Value]]) -> list[tuple[str, _Cell]]:
+def _key_numbers(metrics: Sequence[Mapping[str, Value]], details: Mapping[str, str]) -> list[_KeyNumber]:
     """Return the key metrics of the last cycle, with the change since the first one."""
     if not metrics:
         return []
@@ -176,7 +206,7 @@ def _key_numbers(metrics: Sequence[Mapping[str, Value]]) -> list[tuple[str, _Cel
     before = first if len(metrics) > 1 else {}
     held_out = {key for key in KEY_COLUMNS if not math.isnan(float(last.get(f"heldout_{key}", math.nan)))}
     keys = (f"heldout_{key}" if key in held_out else key for key in KEY_COLUMNS if key in last)
-    return [(column_name(key), _cell(last[key], before.get(key))) for key in keys]
+    return [_KeyNumber(column_name(key), _cell(last[key], before.get(key)), details.get(key, "")) for key in keys]
 
 
 def _picture(figure: ReportFigure) -> _Picture:

@@ -398,20 +398,6 @@ def test_tiles_outside_of_their_folder_need_trust(tmp_path: Path) -> None:
         assert reasons(CatalogueSource(file, size=2, **XY)) == ["", ""]
 
 
-def test_a_votable_that_refers_to_another_file_needs_trust(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", TILE)
-    columns = Table({"id": ["p"], "x": [10.0], "y": [5.0], "tile": ["a.npy"]})
-    columns.write(tmp_path / "cat.vot", format="votable", tabledata_format="binary")
-    text = (tmp_path / "cat.vot").read_text()
-    assert reasons(CatalogueSource(tmp_path / "cat.vot", size=2, **XY)) == [""]
-    outside = text.replace("<STREAM ", "<STREAM\n href='file:///etc/passwd' ")
-    utf16 = outside.replace("utf-8", "utf-16").encode("utf-16")
-    for data in (outside.encode(), gzip.compress(outside.encode()), utf16):
-        (tmp_path / "cat.vot").write_bytes(data)
-        with pytest.raises(DataError, match=r"STREAM href.*trust=true"):
-            CatalogueSource(tmp_path / "cat.vot", size=2, **XY)
-
-
 def test_each_tile_is_opened_once_in_a_read(simple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     original = tiles_module.open_tile

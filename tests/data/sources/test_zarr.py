@@ -13,7 +13,6 @@ import pytest
 import zarr
 from pictures import colours, stack
 
-from anomalymatch.checks import trusting
 from anomalymatch.data.sources.zarr import ZarrSource, _refuse_pickles
 from anomalymatch.errors import DataError
 from anomalymatch.types import Reject
@@ -145,17 +144,6 @@ def test_cut_blosc_chunks_give_rejects_and_no_wrong_images(tmp_path: Path, versi
             for value, result in enumerate(ZarrSource(path).read(ZarrSource(path).ids), start=1):
                 assert isinstance(result, Reject) or (result == value).all()
         file.write_bytes(whole)
-
-
-@pytest.mark.parametrize("link", ["images", "images/c/0/0/0/0"])
-def test_links_out_of_a_store_need_trust(store: Path, tmp_path: Path, link: str) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (store / link).rename(tmp_path / "elsewhere/data")
-    (store / link).symlink_to(tmp_path / "elsewhere/data")
-    with pytest.raises(DataError, match=r"is a link out of it.*trust=true"):
-        ZarrSource(store)
-    with trusting(True):
-        assert colours(ZarrSource(store)) == [1, 2, 3, 4, 5]
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:

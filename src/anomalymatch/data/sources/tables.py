@@ -1,12 +1,10 @@
 """Tables of metadata: catalogues in CSV, Parquet, FITS or VOTable, and Parquet files beside images."""
 
-import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from xml.parsers import expat
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +13,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from astropy.io import fits
 from astropy.io.votable import parse_single_table
-from astropy.utils.data import get_readable_fileobj
 from jaxtyping import Float64, Int32
 
-from anomalymatch.checks import check_inside
 from anomalymatch.data.find import damaged_file
 from anomalymatch.data.sources.fits_file import ASTROPY, FitsFile, Place
 from anomalymatch.data.warning_filter import ignore_warnings
@@ -167,17 +163,7 @@ def _open_fits(path: Path) -> tuple[list[str], _Reader]:
 
 
 def _open_votable(path: Path) -> tuple[list[str], _Reader]:
-    with get_readable_fileobj(str(path), encoding="binary") as file:
-        data = file.read()
-
-    def check(name: str, attributes: dict[str, str]) -> None:
-        outside = name.split(":")[-1] == "STREAM" and any(key.split(":")[-1] == "href" for key in attributes)
-        check_inside(path, "its table refers to another file or URL (STREAM href)", outside)
-
-    elements = expat.ParserCreate()
-    elements.StartElementHandler = check
-    elements.Parse(data, True)
-    table = parse_single_table(io.BytesIO(data)).to_table(use_names_over_ids=True)
+    table = parse_single_table(path).to_table(use_names_over_ids=True)
 
     def read(columns: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
         made = {}
