@@ -182,7 +182,8 @@ def search(
         row |= calibration(ranking.restrict(rest), task)
         yield row | {"spent": number * BATCH, "found": int(row["found"]) - given, "seconds": seconds}
         rng = np.random.default_rng([draw, number])
-        last = oracle(ranking.restrict(rest), frozenset(rest), BATCH, rng=rng, last=last)
+        remaining = (rounds - number - 1) * BATCH  # the last labels only serve the last row
+        last = oracle(ranking.restrict(rest), frozenset(rest), BATCH, rng=rng, last=last, remaining=max(0, remaining))
         labels |= last
 
 

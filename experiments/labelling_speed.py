@@ -38,6 +38,7 @@ PROBE = ProbeSpec(
     calibration="none",
     folds=5,
     pool_images=10_000,
+    fit_gap=5.9,
 )
 LIMITS = {"first page": 2.0, "next page": 0.3, "a label": 0.1, "re-rank": 1.0, "memory": 2048.0}
 

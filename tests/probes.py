@@ -12,4 +12,5 @@ SELF_TRAINING = ProbeSpec(
     calibration="none",
     folds=5,
     pool_images=10_000,
+    fit_gap=None,
 )

@@ -147,7 +147,7 @@ def test_oracles_are_chosen_by_name(tiny):
         ("diverse", "al.strategy.candidates=7", {"candidates": 7}),
         ("distinct", "al.strategy.similarity=0.9", {"candidates": 10, "similarity": 0.9}),
         ("auto", "al.strategy.similarity=0.9", {"distinct.similarity": 0.9, "diverse.candidates": 10}),
-        ("expected", "al.strategy.horizon=40", {"candidates": 10, "horizon": 40, "followed": 2000, "prior": 2.0}),
+        ("expected", "al.strategy.prior=3.0", {"candidates": 10, "followed": 2000, "prior": 3.0}),
         ("per_cluster", "seed=3", {"candidates": 10, "group_images.seed": 3, "group_images.spec.references": 100}),
     ],
 )
@@ -163,7 +163,7 @@ class Lowest:
     def __init__(self, embedding, skip):
         self.embedding, self.skip = embedding, skip
 
-    def __call__(self, ranking, count, *, rng, last=None):
+    def __call__(self, ranking, count, *, rng, **_):
         return ranking.top(len(ranking))[::-1][self.skip:][:count]
 """
 

@@ -1,4 +1,5 @@
 import errno
+import json
 import logging
 import multiprocessing
 import threading
@@ -89,10 +90,11 @@ def test_nothing_is_pickled(cache):
         ("rows.npy", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
         ("info.json", lambda data: data.replace(b"truncated", b"damaged")),
         ("checksums.json", lambda data: b'["rows.npy"]'),
+        ("checksums.json", lambda data: json.dumps({"rows.npy": json.loads(data)["rows.npy"]}).encode()),
         ("rows.npy", None),
         ("checksums.json", None),
     ],
-    ids=["truncated", "one bit", "info", "checksums", "lost", "no checksums"],
+    ids=["truncated", "one bit", "info", "checksums", "info without checksum", "lost", "no checksums"],
 )
 def test_damage_is_logged_once_and_computed_again(cache, file, damage, caplog):
     compute = Counted()

@@ -247,6 +247,7 @@ def test_every_choice_of_the_menus_can_be_read_back(tmp_path):
     experiments = (path.stem for path in (config_folder() / "experiment").glob("*.yaml"))
     jobs = [[f"+experiment={name}"] for name in experiments if name != "clustering_mvtec"]
     jobs += [[word for word in together if word] for together in zip_longest(*words)]
+    jobs += [["optimizer=adamw"], ["algorithm=msc", "optimizer=lion"]]
     for job in jobs:
         config = compose(*job, "data.root=photos", "model.name=x")
         OmegaConf.save(config, tmp_path / "config.yaml")
@@ -255,7 +256,8 @@ def test_every_choice_of_the_menus_can_be_read_back(tmp_path):
 
 def test_the_vocabulary_has_no_caller_of_other_functions():
     others = {t for t in vocabulary(config_folder()).targets if not t.startswith("anomalymatch.")}
-    assert others == {"pytorch_lightning.Trainer", "torch.optim.SGD"}
+    optimisers = {"torch.optim.SGD", "torch.optim.AdamW", "timm.optim.Lion"}
+    assert others == {"pytorch_lightning.Trainer", *optimisers}
 
 
 def test_a_missing_file_is_reported(tmp_path):

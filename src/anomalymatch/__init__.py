@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalymatch.algorithms.base import Learner
+    from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches
+    from anomalymatch.algorithms.fixmatch.module import FixMatch, FixMatchSpec
+    from anomalymatch.algorithms.fixmatch.views import Augmentation
     from anomalymatch.build import make_learner
     from anomalymatch.build_images import open_task
     from anomalymatch.cluster import cluster
@@ -30,9 +33,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AnomalyMatchError": "errors",
+    "Augmentation": "algorithms.fixmatch.views",
+    "BatchSpec": "algorithms.fixmatch.batches",
+    "FixMatch": "algorithms.fixmatch.module",
+    "FixMatchSpec": "algorithms.fixmatch.module",
     "ImageSource": "data.source",
     "Label": "types",
     "Learner": "algorithms.base",
+    "MixedBatches": "algorithms.fixmatch.batches",
     "Ranking": "ranking",
     "Task": "data.task",
     "cluster": "cluster",
@@ -51,9 +59,14 @@ _HOMES = {
 }
 __all__ = [
     "AnomalyMatchError",
+    "Augmentation",
+    "BatchSpec",
+    "FixMatch",
+    "FixMatchSpec",
     "ImageSource",
     "Label",
     "Learner",
+    "MixedBatches",
     "Ranking",
     "Task",
     "cluster",

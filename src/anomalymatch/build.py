@@ -61,6 +61,7 @@ def build_embedding(config: DictConfig, task: Task) -> Embedding:
     return Embedding(
         **model,  # type: ignore[arg-type]
         source=task.source,
+        pool=task.pool,
         cache_dir=Path(config.data.cache_dir),
         inference=build(config.inference),
     )

@@ -87,8 +87,9 @@ class Cache:
         if not path.exists():
             return None
         try:
-            wrong = damaged_files(path) if (path / CHECKSUMS).exists() else [CHECKSUMS]
-            if wrong:
+            sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+            unchecked = {file.name for file in path.iterdir()} - {CHECKSUMS, *sums}
+            if wrong := [*damaged_files(path), *sorted(unchecked)]:
                 raise ValueError(f"the checksum of {wrong[0]} is wrong")
             return _load(path)
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -48,13 +48,18 @@ NULLABLE = (
     "dataset.normal",
     "dataset.source.label_column",
     "model.bn_momentum",
+    "probe.fit_gap",
 )
 """Keys that have a default and accept null."""
 
 ANY_TYPE = ("dataset.anomaly", "dataset.normal", "trainer.lightning.")
 """Prefixes of keys whose type is not checked: class names may be numbers or a list, Lightning checks its arguments."""
 
-SHORT_FORMS = {"al.strategy.name": "al/strategy", "al.cold_start": "al/cold_start"}
+SHORT_FORMS = {
+    "al.strategy.name": "al/strategy",
+    "al.cold_start": "al/cold_start",
+    "optimizer": "optimizer@algorithm.learner.optimizer",
+}
 """Keys that stand for a config group on the command line: `al.cold_start=knn` is `al/cold_start=knn`."""
 
 PATHS = (
@@ -343,7 +348,7 @@ def _compose(overrides: Sequence[str], folder: Path | None, name: str) -> Compos
     for key, group in SHORT_FORMS.items():
         name_key = key.removesuffix(".name") + ".name"
         named = OmegaConf.select(composed, name_key, throw_on_resolution_failure=False)
-        if group in choices and named != choices[group]:
+        if "@" not in group and group in choices and named != choices[group]:
             raise ConfigError(f"a file sets {key}: choose it in the file's defaults list, as `override /{group}: NAME`")
     return Composed(composed, {group: choice for group, choice in choices.items() if not group.startswith("hydra/")})
 

@@ -28,7 +28,28 @@ class DownloadError(DataError):
 
 
 class UnreadableImageError(DataError):
-    """One image cannot be decoded; sources convert this error to a `Reject`."""
+    """One image cannot be decoded; sources convert this error to a `Reject`.
+
+    Args:
+        reason: reason in words.
+        temporary: True if the same image may be readable later. An error of the operating system as context (a file
+            that may not be opened, a connection that broke) means that, too.
+    """
+
+    def __init__(self, reason: str, *, temporary: bool = False) -> None:
+        super().__init__(reason)
+        self._temporary = temporary
+
+    @property
+    def temporary(self) -> bool:
+        """Whether the same image may be readable later."""
+        cause: BaseException | None = self
+        while cause is not None:
+            # Decoders raise OSError, too, for damaged files, but without a number.
+            if isinstance(cause, OSError) and (cause.errno is not None or isinstance(cause, TimeoutError)):
+                return True
+            cause = cause.__cause__ or cause.__context__
+        return self._temporary
 
 
 class NoReadableImageError(DataError):

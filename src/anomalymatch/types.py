@@ -1,7 +1,7 @@
 """Types shared by all modules: images, labels and rejects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -35,3 +35,5 @@ class Reject:
 
     id: str
     reason: str
+    temporary: bool = field(default=False, compare=False)
+    """Whether the image may be readable later: for reasons of the file system or the network."""

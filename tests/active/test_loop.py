@@ -51,18 +51,22 @@ def test_the_label_log_records_annotator_cycle_and_score(task, loop_of, run_in, 
     assert labels == {e.id: e.label for e in log}
 
 
-def test_the_oracle_receives_the_labels_of_its_last_query(task, loop_of, run_in, tmp_path, events):
+def test_the_oracle_receives_the_labels_of_its_last_query_and_the_number_that_remains(
+    task, loop_of, run_in, tmp_path, events
+):
     loop = loop_of(task, cycles=4, budget=5)
-    heard = []
+    heard, left = [], []
 
-    def listen(*args, last, **kwargs):
+    def listen(*args, last, remaining, **kwargs):
         heard.append(dict(last))
-        return TopKOracle(task, Top())(*args, last=last, **kwargs)
+        left.append(remaining)
+        return TopKOracle(task, Top())(*args, last=last, remaining=remaining, **kwargs)
 
     loop.oracle = listen
     run_in(loop, tmp_path / "run")
     given = events(tmp_path / "run")
     assert heard == [{}, *({e.id: e.label for e in given if e.cycle == cycle} for cycle in (1, 2))]
+    assert left == [10, 5, 0]
     assert [len(last) for last in heard] == [0, 5, 5]
 
 

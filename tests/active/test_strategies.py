@@ -182,7 +182,7 @@ def test_per_cluster_takes_the_best_of_each_group_in_turn(embedding):
 # --- expected discovery -----------------------------------------------------------------------------------------
 
 SETTINGS = {"candidates": 10, "most_candidates": 500, "followed": 2000, "neighbours": 30, "prior": 2.0}
-SETTINGS |= {"answer_weight": 8.0, "log_odds_shift": 2.0, "horizon": 100}
+SETTINGS |= {"answer_weight": 8.0, "log_odds_shift": 2.0}
 
 
 def expected(embedding, **settings):
@@ -240,21 +240,23 @@ def test_only_nearest_neighbours_are_similar():
     assert found[0, 1] == pytest.approx(cosine**2, rel=1e-5)
 
 
-def test_the_last_label_goes_to_the_most_probable_image(archive):
+@pytest.mark.parametrize("count", [1, 6])
+def test_the_last_query_is_greedy(archive, count):
     embedding, ranking = archive(rng().normal(size=(40, 8)), rng(1).random(40) * 0.98 + 0.01)
-    assert expected(embedding, candidates=4, horizon=1)(ranking, 1, rng=rng()) == ranking.top(1)
+    last = expected(embedding, candidates=4, answer_weight=0.0)(ranking, count, rng=rng(), remaining=0)
+    assert last == ranking.top(count)
 
 
-def test_a_long_horizon_prefers_an_image_with_many_neighbours(archive):
+def test_many_remaining_labels_prefer_an_image_with_many_neighbours(archive):
     kind = np.tile([1.0, 0.0], (12, 1)) + rng().normal(size=(12, 2)) * 0.01
     embedding, ranking = archive([[-1.0, 0.1], *kind], [0.55, *[0.5] * 12])
-    assert expected(embedding, candidates=20, horizon=12)(ranking, 1, rng=rng()) != ranking.top(1)
-    assert expected(embedding, candidates=20, horizon=1)(ranking, 1, rng=rng()) == ranking.top(1) == ["i00"]
+    assert expected(embedding, candidates=20)(ranking, 1, rng=rng(), remaining=11) != ranking.top(1)
+    assert expected(embedding, candidates=20)(ranking, 1, rng=rng(), remaining=0) == ranking.top(1) == ["i00"]
 
 
 def test_a_batch_comes_from_the_candidates_alone(archive):
     embedding, ranking = archive(rng(1).normal(size=(30, 4)), rng(2).random(30) * 0.98 + 0.01)
-    chosen = expected(embedding, candidates=2, horizon=5)(ranking, 10, rng=rng())  # a batch beyond the horizon
+    chosen = expected(embedding, candidates=2)(ranking, 10, rng=rng(), remaining=5)
     assert len(set(chosen)) == 10
     assert set(chosen) <= set(ranking.top(20))
     few = expected(embedding, most_candidates=6)
@@ -265,12 +267,13 @@ def test_a_batch_comes_from_the_candidates_alone(archive):
 @pytest.mark.parametrize(
     "changed",
     [{"candidates": 1}, {"most_candidates": 8}, {"followed": 1}, {"neighbours": 2}, {"prior": 60.0},
-     {"answer_weight": 0.0}, {"log_odds_shift": -3.0}, {"horizon": 1}],
+     {"answer_weight": 0.0}, {"log_odds_shift": -3.0}],
     ids=lambda changed: next(iter(changed)),
 )  # fmt: skip
 def test_each_setting_changes_the_choice(archive, changed):
     embedding, ranking = archive(rng(3).normal(size=(400, 4)), rng(4).random(400) * 0.9 + 0.05)
-    assert expected(embedding, **changed)(ranking, 8, rng=rng()) != expected(embedding)(ranking, 8, rng=rng())
+    one, other = (expected(embedding, **words)(ranking, 8, rng=rng(), remaining=92) for words in (changed, {}))
+    assert one != other
 
 
 @pytest.mark.parametrize(
@@ -282,7 +285,6 @@ def test_each_setting_changes_the_choice(archive, changed):
         ("candidates", 0, lambda embedding: PerCluster(embedding, lambda _: None, 0)),
         ("similarity", 0.0, lambda embedding: Distinct(embedding, 3, 0.0)),
         ("similarity", 1.01, lambda embedding: Distinct(embedding, 3, 1.01)),
-        ("horizon", 0, lambda embedding: expected(embedding, horizon=0)),
         ("prior", 0.0, lambda embedding: expected(embedding, prior=0.0)),
     ],
 )

@@ -57,7 +57,7 @@ def make(small: Any, make_embedding: Any) -> Callable[..., Any]:
     def make_learner(algorithm: str = "fixmatch", *overrides: str, source: Any = None, **model: Any) -> Any:
         config = compose(f"algorithm={algorithm}", *WORDS.get(algorithm, ()), *overrides)
         task = small if source is None else make_task(source)
-        return build_learner(config, task, make_embedding(task.source, **model))
+        return build_learner(config, task, make_embedding(task.source, pool=task.pool, **model))
 
     return make_learner
 

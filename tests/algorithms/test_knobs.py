@@ -134,8 +134,9 @@ AUGMENT = {
     "shear": 1.0,
     "strong_translate": 0.05,
     "cutout": 0.0,
+    "border": "constant",
 }
-WEAK = {"flip", "vertical_flip", "translate"}
+WEAK = {"flip", "vertical_flip", "translate", "border"}
 
 
 def test_every_knob_of_the_augmentation_is_turned_below():
@@ -170,8 +171,9 @@ def test_every_knob_of_novelty_detection_is_turned_below(algorithm):
 
 
 PROBE = """inverse_regularisation=1.0 rounds=0 confidence=0.999 weight=1.0 limit=1 orientations=8 calibration=platt
-    pool_images=5"""
-CLOSE = ["probe.inverse_regularisation=100.0"]  # these labels are few: only a close fit is sure of anything
+    pool_images=5 fit_gap=1e6"""
+# These labels are few: only a close fit is sure of anything.
+CLOSE = ["probe.inverse_regularisation=100.0", "probe.fit_gap=0.0"]
 OTHERS = "seed=1 trainer.lightning.precision=bf16-mixed augment.operations=0 probe.inverse_regularisation=0.1"
 
 

@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from timm.optim import Lion
 
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.fixmatch.module import FixMatch
@@ -39,7 +40,7 @@ def test_every_algorithm_is_a_learner_and_a_restored_one_continues_alike(make, s
     ambient = torch.get_rng_state()
     fitted(first, small, labels).save(tmp_path)
     assert torch.equal(torch.get_rng_state(), ambient)
-    everything = first.rank()
+    everything = first.rank(small.source.ids)
     assert everything.ids == list(small.source.ids)
     assert np.std(everything.logits) > 0
     mixed = [small.holdout[2], small.pool[9], small.pool[1]]
@@ -50,7 +51,7 @@ def test_every_algorithm_is_a_learner_and_a_restored_one_continues_alike(make, s
     assert first.rank([]).ids == []
     second.restore(tmp_path)
     close = {"rtol": 1e-5, "atol": 1e-5} if algorithm == "probe" else {"rtol": 0, "atol": 0}  # 32 bits instead of 64
-    np.testing.assert_allclose(second.rank().logits, everything.logits, **close)
+    np.testing.assert_allclose(second.rank(small.source.ids).logits, everything.logits, **close)
     for learner in (first, second):  # the numbers follow from the seed, the cycle and the saved state alone
         learner.fit(labels, pool=small.pool, cycle=2)
     np.testing.assert_array_equal(logits(second, small), logits(first, small))
@@ -94,7 +95,7 @@ def test_fixmatch_starts_from_the_probe_and_leaves_the_pretrained_backbone_alone
     learner = make("fixmatch", "algorithm.learner.optimizer.lr=0.0", "algorithm.learner.refit=false")
     before = {k: v.clone() for k, v in learner.embedding.network(normalised=True).backbone.state_dict().items()}
     fitted(learner, small, labels)
-    probe = fitted(make("probe", "probe.rounds=1"), small, labels)
+    probe = fitted(make("probe", "probe.rounds=1", "probe.fit_gap=null"), small, labels)
     # The probe sees features in half precision.
     np.testing.assert_allclose(logits(learner, small), logits(probe, small), atol=0.02)
     fitted(make("fixmatch"), small, labels)
@@ -134,6 +135,20 @@ def test_each_cycle_starts_with_new_thresholds(make, small, labels):
     assert rows[2]["threshold_normal"] > 0.0
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_nothing_is_learnt_from_the_held_out_split_and_it_is_not_ranked(make, small, labels, algorithm, monkeypatch):
+    plain = make(algorithm, stages=True).fit(labels).rank()
+    assert plain.ids == small.pool
+    load, held_out = type(small.source).load, {small.source.position(id_) for id_ in small.holdout}
+
+    def poisoned(source, position):
+        return np.full((32, 32, 3), 255, np.uint8) if position in held_out else load(source, position)
+
+    monkeypatch.setattr(type(small.source), "load", poisoned)
+    monkeypatch.setattr(small.source, "fingerprint", "poisoned")
+    np.testing.assert_array_equal(make(algorithm, stages=True).fit(labels).rank().logits, plain.logits)
+
+
 def test_fixmatch_never_reads_the_held_out_split(make, small, labels):
     learner, read = make("fixmatch"), []
     learner.embedding.features.take(small.pool)
@@ -147,7 +162,7 @@ def test_fixmatch_never_reads_the_held_out_split(make, small, labels):
 WRONG = {
     "probe": """probe.inverse_regularisation=0.0 probe.inverse_regularisation=nan probe.rounds=-1 probe.limit=-1
         probe.folds=1 probe.pool_images=0 probe.orientations=3 probe.confidence=0.4 probe.confidence=1.0
-        probe.calibration=isotonic probe.weight=0.0""",
+        probe.calibration=isotonic probe.weight=0.0 probe.fit_gap=-1.0""",
     "fixmatch": """start=warm start_rounds=-1 trainable_groups=-2 refit_confidence=0.4 refit_confidence=1.0 guard=maybe
         guard_limits.folds=1 loss.threshold=0.0 loss.threshold=1.1 loss.threshold=nan loss.consistency=kl
         loss.rampup=1.5 loss.layer_decay=0.0 loss.layer_decay=1.5 loss.schedule=cosine loss.teacher=mean
@@ -156,7 +171,7 @@ WRONG = {
         batch.labelled=0 batch.unlabelled_ratio=0 batch.iterations=-3 batch.candidates=-1 batch.candidate_share=1.5
         batch.candidate_share=nan batch.workers=-1 augment.flip=1.5 augment.cutout=-0.1 augment.translate=nan
         augment.operations=-1 augment.rotate=-5.0 augment.shear=-0.1 augment.factor=[0.9,0.1]
-        augment.factor=[0.5,0.6,0.7] augment.posterize_bits=[0,8]""",
+        augment.factor=[0.5,0.6,0.7] augment.posterize_bits=[0,8] augment.border=mirror""",
     "flexmatch": "loss.threshold=null loss.threshold=1.5",
     "freematch": "loss.threshold=0.9 loss.weighting.momentum=1.0 loss.weighting.fairness=-0.1",
     "softmatch": "loss.threshold=0.9 loss.weighting.momentum=-0.1 loss.weighting.n_sigma=nan",
@@ -177,6 +192,27 @@ def test_wrong_values_are_refused_when_the_learner_is_made(make, algorithm, word
     name = key if key.startswith(("probe.", "augment.")) else f"algorithm.learner.{key}"
     with pytest.raises(ConfigError, match=f"{re.escape(name)} is '?{re.escape(value).replace(',', ', ')}"):
         make(algorithm, f"{name}={value}")
+
+
+@pytest.mark.parametrize("algorithm", ["fixmatch", "msc"])
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("lion", Lion)])
+def test_another_optimiser_replaces_the_whole_node(make, small, labels, monkeypatch, algorithm, name, kind):
+    made, step = [], kind.step
+
+    def noted(optimizer, *args, **options):
+        made.append(optimizer.param_groups[0])
+        return step(optimizer, *args, **options)
+
+    monkeypatch.setattr(kind, "step", noted)
+    ranking = make(algorithm, f"optimizer={name}", "algorithm.learner.optimizer.lr=1e-3").fit(labels).rank()
+    assert np.isfinite(ranking.logits).all()
+    assert made
+    assert all("momentum" not in group and group["betas"][0] == 0.9 for group in made)
+
+
+def test_an_optimiser_with_the_keys_of_another_is_refused_with_what_to_do(make):
+    with pytest.raises(ConfigError, match=r"algorithm\.learner\.optimizer: .*'momentum'.*optimizer=adamw"):
+        make("fixmatch", "algorithm.learner.optimizer._target_=torch.optim.AdamW")
 
 
 @pytest.mark.parametrize("algorithm", ["fixmatch", "msc"])
@@ -254,13 +290,15 @@ def test_frozen_stages_by_openvino_train_the_same_network(make, small, labels, m
 def test_other_views_are_those_of_the_turned_images_and_computed_once(make_source, make_embedding, orientations):
     source = make_source(12, unreadable={"im000003"})
     embedding = make_embedding(source, stages=True)
-    ids = ["im000001", "im000003", "im000002"]
+    ids = ["im000001", "im000002"]
     rows = embedding.reoriented_features(ids, orientations)
-    readable = [source.read([id_])[0] for id_ in ("im000001", "im000002")]
-    batches = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in readable]
+    batches = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in source.read(ids)]
     views = [reoriented(b, i)[0].permute(1, 2, 0).numpy() for b in batches for i in range(1, orientations)]
     assert rows.shape == (2 * (orientations - 1), embedding.probe_features.dimensions)
     if views:
         np.testing.assert_allclose(rows, embedding.encode(views), atol=1e-5)
+    source.unreadable.add("im000004")  # after its features were computed
+    lost = embedding.reoriented_features(["im000004"], orientations)
+    np.testing.assert_array_equal(lost, embedding.probe_features.take(["im000004"] * (orientations - 1)))
     source.read = None  # what is known is not read again
-    np.testing.assert_array_equal(embedding.reoriented_features(["im000001", "im000002"], orientations), rows)
+    np.testing.assert_array_equal(embedding.reoriented_features(ids, orientations), rows)

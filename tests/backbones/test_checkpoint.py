@@ -9,8 +9,8 @@ from torch import nn
 from anomalymatch.backbones import checkpoint
 from anomalymatch.backbones.checkpoint import load_network, load_state, save_network
 from anomalymatch.backbones.network import Head, Network
-from anomalymatch.backbones.weights import fingerprint
-from anomalymatch.errors import StorageError
+from anomalymatch.backbones.weights import fingerprint, load_weights
+from anomalymatch.errors import ConfigError, StorageError
 
 
 @pytest.fixture
@@ -86,6 +86,53 @@ def test_missing_or_corrupt_files_are_errors(saved, damage):
     damage(path)
     with pytest.raises(StorageError, match=r"weights\.safetensors (is|are) missing or corrupt"):
         load_network(path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"image_size": -1},
+        {"image_size": 32.5},
+        {"image_size": "32"},
+        {"image_size": 10**6},
+        {"channels": 0},
+        {"channels": 10**6},
+        {"orientations": 10**6},
+        {"crops": -1},
+        {"bn_momentum": float("nan")},
+        {"mean": [0.5]},
+        {"mean": [0.5, 0.5, float("inf")]},
+        {"std": [0.5, 0.5, 0.0]},
+        {"name": "+".join(["test_efficientnet"] * 100)},
+        {"name": "hf_hub:nobody/nothing"},
+        {"stages": "yes"},
+        {"features": 10**9},
+        {"stage_features": -1},
+    ],
+    ids=str,
+)
+def test_absurd_descriptions_are_refused_at_once(saved, words):
+    _, path = saved
+    description = json.loads(path.with_suffix(".json").read_text())
+    for part in ("network", "head"):
+        description[part] |= {key: value for key, value in words.items() if key in description[part]}
+    path.with_suffix(".json").write_text(json.dumps(description))
+    with pytest.raises(
+        StorageError, match=rf"weights\.safetensors is missing or corrupt \(.*{next(iter(words))}|hf_hub"
+    ):
+        load_network(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(saved, value):
+    network, path = saved
+    with torch.no_grad():
+        network.head.linear.weight[1, 3] = value
+    save_network(network, path)
+    with pytest.raises(StorageError, match=r"head\.linear\.weight has numbers that are not finite"):
+        load_network(path)
+    with pytest.raises(ConfigError, match=r"head\.linear\.weight has numbers that are not finite"):
+        load_weights(network.backbone.body, str(path))
 
 
 def test_weights_of_another_architecture_are_an_error(saved):

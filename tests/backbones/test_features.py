@@ -1,3 +1,4 @@
+import errno
 import logging
 
 import numpy as np
@@ -10,7 +11,7 @@ from anomalymatch.backbones.features import FeatureCache, Features, Shard
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import build_backbone
 from anomalymatch.cache import Cache
-from anomalymatch.errors import DataError
+from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.types import Reject
 
 FP32 = Inference(device="cpu", precision="fp32", batch_pixels=32 * 32 * 8, workers=1)
@@ -125,10 +126,46 @@ def test_interrupted_computation_continues_after_the_finished_shards(cache, make
         patch.setattr(Cache, "write", killed_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             cache.features(source, *tiny_backbone)
-    source.reads = 0
+    source.reads, counts, prepare = 0, [], Inference.prepare
+    monkeypatch.setattr(
+        Inference,
+        "prepare",
+        lambda self, module, *, size, count: counts.append(count) or prepare(self, module, size=size, count=count),
+    )
     features = cache.features(source, *tiny_backbone)
     assert source.reads == 5
+    assert counts == [25]  # so that the backend is that of the whole
     same(features, FeatureCache(cache.folder.with_name("fresh"), FP32).features(source, *tiny_backbone))
+
+
+@pytest.mark.parametrize(
+    ("error", "temporary"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), True),
+        (TimeoutError("too slow"), True),
+        (OSError("image file is truncated"), False),  # Pillow's
+        (ValueError("damaged"), False),
+    ],
+)
+def test_rejects_of_the_environment_are_tried_again(cache, make_source, tiny_backbone, monkeypatch, error, temporary):
+    source, healed = make_source(25), False
+
+    def load(own, position):
+        if position == 13 and not healed:
+            try:
+                raise error
+            except Exception as cause:
+                raise UnreadableImageError(str(cause)) from None
+        return plain(own, position)
+
+    plain = type(source).load
+    monkeypatch.setattr(type(source), "load", load)
+    for _ in range(2):
+        assert [reject.id for reject in cache.features(source, *tiny_backbone).rejects] == ["im000013"]
+    healed, source.reads = True, 0
+    features = cache.features(source, *tiny_backbone)
+    assert source.reads == (11 if temporary else 0)  # tried once, then its shard of ten
+    assert features.ids == [id_ for id_ in source.ids if temporary or id_ != "im000013"]
 
 
 def test_source_without_a_readable_image(cache, make_source, tiny_backbone):

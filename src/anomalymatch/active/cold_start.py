@@ -36,12 +36,13 @@ class ColdStart:
         self.cold.fit({}, pool=pool, cycle=0)
         return self.cold.rank(ids).top(count)
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> "ColdStart":
         """See `Learner.fit`; no label is needed."""
         warm = have_both_classes(labels) or not self.learner.needs_labels
         self._current = self.learner if warm else self.cold
         self._current.on_step = self.on_step
         self._current.fit(labels, pool=pool, cycle=cycle)
+        return self
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
@@ -68,15 +69,13 @@ class RandomOrder:
         self.embedding, self.seed = embedding, seed
         self.on_step: StepListener = ignore_step
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> "RandomOrder":
         """Do nothing: the order follows from the seed."""
+        return self
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`; the `logits` are log-odds of the rank, from first to last."""
-        features = self.embedding.features
-        reasons = {reject.id: reject for reject in features.rejects}
-        readable = features.ids if ids is None else [id_ for id_ in ids if id_ not in reasons]
-        rejects = list(features.rejects) if ids is None else [reasons[id_] for id_ in ids if id_ in reasons]
+        readable, rejects = self.embedding.features.split(self.embedding.default_ids if ids is None else ids)
         return Ranking(readable, logit(midranks(self.values(readable))), rejects)
 
     def values(self, ids: Sequence[str]) -> Float64[np.ndarray, " n"]:
@@ -134,11 +133,12 @@ class MixedOrder:
         self.novelty, self.diverse = novelty(embedding, seed=seed), diverse(embedding, seed=seed)
         self.on_step: StepListener = ignore_step
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> "MixedOrder":
         """See `Learner.fit`."""
         for learner in (self.novelty, self.diverse):
             learner.on_step = self.on_step
             learner.fit(labels, pool=pool, cycle=cycle)
+        return self
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`; the `logits` are log-odds of the rank, from first to last."""

@@ -186,7 +186,8 @@ class ActiveLoop:
         ranking = self.folder.ranking(cycle - 1).restrict(unlabelled)
         pool = frozenset(self._pool(cycle - 1, self.folder.labels.current(until_cycle=cycle - 2)))
         rng = np.random.default_rng([self.seed, cycle, 0x0AC])
-        return self.oracle(ranking, pool, self.spec.budget, rng=rng, last=self._last_answers(cycle))
+        budget, remaining = self.spec.budget, (self.spec.cycles - cycle) * self.spec.budget
+        return self.oracle(ranking, pool, budget, rng=rng, last=self._last_answers(cycle), remaining=remaining)
 
     def _last_answers(self, cycle: int) -> dict[str, Label]:
         """Return the labels of the query before that of `cycle`; the initial labels are no query."""

@@ -1,6 +1,6 @@
 """Oracles: label images in a benchmark, instead of a person."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from anomalymatch.active.strategies import NO_LABELS, LabelMapping, Rng, Strategy
 from anomalymatch.data.task import Task
@@ -13,7 +13,14 @@ class Oracle(Protocol):
     """Protocol of oracles."""
 
     def __call__(
-        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: LabelMapping = NO_LABELS
+        self,
+        ranking: Ranking,
+        pool: frozenset[str],
+        budget: int,
+        *,
+        rng: Rng,
+        last: LabelMapping = NO_LABELS,
+        remaining: int = 0,
     ) -> dict[str, Label]:
         """Label up to `budget` images.
 
@@ -23,6 +30,7 @@ class Oracle(Protocol):
             budget: largest number of labels.
             rng: random generator.
             last: labels from the previous query; empty for the first.
+            remaining: number of labels that can still be given after this query.
         """
         ...
 
@@ -37,7 +45,7 @@ class PaperOracle:
         self.task = task
 
     def __call__(
-        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: LabelMapping = NO_LABELS
+        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, **_: object
     ) -> dict[str, Label]:
         """See `Oracle`."""
         order = [ranking.ids[i] for i in ranking.order if ranking.ids[i] in pool]
@@ -55,7 +63,7 @@ class TopKOracle:
         self.task, self.strategy = task, strategy
 
     def __call__(
-        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, last: LabelMapping = NO_LABELS
+        self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, **state: Any
     ) -> dict[str, Label]:
-        """See `Oracle`."""
-        return {id_: self.task.label(id_) for id_ in self.strategy(ranking, budget, rng=rng, last=last)}
+        """See `Oracle`; the strategy gets the other keywords."""
+        return {id_: self.task.label(id_) for id_ in self.strategy(ranking, budget, rng=rng, **state)}

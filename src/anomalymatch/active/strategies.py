@@ -29,9 +29,11 @@ GroupImages = Callable[[Sequence[str]], Sequence[Sequence[str]]]
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Protocol of query strategies."""
+    """Protocol of query strategies; one that does not use all keywords takes the others as `**_`."""
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
+    def __call__(
+        self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS, remaining: int = 0
+    ) -> list[str]:
         """Choose images to label.
 
         Args:
@@ -39,6 +41,7 @@ class Strategy(Protocol):
             count: number of images to choose; all are chosen if there are fewer.
             rng: random generator.
             last: labels from the previous query; empty for the first.
+            remaining: number of labels that can still be given after this query.
 
         Returns:
             Ids of the images, in the order in which to show them.
@@ -49,7 +52,7 @@ class Strategy(Protocol):
 class Top:
     """Strategy that chooses the highest scores."""
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, **_: object) -> list[str]:
         """See `Strategy`."""
         return ranking.top(count)
 
@@ -57,7 +60,7 @@ class Top:
 class Uncertain:
     """Strategy that chooses the scores nearest to the decision boundary."""
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, **_: object) -> list[str]:
         """See `Strategy`."""
         return Ranking(ranking.ids, -np.abs(ranking.logits)).top(count)
 
@@ -65,7 +68,7 @@ class Uncertain:
 class Random:
     """Strategy that chooses images at random."""
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, **_: object) -> list[str]:
         """See `Strategy`."""
         ids = sorted(ranking.ids)
         return [ids[i] for i in rng.choice(len(ids), min(count, len(ids)), replace=False)]
@@ -78,7 +81,7 @@ class Mixture:
         check_range("al.strategy.explore", explore, low=0, high=1)
         self.explore = explore
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, **_: object) -> list[str]:
         """See `Strategy`."""
         best = ranking.top(count - round(self.explore * count))
         return [*best, *Uncertain()(_without(ranking, best), count - len(best), rng=rng)]
@@ -95,7 +98,7 @@ class Diverse:
         check_range("al.strategy.candidates", candidates, low=1)
         self.embedding, self.candidates = embedding, candidates
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, **_: object) -> list[str]:
         """See `Strategy`."""
         ids = ranking.top(count * self.candidates)
         return [ids[i] for i in k_centres(self.embedding.features.take(ids), count)]
@@ -113,7 +116,7 @@ class Distinct:
         check_range("al.strategy.similarity", similarity, above=0, high=1)
         self.embedding, self.candidates, self.similarity = embedding, candidates, similarity
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, **_: object) -> list[str]:
         """See `Strategy`."""
         ids = ranking.top(count * self.candidates)
         features = self.embedding.features.take(ids)
@@ -138,7 +141,9 @@ class Auto:
         self.distinct = Distinct(embedding, candidates, similarity)
         self.diverse = Diverse(embedding, candidates)
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
+    def __call__(
+        self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS, **_: object
+    ) -> list[str]:
         """See `Strategy`."""
         if not last or Label.ANOMALY in last.values():
             return self.distinct(ranking, count, rng=rng)
@@ -156,7 +161,7 @@ class PerCluster:
         check_range("al.strategy.candidates", candidates, low=1)
         self.group_images, self.candidates = grouper(embedding), candidates
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, **_: object) -> list[str]:
         """See `Strategy`."""
         ids = ranking.top(count * self.candidates)
         if len(ids) <= count:
@@ -175,6 +180,7 @@ class ExpectedDiscovery:
     Jiang et al. (ICML 2017): the value of an image is its own probability plus the sum of the highest probabilities
     among the others after its answer, averaged over the two answers. A batch is chosen one by one, as if each image had
     turned out to be normal (the pessimistic oracle of Jiang et al., NeurIPS 2018), so that it holds no near duplicates.
+    The last query, after which no labels remain, chooses by the probability alone.
 
     Args:
         embedding: gives the features.
@@ -185,7 +191,6 @@ class ExpectedDiscovery:
         prior: weight of a predicted probability, in labelled images.
         answer_weight: weight of an answer for an identical image, in labelled images.
         log_odds_shift: subtracted from the logits of a ranking that was trained with equal class weights.
-        horizon: number of labels that can still be given, including this query.
     """
 
     def __init__(
@@ -199,18 +204,17 @@ class ExpectedDiscovery:
         prior: float,
         answer_weight: float,
         log_odds_shift: float,
-        horizon: int,
     ) -> None:
         counts = {"candidates": candidates, "most_candidates": most_candidates, "followed": followed}
-        for key, value in {**counts, "neighbours": neighbours, "horizon": horizon}.items():
+        for key, value in {**counts, "neighbours": neighbours}.items():
             check_range(f"al.strategy.{key}", value, low=1)
         check_range("al.strategy.prior", prior, above=0)
         check_range("al.strategy.answer_weight", answer_weight, low=0)
         self.embedding, self.candidates, self.most_candidates = embedding, candidates, most_candidates
-        self.followed, self.neighbours, self.horizon = followed, neighbours, horizon
+        self.followed, self.neighbours = followed, neighbours
         self.prior, self.answer_weight, self.log_odds_shift = prior, answer_weight, log_odds_shift
 
-    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, last: LabelMapping = NO_LABELS) -> list[str]:
+    def __call__(self, ranking: Ranking, count: int, *, rng: Rng, remaining: int = 0, **_: object) -> list[str]:
         """See `Strategy`."""
         candidates = max(count, min(count * self.candidates, self.most_candidates))
         followed = ranking.order[: max(self.followed, candidates)]
@@ -223,7 +227,7 @@ class ExpectedDiscovery:
         chosen: list[int] = []
         while len(chosen) < count:
             free = np.setdiff1d(np.arange(len(weights)), chosen)
-            rest = self.horizon - len(chosen) - 1
+            rest = remaining + count - len(chosen) - 1 if remaining else 0
             chosen.append(int(free[expected_finds(probability, weights, free, chosen, rest, self.prior).argmax()]))
             probability = _updated(probability, weights[chosen[-1]], 0.0, self.prior)
         return [ids[i] for i in chosen]

@@ -38,12 +38,13 @@ class Learner(Protocol):
     Where several processes train, the first of them calls it, so it must be picklable.
     """
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
-        """Train.
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> "Learner":
+        """Train, and return the learner itself.
 
         Args:
             labels: label by image id; images labelled unsure or artefact are not used.
-            pool: unlabelled images to learn from, for algorithms that use them; None means all of the source.
+            pool: unlabelled images to learn from, for algorithms that use them; None means the pool of the task, so
+                that nothing is learnt from the held-out split.
             cycle: number of this training; it only selects the random numbers.
 
         Raises:
@@ -52,7 +53,7 @@ class Learner(Protocol):
         ...
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
-        """Score `ids` in this order, or all images of the source.
+        """Score `ids` in this order, or the pool of the task.
 
         Raises:
             DataError: if an id is not in the source.

@@ -158,7 +158,10 @@ def check_optimizer(optimizer: Callable[..., Optimizer]) -> None:
     try:
         optimizer([torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"algorithm.learner.optimizer: {error}") from error
+        raise ConfigError(
+            f"algorithm.learner.optimizer: {error}. Another optimiser comes with its own keys: optimizer=adamw, or a "
+            f"file optimizer/NAME.yaml in a folder that --config-dir names"
+        ) from error
 
 
 @quiet_lightning()

@@ -1,6 +1,7 @@
 """Checkpoints without pickle: tensors in a safetensors file, their description in a JSON file beside it."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,14 +10,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anomalymatch.backbones.network import Head, Network, NetworkSpec, empty_backbone
+from anomalymatch.backbones.network import SEPARATOR, Head, Network, NetworkSpec, empty_backbone
+from anomalymatch.backbones.tta import CROPS, ORIENTATIONS
+from anomalymatch.backbones.weights import first_not_finite
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.checksums import check_file
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
-from anomalymatch.errors import DataError, StorageError
+from anomalymatch.errors import ConfigError, DataError, StorageError
 from anomalymatch.files import atomic_file, write_text
 
 FORMAT = 2
+MAX_CHANNELS, MIN_SIZE, MAX_SIZE, MAX_MODELS = 4096, 16, 8192, 16
+"""Limits of what a checkpoint may describe: channels and size of its images, and models of an ensemble."""
 
 
 class InputSpec(NamedTuple):
@@ -86,13 +92,18 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file.
 
     Raises:
-        StorageError: if the file is missing or corrupt.
+        StorageError: if the file is missing or corrupt, or a number in it is not finite.
     """
     check_file(path)
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"the tensors in {path} are missing or corrupt ({error})") from error
+    if broken := first_not_finite(tensors):
+        raise StorageError(
+            f"the tensors in {path} are damaged, or a training diverged: {broken} has numbers that are not finite"
+        )
+    return tensors
 
 
 def describe_input(source: ImageSource) -> dict[str, Any]:
@@ -135,13 +146,39 @@ def load_network(path: Path) -> Network:
         stored = description["network"]
         if description["format"] != FORMAT:
             raise ValueError(f"it has format {description['format']}, this version reads {FORMAT}")
+        _check_ranges(stored)
         spec = NetworkSpec(**stored | {"mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
-        head = Head(**description["head"])
-        network = Network(spec, empty_backbone(spec), head)
+        backbone = empty_backbone(spec)
+        widths = {"features": backbone.features, "stage_features": backbone.stage_features}
+        for name, width in widths.items():
+            check_choice(f"head.{name}", description["head"][name], [width])
+        network = Network(spec, backbone, Head(**description["head"]))
         load_state(network, path)
         return network.eval()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise StorageError(f"the checkpoint {path} is missing or corrupt ({error})") from error
+
+
+def _check_ranges(stored: Mapping[str, Any]) -> None:
+    """Check a stored specification before anything is built from it that would take hours or all memory.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+    for name, value, low, high in (
+        ("channels", stored["channels"], 1, MAX_CHANNELS),
+        ("image_size", stored["image_size"], MIN_SIZE, MAX_SIZE),
+        ("name, number of models", str(stored["name"]).count(SEPARATOR) + 1, 1, MAX_MODELS),
+    ):
+        check_range(f"network.{name}", value, low=low, high=high)
+        check_choice(f"network.{name}", value, [int(value)])
+    for name, choices in (("orientations", ORIENTATIONS), ("crops", CROPS), ("stages", (False, True))):
+        check_choice(f"network.{name}", stored[name], choices)
+    check_range("network.bn_momentum", stored["bn_momentum"], low=0, high=1, null=True)
+    for name, above in (("mean", -math.inf), ("std", 0.0)):
+        check_choice(f"network.{name}, number of values", len(stored[name]), [stored["channels"]])
+        for value in stored[name]:
+            check_range(f"network.{name}", value, above=above, below=math.inf)
 
 
 def load_state(module: nn.Module, path: Path) -> None:

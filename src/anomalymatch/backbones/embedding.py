@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from anomalymatch.backbones.features import FeatureCache, Features, normalise_last
+from anomalymatch.backbones.features import FeatureCache, Features, Scaling, normalise_last
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone, Head, Network, NetworkSpec, build_backbone
 from anomalymatch.backbones.openvino import Forward
@@ -29,6 +29,8 @@ class Embedding:
         source: the images.
         cache_dir: folder of the feature cache.
         inference: device, precision and batch size.
+        pool: ids that learners learn from and rank unless they are given others; None for all of the source. A
+            held-out split must not be among them.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Embedding:
     stages: bool = False
     orientations: int = 1
     crops: int = 0
+    pool: Sequence[str] | None = None
 
     @cached_property
     def _built(self) -> tuple[NetworkSpec, Backbone]:
@@ -64,6 +67,16 @@ class Embedding:
     def features(self) -> Features:
         """Features of the last layer for all images of the source: these measure the similarity of images."""
         return self.probe_features.last
+
+    @property
+    def default_ids(self) -> Sequence[str]:
+        """The pool; all images of the source where there is none."""
+        return self.source.ids if self.pool is None else self.pool
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        """Scaling of the probe features, measured on the pool alone."""
+        return self.probe_features.scaling_on(self.probe_features.split(self.default_ids)[0])
 
     @cached_property
     def probe_features(self) -> Features:
@@ -91,8 +104,8 @@ class Embedding:
     def reoriented_features(self, ids: Sequence[str], orientations: int) -> Float32[np.ndarray, "v d"]:
         """Compute the probe features of mirrored and turned images of the source, once for each image.
 
-        The first orientation, the image as it is (see `tta.reoriented`), is left out, as is an image that can no longer
-        be read.
+        There are `orientations` - 1 rows for each image, one image after the other: the first orientation, the image as
+        it is (see `tta.reoriented`), is left out. An image that can no longer be read is taken as it is.
         """
         wanted = ids if orientations > 1 else []
         missing = [id_ for id_ in dict.fromkeys(wanted) if (id_, orientations) not in self._reoriented]
@@ -102,7 +115,10 @@ class Embedding:
                 batch = to_tensor([resize(image, self.image_size, self.source.rendering.fit)])
                 turned = torch.cat([reoriented(batch, i) for i in range(1, orientations)])
                 self._reoriented[id_, orientations] = normalise_last(self._forward(turned), self._built[1].features)
-        rows = [self._reoriented[id_, orientations] for id_ in wanted if (id_, orientations) in self._reoriented]
+            for reject in found.rejects:
+                own = self.probe_features.take([reject.id])
+                self._reoriented[reject.id, orientations] = own.repeat(orientations - 1, axis=0)
+        rows = [self._reoriented[id_, orientations] for id_ in wanted]
         return np.concatenate([np.empty((0, self._built[1].width), np.float32), *rows])
 
     @cached_property

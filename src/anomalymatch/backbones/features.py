@@ -1,7 +1,7 @@
 """Pooled features of all images of a source, cached on disk."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from jaxtyping import Float16, Float32, Float64, Int64
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone, NetworkSpec
 from anomalymatch.backbones.weights import fingerprint
-from anomalymatch.cache import Cache, cache_key
+from anomalymatch.cache import Cache, CacheEntry, cache_key
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import collect
 from anomalymatch.errors import DataError
@@ -19,6 +19,8 @@ from anomalymatch.progress import progress
 from anomalymatch.types import Reject
 
 SHARD_IMAGES = 4096
+RETRIED = 64
+"""Number of rejects of a shard that are tried again, approximately."""
 SAMPLE = 4096
 """Images from which the spread of a feature is measured."""
 MIN_SPREAD = 1e-4
@@ -89,14 +91,20 @@ class Features:
 
     @cached_property
     def scaling(self) -> Scaling:
-        """Scaling for a probe: the last layer unchanged, a stage feature divided by the square root of its spread.
+        """Scaling for a probe, measured on all images."""
+        return self.scaling_on(self.ids)
+
+    def scaling_on(self, ids: Sequence[str]) -> Scaling:
+        """Measure the scaling for a probe: the last layer unchanged, a stage feature over the root of its spread.
 
         This is half way to equal spreads: a channel that hardly varies is neither lost nor blown up.
+
+        Args:
+            ids: images on which the spread is measured; up to about `SAMPLE` of them are used.
         """
         if not self.stage_width:
             return Scaling.plain(self.dimensions)
-        step = max(1, sum(len(shard.ids) for shard in self.shards) // SAMPLE)
-        sample = np.concatenate([shard.rows[::step] for shard in self.stages.shards]).astype(np.float32)
+        sample = self.stages.take(ids[:: max(1, len(ids) // SAMPLE)])
         spread = sample.std(axis=0) if len(sample) else np.zeros(self.stage_width, np.float32)
         varies = spread > MIN_SPREAD
         scale = np.zeros(self.stage_width, np.float32)
@@ -124,13 +132,12 @@ class Features:
     def split(self, ids: Iterable[str]) -> tuple[list[str], list[Reject]]:
         """Separate ids of the source into those of readable images and the rejects, each in their order."""
         ids = list(ids)
-        return [id_ for id_ in ids if id_ not in self._reasons], [
-            Reject(id_, self._reasons[id_]) for id_ in ids if id_ in self._reasons
-        ]
+        rejected = self._rejected
+        return [id_ for id_ in ids if id_ not in rejected], [rejected[id_] for id_ in ids if id_ in rejected]
 
     @cached_property
-    def _reasons(self) -> dict[str, str]:
-        return {reject.id: reject.reason for reject in self.rejects}
+    def _rejected(self) -> dict[str, Reject]:
+        return {reject.id: reject for reject in self.rejects}
 
     def positions(self, ids: Iterable[str]) -> Int64[np.ndarray, " m"]:
         """Return the row numbers of images.
@@ -141,8 +148,8 @@ class Features:
         try:
             return np.fromiter((self._position[id_] for id_ in ids), dtype=np.int64)
         except KeyError as error:
-            reason = self._reasons.get(error.args[0], "it is not in the source")
-            raise DataError(f"there are no features of image {error.args[0]!r}: {reason}") from None
+            reject = self._rejected.get(error.args[0], Reject(error.args[0], "it is not in the source"))
+            raise DataError(f"there are no features of image {reject.id!r}: {reject.reason}") from None
 
     def take(self, ids: Iterable[str]) -> Float32[np.ndarray, "m d"]:
         """Return the features of images in single precision."""
@@ -177,18 +184,18 @@ class FeatureCache:
         chunks = {f"{k:09d}": source.ids[k : k + SHARD_IMAGES] for k in range(0, len(source.ids), SHARD_IMAGES)}
         size, empty = spec.image_size, np.empty((0, backbone.width), np.float16)
         with cache.locked():
-            found = {name: cache.read(name) for name in chunks}
+            found = {name: read_entry(cache, name, source) for name in chunks}
             missing = [name for name in chunks if found[name] is None]
             if missing:
-                count = sum(len(chunks[name]) for name in missing)
-                forward = self.inference.prepare(backbone, size=size, count=count)
-                with progress("Features", count) as advance:
+                # For all images: work that goes on after a kill has the same backend, whose rounding may be another's.
+                forward = self.inference.prepare(backbone, size=size, count=len(source.ids))
+                with progress("Features", sum(len(chunks[name]) for name in missing)) as advance:
                     for name in missing:
                         batches = self.inference.run(forward, source, chunks[name], size=size)
                         rows = ((b.ids, normalise_last(b.outputs, backbone.features), b.rejects) for b in batches)
                         shard = collect(rows, empty, advance)
-                        rejects = [[reject.id, reject.reason] for reject in shard.rejects]
-                        found[name] = cache.write(name, {"rows": shard.rows}, {"ids": shard.ids, "rejects": rejects})
+                        info = {"ids": shard.ids, "rejects": [astuple(reject) for reject in shard.rejects]}
+                        found[name] = cache.write(name, {"rows": shard.rows}, info)
         shards = [
             Shard(entry.info["ids"], entry.arrays["rows"], [Reject(*reject) for reject in entry.info["rejects"]])
             for entry in found.values()
@@ -212,7 +219,21 @@ class FeatureCache:
         )
 
 
+def read_entry(cache: Cache, name: str, source: ImageSource) -> CacheEntry | None:
+    """Read a cache entry whose `info` has rejects; None if it is missing, or if a reject can be read by now.
+
+    Only images that could not be read for a temporary reason are tried, `RETRIED` at most.
+    """
+    entry = cache.read(name)
+    if entry is None:
+        return None
+    again = [reject.id for reject in (Reject(*each) for each in entry.info["rejects"]) if reject.temporary]
+    some = again[:: max(1, len(again) // RETRIED)]
+    return None if any(not isinstance(source.read([id_])[0], Reject) for id_ in some) else entry
+
+
 def normalise_last(outputs: Float32[np.ndarray, "n d"], width: int) -> Float32[np.ndarray, "n d"]:
     """L2-normalise the first `width` columns of a backbone's outputs, the features of the last layer."""
-    norms = np.linalg.norm(outputs[:, :width], axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # of a diverged training
+        norms = np.linalg.norm(outputs[:, :width], axis=1, keepdims=True)
     return np.concatenate([outputs[:, :width] / np.maximum(norms, 1e-12), outputs[:, width:]], axis=1)

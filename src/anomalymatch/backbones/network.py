@@ -289,6 +289,22 @@ def build_backbone(
     return spec, backbone
 
 
+def image_classifier(network: nn.Module | str) -> nn.Module:
+    """Return a network that takes 8-bit images and gives logits of (normal, anomaly).
+
+    The name of a timm model is built with pretrained weights and a new head. A classifier of timm is wrapped, so that
+    its images are normalised as its weights were trained. Any other module is returned as it is.
+    """
+    if isinstance(network, str):
+        spec, backbone = build_backbone(name=network, weights="auto", channels=3, image_size=224)
+        return Network(spec, backbone, Head(backbone.features, normalised=False))
+    config = getattr(network, "pretrained_cfg", None)
+    if not isinstance(config, dict) or "mean" not in config or not hasattr(network, "num_features"):
+        return network
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return Backbone(network, *_statistics(config, first.in_channels))
+
+
 def empty_backbone(spec: NetworkSpec) -> Backbone:
     """Build the architecture of `spec` with untrained weights, for a checkpoint to be loaded."""
     with torch.random.fork_rng():  # the initial weights are drawn, and replaced

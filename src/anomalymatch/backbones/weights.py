@@ -52,6 +52,11 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor with a number that is not finite; None if there is none."""
+    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+
+
 def pretrained_config(model: nn.Module) -> dict[str, Any]:
     """Return timm's facts on the pretrained weights of a model: hub repository, mean, std, first convolution."""
     return cast(dict[str, Any], model.pretrained_cfg)
@@ -158,6 +163,8 @@ def _read_path(path: Path) -> Mapping[str, Tensor]:
         ) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ConfigError(f"model.weights={path} must hold tensors by name: save the model's state_dict()")
+    if broken := first_not_finite(tensors):
+        raise ConfigError(f"model.weights={path} cannot be used: {broken} has numbers that are not finite")
     return tensors
 
 

@@ -1,8 +1,8 @@
 """Patch embeddings of images: feature maps of a frozen backbone on a grid, cached on disk."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from jaxtyping import Float16, Float32, UInt8
 from torch import Tensor
 
 from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.backbones.features import read_entry
 from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.cache import Cache, Contents, cache_key
 from anomalymatch.checks import check_range
@@ -97,7 +98,9 @@ class PatchEmbedding:
         entries = []
         with cache.locked(), progress("Patches", len(ids)) as advance:
             for chunk in chunks:
-                entries.append(cache.get(cache_key({"ids": list(chunk)}), partial(self._compute, chunk)))
+                name = cache_key({"ids": list(chunk)})
+                entry = read_entry(cache, name, self.embedding.source)
+                entries.append(entry or cache.write(name, *self._compute(chunk)))
                 advance(len(chunk))
         kept = [id_ for entry in entries for id_ in entry.info["ids"]]
         rejects = [Reject(*reject) for entry in entries for reject in entry.info["rejects"]]
@@ -157,7 +160,7 @@ class PatchEmbedding:
             ((batch.ids, self._extract(batch.images) if batch.ids else None, batch.rejects) for batch in batches),
             self._empty,
         )
-        return {"rows": found.rows}, {"ids": found.ids, "rejects": [[r.id, r.reason] for r in found.rejects]}
+        return {"rows": found.rows}, {"ids": found.ids, "rejects": [astuple(reject) for reject in found.rejects]}
 
 
 class _PatchExtractor:

@@ -232,9 +232,9 @@ class ImageSource(ABC):
         try:
             return self.rendering((load or self.load)(position), self.bands)
         except UnreadableImageError as error:
-            return Reject(id_, str(error))
+            return Reject(id_, str(error), error.temporary)
         except MemoryError:
-            return Reject(id_, "it needs more memory than there is")
+            return Reject(id_, "it needs more memory than there is", temporary=True)
 
 
 def hash_rows(salt: str, rows: Iterable[Iterable[object]]) -> str:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_each_batch_is_divided_among_processes(mixed, processes):
     whole, parts = batches(mixed()), []
     for rank in range(processes):
         data = mixed()
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=processes)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, current_epoch=0)
         parts.append(batches(data))
     for step, batch in enumerate(whole):
         for i, tensor in enumerate(batch):
@@ -111,6 +112,20 @@ def test_batches_do_not_depend_on_global_random_state(mixed):
     np.random.default_rng().random(3)
     assert same(first, batches(data))
     assert same(first, batches(mixed()))
+
+
+def test_each_epoch_has_other_draws_and_views_which_follow_from_the_seed(mixed):
+    data, epochs = mixed(), []
+    loader = data.train_dataloader()
+    assert len(loader) == 5
+    for epoch in (0, 1, 2, 1):
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=epoch)
+        epochs.append(list(loader))
+    assert same(epochs[0], batches(mixed()))
+    assert same(epochs[1], epochs[3])
+    for one, other in pairwise(epochs[:3]):
+        assert not any(same([a], [b]) for a, b in zip(one, other, strict=True))
+        assert not torch.equal(*(torch.cat([batch.i_ulb for batch in made]) for made in (one, other)))
 
 
 def test_views_of_one_image_differ_from_draw_to_draw(mixed):
@@ -147,7 +162,7 @@ def test_labelled_images_are_read_once_and_the_pool_when_it_is_drawn(mixed):
 
 def test_unsure_and_artefact_are_not_used(mixed, make_source):
     labels = labels_of(make_source(40)) | {"im000021": "unsure", "im000022": "artefact"}
-    views = mixed(labels=labels).labelled()
+    views = mixed(labels=labels).views()[0]
     assert len(views.images) == 8
     assert views.targets.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
 
@@ -172,7 +187,7 @@ def test_an_unreadable_image_of_the_pool_is_replaced_by_the_next(mixed):
 
 def test_an_unreadable_labelled_image_is_left_out(mixed, make_source):
     labels = labels_of(make_source(40))
-    views = mixed(labels=labels, unreadable={"im000000", "im000003"}).labelled()
+    views = mixed(labels=labels, unreadable={"im000000", "im000003"}).views()[0]
     assert views.targets.tolist() == [1, 0, 0, 0, 0, 0]
 
 
@@ -183,7 +198,7 @@ def test_nothing_readable_is_a_clear_error(mixed, make_source):
     with pytest.raises(DataError, match="none of 32 images"):
         batches(mixed(unreadable=pool))
     with pytest.raises(LabelError, match="'anomaly'"):
-        mixed(unreadable=["im000000", "im000010"]).labelled()
+        mixed(unreadable=["im000000", "im000010"]).views()[0]
 
 
 def test_no_pool_and_no_labels(mixed):

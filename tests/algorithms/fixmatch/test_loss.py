@@ -169,3 +169,4 @@ def test_cosine_7_16_falls_and_stays_positive():
     assert all(later < earlier for earlier, later in pairwise(factors))
     assert factors[-1] == pytest.approx(math.sin(math.pi / 16))
     assert cosine_7_16(0, 0) == 1.0
+    assert {cosine_7_16(step, 80) for step in (80, 81, 240, 10**6)} == {factors[-1]}  # never backwards

@@ -94,6 +94,35 @@ def test_weak_is_a_flip_and_a_shift_and_nothing_else():
     assert {match[0][2] for match in found} >= {-3, -2, -1, 0, 1, 2, 3}
 
 
+def test_every_shift_up_to_the_largest_is_equally_likely():
+    view = augmented(flip=0.0, translate=0.125, border="constant").weak(1)
+    image = np.full((64, 64, 1), 255, dtype=np.uint8)
+    shifts = []
+    for seed in range(4000):
+        shown = view(image, seed)[..., 0] > 0
+        rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
+        # What is black was uncovered: at the top or left by a positive shift.
+        shifts.append([64 - len(at) if at[0] else len(at) - 64 for at in (rows, columns)])
+    for axis in np.array(shifts).T:
+        assert set(axis) == set(range(-8, 9))
+        counts = np.unique(axis, return_counts=True)[1]
+        expected = len(axis) / 17
+        assert ((counts - expected) ** 2 / expected).sum() < 39.3  # chi-square with 16 degrees of freedom, 0.1 %
+
+
+@pytest.mark.parametrize(("algorithm", "border"), [("fixmatch", "reflect"), ("fixmatch_reference", "constant")])
+def test_the_reference_recipe_fills_with_black(algorithm, border):
+    views_of = instantiate(compose(f"algorithm={algorithm}").algorithm.learner.augmentation)
+    assert views_of.border == border
+    light = np.full((32, 32, 3), 200, dtype=np.uint8)
+    for kind in ("weak", "strong"):
+        still = replace(views_of, operations=0, cutout=0.0, translate=0.3)
+        assert any((view == 0).any() for view in views(still, kind, light)) == (border == "constant")
+    turned = replace(views_of, cutout=0.0, translate=0.0)._operations(3)[-5:-2]  # rotation and shears
+    for step in turned:
+        assert (step(image=light)["image"] < 190).any() == (border == "constant")  # at the corners
+
+
 def test_flips_and_shifts_are_drawn_independently():
     image = noise()
     drawn = views(augmented(vertical_flip=0.5, translate=0.07), "weak", image, 200)

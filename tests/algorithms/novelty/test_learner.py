@@ -58,7 +58,7 @@ def test_enough_labelled_normals_are_used_alone(make, small, labels, algorithm):
     assert set(mixed._place) == set(small.pool) - {id_ for id_, label in labels.items() if label == "anomaly"}
     whole = make(algorithm)
     whole.fit({})
-    assert set(whole._place) == set(small.source.ids)
+    assert set(whole._place) == set(small.pool)
     unsure = fitted(make(algorithm), small, {small.pool[3]: "unsure", small.pool[4]: "artefact"})
     assert set(unsure._place) == set(small.pool) - set(small.pool[3:5])
 

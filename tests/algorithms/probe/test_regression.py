@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from probes import SELF_TRAINING
 from scipy.optimize import minimize
 from scipy.special import expit
+from sklearn.model_selection import StratifiedKFold
 
 from anomalymatch.algorithms.probe.regression import fit_logistic, platt, self_train
 
@@ -91,7 +92,8 @@ def test_several_views_of_an_image_weigh_as_much_as_the_image():
     anomalies, normals = clusters()
     pool = clusters(seed=1)[1]
     plain = trained(anomalies, normals, pool, SELF_TRAINING)
-    same = trained(anomalies, normals, pool, SELF_TRAINING, turned=np.repeat(anomalies, 7, axis=0))
+    eight = replace(SELF_TRAINING, orientations=8)
+    same = trained(anomalies, normals, pool, eight, turned=np.repeat(anomalies, 7, axis=0))
     np.testing.assert_allclose(same.coefficients, plain.coefficients, atol=1e-3)
     none = trained(anomalies, normals, pool, SELF_TRAINING, turned=anomalies[:0])
     np.testing.assert_array_equal(none.coefficients, plain.coefficients)
@@ -101,7 +103,7 @@ def test_other_views_generalise_the_probe():
     anomalies, normals = clusters()
     turned = anomalies.copy()
     turned[:, [0, 1]] = anomalies[:, [1, 0]]  # what sets them apart lies elsewhere in the other view
-    spec = replace(SELF_TRAINING, rounds=0)
+    spec = replace(SELF_TRAINING, rounds=0, orientations=2)
     alone = trained(anomalies, normals, normals, spec).logits(turned)
     taught = trained(anomalies, normals, normals, spec, turned=turned).logits(turned)
     assert (taught > alone).all()
@@ -120,6 +122,22 @@ def test_a_pool_without_confident_images_changes_nothing():
     plain = fit_logistic(anomalies, normals, inverse_regularisation=10.0)
     assert plain.logits(normals).max() < np.log(4.0)
     np.testing.assert_array_equal(probe.coefficients, plain.coefficients)
+
+
+@pytest.mark.parametrize(("limit", "counts"), [(0.99, True), (1.01, False)])
+def test_self_training_counts_where_the_labelled_anomalies_stand_out(limit, counts):
+    labelled, normals, pool, _ = half_shown()
+    always = self_train(labelled, normals, pool, SELF_TRAINING)
+    first = always.rounds[0]
+    logits = first.logits(pool)
+    gap = (min(first.logits(labelled)) - np.mean(logits)) / np.std(logits)
+    assert gap > 1
+    fit = self_train(labelled, normals, pool, replace(SELF_TRAINING, fit_gap=limit * gap))
+    assert len(fit.rounds) == 4  # a fine-tuning may start from any of them
+    np.testing.assert_array_equal(fit.probe.coefficients, (always.probe if counts else first).coefficients)
+    second = np.full(len(pool), 99.0)
+    both = [self_train(labelled, normals, pool, each, second=second).probe for each in (fit.spec, SELF_TRAINING)]
+    np.testing.assert_array_equal(both[0].coefficients, both[1].coefficients)  # of a refit, whose pool is a part
 
 
 def test_the_mean_of_two_probes_must_be_confident():
@@ -153,6 +171,25 @@ def test_calibration_keeps_the_order_and_tells_how_many_are_anomalies():
     np.testing.assert_array_equal(np.argsort(raw, kind="stable"), np.argsort(calibrated, kind="stable"))
     assert expit(raw).sum() > 60  # of twenty
     assert 10 < expit(calibrated).sum() < 40
+
+
+def test_calibration_is_fitted_on_held_out_logits_of_the_same_recipe():
+    """Draw and fit the folds one by one, with mirrored views and self-training, as in the probe itself."""
+    anomalies, normals, pool, _ = half_shown(noise=0.3)
+    anomalies = np.concatenate([anomalies, pool[:6]])
+    turned = anomalies[:, ::-1].copy()
+    spec = replace(SELF_TRAINING, orientations=2, calibration="platt")
+    plain = replace(spec, calibration="none")
+    both, targets = np.concatenate([anomalies, normals]), np.repeat([True, False], [len(anomalies), len(normals)])
+    held_out = np.empty(len(both))
+    for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(both, targets):
+        rare, common = train[targets[train]], train[~targets[train]]
+        part = trained(anomalies[rare], both[common], pool[6:], plain, turned=turned[rare])
+        held_out[test] = part.logits(both[test])
+    slope, offset = platt(held_out, targets)
+    raw, calibrated = (trained(anomalies, normals, pool[6:], each, turned=turned) for each in (plain, spec))
+    np.testing.assert_allclose(calibrated.coefficients, slope * raw.coefficients, rtol=1e-6)
+    assert calibrated.intercept == pytest.approx(slope * raw.intercept + offset)
 
 
 @pytest.mark.parametrize("counts", [(1, 50), (5, 1)])

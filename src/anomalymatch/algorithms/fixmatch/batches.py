@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import cv2
@@ -43,16 +44,17 @@ class MixedBatch(NamedTuple):
 class BatchSpec:
     """Composition of the batches: the keys of `batch` in `conf/algorithm/fixmatch.yaml`.
 
-    `labelled` counts the images of all processes; `workers` is for each of them.
+    `labelled` counts the images of all processes; `workers` is for each of them; `iterations` is the number of batches
+    in an epoch. The defaults are those of the paper (`algorithm=fixmatch_reference`), without worker processes.
     """
 
-    labelled: int
-    unlabelled_ratio: int
-    iterations: int
-    workers: int
-    candidates: int
-    candidate_share: float
-    pool_per_candidate: float | int
+    labelled: int = 16
+    unlabelled_ratio: int = 5
+    iterations: int = 100
+    workers: int = 0
+    candidates: int = 0
+    candidate_share: float = 0.0
+    pool_per_candidate: float | int = 5
 
     def __post_init__(self) -> None:
         for name in ("labelled", "unlabelled_ratio", "iterations", "pool_per_candidate"):
@@ -137,6 +139,8 @@ def pool_weights(pool: int, candidates: Int64[np.ndarray, " c"], spec: BatchSpec
     return 1.0 / rates
 
 
+REFERENCE_VIEWS, REFERENCE_BATCHES = Augmentation(), BatchSpec()
+"""Views and batches of the paper."""
 _WEAK, _STRONG, _LABELLED = 1, 2, 3
 
 
@@ -195,32 +199,42 @@ class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w
 
 @dataclass(frozen=True)
 class MixedLoader:
-    """Iterable of `MixedBatch`es from one loader of labelled and one of unlabelled views."""
+    """Iterable of the `MixedBatch`es of an epoch; each epoch of the trainer has other draws and views."""
 
-    labelled: DataLoader[tuple[UInt8[Tensor, "c h w"], int]]
-    unlabelled: DataLoader[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]]
+    data: "MixedBatches"
 
     def __len__(self) -> int:
-        return min(len(self.labelled), len(self.unlabelled))
+        return self.data.spec.iterations
 
     def __iter__(self) -> Iterator[MixedBatch]:
-        for lb, ulb in zip(self.labelled, self.unlabelled, strict=False):
-            yield MixedBatch(*lb, *ulb)
+        trainer = self.data.trainer
+        epoch, rank, processes = (
+            (0, 0, 1) if trainer is None else (trainer.current_epoch, trainer.global_rank, trainer.world_size)
+        )
+        own, labelled, unlabelled = self.data.spec.shared_by(processes), *self.data.views(epoch)
+        lb = DataLoader(
+            Subset(labelled, range(rank, len(labelled), processes)),
+            batch_size=own.labelled,
+            pin_memory=torch.cuda.is_available(),
+        )
+        ulb = view_loader(Subset(unlabelled, range(rank, len(unlabelled), processes)), own.unlabelled, own.workers)
+        for images, others in zip(lb, ulb, strict=True):
+            yield MixedBatch(*images, *others)
 
 
 class MixedBatches(LightningDataModule):
     """LightningDataModule of `MixedBatch`es.
 
-    Every draw and every view follows from `seed` alone, so the batches depend neither on the number of workers nor on
-    the number of training processes: of each batch, process `r` of `n` gets the draws r, r + n, r + 2n, …
+    Draws and views follow from `seed` and the epoch alone, so the batches depend neither on the number of workers nor
+    on the number of training processes: of each batch, process `r` of `n` gets the draws r, r + n, r + 2n, …
 
     Args:
         source: the images.
         labels: labelled ids; only anomaly and normal are used.
         pool: unlabelled ids to learn from.
+        image_size: side of the views in pixels.
         augmentation: the views.
         spec: the composition of the batches.
-        image_size: side of the views in pixels.
         seed: seed of this training.
         candidates: ids of the pool that are likely anomalies, for `BatchSpec.candidate_share`. Batches drawn evenly
             from a pool with one anomaly in a hundred images have too few anomalies to learn from.
@@ -232,10 +246,10 @@ class MixedBatches(LightningDataModule):
         labels: Mapping[str, str],
         pool: Sequence[str],
         *,
-        augmentation: Augmentation,
-        spec: BatchSpec,
         image_size: int,
-        seed: int,
+        augmentation: Augmentation = REFERENCE_VIEWS,
+        spec: BatchSpec = REFERENCE_BATCHES,
+        seed: int = 0,
         candidates: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -250,20 +264,25 @@ class MixedBatches(LightningDataModule):
         self.strong = augmentation.strong(source.channels)
 
     def train_dataloader(self) -> MixedLoader:
-        """Make the loader of `iterations` batches; with several processes, of this one's share of them."""
-        rank, processes = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        own = self.spec.shared_by(processes)
-        labelled, unlabelled = self.labelled(), self.unlabelled()
-        lb = DataLoader(
-            Subset(labelled, range(rank, len(labelled), processes)),
-            batch_size=own.labelled,
-            pin_memory=torch.cuda.is_available(),
-        )
-        ulb = view_loader(Subset(unlabelled, range(rank, len(unlabelled), processes)), own.unlabelled, own.workers)
-        return MixedLoader(lb, ulb)
+        """Make the loader of `iterations` batches an epoch; with several processes, of this one's share of them."""
+        return MixedLoader(self)
 
-    def labelled(self) -> LabelledViews:
-        """Make the dataset of the labelled half of all batches; images that cannot be read are left out."""
+    def views(self, epoch: int = 0) -> tuple[LabelledViews, UnlabelledViews]:
+        """Make the datasets of the labelled and the unlabelled half of all batches of an epoch."""
+        seed = derive_seed(self.seed, epoch) if epoch else self.seed
+        images, targets = self._labelled_images
+        lb = balanced_draws(
+            targets, self.spec.iterations * self.spec.labelled, np.random.default_rng([seed, _LABELLED])
+        )
+        ulb = pool_draws(len(self.pool), self.candidates, self.spec, np.random.default_rng([seed, _WEAK]))
+        return (
+            LabelledViews(images, targets, lb, self.weak, seed),
+            UnlabelledViews(self.source, self.pool, ulb, self.weak, self.strong, self.image_size, seed),
+        )
+
+    @cached_property
+    def _labelled_images(self) -> tuple[list[Image], Int64[np.ndarray, " n"]]:
+        """Labelled images and their classes; images that cannot be read are left out."""
         found = read_images(self.source, sorted(self.labels), self.image_size)
         if found.rejects and not found.ids:
             raise none_readable(self.source, found.rejects)
@@ -271,15 +290,7 @@ class MixedBatches(LightningDataModule):
         readable = dict(zip(found.ids, images, strict=True))
         anomalies, normals = training_ids({id_: self.labels[id_] for id_ in readable})
         targets = np.repeat(np.array([1, 0]), [len(anomalies), len(normals)])
-        rng = np.random.default_rng([self.seed, _LABELLED])
-        draws = balanced_draws(targets, self.spec.iterations * self.spec.labelled, rng)
-        return LabelledViews([readable[id_] for id_ in (*anomalies, *normals)], targets, draws, self.weak, self.seed)
-
-    def unlabelled(self) -> UnlabelledViews:
-        """Make the dataset of the unlabelled half of all batches."""
-        rng = np.random.default_rng([self.seed, _WEAK])
-        draws = pool_draws(len(self.pool), self.candidates, self.spec, rng)
-        return UnlabelledViews(self.source, self.pool, draws, self.weak, self.strong, self.image_size, self.seed)
+        return [readable[id_] for id_ in (*anomalies, *normals)], targets
 
     def weights(self) -> Float32[np.ndarray, " pool"]:
         """Compute `pool_weights` of this pool."""

@@ -1,7 +1,7 @@
 """Learner of FixMatch: it starts from the probe, fine-tunes the backbone, and ranks by the average."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,9 +89,9 @@ class FixMatchLearner:
         self._updates = 0
         """Updates of the average since it was initialised."""
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> "FixMatchLearner":
         """See `Learner.fit`."""
-        pool = [id_ for id_ in (self.embedding.source.ids if pool is None else pool) if id_ not in labels]
+        pool = [id_ for id_ in (self.embedding.default_ids if pool is None else pool) if id_ not in labels]
         carried = self.carry_over and self._student is not None
         probe = self._fit_probe(labels, pool, carried)
         self.guard.begin(cycle, probe)
@@ -100,7 +100,7 @@ class FixMatchLearner:
         steps = self.guard.choose_steps(labels, score, seed=seed, steps=self.batch.iterations)
         if not steps:
             self._fall_back()
-            return
+            return self
         trained, average_precision = self._train(
             labels, pool, cycle, probe, carried=carried, steps=steps, on_step=self.on_step
         )
@@ -116,6 +116,7 @@ class FixMatchLearner:
             steps=self._updates,
         ):
             self._fall_back()
+        return self
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
@@ -249,7 +250,7 @@ class FixMatchLearner:
         return probe_network(self.embedding, probe, generator)
 
     def _rank(self, ids: Sequence[str] | None) -> Ranking:
-        wanted = self.embedding.source.ids if ids is None else ids
+        wanted = self.embedding.default_ids if ids is None else ids
         with progress("Ranking", len(wanted)) as advance:
             return rank_by_network(require_fitted(self._average), self.embedding, wanted, advance)
 
@@ -302,21 +303,23 @@ def refit_head(
         The average precision of the labelled images by cross-validation of the probe, NaN if it is unknown. The
         features have seen the labels: a low value shows that they were damaged, a high value alone proves nothing.
     """
-    backbone, scaling = network.backbone, embedding.probe_features.scaling
+    backbone, scaling = network.backbone, embedding.scaling
     size, inference = embedding.image_size, embedding.inference
     unlabelled = candidates.ids if candidates is not None and spec.rounds else []
     forward = inference.prepare(backbone, size=size, count=len(labels) + len(unlabelled))
     batch_size = inference.batch_size(size)
 
     def features(
-        ids: Sequence[str], orientations: Iterable[int] = (0,)
+        ids: Sequence[str], orientations: Sequence[int] = (0,)
     ) -> tuple[list[str], Float32[np.ndarray, "n d"]]:
-        """Compute the features of all readable images in some orientations."""
+        """Compute the features of all readable images in some orientations, one image after the other."""
         readable: list[str] = []
-        rows = [np.empty((0, backbone.features + backbone.stage_features), np.float32)]
+        rows = [np.empty((0, backbone.width), np.float32)]
         for batch in stream(embedding.source, ids, size=size, batch_size=batch_size, workers=inference.workers):
             readable += batch.ids
-            rows += [forward(reoriented(batch.images, i)) for i in orientations if batch.ids]
+            if batch.ids and orientations:
+                views = [forward(reoriented(batch.images, i)) for i in orientations]
+                rows.append(np.stack(views, axis=1).reshape(-1, backbone.width))
         return readable, normalise_last(np.concatenate(rows), backbone.features)
 
     rare, anomalies = features(ids_labelled(labels, Label.ANOMALY))

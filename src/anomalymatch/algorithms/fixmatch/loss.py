@@ -79,5 +79,8 @@ def pass_rates(counts: Mapping[str, Float[Tensor, ""]]) -> dict[str, Float[Tenso
 
 
 def cosine_7_16(step: int, steps: int) -> float:
-    """Compute the learning-rate factor cos(7 pi k / 16 K) of section 2.4: from 1 at step 0 to 0.195 at the last."""
-    return math.cos(7.0 * math.pi * step / (16.0 * max(1, steps)))
+    """Compute the learning-rate factor cos(7 pi k / 16 K) of section 2.4: from 1 at step 0 to 0.195 at the last.
+
+    It stays at 0.195 after the last step: a longer training never has a negative rate.
+    """
+    return math.cos(7.0 * math.pi * min(step / max(1, steps), 1.0) / 16.0)

@@ -2,18 +2,21 @@
 
 import copy
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchmetrics.classification import BinaryAveragePrecision
 
 from anomalymatch.algorithms.fixmatch.batches import MixedBatch
 from anomalymatch.algorithms.fixmatch.loss import (
@@ -28,7 +31,9 @@ from anomalymatch.algorithms.fixmatch.thresholds import rampup
 from anomalymatch.algorithms.fixmatch.weighting import KEY, Alignment, FixedThreshold, Weighting
 from anomalymatch.algorithms.layer_groups import batch_norms, layerwise_groups
 from anomalymatch.algorithms.lightning import is_distributed, mean_over_processes
+from anomalymatch.backbones.network import Backbone, Network, anomaly_logit, image_classifier
 from anomalymatch.checks import check_choice, check_range
+from anomalymatch.errors import ConfigError
 
 SCHEDULES = ("constant", "cosine_7_16")
 TEACHERS = ("student", "ema")
@@ -43,22 +48,23 @@ class FixMatchSpec:
     In the papers `threshold` is tau, and `unlabelled_weight` lambda_u. `weighting` is called with the number of images
     in the pool and the threshold. Weight decay spares normalisation layers. With `single_forward`, labelled, weak and
     strong views pass through the network as one batch with gradients, as in the paper; without it, the weak views,
-    which need no gradient, are a batch of their own: same loss, less time.
+    which need no gradient, are a batch of their own: same loss, less time. The defaults are those of the paper
+    (`algorithm=fixmatch_reference`).
     """
 
-    threshold: float | None
-    weighting: Callable[..., Weighting]
-    alignment: Callable[[], Alignment] | None
-    consistency: str
-    unlabelled_weight: float
-    rampup: float
-    layer_decay: float
-    ema_decay: float
-    teacher: str
-    schedule: str
-    weight_decay: float
-    freeze_batch_norm: bool
-    single_forward: bool
+    threshold: float | None = 0.95
+    weighting: Callable[..., Weighting] = FixedThreshold
+    alignment: Callable[[], Alignment] | None = None
+    consistency: str = "cross_entropy"
+    unlabelled_weight: float = 1.0
+    rampup: float = 0.0
+    layer_decay: float = 1.0
+    ema_decay: float = 0.99
+    teacher: str = "student"
+    schedule: str = "constant"
+    weight_decay: float = 7.5e-4
+    freeze_batch_norm: bool = False
+    single_forward: bool = True
 
     def __post_init__(self) -> None:
         check_choice(f"{KEY}.schedule", self.schedule, SCHEDULES)
@@ -117,8 +123,16 @@ class ExponentialMovingAverage(nn.Module, Generic[N]):
             average.copy_(value)
 
 
+REFERENCE_LOSS = FixMatchSpec()
+"""Losses and average of the paper."""
+REFERENCE_OPTIMIZER = partial(SGD, lr=0.0075, momentum=0.9, nesterov=True)
+"""Optimiser of the paper."""
+
+
 class FixMatch(LightningModule):
-    """LightningModule that trains `network` in place; `ema.network` is the one that scores.
+    """LightningModule that trains `network` in place; the moving average `ema.network` scores.
+
+    Calling it, `predict_step` and `validation_step` use the average: `FixMatch(...)(images)` are its logits.
 
     FlexMatch, FreeMatch, SoftMatch and mean teacher are this training with another weighting or consistency loss.
 
@@ -126,10 +140,12 @@ class FixMatch(LightningModule):
     statistics of batch norms are averaged here, so the network and its average stay the same in all processes.
 
     Args:
-        network: module that maps 8-bit images to two logits; its parameters with `requires_grad` learn.
+        network: module that maps images to logits of (normal, anomaly), or the name of a timm model, which is built
+            with pretrained weights. It gets pixels from 0 to 255 as floating-point numbers; a classifier of timm gets
+            them normalised as its weights were trained. Parameters with `requires_grad` learn.
         spec: hyper-parameters.
         optimizer: partial of an optimiser, called with parameter groups; its lr is the peak.
-        iterations: number of steps, for the schedules.
+        iterations: number of steps, for the schedules; None for all steps of the trainer.
         truth: for each image of the pool, True if it is an anomaly; only for the logged precision of pseudo-labels.
         pool: number of images in the pool, for weightings that remember each of them.
         weights: weight of each image of the pool, for alignment (see `pool_weights`).
@@ -140,24 +156,42 @@ class FixMatch(LightningModule):
 
     def __init__(
         self,
-        network: nn.Module,
-        spec: FixMatchSpec,
+        network: nn.Module | str,
+        spec: FixMatchSpec = REFERENCE_LOSS,
         *,
-        optimizer: Callable[..., Optimizer],
-        iterations: int,
+        optimizer: Callable[..., Optimizer] = REFERENCE_OPTIMIZER,
+        iterations: int | None = None,
         truth: Bool[Tensor, " pool"] | None = None,
         pool: int = 0,
         weights: Float[Tensor, " pool"] | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.ema = ExponentialMovingAverage(network, spec.ema_decay)
+        self.save_hyperparameters(describe_hyperparameters(spec, optimizer, iterations))
+        self.network = image_classifier(network)
+        self.ema = ExponentialMovingAverage(self.network, spec.ema_decay)
+        self.average_precision = BinaryAveragePrecision()
         self.spec = spec
         self.make_optimizer = optimizer
         self.iterations = iterations
         self.truth, self.weights = truth, weights
         self.weighting = spec.make_weighting(pool)
         self.alignment = spec.make_alignment()
+
+    def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
+        """Compute the average's logits of (normal, anomaly)."""
+        return self.ema.network(self._prepare(images))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, " b"]:
+        """Compute the log-odds of an anomaly for a batch of images, or for the first tensor of a tuple."""
+        return anomaly_logit(self(batch if isinstance(batch, Tensor) else batch[0]))
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Log loss and average precision of a batch of images and classes (1: anomaly), as `val_loss` and `val_ap`."""
+        images, targets = batch
+        logits = self(images)
+        self.average_precision(anomaly_logit(logits).sigmoid(), targets)
+        self.log("val_loss", F.cross_entropy(logits, targets), batch_size=len(targets))
+        self.log("val_ap", self.average_precision, on_step=False, on_epoch=True, batch_size=len(targets))
 
     def on_train_start(self) -> None:
         """Switch frozen batch norms to evaluation mode, which Lightning has just switched to training mode."""
@@ -169,16 +203,15 @@ class FixMatch(LightningModule):
 
     def training_step(self, batch: MixedBatch, batch_idx: int) -> Float[Tensor, ""]:
         """Compute the supervised plus the weighted consistency loss of one batch."""
-        logits_lb, logits_w, logits_s = self._forward(
-            *(x.contiguous(memory_format=self.memory_format) for x in (batch.x_lb, batch.x_ulb_w, batch.x_ulb_s))
-        )
+        logits_lb, logits_w, logits_s = self._forward(*map(self._prepare, (batch.x_lb, batch.x_ulb_w, batch.x_ulb_s)))
         logits_w = self.alignment(logits_w, _select(self.weights, batch.i_ulb))
         pseudo = self.weighting(logits_w, batch.i_ulb)
         losses = {
             "loss_lb": F.cross_entropy(logits_lb, batch.y_lb),
             "loss_ulb": self._consistency(logits_s, logits_w, pseudo),
         }
-        loss = losses["loss_lb"] + self._unlabelled_weight(batch_idx) * losses["loss_ulb"]
+        step = batch_idx if self._trainer is None else self.global_step
+        loss = losses["loss_lb"] + self._unlabelled_weight(step) * losses["loss_ulb"]
         penalty = self.weighting.penalty(logits_s, pseudo)
         if penalty is not None:
             losses["loss_penalty"] = penalty
@@ -198,8 +231,24 @@ class FixMatch(LightningModule):
             group["lr"] *= group["lr_scale"]
         if self.spec.schedule == "constant":
             return optimizer
-        schedule = LambdaLR(optimizer, lambda step: cosine_7_16(step, self.iterations))
+        steps = self._steps
+        schedule = LambdaLR(optimizer, lambda step: cosine_7_16(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _steps(self) -> int:
+        """Number of steps of the whole training."""
+        if self.iterations is not None:
+            return self.iterations
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ConfigError("the trainer has no end, which a schedule needs: give FixMatch iterations=STEPS")
+        return int(steps)
+
+    def _prepare(self, images: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "b c h w"]:
+        """Lay images out for the network, and convert 8-bit pixels for any but our own, which does that itself."""
+        images = images.contiguous(memory_format=self.memory_format)
+        return images if isinstance(self.network, (Network, Backbone)) else images.float()
 
     def _forward(
         self, x_lb: Tensor, x_ulb_w: Tensor, x_ulb_s: Tensor
@@ -219,8 +268,10 @@ class FixMatch(LightningModule):
         return consistency_loss(logits_s, pseudo)
 
     def _unlabelled_weight(self, step: int) -> float:
-        """Compute the weight of the consistency loss; the steps of a training are the batches of its only epoch."""
-        return self.spec.unlabelled_weight * rampup(step, float(self.spec.rampup * self.iterations))
+        """Compute the weight of the consistency loss at a step of the training."""
+        if not self.spec.rampup:
+            return self.spec.unlabelled_weight
+        return self.spec.unlabelled_weight * rampup(step, float(self.spec.rampup * self._steps))
 
     def _log(self, losses: dict[str, Tensor], pseudo: PseudoLabels, i_ulb: Tensor) -> None:
         """Log losses, pass rates, precisions and adaptive values, averaged over all processes."""
@@ -248,6 +299,20 @@ class FixMatch(LightningModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(torch.load(io.BytesIO(state["block"]), weights_only=False))
+
+
+def describe_hyperparameters(
+    spec: FixMatchSpec, optimizer: Callable[..., Optimizer], iterations: int | None
+) -> dict[str, Any]:
+    """Return hyper-parameters as plain values, for loggers and Lightning's checkpoints."""
+    values: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    values["optimizer"] = optimizer
+    plain: dict[str, Any] = {"iterations": iterations}
+    for name, value in values.items():
+        if callable(value):
+            plain |= {f"{name}.{key}": word for key, word in getattr(value, "keywords", {}).items()}
+        plain[name] = getattr(value, "func", value).__name__ if callable(value) else value
+    return plain
 
 
 def _select(values: Tensor | None, i_ulb: Tensor) -> Tensor | None:

@@ -11,13 +11,14 @@ import albumentations as A  # noqa: N812 (after the environment; the library's o
 import cv2
 import numpy as np
 
-from anomalymatch.checks import check_range
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import ConfigError
 from anomalymatch.types import Image
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing a library must not phone home
 
-_BORDER = cv2.BORDER_REFLECT_101
+BORDERS = {"reflect": cv2.BORDER_REFLECT_101, "constant": cv2.BORDER_CONSTANT}
+"""What fills the pixels that a shift, rotation or shear uncovers: the mirrored image, or black."""
 
 
 class _Blend(A.ImageOnlyTransform):
@@ -100,24 +101,56 @@ class Cutout(A.ImageOnlyTransform):
         return img
 
 
+class Translate(A.ImageOnlyTransform):
+    """Shift by whole pixels, each number of them equally likely, up to a share of width and height.
+
+    Albumentations' own shift cuts towards zero: the largest one would hardly ever occur, and zero twice as often.
+    """
+
+    def __init__(self, x: float, y: float, border: str, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.x, self.y, self.border = x, y, border
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the shifts to the right and down."""
+        height, width = params["shape"][:2]
+        # The products are not exact: 0.29 x 100 is below 29.
+        reaches = (int(share * side + 1e-6) for share, side in ((self.x, width), (self.y, height)))
+        right, down = (self.py_random.randint(-reach, reach) for reach in reaches)
+        return {"right": right, "down": down}
+
+    def apply(self, img: np.ndarray, right: int = 0, down: int = 0, **_: Any) -> np.ndarray:
+        """Shift."""
+        height, width = img.shape[:2]
+        before, after = [max(down, 0), max(right, 0)], [max(-down, 0), max(-right, 0)]
+        padding = [*zip(before, after, strict=True), (0, 0)][: img.ndim]
+        padded = np.pad(img, padding, mode="reflect" if self.border == "reflect" else "constant")
+        return padded[after[0] : after[0] + height, after[1] : after[1] + width]
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """Hyper-parameters of both views: the keys of `conf/augment/randaugment.yaml`, after FixMatch's appendix D."""
+    """Hyper-parameters of both views: the keys of `conf/augment/randaugment.yaml`, after FixMatch's appendix D.
 
-    flip: float
-    vertical_flip: float
-    translate: float
-    operations: int
-    factor: Sequence[float]
-    posterize_bits: Sequence[int]
-    rotate: float
-    shear: float
-    strong_translate: float
-    cutout: float
+    The defaults are those of the paper (`algorithm=fixmatch_reference`).
+    """
+
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    translate: float = 0.125
+    operations: int = 3
+    factor: Sequence[float] = (0.05, 0.95)
+    posterize_bits: Sequence[int] = (4, 8)
+    rotate: float = 30.0
+    shear: float = 0.3
+    strong_translate: float = 0.3
+    cutout: float = 0.5
+    border: str = "constant"
 
     def __post_init__(self) -> None:
         for name in ("flip", "vertical_flip", "translate", "strong_translate", "cutout"):
             check_range(f"augment.{name}", getattr(self, name), low=0, high=1)
+        check_choice("augment.border", self.border, BORDERS)
         check_range("augment.operations", self.operations, low=0)
         check_range("augment.rotate", self.rotate, low=0, high=180)
         check_range("augment.shear", self.shear, low=0, high=10)
@@ -137,28 +170,27 @@ class Augmentation:
         return View([*drawn, Cutout(self.cutout), *self._weak_steps()])
 
     def _weak_steps(self) -> list[A.BasicTransform]:
-        shift = (-self.translate, self.translate)
         return [
             A.HorizontalFlip(p=self.flip),
             A.VerticalFlip(p=self.vertical_flip),
-            A.Affine(translate_percent={"x": shift, "y": shift}, border_mode=_BORDER, p=1.0),
+            Translate(self.translate, self.translate, self.border),
         ]
 
     def _operations(self, channels: int) -> list[A.BasicTransform]:
         slope = math.degrees(math.atan(self.shear))
         factor, bits = (self.factor[0], self.factor[1]), self.posterize_bits
-        shear, shift = (-slope, slope), (-self.strong_translate, self.strong_translate)
+        shear, border = (-slope, slope), BORDERS[self.border]
         return [
             AutoContrast(p=1.0),
             *_photometric(factor, channels),
             A.NoOp(p=1.0),
             A.Posterize((bits[0], bits[1]), p=1.0),
             A.Solarize((0.0, 1.0), p=1.0),
-            A.Affine(rotate=(-self.rotate, self.rotate), border_mode=_BORDER, p=1.0),
-            A.Affine(shear={"x": shear, "y": (0, 0)}, border_mode=_BORDER, p=1.0),
-            A.Affine(shear={"x": (0, 0), "y": shear}, border_mode=_BORDER, p=1.0),
-            A.Affine(translate_percent={"x": shift, "y": (0, 0)}, border_mode=_BORDER, p=1.0),
-            A.Affine(translate_percent={"x": (0, 0), "y": shift}, border_mode=_BORDER, p=1.0),
+            A.Affine(rotate=(-self.rotate, self.rotate), border_mode=border, p=1.0),
+            A.Affine(shear={"x": shear, "y": (0, 0)}, border_mode=border, p=1.0),
+            A.Affine(shear={"x": (0, 0), "y": shear}, border_mode=border, p=1.0),
+            Translate(self.strong_translate, 0.0, self.border),
+            Translate(0.0, self.strong_translate, self.border),
         ]
 
 

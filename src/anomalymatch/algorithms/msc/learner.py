@@ -70,7 +70,7 @@ class MscLearner(DistanceLearner):
         self._backbone: Backbone | None = None
         self._make_trainer([], 1)  # wrong settings are found before anything is written
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> "MscLearner":
         """See `Learner.fit`; no label is required."""
         seed = derive_seed(self.seed, cycle)
         self._backbone = self.embedding.backbone()
@@ -89,6 +89,7 @@ class MscLearner(DistanceLearner):
                 torch.manual_seed(seed)  # dropout and stochastic depth of backbones that have them
                 self._train(self._backbone, ids, centre, seed, cycle)
             self._fit_detector(*self._read(ids), 0.0)
+        return self
 
     def features(self, ids: Sequence[str]) -> Iterator[OutputBatch]:
         """Compute the features of the trained backbone, see `DistanceLearner.features`."""

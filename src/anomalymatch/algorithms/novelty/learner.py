@@ -61,7 +61,7 @@ class DistanceLearner(ABC):
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`; a training image is compared with the others, not with itself."""
         fitted, device = require_fitted(self._detector), self.embedding.inference.torch_device
-        wanted = self.embedding.source.ids if ids is None else ids
+        wanted = self.embedding.default_ids if ids is None else ids
 
         def logits(batch: OutputBatch) -> Float64[np.ndarray, " n"]:
             trained = np.array([self._place.get(id_, -1) for id_ in batch.ids], dtype=np.int64)
@@ -98,7 +98,7 @@ class DistanceLearner(ABC):
         """
         normals = ids_labelled(labels, Label.NORMAL)
         if len(normals) < self.least_normals:
-            rest = self.embedding.source.ids if pool is None else pool
+            rest = self.embedding.default_ids if pool is None else pool
             normals += [id_ for id_ in rest if id_ not in labels]
         return self._read(normals)
 
@@ -118,9 +118,10 @@ class DistanceLearner(ABC):
 class NoveltyLearner(DistanceLearner):
     """Learner that ranks by a distance between frozen features."""
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> "NoveltyLearner":
         """See `Learner.fit`; no label is required."""
         self._fit_detector(*self._training_features(labels, pool), self.drop)
+        return self
 
     def features(self, ids: Sequence[str]) -> Iterator[OutputBatch]:
         """Read the features from the cache, see `DistanceLearner.features`."""

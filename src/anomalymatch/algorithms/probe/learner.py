@@ -32,13 +32,14 @@ class ProbeLearner:
         self.on_step: StepListener = ignore_step
         self._probe: Probe | None = None
 
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> None:
+    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> "ProbeLearner":
         """See `Learner.fit`."""
         self._probe = fit_probe(self.embedding, labels, pool, self.spec).probe
+        return self
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
         """See `Learner.rank`."""
-        wanted = self.embedding.source.ids if ids is None else ids
+        wanted = self.embedding.default_ids if ids is None else ids
         ranking = rank_by_probe(self.embedding.probe_features, require_fitted(self._probe), wanted)
         return replace(ranking, source=self.embedding.source)
 
@@ -75,11 +76,12 @@ def fit_probe(
     anomalies, normals = training_ids({id_: labels[id_] for id_ in readable})
     unlabelled: list[str] = []
     if spec.rounds:
-        unlabelled = [id_ for id_ in (features.ids if pool is None else pool) if id_ in features and id_ not in labels]
+        wanted = embedding.default_ids if pool is None else pool
+        unlabelled = [id_ for id_ in wanted if id_ in features and id_ not in labels]
     step = max(1, len(unlabelled) // spec.pool_images)
     rows = features.take(anomalies), features.take(normals), features.take(unlabelled[::step])
     turned = embedding.reoriented_features(anomalies, spec.orientations)
-    return self_train(*rows, spec, features.scaling, turned=turned)
+    return self_train(*rows, spec, embedding.scaling, turned=turned)
 
 
 def probe_network(embedding: Embedding, probe: Probe, generator: torch.Generator | None = None) -> Network:

@@ -1,11 +1,12 @@
 """Probe: a logistic regression on frozen features, with self-training and calibration."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
@@ -37,6 +38,7 @@ class ProbeSpec:
     calibration: str
     folds: int
     pool_images: int
+    fit_gap: float | None
 
     def __post_init__(self) -> None:
         check_range("probe.inverse_regularisation", self.inverse_regularisation, above=0)
@@ -48,6 +50,7 @@ class ProbeSpec:
         check_choice("probe.calibration", self.calibration, CALIBRATIONS)
         check_range("probe.folds", self.folds, low=2)
         check_range("probe.pool_images", self.pool_images, low=1)
+        check_range("probe.fit_gap", self.fit_gap, low=0, null=True)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class Probe:
         return (features @ self.coefficients.astype(np.float32)).astype(np.float64) + self.intercept
 
 
+FitOnSome = Callable[[Int64[np.ndarray, " a"], Int64[np.ndarray, " n"]], Probe]
+"""Function that fits a probe on the anomalies and normals at some positions."""
+HeldOut = tuple[Float64[np.ndarray, " m"], Bool[np.ndarray, " m"]]
+"""Log-odds of labelled images by probes that were not fitted on them, and True for each anomaly."""
+
+
 @dataclass(frozen=True)
 class SelfTraining:
     """Result of `self_train`: the probe of each round, the calibrated last one, and how well it generalises.
@@ -71,36 +80,38 @@ class SelfTraining:
 
     rounds: list[Probe]
     """Probes after 0, 1, … rounds, not calibrated."""
+    last: Probe
+    """That of the last round; the first, on the labels alone, where the fit gap is too small."""
     spec: ProbeSpec
     anomalies: Float32[np.ndarray, "a d"]
     normals: Float32[np.ndarray, "n d"]
     gain: Float64[np.ndarray, " d"] | None
+    refit: FitOnSome
+    """Fits the probe of the last round on some of the labelled images."""
 
     @cached_property
     def probe(self) -> Probe:
-        """The probe of the last round, calibrated if the specification asks for it.
+        """The probe `last`, calibrated if the specification asks for it.
 
-        It stays uncalibrated where a class has a single image, and where it ranks no better than chance: calibration
-        would reverse its order.
+        The calibration is fitted on the logits of labelled images by the same recipe, views and self-training included,
+        on the other folds. The probe stays uncalibrated where a class has a single image, and where it ranks no better
+        than chance: calibration would reverse its order.
         """
-        probe = self.rounds[-1]
-        if self.spec.calibration == "none" or self._out_of_fold is None:
-            return probe
-        slope, offset = platt(*self._out_of_fold)
+        if self.spec.calibration == "none":
+            return self.last
+        held_out = _cross_validate(self.anomalies, self.normals, self.spec, self.refit)
+        if held_out is None:
+            return self.last
+        slope, offset = platt(*held_out)
+        probe = self.last
         return probe if slope <= 0 else Probe(probe.coefficients * slope, probe.intercept * slope + offset)
 
     @cached_property
     def average_precision(self) -> float:
-        """Average precision of the labelled images by cross-validation; NaN if a class has a single image."""
-        if self._out_of_fold is None:
-            return math.nan
-        logits, targets = self._out_of_fold
-        return float(average_precision_score(targets, logits))
-
-    @cached_property
-    def _out_of_fold(self) -> tuple[Float64[np.ndarray, " m"], Bool[np.ndarray, " m"]] | None:
+        """Average precision of the labels alone by cross-validation; NaN if a class has a single image."""
         gain = np.float32(1.0) if self.gain is None else self.gain.astype(np.float32)
-        return _cross_validate(self.anomalies * gain, self.normals * gain, self.spec)
+        held_out = _cross_validate_labels(self.anomalies * gain, self.normals * gain, self.spec)
+        return math.nan if held_out is None else float(average_precision_score(held_out[1], held_out[0]))
 
 
 def self_train(
@@ -117,7 +128,8 @@ def self_train(
 
     This is pseudo-labelling with a threshold, as in FixMatch, for the rare class alone. The threshold matters more than
     the number: the twenty most probable images of a pool with sixteen anomalies would add mistakes, but few of them
-    reach the threshold.
+    reach the threshold. Where the labelled anomalies hardly stand out of the pool even in the fit, pseudo-labels add
+    mistakes, too: `spec.fit_gap` is the smallest `fit_gap` with which the rounds count.
 
     Args:
         anomalies: features of the labelled anomalies.
@@ -125,26 +137,49 @@ def self_train(
         pool: features of unlabelled images.
         spec: see `ProbeSpec`.
         scaling: views of the features, weighted by `column_gain`; None uses the features as they are.
-        turned: features of the labelled anomalies mirrored and rotated. All views together weigh as much as the images.
+        turned: features of the first of the labelled anomalies mirrored and rotated, `spec.orientations` - 1 rows for
+            each of them. All views together weigh as much as the images.
         second: log-odds of the pool by another probe on other features. Then the mean of both must be confident, so
-            neither repeats its own mistakes (co-training: Blum and Mitchell, COLT 1998).
+            neither repeats its own mistakes (co-training: Blum and Mitchell, COLT 1998). There is no fit gap then.
     """
-    gain = None if scaling is None else column_gain(anomalies, normals, scaling, spec)
-    views = anomalies if turned is None else np.concatenate([anomalies, turned])
-    share = len(anomalies) / len(views) if len(views) else 1.0
+    turned = anomalies[:0] if turned is None else turned
+    owner = np.arange(len(turned)) // max(1, spec.orientations - 1)
 
-    def fit(chosen: Float32[np.ndarray, "s d"]) -> Probe:
-        c, weight = spec.inverse_regularisation, spec.weight
-        return fit_logistic(
-            views, normals, inverse_regularisation=c, pseudo_labelled=chosen, weight=weight, gain=gain, share=share
+    def train(
+        some: Int64[np.ndarray, " a"], others: Int64[np.ndarray, " n"]
+    ) -> tuple[list[Probe], Probe, Float64[np.ndarray, " d"] | None]:
+        rare, common = anomalies[some], normals[others]
+        gain = None if scaling is None else column_gain(rare, common, scaling, spec)
+        views = np.concatenate([rare, turned[np.isin(owner, some)]])
+        share = len(rare) / len(views) if len(views) else 1.0
+
+        def fit(chosen: Float32[np.ndarray, "s d"]) -> Probe:
+            c, weight = spec.inverse_regularisation, spec.weight
+            return fit_logistic(
+                views, common, inverse_regularisation=c, pseudo_labelled=chosen, weight=weight, gain=gain, share=share
+            )
+
+        first = fit(pool[:0])
+        stands_out = (
+            spec.fit_gap is None
+            or second is not None
+            or fit_gap(first.logits(rare), first.logits(pool)) >= spec.fit_gap
         )
+        rounds = [first]
+        for _ in range(spec.rounds):
+            logits = rounds[-1].logits(pool) if second is None else (rounds[-1].logits(pool) + second) / 2
+            highest = np.argsort(-logits, kind="stable")[: spec.limit]
+            rounds.append(fit(pool[highest[logits[highest] >= logit(spec.confidence)]]))
+        return rounds, rounds[-1] if stands_out else first, gain
 
-    rounds = [fit(pool[:0])]
-    for _ in range(spec.rounds):
-        logits = rounds[-1].logits(pool) if second is None else (rounds[-1].logits(pool) + second) / 2
-        highest = np.argsort(-logits, kind="stable")[: spec.limit]
-        rounds.append(fit(pool[highest[logits[highest] >= logit(spec.confidence)]]))
-    return SelfTraining(rounds, spec, anomalies, normals, gain)
+    rounds, last, gain = train(np.arange(len(anomalies)), np.arange(len(normals)))
+    return SelfTraining(rounds, last, spec, anomalies, normals, gain, lambda some, others: train(some, others)[1])
+
+
+def fit_gap(anomalies: Float64[np.ndarray, " a"], pool: Float64[np.ndarray, " p"]) -> float:
+    """Compute how far the lowest labelled anomaly lies above the pool's mean logit, in its standard deviations."""
+    spread = float(pool.std()) if len(pool) else 0.0
+    return (float(anomalies.min()) - float(pool.mean())) / spread if spread else 0.0
 
 
 def fit_logistic(
@@ -198,7 +233,7 @@ def column_gain(
     if len(scaling.blocks) == 1:
         return gain
     rare, common = anomalies * scaling.scale, normals * scaling.scale
-    own = [_cross_validate(rare[:, part], common[:, part], spec) for part in scaling.blocks]
+    own = [_cross_validate_labels(rare[:, part], common[:, part], spec) for part in scaling.blocks]
     trust = np.array([1.0 if each is None else average_precision_score(each[1], each[0]) for each in own])
     for part, share in zip(scaling.blocks, trust / np.linalg.norm(trust), strict=True):
         gain[part] *= share
@@ -224,8 +259,8 @@ def platt(logits: Float64[np.ndarray, " n"], targets: Bool[np.ndarray, " n"]) ->
 
 
 def _cross_validate(
-    anomalies: Float32[np.ndarray, "a d"], normals: Float32[np.ndarray, "n d"], spec: ProbeSpec
-) -> tuple[Float64[np.ndarray, " m"], Bool[np.ndarray, " m"]] | None:
+    anomalies: Float32[np.ndarray, "a d"], normals: Float32[np.ndarray, "n d"], spec: ProbeSpec, fit: FitOnSome
+) -> HeldOut | None:
     """Compute the log-odds of each image by a probe fitted on the other folds, and True for each anomaly.
 
     With a single image of a class there are no folds, and the result is None.
@@ -235,11 +270,25 @@ def _cross_validate(
         return None
     rows = np.concatenate([anomalies, normals])
     targets = np.repeat([True, False], [len(anomalies), len(normals)])
-    if len(rows) < rows.shape[1]:  # the fits are the same in as many dimensions as there are images
-        rows = np.asarray(np.linalg.qr(rows.T, mode="r")).T
     logits = np.empty(len(rows))
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(rows, targets):
-        seen, known = rows[train], targets[train]
-        c = spec.inverse_regularisation
-        logits[test] = fit_logistic(seen[known], seen[~known], inverse_regularisation=c).logits(rows[test])
+        rare = train < len(anomalies)
+        logits[test] = fit(train[rare], train[~rare] - len(anomalies)).logits(rows[test])
     return logits, targets
+
+
+def _cross_validate_labels(
+    anomalies: Float32[np.ndarray, "a d"], normals: Float32[np.ndarray, "n d"], spec: ProbeSpec
+) -> HeldOut | None:
+    """Cross-validate a logistic regression on the labels alone, see `_cross_validate`."""
+    count, width = len(anomalies), anomalies.shape[1]
+    if count + len(normals) < width:  # the fits are the same in as many dimensions as there are images
+        rows = np.asarray(np.linalg.qr(np.concatenate([anomalies, normals]).T, mode="r")).T
+        anomalies, normals = rows[:count], rows[count:]
+    c = spec.inverse_regularisation
+    return _cross_validate(
+        anomalies,
+        normals,
+        spec,
+        lambda some, others: fit_logistic(anomalies[some], normals[others], inverse_regularisation=c),
+    )

@@ -161,4 +161,4 @@ def _fetch(remote: Remote, entry: RemoteFile) -> bytes:
     try:
         return with_retries(attempt, entry.path)
     except Exception as error:  # each file system has errors of its own
-        raise UnreadableImageError(f"cannot be fetched: {transfer_reason(error)}") from None
+        raise UnreadableImageError(f"cannot be fetched: {transfer_reason(error)}", temporary=True) from None
