@@ -144,6 +144,7 @@ def test_scoring_reads_no_configuration(run, attacks, tmp_path, monkeypatch):
         plant(run, place, attacks["os.mkdir"])
     description = run / "cycles" / "01" / Path(WEIGHTS).with_suffix(".json")
     description.write_text(description.read_text().replace("{", '{"_target_": "os.mkdir", "path": "made", ', 1))
+    (description.parent / "checksums.json").unlink()  # a stranger can write what suits
     config = compose(f"run={run}", "dataset=demo", "dataset.source.count=20", "dataset.source.size=32", name="score")
     folder, complete = score.execute(config)
     assert complete
