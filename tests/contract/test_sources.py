@@ -1,6 +1,7 @@
 """Contract of every image source; a test of one format belongs in tests/data/sources only if others cannot share it."""
 
 import multiprocessing
+import os
 import pickle
 import random
 import shutil
@@ -296,6 +297,16 @@ def test_other_processes(archive: Archive) -> None:
     child.join(20)
     assert child.exitcode == 0
     assert queue.get() == VALUES
+
+
+@every_local_format
+def test_other_pixels_of_the_same_size_and_time_are_told(archive: Archive) -> None:
+    if archive.root.is_dir():
+        pytest.skip("only single files are sampled: an archive may have millions of files")
+    first, before = archive.open().fingerprint, archive.root.stat()
+    archive.rewrite([*VALUES[:-1], 66])
+    os.utime(archive.root, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert archive.open().fingerprint != first
 
 
 @every_format

@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 
 from anomalymatch.checks import check_choice
 from anomalymatch.data.codecs import MAX_PIXELS, MODES, decode, with_channels
-from anomalymatch.data.find import FoundFile, damaged_file, find_files, held_out, missing_root, stamp
+from anomalymatch.data.find import FoundFile, damaged_file, find_files, hash_sample, held_out, missing_root, stamp
 from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
@@ -36,6 +36,8 @@ MAX_BLOCK = 2**31
 """Largest block of rows that is decoded together, in bytes."""
 CACHE_BYTES = 2**28
 OPEN_FILES = 64
+SAMPLED_FILES = 1000
+"""Largest number of files whose content is sampled for the fingerprint; of more, size and time must tell."""
 ENCODED_CHANNELS = 3
 
 Root = str | Path | Sequence[str | Path]
@@ -353,7 +355,8 @@ def _truth(files: Sequence[ArrayFile], ids: Sequence[str]) -> dict[str, str] | N
 
 
 def _fingerprint(files: Sequence[ArrayFile], salt: str) -> str:
-    return hash_rows(
-        salt,
-        ((f.stem, f.array, f.shape, f.dtype, f.signature or "{} {}".format(*f.stamp), *(f.ids or ())) for f in files),
-    )
+    def content(file: ArrayFile) -> str:
+        sample = hash_sample(file.path) if len(files) <= SAMPLED_FILES and file.path.is_file() else ""
+        return f"{file.signature or file.stamp} {sample}"
+
+    return hash_rows(salt, ((f.stem, f.array, f.shape, f.dtype, content(f), *(f.ids or ())) for f in files))

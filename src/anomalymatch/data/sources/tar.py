@@ -18,7 +18,7 @@ from jaxtyping import Int64
 
 from anomalymatch.cache import Cache, Contents, cache_key
 from anomalymatch.checks import check_choice
-from anomalymatch.data.find import damaged_file, find_files, is_hidden, is_utf8, stamp
+from anomalymatch.data.find import damaged_file, find_files, hash_sample, is_hidden, is_utf8, stamp
 from anomalymatch.data.labels import LABELS_FILE
 from anomalymatch.data.source import hash_rows
 from anomalymatch.data.sources.encoded import SUFFIXES, TRIED, EncodedSource, Listing, check_bytes, check_complete
@@ -94,7 +94,7 @@ class WebDatasetSource(EncodedSource):
         self._first_members = [sample.member for sample in islice(samples.values(), TRIED)]
         self._stats = [stamp(file) for file in self._files]
         self._opened: LRU[Path, int] = LRU(OPEN_FILES, close=os.close)
-        shards = [(file.name, *stat) for file, stat in zip(self._files, self._stats, strict=True)]
+        shards = [(file.name, *stat, hash_sample(file)) for file, stat in zip(self._files, self._stats, strict=True)]
         fingerprint = hash_rows("webdataset", [*shards, (hashlib.sha256(self._offsets.tobytes()).hexdigest(),)])
         return Listing(list(samples), fingerprint, _truth(place, samples, label_key))
 
@@ -195,7 +195,7 @@ def _index(file: Path, text_suffix: str | None, cache_dir: Path | None, advance:
         info = {"names": index.names, "texts": index.texts, "damage": index.damage}
         return {"offsets": index.offsets, "sizes": index.sizes}, info
 
-    place = [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+    place = [str(file.resolve()), stat.st_size, stat.st_mtime_ns, hash_sample(file)]
     arrays, info = Cache(cache_dir / "tar").get(cache_key({"file": place, "text_suffix": text_suffix}), compute)
     # Copied, because a process has a limited number of memory maps.
     offsets, sizes = np.array(arrays["offsets"]), np.array(arrays["sizes"])
