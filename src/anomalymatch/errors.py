@@ -53,9 +53,14 @@ class UnreadableImageError(DataError):
 
 
 class NoReadableImageError(DataError):
-    """None of the images can be read."""
+    """None of the images can be read.
 
-    def __init__(self, message: str, rejects: Sequence[Reject]) -> None:
+    Args:
+        message: the sentence for the user.
+        rejects: the images and their reasons; they are not known if the error comes from another process.
+    """
+
+    def __init__(self, message: str, rejects: Sequence[Reject] = ()) -> None:
         super().__init__(message)
         self.rejects = rejects
 

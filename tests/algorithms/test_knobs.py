@@ -83,7 +83,7 @@ OWN = {
 
 SHARED = {
     # So long that most images were sure once: the thresholds are low before.
-    ("flexmatch", "threshold"): ["trainer.iterations=12", ALIKE],
+    ("flexmatch", "threshold"): ["trainer.iterations=40", ALIKE],
     # A Gaussian so narrow, or so far along, that it shows.
     ("softmatch", "weighting.momentum"): ["algorithm.learner.loss.weighting.n_sigma=30.0"],
     ("softmatch", "weighting.n_sigma"): ["algorithm.learner.loss.weighting.momentum=0.1"],
