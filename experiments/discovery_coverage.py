@@ -152,7 +152,7 @@ def jeffreys_coverage(seen: int, found: int, real: int, images: int) -> Row:
 
 
 def page_coverage(state: State, audit: np.ndarray, rare: np.ndarray) -> Row:
-    """Compare the labelling page's interval with the truth: all anomalies minus those that search or audit found."""
+    """Compare the labelling page's interval with the true number of anomalies that nobody has labelled."""
     unlabelled = state.order[~audit[state.order]]
     real, audited = int(rare[unlabelled].sum()), int(audit.sum())
     count = anomalies_left(

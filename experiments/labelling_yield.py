@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def annotate(anomaly: str, order: str, start: str, seed: int) -> Row:
-    """Label 100 images; return the anomalies found and the page's estimate of those that remain."""
+    """Label 100 images; return how many anomalies were found, and the page's estimate of the others."""
     with open_galaxies(seed, STARTS[start]) as service:
         truth = service.source.truth or {}
         rare = [id_ for id_ in service.source.ids if truth[id_] == anomaly]

@@ -42,7 +42,7 @@ class UnreadableImageError(DataError):
 
     @property
     def temporary(self) -> bool:
-        """Whether the same image may be readable later."""
+        """True if the same image may be readable later."""
         cause: BaseException | None = self
         while cause is not None:
             # Decoders raise OSError, too, for damaged files, but without a number.

@@ -59,7 +59,7 @@ def _head(folders: Sequence[Path], name: str) -> str:
 
 
 def _comments(folders: Sequence[Path], name: str) -> Iterator[tuple[str, str]]:
-    """Yield the dotted keys of a file, and of those that it is based on, with their comments."""
+    """Yield each dotted key of a file with its comment; the files in its defaults list come first."""
     lines = _read(folders, name)
     for base in (yaml.safe_load("\n".join(lines)) or {}).get("defaults", []):
         if isinstance(base, str) and base != "_self_":

@@ -79,7 +79,7 @@ def test_lossy_compressions_are_close(compression: str) -> None:
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
 def test_jpeg_in_ycbcr(subsampling: str) -> None:
-    """As written by libtiff (Pillow), and by tifffile."""
+    """Decode files that libtiff (through Pillow) and tifffile have written."""
     buffer = io.BytesIO()
     PillowImage.fromarray(SMOOTH).save(buffer, "TIFF", compression="jpeg", quality=100)
     sampling = (1, 1) if subsampling == "4:4:4" else (2, 2)

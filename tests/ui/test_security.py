@@ -396,7 +396,7 @@ def stub(name, **attributes):
     vars(module).update(attributes)
     sys.modules[name] = module
 
-# The server needs no service; without it, PyTorch is not loaded.
+# The server needs no service, whose import takes seconds.
 stub("anomalymatch.ui", __path__=[str(pathlib.Path(anomalymatch.__file__).parent / "ui")])
 stub("anomalymatch.ui.service", LabelService=object)
 stub("anomalymatch.ui.web.page", build_page=build_page)

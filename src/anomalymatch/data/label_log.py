@@ -159,15 +159,15 @@ class LabelLog:
             return self._connection.execute("SELECT MAX(cycle) FROM events").fetchone()[0]
 
     def new_labels(self, given: Mapping[str, Label]) -> dict[str, Label]:
-        """Return the labels `given` by a labels file that differ from those that it gave when it was last read.
+        """Return the labels of a labels file that are new or have changed since the file was last read.
 
-        Unchanged ones are left out, so that they do not override what a person has said of the image since.
+        Unchanged ones would override what a person has said of the image since.
         """
         known = {event.id: event.label for event in self.events() if event.annotator in AUTOMATIC}
         return {id_: label for id_, label in given.items() if known.get(id_) != label}
 
     def close(self) -> None:
-        """Bring all labels into the one file and close it; a program that still has it open keeps its second file."""
+        """Close the log, with all labels in one file; the second file stays while another program has the log open."""
         with suppress(sqlite3.Error):  # the labels are safe in the second file, and it may be closed already
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.close()

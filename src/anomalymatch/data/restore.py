@@ -1,4 +1,4 @@
-"""Restoring of a lost or damaged label log: `python -m anomalymatch.data.restore RUN`."""
+"""Restore a lost or damaged label log: `python -m anomalymatch.data.restore RUN`."""
 
 import argparse
 import sys

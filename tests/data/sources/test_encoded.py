@@ -1,4 +1,4 @@
-"""What all sources of encoded images share: bands of TIFF files, transparency, and limits."""
+"""Tests of what sources of encoded images share: bands of TIFF files, transparency and limits."""
 
 import io
 from collections.abc import Callable

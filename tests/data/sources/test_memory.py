@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from torch.utils.data import Subset
@@ -112,6 +113,17 @@ def test_data_frame_gives_labels_or_classes(files, tmp_path):
     assert benchmark.anomalies == {names[0]}
     with pytest.raises(DataError, match="no column 'path', but file, said, kind"):
         am.from_dataframe(frame)
+
+
+def test_paths_have_the_limits_and_the_bands_of_a_folder(files, tmp_path):
+    with files[0].open("r+b") as file:
+        file.truncate(2**33)  # sparse
+    tiff = tmp_path / "deep.tif"
+    tifffile.imwrite(tiff, np.ones((5, 8, 8), np.uint16), photometric="minisblack", planarconfig="separate")
+    assert "bytes" in am.from_paths(files).source.read([str(files[0])])[0].reason
+    assert len(am.from_paths([tiff]).source.bands) == 5
+    limited = am.from_paths(files[1:], max_pixels=1, channels=1).source
+    assert "max_pixels" in limited.read([str(files[1])])[0].reason
 
 
 class HubData:

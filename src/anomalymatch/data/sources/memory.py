@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from anomalymatch.data.codecs import MODES, decode, with_channels
+from anomalymatch.data.codecs import MODES, with_channels
+from anomalymatch.data.find import stamp
 from anomalymatch.data.labels import as_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
+from anomalymatch.data.sources.encoded import EncodedSource, Listing, check_bytes
 from anomalymatch.data.task import Task, make_task
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.text import reason
@@ -77,9 +79,8 @@ def from_paths(
     labels: LabelsGiven = None,
     classes: Classes = None,
     anomaly: str | Sequence[str] | None = None,
-    channels: int = 3,
-    rendering: Rendering = EIGHT_BITS,
     name: str = "paths",
+    **options: Any,
 ) -> Task:
     """Open image files by their paths; the id of an image is its path, as it is given.
 
@@ -90,9 +91,8 @@ def from_paths(
         labels: see `from_arrays`.
         classes: see `from_arrays`.
         anomaly: see `from_arrays`.
-        channels: channels of the decoded images: 1 (grey), 3 (RGB) or 4 (RGBA).
-        rendering: conversion of the bands to 8-bit channels.
         name: short name for logs and folders.
+        **options: `channels`, `bands`, `channels_background`, `max_pixels` and `rendering`, as for a folder of images.
 
     Raises:
         DataError: if a file is missing.
@@ -102,7 +102,7 @@ def from_paths(
         raise DataError(
             f"expected a list of paths, got {str(paths)!r}: for a folder, open_task('folder', 'data.root=…')"
         )
-    source = PathSource(list(paths), labels=labels, classes=classes, channels=channels, rendering=rendering, name=name)
+    source = PathSource(list(paths), labels=labels, classes=classes, name=name, **options)
     return make_task(source, anomaly=anomaly)
 
 
@@ -158,7 +158,7 @@ def from_dataset(
     """Open a map-style data set of torchvision or Hugging Face; ids are "0", "1" and so on.
 
     The classes of the data set become those of the task. Float tensors between 0 and 1, as `ToTensor` makes them, are
-    taken as 8-bit images. Random transforms are no good here: an image is read more than once.
+    taken as 8-bit images. Leave out random transforms: an image is read more than once.
 
     Args:
         dataset: an object with a length, whose items are pairs of image and class, or dictionaries.
@@ -239,16 +239,23 @@ class MemorySource(ImageSource):
         """See `ImageSource.load`; grey images of a colour data set become colour ones."""
         try:
             pixels = as_pixels(self._item(position))
-        except Exception as error:  # the object is a stranger
+        except Exception as error:  # a foreign data set may raise anything
             raise UnreadableImageError(reason(error)) from None
         same = pixels.shape[2] == len(self.bands) or len(self.bands) not in MODES
         return pixels if same else with_channels(pixels, len(self.bands))
 
 
-class PathSource(ImageSource):
-    """Image files anywhere, by their paths, see `from_paths`."""
+class PathSource(EncodedSource):
+    """Image files anywhere, by their paths.
 
-    encoded = True
+    Args:
+        paths: the files; the ids are the paths as they are given.
+        root: folder that the paths are relative to.
+        labels: see `from_arrays`.
+        classes: see `from_arrays`.
+        name: short name for logs and folders.
+        **options: further arguments of `EncodedSource`.
+    """
 
     def __init__(
         self,
@@ -257,36 +264,35 @@ class PathSource(ImageSource):
         root: str | os.PathLike[str] | None = None,
         labels: LabelsGiven = None,
         classes: Classes = None,
-        channels: int = 3,
-        rendering: Rendering = EIGHT_BITS,
         name: str = "paths",
+        **options: Any,
     ) -> None:
         ids = [os.fspath(path) for path in paths]
         self._files = [(Path(root or "") / id_).expanduser() for id_ in ids]
         missing = [file for file in self._files if not file.is_file()]
         if missing:
             raise DataError(f"{len(missing):,} of {len(ids):,} image files are missing, the first is {missing[0]}")
-        stats = [file.stat() for file in self._files]
-        super().__init__(
-            name=name,
-            ids=ids,
-            bands=band_names(None, channels),
-            rendering=rendering,
-            fingerprint=hash_rows(
-                f"paths {channels} {ids}", [(stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats]
-            ),
-            labels=as_labels(labels, ids),
-            truth=_truth(classes, ids),
+        self._given = as_labels(labels, ids)
+        self._listing = Listing(
+            ids, hash_rows(f"paths {ids}", map(stamp, self._files)), _truth(classes, ids), name=name
         )
+        super().__init__(Path(root or ""), **options)
 
-    def load(self, position: int) -> Pixels:
-        """See `ImageSource.load`."""
-        return decode(self.raw_bytes(self.ids[position]), len(self.bands))
+    def list_images(self, place: Path, cache_dir: Path | None) -> Listing:
+        """Return the listing of the given files."""
+        return self._listing
 
-    def raw_bytes(self, id_: str) -> bytes:
-        """See `ImageSource.raw_bytes`."""
+    def read_labels(
+        self, labels_file: str | Path | None, ids: Sequence[str], place: str | Path
+    ) -> tuple[dict[str, str], dict[str, str] | None]:
+        """Return the given labels."""
+        return dict(self._given), None
+
+    def read_bytes(self, position: int) -> bytes:
+        """See `EncodedSource.read_bytes`."""
         try:
-            return self.file(id_).read_bytes()
+            check_bytes(self._files[position].stat().st_size)
+            return self._files[position].read_bytes()
         except OSError as error:
             raise UnreadableImageError(f"cannot be opened: {error.strerror}") from None
 
@@ -303,11 +309,8 @@ def as_pixels(value: Any) -> Pixels:
     """
     if hasattr(value, "getbands"):  # a Pillow image
         plain = value.mode in ("L", "RGB", "RGBA", "F", "I") or value.mode.startswith("I;16")
-        value = (
-            value
-            if plain
-            else value.convert("RGBA" if "A" in value.getbands() or "transparency" in value.info else "RGB")
-        )
+        if not plain:
+            value = value.convert("RGBA" if "A" in value.getbands() or "transparency" in value.info else "RGB")
     array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     if array.ndim == 2:
         array = array[..., None]
