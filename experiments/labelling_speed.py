@@ -28,18 +28,7 @@ from anomalymatch.ui import LabelService, LiveRanking, Query, Show, Sort, build_
 DIMENSIONS = 128
 COMPRESSIONS = ("exact", "pca")
 REPEATS = 5
-PROBE = ProbeSpec(
-    inverse_regularisation=10.0,
-    rounds=3,
-    confidence=0.8,
-    weight=0.25,
-    limit=200,
-    orientations=1,
-    calibration="none",
-    folds=5,
-    pool_images=10_000,
-    fit_gap=5.9,
-)
+PROBE: ProbeSpec = build(compose("probe.orientations=1").probe)
 LIMITS = {"first page": 2.0, "next page": 0.3, "a label": 0.1, "re-rank": 1.0, "memory": 2048.0}
 
 
