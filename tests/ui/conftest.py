@@ -210,3 +210,18 @@ def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any, Cal
             sys.modules.update(kept)  # the simulation removes the modules of pages
 
     return run
+
+
+@pytest.fixture
+def check_headers() -> Callable[[Any], None]:
+    """Check that a response has the headers that protect the page."""
+
+    def check(headers: Any) -> None:
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert not [name for name in headers if name.startswith("access-control")]
+
+    return check
