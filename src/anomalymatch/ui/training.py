@@ -135,12 +135,12 @@ class Training:
                 return
             if self._process is None:
                 raise StorageError("this training was not started from here: stop it where it was started")
-            self._state = "stopping"
-            _signal(self._process, signal.SIGINT)
-            timer = threading.Timer(PATIENCE_S, _kill, [self._process])
-            timer.daemon = True
-            timer.start()
-        self._on_change()
+            self._state, process = "stopping", self._process
+        self._on_change()  # before the signal, after which the training may end at once
+        _signal(process, signal.SIGINT)
+        timer = threading.Timer(PATIENCE_S, _kill, [process])
+        timer.daemon = True
+        timer.start()
 
     def status(self) -> TrainingStatus:
         """Return the status."""
