@@ -17,6 +17,7 @@ def main() -> None:
                 f"seed={seed}",
                 f"oracle={oracle}",
                 f"algorithm={algorithm}",
+                "augment=objects",
                 "augment.vertical_flip=0.5",
                 f"trainer.iterations={2 if options.quick else 30}",
                 *(["algorithm.learner.batch.labelled=8"] if algorithm == "fixmatch" else []),

@@ -81,16 +81,16 @@ LAST_LOOK = {
 """Tasks that are set aside for a last look at the finished program; nothing is chosen or tuned on them."""
 LAST_LOOK_DRAW = 100
 """First draw of the last look, which no other measurement uses."""
-UPRIGHT = "augment.vertical_flip=0.0"
+OBJECTS, UPRIGHT = "augment=objects", "augment.vertical_flip=0.0"
 FEW = ("algorithm.learner.batch.candidates=200", "algorithm.learner.batch.candidate_share=0.5")
 THREE_ROUNDS, REFIT_ON_LABELS = "algorithm.learner.start_rounds=null", "algorithm.learner.refit_confidence=null"
 OF_3_ROUNDS = (THREE_ROUNDS, REFIT_ON_LABELS)
 """`fixmatch` that starts from three rounds of self-training and refits its last probe on the labels alone."""
-OF_200 = (*FEW, UPRIGHT, *OF_3_ROUNDS)
+OF_200 = (*FEW, OBJECTS, UPRIGHT, *OF_3_ROUNDS)
 """The same with 200 candidates and no vertical flips; variants and ablations were first measured with it."""
 ABLATIONS = {
     "200 candidates": FEW,
-    "upright": (UPRIGHT,),
+    "upright": (OBJECTS, UPRIGHT),
     "labels alone": (REFIT_ON_LABELS,),
     "3 rounds": (THREE_ROUNDS,),
     "all alike": ("algorithm.learner.batch.candidate_share=0",),
@@ -102,7 +102,7 @@ ABLATIONS = {
     "student teaches": ("algorithm.learner.loss.teacher=student",),
     "average 0.99": ("algorithm.learner.loss.ema_decay=0.99",),
     "5 crops": ("model.crops=5",),
-    "gentle views": ("augment.operations=1", "augment.cutout=0"),
+    "gentle views": (OBJECTS, "augment.operations=1", "augment.cutout=0"),
     "64 px": ("model.image_size=64",),
     "128 px": ("model.image_size=128",),
     "50 iterations": ("trainer.iterations=50",),

@@ -39,7 +39,7 @@ WRONG = {
     "al.initial=3": "al.initial=3 is not a group of keys (set al.initial.anomalies=…)",
     "seed=[1,2]": "seed=[1, 2] is not a whole number",
     "dataset.holdout=half": "dataset.holdout=half is not a number (the default is 0.2)",
-    "augment.factor=3": "augment.factor=3 is not a list (the default is [0.05, 0.95])",
+    "augment.zoom=3": "augment.zoom=3 is not a list (the default is [0.6, 1.2])",
     "model.name=3": "model.name=3 is not a word",
     "model.name=null": "model.name=None is not a word",
     "seed=0,1": "seed=0,1 gives several values: add -m to run them all",
@@ -111,9 +111,33 @@ def test_the_command_line_overrides_the_settings_of_a_dataset():
     assert compose("dataset=demo").probe.orientations == 2
     assert compose("dataset=galaxyzoo1").probe.orientations == 8
     assert compose("dataset=galaxyzoo1", "probe.orientations=1").probe.orientations == 1
-    assert compose("dataset=demo").augment.vertical_flip == 0.0
-    assert compose("dataset=galaxyzoo1").augment.vertical_flip == 0.5
-    assert compose("dataset=galaxyzoo1", "augment.vertical_flip=0").augment.vertical_flip == 0.0
+
+
+GALAXIES, OBJECTS, TEXTURE = "GalaxyAugmentation", "ObjectAugmentation", "TextureAugmentation"
+
+
+@pytest.mark.parametrize(
+    ("words", "views"),
+    [
+        ("dataset=demo", GALAXIES),
+        ("dataset=galaxyzoo1 algorithm=flexmatch", GALAXIES),
+        ("dataset=galaxymnist", GALAXIES),
+        ("dataset=mvtec", TEXTURE),
+        ("dataset=miniimagenet", OBJECTS),
+        ("dataset=folder", OBJECTS),
+        ("augment=texture dataset=galaxyzoo1", TEXTURE),
+        ("dataset=galaxyzoo1 algorithm=fixmatch_reference", OBJECTS),
+        ("+experiment=galaxymnist_paper", OBJECTS),
+        ("algorithm=fixmatch_reference augment=galaxies", GALAXIES),
+    ],
+)
+def test_a_dataset_chooses_its_views_the_paper_its_own_and_the_user_above_both(words, views):
+    assert compose(*words.split()).augment._target_.endswith(views)
+
+
+def test_datasets_with_views_of_their_own_compose_where_nothing_is_trained():
+    for name in ("score", "cluster"):
+        assert "augment" not in compose("dataset=galaxyzoo1", "run=any", name=name)
 
 
 def test_changes_of_a_configuration_do_not_reach_the_next_one():

@@ -13,10 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anomalymatch.algorithms.augmentation.objects import ObjectAugmentation
     from anomalymatch.algorithms.base import Learner
     from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches
     from anomalymatch.algorithms.fixmatch.module import FixMatch, FixMatchSpec
-    from anomalymatch.algorithms.fixmatch.views import Augmentation
     from anomalymatch.build import make_learner
     from anomalymatch.build_images import open_task
     from anomalymatch.cluster import cluster
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AnomalyMatchError": "errors",
-    "Augmentation": "algorithms.fixmatch.views",
     "BatchSpec": "algorithms.fixmatch.batches",
     "FixMatch": "algorithms.fixmatch.module",
     "FixMatchSpec": "algorithms.fixmatch.module",
@@ -41,6 +40,7 @@ _HOMES = {
     "Label": "types",
     "Learner": "algorithms.base",
     "MixedBatches": "algorithms.fixmatch.batches",
+    "ObjectAugmentation": "algorithms.augmentation.objects",
     "Ranking": "ranking",
     "Task": "data.task",
     "cluster": "cluster",
@@ -59,7 +59,6 @@ _HOMES = {
 }
 __all__ = [
     "AnomalyMatchError",
-    "Augmentation",
     "BatchSpec",
     "FixMatch",
     "FixMatchSpec",
@@ -67,6 +66,7 @@ __all__ = [
     "Label",
     "Learner",
     "MixedBatches",
+    "ObjectAugmentation",
     "Ranking",
     "Task",
     "cluster",

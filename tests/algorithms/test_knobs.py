@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from anomalymatch.algorithms.fixmatch.views import Augmentation
 from anomalymatch.config import compose
 
 SIBLINGS = ("flexmatch", "freematch", "softmatch", "meanteacher")
@@ -123,37 +122,6 @@ def test_every_knob_of_the_model_changes_the_scores(scores_of, plain_scores, cha
     assert np.abs(plain - changed).max() > 1e-6
 
 
-AUGMENT = {
-    "flip": 0.0,
-    "vertical_flip": 0.5,
-    "translate": 0.3,
-    "operations": 1,
-    "factor": [0.5, 0.6],
-    "posterize_bits": [1, 2],
-    "rotate": 90.0,
-    "shear": 1.0,
-    "strong_translate": 0.05,
-    "cutout": 0.0,
-    "border": "constant",
-}
-WEAK = {"flip", "vertical_flip", "translate", "border"}
-
-
-def test_every_knob_of_the_augmentation_is_turned_below():
-    assert {key for key in compose().augment if not key.startswith("_")} == set(AUGMENT)
-
-
-@pytest.mark.parametrize("knob", AUGMENT)
-def test_every_knob_of_the_augmentation_changes_its_view(knob):
-    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    node = {k: v for k, v in OmegaConf.to_container(compose().augment, resolve=True).items() if not k.startswith("_")}
-    plain, changed = Augmentation(**node), Augmentation(**node | {knob: AUGMENT[knob]})
-    for view in ("weak", "strong"):
-        one, other = getattr(plain, view)(3), getattr(changed, view)(3)
-        differ = any(not np.array_equal(one(image, seed), other(image, seed)) for seed in range(60))
-        assert differ == (view == "strong" or knob in WEAK)
-
-
 NOVELTY = {
     "knn": "least_normals=6 drop=0.2 detector.neighbours=3",
     "mahalanobis": "least_normals=6 drop=0.2 detector.shrinkage=0.9 detector.trim=0.3",
@@ -166,7 +134,7 @@ NOVELTY = {
 @pytest.mark.parametrize("algorithm", NOVELTY)
 def test_every_knob_of_novelty_detection_is_turned_below(algorithm):
     node = OmegaConf.to_container(compose(f"algorithm={algorithm}").algorithm.learner)
-    node.pop("augmentation", None)  # turned in msc/test_views.py
+    node.pop("two_views", None)  # turned in augmentation/test_pairs.py
     assert set(leaves(node)) - {"workers"} == {word.split("=")[0] for word in NOVELTY[algorithm].split()}
 
 
@@ -174,7 +142,7 @@ PROBE = """inverse_regularisation=1.0 rounds=0 confidence=0.999 weight=1.0 limit
     pool_images=5 fit_gap=1e6"""
 # These labels are few: only a close fit is sure of anything.
 CLOSE = ["probe.inverse_regularisation=100.0", "probe.fit_gap=0.0"]
-OTHERS = "seed=1 trainer.lightning.precision=bf16-mixed augment.operations=0 probe.inverse_regularisation=0.1"
+OTHERS = "seed=1 trainer.lightning.precision=bf16-mixed augment.gain=0.6 probe.inverse_regularisation=0.1"
 
 
 def changes():

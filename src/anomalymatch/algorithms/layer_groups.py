@@ -6,7 +6,7 @@ from typing import Any, cast
 from timm.models import group_parameters
 from torch import nn
 
-from anomalymatch.backbones.network import Network
+from anomalymatch.backbones.network import Backbone
 from anomalymatch.checks import check_range
 from anomalymatch.errors import ConfigError
 
@@ -20,7 +20,9 @@ def batch_norms(module: nn.Module) -> Iterator[BatchNorm]:
     return (m for m in module.modules() if isinstance(m, BATCH_NORMS))
 
 
-def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> None:
+def freeze_lower_groups(
+    body: nn.Module, trainable_groups: int | None, key: str = "algorithm.learner.trainable_groups"
+) -> None:
     """Freeze all but the last `trainable_groups` layer groups of a timm model; None lets all learn.
 
     Groups are timm's coarse ones; an EfficientNet has eight: the stem, six stages, and the last stage together with
@@ -29,7 +31,7 @@ def freeze_lower_groups(body: nn.Module, trainable_groups: int | None) -> None:
     Raises:
         ConfigError: if `trainable_groups` is negative.
     """
-    check_range("algorithm.learner.trainable_groups", trainable_groups, low=0, null=True)
+    check_range(key, trainable_groups, low=0, null=True)
     groups = _layer_groups(body)
     learn = groups if trainable_groups is None else groups[max(0, len(groups) - trainable_groups) :]
     names = {name for group in learn for name in group}
@@ -63,11 +65,12 @@ def layerwise_groups(network: nn.Module, weight_decay: float, layer_decay: float
     """
     if layer_decay == 1.0:
         return [group | {"lr_scale": 1.0} for group in parameter_groups(network, weight_decay)]
-    if not isinstance(network, Network):
+    backbone = getattr(network, "backbone", None)
+    if not isinstance(backbone, Backbone):
         raise ConfigError(
             f"layer_decay is {layer_decay}: the layer groups of a {type(network).__name__} are unknown, use 1.0"
         )
-    body = network.backbone.body
+    body = backbone.body
     depth = {name: place for place, group in enumerate(reversed(_layer_groups(body)), 1) for name in group}
     places = {id(p): depth[name] for name, p in body.named_parameters()}
     groups = []

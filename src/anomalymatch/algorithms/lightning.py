@@ -149,7 +149,26 @@ class StepProgress(Callback):
         self._open.close()
 
 
-def check_optimizer(optimizer: Callable[..., Optimizer]) -> None:
+class AfterEpochs(Callback):
+    """Callback that calls a function after each pass over the images; for Lightning the whole training is one epoch.
+
+    Args:
+        steps: number of steps in an epoch.
+        passed: function of the number of epochs that this training has finished.
+    """
+
+    def __init__(self, steps: int, passed: Callable[[int], None]) -> None:
+        self._steps, self._passed = steps, passed
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Call the function after the last step of an epoch."""
+        if (batch_idx + 1) % self._steps == 0:
+            self._passed((batch_idx + 1) // self._steps)
+
+
+def check_optimizer(optimizer: Callable[..., Optimizer], key: str = "algorithm.learner.optimizer") -> None:
     """Build the optimiser once, so that wrong settings are found before anything is written.
 
     Raises:
@@ -159,7 +178,7 @@ def check_optimizer(optimizer: Callable[..., Optimizer]) -> None:
         optimizer([torch.nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"algorithm.learner.optimizer: {error}. Another optimiser comes with its own keys: optimizer=adamw, or a "
+            f"{key}: {error}. Another optimiser comes with its own keys: optimizer=adamw, or a "
             f"file optimizer/NAME.yaml in a folder that --config-dir names"
         ) from error
 

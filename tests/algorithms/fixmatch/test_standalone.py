@@ -135,8 +135,8 @@ def test_defaults_are_those_of_the_reference_recipe():
             assert getattr(am.FixMatchSpec(), field.name) == getattr(loss, field.name), field.name
     assert type(am.FixMatchSpec().make_weighting(0)) is type(loss.make_weighting(0))
     assert not loss.make_alignment().aligns
-    for field in fields(am.Augmentation):
-        ours, theirs = (getattr(each, field.name) for each in (am.Augmentation(), views))
+    for field in fields(am.ObjectAugmentation):
+        ours, theirs = (getattr(each, field.name) for each in (am.ObjectAugmentation(), views))
         assert (list(ours) == list(theirs)) if isinstance(ours, tuple) else (ours == theirs), field.name
     batch = instantiate(recipe.batch)
     assert (batch.labelled, batch.unlabelled_ratio, batch.iterations) == (16, 5, am.BatchSpec().iterations)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from anomalymatch.algorithms.augmentation.pairs import ViewPair
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
 from anomalymatch.algorithms.msc.loss import angular_term, mean_shifted_contrastive, nt_xent
 from anomalymatch.algorithms.msc.module import MeanShiftedContrastive, MscSpec
-from anomalymatch.algorithms.msc.views import ViewPair
 from anomalymatch.errors import DataError
 
 STEPS = 3

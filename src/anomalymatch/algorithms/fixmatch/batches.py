@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -13,8 +12,10 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from anomalymatch.algorithms.augmentation.loading import epoch_draws, image_tensor, view_loader
+from anomalymatch.algorithms.augmentation.objects import ObjectAugmentation
+from anomalymatch.algorithms.augmentation.view import Augmentation, View
 from anomalymatch.algorithms.base import derive_seed
-from anomalymatch.algorithms.fixmatch.views import Augmentation, View
 from anomalymatch.checks import check_range
 from anomalymatch.data.labels import training_ids
 from anomalymatch.data.source import ImageSource
@@ -101,12 +102,6 @@ def balanced_draws(targets: Int64[np.ndarray, " n"], count: int, rng: np.random.
     return rng.choice(len(targets), count, p=weights / weights.sum())
 
 
-def epoch_draws(pool: int, count: int, rng: np.random.Generator) -> Int64[np.ndarray, " m"]:
-    """Draw positions in 0 … pool-1 in passes, each of which has every position once, in random order."""
-    passes = -(-count // pool)
-    return np.concatenate([rng.permutation(pool) for _ in range(passes)])[:count]
-
-
 def pool_draws(
     pool: int, candidates: Int64[np.ndarray, " c"], spec: BatchSpec, rng: np.random.Generator
 ) -> Int64[np.ndarray, " m"]:
@@ -139,7 +134,7 @@ def pool_weights(pool: int, candidates: Int64[np.ndarray, " c"], spec: BatchSpec
     return 1.0 / rates
 
 
-REFERENCE_VIEWS, REFERENCE_BATCHES = Augmentation(), BatchSpec()
+REFERENCE_VIEWS, REFERENCE_BATCHES = ObjectAugmentation(), BatchSpec()
 """Views and batches of the paper."""
 _WEAK, _STRONG, _LABELLED = 1, 2, 3
 
@@ -295,25 +290,3 @@ class MixedBatches(LightningDataModule):
     def weights(self) -> Float32[np.ndarray, " pool"]:
         """Compute `pool_weights` of this pool."""
         return pool_weights(len(self.pool), self.candidates, self.spec)
-
-
-def view_loader(views: Dataset, batch_size: int, workers: int) -> DataLoader:
-    """Make a loader of views in their order, prepared by so many worker processes."""
-    return DataLoader(
-        views,
-        batch_size=batch_size,
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        worker_init_fn=_use_one_thread,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _use_one_thread(worker: int) -> None:
-    # Workers are the parallelism; OpenCV's own threads would only compete with them, and do not survive a fork.
-    cv2.setNumThreads(0)
-
-
-def image_tensor(image: Image) -> UInt8[Tensor, "c h w"]:
-    """Convert an image to a tensor with channels first, without a copy."""
-    return torch.from_numpy(image).permute(2, 0, 1)

@@ -2,6 +2,5 @@
 
 from anomalymatch.algorithms.msc.learner import MscLearner
 from anomalymatch.algorithms.msc.module import MeanShiftedContrastive, MscSpec
-from anomalymatch.algorithms.msc.views import TwoViewAugmentation, TwoViewBatches, ViewPair
 
-__all__ = ["MeanShiftedContrastive", "MscLearner", "MscSpec", "TwoViewAugmentation", "TwoViewBatches", "ViewPair"]
+__all__ = ["MeanShiftedContrastive", "MscLearner", "MscSpec"]

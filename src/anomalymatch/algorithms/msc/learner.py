@@ -2,18 +2,25 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from torch.optim import Optimizer
 
+from anomalymatch.algorithms.augmentation.pairs import TwoViewBatches
+from anomalymatch.algorithms.augmentation.two_views import TwoViewAugmentation
 from anomalymatch.algorithms.base import BACKBONE, Truth, derive_seed, require_fitted
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
-from anomalymatch.algorithms.lightning import StepLogger, StepProgress, build_trainer, check_optimizer, quiet_lightning
+from anomalymatch.algorithms.lightning import (
+    AfterEpochs,
+    StepLogger,
+    StepProgress,
+    build_trainer,
+    check_optimizer,
+    quiet_lightning,
+)
 from anomalymatch.algorithms.msc.module import MeanShiftedContrastive, MscSpec
-from anomalymatch.algorithms.msc.views import TwoViewAugmentation, TwoViewBatches
 from anomalymatch.algorithms.novelty.detectors import Detector, fit_detector
 from anomalymatch.algorithms.novelty.distances import trimmed_mean
 from anomalymatch.algorithms.novelty.learner import DistanceLearner
@@ -53,7 +60,7 @@ class MscLearner(DistanceLearner):
         workers: int,
         loss: MscSpec,
         optimizer: Callable[..., Optimizer],
-        augmentation: TwoViewAugmentation,
+        two_views: TwoViewAugmentation,
         trainer: Callable[..., Trainer],
         truth: Truth | None = None,
     ) -> None:
@@ -64,7 +71,7 @@ class MscLearner(DistanceLearner):
         check_optimizer(optimizer)
         self.trim, self.trainable_groups = trim, trainable_groups
         self.epochs, self.batch_size, self.workers = epochs, batch_size, workers
-        self.loss, self.optimizer, self.augmentation, self.trainer = loss, optimizer, augmentation, trainer
+        self.loss, self.optimizer, self.two_views, self.trainer = loss, optimizer, two_views, trainer
         self.on_epoch: Callable[[int], None] | None = None
         """Function called after each epoch (0 before the training); the learner ranks as of that epoch then."""
         self._backbone: Backbone | None = None
@@ -118,7 +125,7 @@ class MscLearner(DistanceLearner):
         data = TwoViewBatches(
             self.embedding.source,
             ids,
-            augmentation=self.augmentation,
+            view=self.two_views.view(self.embedding.source.channels, self.embedding.image_size),
             image_size=self.embedding.image_size,
             batch_size=self.batch_size,
             epochs=self.epochs,
@@ -129,7 +136,7 @@ class MscLearner(DistanceLearner):
         freeze_lower_groups(backbone.body, self.trainable_groups)
         module = MeanShiftedContrastive(backbone, centre, self.loss, optimizer=self.optimizer)
         steps = data.steps * self.epochs
-        callbacks: list[Callback] = [_Epochs(data.steps, lambda epoch: self._after(epoch, ids))]
+        callbacks: list[Callback] = [AfterEpochs(data.steps, lambda epoch: self._after(epoch, ids))]
         if self.on_epoch is None:  # its function shows progress bars
             callbacks = [StepProgress(f"Training, cycle {cycle}", steps)]
         with quiet_lightning():
@@ -159,16 +166,3 @@ class MscLearner(DistanceLearner):
                 f"so algorithm=msc trains on one device"
             )
         return trainer
-
-
-class _Epochs(Callback):
-    """Callback after each pass over the images; for Lightning the whole training is one epoch."""
-
-    def __init__(self, steps: int, passed: Callable[[int], None]) -> None:
-        self._steps, self._passed = steps, passed
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % self._steps == 0:
-            self._passed((batch_idx + 1) // self._steps)

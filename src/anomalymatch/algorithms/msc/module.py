@@ -10,9 +10,9 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from anomalymatch.algorithms.augmentation.pairs import ViewPair
 from anomalymatch.algorithms.layer_groups import batch_norms, parameter_groups
 from anomalymatch.algorithms.msc.loss import angular_term, has_direction, mean_shifted_contrastive
-from anomalymatch.algorithms.msc.views import ViewPair
 from anomalymatch.backbones.network import Backbone
 from anomalymatch.checks import check_range
 from anomalymatch.errors import DataError

@@ -3,19 +3,21 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from anomalymatch.algorithms.msc.views import TwoViewAugmentation, TwoViewBatches
+from anomalymatch.algorithms.augmentation.pairs import TwoViewBatches
+from anomalymatch.algorithms.augmentation.two_views import TwoViewAugmentation
 from anomalymatch.config import compose
 from anomalymatch.errors import DataError
 
-PLAIN = OmegaConf.to_container(compose("algorithm=msc").algorithm.learner.augmentation)
+PLAIN = OmegaConf.to_container(compose("algorithm=msc").algorithm.learner.two_views)
 del PLAIN["_target_"]
 STILL = PLAIN | {"crop": [1.0, 1.0], "jitter_probability": 0.0, "grey": 0.0, "blur": 0.0, "flip": 0.0}
 
 
 def batches(source, ids=None, **changes):
     values = {"image_size": 16, "batch_size": 8, "epochs": 2, "workers": 0, "seed": 0}
-    augmentation = TwoViewAugmentation(**changes.pop("augmentation", PLAIN))
-    return TwoViewBatches(source, source.ids if ids is None else ids, augmentation=augmentation, **values | changes)
+    values |= changes
+    view = TwoViewAugmentation(**values.pop("augmentation", PLAIN)).view(source.channels, values["image_size"])
+    return TwoViewBatches(source, source.ids if ids is None else ids, view=view, **values)
 
 
 def image(channels=3, size=16):

@@ -8,16 +8,16 @@ from hydra.utils import instantiate
 from PIL import Image as PillowImage
 from PIL import ImageEnhance, ImageOps
 
-from anomalymatch.algorithms.fixmatch import views as augment
-from anomalymatch.algorithms.fixmatch.views import (
-    Augmentation,
+from anomalymatch.algorithms.augmentation import objects as augment
+from anomalymatch.algorithms.augmentation.objects import (
     AutoContrast,
     Brightness,
     Contrast,
-    Cutout,
+    ObjectAugmentation,
     Saturation,
     Sharpness,
 )
+from anomalymatch.algorithms.augmentation.transforms import Cutout
 from anomalymatch.config import compose
 
 SIZE = 32
@@ -112,7 +112,7 @@ def test_every_shift_up_to_the_largest_is_equally_likely():
 
 @pytest.mark.parametrize(("algorithm", "border"), [("fixmatch", "reflect"), ("fixmatch_reference", "constant")])
 def test_the_reference_recipe_fills_with_black(algorithm, border):
-    views_of = instantiate(compose(f"algorithm={algorithm}").algorithm.learner.augmentation)
+    views_of = instantiate(compose("augment=objects", f"algorithm={algorithm}").algorithm.learner.augmentation)
     assert views_of.border == border
     light = np.full((32, 32, 3), 200, dtype=np.uint8)
     for kind in ("weak", "strong"):
@@ -151,12 +151,12 @@ class Spy(augment.A.ImageOnlyTransform):
 def drawn_operations(monkeypatch, channels=3, count=600, operations=3):
     """Return the operations of many strong views, as places in the list of all operations."""
     record = []
-    made = Augmentation._operations
+    made = ObjectAugmentation._operations
 
     def spied(self, channels):
         return [Spy(place, record) for place in range(len(made(self, channels)))]
 
-    monkeypatch.setattr(Augmentation, "_operations", spied)
+    monkeypatch.setattr(ObjectAugmentation, "_operations", spied)
     view = augmented(operations=operations).strong(channels)
     for seed in range(count):
         record.append([])

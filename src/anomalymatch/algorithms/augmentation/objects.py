@@ -1,24 +1,19 @@
-"""Weak and strong views of FixMatch with albumentations; each view follows from the image and a seed."""
+"""Views of photographs of objects with albumentations: those of FixMatch's paper, and those of SimCLR's."""
 
 import math
-import os
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import albumentations as A  # noqa: N812 (after the environment; the library's own abbreviation)
+import albumentations as A  # noqa: N812 (the library's own abbreviation)
 import cv2
 import numpy as np
 
+from anomalymatch.algorithms.augmentation.transforms import BORDERS, Cutout, Translate, check_interval
+from anomalymatch.algorithms.augmentation.two_views import TwoViewAugmentation
+from anomalymatch.algorithms.augmentation.view import View
 from anomalymatch.checks import check_choice, check_range
-from anomalymatch.errors import ConfigError
 from anomalymatch.types import Image
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing a library must not phone home
-
-BORDERS = {"reflect": cv2.BORDER_REFLECT_101, "constant": cv2.BORDER_CONSTANT}
-"""What fills the pixels that a shift, rotation or shear uncovers: the mirrored image, or black."""
 
 
 class _Blend(A.ImageOnlyTransform):
@@ -79,58 +74,9 @@ class AutoContrast(A.ImageOnlyTransform):
         return ((img - np.where(high > low, low, 0)) * scale).round().astype(np.uint8)
 
 
-class Cutout(A.ImageOnlyTransform):
-    """Fill a square with grey; its centre is anywhere in the image, its side up to `largest` of the image's."""
-
-    def __init__(self, largest: float, p: float = 1.0) -> None:
-        super().__init__(p=p)
-        self.largest = largest
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw side and centre."""
-        height, width = params["shape"][:2]
-        side = self.py_random.uniform(0.0, self.largest) * min(height, width)
-        top, left = self.py_random.uniform(0, height) - side / 2, self.py_random.uniform(0, width) - side / 2
-        edges = ((int(max(0.0, start)), int(max(0.0, start + side))) for start in (top, left))
-        return {"hole": tuple(slice(*edge) for edge in edges)}
-
-    def apply(self, img: np.ndarray, hole: tuple[slice, slice] = (slice(0), slice(0)), **_: Any) -> np.ndarray:
-        """Fill with middle grey."""
-        img = img.copy()
-        img[hole] = 127
-        return img
-
-
-class Translate(A.ImageOnlyTransform):
-    """Shift by whole pixels, each number of them equally likely, up to a share of width and height.
-
-    Albumentations' own shift cuts towards zero: the largest one would hardly ever occur, and zero twice as often.
-    """
-
-    def __init__(self, x: float, y: float, border: str, p: float = 1.0) -> None:
-        super().__init__(p=p)
-        self.x, self.y, self.border = x, y, border
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw the shifts to the right and down."""
-        height, width = params["shape"][:2]
-        # The products are not exact: 0.29 x 100 is below 29.
-        reaches = (int(share * side + 1e-6) for share, side in ((self.x, width), (self.y, height)))
-        right, down = (self.py_random.randint(-reach, reach) for reach in reaches)
-        return {"right": right, "down": down}
-
-    def apply(self, img: np.ndarray, right: int = 0, down: int = 0, **_: Any) -> np.ndarray:
-        """Shift."""
-        height, width = img.shape[:2]
-        before, after = [max(down, 0), max(right, 0)], [max(-down, 0), max(-right, 0)]
-        padding = [*zip(before, after, strict=True), (0, 0)][: img.ndim]
-        padded = np.pad(img, padding, mode="reflect" if self.border == "reflect" else "constant")
-        return padded[after[0] : after[0] + height, after[1] : after[1] + width]
-
-
 @dataclass(frozen=True)
-class Augmentation:
-    """Hyper-parameters of both views: the keys of `conf/augment/randaugment.yaml`, after FixMatch's appendix D.
+class ObjectAugmentation:
+    """Hyper-parameters of the views of objects: the keys of `conf/augment/objects.yaml`, after FixMatch's appendix D.
 
     The defaults are those of the paper (`algorithm=fixmatch_reference`).
     """
@@ -146,28 +92,31 @@ class Augmentation:
     strong_translate: float = 0.3
     cutout: float = 0.5
     border: str = "constant"
+    two_views: TwoViewAugmentation = field(default_factory=TwoViewAugmentation)
 
     def __post_init__(self) -> None:
         for name in ("flip", "vertical_flip", "translate", "strong_translate", "cutout"):
             check_range(f"augment.{name}", getattr(self, name), low=0, high=1)
-        check_choice("augment.border", self.border, BORDERS)
+        check_choice("augment.border", self.border, ("reflect", "constant"))
         check_range("augment.operations", self.operations, low=0)
         check_range("augment.rotate", self.rotate, low=0, high=180)
         check_range("augment.shear", self.shear, low=0, high=10)
-        for name, low, high in (("factor", 0.0, 10.0), ("posterize_bits", 1, 8)):
-            value = getattr(self, name)
-            if len(value) != 2 or not low <= value[0] <= value[1] <= high:
-                raise ConfigError(f"augment.{name} is {list(value)}: it must be [low, high] within {low:g} to {high:g}")
+        check_interval("augment.factor", self.factor, 0.0, 10.0)
+        check_interval("augment.posterize_bits", self.posterize_bits, 1, 8)
 
-    def weak(self, channels: int) -> "View":
+    def weak(self, channels: int) -> View:
         """Build the weak view: flips and a small translation."""
         return View(self._weak_steps())
 
-    def strong(self, channels: int) -> "View":
+    def strong(self, channels: int) -> View:
         """Build the strong view: random operations, cutout, then the weak view's steps (RandAugment as in FixMatch)."""
         # Separate draws: albumentations' SomeOf would apply the operations in the order of the list.
         drawn = [A.OneOf(self._operations(channels), p=1.0) for _ in range(self.operations)]
         return View([*drawn, Cutout(self.cutout), *self._weak_steps()])
+
+    def contrastive(self, channels: int, size: int) -> View:
+        """Build the view of contrastive learning, which SimCLR's recipe makes."""
+        return self.two_views.view(channels, size)
 
     def _weak_steps(self) -> list[A.BasicTransform]:
         return [
@@ -206,17 +155,3 @@ def _photometric(factor: tuple[float, float], channels: int) -> list[A.BasicTran
 
 def _grey(image: Image) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[2] == 3 else image.mean(axis=2)
-
-
-class View:
-    """Random transformation of one image that depends only on the image and a seed."""
-
-    def __init__(self, steps: Sequence[A.BasicTransform | A.BaseCompose]) -> None:
-        self._compose = A.Compose(list(steps))
-
-    def __call__(self, image: Image, seed: int) -> Image:
-        """Transform `image`; the same seed gives the same view, in any process."""
-        # One state for all steps: albumentations' set_random_seed gives each step the same seed, so all steps would
-        # draw the same number, and a vertical flip would accompany every horizontal one.
-        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return np.ascontiguousarray(self._compose(image=image)["image"]).reshape(*image.shape)

@@ -1,0 +1,63 @@
+"""Views of galaxies and other objects of the sky: turned, zoomed, shifted, blurred, noisier, and in other colours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anomalymatch.algorithms.augmentation.transforms import (
+    Blur,
+    Gain,
+    Noise,
+    Reorient,
+    Translate,
+    Warp,
+    check_interval,
+)
+from anomalymatch.algorithms.augmentation.view import View
+from anomalymatch.checks import Number, check_choice, check_range
+
+
+@dataclass(frozen=True)
+class GalaxyAugmentation:
+    """Hyper-parameters of the views of galaxies: the keys of `conf/augment/galaxies.yaml`.
+
+    A galaxy has no upright orientation, it may be nearer or farther, and telescopes differ in sharpness, noise and
+    colour. Operations that change the order of brightnesses (equalise, posterise, solarise) are left out: they turn the
+    sky around a faint galaxy into noise.
+    """
+
+    translate: float
+    rotate: float
+    zoom: Sequence[Number]
+    strong_translate: float
+    blur: float
+    noise: float
+    gain: float
+    band_gain: float
+    border: str
+
+    def __post_init__(self) -> None:
+        for name in ("translate", "strong_translate", "noise", "blur"):
+            check_range(f"augment.{name}", getattr(self, name), low=0, high=1)
+        for name in ("gain", "band_gain"):
+            check_range(f"augment.{name}", getattr(self, name), low=0, below=1)
+        check_range("augment.rotate", self.rotate, low=0, high=180)
+        check_interval("augment.zoom", self.zoom, 0.1, 10.0)
+        check_choice("augment.border", self.border, ("sky", "reflect"))
+
+    def weak(self, channels: int) -> View:
+        """Build the weak view: one of the eight orientations, and a small shift."""
+        return View([Reorient(), Translate(self.translate, self.translate, self.border)])
+
+    def strong(self, channels: int) -> View:
+        """Build the strong view: another orientation, scale, place, sharpness, noise level and colour."""
+        return View([
+            Reorient(),
+            Warp(self.rotate, self.zoom, self.strong_translate, self.border),
+            Blur(self.blur),
+            Gain(self.gain, self.band_gain),
+            Noise(self.noise),
+        ])  # fmt: skip
+
+    def contrastive(self, channels: int, size: int) -> View:
+        """Build the view of contrastive learning, which is the strong view."""
+        return self.strong(channels)

@@ -1,0 +1,41 @@
+"""A random view of an image that follows from a seed, and the protocol of all augmentations."""
+
+import random
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import albumentations as A  # noqa: N812 (the library's own abbreviation)
+import numpy as np
+
+from anomalymatch.types import Image
+
+
+class View:
+    """Random transformation of one image that depends only on the image and a seed."""
+
+    def __init__(self, steps: Sequence[A.BasicTransform | A.BaseCompose]) -> None:
+        self._compose = A.Compose(list(steps))
+
+    def __call__(self, image: Image, seed: int) -> Image:
+        """Transform `image`; the same seed gives the same view, in any process."""
+        # One state for all steps: albumentations' set_random_seed gives each step the same seed, so all steps would
+        # draw the same number, and a vertical flip would accompany every horizontal one.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        return np.ascontiguousarray(self._compose(image=image)["image"]).reshape(*image.shape)
+
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """Protocol of the choices of `augment=`: three kinds of views for images of any number of bands."""
+
+    def weak(self, channels: int) -> View:
+        """Build the weak view of FixMatch, on which pseudo-labels are made."""
+        ...
+
+    def strong(self, channels: int) -> View:
+        """Build the strong view of FixMatch, which must get the same label."""
+        ...
+
+    def contrastive(self, channels: int, size: int) -> View:
+        """Build the view of contrastive learning, of which two are drawn for each image of `size` x `size` pixels."""
+        ...
