@@ -54,7 +54,10 @@ def test_a_path_is_taken_as_it_is_typed(name):
 
 USED = {
     "config": ("dataset=catalogue", "data.root data.cache_dir resume dataset.source.tiles dataset.source.labels_file"),
-    "label": ("dataset=zarr", "dataset.source.root dataset.source.metadata ui.run model.weights"),
+    "label": (
+        "dataset=zarr",
+        "dataset.source.root dataset.source.metadata ui.run model.weights al.describe text.model",
+    ),
     "score": ("dataset=folder", "run output"),
     "cluster": ("dataset=folder", "names run"),
 }

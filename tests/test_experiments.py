@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
+from tiny_clip import write_tiny_clip
 
 from anomalymatch.config import check_overrides, compose, config_folder
 
@@ -152,3 +153,15 @@ def test_all_labels_finds_more_than_random_and_no_more_than_exists(experiment, t
     assert [(row["draw"], row["there"]) for row in rows] == [("0", "35"), ("1", "35")]
     assert all(20 <= int(row["found"]) <= 35 for row in rows)  # a random 200 of 375 contain 19
     assert rows[0]["ap"] != rows[1]["ap"]
+
+
+@pytest.mark.slow
+def test_text_ranks_by_a_description(experiment, tmp_path):
+    pytest.importorskip("open_clip", reason='pip install "anomalymatch[text]"')
+    words = ["dataset.source.count=400", "dataset.source.size=32", "dataset.source.rare_fraction=0.1"]
+    model = write_tiny_clip(tmp_path / "clip")
+    printed = experiment("text", "--quick", *words, f"text.model={model}", "--results", tmp_path)
+    (row,) = read(tmp_path / "text.csv")
+    assert row["task"] == "demo lenses"
+    assert 0 <= int(row["found_100"]) <= int(row["found_200"]) <= int(row["there"]) == 40
+    assert f"| {float(row['ap']):.3f} |" in printed

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anomalymatch.algorithms.base import Learner
     from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches
     from anomalymatch.algorithms.fixmatch.module import FixMatch, FixMatchSpec
-    from anomalymatch.build import make_learner
+    from anomalymatch.build import make_learner, make_text_ranker
     from anomalymatch.build_images import open_task
     from anomalymatch.cluster import cluster
     from anomalymatch.config import compose
@@ -53,6 +53,7 @@ _HOMES = {
     "initial_labels": "data.task",
     "make_learner": "build",
     "make_task": "data.task",
+    "make_text_ranker": "build",
     "open_task": "build_images",
     "run": "run",
     "score": "score",
@@ -79,6 +80,7 @@ __all__ = [
     "initial_labels",
     "make_learner",
     "make_task",
+    "make_text_ranker",
     "open_task",
     "run",
     "score",

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -10,16 +11,18 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from omegaconf import DictConfig, OmegaConf
 
-from anomalymatch.active.cold_start import ColdStart
+from anomalymatch.active.cold_start import AlternatingOrder, ColdStart
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
 from anomalymatch.active.oracles import Oracle, PaperOracle
 from anomalymatch.active.run_folder import RunReader
 from anomalymatch.active.strategies import Strategy, Top
+from anomalymatch.active.text_ranker import TextRanker
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.novelty.detectors import Detector
 from anomalymatch.algorithms.probe.learner import ProbeLearner
 from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.backbones.image_text import ImageTextEmbedding
 from anomalymatch.build_images import build, build_task
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.clustering.analysis import ImageGrouper
@@ -67,6 +70,33 @@ def build_embedding(config: DictConfig, task: Task) -> Embedding:
     )
 
 
+def make_text_ranker(task: Task, descriptions: str | Sequence[str], *overrides: str) -> TextRanker:
+    """Make a learner that ranks the images of `task` by a description, without any label.
+
+    `make_text_ranker(task, "a ring galaxy").rank().top(20)` are the 20 images that fit it best.
+
+    Args:
+        task: from `open_task` or `make_task`.
+        descriptions: what to look for, in words; of several descriptions, an image has to fit one.
+        overrides: as on the command line: `text=clip`, `text.model=local-dir:models/mine`, `inference.device=cpu`.
+
+    Raises:
+        ConfigError: if a key or value is wrong, or open_clip is not installed.
+    """
+    return TextRanker(build_image_text(compose(*overrides), task), descriptions)
+
+
+def build_image_text(config: DictConfig, task: Task) -> ImageTextEmbedding:
+    """Build the image-text model with its embeddings of the images of `task`."""
+    return ImageTextEmbedding(
+        build(config.text),
+        source=task.source,
+        cache_dir=Path(config.data.cache_dir),
+        inference=build(config.inference),
+        pool=task.pool,
+    )
+
+
 # --- the loop ---------------------------------------------------------------------------------------------------
 
 
@@ -77,6 +107,9 @@ def build_loop(config: DictConfig, task: Task | None = None) -> ActiveLoop:
     logger.debug("Backbone: %s", embedding.spec)  # reports a wrong model before anything is written
     learner = build_learner(config, task, embedding)
     cold = build_cold_start(config, task, embedding)
+    described = None if config.al.describe is None else TextRanker(build_image_text(config, task), config.al.describe)
+    if described is not None:
+        cold = described if cold is None else AlternatingOrder(described, cold)
     compare = config.al.compare_probe and not isinstance(learner, ProbeLearner)
     return ActiveLoop(
         task,
@@ -84,6 +117,7 @@ def build_loop(config: DictConfig, task: Task | None = None) -> ActiveLoop:
         _oracle(config, task, embedding),
         given={id_: Label(label) for id_, label in task.source.labels.items()},
         baseline=ProbeLearner(embedding, probe=build(config.probe)) if compare else None,
+        described=described,
         spec=LoopSpec(
             cycles=config.al.cycles,
             budget=config.al.budget,
@@ -145,7 +179,12 @@ def build_label_service(
     # Imported late: the other commands do not need it.
     from anomalymatch.ui import FirstOrder, LabelService, LiveRanking, build_feature_store, compute_novelty
 
-    embedding = build_embedding(config, Task(source, source.ids, [], None))
+    task = Task(source, source.ids, [], None)
+    text = build_image_text(config, task)
+    descriptions: Sequence[str] = ()
+    if config.al.describe is not None:  # reports what is wrong before the features are computed
+        descriptions = TextRanker(text, config.al.describe).descriptions
+    embedding = build_embedding(config, task)
     folder = embedding.features_folder
     options = {"compression": page.compression, "dimensions": page.dimensions, "folder": folder}
     store = build_feature_store(embedding.load_features(), source.ids, **options)
@@ -178,6 +217,8 @@ def build_label_service(
         divide=build_grouper(config, embedding),
         needs_labels=learner.needs_labels and not any(cold_start.trains for cold_start in rankers),
         stopping=build(config.al.stopping),
+        text=text,
+        descriptions=descriptions,
         trust=trust,
     )
     service.add_given_labels({id_: Label(label) for id_, label in source.labels.items()})

@@ -63,6 +63,7 @@ SHORT_FORMS = {
 """Keys that stand for a config group on the command line: `al.cold_start=knn` is `al/cold_start=knn`."""
 
 PATHS = (
+    "al.describe",
     "data.cache_dir",
     "data.root",
     "dataset.source.labels_file",
@@ -76,9 +77,10 @@ PATHS = (
     "output",
     "resume",
     "run",
+    "text.model",
     "ui.run",
 )
-"""Keys whose values are paths, which are taken as they are typed, without Hydra's syntax."""
+"""Keys whose values are paths or sentences, which are taken as they are typed, without Hydra's syntax."""
 
 _QUOTED = re.compile(r""""([^"\\]|\\.)*"|'([^'\\]|\\.)*\'""", re.DOTALL)
 _SWEEP = re.compile(r"(choice|glob|range|interval|shuffle|sort|tag)\(.*\)", re.DOTALL)

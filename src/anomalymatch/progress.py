@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from typing import Protocol, runtime_checkable
 
@@ -24,6 +24,10 @@ class Advance(Protocol):
     def __call__(self, n: int = 1, note: str = "") -> None:
         """Report that `n` more items are done, with an optional short note such as a loss."""
         ...
+
+
+ShowProgress = Callable[[str, int], AbstractContextManager[Advance]]
+"""Function that shows the progress of work, given its name and the number of items: `progress`, or one of a page."""
 
 
 def ignore_progress(n: int = 1, note: str = "") -> None:

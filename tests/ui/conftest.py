@@ -148,6 +148,8 @@ def make_service(
         novelty: np.ndarray | None = None,
         first: FirstOrder = FirstOrder.NOVEL,
         needs_labels: bool = True,
+        text: Any = None,
+        descriptions: Any = (),
         **options: Any,
     ) -> LabelService:
         source = source or make_source(count, **{"size": 16} | options)
@@ -169,6 +171,8 @@ def make_service(
             workers=2,
             seed=0,
             needs_labels=needs_labels,
+            text=text,
+            descriptions=descriptions,
             stopping=StoppingRule(40, 20, 3, 0.1, 0.1),
             divide=lambda ids, normals, count: [ids[k :: count or 3] for k in range(count or 3)],
         )

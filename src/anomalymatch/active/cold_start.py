@@ -112,14 +112,53 @@ class KCentreOrder(RandomOrder):
         return values
 
 
-class MixedOrder:
+class AlternatingOrder:
+    """Learner that ranks by two others in turn: the first image of each, then the second of each, and so on."""
+
+    needs_labels, is_detector, trains = False, False, False
+
+    def __init__(self, first: Learner, second: Learner) -> None:
+        self.learners = first, second
+        self.on_step: StepListener = ignore_step
+
+    def fit(
+        self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1
+    ) -> "AlternatingOrder":
+        """See `Learner.fit`."""
+        for learner in self.learners:
+            learner.on_step = self.on_step
+            learner.fit(labels, pool=pool, cycle=cycle)
+        return self
+
+    def rank(self, ids: Sequence[str] | None = None) -> Ranking:
+        """See `Learner.rank`; the `logits` are log-odds of the rank, from first to last."""
+        first, second = (learner.rank(ids) for learner in self.learners)
+        rejects = {reject.id: reject for ranking in (first, second) for reject in ranking.rejects}
+        if rejects:  # a file that one could read, the other perhaps could not
+            first, second = (r.restrict(id_ for id_ in r.ids if id_ not in rejects) for r in (first, second))
+        places = {id_: place for place, id_ in enumerate(first.ids)}
+        order = interleave(*(np.array([places[id_] for id_ in r.top(len(r))], dtype=np.int64) for r in (first, second)))
+        logits = np.empty(len(order))
+        logits[order] = -logit(midranks(np.arange(len(order))))
+        return Ranking(first.ids, logits, list(rejects.values()), first.source)
+
+    def save(self, folder: Path) -> None:
+        """See `Learner.save`."""
+        for learner in self.learners:
+            learner.save(folder)
+
+    def restore(self, folder: Path) -> None:
+        """See `Learner.restore`."""
+        for learner in self.learners:
+            learner.restore(folder)
+
+
+class MixedOrder(AlternatingOrder):
     """Learner that alternates between novel and diverse images.
 
     Each finds what the other misses: a rare class need not look odd (photographs of one class among a hundred), and odd
     images may be few of those that cover an archive. experiments/README.md, 10, has the figures.
     """
-
-    needs_labels, is_detector, trains = False, False, False
 
     def __init__(
         self,
@@ -130,29 +169,4 @@ class MixedOrder:
         seed: int,
         truth: Truth | None = None,
     ) -> None:
-        self.novelty, self.diverse = novelty(embedding, seed=seed), diverse(embedding, seed=seed)
-        self.on_step: StepListener = ignore_step
-
-    def fit(self, labels: Mapping[str, str], *, pool: Sequence[str] | None = None, cycle: int = 1) -> "MixedOrder":
-        """See `Learner.fit`."""
-        for learner in (self.novelty, self.diverse):
-            learner.on_step = self.on_step
-            learner.fit(labels, pool=pool, cycle=cycle)
-        return self
-
-    def rank(self, ids: Sequence[str] | None = None) -> Ranking:
-        """See `Learner.rank`; the `logits` are log-odds of the rank, from first to last."""
-        novel, diverse = self.novelty.rank(ids), self.diverse.rank(ids)
-        places = {id_: place for place, id_ in enumerate(novel.ids)}
-        order = interleave(*(np.array([places[id_] for id_ in r.top(len(r))]) for r in (novel, diverse)))
-        logits = np.empty(len(order))
-        logits[order] = -logit(midranks(np.arange(len(order))))
-        return Ranking(novel.ids, logits, novel.rejects)
-
-    def save(self, folder: Path) -> None:
-        """See `Learner.save`."""
-        self.novelty.save(folder)
-
-    def restore(self, folder: Path) -> None:
-        """See `Learner.restore`."""
-        self.novelty.restore(folder)
+        super().__init__(novelty(embedding, seed=seed), diverse(embedding, seed=seed))

@@ -25,6 +25,7 @@ from anomalymatch.active.run_folder import (
     to_csv,
     to_json,
 )
+from anomalymatch.active.text_ranker import TextRanker, read_description, save_description, save_ranking
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.checks import check_range
@@ -76,6 +77,7 @@ class ActiveLoop:
         oracle: answers queries; None if the truth is unknown and a person labels.
         given: labels from a file beside the images, for a task without truth.
         baseline: the probe, reported beside any other learner; None to leave it out.
+        described: ranks by the description of the run, and the folder keeps that order; None without a description.
         spec: the protocol.
         seed: seed of the random numbers.
     """
@@ -90,7 +92,9 @@ class ActiveLoop:
         baseline: Learner | None,
         spec: LoopSpec,
         seed: int,
+        described: TextRanker | None = None,
     ) -> None:
+        self.described = described
         self.task, self.learner, self.oracle, self.given, self.baseline = task, learner, oracle, given, baseline
         self.spec, self.seed = spec, seed
         self._sealed = {} if task.anomalies is None else sealed_labels(task, spec.audit, seed)
@@ -104,6 +108,7 @@ class ActiveLoop:
         self.folder, self.tracker, self.report = folder, tracker, RunReport(folder, self.task, self.spec.stopping)
         if self._sealed:
             export_csv(self._sealed, folder.path / AUDIT)
+        self._save_description()
         done = self.folder.finished_cycles()
         if done:
             logger.info("Resuming %s after cycle %d", self.folder.path, done)
@@ -126,6 +131,16 @@ class ActiveLoop:
                 break
             self._cycle(cycle, labels, pool)
         return self.folder.rows()
+
+    def _save_description(self) -> None:
+        """Write the order by the description, unless the folder has one, which a person may have described anew."""
+        if self.described is None or read_description(self.folder.path) is not None:
+            return
+        for note in self.described.notes():
+            logger.warning("%s", note)
+        ranking = self.described.rank([*self.task.pool, *self.task.holdout])
+        save_description(self.folder.path, self.described.descriptions)
+        save_ranking(self.folder.path, ranking)
 
     def _repair(self, done: int) -> None:
         """Compute damaged files of the finished cycles again; without numbers they are only reported."""

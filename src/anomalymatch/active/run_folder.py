@@ -67,6 +67,7 @@ class RunReader:
                      left.csv, estimates of the remaining anomalies; guard.txt, findings of the training's guard, if any
                      checksums.json, of all these files
         audit.csv    labels of the random audit, which the search does not use, if there is one
+        description.json, description.parquet   what is looked for, in words, and the ranking by it, if there is one
         live.jsonl   steps of the current or last training
     """
 

@@ -15,7 +15,7 @@ from anomalymatch.cache import Cache, CacheEntry, cache_key
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import collect
 from anomalymatch.errors import DataError
-from anomalymatch.progress import progress
+from anomalymatch.progress import ShowProgress, progress
 from anomalymatch.types import Reject
 
 SHARD_IMAGES = 4096
@@ -178,8 +178,10 @@ class FeatureCache:
     folder: Path
     inference: Inference
 
-    def features(self, source: ImageSource, spec: NetworkSpec, backbone: Backbone) -> Features:
-        """Return the features of all images of a source: from disk, or computed now."""
+    def features(
+        self, source: ImageSource, spec: NetworkSpec, backbone: Backbone, *, show: ShowProgress = progress
+    ) -> Features:
+        """Return the features of all images of a source: from disk, or computed now; `show` shows the progress."""
         cache = Cache(self.folder / self.key(source, spec, backbone))
         chunks = {f"{k:09d}": source.ids[k : k + SHARD_IMAGES] for k in range(0, len(source.ids), SHARD_IMAGES)}
         size, empty = spec.image_size, np.empty((0, backbone.width), np.float16)
@@ -189,7 +191,7 @@ class FeatureCache:
             if missing:
                 # For all images: work that goes on after a kill has the same backend, whose rounding may be another's.
                 forward = self.inference.prepare(backbone, size=size, count=len(source.ids))
-                with progress("Features", sum(len(chunks[name]) for name in missing)) as advance:
+                with show("Features", sum(len(chunks[name]) for name in missing)) as advance:
                     for name in missing:
                         batches = self.inference.run(forward, source, chunks[name], size=size)
                         rows = ((b.ids, normalise_last(b.outputs, backbone.features), b.rejects) for b in batches)

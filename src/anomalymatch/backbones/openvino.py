@@ -54,7 +54,7 @@ def openvino_forward(module: nn.Module, *, channels: int, size: int, batch_size:
     example = torch.zeros(batch_size, channels, size, size, dtype=torch.uint8)
     try:
         own = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
-        with _root_logger_kept():
+        with root_logger_kept():
             converted = ov.convert_model(torch.export.export(own, (example,)))
         prepared = ov.preprocess.PrePostProcessor(converted)
         # The decoder's memory is channels-last; the transpose becomes part of the graph.
@@ -107,7 +107,7 @@ def _core() -> Any:
 
 
 @contextmanager
-def _root_logger_kept() -> Iterator[None]:
+def root_logger_kept() -> Iterator[None]:
     """Restore the root logger afterwards: a failed conversion leaves it at level ERROR."""
     root = logging.getLogger()
     level, filters, handlers = root.level, root.filters[:], root.handlers[:]

@@ -50,13 +50,14 @@ class Gallery:
         orders = _Orders(len(ids), None, audit)
         nothing = np.array([], dtype=np.int64)
         labels = np.zeros(len(ids), np.int8)
-        self._snapshot = _Snapshot(orders, orders, labels, nothing, nothing, lambda candidates, _: candidates)
+        self._snapshot = _Snapshot(orders, orders, orders, labels, nothing, nothing, lambda candidates, _: candidates)
 
     def update(
         self,
         *,
         logits: Float32[np.ndarray, " n"] | None,
         novelty: Float32[np.ndarray, " n"] | None,
+        described: Float32[np.ndarray, " n"] | None = None,
         labels: Int8[np.ndarray, " n"],
         newest: Int64[np.ndarray, " l"],
         conflicts: Int64[np.ndarray, " c"],
@@ -68,13 +69,15 @@ class Gallery:
             logits: NaN for images without a score; None before the first ranking. The array must not be changed
                 afterwards; if it is the same array as before, it is not sorted again.
             novelty: likewise.
+            described: likewise, of the order by a description.
             labels: by `CODES`; copied.
             newest: labelled images, newest label first.
             conflicts: images on which annotators disagree.
             diverse: see `DiverseFirst`.
         """
-        orders, novel = self._snapshot.orders.of(logits), self._snapshot.novel.of(novelty)
-        self._snapshot = _Snapshot(orders, novel, labels.copy(), newest, conflicts, diverse)
+        old = self._snapshot
+        orders, novel, fitting = old.orders.of(logits), old.novel.of(novelty), old.described.of(described)
+        self._snapshot = _Snapshot(orders, novel, fitting, labels.copy(), newest, conflicts, diverse)
 
     def page(self, query: Query, like: Int64[np.ndarray, " k"] | None = None) -> tuple[Int64[np.ndarray, " t"], int]:
         """Return the positions of the images of one page and the number of images on all pages.
@@ -109,6 +112,10 @@ class Gallery:
     def novel(self) -> Order:
         """Return all positions, most novel first; in order of position if no novelty is known."""
         return self._snapshot.novel.by(Sort.SCORE)
+
+    def described(self) -> Order:
+        """Return all positions, those that fit the description best first; in order of position if there is none."""
+        return self._snapshot.described.by(Sort.SCORE)
 
     def _mask(self, snapshot: "_Snapshot", query: Query) -> Bool[np.ndarray, " n"] | None:
         """Return the images that pass the filters; None for all."""
@@ -190,12 +197,13 @@ class _Snapshot:
         self,
         orders: _Orders,
         novel: _Orders,
+        described: _Orders,
         labels: Int8[np.ndarray, " n"],
         newest: Int64[np.ndarray, " l"],
         conflicts: Int64[np.ndarray, " c"],
         diverse: DiverseFirst,
     ) -> None:
-        self.orders, self.novel, self.labels = orders, novel, labels
+        self.orders, self.novel, self.described, self.labels = orders, novel, described, labels
         self.newest, self.conflicts, self.diverse = newest, conflicts, diverse
         self.results: LRU[tuple[object, ...], Order] = LRU(CACHED_RESULTS)
         self.blocks: LRU[tuple[object, ...], Order] = LRU(CACHED_RESULTS)
@@ -209,6 +217,8 @@ class _Snapshot:
             return self.orders.audit()
         if sort is Sort.NOVELTY:
             return self.novel.by(Sort.SCORE)
+        if sort is Sort.DESCRIPTION:
+            return self.described.by(Sort.SCORE)
         return self.orders.by(sort if sort in _SORT_KEYS else Sort.SCORE)
 
     def shown(self, show: Show) -> Bool[np.ndarray, " n"]:

@@ -12,6 +12,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from jaxtyping import Float32
 
 from anomalymatch.active.run_folder import RunReader
+from anomalymatch.backbones.image_text import ImageTextEmbedding
 from anomalymatch.data.label_log import FROM_FILE, LabelEvent, LabelLog, export_csv
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError, StorageError
@@ -19,6 +20,7 @@ from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.files import make_folder, remove_leftovers, storage_errors
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Image, Label
+from anomalymatch.ui.description import Description
 from anomalymatch.ui.examples import Examples
 from anomalymatch.ui.exports import Export, export, import_labels
 from anomalymatch.ui.gallery import Gallery
@@ -69,6 +71,8 @@ class LabelService:
         divide: divides images into groups.
         needs_labels: True if a training needs an anomaly and a normal.
         stopping: rule for the advice to stop labelling.
+        text: image-text model for an order by a description; None for no such order.
+        descriptions: what to look for, in words, unless the run folder says otherwise.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class LabelService:
         divide: Divide,
         needs_labels: bool,
         stopping: StoppingRule,
+        text: ImageTextEmbedding | None = None,
+        descriptions: Sequence[str] = (),
         trust: bool = False,
     ) -> None:
         self.run, self.source, self.name, self.total = run, source, source.name, len(source.ids)
@@ -113,6 +119,8 @@ class LabelService:
         self._state.add_trainings(self._reader, range(1, self._cycle + 1))
         changed = partial(self._tell, Change("groups"))
         self.groups = Groups(run / "groups.json", divide, self._state.labels_and_ranking, changed, self._state.index)
+        described = partial(self._tell, Change("description"))
+        self.description = Description(run, text, descriptions, on_order=self._use_description, on_change=described)
         self._reranking = BackgroundTask(self.rerank, "re-ranking")
         self.rerank()
         self.training = Training(
@@ -259,6 +267,10 @@ class LabelService:
         self.examples.remove(id_)
         self._notify_examples(id_)
 
+    def _use_description(self, ranking: Ranking | None) -> None:
+        self._state.describe(ranking)
+        self._tell(Change("ranking"))
+
     def _notify_examples(self, id_: str, annotator: str = "") -> None:
         self._tell(Change("examples", (id_,), annotator))
         self._reranking.request()
@@ -275,6 +287,7 @@ class LabelService:
     def close(self) -> None:
         """Stop a training, write labels.csv and close the files. No label is lost without it."""
         self.training.close()
+        self.description.close()
         self._reranking.close()
         self.pictures.close()
         if self._is_open:

@@ -31,6 +31,8 @@ MODES = ("live", "trained", "both")
 DIVERSE_IMAGES = 200
 """Size of the diverse batch that is shown before the first ranking."""
 BINS = 60
+NO_DESCRIPTION = "Nothing is described yet: write what you look for in the side panel."
+DESCRIBED_FIRST = "the images that fit the description, in turn with {}"
 FIRST_NOTE = "Nothing is ranked yet: the page shows {}. Label what you see."
 
 
@@ -112,6 +114,8 @@ class SearchState:
         self._codes: Int8[np.ndarray, " n"] = np.zeros(len(ids), dtype=np.int8)
         self._logits: Logits | None = None
         self.novelty: Logits | None = live.novelty
+        self.described: Logits | None = None
+        self._described_first: Int64[np.ndarray, " n"] | None = None
         labelled = self.labels.labels()
         gone = [id_ for id_ in labelled if id_ not in self.index]
         if gone:
@@ -140,6 +144,13 @@ class SearchState:
         """Compute the logits of the ranking in use again."""
         with self.lock:
             self._logits = self.scores.logits()
+            self._update_gallery()
+
+    def describe(self, ranking: Ranking | None) -> None:
+        """Take over the ranking by a description; None removes it."""
+        described = None if ranking is None else self._read_logits(ranking)
+        with self.lock:
+            self.described, self._described_first = described, None
             self._update_gallery()
 
     def refit(self, examples: Float32[np.ndarray, "e d"]) -> None:
@@ -176,19 +187,35 @@ class SearchState:
                 like = self.positions([id_ for id_ in group if id_ in self.index])
             note = ""
             if self._logits is None and like is None and query.sort is Sort.SCORE and query.show is Show.UNLABELLED:
-                note = FIRST_NOTE.format(self.live.first)
+                first = self.live.first
+                note = FIRST_NOTE.format(first if self.described is None else DESCRIBED_FIRST.format(first))
                 like, query = self._first_order(query)
+            elif self.described is None and like is None and query.sort is Sort.DESCRIPTION:
+                note = NO_DESCRIPTION
             found, total = self.gallery.page(query, like)
             pages = max(1, -(-total // query.size))
             return Page(self._tiles(found), total, min(query.page, pages - 1), pages, note)
 
     def _first_order(self, query: Query) -> tuple[Int64[np.ndarray, " n"] | None, Query]:
         """Return the arguments of `Gallery.page` before the first ranking."""
+        if self.described is not None:
+            if self._described_first is None:
+                self._described_first = interleave(self.gallery.described().astype(np.int64), self._plain_first())
+            return self._described_first, query
         if self.live.first is FirstOrder.DIVERSE:
             return self._diverse_first, query
         if self.live.first is FirstOrder.MIXED:
             return self._mixed_first, query
         return None, replace(query, sort=Sort.NOVELTY if self.live.first is FirstOrder.NOVEL else Sort.AUDIT)
+
+    def _plain_first(self) -> Int64[np.ndarray, " n"]:
+        """Return the first order without a description."""
+        if self.live.first is FirstOrder.DIVERSE:
+            return self._diverse_first
+        if self.live.first is FirstOrder.MIXED:
+            return self._mixed_first
+        order = self.gallery.novel() if self.live.first is FirstOrder.NOVEL else self.gallery.audit()
+        return order.astype(np.int64)
 
     @cached_property
     def _mixed_first(self) -> Int64[np.ndarray, " n"]:
@@ -283,6 +310,7 @@ class SearchState:
         self.gallery.update(
             logits=self._logits,
             novelty=self.novelty,
+            described=self.described,
             labels=self._codes,
             newest=self.positions(newest),
             conflicts=self.positions(conflicts),

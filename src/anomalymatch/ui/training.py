@@ -234,11 +234,11 @@ class BackgroundTask:
         """Run the task soon."""
         self._requested.set()
 
-    def close(self) -> None:
-        """Finish the current run and stop."""
+    def close(self, patience: float | None = None) -> None:
+        """Finish the current run and stop; wait for `patience` seconds at most."""
         self._closed.set()
         self._requested.set()
-        self._thread.join()
+        self._thread.join(patience)
 
     def _loop(self) -> None:
         while True:

@@ -25,6 +25,7 @@ class Sort(StrEnum):
     MEDIAN = "nearest to the median"
     NOVELTY = "most novel"
     DIVERSE = "diverse"
+    DESCRIPTION = "by description"
     AUDIT = "random audit"
     NEWEST = "newest labels"
 
@@ -188,7 +189,7 @@ class Summary:
 
 
 class Change(NamedTuple):
-    """Change that listeners are told of; `kind` is labels, ranking, training, examples or groups."""
+    """Change that listeners are told of; `kind` is labels, ranking, training, examples, groups or description."""
 
     kind: str
     ids: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from anomalymatch.ui.groups import MAX_NAME, SELECTIONS, Group
 from anomalymatch.ui.training import TrainingStatus
 from anomalymatch.ui.views import Agreement, Estimate, Show, Summary
 from anomalymatch.ui.web import charts
+from anomalymatch.ui.web.description import DescriptionPanel
 from anomalymatch.ui.web.gallery import DropZone
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.theme import SHAPES, drop_down, many
@@ -217,6 +218,8 @@ class Panel:
             self._counts = ui.row().classes("am-counts").props("data-testid=counts")
             self._estimate = ui.label().classes("am-hint").props("data-testid=estimate")
             self._advice = ui.label().classes("am-hint").props("data-testid=advice")
+        with _section("Description", "description"):
+            DescriptionPanel(session)
         with _section("Ranking", "ranking"):
             with ui.row().classes("am-line"):
                 self._modes = ui.toggle([], on_change=self._choose_mode).props(
@@ -247,7 +250,7 @@ class Panel:
         """Update after changes, with a delay."""
         if "training" in kinds:
             self._training.refresh()
-        if kinds != {"training"} and not self._is_waiting:
+        if not kinds <= {"training", "description"} and not self._is_waiting:
             self._is_waiting = True
             background_tasks.create(self._follow("examples" in kinds), name="side panel")
 
