@@ -292,7 +292,8 @@ PROTOCOL = {
 """The settings of each strategy and cold start have tests beside those of their classes."""
 
 
-assert set(compose().al) == {key.split(".")[0] for key in PROTOCOL} - {"seed", "oracle"}
+# tests/active/test_text_ranker.py has the test of `describe`, which needs an image-text model.
+assert set(compose().al) - {"describe"} == {key.split(".")[0] for key in PROTOCOL} - {"seed", "oracle"}
 
 
 @pytest.fixture(scope="module")

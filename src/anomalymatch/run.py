@@ -53,6 +53,7 @@ def run(*overrides: str, folder: Path | str) -> list[dict[str, float | int | str
         al.cycles=3: number of cycles.
         al.budget=20: labels after each cycle.
         al.cold_start=mixed: what to label first if there are no labels.
+        al.describe="a ring galaxy": rank by a description, without labels.
         oracle=top_k: what is labelled: the top of the ranking.
         seed=0: seed of everything random.
 

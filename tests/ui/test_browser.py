@@ -16,7 +16,9 @@ from typing import ClassVar
 
 import pytest
 from pictures import png
+from tiny_clip import write_tiny_clip
 
+from anomalymatch.ranking import Ranking
 from anomalymatch.text import from_csv_cell
 from anomalymatch.ui import FirstOrder
 
@@ -452,3 +454,23 @@ def test_on_a_phone_nothing_is_cut_off(galaxies, opened):
     assert width <= 390
     page.tile(page.cursor).tap()
     assert page.get("action-anomaly").is_visible()
+
+
+def test_a_description_orders_the_page(demo_words, opened, tmp_path):
+    pytest.importorskip("open_clip", reason='pip install "anomalymatch[text]"')
+    words = [*demo_words, f"text.model={write_tiny_clip(tmp_path / 'clip')}"]
+    with running(tmp_path, *words) as command:
+        page = opened(command)
+        field = page.page.get_by_label("describe what you look for", exact=True)
+        field.press_sequentially("an unusual galaxy")  # its letters are keys of labels elsewhere
+        field.press("Enter")
+        page.until(lambda: "is ready" in page.get("description-state").inner_text(), "the order is ready")
+        best = Ranking.read(tmp_path / "run" / "description.parquet").top(len(page.ids))
+        page.until(lambda: page.ids == best, "the page shows the order")
+        assert page.counts() == dict.fromkeys(page.counts(), 0)
+        assert page.complaints == []
+    with running(tmp_path, *words) as command:
+        page = opened(command)
+        assert page.page.get_by_label("describe what you look for", exact=True).input_value() == "an unusual galaxy"
+        page.choose("sort", "by description")
+        page.until(lambda: page.ids == best, "the same order after a restart")

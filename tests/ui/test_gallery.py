@@ -42,10 +42,11 @@ def backwards(candidates, count):
     return candidates[candidates % 5 != 0][::-1][:count]
 
 
-def update(gallery, logits, labels, newest=(), conflicts=(), diverse=keep, novelty=None):
+def update(gallery, logits, labels, newest=(), conflicts=(), diverse=keep, novelty=None, described=None):
     gallery.update(
         logits=logits,
         novelty=novelty,
+        described=described,
         labels=np.asarray(labels, dtype=np.int8),
         newest=np.asarray(newest, dtype=np.int64),
         conflicts=np.asarray(conflicts, dtype=np.int64),
@@ -69,13 +70,14 @@ def passes(i, query, logits, labels, conflicts):
     return query.text.lower() in TEXT[i]
 
 
-def ordered(query, logits, newest, audit, novelty):
+def ordered(query, logits, newest, audit, novelty, described):
     """Sort slowly in plain Python; the diverse order is tested by itself."""
     positions = list(range(COUNT))
     if query.sort is Sort.AUDIT:
         return audit
-    if query.sort is Sort.NOVELTY:
-        return ordered(replace(query, sort=Sort.SCORE), novelty, newest, audit, None)
+    if query.sort in (Sort.NOVELTY, Sort.DESCRIPTION):
+        scores = novelty if query.sort is Sort.NOVELTY else described
+        return ordered(replace(query, sort=Sort.SCORE), scores, newest, audit, None, None)
 
     def by(key):
         return sorted(positions, key=lambda i: (math.isnan(logits[i]), 0 if math.isnan(logits[i]) else key(i), i))
@@ -141,10 +143,11 @@ def test_pages_equal_plain_python(state, queries):
     newest = np.random.default_rng(state["seed"]).permutation(np.flatnonzero(labels)).tolist()
     gallery = Gallery(IDS, seed=state["seed"], metadata=METADATA)
     novelty = None if state["seed"] == 3 else np.roll(np.arange(COUNT) % 7, state["seed"]).astype(np.float32)
-    update(gallery, logits, labels, newest, conflicts, novelty=novelty)
+    described = None if state["seed"] == 0 else np.roll(np.arange(COUNT) % 5, state["seed"]).astype(np.float32)
+    update(gallery, logits, labels, newest, conflicts, novelty=novelty, described=described)
     audit = np.random.default_rng(state["seed"]).permutation(COUNT).tolist()
     for query in queries:
-        order = ordered(query, logits, newest, audit, novelty)
+        order = ordered(query, logits, newest, audit, novelty, described)
         expected = [i for i in order if passes(i, query, logits, labels, conflicts)]
         assert all_pages(gallery, query) == expected
         near = list(range(COUNT - 1, -1, -2))

@@ -169,4 +169,5 @@ class MixedOrder(AlternatingOrder):
         seed: int,
         truth: Truth | None = None,
     ) -> None:
-        super().__init__(novelty(embedding, seed=seed), diverse(embedding, seed=seed))
+        self.novelty, self.diverse = novelty(embedding, seed=seed), diverse(embedding, seed=seed)
+        super().__init__(self.novelty, self.diverse)
