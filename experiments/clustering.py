@@ -7,6 +7,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +20,8 @@ from scipy.spatial.distance import squareform
 from anomalymatch import compose, make_task
 from anomalymatch.build import build_embedding
 from anomalymatch.build_images import build, build_source
-from anomalymatch.clustering.analysis import SAMPLED_REFERENCES, embed
-from anomalymatch.clustering.distances import normal_scores, patch_weights, relative_scores, unsupervised_scores
+from anomalymatch.clustering.analysis import ClusterSpec, embed, score_patches, weigh
+from anomalymatch.clustering.distances import patch_weights
 from anomalymatch.clustering.groups import EXACT_IMAGES, clustering_metrics, cut_tree, ward_tree
 from anomalymatch.clustering.patches import Bags, PatchEmbedding
 from anomalymatch.evaluation.confidence import mean_interval, paired_difference
@@ -30,6 +31,8 @@ SETS = ("neu_steel", "magnetic_tile", "magnetic_tile_defects", "miniimagenet_5",
 TAUS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.5)
 NORMALS = (5, 20, 0)
 """Numbers of labelled normal images; 0 stands for all that are not to be grouped."""
+NEIGHBOURHOODS = ([1], [3], [5], [1, 3], [1, 3, 5])
+LOWEST = (0.1, 0.3, 1.0)
 DEFAULT = ((3, 4), 224)
 VARIANTS = [((2, 3), 224), ((3,), 224), ((4,), 224), ((2, 3, 4), 224), ((3, 4), 320)]
 """Levels and image sizes that `--variants` adds."""
@@ -45,8 +48,9 @@ def main() -> None:
     parser.add_argument("--variants", action="store_true", help="also measure other levels and image sizes")
     parser.add_argument("--choose-tau", action="store_true", help="measure neu_steel only, and choose tau by it")
     parser.add_argument("--references", action="store_true", help="measure only NMI by number of references")
+    parser.add_argument("--scores", action="store_true", help="measure only NMI by neighbourhoods and lowest share")
     parser.add_argument("--cost", action="store_true", help="measure only seconds by number of images")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 1000, 2000, 5000, 10_000, 20_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 1000, 2000])
     options = parse_options(parser)
     if options.quick:
         options.datasets, options.draws, options.per_class, options.sizes = ["neu_steel"], 1, 8, [50, 100]
@@ -55,12 +59,17 @@ def main() -> None:
     if options.cost:
         rows = list(measure_cost(options.sizes))
         write_csv(options.results / "clustering_cost.csv", rows)
-        print(table(rows, ("images", "references"), ("weights_s", "ward_s")))
+        print(table(rows, ("images", "threads"), ("all_s", "default_s", "ward_s")))
         return
     if options.references:
         rows = [row for name in options.datasets for row in measure_draws(name, *DEFAULT, options, by_references)]
         write_csv(options.results / "clustering_references.csv", rows)
         print(table(rows, ("dataset", "references"), ("nmi", "seconds")))
+        return
+    if options.scores:
+        rows = [row for name in options.datasets for row in measure_draws(name, *DEFAULT, options, by_scores)]
+        write_csv(options.results / "clustering_scores.csv", rows)
+        print(table(rows, ("dataset", "method", "neighbourhoods", "lowest"), ("nmi",)))
         return
     settings = [DEFAULT, *(VARIANTS if options.variants else [])]
     rows = [
@@ -76,7 +85,7 @@ def main() -> None:
 
 
 def measure_draws(name: str, levels: Sequence[int], size: int, options: argparse.Namespace, by: Any) -> Iterator[Row]:
-    """Yield the rows of all draws of a data set: `by` is `by_method` or `by_references`."""
+    """Yield the rows of all draws of a data set: `by` is `by_method`, `by_references` or `by_scores`."""
     size = 64 if options.quick else size
 
     def measure(draw: int) -> Iterator[Row]:
@@ -142,14 +151,17 @@ def by_method(patches: PatchEmbedding, ids: list[str], normals: list[str], draw:
     # Ward assumes Euclidean distances, which these are not; the paper does the same for its baseline.
     tree = linkage(squareform(distances, checks=False), "ward")
     yield row("hausdorff", 0.0, tree, time.monotonic() - start)
-    start = time.monotonic()
-    scores = unsupervised_scores(bags.patches, bags.patches, torch.arange(len(bags.ids)))
-    yield from over_tau("unsupervised", bags, scores, row, time.monotonic() - start)
-    for count in NORMALS if normals else ():
-        known = project(raw.select(normals[: count or None]))
+    for count in (None, *(NORMALS if normals else ())):
+        known = None if count is None else project(raw.select(normals[: count or None]))
         start = time.monotonic()
-        scores = normal_scores(bags.patches, known.patches, torch.full((len(bags.ids),), -1))
-        yield from over_tau(f"normals_{count or 'all'}", bags, scores, row, time.monotonic() - start)
+        scores = score_patches(bags, known, default_spec(), seed=draw)
+        method = "unsupervised" if count is None else f"normals_{count or 'all'}"
+        yield from over_tau(method, bags, scores, row, time.monotonic() - start)
+
+
+def default_spec(**changes: Any) -> ClusterSpec:
+    """Return the default settings of the weights, with some changes."""
+    return replace(build(compose(name="cluster").clustering.spec), **changes)
 
 
 def hausdorff_distances(patches: torch.Tensor) -> torch.Tensor:
@@ -165,7 +177,7 @@ def hausdorff_distances(patches: torch.Tensor) -> torch.Tensor:
 def over_tau(method: str, bags: Bags, scores: torch.Tensor, row: Any, seconds: float) -> Iterator[Row]:
     """Yield a row for each tau."""
     for tau in TAUS:
-        weights = patch_weights(relative_scores(scores), tau)
+        weights = patch_weights(scores, tau)
         yield row(method, tau, ward_tree(embed(bags, weights)), seconds)
 
 
@@ -175,20 +187,31 @@ def by_references(patches: PatchEmbedding, ids: list[str], normals: list[str], d
     bags = patches.bags(shared_ids(patches, ids)).select(ids)
     bags = patches.fit_projection(bags, seed=draw)(bags)
     classes = [truth[id_] for id_ in bags.ids]
-    tau = compose(name="cluster").clustering.spec.tau
-    rng = np.random.default_rng([draw, 0x4EF])
-    order = rng.permutation(len(bags.ids))
     for count in (10, 25, 50, 100, len(bags.ids)):
-        some = np.sort(order[:count])
-        own = torch.full((len(bags.ids),), -1)
-        own[torch.from_numpy(some)] = torch.arange(len(some))
         start = time.monotonic()
-        scores = unsupervised_scores(bags.patches, bags.patches[torch.from_numpy(some)], own)
+        weights = weigh(bags, None, default_spec(references=count), seed=draw)
         seconds = time.monotonic() - start
-        weights = patch_weights(relative_scores(scores), tau)
         groups = cut_tree(ward_tree(embed(bags, weights)), len(set(classes)))
         shown = "all" if count == len(bags.ids) else str(count)
         yield {"references": shown, **clustering_metrics(classes, groups), "seconds": round(seconds, 2)}
+
+
+def by_scores(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
+    """Yield the agreement by neighbourhoods and share of the lowest distances, at the default tau."""
+    truth = patches.embedding.source.truth or {}
+    raw = patches.bags(shared_ids(patches, ids))
+    bags = raw.select(ids)
+    project = patches.fit_projection(bags, seed=draw)
+    bags = project(bags)
+    classes = [truth[id_] for id_ in bags.ids]
+    known = project(raw.select(normals[:20])) if normals else None
+    kinds = [("unsupervised", None, lowest) for lowest in LOWEST] + ([("normals_20", known, 1.0)] if known else [])
+    for sides in NEIGHBOURHOODS:
+        for method, near, lowest in kinds:
+            weights = weigh(bags, near, default_spec(neighbourhoods=sides, lowest=lowest), seed=draw)
+            groups = cut_tree(ward_tree(embed(bags, weights)), len(set(classes)))
+            named = {"method": method, "neighbourhoods": "+".join(map(str, sides)), "lowest": lowest}
+            yield named | clustering_metrics(classes, groups)
 
 
 def shared_ids(patches: PatchEmbedding, ids: list[str]) -> list[str]:
@@ -198,24 +221,25 @@ def shared_ids(patches: PatchEmbedding, ids: list[str]) -> list[str]:
 
 
 def measure_cost(sizes: Sequence[int]) -> Iterator[Row]:
-    """Yield seconds by the number of images, for random patches of the default number and depth."""
+    """Yield seconds by the number of images, for random patches of the default number and depth.
+
+    The weights are those of the defaults, and of all images as references with a single neighbourhood.
+    """
     for count in sizes:
         generator = torch.Generator().manual_seed(0)
-        patches = torch.randn(count, 196, 64, generator=generator).half()
-        references = count if count <= EXACT_IMAGES else SAMPLED_REFERENCES
-        own = torch.arange(count)
-        own[references:] = -1
-        start = time.monotonic()
-        part = slice(0, min(count, 200))  # every image costs the same
-        scores = unsupervised_scores(patches[part], patches[:references], own[part])
-        weights_s = (time.monotonic() - start) * count / len(scores)
-        bags = Bags([str(i) for i in range(count)], patches, [])
+        bags = Bags([str(i) for i in range(count)], torch.randn(count, 196, 64, generator=generator).half(), [])
+        row: Row = {"images": count, "threads": torch.get_num_threads()}
+        exact = default_spec(references=count, neighbourhoods=[1])
+        for name, spec in (("all_s", exact), ("default_s", default_spec())):
+            start = time.monotonic()
+            weigh(bags, None, spec, seed=0)
+            row[name] = round(time.monotonic() - start, 1)
         embeddings = embed(bags, torch.full((count, 196), 1 / 196))
         start = time.monotonic()
         ward_tree(embeddings)
-        ward_s = time.monotonic() - start
-        console.print(f"{count:,} images: weights {weights_s:.0f} s, Ward {ward_s:.1f} s", highlight=False)
-        yield {"images": count, "references": references, "weights_s": round(weights_s, 1), "ward_s": round(ward_s, 2)}
+        row["ward_s"] = round(time.monotonic() - start, 2)
+        console.print(f"{row}", highlight=False)
+        yield row
 
 
 def choose_tau(rows: Sequence[Row]) -> float:

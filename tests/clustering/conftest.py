@@ -25,4 +25,13 @@ def spec() -> Any:
     """The defaults, with small groups."""
     from anomalymatch.clustering import ClusterSpec
 
-    return ClusterSpec(tau=0.1, references=None, method="ward", criterion="silhouette", most_groups=6, smallest_group=3)
+    return ClusterSpec(
+        tau=0.1,
+        neighbourhoods=[1, 3],
+        lowest=0.3,
+        references=None,
+        method="ward",
+        criterion="silhouette",
+        most_groups=6,
+        smallest_group=3,
+    )

@@ -34,7 +34,9 @@ def test_same_seed_gives_same_groups(make_patches, make_source, spec):
     assert one.grouping.choice == two.grouping.choice
 
 
-@pytest.mark.parametrize("change", [{"tau": 0.02}, {"tau": float("inf")}, {"references": 5}])
+@pytest.mark.parametrize(
+    "change", [{"tau": 0.02}, {"tau": float("inf")}, {"references": 5}, {"lowest": 1.0}, {"neighbourhoods": [1]}]
+)
 def test_each_setting_changes_the_embeddings(make_patches, make_source, spec, change):
     source = make_source(20)
     patches = make_patches(source)
@@ -67,14 +69,15 @@ def test_every_method_runs(make_patches, make_source, spec, method):
 
 
 def test_many_images_are_compared_with_a_sample(make_patches, make_source, spec, monkeypatch):
-    monkeypatch.setattr(module, "EXACT_IMAGES", 10)
     monkeypatch.setattr(module, "SAMPLED_REFERENCES", 6)
     seen = []
     scores = module.unsupervised_scores
-    monkeypatch.setattr(module, "unsupervised_scores", lambda p, r, own: seen.append(len(r)) or scores(p, r, own))
+    monkeypatch.setattr(module, "unsupervised_scores", lambda p, r, low: seen.append(r.tolist()) or scores(p, r, low))
     source = make_source(20)
     cluster_images(make_patches(source), source.ids, spec, clusters=2)
-    assert seen == [6]
+    assert len(seen) == 2  # neighbourhoods
+    assert seen[0] == seen[1] == sorted(set(seen[0]))
+    assert len(seen[0]) == 6
 
 
 def test_identical_images_are_one_group(make_patches, make_source, spec, caplog):
@@ -108,7 +111,8 @@ def test_errors(make_patches, make_source, spec):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *[("tau", -1.0), ("references", 1), ("most_groups", 1), ("smallest_group", 1)],
+        *[("tau", -1.0), ("references", 1), ("most_groups", 1), ("smallest_group", 1), ("lowest", 0.0)],
+        *[("lowest", 1.5), ("neighbourhoods", []), ("neighbourhoods", [1, 2]), ("neighbourhoods", [-1])],
         *[("method", "dbscan"), ("criterion", "elbow")],
     ],
 )

@@ -24,12 +24,13 @@ def nearest(z, image):
     return min(math.dist(z, w) for w in image)
 
 
-def unsupervised_twin(patches, references, own):
+def unsupervised_twin(patches, references, lowest):
     """The definition, patch by patch."""
     scores = []
-    for image, mine in zip(patches.tolist(), own.tolist(), strict=True):
-        others = [other for j, other in enumerate(references.tolist()) if j != mine]
-        scores.append([sum(nearest(z, other) for other in others) / len(others) for z in image])
+    for i, image in enumerate(patches.tolist()):
+        others = [patches[j].tolist() for j in references.tolist() if j != i]
+        kept = max(1, round(lowest * len(others)))
+        scores.append([sum(sorted(nearest(z, other) for other in others)[:kept]) / kept for z in image])
     return torch.tensor(scores)
 
 
@@ -42,56 +43,101 @@ def normal_twin(patches, normals, own):
 
 
 @settings(deadline=None)
+@given(st.integers(2, 9), st.integers(1, 5), st.data(), st.floats(0.01, 1.0), st.integers(0, 50))
+def test_unsupervised_scores_equal_the_slow_twin(n, p, data, lowest, seed):
+    patches = bags(n, p, seed=seed)
+    references = torch.tensor(data.draw(st.lists(st.integers(0, n - 1), min_size=2, unique=True)))
+    fast, slow = (score(patches, references, lowest) for score in (unsupervised_scores, unsupervised_twin))
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-3)
+
+
+@settings(deadline=None)
 @given(st.integers(2, 6), st.integers(1, 5), st.integers(2, 5), st.integers(1, 4), st.integers(0, 50))
-def test_scores_equal_the_slow_twins(n, p, r, q, seed):
-    patches, references = bags(n, p, seed=seed), bags(r, q, seed=seed + 1)
-    own = torch.randint(-1, r, (n,), generator=torch.Generator().manual_seed(seed))
-    for fast, slow in ((unsupervised_scores, unsupervised_twin), (normal_scores, normal_twin)):
-        torch.testing.assert_close(fast(patches, references, own), slow(patches, references, own), rtol=1e-4, atol=1e-3)
+def test_normal_scores_equal_the_slow_twin(n, p, m, q, seed):
+    patches, normals = bags(n, p, seed=seed), bags(m, q, seed=seed + 1)
+    own = torch.randint(-1, m, (n,), generator=torch.Generator().manual_seed(seed))
+    fast, slow = (score(patches, normals, own) for score in (normal_scores, normal_twin))
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-3)
 
 
 def test_scores_by_hand():
     patches = torch.tensor([[[0.0], [1.0]], [[3.0], [5.0]], [[10.0], [0.0]]])
-    own = torch.arange(3)
+    everything = torch.arange(3)
     # To image 1 patch 0 has the distance 3, to image 2 it has 0.
     expected = torch.tensor([[(3 + 0) / 2, (2 + 1) / 2], [(2 + 3) / 2, (4 + 5) / 2], [(9 + 5) / 2, (0 + 3) / 2]])
-    torch.testing.assert_close(unsupervised_scores(patches, patches, own), expected)
+    torch.testing.assert_close(unsupervised_scores(patches, everything, 1.0), expected)
     smallest = torch.tensor([[0.0, 1.0], [2.0, 4.0], [5.0, 0.0]])
-    torch.testing.assert_close(normal_scores(patches, patches, own), smallest)
+    torch.testing.assert_close(unsupervised_scores(patches, everything, 0.5), smallest)  # of two distances one
+    torch.testing.assert_close(normal_scores(patches, patches, everything), smallest)
+    # Images 2 and 0 are compared with each other alone.
+    scores = unsupervised_scores(patches, torch.tensor([2, 0]), 1.0)
+    torch.testing.assert_close(scores, torch.tensor([[0.0, 1.0], [(2 + 3) / 2, (4 + 5) / 2], [9.0, 0.0]]))
 
 
-@pytest.mark.parametrize("score", [unsupervised_scores, normal_scores])
+def scores_of_all(patches):
+    return unsupervised_scores(patches, torch.arange(len(patches)), 0.3)
+
+
+def scores_of_some(patches):
+    return unsupervised_scores(patches, torch.arange(0, len(patches), 2), 0.6)
+
+
+def scores_of_normals(patches):
+    return normal_scores(patches, patches, torch.arange(len(patches)))
+
+
+ALL_SCORES = pytest.mark.parametrize("score", [scores_of_all, scores_of_some, scores_of_normals])
+
+
+@ALL_SCORES
 @pytest.mark.parametrize("elements", [1, 100, 700])
 def test_block_size_does_not_matter(monkeypatch, score, elements):
-    patches, own = bags(11, 6), torch.arange(11)
-    expected = score(patches, patches, own)
+    patches = bags(11, 6)
+    expected = score(patches)
     monkeypatch.setattr(clustering, "BLOCK_ELEMENTS", elements)
-    torch.testing.assert_close(score(patches, patches, own), expected)
+    monkeypatch.setattr(clustering, "QUERY_IMAGES", 3)
+    torch.testing.assert_close(score(patches), expected)
 
 
-@pytest.mark.parametrize("score", [unsupervised_scores, normal_scores])
+@pytest.mark.parametrize("score", [scores_of_all, scores_of_normals])
 def test_order_of_patches_and_images_does_not_matter(score):
-    patches, own = bags(7, 6), torch.arange(7)
-    scores = score(patches, patches, own)
+    patches = bags(7, 6)
+    scores = score(patches)
     images, places = torch.randperm(7), torch.randperm(6)
-    torch.testing.assert_close(score(patches[images], patches[images], own), scores[images])
-    torch.testing.assert_close(score(patches[:, places], patches[:, places], own), scores[:, places])
+    torch.testing.assert_close(score(patches[images]), scores[images])
+    torch.testing.assert_close(score(patches[:, places]), scores[:, places])
     weights = patch_weights(scores, 0.3)
     torch.testing.assert_close(weighted_means(patches[:, places], weights[:, places]), weighted_means(patches, weights))
 
 
-def test_half_precision_is_widened():
-    patches, own = bags(5, 4).half(), torch.arange(5)
-    torch.testing.assert_close(
-        unsupervised_scores(patches, patches, own), unsupervised_scores(patches.float(), patches.float(), own)
-    )
+def test_two_images_and_duplicates():
+    patches = bags(2, 4)
+    both = torch.arange(2)
+    for lowest in (0.01, 1.0):  # the other image is the only one
+        scores = unsupervised_scores(patches, both, lowest)
+        torch.testing.assert_close(scores, torch.cdist(patches, patches.flip(0)).amin(2), rtol=1e-4, atol=1e-3)
+    twice = torch.cat([patches, patches])  # each image has an exact copy, at the distance 0, and two others
+    alone, copied = unsupervised_scores(patches, both, 1.0), unsupervised_scores(twice, torch.arange(4), 1.0)
+    torch.testing.assert_close(copied[:2], 2 / 3 * alone, rtol=1e-4, atol=2e-3)
+    assert unsupervised_scores(twice, torch.arange(4), 0.3).amax() < 5e-3
 
 
-def test_scores_need_another_image():
-    for score in (unsupervised_scores, normal_scores):
+@ALL_SCORES
+def test_half_precision_is_widened(score):
+    patches = bags(5, 4).half()
+    torch.testing.assert_close(score(patches), score(patches.float()))
+
+
+def test_scores_need_another_image_and_a_share():
+    with pytest.raises(ValueError, match="no other image"):
+        normal_scores(bags(1, 3), bags(1, 3), torch.tensor([0]))
+    assert normal_scores(bags(1, 3), bags(1, 3, seed=1), torch.tensor([-1])).shape == (1, 3)
+    for images, references in ((1, [0]), (2, [1]), (2, [])):
         with pytest.raises(ValueError, match="no other image"):
-            score(bags(1, 3), bags(1, 3), torch.tensor([0]))
-        assert score(bags(1, 3), bags(1, 3, seed=1), torch.tensor([-1])).shape == (1, 3)
+            unsupervised_scores(bags(images, 3), torch.tensor(references, dtype=torch.int64), 1.0)
+    for lowest in (0.0, 1.1, math.nan):
+        with pytest.raises(ValueError, match="expected 0 < lowest"):
+            unsupervised_scores(bags(3, 3), torch.arange(3), lowest)
 
 
 @settings(deadline=None)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from anomalymatch.clustering import patches as module
+from anomalymatch.clustering.patches import Bags
 from anomalymatch.data.rendering import FITS, Rendering
 from anomalymatch.errors import ConfigError
 
@@ -66,6 +67,18 @@ def test_fit_of_wide_images_changes_the_patches_and_their_cache(make_patches, ma
         found.append(make_patches(source).bags(source.ids).patches)
         np.testing.assert_array_equal(source.read(source.ids)[0], image)  # shown without distortion
     assert not any(torch.equal(one, other) for one, other in combinations(found, 2))
+
+
+def test_average_of_neighbours_by_hand():
+    maps = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
+    bags = Bags(["a", "b"], torch.stack([maps, 10 * maps]).reshape(2, 9, 1).half(), [])
+    assert bags.average(1) is bags
+    means = bags.average(3).patches
+    assert means.dtype == torch.float16
+    assert means[0, :, 0].tolist() == [3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0]  # the corner is (1 + 2 + 4 + 5) / 4
+    torch.testing.assert_close(means[1], 10 * means[0])
+    torch.testing.assert_close(bags.average(5).patches[1, :, 0].reshape(3, 3), torch.full((3, 3), 50.0).half())
+    assert Bags(["a"], torch.ones(1, 1, 4).half(), []).average(5).patches.tolist() == [[[1.0] * 4]]
 
 
 def test_projection_applies_to_other_images(make_patches, make_source):

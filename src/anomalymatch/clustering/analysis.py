@@ -20,7 +20,6 @@ from anomalymatch.clustering.distances import (
 )
 from anomalymatch.clustering.groups import (
     CRITERIA,
-    EXACT_IMAGES,
     METHODS,
     UNGROUPED,
     Embeddings,
@@ -38,7 +37,7 @@ from anomalymatch.types import Reject
 
 logger = logging.getLogger(__name__)
 SAMPLED_REFERENCES = 500
-"""Default number of reference images if there are more than `EXACT_IMAGES`."""
+"""Default number of reference images if there are more images than this."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class ClusterSpec:
     """Settings of the grouping; conf/clustering/default.yaml explains each and has the defaults."""
 
     tau: float | int
+    neighbourhoods: Sequence[int]
+    lowest: float | int
     references: int | None
     method: str
     criterion: str
@@ -54,6 +55,11 @@ class ClusterSpec:
 
     def __post_init__(self) -> None:
         check_range("clustering.spec.tau", self.tau, low=0)
+        if not self.neighbourhoods or any(side < 1 or side % 2 == 0 for side in self.neighbourhoods):
+            raise ConfigError(
+                f"clustering.spec.neighbourhoods is {list(self.neighbourhoods)}: give at least one odd number"
+            )
+        check_range("clustering.spec.lowest", self.lowest, above=0, high=1)
         check_range("clustering.spec.references", self.references, low=2, null=True)
         check_choice("clustering.spec.method", self.method, METHODS)
         check_choice("clustering.spec.criterion", self.criterion, CRITERIA)
@@ -133,16 +139,27 @@ def weigh(bags: Bags, normals: Bags | None, spec: ClusterSpec, *, seed: int) -> 
     """Compute the weights of the patches of each image, relative to the other images or to normal ones."""
     if spec.tau == float("inf"):
         return torch.full(bags.patches.shape[:2], 1.0 / bags.patches.shape[1])
-    references = normals or bags.select(_reference_ids(bags.ids, spec.references, seed))
-    position = {id_: row for row, id_ in enumerate(references.ids)}
+    return patch_weights(score_patches(bags, normals, spec, seed=seed), float(spec.tau))
+
+
+def score_patches(bags: Bags, normals: Bags | None, spec: ClusterSpec, *, seed: int) -> Float32[Tensor, "n p"]:
+    """Score the patches over each neighbourhood, relative to the mean; average over the neighbourhoods."""
+    total = torch.zeros(bags.patches.shape[:2])
+    for side in spec.neighbourhoods:
+        near = None if normals is None else normals.average(side)
+        total += relative_scores(_scores(bags.average(side), near, spec, seed=seed))
+    return relative_scores(total)
+
+
+def _scores(bags: Bags, normals: Bags | None, spec: ClusterSpec, *, seed: int) -> Float32[Tensor, "n p"]:
+    if normals is None:
+        references = _reference_rows(len(bags.ids), spec.references, seed)
+        return unsupervised_scores(bags.patches, references, float(spec.lowest))
+    position = {id_: row for row, id_ in enumerate(normals.ids)}
+    if len(normals.ids) == 1:
+        position = {}  # the only normal image has no other to be compared with
     own = torch.tensor([position.get(id_, -1) for id_ in bags.ids], dtype=torch.int64)
-    if normals is not None:
-        if len(normals.ids) == 1:
-            own = torch.full_like(own, -1)  # the only normal image has no other to be compared with
-        scores = normal_scores(bags.patches, references.patches, own)
-    else:
-        scores = unsupervised_scores(bags.patches, references.patches, own)
-    return patch_weights(relative_scores(scores), float(spec.tau))
+    return normal_scores(bags.patches, normals.patches, own)
 
 
 def embed(bags: Bags, weights: Tensor) -> Embeddings:
@@ -180,12 +197,12 @@ def group(embeddings: Embeddings, spec: ClusterSpec, *, clusters: int | None, se
     return Grouping(make_cut(embeddings, spec.method, seed=seed)(clusters), choice=choice)
 
 
-def _reference_ids(ids: Sequence[str], count: int | None, seed: int) -> list[str]:
-    count = count or (SAMPLED_REFERENCES if len(ids) > EXACT_IMAGES else len(ids))
-    if count >= len(ids):
-        return list(ids)
+def _reference_rows(images: int, count: int | None, seed: int) -> Int64[Tensor, " r"]:
+    count = min(count or SAMPLED_REFERENCES, images)
+    if count == images:
+        return torch.arange(images)
     rng = np.random.default_rng([seed, 0x4EF])
-    return [ids[i] for i in np.sort(rng.choice(len(ids), count, replace=False))]
+    return torch.from_numpy(np.sort(rng.choice(images, count, replace=False)))
 
 
 def _medoids(embeddings: Embeddings, grouping: Grouping) -> tuple[Float64[np.ndarray, " n"], Int64[np.ndarray, " k"]]:

@@ -10,24 +10,44 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-BLOCK_ELEMENTS = 2**24
-"""Number of patch distances held in memory at once."""
+BLOCK_ELEMENTS = 2**20
+"""Number of products in one block. It fits into the processor's cache: larger blocks are slower."""
+QUERY_IMAGES = 64
+"""Number of images whose distances to all references are held in memory at once."""
 
 
 def unsupervised_scores(
-    patches: Float[Tensor, "n p d"], references: Float[Tensor, "r q d"], own: Int64[Tensor, " n"]
+    patches: Float[Tensor, "n p d"], references: Int64[Tensor, " r"], lowest: float
 ) -> Float[Tensor, "n p"]:
-    """Score each patch by its distance to the nearest patch of another image, averaged over the other images.
+    """Score each patch by its distances to the nearest patch of each reference image: the mean of the lowest.
+
+    A normal patch has a near patch in most images. One that many other anomalous images lack still has it in some, so
+    the mean over the lowest distances alone separates better (MuSc, arXiv 2401.16753; Li et al., 2024).
 
     Args:
         patches: patches of the images.
-        references: patches of the images to compare with: the same images, or a sample of them.
-        own: index of each image among the references, where it is skipped; -1 if it is not among them.
+        references: rows of the images to compare with; an image is never compared with itself.
+        lowest: share of the references whose distances are averaged, at least one of them; 1 averages over all.
 
     Raises:
-        ValueError: if there is no other image to compare an image with.
+        ValueError: if there is no other image to compare an image with, or `lowest` is out of range.
     """
-    return _over_references(patches, references, own, smallest=False)
+    if not 0.0 < lowest <= 1.0:
+        raise ValueError(f"expected 0 < lowest <= 1, got {lowest}")
+    count = len(references)
+    is_reference = torch.zeros(len(patches), dtype=torch.bool)
+    is_reference[references] = True
+    if (is_reference.any() and count < 2) or (not is_reference.all() and count < 1):
+        raise ValueError("an image has no other image to be compared with")
+    scores = torch.empty(patches.shape[:2])
+    compared = patches[references]
+    among = _nearest(compared, compared)  # r p r: half of the work of two different sets
+    among.diagonal(dim1=0, dim2=2).fill_(torch.inf)
+    scores[references] = _lowest_mean(among, max(1, round(lowest * (count - 1))))
+    del among
+    for rows in torch.nonzero(~is_reference)[:, 0].split(QUERY_IMAGES):
+        scores[rows] = _lowest_mean(_nearest(patches[rows], compared), max(1, round(lowest * count)))
+    return scores
 
 
 def normal_scores(
@@ -35,9 +55,23 @@ def normal_scores(
 ) -> Float[Tensor, "n p"]:
     """Score each patch by its distance to the nearest patch of all labelled normal images.
 
-    Arguments and errors are those of `unsupervised_scores`, with the normal images as references.
+    Args:
+        patches: patches of the images.
+        normals: patches of the normal images.
+        own: index of each image among the normal images, where it is skipped; -1 if it is not among them.
+
+    Raises:
+        ValueError: if an image has no other image to be compared with.
     """
-    return _over_references(patches, normals, own, smallest=True)
+    if len(patches) and int((len(normals) - (own >= 0).long()).min()) < 1:
+        raise ValueError("an image has no other image to be compared with")
+    scores = []
+    for some, mine in zip(patches.split(QUERY_IMAGES), own.split(QUERY_IMAGES), strict=True):
+        nearest = _nearest(some, normals)
+        among = torch.nonzero(mine >= 0)[:, 0]
+        nearest[among, :, mine[among]] = torch.inf
+        scores.append(nearest.amin(2))
+    return torch.cat(scores) if scores else torch.empty(patches.shape[:2])
 
 
 def relative_scores(scores: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
@@ -76,44 +110,44 @@ def weighted_means(patches: Float[Tensor, "n p d"], weights: Float[Tensor, "n p"
     return torch.bmm(weights.to(patches.dtype)[:, None], patches)[:, 0]
 
 
-def _over_references(
-    patches: Float[Tensor, "n p d"], references: Float[Tensor, "r q d"], own: Int64[Tensor, " n"], *, smallest: bool
-) -> Float[Tensor, "n p"]:
-    """Average or minimise, over the references other than the image itself, the distance to their nearest patch."""
-    others = len(references) - (own >= 0).long()
-    if len(patches) and int(others.min()) < 1:
-        raise ValueError("an image has no other image to be compared with")
-    start_value = torch.inf if smallest else 0.0
-    total = torch.full(patches.shape[:2], start_value, device=patches.device)
-    step = max(1, math.isqrt(BLOCK_ELEMENTS // (patches.shape[1] * references.shape[1])))  # images in a block
-    pairs = min(step, len(patches)) * min(step, len(references))
-    buffer = torch.empty(pairs * patches.shape[1] * references.shape[1], device=patches.device)
-    for start in range(0, len(patches), step):
-        rows = slice(start, start + step)
-        for other in range(0, len(references), step):
-            nearest = _nearest(patches[rows], references[other : other + step], buffer)  # n p r
-            mine = own[rows] - other
-            is_own = torch.nonzero((mine >= 0) & (mine < nearest.shape[2]))[:, 0]
-            nearest[is_own, :, mine[is_own]] = start_value
-            total[rows] = torch.minimum(total[rows], nearest.amin(2)) if smallest else total[rows] + nearest.sum(2)
-    return total if smallest else total / others[:, None]
+def _lowest_mean(nearest: Float[Tensor, "n p r"], count: int) -> Float[Tensor, "n p"]:
+    """Average the `count` lowest distances of each patch."""
+    blocks = nearest.split(QUERY_IMAGES)
+    return torch.cat([block.topk(count, dim=2, largest=False, sorted=False).values.mean(2) for block in blocks])
 
 
-def _nearest(
-    a: Float[Tensor, "n p d"], b: Float[Tensor, "r q d"], buffer: Float[Tensor, " _"]
-) -> Float[Tensor, "n p r"]:
-    """Compute the Euclidean distance from each patch of `a` to the nearest patch of each image of `b`.
+def _nearest(patches: Float[Tensor, "n p d"], references: Float[Tensor, "r q d"]) -> Float[Tensor, "n p r"]:
+    """Compute the Euclidean distance from each patch to the nearest patch of each reference image.
 
-    Distances are expanded to products, which near zero are accurate to about 1e-3 of the patches' length; the softmax
-    does not notice. Half precision is widened here. The buffer holds the products: to allocate memory for each block
-    would take as long as the products themselves.
+    If both are the same tensor, each block of products serves both of its sides. Squared distances are one matrix
+    product, (-2 z, |z|^2, 1) . (w, 1, |w|^2), which near zero is accurate to about 1e-3 of the patches' length; the
+    softmax does not notice. Half precision is widened here.
     """
-    (n, p, d), (r, q, _) = a.shape, b.shape
-    left, right = a.reshape(-1, d).float(), b.reshape(-1, d).float()
-    products = buffer[: len(left) * len(right)].view(len(left), len(right))
-    torch.addmm(right.square().sum(1), left, right.T, alpha=-2.0, out=products)
-    squared = products.view(n, p, r, q).amin(3) + left.square().sum(1).view(n, p, 1)
-    return squared.clamp_min_(0.0).sqrt_()
+    symmetric = patches is references
+    left, right = _factors(patches)[0], _factors(references)[1]
+    (n, p, d), (r, q, _) = left.shape, right.shape
+    result = torch.empty(n, p, r)
+    step = max(1, math.isqrt(BLOCK_ELEMENTS // (p * q)))
+    buffer = torch.empty(min(step, n) * p * min(step, r) * q)  # new memory for each block takes as long as the products
+    for row in range(0, n, step):
+        a = left[row : row + step]
+        for column in range(row if symmetric else 0, r, step):
+            b = right[column : column + step]
+            products = buffer[: len(a) * p * len(b) * q].view(len(a) * p, len(b) * q)
+            torch.mm(a.view(-1, d), b.view(-1, d).T, out=products)
+            result[row : row + step, :, column : column + step] = products.view(len(a), p, len(b), q).amin(3)
+            if symmetric and column > row:
+                other_side = products.view(len(a), p, len(b) * q).amin(1).view(len(a), len(b), q)
+                result[column : column + step, :, row : row + step] = other_side.permute(1, 2, 0)
+    return result.clamp_min_(0.0).sqrt_()
+
+
+def _factors(patches: Float[Tensor, "n p d"]) -> tuple[Float[Tensor, "n p e"], Float[Tensor, "n p e"]]:
+    """Return the two factors whose product of two patches is their squared distance."""
+    patches = patches.float()
+    squared = patches.square().sum(2, keepdim=True)
+    one = torch.ones_like(squared)
+    return torch.cat([-2.0 * patches, squared, one], 2), torch.cat([patches, one, squared], 2)
 
 
 def patch_projection(

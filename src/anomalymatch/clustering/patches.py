@@ -1,7 +1,7 @@
 """Patch embeddings of images: feature maps of a frozen backbone on a grid, cached on disk."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -58,6 +58,17 @@ class Bags:
             self.patches[torch.tensor([position[id_] for id_ in kept], dtype=torch.int64)],
             [reject for reject in self.rejects if reject.id in wanted],
         )
+
+    def average(self, side: int) -> "Bags":
+        """Average each patch over `side` x `side` neighbours, at the border over those that exist; `side` is odd."""
+        if side == 1:
+            return self
+        blocks = []
+        for block in self.patches.split(CHUNK_IMAGES):
+            maps = block.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+            maps = F.avg_pool2d(maps.float(), side, stride=1, padding=side // 2, count_include_pad=False)
+            blocks.append(maps.flatten(2).transpose(1, 2).to(block.dtype))
+        return replace(self, patches=torch.cat(blocks))
 
 
 @dataclass(frozen=True)
