@@ -1,10 +1,13 @@
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file
 from tiny_clip import CONTEXT, write_tiny_clip
 
 pytest.importorskip("open_clip", reason='pip install "anomalymatch[text]"')
@@ -164,6 +167,42 @@ def test_cached_weights_need_no_hub(name, offline, tmp_path, monkeypatch):
     for model, tag in (("hf-hub:somebody/model", None), ("ViT-B-32", "openai")):
         spec(model, pretrained=tag).check_weights()
         np.testing.assert_array_equal(spec(model, pretrained=tag).load().encode_text("a"), expected)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_what_is_not_cached_is_fetched(name, tmp_path, monkeypatch, safe):
+    """Weights as safetensors alone if the repository has them; `snapshot_download` is that of a small hub."""
+    there, here, asked = Path(name.removeprefix("local-dir:")), tmp_path / "here", []
+    expected = spec(name).load().encode_text("a")
+    torch.save(load_file(there / "open_clip_model.safetensors"), there / "open_clip_pytorch_model.bin")
+    if not safe:
+        (there / "open_clip_model.safetensors").unlink()
+
+    def snapshot_download(repository, *, allow_patterns=(), local_files_only=False):
+        if local_files_only and not here.exists():
+            raise LocalEntryNotFoundError("not there")
+        here.mkdir(exist_ok=True)
+        for file in there.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                asked.append(file.name)
+                shutil.copy(file, here)
+        return str(here)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(image_text, "_require_hub", lambda: None)
+    for _ in range(2):
+        np.testing.assert_array_equal(spec("hf-hub:a/b").load().encode_text("a"), expected)
+    assert ("open_clip_pytorch_model.bin" in asked) == (not safe)
+    fetched = len(asked)
+    spec("hf-hub:a/b").check_weights()
+    assert len(asked) == fetched
+    shutil.rmtree(here)
+    (there / "open_clip_config.json").unlink()
+    with pytest.raises(ConfigError, match=r"a/b has no model of open_clip"):
+        spec("hf-hub:a/b").load()
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="no name of a repository"):
+        spec("hf-hub:a b").load()
 
 
 def test_damaged_files_are_told_in_a_sentence(name):

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float16, Float32, Float64, Int64
 
 from anomalymatch.backbones.inference import Inference
-from anomalymatch.backbones.network import Backbone, NetworkSpec
+from anomalymatch.backbones.network import Backbone
 from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.cache import Cache, CacheEntry, cache_key
 from anomalymatch.data.source import ImageSource
@@ -168,6 +169,21 @@ class Features:
         return np.concatenate([shard.rows.astype(np.float32) @ weights for shard in self.shards]).astype(np.float64)
 
 
+@runtime_checkable
+class ModelSpec(Protocol):
+    """Protocol of the description of a model whose features are cached."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side of its images in pixels."""
+        ...
+
+
 @dataclass(frozen=True)
 class FeatureCache:
     """Features on disk, in a subfolder of `folder` for each combination of source, weights and settings.
@@ -179,7 +195,7 @@ class FeatureCache:
     inference: Inference
 
     def features(
-        self, source: ImageSource, spec: NetworkSpec, backbone: Backbone, *, show: ShowProgress = progress
+        self, source: ImageSource, spec: ModelSpec, backbone: Backbone, *, show: ShowProgress = progress
     ) -> Features:
         """Return the features of all images of a source: from disk, or computed now; `show` shows the progress."""
         cache = Cache(self.folder / self.key(source, spec, backbone))
@@ -205,7 +221,7 @@ class FeatureCache:
         ]
         return Features(shards, stage_width=backbone.stage_features)
 
-    def key(self, source: ImageSource, spec: NetworkSpec, backbone: Backbone) -> str:
+    def key(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> str:
         """Return the name of the subfolder: a hash of everything that the features depend on."""
         return cache_key(
             {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import requests
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from anomalymatch.backbones.features import FeatureCache, Features
 from anomalymatch.backbones.inference import Inference
-from anomalymatch.backbones.network import Backbone, NetworkSpec
+from anomalymatch.backbones.network import Backbone
 from anomalymatch.backbones.openvino import root_logger_kept
 from anomalymatch.checks import check_range, nearest
 from anomalymatch.data.source import ImageSource
@@ -180,7 +180,7 @@ class ImageTextModel:
         padding = self._tokenizer([""], context_length=length + 1)[0, -1]
         return not (torch.equal(longer[:-1], fits) and longer[-1] == padding)
 
-    def image_backbone(self, channels: int) -> tuple[NetworkSpec, Backbone]:
+    def image_backbone(self, channels: int) -> tuple["ImageTowerSpec", Backbone]:
         """Return the image tower for images of any number of bands, as feature extraction takes it."""
         import open_clip
 
@@ -190,13 +190,18 @@ class ImageTextModel:
         if height != width:
             raise ConfigError(f"text.model={self.spec.model} takes images of {height} x {width} pixels, not squares")
         tower = _ImageTower(self._model.visual, settings["mean"], settings["std"], self.encode_text("").size)
-        plain = (0.0,) * channels, (1.0,) * channels
-        weights = self.spec.pretrained or "its own"
-        spec = NetworkSpec(self.spec.model, channels, int(height), None, *plain, weights, False, 1, 0)
-        return spec, Backbone(tower, *plain).eval()
+        backbone = Backbone(tower, mean=(0.0,) * channels, std=(1.0,) * channels)
+        return ImageTowerSpec(self.spec.model, int(height)), backbone.eval()
 
     def _prompts(self, description: str) -> list[str]:
         return [template.replace(PLACE, description) for template in self.spec.templates]
+
+
+class ImageTowerSpec(NamedTuple):
+    """Name of an image-text model, and the side of its images in pixels."""
+
+    name: str
+    image_size: int
 
 
 class _ImageTower(nn.Module):
