@@ -48,6 +48,8 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/discovery_coverage.py
 	$(BIN)/python experiments/benchmark.py
 	$(BIN)/python experiments/final_head.py
+	$(BIN)/python experiments/probe_variants.py
+	$(BIN)/python experiments/configured_sizes.py --trainings 99
 	$(BIN)/python experiments/all_labels.py
 
 ui: $(VENV)/installed ## Open the labelling page on the built-in galaxies

@@ -6,10 +6,17 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from probes import SELF_TRAINING
+from scipy.linalg import fractional_matrix_power
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold
 from tiny_clip import write_tiny_clip
 
+from anomalymatch.algorithms.probe.regression import fit_logistic, self_train
+from anomalymatch.backbones.features import Scaling
 from anomalymatch.config import check_overrides, compose, config_folder
 
 FOLDER = config_folder() / "experiment"
@@ -131,6 +138,69 @@ def test_final_head_trains_once(experiment, tmp_path):
     assert f"| demo lenses | 32 | 1 | {' | '.join(f'{ap:.3f}' for ap in aps)} |" in printed
     assert experiment("final_head", *words) == printed
     assert (tmp_path / "final_head.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_configured_sizes_makes_one_training_at_a_time(experiment, tmp_path):
+    words = ["--quick", "--results", tmp_path]
+    assert len(experiment("configured_sizes", *words, "--trainings", 0).splitlines()) == 4  # empty tables
+    printed = experiment("configured_sizes", *words)
+    (row,) = read(tmp_path / "configured_sizes.csv")
+    aps = [f"{float(row[name]):.3f}" for name in ("probe", "fixmatch", "mean")]
+    assert len(set(aps)) == 3
+    assert f"| demo lenses | 32 | 2 | {' | '.join(aps)} |" in printed
+    assert experiment("configured_sizes", *words) == printed
+
+
+def test_whitened_probe_is_the_probe_on_whitened_features():
+    """Whiten rows by the definition, a power of the covariance, and choose the power fold by fold."""
+    whitening = importlib.import_module("whitening")
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(700, 10)) * np.geomspace(1.0, 0.05, 10)
+    rows[:25] += np.eye(10)[5] * 0.5 + np.eye(10)[8] * 0.2
+    rows = (rows @ np.linalg.qr(rng.normal(size=(10, 10)))[0]).astype(np.float32)
+    scaling = Scaling((slice(0, 6), slice(6, 10)), np.linspace(0.5, 2.0, 10).astype(np.float32))
+    labelled, pool, targets = rows[:100], rows[100:], np.repeat([1, 0], [25, 75])
+    axes, powers, seen, expected = whitening.Axes.measure(pool, scaling), (0.0, 0.3, 1.0), [], []
+    for number, block in enumerate(scaling.blocks):
+        scaled = rows[:, block].astype(np.float64) * scaling.scale[block]
+        covariance = np.cov(scaled[100:].T, bias=True)
+        floor = whitening.FLOOR * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        scores, whitened = [], []
+        for power in powers:
+            matrix = fractional_matrix_power(covariance + floor, -power / 2)
+            length = np.trace(covariance) / np.trace(matrix @ covariance @ matrix)
+            whitened.append((scaled @ matrix * length**0.5).astype(np.float32))
+            folds = []
+            for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(labelled, targets):
+                some = [whitened[-1][train[targets[train] == kind]] for kind in (1, 0)]
+                logits = fit_logistic(*some, inverse_regularisation=10.0).logits(whitened[-1])
+                known = np.append(targets[test], np.zeros(600))
+                folds.append(average_precision_score(known, np.append(logits[test], logits[100:])))
+            scores.append(np.mean(folds))
+        best = int(np.argmax(scores))
+        seen.append(whitened[best])
+        expected.append(axes.factors(number, powers[best]))
+    coordinates = axes.rotate(rows)
+    parts = coordinates[:25], coordinates[25:100], coordinates[100:]
+    found = whitening.choose_whitening(*parts, axes, powers, SELF_TRAINING)
+    np.testing.assert_allclose(found.scale, np.concatenate(expected), rtol=1e-6)
+    assert len({tuple(np.round(each, 3)) for each in expected} | {(1.0,) * 6, (1.0,) * 4}) > 2  # one is whitened
+    seen = np.concatenate(seen, axis=1)
+    twin = self_train(seen[:25], seen[25:100], seen[100:], SELF_TRAINING, Scaling(scaling.blocks, np.ones(10, "f4")))
+    probe = self_train(*parts, SELF_TRAINING, found)
+    np.testing.assert_allclose(probe.last.logits(coordinates), twin.last.logits(seen), atol=5e-3)
+
+
+@pytest.mark.slow
+def test_probe_variants_resume(experiment, tmp_path):
+    words = ["--quick", "--results", tmp_path]
+    printed = experiment("probe_variants", *words)
+    rows = read(tmp_path / "probe_variants.csv")
+    assert {row["part"] for row in rows} == {"start", "search"}
+    assert len({row["ap"] for row in rows if row["ap"]}) > 3
+    assert all(float(row["found"]) > 10 for row in rows if row["found"])
+    assert experiment("probe_variants", *words) == printed
 
 
 @pytest.mark.slow
