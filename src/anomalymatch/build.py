@@ -20,8 +20,10 @@ from anomalymatch.active.text_ranker import TextRanker
 from anomalymatch.active.tracking import Tracker
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.novelty.detectors import Detector
-from anomalymatch.algorithms.probe.learner import ProbeLearner
+from anomalymatch.algorithms.probe.learner import ProbeLearner, probe_network
+from anomalymatch.algorithms.probe.regression import Probe
 from anomalymatch.backbones.embedding import Embedding
+from anomalymatch.backbones.evidence import evidence_map
 from anomalymatch.backbones.image_text import ImageTextEmbedding
 from anomalymatch.build_images import build, build_task
 from anomalymatch.checks import check_choice, check_range
@@ -32,7 +34,7 @@ from anomalymatch.data.label_log import LabelLog
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import Task
 from anomalymatch.errors import ConfigError, StorageError
-from anomalymatch.types import Label
+from anomalymatch.types import Image, Label
 
 if TYPE_CHECKING:
     from anomalymatch.ui import LabelService
@@ -196,6 +198,10 @@ def build_label_service(
     def reorient(at: Int64[np.ndarray, " a"]) -> Float32[np.ndarray, "t d"]:
         return store.encode(embedding.reoriented_features([source.ids[i] for i in at], probe.orientations))
 
+    def locate(fitted: Probe, image: Image) -> Float32[np.ndarray, "s s"]:
+        network = probe_network(embedding, fitted).eval().to(embedding.inference.torch_device)
+        return evidence_map(network, image, source.rendering.fit)
+
     live = LiveRanking(
         store,
         probe,
@@ -209,6 +215,7 @@ def build_label_service(
         source,
         live,
         encode=embedding.encode,
+        locate=locate,
         # A detector trains for epochs, so that its number of steps is not known in advance.
         training_steps=0 if any(c.is_detector and c.trains for c in (learner, *rankers)) else config.trainer.iterations,
         cache=Path(config.data.cache_dir) / "thumbnails",

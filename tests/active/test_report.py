@@ -1,4 +1,5 @@
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from anomalymatch.active import report as module
 from anomalymatch.active.report import RunReport, unlabelled_rest, write_sheets
 from anomalymatch.active.run_folder import CONFIG, METRICS, SCORES, STEPS, RunFolder, to_csv, to_json
+from anomalymatch.backbones.checkpoint import save_network
 from anomalymatch.data.task import make_task
 from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.evaluation.confidence import proportion_interval
@@ -162,6 +164,26 @@ def test_sheets_show_the_unlabelled_top_and_the_worst_normals(task, tmp_path, mo
     assert [caption.split("\n")[0] for caption in worst] == [i for i in task.pool[1:] if i not in task.anomalies][:64]
     assert set(blue) == {FRAME_COLOURS[Label.NORMAL]}
     assert {path.name for path in tmp_path.iterdir()} == {"top64.png", "false_positives.png"}
+
+
+def test_evidence_of_the_network_that_ranked(folder, task, tiny_network, monkeypatch):
+    save = folder.write_cycle
+
+    @contextmanager
+    def with_network(number):
+        with save(number) as path:
+            save_network(tiny_network, path / "weights.safetensors")
+            yield path
+
+    finish(folder, task, 1)
+    assert "Evidence in" not in html_of(folder, task)
+    monkeypatch.setattr(folder, "write_cycle", with_network)
+    finish(folder, task, 2)
+    with Image.open(folder.cycle(2) / "top_evidence.png") as sheet:
+        assert np.asarray(sheet).std() > 10
+    html = html_of(folder, task)
+    assert "Evidence in the top 24" in html
+    assert "add up to the log-odds" in html
 
 
 def test_line_breaks_in_ids_and_classes_add_no_lines_to_sheets(make_source, tmp_path):

@@ -80,7 +80,8 @@ def test_a_run_logs_everything_and_a_resumed_one_continues_it(fake, tiny_job, tm
     assert cycle["cycle/heldout_ap"] == pytest.approx(metrics.heldout_ap)
     assert cycle["cycle/found"] == 3
     assert "cycle/left" not in cycle  # there is no audit: it would be drawn as NaN
-    pictures = {f"figures/{n}" for n in ["pr", "roc", "discovery", "scores", "training", "top64", "false_positives"]}
+    names = ("pr", "roc", "discovery", "scores", "training", "top64", "top_evidence", "false_positives")
+    pictures = {f"figures/{name}" for name in names}
     assert all(isinstance(cycle[name], wandb.Image) for name in pictures)
     assert (len(cycle["labels"].data), len(cycle["labels"].columns)) == (13, 6)
     for chart in ("Precision and recall", "ROC"):

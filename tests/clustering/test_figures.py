@@ -6,8 +6,8 @@ from anomalymatch.clustering.figures import (
     dendrogram_figure,
     flat_map,
     group_sheet,
-    heat,
     map_figure,
+    scale_weights,
 )
 from anomalymatch.clustering.groups import cut_tree, ward_tree
 from anomalymatch.errors import ConfigError
@@ -19,20 +19,9 @@ def weights(peak, side=4):
     return values
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_the_heat_is_where_the_weight_is(channels):
-    image = np.full((40, 80, channels), 100, dtype=np.uint8)
-    warm = heat(image, weights(0), "stretch")
-    assert warm.shape == (40, 80, 3)
-    assert (warm[:5, :10] != 100).any()
-    assert (warm[20:, 40:] == 100).all()
-    assert (heat(image, np.full(16, 1 / 16, dtype=np.float32), "stretch") == 100).all()
-    cropped = heat(image, weights(0), "crop")
-    assert (cropped[:5, 20:25] != 100).any()
-    assert (cropped[:, :20] == 100).all()  # outside of the square at the centre
-    padded = heat(image, weights(4), "pad")  # the patch lies at rows 20 to 40 of 80, of which the first 20 are border
-    assert (padded[:5, :10] != 100).any()
-    assert (padded[25:, 40:] == 100).all()
+def test_weights_are_scaled_for_each_image():
+    np.testing.assert_allclose(scale_weights(weights(5)), np.eye(1, 16, 5).reshape(4, 4), atol=1e-7)
+    assert not scale_weights(np.full(16, 1 / 16, dtype=np.float32)).any()
 
 
 def test_a_sheet_has_images_above_their_heat():

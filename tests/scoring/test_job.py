@@ -61,7 +61,7 @@ def test_every_image_is_scored_once_in_the_order_of_the_archive(run_scoring, mak
     for name in ("score", "quantile", "logit"):
         np.testing.assert_allclose([float(row[name]) for row in rows], table[name].to_numpy(), atol=6e-7)
         assert max(len(row[name]) for row in rows) <= 9
-    for name in ("top.png", "histogram.png"):
+    for name in ("top.png", "top_evidence.png", "histogram.png"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.size[0] > 300
     assert not (tmp_path / "out" / "parts").exists()

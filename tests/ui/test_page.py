@@ -269,6 +269,24 @@ async def test_large_view_changes_stretch_and_channel_and_compares(page, service
 
 
 @on_page
+async def test_one_key_shows_heat_maps_of_the_current_ranking(page, service):
+    page.send("heat")  # nothing is open
+    page.send("look", id=page.ids[0])
+    (zoom,) = page.user.find(kind=Zoom).elements
+    assert not page.get("heat-legend").visible
+    page.send("heat")
+    before = zoom._props["panes"][0]["src"]
+    assert before.startswith("/heat?")
+    assert zoom._props["ahead"] == []
+    assert page.get("heat-legend").visible
+    page.label([page.ids[1]], "anomaly")
+    await page.until(lambda: zoom._props["panes"][0]["src"] != before)
+    page.send("heat")
+    assert zoom._props["panes"][0]["src"].startswith("/full?")
+    assert not page.get("heat-legend").visible
+
+
+@on_page
 async def test_next_previous_and_similar_images(page, service):
     first, second = page.ids[:2]
     page.send("look", id=first)

@@ -114,6 +114,19 @@ class TestPictures:
             answer = client.get(f"{path}?{query}")
             assert (answer.status_code, message in answer.text) == (400, True)
 
+    def test_heat_maps_follow_the_labels(self, client, service):
+        words = {"id": "a.jpg", "v": version(service.source)[:3]}
+        answer = client.get("/heat", params=words)
+        assert (answer.status_code, "label an anomaly first" in answer.text) == (400, True)
+        service.label(["a.jpg"], Label.ANOMALY, "ada")
+        service.rerank()
+        answer = client.get("/heat", params=words)
+        assert answer.status_code == 200
+        assert opened(answer).size == (40, 30)
+        assert answer.content != client.get("/full", params={"id": "a.jpg"}).content
+        assert answer.headers["cache-control"] == "private, no-cache"
+        assert client.get("/heat", params=words | {"channel": "green"}).content != answer.content
+
     @pytest.mark.parametrize(("query", "known"), [("stretch=__class__", "zscale"), ("channel=x-ray", "blue")])
     def test_unknown_stretches_and_channels(self, client, query, known):
         answer = client.get(f"/full?id=a.jpg&{query}")

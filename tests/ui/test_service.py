@@ -1,12 +1,14 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 from pictures import png
 
 from anomalymatch.active.run_folder import SCORES
+from anomalymatch.backbones.checkpoint import save_network
 from anomalymatch.data.label_log import LabelLog, import_csv
 from anomalymatch.data.restore import restore_log
 from anomalymatch.errors import ConfigError, DataError, LabelError, StorageError
@@ -347,3 +349,23 @@ def test_many_annotators_in_threads(service):
     log = LabelLog(service.run / "labels.sqlite")
     assert log.current() == service.labels
     log.close()
+
+
+def test_heat_maps_are_those_of_the_ranking_in_use(open_service, tiny_network):
+    service = open_service(trained=True)
+    id_ = service.source.ids[1]
+    draw = partial(service.heat_map, id_, stretch="as trained", channel=None)
+    with pytest.raises(LabelError, match="training 1"):  # its ranking is in use, and there are no weights
+        draw()
+    save_network(tiny_network, service.run / "cycles" / "01" / "weights.safetensors")
+    trained = draw()
+    assert trained != service.pictures.full(id_)
+    service.label([RARE[0]], A, "ada")
+    service.rerank()
+    assert service.summary().mode == "both"
+    live = draw()
+    assert live != trained
+    service.rank_by("trained")
+    assert draw() == trained
+    service.rank_by("live")
+    assert draw() == live

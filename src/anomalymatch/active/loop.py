@@ -12,7 +12,7 @@ import numpy as np
 from anomalymatch.active.audit import AUDIT, LEFT, advise, left_by_rank, left_in_all, sealed_labels
 from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.oracles import Oracle
-from anomalymatch.active.report import COLD_NOTE, FALSE_POSITIVES, TOP, RunReport, write_sheets
+from anomalymatch.active.report import COLD_NOTE, EVIDENCE, FALSE_POSITIVES, TOP, RunReport, write_sheets
 from anomalymatch.active.run_folder import (
     LABELS,
     LIVE,
@@ -153,7 +153,7 @@ class ActiveLoop:
                 logger.warning("%s is damaged: the report leaves the training steps of that cycle out", path / STEPS)
                 continue
             labels = self.folder.labels.current(until_cycle=cycle - 1)
-            if set(damaged) <= {STEPS, LEFT, TOP, FALSE_POSITIVES}:
+            if set(damaged) <= {STEPS, LEFT, TOP, EVIDENCE, FALSE_POSITIVES}:
                 logger.warning("%s is damaged: written again", path / damaged[0])
                 self._write_derived(path, self._present(labels), self.folder.ranking(cycle))
                 write_checksums(path)

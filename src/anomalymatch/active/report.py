@@ -8,6 +8,9 @@ from omegaconf import ListConfig, OmegaConf
 
 from anomalymatch.active.audit import advise
 from anomalymatch.active.run_folder import CONFIG, RunFolder
+from anomalymatch.algorithms.base import WEIGHTS
+from anomalymatch.backbones.checkpoint import load_network
+from anomalymatch.backbones.evidence import write_evidence_sheet
 from anomalymatch.data.stream import read_images
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation import plots
@@ -19,7 +22,7 @@ from anomalymatch.evaluation.plots import left_figure, training_figure
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
 from anomalymatch.ranking import Ranking
 from anomalymatch.text import printable
-from anomalymatch.types import Label, Row
+from anomalymatch.types import Image, Label, Row
 
 SHEET_IMAGES = 64
 STEP_PANELS = {
@@ -42,7 +45,11 @@ COLD_NOTE = (
     "The labels do not include both an anomaly and a normal yet: the last ranking is that of the cold start. Label "
     "images from its top, and some normal ones, then resume this run."
 )
-TOP, FALSE_POSITIVES = "top64.png", "false_positives.png"
+TOP, EVIDENCE, FALSE_POSITIVES = "top64.png", "top_evidence.png", "false_positives.png"
+EVIDENCE_CAPTION = (
+    "What made their scores high: warm places speak for an anomaly, blue ones against it. The parts of all places add "
+    "up to the log-odds; colours are relative to the strongest place of each image."
+)
 LEFT_COLUMNS = ("left", "left_low", "left_high")
 REPORTED = ("cycle", "labels", "found", *LEFT_COLUMNS, "discovery_yield", "auroc", "ap", "auprc", "precision_at_0_1pct",
             "precision_at_1pct", "recall_at_1pct", "probe_auroc", "probe_ap", "heldout_anomalies", "heldout_auroc",
@@ -51,12 +58,20 @@ REPORTED = ("cycle", "labels", "found", *LEFT_COLUMNS, "discovery_yield", "auroc
 
 
 def write_sheets(path: Path, task: Task, labels: Mapping[str, Label], ranking: Ranking) -> None:
-    """Write contact sheets of the top-ranked unlabelled images and, if the truth is known, of the false positives."""
+    """Write contact sheets of the top-ranked unlabelled images and, if the truth is known, of the false positives.
+
+    If `path` has the weights of the network that ranked, another sheet shows the evidence in the top-ranked images.
+    """
     rest = ranking.restrict(id_ for id_ in task.pool if id_ not in labels)
-    _write_sheet(path / TOP, task, rest, rest.top(SHEET_IMAGES))
+    images, captions, frames = _top_tiles(task, rest)
+    save_sheet(contact_sheet(images, captions, frames=frames), path / TOP)
+    if (path / WEIGHTS).exists():
+        network = load_network(path / WEIGHTS)
+        write_evidence_sheet(path / EVIDENCE, network, images, captions, task.source.rendering.fit, frames)
     if task.anomalies is not None:
         normals = rest.restrict(id_ for id_ in rest.ids if id_ not in task.anomalies)
-        _write_sheet(path / FALSE_POSITIVES, task, normals, normals.top(SHEET_IMAGES))
+        images, captions, frames = _top_tiles(task, normals)
+        save_sheet(contact_sheet(images, captions, frames=frames), path / FALSE_POSITIVES)
 
 
 class RunReport:
@@ -78,6 +93,8 @@ class RunReport:
         frames = "" if task.anomalies is None else "; orange frames are true anomalies, blue ones normal"
         top = f"Highest-scored unlabelled images of cycle {last}{frames}."
         figures.append(ReportFigure("The top 64", top, folder.cycle(last) / TOP))
+        if (folder.cycle(last) / EVIDENCE).exists():
+            figures.append(ReportFigure("Evidence in the top 24", EVIDENCE_CAPTION, folder.cycle(last) / EVIDENCE))
         if task.anomalies is not None:
             worst = f"Highest-scored normal images of cycle {last}."
             figures.append(ReportFigure("Worst false positives", worst, folder.cycle(last) / FALSE_POSITIVES))
@@ -246,11 +263,13 @@ def _histogram(folder: RunFolder, task: Task, cycle: int) -> plots.Figure:
     )
 
 
-def _write_sheet(path: Path, task: Task, ranking: Ranking, ids: list[str]) -> None:
+def _top_tiles(task: Task, ranking: Ranking) -> tuple[list[Image], list[str], list[str]]:
+    """Return the top-ranked images with their captions and, if the truth is known, their frames."""
+    ids = ranking.top(SHEET_IMAGES)
     scores = ranking.score_of(ids)
     shown = read_images(task.source, ids)
     truth = None if task.anomalies is None else task.truth(shown.ids)
     frames = [] if truth is None else [FRAME_COLOURS[Label.ANOMALY if rare else Label.NORMAL] for rare in truth]
     classes = task.source.truth or {}
     captions = [f"{printable(id_)}\n{scores[id_]:.3f} {printable(classes.get(id_, ''))}" for id_ in shown.ids]
-    save_sheet(contact_sheet(shown.images, captions, frames=frames), path)
+    return shown.images, captions, frames

@@ -12,7 +12,7 @@ import numpy as np
 import requests
 from requests.utils import get_netrc_auth
 
-from anomalymatch.active.report import FALSE_POSITIVES, TOP
+from anomalymatch.active.report import EVIDENCE, FALSE_POSITIVES, TOP
 from anomalymatch.active.run_folder import STEPS, RunFolder
 from anomalymatch.algorithms.base import BACKBONE, NOVELTY, WEIGHTS
 from anomalymatch.checks import check_choice, check_range
@@ -123,7 +123,8 @@ class WandbTracker(Tracker):
         """See `Tracker`."""
         known = {k: v for k, v in row.items() if v == v}  # without an audit, the remaining anomalies are NaN
         values: dict[str, Any] = {f"cycle/{k}": v for k, v in known.items()}
-        pictures = sorted(folder.plots.glob("*.png")) + [folder.cycle(cycle) / n for n in (TOP, FALSE_POSITIVES)]
+        sheets = [folder.cycle(cycle) / name for name in (TOP, EVIDENCE, FALSE_POSITIVES)]
+        pictures = sorted(folder.plots.glob("*.png")) + sheets
         values |= self._pictures("figures", [path for path in pictures if path.exists()])
         events = [
             [e.id, str(e.label or ""), e.annotator, e.at.isoformat(), e.cycle, e.score] for e in folder.labels.events()

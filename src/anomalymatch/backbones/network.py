@@ -218,8 +218,12 @@ class FeatureEnsemble(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Compute the features of images with pixels between 0 and 1."""
-        rows = (model((images - self.mean[i]) / self.std[i]) for i, model in enumerate(self.models))
+        rows = (model(self.normalise(images, i)) for i, model in enumerate(self.models))
         return torch.cat([F.normalize(row, dim=-1) for row in rows], dim=-1)
+
+    def normalise(self, images: Float[Tensor, "b c h w"], model: int) -> Float[Tensor, "b c h w"]:
+        """Normalise images with pixels between 0 and 1 by the statistics of one of the models."""
+        return (images - self.mean[model]) / self.std[model]
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """Return the layer group of each parameter, as timm's models do; the last groups of all models are one."""

@@ -1,6 +1,6 @@
 """Statistics of the feature maps of a network's stages: fine structure and texture that the last layer forgets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from inspect import signature
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 MAX_STAGES, FEW_STAGES = 6, 4
 """Of more stages than `MAX_STAGES`, such as the blocks of a transformer, `FEW_STAGES` are taken at even distances."""
+VARIANCE_FLOOR = 1e-12
 
 
 def stage_statistics(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b e"]:
@@ -19,9 +20,28 @@ def stage_statistics(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, 
     for m in maps:
         # PyTorch warns about the variance of an empty batch, in which no image can be read.
         variance = m.float().var((2, 3), correction=0) if len(m) else m.float().sum((2, 3))
-        deviation = (variance + 1e-12).sqrt()  # with a gradient where it vanishes
+        deviation = (variance + VARIANCE_FLOOR).sqrt()  # with a gradient where it vanishes
         blocks += [F.normalize(deviation, dim=1), F.normalize(m.float().amax((2, 3)), dim=1)]
     return torch.cat(blocks, dim=1)
+
+
+def stage_evidence(
+    maps: Sequence[Float[Tensor, "b _ _ _"]], weights: Float[Tensor, " e"]
+) -> Iterator[Float[Tensor, "b _ _"]]:
+    """Divide the inner product of `stage_statistics` with `weights` among the cells of each map, exactly.
+
+    Each cell has its share of the variance of a channel, which is its squared distance to the mean. The maximum belongs
+    to the cell where it lies, or in equal parts to all such cells. The norms of the blocks are taken as constants.
+    """
+    blocks = iter(weights.split([m.shape[1] for m in maps for _ in range(2)]))
+    for m in map(Tensor.float, maps):
+        squares = (m - m.mean((2, 3), keepdim=True)).square() + VARIANCE_FLOOR
+        deviation = squares.mean((2, 3)).sqrt()
+        spread = F.normalize(deviation, dim=1) * next(blocks) / squares.sum((2, 3))
+        highest = m.amax((2, 3), keepdim=True)
+        at = (m == highest).float()
+        peak = F.normalize(highest[..., 0, 0], dim=1) * next(blocks) / at.sum((2, 3))
+        yield torch.einsum("bchw,bc->bhw", squares, spread) + torch.einsum("bchw,bc->bhw", at, peak)
 
 
 def stage_options(body: nn.Module) -> dict[str, Any]:

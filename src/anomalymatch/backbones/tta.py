@@ -31,11 +31,23 @@ def reoriented(images: Shaped[Tensor, "b c s s"], orientation: int) -> Shaped[Te
     return chosen.contiguous(memory_format=torch.channels_last)
 
 
+def restored(maps: Shaped[Tensor, "b h w"], orientation: int) -> Shaped[Tensor, "b h w"]:
+    """Undo `reoriented` for maps of the images."""
+    turned = maps.transpose(1, 2) if orientation & 4 else maps
+    return turned.flip([axis for bit, axis in ((1, 2), (2, 1)) if orientation & bit])
+
+
 def cropped(images: Float[Tensor, "b c s s"], crop: int) -> Float[Tensor, "b c s s"]:
     """Cut the centre (0) or a corner (1 to 4) out of square images and magnify it to their size."""
     size = images.shape[-1]
+    top, left, side = crop_box(size, crop)
+    part = images[..., top : top + side, left : left + side]
+    return F.interpolate(part, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def crop_box(size: int, crop: int) -> tuple[int, int, int]:
+    """Return top, left and side of a crop (see `cropped`) of images of `size` squared pixels."""
     side = round(CROP_SIDE * size)
     rest = size - side
     top, left = ((rest // 2, rest // 2), (0, 0), (0, rest), (rest, 0), (rest, rest))[crop]
-    part = images[..., top : top + side, left : left + side]
-    return F.interpolate(part, size=(size, size), mode="bilinear", align_corners=False)
+    return top, left, side

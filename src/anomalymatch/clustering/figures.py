@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-import cv2
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -16,60 +15,30 @@ from sklearn.decomposition import PCA
 
 from anomalymatch.checks import check_choice
 from anomalymatch.clustering.groups import UNGROUPED, Embeddings, GroupNumbers, Tree
-from anomalymatch.data.stream import central_square
 from anomalymatch.errors import ConfigError
 from anomalymatch.evaluation import plots
-from anomalymatch.evaluation.contact_sheet import as_rgb, contact_sheet
-from anomalymatch.types import Image, Images
+from anomalymatch.evaluation.heat_maps import HeatMap, heat_sheet
+from anomalymatch.types import Images
 
 MAPS = ("pca", "umap")
 LEAVES = 40
 """Largest number of branches in the dendrogram; each shows the number of images below it."""
-HEAT = 0.55
-"""Opacity of the heat map at the highest weight."""
 
 
 def group_sheet(
     images: Images, weights: Float32[np.ndarray, "m p"], captions: Sequence[str], fit: str
 ) -> PillowImage.Image:
     """Draw images above the same images with heat maps; the first image, the medoid, has a frame."""
-    columns = 8
-    tiles: list[Image] = []
-    texts: list[str] = []
-    frames: list[str | None] = []
-    heated = [heat(image, weight, fit) for image, weight in zip(images, weights, strict=True)]
-    for start in range(0, len(images), columns):
-        stop = min(start + columns, len(images))
-        gap = columns - (stop - start) if start else 0  # so that both rows of a pair have equal lengths
-        blank = [np.zeros((0, 0, 3), dtype=np.uint8)] * gap
-        tiles += [*images[start:stop], *blank, *heated[start:stop], *blank]
-        texts += [*captions[start:stop], *[""] * gap, *[""] * (stop - start + gap)]
-        frames += [plots.ANOMALY if k == 0 else None for k in range(start, stop)] + [None] * (stop - start + 2 * gap)
-    return contact_sheet(tiles, texts, columns=min(columns, len(images)), frames=frames)
+    frames = [plots.ANOMALY if k == 0 else None for k in range(len(images))]
+    return heat_sheet(images, [scale_weights(each) for each in weights], captions, fit, frames=frames)
 
 
-def heat(image: Image, weights: Float32[np.ndarray, " p"], fit: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Overlay an image with the weights of its patches as a heat map.
-
-    Weights are scaled per image; equal weights leave the image unchanged. The patches cover the square that `fit` (see
-    `data.stream.resize`) made of the image: with `crop`, the rest of the image has no heat.
-    """
+def scale_weights(weights: Float32[np.ndarray, " p"]) -> HeatMap:
+    """Scale the weights of the patches of an image from 0 to 1; equal weights become 0."""
     side = round(len(weights) ** 0.5)
     spread = float(np.ptp(weights))
     relative = (weights - weights.min()) / spread if spread > 1e-9 else np.zeros_like(weights)
-    height, width = image.shape[:2]
-    longer, shorter = max(height, width), min(height, width)
-    covered = {"stretch": (width, height), "pad": (longer, longer), "crop": (shorter, shorter)}[fit]
-    map_ = cv2.resize(relative.reshape(side, side).astype(np.float32), covered, interpolation=cv2.INTER_LINEAR)
-    if fit == "pad":
-        above, left = (longer - height) // 2, (longer - width) // 2
-        map_ = map_[above : above + height, left : left + width]
-    elif fit == "crop":
-        square, map_ = map_, np.zeros((height, width), np.float32)
-        map_[central_square(height, width)] = square
-    colour = 255.0 * colormaps["inferno"](0.35 + 0.6 * map_)[..., :3]
-    cover = (HEAT * map_)[..., None]
-    return np.rint((1.0 - cover) * as_rgb(image) + cover * colour).astype(np.uint8)
+    return relative.reshape(side, side).astype(np.float32)
 
 
 def dendrogram_figure(tree: Tree, labels: GroupNumbers) -> Figure:

@@ -49,8 +49,7 @@ def contact_sheet(
         raise ValueError(f"expected columns >= 1 and tile >= 16, got {columns} and {tile}")
     if not images:
         images, captions = [np.empty((0, 0, 3), np.uint8)], ["no images"]
-    # matplotlib ships this font on all platforms, with more scripts than Pillow's default.
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
+    font = caption_font()
     lines = [[_shorten(line, font, tile) for line in caption.split("\n")] for caption in captions]
     columns = min(columns, len(images))
     text_height = LINE_HEIGHT * max(map(len, lines))
@@ -66,6 +65,12 @@ def contact_sheet(
             at = (x + tile / 2, y + tile + CAPTION_GAP + number * LINE_HEIGHT)
             draw.text(at, line, fill=TEXT, font=font, anchor="ma")
     return sheet
+
+
+def caption_font() -> ImageFont.FreeTypeFont:
+    """Load the font of the captions."""
+    # matplotlib ships this font on all platforms, with more scripts than Pillow's default.
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", FONT_SIZE)
 
 
 def save_sheet(sheet: PillowImage.Image, path: Path) -> None:

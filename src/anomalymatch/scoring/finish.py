@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from filelock import FileLock
 from jaxtyping import Float32, Float64
 from pyarrow.csv import CSVWriter
 from scipy.special import expit
 
+from anomalymatch.backbones.evidence import write_evidence_sheet
+from anomalymatch.backbones.network import Network
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import read_images
 from anomalymatch.evaluation.contact_sheet import contact_sheet, save_sheet
@@ -96,7 +99,9 @@ def is_finished(path: Path, model: TrainedModel, source: ImageSource) -> bool:
     return manifest is not None and (manifest.run_id, manifest.fingerprint) == (model.run_id, source.fingerprint)
 
 
-def finish(folder: PartFolder, source: ImageSource, top: int, *, csv: bool) -> bool:
+def finish(
+    folder: PartFolder, source: ImageSource, model: TrainedModel, *, device: torch.device, top: int, csv: bool
+) -> bool:
     """Make the tables and pictures of a job if all its parts are there.
 
     All are made from the parts, which are removed last: a kill costs time only.
@@ -104,6 +109,8 @@ def finish(folder: PartFolder, source: ImageSource, top: int, *, csv: bool) -> b
     Args:
         folder: the parts.
         source: the archive, for pictures and coordinates.
+        model: the trained model, for the evidence in the top-ranked images.
+        device: device of its forward passes.
         top: number of rows of top.csv.
         csv: also write scores.csv.
 
@@ -128,7 +135,7 @@ def finish(folder: PartFolder, source: ImageSource, top: int, *, csv: bool) -> b
         write_rejects(rejects, path / "rejects.parquet")
         best.write(path / "top.csv")
         write_top_votable(path / "top.vot", best, source)
-        _write_pictures(path, ordered, best, source)
+        _write_pictures(path, ordered, best, source, model.network().to(device))
         counts = {"images": manifest.images, "scored": len(ordered), "rejects": len(rejects)}
         write_text(path / SUMMARY, json.dumps({"run": manifest.run_id, **counts}, indent=2))
     shutil.rmtree(path / "parts", ignore_errors=True)
@@ -192,7 +199,9 @@ def write_top_votable(path: Path, best: TopK, source: ImageSource) -> None:
         write_votable(path, {"id": str, "ra": float, "dec": float, "score": float, "logit": float}, rows)
 
 
-def _write_pictures(path: Path, ordered: Float32[np.ndarray, " m"], best: TopK, source: ImageSource) -> None:
+def _write_pictures(
+    path: Path, ordered: Float32[np.ndarray, " m"], best: TopK, source: ImageSource, network: Network
+) -> None:
     step = max(1, len(ordered) // HISTOGRAM_IMAGES)
     if len(ordered):
         name = "archive" if step == 1 else f"archive, 1 image of {step}"
@@ -201,3 +210,4 @@ def _write_pictures(path: Path, ordered: Float32[np.ndarray, " m"], best: TopK, 
     shown = read_images(source, list(logits))
     captions = [f"{printable(id_)}\n{expit(logits[id_]):.3f}" for id_ in shown.ids]
     save_sheet(contact_sheet(shown.images, captions), path / "top.png")
+    write_evidence_sheet(path / "top_evidence.png", network, shown.images, captions, source.rendering.fit)

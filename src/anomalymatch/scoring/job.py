@@ -97,7 +97,7 @@ def run_job(model: TrainedModel, source: ImageSource, spec: ScoringSpec, inferen
             top.add(*folder.logits(part))
         if missing:
             _score(model, source, spec, inference, folder, missing, top, scorer)
-        return finish(folder, source, spec.top, csv=spec.csv)
+        return finish(folder, source, model, device=inference.torch_device, top=spec.top, csv=spec.csv)
 
 
 def _lock_share(path: Path) -> BaseFileLock:

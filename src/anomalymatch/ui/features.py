@@ -132,6 +132,12 @@ class FeatureStore:
         values[self.positions] = total
         return values
 
+    def direction(self, direction: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, " D"]:
+        """Return the direction in the space of the pooled features whose inner products are those of `project`."""
+        split = np.split(direction, np.cumsum([part.dimensions for part in self.parts])[:-1])
+        own = [d if part.components is None else part.components @ d for part, d in zip(self.parts, split, strict=True)]
+        return np.concatenate(own)
+
     def nearest(self, position: int, count: int) -> Int64[np.ndarray, " k"]:
         """Return the `count` images most similar to an image, without itself; none if it cannot be read.
 

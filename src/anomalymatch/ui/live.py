@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int64
 
 from anomalymatch.active.strategies import k_centres
 from anomalymatch.algorithms.novelty.detectors import Detector, FittedDetector, fit_detector
-from anomalymatch.algorithms.probe.regression import ProbeSpec, self_train
+from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, self_train
 from anomalymatch.cache import Cache, cache_key
 from anomalymatch.errors import DataError
 from anomalymatch.progress import progress
@@ -40,6 +40,9 @@ class LiveRanking:
         novelty: novelty of each image, see `compute_novelty`; None if it is unknown.
         first: the order before the first ranking; `DIVERSE` replaces an order that needs an unknown novelty.
         reorient: adds mirrored and rotated views of the labelled anomalies to the training; None adds none.
+
+    Attributes:
+        fitted: the last probe, on the features of the backbone; None before the first.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class LiveRanking:
         self.store, self.probe, self.seed, self.novelty, self.reorient = store, probe, seed, novelty, reorient
         needs_novelty = first in (FirstOrder.MIXED, FirstOrder.NOVEL)
         self.first = FirstOrder.DIVERSE if needs_novelty and novelty is None else first
+        self.fitted: Probe | None = None
         # Evenly spaced as in the probe's learner, but fixed: one label must not replace the whole pool.
         self._pool = store.positions[:: max(1, len(store.positions) // probe.pool_images)]
 
@@ -86,12 +90,14 @@ class LiveRanking:
         normals = np.concatenate([normals, self._assumed_normals(taken, ASSUMED_NORMALS - len(normals))])
         positive = np.concatenate([self.store.rows(anomalies), examples])
         if not len(positive) or not len(normals):
+            self.fitted = None
             return None
         unlabelled = ~np.isin(self._pool, taken) if self.probe.rounds else np.zeros(len(self._pool), dtype=bool)
         views = self.reorient(anomalies) if self.reorient else None
         with one_thread():
             pool, known = self._pool_rows[unlabelled], self.store.rows(normals)
             probe = self_train(positive, known, pool, self.probe, self.store.scaling, turned=views).probe
+        self.fitted = Probe(self.store.direction(probe.coefficients), probe.intercept)
         return self.store.project(probe.coefficients, probe.intercept)
 
     def first_batch(self, count: int) -> Int64[np.ndarray, " k"]:

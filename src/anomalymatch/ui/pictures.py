@@ -241,11 +241,15 @@ class Pictures:
         Raises:
             ConfigError: if there is no such stretch or channel.
         """
+        return png(as_rgb(self.image(id_, stretch=stretch, channel=channel)))
+
+    def image(self, id_: str, *, stretch: str = AS_TRAINED, channel: str | None = None) -> Image:
+        """Return the pixels of `full`."""
         check_choice("stretch", stretch, STRETCHES)
         check_choice("channel", channel, self.channels, null=True)
         pixels = self._native(id_)
         with self._slots:
-            return png(as_rgb(self._rendered(pixels, stretch, channel)))
+            return self._rendered(pixels, stretch, channel)
 
     def original(self, id_: str) -> tuple[bytes, str]:
         """Return the original file of an image and its suffix; a PNG as trained on if the archive has no such files."""

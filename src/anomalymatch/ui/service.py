@@ -21,6 +21,7 @@ from anomalymatch.files import make_folder, remove_leftovers, storage_errors
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Image, Label
 from anomalymatch.ui.description import Description
+from anomalymatch.ui.evidence import HeatMaps, LocateEvidence
 from anomalymatch.ui.examples import Examples
 from anomalymatch.ui.exports import Export, export, import_labels
 from anomalymatch.ui.gallery import Gallery
@@ -64,6 +65,7 @@ class LabelService:
         source: the images.
         live: the live ranking on their features.
         encode: computes pooled features of images that are not in the source.
+        locate: computes the evidence in an image, for heat maps.
         training_steps: steps of a training; 0 if unknown.
         cache: folder for thumbnails.
         workers: threads that decode pictures.
@@ -82,6 +84,7 @@ class LabelService:
         live: LiveRanking,
         *,
         encode: EncodeImages,
+        locate: LocateEvidence,
         training_steps: int,
         cache: Path,
         workers: int,
@@ -104,6 +107,7 @@ class LabelService:
         self._listeners: list[Callable[[Change], None]] = []
         self._reader = RunReader(run)
         self.pictures = Pictures(source, cache, workers=workers)
+        self.heat_maps = HeatMaps(self.pictures, live, self._reader, locate)
         self.stretches: Sequence[str] = STRETCHES
         self.channels = self.pictures.channels
         self.examples = Examples(
@@ -155,6 +159,11 @@ class LabelService:
     def summary(self) -> Summary:
         """Summarise the search: counts, scores, estimate, annotators."""
         return summarise_search(self._state, cycle=self._cycle, seconds=self._seconds)
+
+    def heat_map(self, id_: str, *, stretch: str, channel: str | None) -> bytes:
+        """Return the picture of an image with a heat map of the evidence for its score, see `HeatMaps.picture`."""
+        cycle = self._cycle if self._state.scores.mode == "trained" else None
+        return self.heat_maps.picture(id_, stretch=stretch, channel=channel, cycle=cycle)
 
     def label(self, ids: Sequence[str], label: Label | None, annotator: str) -> int:
         """Label images, or remove their labels with None; return their number.

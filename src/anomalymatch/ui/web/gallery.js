@@ -1,6 +1,6 @@
 // Gallery of tiles; keyboard, mouse and touch work without a round trip to the server.
 const LABELS = { a: "anomaly", n: "normal", u: "unsure", x: "artefact" };
-const COMMANDS = { z: "undo", r: "rerank", t: "train", g: "group", "?": "help" };
+const COMMANDS = { z: "undo", r: "rerank", t: "train", g: "group", h: "heat", "?": "help" };
 const SIDES = [64, 96, 128, 192, 256, 384, 512]; // sides of the thumbnails in the server's cache
 const LONG_PRESS_MS = 450;
 const DOUBLE_TAP_MS = 350;

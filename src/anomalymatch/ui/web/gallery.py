@@ -20,7 +20,7 @@ class GalleryElement(ui.element, component="gallery.js"):
 
     It emits `hello` (stored settings, once), `label` (ids, label), `look` (id for the large view), `shut`, `turn`
     (page, and whether the cursor goes to its first or last tile), `whole` (label for the whole current group), `group`
-    (show the next), `undo`, `rerank`, `train`, `help` and `clear` (the filters).
+    (show the next), `heat` (show or hide heat maps), `undo`, `rerank`, `train`, `help` and `clear` (the filters).
     """
 
     def __init__(self, *, version: str, tile: int = 128) -> None:

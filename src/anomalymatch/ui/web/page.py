@@ -15,7 +15,7 @@ from anomalymatch.ui.web.gallery import TILE_SIDES, GalleryElement
 from anomalymatch.ui.web.panel import Panel
 from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
-from anomalymatch.ui.web.theme import ACCENT, drop_down, label_colours, many
+from anomalymatch.ui.web.theme import ACCENT, drop_down, heat_colours, label_colours, many
 from anomalymatch.ui.web.viewer import Viewer
 
 KEYS = {
@@ -39,6 +39,7 @@ KEYS = {
         "Space, Enter, double click": "open, close",
         "+ - 0, wheel, pinch": "zoom; drag to move",
         "← →": "next and previous image",
+        "h": "heat map: what made the score high",
     },
     "Search": {
         "/": "filter by text",
@@ -214,7 +215,7 @@ def build_page(service: LabelService) -> None:
 
 class _Page:
     def __init__(self, service: LabelService) -> None:
-        ui.add_css(f":root {{{label_colours()}}}")
+        ui.add_css(f":root {{{label_colours()}{heat_colours()}}}")
         ui.add_css(STYLE)
         ui.colors(primary=ACCENT)
         self.dark = ui.dark_mode(None)
@@ -267,6 +268,7 @@ class _Page:
         gallery.on_event("turn", lambda words: session.change(page=int(words["to"]), at=words["at"]))
         gallery.on_event("whole", lambda words: session.label_group(Label(words["label"])))
         gallery.on_event("group", lambda _: session.next_group())
+        gallery.on_event("heat", lambda _: self.viewer.toggle_heat())
         gallery.on_event("undo", lambda _: session.undo())
         gallery.on_event("rerank", lambda _: session.rerank())
         gallery.on_event("train", lambda _: session.train())

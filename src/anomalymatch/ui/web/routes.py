@@ -44,7 +44,7 @@ def version(source: ImageSource) -> str:
 def routes(service: LabelService, *, workers: int | None = None) -> list[Route]:
     """Create all routes of a service; `workers` threads draw pictures, by default two more than there are cores."""
     handlers = _Handlers(service, workers or (os.cpu_count() or 1) + 2)
-    get = {"/thumb": handlers.thumb, "/full": handlers.full, "/example": handlers.example}
+    get = {"/thumb": handlers.thumb, "/full": handlers.full, "/heat": handlers.heat, "/example": handlers.example}
     post = {"/examples": handlers.add_examples, "/import": handlers.import_labels}
     return [
         *(Route(path, _with_plain_errors(handler), methods=["GET"]) for path, handler in get.items()),
@@ -64,11 +64,16 @@ class _Handlers:
         return await self._picture(request, partial(self.service.pictures.thumbnail, id_, side), THUMBNAIL_TYPE)
 
     async def full(self, request: Request) -> Response:
+        return await self._large(request, self.service.pictures.full)
+
+    async def heat(self, request: Request) -> Response:
+        return await self._large(request, self.service.heat_map)
+
+    async def _large(self, request: Request, make: Callable[..., bytes]) -> Response:
         id_, stretches = _id(request), self.service.stretches
         stretch = _one_of(request, "stretch", stretches) or stretches[0]
         channel = _one_of(request, "channel", self.service.channels)
-        draw = partial(self.service.pictures.full, id_, stretch=stretch, channel=channel)
-        return await self._picture(request, draw, FULL_TYPE)
+        return await self._picture(request, partial(make, id_, stretch=stretch, channel=channel), FULL_TYPE)
 
     async def example(self, request: Request) -> Response:
         id_, side = _id(request), _side(request)

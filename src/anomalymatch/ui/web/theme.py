@@ -6,6 +6,7 @@ from typing import Any
 from nicegui import ui
 
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
+from anomalymatch.evaluation.heat_maps import legend_strip
 from anomalymatch.types import Label
 
 SHAPES = {Label.ANOMALY: "▲ A", Label.NORMAL: "● N", Label.UNSURE: "◆ U", Label.ARTEFACT: "✕ X"}
@@ -18,6 +19,12 @@ GREY, ACCENT = "#8A94A3", "#5B8DEF"
 def label_colours() -> str:
     """Return the colours of the labels as CSS variables, `--anomaly` and so on."""
     return "".join(f"--{label}: {colour};" for label, colour in FRAME_COLOURS.items())
+
+
+def heat_colours() -> str:
+    """Return the colours of heat maps, from negative to positive, as the CSS variable `--heat`."""
+    stops = (f"rgb({red},{green},{blue})" for red, green, blue in legend_strip(1, 17)[0].tolist())
+    return f"--heat: linear-gradient(to right, {', '.join(stops)});"
 
 
 def drop_down(

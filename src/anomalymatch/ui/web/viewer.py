@@ -43,6 +43,7 @@ class Viewer:
     def __init__(self, session: Session, version: str) -> None:
         self.session, self._version = session, version
         self.id = ""
+        self._rankings = 0
         service = session.service
         self.dialog = ui.dialog().props("maximized aria-label='Large view'")
         self.dialog.on_value_change(self._closed)
@@ -53,6 +54,12 @@ class Viewer:
                 self._channel = drop_down(channels, ALL_CHANNELS, "channel", "channel", self._draw)
                 self._channel.set_visibility(len(service.channels) > 1)
                 self._compare = ui.switch("compare", on_change=self._draw).props("dense data-testid=compare")
+                self._heat = ui.switch("heat map", on_change=self._draw).props("dense data-testid=heat")
+                self._heat.tooltip("What made the score high (h). A place also sees its surroundings.")
+                with ui.element("div").classes("am-heat-legend").props("data-testid=heat-legend") as self._legend:
+                    ui.label("against an anomaly")
+                    ui.element("div").classes("am-heat-colours")
+                    ui.label("for an anomaly")
                 ui.element("div").classes("am-grow")
                 for icon, key, step in (("chevron_left", "←", -1), ("chevron_right", "→", 1)):
                     word = "previous" if step < 0 else "next"
@@ -100,6 +107,11 @@ class Viewer:
         self.dialog.open()
         background_tasks.create(self._fill(id_, with_neighbours=True), name="large view")
 
+    def toggle_heat(self) -> None:
+        """Show or hide heat maps; nothing happens while the view is closed."""
+        if self.id:
+            self._heat.value = not self._heat.value
+
     def close(self) -> None:
         """Return to the gallery."""
         self.dialog.close()
@@ -110,6 +122,7 @@ class Viewer:
             self.session.gallery.set_option("viewing", "")
 
     def _draw(self) -> None:
+        self._legend.set_visibility(self._heat.value)
         if not self.id:
             return
         chosen = str(self._stretch.value)
@@ -118,12 +131,15 @@ class Viewer:
         ids = self.session.gallery.ids
         place = ids.index(self.id) if self.id in ids else len(ids)
         beside = ids[place + 1 : place + 2] + ids[max(0, place - 1) : place]
-        self._zoom.show(panes, [] if self._compare.value else [self._address(id_, chosen) for id_ in beside])
+        ahead = [] if self._compare.value or self._heat.value else [self._address(id_, chosen) for id_ in beside]
+        self._zoom.show(panes, ahead)
 
     def _address(self, id_: str, stretch: str) -> str:
         words = {"id": id_, "stretch": stretch, "v": self._version}
         if self._channel.value != ALL_CHANNELS:
             words["channel"] = str(self._channel.value)
+        if self._heat.value:  # the browser asks again after each ranking
+            return "/heat?" + urlencode(words | {"v": str(self._rankings)})
         return "/full?" + urlencode(words)
 
     def _pick(self, stretch: str) -> None:
@@ -144,6 +160,10 @@ class Viewer:
         await self.session.change(like=like)
 
     def _watch(self, kinds: set[str], ids: set[str]) -> None:
+        if "ranking" in kinds:
+            self._rankings += 1
+            if self._heat.value:
+                self._draw()
         if self.id and (self.id in ids or "ranking" in kinds):
             background_tasks.create(self._fill(self.id, with_neighbours=False), name="large view")
 

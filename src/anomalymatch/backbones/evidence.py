@@ -1,0 +1,183 @@
+"""Evidence maps: the log-odds of an image, divided exactly among the places of the image."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+
+from anomalymatch.backbones.network import Backbone, FeatureEnsemble, Network
+from anomalymatch.backbones.stages import stage_evidence, stage_options
+from anomalymatch.backbones.tta import crop_box, restored, tta_inputs
+from anomalymatch.data.stream import resize, to_tensor
+from anomalymatch.errors import ConfigError
+from anomalymatch.evaluation.contact_sheet import save_sheet
+from anomalymatch.evaluation.heat_maps import heat_sheet, scale_evidence
+from anomalymatch.types import Image, Images
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-3
+"""Relative difference up to which pooled features count as the mean over the cells."""
+NORM_FLOOR = 1e-12
+SHEET_IMAGES = 24
+LEGEND = "against an anomaly", "for an anomaly"
+
+
+class Evidence(NamedTuple):
+    """Log-odds of one image as a sum: `cells.sum() + rest + intercept`.
+
+    Attributes:
+        cells: part of each pixel of the network's square input; positive parts speak for an anomaly.
+        rest: part of features without a place, such as the class token of a transformer.
+        intercept: intercept of the head.
+    """
+
+    cells: Float32[np.ndarray, "s s"]
+    rest: float
+    intercept: float
+
+    @property
+    def logit(self) -> float:
+        """Log-odds of the image."""
+        return float(self.cells.sum(dtype=np.float64)) + self.rest + self.intercept
+
+    @property
+    def local(self) -> Float32[np.ndarray, "s s"]:
+        """Log-odds that the image would have if all of it were like this place; their mean is `logit`."""
+        return self.cells * np.float32(self.cells.size) + np.float32(self.rest + self.intercept)
+
+
+@torch.inference_mode()
+def locate_evidence(network: Network, image: UInt8[Tensor, "c s s"]) -> Evidence:
+    """Divide the log-odds of an image among its places.
+
+    The head is linear, so the log-odds are a sum over features. The mean of a feature map is divided among the cells of
+    the map, and the statistics of the stages as in `stage_evidence`. Norms are taken as constants, as in layer-wise
+    relevance propagation (Ali et al., ICML 2022). A cell is spread over its rectangle of the image; cells of crops and
+    turned images are mapped back. The parts add up exactly, but a cell also sees its surroundings.
+
+    Args:
+        network: a network in evaluation mode.
+        image: an 8-bit image of the size that the network takes, on any device.
+
+    Raises:
+        ConfigError: if the backbone gives no feature maps.
+    """
+    backbone, head, size = network.backbone, network.head, image.shape[-1]
+    pixels = backbone.normalise(image[None].to(backbone.mean.device))
+    inputs = torch.cat(list(tta_inputs(pixels, backbone.orientations, backbone.crops)))
+    weight, bias = (each[1] - each[0] for each in (head.linear.weight, head.linear.bias))
+    last, stages = weight.split([head.features, head.stage_features])
+    views = _views(backbone, inputs)
+    pooled = torch.cat([view.pooled for view in views], dim=1).mean(dim=0)
+    if head.normalised:
+        last = last / pooled.norm().clamp_min(NORM_FLOOR)
+    rest, evidence = float(pooled @ last), []
+    for view, part in zip(views, last.split([view.pooled.shape[1] for view in views]), strict=True):
+        evidence.append(torch.einsum("bchw,c->bhw", view.cells, part) / len(inputs))
+        rest -= float(evidence[-1].sum())
+        evidence += [each / len(inputs) for each in stage_evidence(view.stages, stages)]
+    cells = torch.stack([_spread(each, size, backbone.orientations) for each in evidence]).sum(dim=0)
+    return Evidence(cells.cpu().numpy(), rest, float(bias))
+
+
+def evidence_map(network: Network, image: Image, fit: str) -> Float32[np.ndarray, "s s"]:
+    """Return the `local` evidence of an image of any size.
+
+    Raises:
+        ConfigError: if the backbone gives no feature maps.
+    """
+    return locate_evidence(network, to_tensor([resize(image, network.spec.image_size, fit)])[0]).local
+
+
+def write_evidence_sheet(
+    path: Path, network: Network, images: Images, captions: Sequence[str], fit: str, frames: Sequence[str | None] = ()
+) -> None:
+    """Write a sheet of the first `SHEET_IMAGES` images above the same images with heat maps of their evidence.
+
+    If the backbone gives no feature maps, there is no sheet, and the log says why.
+
+    Args:
+        path: the PNG file.
+        network: a network in evaluation mode.
+        images: images of any sizes, most anomalous first.
+        captions: captions of the images, see `contact_sheet`.
+        fit: how images become square, see `data.stream.resize`.
+        frames: frames of the images, see `contact_sheet`.
+    """
+    images, captions, frames = images[:SHEET_IMAGES], captions[:SHEET_IMAGES], frames[:SHEET_IMAGES]
+    try:
+        heats = [scale_evidence(evidence_map(network, image, fit)) for image in images]
+    except ConfigError as error:
+        logger.info("%s is not written: %s", path.name, error)
+        return
+    save_sheet(heat_sheet(images, heats, captions, fit, frames=frames, legend=LEGEND), path)
+
+
+class _View(NamedTuple):
+    """Features of a model for all inputs, the cells that they are the sum of, and the maps of its stages."""
+
+    pooled: Float[Tensor, "b d"]
+    cells: Float[Tensor, "b d _ _"]
+    stages: list[Float[Tensor, "b _ _ _"]]
+
+
+def _views(backbone: Backbone, inputs: Float[Tensor, "b c s s"]) -> list[_View]:
+    """Return the view of the model, or those of an ensemble's models."""
+    body = backbone.body
+    if not isinstance(body, FeatureEnsemble):
+        return [_view(body, inputs, stage_options(body) if backbone.stage_features else {})]
+    views = [_view(model, body.normalise(inputs, i), {}) for i, model in enumerate(body.models)]
+    norms = [view.pooled.norm(dim=1, keepdim=True).clamp_min(NORM_FLOOR) for view in views]
+    return [_View(v.pooled / norm, v.cells / norm[..., None, None], []) for v, norm in zip(views, norms, strict=True)]
+
+
+def _view(body: nn.Module, inputs: Float[Tensor, "b c s s"], options: dict[str, Any]) -> _View:
+    if not hasattr(body, "forward_intermediates"):
+        raise ConfigError("this backbone gives no feature maps, so the places of its evidence are unknown")
+    model = cast(Any, body)
+    final, stages = model.forward_intermediates(inputs, **(options or {"indices": 1}))
+    pooled = model.forward_head(final)
+    return _View(pooled, _cells(model, final, pooled), stages if options else [])
+
+
+def _cells(model: Any, final: Float[Tensor, "b ..."], pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b d _ _"]:
+    """Return vectors whose sum over the cells is `pooled`, up to a constant; zeros if it is not a mean over cells."""
+    nothing = torch.zeros_like(pooled)[..., None, None]
+    if final.ndim != 4:
+        return nothing
+    maps = final.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else final
+    cells, constant = maps / maps[0, 0].numel(), torch.zeros(())
+    norm = getattr(getattr(model, "head", None), "norm", None)
+    if isinstance(norm, nn.LayerNorm):  # after the mean, as in a ConvNeXt
+        deviation = (cells.sum((2, 3)).var(1, correction=0) + norm.eps).sqrt()
+        cells = (cells - cells.mean(1, keepdim=True)) / deviation[:, None, None, None] * norm.weight[:, None, None]
+        constant = norm.bias
+    found = cells.sum((2, 3)) + constant
+    is_mean = found.shape == pooled.shape and bool((found - pooled).norm() <= TOLERANCE * pooled.norm())
+    return cells if is_mean else nothing
+
+
+def _spread(maps: Float[Tensor, "b h w"], size: int, orientations: int) -> Float[Tensor, "{size} {size}"]:
+    """Add up the maps of all inputs (see `tta_inputs`) on the pixels of the image; the sum stays the same."""
+    total = maps.new_zeros(size, size)
+    for number, own in enumerate(maps.split(orientations)):
+        top, left, side = crop_box(size, number - 1) if number else (0, 0, size)
+        upright = torch.stack([restored(each[None], i)[0] for i, each in enumerate(own)]).sum(dim=0)
+        rows = _overlaps(upright.shape[0], top, side, size).to(maps)
+        columns = _overlaps(upright.shape[1], left, side, size).to(maps)
+        total += rows @ upright @ columns.T
+    return total
+
+
+def _overlaps(cells: int, start: int, length: int, size: int) -> Float[Tensor, "{size} {cells}"]:
+    """Return the share of each cell that lies on each pixel; equal cells cover `length` pixels from `start` on."""
+    edges = start + length * torch.arange(cells + 1, dtype=torch.float64) / cells
+    pixels = torch.arange(size, dtype=torch.float64)[:, None]
+    covered = torch.minimum(edges[1:], pixels + 1) - torch.maximum(edges[:-1], pixels)
+    return covered.clamp_min(0) * cells / length
