@@ -33,6 +33,7 @@ def with_random_head(spec, backbone, *, normalised=True, seed=0):
         ("test_convnext", {"stages": True}),
         ("test_resnet", {"stages": True, "crops": 5}),
         ("test_vit", {"stages": True, "orientations": 4}),
+        ("test_vit2", {"stages": True, "crops": 1}),
     ],
 )
 @pytest.mark.parametrize("normalised", [True, False])
@@ -47,7 +48,7 @@ def test_parts_add_up_to_the_log_odds(name, changes, normalised):
         assert found.logit == pytest.approx(logit, abs=2e-4)
         assert found.local.mean(dtype=np.float64) == pytest.approx(logit, abs=1e-3)
         assert found.intercept == pytest.approx(0.7)
-        # Only a class token has no place; elsewhere the cells explain everything.
+        # Only a class token has no place; patch tokens, as other cells, explain everything.
         assert (abs(found.rest) < 1e-4) == (name != "test_vit")
 
 

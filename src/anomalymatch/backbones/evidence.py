@@ -1,6 +1,7 @@
 """Evidence maps: the log-odds of an image, divided exactly among the places of the image."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -147,20 +148,31 @@ def _view(body: nn.Module, inputs: Float[Tensor, "b c s s"], options: dict[str, 
 
 
 def _cells(model: Any, final: Float[Tensor, "b ..."], pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b d _ _"]:
-    """Return vectors whose sum over the cells is `pooled`, up to a constant; zeros if it is not a mean over cells."""
-    nothing = torch.zeros_like(pooled)[..., None, None]
-    if final.ndim != 4:
-        return nothing
-    maps = final.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else final
+    """Return vectors whose sum over the cells is `pooled`, up to a constant; zeros where it is not a mean over cells.
+
+    The features of a class token come first, and have no cells.
+    """
+    maps = _as_map(model, final)
     cells, constant = maps / maps[0, 0].numel(), torch.zeros(())
-    norm = getattr(getattr(model, "head", None), "norm", None)
+    norm = getattr(getattr(model, "head", None), "norm", None) or getattr(model, "fc_norm", None)
     if isinstance(norm, nn.LayerNorm):  # after the mean, as in a ConvNeXt
         deviation = (cells.sum((2, 3)).var(1, correction=0) + norm.eps).sqrt()
         cells = (cells - cells.mean(1, keepdim=True)) / deviation[:, None, None, None] * norm.weight[:, None, None]
         constant = norm.bias
-    found = cells.sum((2, 3)) + constant
-    is_mean = found.shape == pooled.shape and bool((found - pooled).norm() <= TOLERANCE * pooled.norm())
-    return cells if is_mean else nothing
+    width = cells.shape[1]
+    found, own = cells.sum((2, 3)) + constant, pooled[:, -width:]
+    if found.shape != own.shape or bool((found - own).norm() > TOLERANCE * own.norm()):
+        return torch.zeros_like(pooled)[..., None, None]
+    placeless = cells.new_zeros(len(cells), pooled.shape[1] - width, *cells.shape[2:])
+    return torch.cat([placeless, cells], dim=1)
+
+
+def _as_map(model: Any, final: Float[Tensor, "b ..."]) -> Float[Tensor, "b d _ _"]:
+    """Return the last features of a model, channels first; of tokens, those of the patches."""
+    if final.ndim == 3:
+        patches = final[:, getattr(model, "num_prefix_tokens", 0) :]
+        return patches.transpose(1, 2).unflatten(2, (math.isqrt(patches.shape[1]), -1))
+    return final.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else final
 
 
 def _spread(maps: Float[Tensor, "b h w"], size: int, orientations: int) -> Float[Tensor, "{size} {size}"]:
