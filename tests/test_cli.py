@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import anomalymatch as am
-from anomalymatch import __main__, cluster, label, run, score
+from anomalymatch import __main__, adapt, cluster, label, run, score
 from anomalymatch.config import PATHS, compose, compose_partly, config_folder, expand
 from anomalymatch.errors import ConfigError, describe_missing_package
 from anomalymatch.terminal import errors_in_a_line
 
 ROOT = Path(__file__).parents[1]
 NASTY = "ü b,c=(d)[e]#f&g$h{i}"
-COMMANDS = {"run": "config", "label": "label", "score": "score", "cluster": "cluster"}
+COMMANDS = {"run": "config", "label": "label", "score": "score", "cluster": "cluster", "adapt": "adapt"}
 
 
 def python(*words, **options):
@@ -180,7 +180,7 @@ def test_completion_is_printed(command):
 # --- help and version -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("main", [run.main, label.main, score.main, cluster.main, __main__.main])
+@pytest.mark.parametrize("main", [run.main, label.main, score.main, cluster.main, adapt.main, __main__.main])
 def test_version(call_main, main):
     assert call_main(main, "--version").out.split() == ["anomalymatch", am.__version__]
     assert am.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -188,7 +188,8 @@ def test_version(call_main, main):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_examples_and_describes_the_keys(call_main, name):
-    text = call_main({"run": run, "label": label, "score": score, "cluster": cluster}[name].main, "--help").out
+    commands = {"run": run, "label": label, "score": score, "cluster": cluster, "adapt": adapt}
+    text = call_main(commands[name].main, "--help").out
     assert f"python -m anomalymatch.{name} " in text
     words = " ".join(text.split())
     assert "inference.workers=" in words

@@ -47,7 +47,7 @@ for word in ("--help", "al.cylces=3"):
 
 def test_every_public_name_can_be_imported():
     assert dir(am) == sorted(am.__all__)
-    assert 8 <= len(am.__all__) <= 25
+    assert 8 <= len(am.__all__) <= 26
     for name in am.__all__:
         assert callable(getattr(am, name))
         assert getattr(am, name).__doc__
@@ -55,7 +55,9 @@ def test_every_public_name_can_be_imported():
         _ = am.nothing
 
 
-@pytest.mark.parametrize(("name", "config"), [("run", "config"), ("score", "score"), ("cluster", "cluster")])
+@pytest.mark.parametrize(
+    ("name", "config"), [("run", "config"), ("score", "score"), ("cluster", "cluster"), ("adapt", "adapt")]
+)
 def test_help_of_a_command_names_its_keys_and_they_exist(name, config):
     command = getattr(am, name)
     assert "overrides" in signature(command).parameters

@@ -16,13 +16,13 @@ from anomalymatch.score import expand_data
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
-COMMAND = r"^\s+python -m anomalymatch\.(run|label|score|cluster) (.+?)\s*(?:#.*)?$"
+COMMAND = r"^\s+python -m anomalymatch\.(run|label|score|cluster|adapt) (.+?)\s*(?:#.*)?$"
 COMMANDS = re.findall(COMMAND, TEXT, flags=re.MULTILINE)
 
 
 def test_the_first_example_is_short():
     assert all(5 <= block.count("\n") <= 20 for block in BLOCKS[:1])
-    assert len({command for command, _ in COMMANDS}) == 4
+    assert len({command for command, _ in COMMANDS}) == 5
 
 
 def test_the_code_runs(tiny_job, tiny_model, monkeypatch, tmp_path, capsys, image_folder):

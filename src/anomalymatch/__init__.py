@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anomalymatch.adapt import adapt
     from anomalymatch.algorithms.augmentation.objects import ObjectAugmentation
     from anomalymatch.algorithms.base import Learner
     from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches
@@ -43,6 +44,7 @@ _HOMES = {
     "ObjectAugmentation": "algorithms.augmentation.objects",
     "Ranking": "ranking",
     "Task": "data.task",
+    "adapt": "adapt",
     "cluster": "cluster",
     "compose": "config",
     "evaluate": "evaluation.metrics",
@@ -70,6 +72,7 @@ __all__ = [
     "ObjectAugmentation",
     "Ranking",
     "Task",
+    "adapt",
     "cluster",
     "compose",
     "evaluate",

@@ -11,6 +11,7 @@ COMMANDS = {
     "run": ("anomalymatch.run", "rank images, label the top, train, rank again: the main command"),
     "label": ("anomalymatch.label", "open the labelling page on images of your own"),
     "score": ("anomalymatch.score", "rank an archive of any size with a trained run"),
+    "adapt": ("anomalymatch.adapt", "adapt the backbone to an archive, without labels"),
     "cluster": ("anomalymatch.cluster", "group images by the kind of their anomaly"),
     "convert": ("anomalymatch.data.convert", "pack images of any kind into Parquet shards, which are read faster"),
     "crossmatch": ("anomalymatch.scoring.crossmatch", "find known objects at the positions of the top-ranked images"),

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -37,6 +38,7 @@ from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.types import Image, Label
 
 if TYPE_CHECKING:
+    from anomalymatch.algorithms.adaptation import Adapted
     from anomalymatch.ui import LabelService
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,49 @@ def build_image_text(config: DictConfig, task: Task) -> ImageTextEmbedding:
         inference=build(config.inference),
         pool=task.pool,
     )
+
+
+def build_adaptation(config: DictConfig, task: Task) -> "Callable[..., Adapted]":
+    """Build the function that adapts the backbone in a folder; the steps of its training are passed on.
+
+    Labels serve the check of the result alone: those that came with the images, else a sample of the true classes.
+    """
+    # Imported late: the other commands do not need lightly.
+    from anomalymatch.algorithms.adaptation import AdaptationSpec, Recipe, adapt
+
+    settings = cast(dict[str, Any], OmegaConf.to_container(config.adapt, resolve=True))
+    spec = AdaptationSpec(**{field.name: settings[field.name] for field in fields(AdaptationSpec)})
+    check_range("adapt.minutes", config.adapt.minutes, above=0, null=True)
+    check_range("trainer.workers", config.trainer.workers, low=0)
+    augmentation = build(config.augment)
+    recipe = Recipe(
+        name=config.adapt.name,
+        method=build(config.adapt.method),
+        spec=spec,
+        optimizer=build(config.adapt.optimizer),
+        trainer=build(config.trainer.lightning),
+        view=augmentation.contrastive(task.source.channels, spec.image_size),
+        workers=config.trainer.workers,
+        minutes=config.adapt.minutes,
+        seed=config.seed,
+    )
+    embedding = build_embedding(config, task)
+    embedding = replace(embedding, stages=False, orientations=1, crops=0)
+    return partial(adapt, embedding, task.pool, known_anomalies(task, config.seed), recipe)
+
+
+def known_anomalies(task: Task, seed: int, most: int = 2000) -> dict[str, bool]:
+    """Return True for each image of the pool known as an anomaly, False for at most `most` known as normal."""
+    known = {
+        id_: label == Label.ANOMALY for id_, label in task.labels.items() if label in (Label.ANOMALY, Label.NORMAL)
+    }
+    if task.anomalies is not None:
+        known = {id_: bool(rare) for id_, rare in zip(task.pool, task.truth(task.pool), strict=True)}
+    pool = frozenset(task.pool)
+    normals = [id_ for id_, rare in known.items() if not rare and id_ in pool]
+    chosen = np.random.default_rng(seed).permutation(len(normals))[:most]
+    anomalies = [id_ for id_, rare in known.items() if rare and id_ in pool]
+    return dict.fromkeys(anomalies, True) | {normals[i]: False for i in sorted(chosen)}
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def launch(job: Callable[[DictConfig], object], *, name: str = "config", stopped
         if options.version:
             print(f"anomalymatch {version('anomalymatch')}")
             return
-        expanded = [expand(word, multirun=options.multirun) for word in overrides]
+        expanded = [expand(word, multirun=options.multirun, name=name) for word in overrides]
         if not options.about_hydra:
             composed = compose_partly(expanded, multirun=options.multirun, folder=options.config_dir, name=name)
             if options.help:

@@ -23,12 +23,14 @@ from anomalymatch.saved_config import read_config
 from anomalymatch.text import listed, printable
 
 CHANGEABLE_ON_RESUME = (
+    "adapt.minutes",
     "al.cycles",
     "al.budget",
     "data",
     "inference",
     "logger",
     "log_level",
+    "output",
     "resume",
     "trainer.workers",
     "trust",
@@ -36,6 +38,7 @@ CHANGEABLE_ON_RESUME = (
 """Keys that may change when a run is resumed; any other would change its numbers."""
 
 NULLABLE = (
+    "adapt.trainable_groups",
     "al.pool_size",
     "algorithm.learner.loss.alignment",
     "algorithm.learner.loss.threshold",
@@ -61,6 +64,9 @@ SHORT_FORMS = {
     "optimizer": "optimizer@algorithm.learner.optimizer",
 }
 """Keys that stand for a config group on the command line: `al.cold_start=knn` is `al/cold_start=knn`."""
+
+OWN_SHORT_FORMS = {"adapt": {"optimizer": "optimizer@adapt.optimizer"}}
+"""Short forms of one command."""
 
 PATHS = (
     "al.describe",
@@ -109,11 +115,15 @@ def config_folders(own: Path | None) -> list[Path]:
     return [config_folder(), *([own] if own else [])]
 
 
-def expand(word: str, *, multirun: bool = False) -> str:
-    """Replace the short form of a config group by the group (null is `none`), and quote a path for Hydra's parser."""
+def expand(word: str, *, multirun: bool = False, name: str = "config") -> str:
+    """Replace the short form of a config group by the group (null is `none`), and quote a path for Hydra's parser.
+
+    `name` is that of the primary configuration.
+    """
     key, equals, value = word.partition("=")
-    if equals and key in SHORT_FORMS:
-        return f"{SHORT_FORMS[key]}={'none' if value == 'null' else value}"
+    forms = SHORT_FORMS | OWN_SHORT_FORMS.get(name, {})
+    if equals and key in forms:
+        return f"{forms[key]}={'none' if value == 'null' else value}"
     return f"{key}={_quote_path(value, multirun=multirun)}" if equals and key.lstrip("+") in PATHS else word
 
 
@@ -209,7 +219,7 @@ def compose_partly(
 ) -> Composed:
     """Compose and check like `check_overrides`, without the check for keys that are not set."""
     folders = config_folders(folder)
-    everything = [_parse(expand(word, multirun=multirun)) for word in overrides]
+    everything = [_parse(expand(word, multirun=multirun, name=name)) for word in overrides]
     for override in everything:
         _check_plugin(override)
     parsed = [override for override in everything if not _is_hydra(override)]
@@ -253,13 +263,13 @@ def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictC
     return saved
 
 
-def check_same_run(folder: Path, config: DictConfig) -> None:
-    """Check that a folder holds no run with other settings.
+def check_same_run(folder: Path, config: DictConfig, name: str = "config") -> None:
+    """Check that a folder holds no run with other settings; `name` is that of the primary configuration.
 
     Raises:
         ConfigError: for the first setting that differs.
     """
-    saved = _load(folder, trust=config.trust, called=False)
+    saved = _load(folder, trust=config.trust, called=False, name=name)
     if saved is None:
         return
     before, now = flatten(saved), flatten(config)
@@ -270,13 +280,13 @@ def check_same_run(folder: Path, config: DictConfig) -> None:
             raise ConfigError(f"{folder} holds a run with {key}={old}, not {new}: choose another folder for this one")
 
 
-def _load(folder: Path, *, trust: bool, called: bool = True) -> DictConfig | None:
+def _load(folder: Path, *, trust: bool, called: bool = True, name: str = "config") -> DictConfig | None:
     """Read the configuration of a run folder, and check the types of its values; None if there is none."""
     path = folder / FILE
     if not path.is_file():
         return None
     saved = read_config(path, config_folder(), trust=trust, called=called)
-    default = _defaults(tuple(_choices_of(saved)), None, "config").config
+    default = _defaults(tuple(_choices_of(saved)), None, name).config
     known = flatten(default, resolve=False)
     missing = [key for key, value in default.items() if isinstance(value, DictConfig) and saved.get(key) is None]
     if missing:
@@ -291,7 +301,14 @@ def _load(folder: Path, *, trust: bool, called: bool = True) -> DictConfig | Non
 
 def _choices_of(saved: DictConfig) -> Iterator[str]:
     """Yield the choices of config groups by which a saved configuration was composed, as far as they exist."""
-    for key in ("dataset.name", "algorithm.name", "oracle.name", "al.strategy.name", "al.cold_start.name"):
+    for key in (
+        "adapt.name",
+        "dataset.name",
+        "algorithm.name",
+        "oracle.name",
+        "al.strategy.name",
+        "al.cold_start.name",
+    ):
         group = key.removesuffix(".name").replace(".", "/")
         name = OmegaConf.select(saved, key, throw_on_resolution_failure=False)
         if name in {path.stem for path in (config_folder() / group).glob("*.yaml")}:

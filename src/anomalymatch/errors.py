@@ -70,7 +70,7 @@ class LabelError(AnomalyMatchError):
 
 
 class TrainingError(AnomalyMatchError):
-    """The training diverged, and there is no other model to rank with."""
+    """The training diverged or the features collapsed, and there is no other model to take instead."""
 
 
 class StorageError(AnomalyMatchError):

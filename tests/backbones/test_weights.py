@@ -1,4 +1,5 @@
 import logging
+from functools import partial
 
 import huggingface_hub
 import pytest
@@ -181,3 +182,17 @@ def test_fingerprints():
     third.load_state_dict(first.state_dict())
     third.bn1.running_mean[0] += 1e-6  # a buffer counts too
     assert fingerprint(first) != fingerprint(third)
+
+
+def test_weights_for_other_bands_are_loaded_as_they_are_and_only_for_as_many(tmp_path):
+    build = partial(build_backbone, name=TINY, weights="none", image_size=32)
+    _, five = build(channels=5)
+    with torch.no_grad():
+        five.body.conv_stem.weight[:, 4] *= 3.0
+    save_file(
+        {name: tensor.contiguous() for name, tensor in five.body.state_dict().items()}, tmp_path / "five.safetensors"
+    )
+    _, loaded = build(channels=5, weights=str(tmp_path / "five.safetensors"))
+    assert fingerprint(loaded) == fingerprint(five)
+    with pytest.raises(ConfigError, match="for images of 5 bands, these have 3"):
+        build(channels=3, weights=str(tmp_path / "five.safetensors"))

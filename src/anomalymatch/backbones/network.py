@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from anomalymatch.backbones.stages import stage_options, stage_statistics, stage_width
 from anomalymatch.backbones.tta import CROPS, ORIENTATIONS, tta_inputs
-from anomalymatch.backbones.weights import load_weights, pretrained_config
+from anomalymatch.backbones.weights import first_convolutions, load_weights, pretrained_config
 from anomalymatch.checks import check_choice, check_range, nearest
 from anomalymatch.errors import ConfigError
 
@@ -363,10 +363,15 @@ def _statistics(config: dict[str, Any], channels: int) -> PixelStatistics:
 
 def _transplant(donor: nn.Module, body: nn.Module, channels: int) -> None:
     weights = donor.state_dict()
-    if channels != 3:
-        first = pretrained_config(donor)["first_conv"]
-        for name in [first] if isinstance(first, str) else first:
-            weights[f"{name}.weight"] = adapt_input_conv(channels, weights[f"{name}.weight"])
+    for name in first_convolutions(donor):
+        bands = weights[name].shape[1]
+        if channels != bands != 3:
+            raise ConfigError(
+                f"the weights are for images of {bands} bands, these have {channels}: take weights that were "
+                f"adapted to this archive"
+            )
+        if channels != bands:
+            weights[name] = adapt_input_conv(channels, weights[name])
     missing = body.load_state_dict({k: v for k, v in weights.items() if k in body.state_dict()}, strict=False)
     if missing.missing_keys:
         raise ConfigError(f"the pretrained weights lack {missing.missing_keys[:3]}")

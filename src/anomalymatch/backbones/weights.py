@@ -62,6 +62,12 @@ def pretrained_config(model: nn.Module) -> dict[str, Any]:
     return cast(dict[str, Any], model.pretrained_cfg)
 
 
+def first_convolutions(model: nn.Module) -> list[str]:
+    """Return the names of the weights of the first convolutions, which have a channel for each band of the images."""
+    first = pretrained_config(model)["first_conv"]
+    return [f"{name}.weight" for name in ([first] if isinstance(first, str) else first)]
+
+
 def _architecture(model: nn.Module) -> str:
     return str(pretrained_config(model).get("architecture", ""))
 
@@ -149,6 +155,11 @@ def _load_path(model: nn.Module, path: Path) -> str:
     classifier = set(expected) - set(own)
     if own and all(name.split(".")[0] in ("classifier", "head", "fc") for name in classifier):
         own |= {name: expected[name] for name in classifier}
+    for name in first_convolutions(model):
+        bands = own[name].shape[1] if name in own and own[name].ndim == 4 else 0
+        if bands not in (0, expected[name].shape[1]):  # weights that were trained on images of other bands
+            convolution = cast(nn.Conv2d, model.get_submodule(name.rpartition(".")[0]))
+            convolution.weight, convolution.in_channels = nn.Parameter(torch.empty_like(own[name])), bands
     _assign(model, own, str(path))
     return str(path)
 

@@ -113,6 +113,15 @@ def test_every_knob_changes_its_views(choice, knob):
         assert differ == expected[kind], kind
 
 
+@pytest.mark.parametrize("choice", CHOICES)
+def test_smaller_views_of_contrastive_learning_are_parts_at_the_same_scale(choice):
+    small = make(choice).contrastive(4, 10)(noise(4), 3)
+    assert small.shape == (10, 10, 4)
+    if choice == "galaxies":
+        whole = make(choice).contrastive(4, SIZE)(noise(4), 3)
+        np.testing.assert_array_equal(small, whole[7:17, 7:17])
+
+
 def test_the_views_of_contrastive_learning_of_objects_have_settings_of_their_own():
     still = {"crop": [1.0, 1.0], "jitter_probability": 0.0, "grey": 0.0, "blur": 0.0, "flip": 0.0}
     words = [f"augment.two_views.{key}={value}" for key, value in still.items()]

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import albumentations as A  # noqa: N812 (the library's own abbreviation)
+
 from anomalymatch.algorithms.augmentation.transforms import (
     Blur,
     Gain,
@@ -50,14 +52,17 @@ class GalaxyAugmentation:
 
     def strong(self, channels: int) -> View:
         """Build the strong view: another orientation, scale, place, sharpness, noise level and colour."""
-        return View([
+        return View(self._changes())
+
+    def contrastive(self, channels: int, size: int) -> View:
+        """Build the view of contrastive learning: the strong view, of which the centre is cut out at the same scale."""
+        return View([*self._changes(), A.CenterCrop(size, size)])
+
+    def _changes(self) -> list[A.BasicTransform]:
+        return [
             Reorient(),
             Warp(self.rotate, self.zoom, self.strong_translate, self.border),
             Blur(self.blur),
             Gain(self.gain, self.band_gain),
             Noise(self.noise),
-        ])  # fmt: skip
-
-    def contrastive(self, channels: int, size: int) -> View:
-        """Build the view of contrastive learning, which is the strong view."""
-        return self.strong(channels)
+        ]

@@ -53,8 +53,8 @@ class TextureAugmentation:
         return View([*self._changes(), Cutout(self.cutout)])
 
     def contrastive(self, channels: int, size: int) -> View:
-        """Build the view of contrastive learning: the strong view without the missing part."""
-        return View(self._changes())
+        """Build the view of contrastive learning: any part of the strong view at its scale, with nothing missing."""
+        return View([*self._changes(), A.RandomCrop(size, size)])
 
     def _changes(self) -> list[A.BasicTransform]:
         return [

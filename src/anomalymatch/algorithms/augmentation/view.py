@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import albumentations as A  # noqa: N812 (the library's own abbreviation)
 import numpy as np
+from jaxtyping import UInt8
 
 from anomalymatch.types import Image
 
@@ -16,12 +17,13 @@ class View:
     def __init__(self, steps: Sequence[A.BasicTransform | A.BaseCompose]) -> None:
         self._compose = A.Compose(list(steps))
 
-    def __call__(self, image: Image, seed: int) -> Image:
+    def __call__(self, image: Image, seed: int) -> UInt8[np.ndarray, "height width c"]:
         """Transform `image`; the same seed gives the same view, in any process."""
         # One state for all steps: albumentations' set_random_seed gives each step the same seed, so all steps would
         # draw the same number, and a vertical flip would accompany every horizontal one.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return np.ascontiguousarray(self._compose(image=image)["image"]).reshape(*image.shape)
+        view = self._compose(image=image)["image"]
+        return np.ascontiguousarray(view).reshape(*view.shape[:2], image.shape[2])
 
 
 @runtime_checkable
@@ -37,5 +39,5 @@ class Augmentation(Protocol):
         ...
 
     def contrastive(self, channels: int, size: int) -> View:
-        """Build the view of contrastive learning, of which two are drawn for each image of `size` x `size` pixels."""
+        """Build the view of contrastive learning, two of which are drawn for each image of at least `size` pixels."""
         ...
