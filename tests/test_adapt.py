@@ -60,7 +60,7 @@ def test_mistakes_are_reported_in_a_line_and_leave_no_folder(call, words, tmp_pa
         "data.root=nowhere": "nowhere",
     }.items():
         assert said in call(*words, word).error_line
-    assert not (tmp_path / "work" / "adapted").exists()
+    assert not (tmp_path / "work" / "adapted" / "demo-simclr").exists()
 
 
 def test_one_process_at_a_time_works_in_a_folder(words, tmp_path):

@@ -23,9 +23,9 @@ from anomalymatch.saved_config import read_config
 from anomalymatch.text import listed, printable
 
 CHANGEABLE_ON_RESUME = (
-    "adapt.minutes",
     "al.cycles",
     "al.budget",
+    "adapt.minutes",
     "data",
     "inference",
     "logger",

@@ -78,7 +78,7 @@ class Recipe:
     trainer: Callable[..., Trainer]
     view: View
     workers: int
-    minutes: float | None
+    minutes: Number | None
     seed: int
 
 
@@ -380,9 +380,11 @@ class _Run:
         try:
             with (self.folder / METRICS).open(encoding="utf-8", newline="") as file:
                 rows = [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
+                if [row["epoch"] for row in rows[: epoch + 1]] != list(range(epoch + 1)):
+                    raise ValueError("epochs are missing")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{self.folder / METRICS} is missing or corrupt ({error})") from error
-        return [row for row in rows if row["epoch"] <= epoch]
+        return rows[: epoch + 1]
 
 
 def _plain(row: Mapping[str, Number]) -> dict[str, Number]:
