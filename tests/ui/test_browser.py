@@ -474,3 +474,5 @@ def test_a_description_orders_the_page(demo_words, opened, tmp_path):
         assert page.page.get_by_label("describe what you look for", exact=True).input_value() == "an unusual galaxy"
         page.choose("sort", "by description")
         page.until(lambda: page.ids == best, "the same order after a restart")
+        page.get("section-description").get_by_role("button", name="Clear").click()
+        page.until(lambda: "Nothing is described" in page.get("note").inner_text(), "the description is removed")

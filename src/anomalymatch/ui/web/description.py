@@ -23,7 +23,8 @@ class DescriptionPanel:
                 f"dense borderless clearable maxlength={LONGEST} aria-label='describe what you look for' "
                 f"data-testid=description"
             )
-            self._text.on("keydown.enter", self._set)
+            for event in ("keydown.enter", "clear"):
+                self._text.on(event, self._set)
             self._rank = ui.button("Rank", on_click=self._set).props(
                 "dense unelevated no-caps size=sm data-testid=description-rank"
             )
