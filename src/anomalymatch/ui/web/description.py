@@ -23,9 +23,9 @@ class DescriptionPanel:
                 f"dense borderless clearable maxlength={LONGEST} aria-label='describe what you look for' "
                 f"data-testid=description"
             )
-            for event in ("keydown.enter", "clear"):
-                self._text.on(event, self._set)
-            self._rank = ui.button("Rank", on_click=self._set).props(
+            self._text.on("keydown.enter", lambda: self._set(self._text.value))
+            self._text.on("clear", lambda: self._set(""))  # which comes before the change of the value
+            self._rank = ui.button("Rank", on_click=lambda: self._set(self._text.value)).props(
                 "dense unelevated no-caps size=sm data-testid=description-rank"
             )
         self._progress = ui.linear_progress(0, show_value=False, size="4px").props(
@@ -53,10 +53,10 @@ class DescriptionPanel:
             if status.state == "ready":
                 background_tasks.create(self.session.change(sort=Sort.DESCRIPTION), name="order by description")
 
-    async def _set(self) -> None:
-        self._waits = bool((self._text.value or "").strip())
+    async def _set(self, text: str | None) -> None:
+        self._waits = bool((text or "").strip())
         self._shown = ""
-        await self.session.call(self.session.service.description.set, self._text.value or "")
+        await self.session.call(self.session.service.description.set, text or "")
         self.refresh()
 
 
