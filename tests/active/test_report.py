@@ -101,6 +101,23 @@ def test_the_report_suggests_more_cycles_and_warns_of_rejects_and_a_better_probe
     assert ("worse than the probe" in html) == (row.get("probe_ap") == 0.53)
 
 
+@pytest.mark.parametrize(
+    ("cycles", "worse"),
+    [
+        ([(0.5, 0.5, 0.3, 0.3), (0.1, 0.4, 0.5, 0.4)], False),  # later pools have lost what the ranking found
+        ([(0.5, 0.4, 0.3, 0.3), (0.5, 0.4, 0.4, 0.5)], True),
+        ([(0.5, 0.4, 0.3, 0.5), (0.5, 0.4, 0.6, 0.4)], False),  # the mean of the cycles
+        ([(0.4, 0.5, np.nan, np.nan), (0.5, 0.1, np.nan, np.nan)], True),
+        ([(0.5, 0.5, np.nan, np.nan), (0.1, 0.5, np.nan, np.nan)], False),
+    ],
+)
+def test_the_probe_is_compared_on_images_that_no_ranking_has_chosen(folder, task, cycles, worse):
+    names = ("ap", "probe_ap", "heldout_ap", "probe_heldout_ap")
+    for cycle, values in enumerate(cycles, 1):
+        finish(folder, task, cycle, **MEASURED | dict(zip(names, values, strict=True)))
+    assert ("worse than the probe" in html_of(folder, task)) == worse
+
+
 def test_the_report_shows_estimates_of_an_audit(folder, task):
     left = {"left": 6.0, "left_low": 2.0, "left_high": 31.0, "audited": 40}
     finish(folder, task, 1, **MEASURED | {"left": float("nan"), "left_low": float("nan"), "left_high": float("nan")})

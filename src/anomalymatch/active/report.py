@@ -232,9 +232,22 @@ def _notes(task: Task, rows: list[Row]) -> list[str]:
         )
     if rows[-1]["rejects"]:
         notes.append("Some images could not be read: rejects.parquet lists them with the reasons.")
-    if any("probe_ap" in row and float(row["ap"]) < float(row["probe_ap"]) - 0.02 for row in rows):
-        notes.append("The ranking is worse than the probe's in at least one cycle: prefer algorithm=probe here.")
+    if _loss_to_probe(rows) > 0.02:
+        notes.append("The ranking is worse than the probe's: prefer algorithm=probe here.")
     return notes
+
+
+def _loss_to_probe(rows: list[Row]) -> float:
+    """Return by how much the probe's average precision is higher, on average over the cycles; NaN if it is unknown.
+
+    It is that of held-out images, and without them that of the first cycle. Later pools are no fair comparison: the
+    anomalies that the ranking had put on top have left them, and those that the probe would have found have not.
+    """
+    pairs = [(row.get("heldout_ap", np.nan), row.get("probe_heldout_ap", np.nan)) for row in rows]
+    losses = np.array([float(probe) - float(own) for own, probe in pairs])
+    if np.isfinite(losses).any():
+        return float(np.nanmean(losses))
+    return float(rows[0].get("probe_ap", np.nan)) - float(rows[0].get("ap", np.nan))
 
 
 def _anomalies(task: Task) -> int | None:
