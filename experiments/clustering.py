@@ -31,8 +31,9 @@ SETS = ("neu_steel", "magnetic_tile", "magnetic_tile_defects", "miniimagenet_5",
 TAUS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.5)
 NORMALS = (5, 20, 0)
 """Numbers of labelled normal images; 0 stands for all that are not to be grouped."""
-NEIGHBOURHOODS = ([1], [3], [5], [1, 3], [1, 3, 5])
-LOWEST = (0.1, 0.3, 1.0)
+AVERAGES = (1, 3)
+NEIGHBOURHOODS = ((1,), (3,), (1, 3), (1, 3, 5))
+LOWEST = (0.3, 1.0)
 DEFAULT = ((3, 4), 224)
 VARIANTS = [((2, 3), 224), ((3,), 224), ((4,), 224), ((2, 3, 4), 224), ((3, 4), 320)]
 """Levels and image sizes that `--variants` adds."""
@@ -69,7 +70,7 @@ def main() -> None:
     if options.scores:
         rows = [row for name in options.datasets for row in measure_draws(name, *DEFAULT, options, by_scores)]
         write_csv(options.results / "clustering_scores.csv", rows)
-        print(table(rows, ("dataset", "method", "neighbourhoods", "lowest"), ("nmi",)))
+        print(table(rows, ("dataset", "method", "average", "neighbourhoods", "lowest"), ("nmi",)))
         return
     settings = [DEFAULT, *(VARIANTS if options.variants else [])]
     rows = [
@@ -197,21 +198,29 @@ def by_references(patches: PatchEmbedding, ids: list[str], normals: list[str], d
 
 
 def by_scores(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
-    """Yield the agreement by neighbourhoods and share of the lowest distances, at the default tau."""
+    """Yield the agreement by average, neighbourhoods and share of the lowest distances, at the default tau."""
     truth = patches.embedding.source.truth or {}
-    raw = patches.bags(shared_ids(patches, ids))
-    bags = raw.select(ids)
-    project = patches.fit_projection(bags, seed=draw)
-    bags = project(bags)
-    classes = [truth[id_] for id_ in bags.ids]
-    known = project(raw.select(normals[:20])) if normals else None
-    kinds = [("unsupervised", None, lowest) for lowest in LOWEST] + ([("normals_20", known, 1.0)] if known else [])
-    for sides in NEIGHBOURHOODS:
+    tau = default_spec().tau
+    for average in AVERAGES:
+        own = PatchEmbedding(patches.embedding, replace(patches.spec, average=average))
+        raw = own.bags(shared_ids(own, ids))
+        bags = raw.select(ids)
+        project = own.fit_projection(bags, seed=draw)
+        bags = project(bags)
+        classes = [truth[id_] for id_ in bags.ids]
+        kinds: list[tuple[str, Bags | None, float]] = [("unsupervised", None, lowest) for lowest in LOWEST]
+        for count in (20, 0) if normals else ():
+            kinds.append((f"normals_{count or 'all'}", project(raw.select(normals[: count or None])), 1.0))
         for method, near, lowest in kinds:
-            weights = weigh(bags, near, default_spec(neighbourhoods=sides, lowest=lowest), seed=draw)
-            groups = cut_tree(ward_tree(embed(bags, weights)), len(set(classes)))
-            named = {"method": method, "neighbourhoods": "+".join(map(str, sides)), "lowest": lowest}
-            yield named | clustering_metrics(classes, groups)
+            by_side = {
+                side: score_patches(bags, near, default_spec(neighbourhoods=[side], lowest=lowest), seed=draw)
+                for side in (1, 3, 5)
+            }
+            for sides in NEIGHBOURHOODS:
+                scores = torch.stack([by_side[side] for side in sides]).mean(0)
+                groups = cut_tree(ward_tree(embed(bags, patch_weights(scores, tau))), len(set(classes)))
+                named = {"method": method, "average": average, "neighbourhoods": "+".join(map(str, sides))}
+                yield {**named, "lowest": lowest, **clustering_metrics(classes, groups)}
 
 
 def shared_ids(patches: PatchEmbedding, ids: list[str]) -> list[str]:

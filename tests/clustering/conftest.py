@@ -12,7 +12,7 @@ def make_patches(make_source: Callable[..., Any], make_embedding: Callable[..., 
     from anomalymatch.clustering.patches import PatchEmbedding, PatchSpec
 
     def make(source: Any = None, **options: Any) -> PatchEmbedding:
-        values = {"levels": [2, 3], "grid": None, "components": None, "whitening": 0.5} | options
+        values = {"levels": [2, 3], "grid": None, "average": 3, "components": None, "whitening": 0.5} | options
         network = {key: values.pop(key) for key in ("name", "image_size") if key in values}
         embedding = make_embedding(make_source() if source is None else source, bn_momentum=None, **network)
         return PatchEmbedding(embedding, PatchSpec(**values))

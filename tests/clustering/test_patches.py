@@ -51,7 +51,7 @@ def test_cached_patches_are_read_back(make_patches, make_source, monkeypatch):
     torch.testing.assert_close(longer.patches[-1], first.patches[-1])
 
 
-@pytest.mark.parametrize("change", [{"levels": [3]}, {"grid": 2}, {"image_size": 48}])
+@pytest.mark.parametrize("change", [{"levels": [3]}, {"grid": 2}, {"average": 1}, {"image_size": 48}])
 def test_each_setting_changes_the_patches(make_patches, make_source, change):
     source = make_source(3)
     before, after = (make_patches(source, **options).bags(source.ids).patches for options in ({}, change))
@@ -120,6 +120,7 @@ def test_patches_of_a_transformer_are_its_tokens(make_patches, make_source):
         ({"levels": [2, 2]}, "none twice"),
         ({"levels": [2, 9]}, "the backbone has no such feature maps"),
         ({"grid": 0}, "patches.grid is 0"),
+        ({"average": 2}, "patches.average is 2"),
         ({"components": 0}, "patches.components is 0"),
         ({"whitening": 2.0}, "patches.whitening is 2.0"),
     ],

@@ -16,7 +16,7 @@ from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.features import read_entry
 from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.cache import Cache, Contents, cache_key
-from anomalymatch.checks import check_range
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.clustering.distances import patch_projection
 from anomalymatch.data.stream import collect, stream
 from anomalymatch.errors import ConfigError
@@ -66,7 +66,7 @@ class Bags:
         blocks = []
         for block in self.patches.split(CHUNK_IMAGES):
             maps = block.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-            maps = F.avg_pool2d(maps.float(), side, stride=1, padding=side // 2, count_include_pad=False)
+            maps = _local_means(maps.float(), side)
             blocks.append(maps.flatten(2).transpose(1, 2).to(block.dtype))
         return replace(self, patches=torch.cat(blocks))
 
@@ -77,6 +77,7 @@ class PatchSpec:
 
     levels: Sequence[int]
     grid: int | None
+    average: int
     components: int | None
     whitening: float | int
 
@@ -84,6 +85,7 @@ class PatchSpec:
         if not self.levels or len(set(self.levels)) != len(self.levels):
             raise ConfigError(f"clustering.patches.levels is {list(self.levels)}: name at least one, and none twice")
         check_range("clustering.patches.grid", self.grid, low=1, null=True)
+        check_choice("clustering.patches.average", self.average, (1, 3, 5))
         check_range("clustering.patches.components", self.components, low=1, null=True)
         check_range("clustering.patches.whitening", self.whitening, low=0, high=1)
 
@@ -151,6 +153,7 @@ class PatchEmbedding:
                 "bf16": embedding.inference.computes_bf16,
                 "levels": list(self.spec.levels),
                 "grid": self.spec.grid,
+                "average": self.spec.average,
             }
         )
 
@@ -188,16 +191,17 @@ class _PatchExtractor:
         self._backbone = backbone.to(embedding.inference.torch_device).to(memory_format=torch.channels_last)
         self._levels = list(spec.levels)
         self._grid = spec.grid
+        self._average = spec.average
         blank = torch.zeros(1, embedding.source.channels, embedding.image_size, embedding.image_size)
         self.channels = [int(level.shape[1]) for level in self._feature_maps(blank)]
 
     def __call__(self, images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b p d"]:
-        """Average each level over 3 x 3 cells, resize it to the grid, normalise it; concatenate the levels."""
+        """Average each level over its neighbours, resize it to the grid, normalise it; concatenate the levels."""
         maps = self._feature_maps(images)
         grid = self._grid or min(maps[0].shape[-2:])
         levels = []
         for level in maps:
-            local = F.avg_pool2d(level.float(), 3, stride=1, padding=1, count_include_pad=False)
+            local = _local_means(level.float(), self._average)
             resized = F.interpolate(local, size=(grid, grid), mode="bilinear", antialias=True, align_corners=False)
             levels.append(F.normalize(resized.flatten(2).transpose(1, 2), dim=2))
         return torch.cat(levels, 2).cpu().numpy()
@@ -217,3 +221,8 @@ class _PatchExtractor:
                 raise ConfigError(
                     f"clustering.patches.levels is {self._levels}: the backbone has no such feature maps ({error})"
                 ) from error
+
+
+def _local_means(maps: Float32[Tensor, "b c h w"], side: int) -> Float32[Tensor, "b c h w"]:
+    """Average over `side` x `side` cells, at the border over those that exist."""
+    return F.avg_pool2d(maps, side, stride=1, padding=side // 2, count_include_pad=False)
