@@ -32,7 +32,7 @@ TAUS = (0.0, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.5)
 NORMALS = (5, 20, 0)
 """Numbers of labelled normal images; 0 stands for all that are not to be grouped."""
 AVERAGES = (1, 3)
-NEIGHBOURHOODS = ((1,), (3,), (1, 3), (1, 3, 5))
+NEIGHBOURHOODS = ((1,), (1, 3), (1, 3, 5))
 LOWEST = (0.3, 1.0)
 DEFAULT = ((3, 4), 224)
 VARIANTS = [((2, 3), 224), ((3,), 224), ((4,), 224), ((2, 3, 4), 224), ((3, 4), 320)]
@@ -209,8 +209,8 @@ def by_scores(patches: PatchEmbedding, ids: list[str], normals: list[str], draw:
         bags = project(bags)
         classes = [truth[id_] for id_ in bags.ids]
         kinds: list[tuple[str, Bags | None, float]] = [("unsupervised", None, lowest) for lowest in LOWEST]
-        for count in (20, 0) if normals else ():
-            kinds.append((f"normals_{count or 'all'}", project(raw.select(normals[: count or None])), 1.0))
+        if normals:
+            kinds.append(("normals_20", project(raw.select(normals[:20])), 1.0))
         for method, near, lowest in kinds:
             by_side = {
                 side: score_patches(bags, near, default_spec(neighbourhoods=[side], lowest=lowest), seed=draw)

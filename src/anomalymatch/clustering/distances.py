@@ -43,10 +43,10 @@ def unsupervised_scores(
     compared = patches[references]
     among = _nearest(compared, compared)  # r p r: half of the work of two different sets
     among.diagonal(dim1=0, dim2=2).fill_(torch.inf)
-    scores[references] = _lowest_mean(among, max(1, round(lowest * (count - 1))))
+    scores[references] = _lowest_mean(among, lowest, count - 1)
     del among
     for rows in torch.nonzero(~is_reference)[:, 0].split(QUERY_IMAGES):
-        scores[rows] = _lowest_mean(_nearest(patches[rows], compared), max(1, round(lowest * count)))
+        scores[rows] = _lowest_mean(_nearest(patches[rows], compared), lowest, count)
     return scores
 
 
@@ -110,8 +110,11 @@ def weighted_means(patches: Float[Tensor, "n p d"], weights: Float[Tensor, "n p"
     return torch.bmm(weights.to(patches.dtype)[:, None], patches)[:, 0]
 
 
-def _lowest_mean(nearest: Float[Tensor, "n p r"], count: int) -> Float[Tensor, "n p"]:
-    """Average the `count` lowest distances of each patch."""
+def _lowest_mean(nearest: Float[Tensor, "n p r"], lowest: float, others: int) -> Float[Tensor, "n p"]:
+    """Average the lowest of the distances to `others` images, all that are finite."""
+    count = max(1, round(lowest * others))
+    if count == others:  # no need to sort
+        return nearest.nan_to_num_(posinf=0.0).sum(2) / count
     blocks = nearest.split(QUERY_IMAGES)
     return torch.cat([block.topk(count, dim=2, largest=False, sorted=False).values.mean(2) for block in blocks])
 
