@@ -21,8 +21,8 @@ def unsupervised_scores(
 ) -> Float[Tensor, "n p"]:
     """Score each patch by its distances to the nearest patch of each reference image: the mean of the lowest.
 
-    A normal patch is near to some patch of most images, even if others are anomalous there, so that the lowest distances
-    are enough to recognise it (MuSc, arXiv 2401.16753; Li et al., 2024).
+    A normal patch is near to some patch of most images, so that the lowest distances are enough to recognise it (MuSc,
+    arXiv 2401.16753; Li et al., 2024).
 
     Args:
         patches: patches of the images.
