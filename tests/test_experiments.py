@@ -235,3 +235,25 @@ def test_text_ranks_by_a_description(experiment, tmp_path):
     assert row["task"] == "demo lenses"
     assert 0 <= int(row["found_100"]) <= int(row["found_200"]) <= int(row["there"]) == 40
     assert f"| {float(row['ap']):.3f} |" in printed
+
+
+def test_patch_heads_find_planted_patches_and_choose_their_weight_on_other_draws():
+    module = importlib.import_module("patch_head")
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 9, 24)).astype(np.float32)
+    rows[..., 10] += 10  # ordinary patches are alike
+    rows[:10, 4, :3] += 6  # one patch of each anomaly
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    rare, common = np.arange(5), np.arange(20, 60)
+    scores = {
+        "instances": module.best(module.project(rows, module.multiple_instances(rows, rare, common, rng)), 1),
+        "distance": module.distances(rows, common, rng),
+    }
+    for values in scores.values():
+        assert values[5:10].mean() > values[10:20].mean()
+    assert np.argmax(module.project(rows[5:6], module.multiple_instances(rows, rare, common, rng))) == 4
+    gained = {(0, 1.0): 0.2, (1, 1.0): 0.1, (0, 0.25): 0.1, (1, 0.25): 0.3}
+    measured = [{"class": "crack", "draw": k, "head": "x", "weight": w, "ap": 0.5 + g} for (k, w), g in gained.items()]
+    plain = [{"class": "crack", "draw": k, "head": "none", "weight": 0.0, "ap": 0.5} for k in (0, 1)]
+    table = module.gains([*plain, *measured], draws=2).splitlines()
+    assert table[-1] == "| crack | x | 1.0 |  | +0.100 |"  # better on draw 0, so it counts on draw 1
