@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 from probes import SELF_TRAINING
 from scipy.linalg import fractional_matrix_power
 from sklearn.metrics import average_precision_score
@@ -124,6 +125,49 @@ def test_benchmark_fills_its_tables_and_resumes(experiment, tmp_path, monkeypatc
     words[2] = tmp_path / "elsewhere"
     assert experiment("benchmark", *words, "--algorithms", *several) == everything  # restored from the table
     assert len(list((tmp_path / "elsewhere" / "quick" / "benchmark").glob("*.csv"))) == len(several)
+
+
+def test_augmentations_draws_a_row_for_each_image(experiment, tmp_path):
+    words = ["dataset=demo", "dataset.source.count=20", "dataset.source.size=32", "model.image_size=32"]
+    for name in ("galaxies", "texture"):
+        experiment(
+            "augmentations",
+            *words,
+            f"augment={name}",
+            "--images",
+            3,
+            "--tile",
+            32,
+            "--output",
+            tmp_path / f"{name}.png",
+        )
+    sheets = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("galaxies", "texture")]
+    (height, width), (columns, rows) = sheets[0].shape[:2], (11, 3)
+    assert 0 < width - 32 * columns < 20 * columns
+    assert 0 < height - 32 * rows < 50 * rows
+    original = np.s_[:, :50]  # the first column
+    assert np.array_equal(sheets[0][original], sheets[1][original])
+    assert not np.array_equal(*sheets)
+
+
+@pytest.mark.slow
+def test_adaptation_compares_both_features_and_adapts_once(experiment, tmp_path):
+    words = ["dataset.source.count=400", "dataset.source.size=32", "dataset.source.rare_fraction=0.1"]
+    words += ["dataset.start.normals=20", "model.name=test_efficientnet", "model.weights=none", "model.image_size=32"]
+    words += ["adapt.batch_size=64", "adapt.held_out=32", "adapt.collapse=0.0"]
+    options = ["--quick", "--runs", tmp_path / "runs", "--results", tmp_path]
+    printed = experiment("adaptation", *words, *options)
+    rows = read(tmp_path / "adaptation.csv")
+    assert [(row["method"], row["epochs"], row["draw"]) for row in rows] == [
+        ("pretrained", "0", "0"),
+        ("simclr", "1", "0"),
+    ]
+    assert rows[0]["ap"] != rows[1]["ap"]
+    assert all(0 < float(row["ap"]) <= 1 and 0 < int(row["found"]) <= 35 for row in rows)
+    (weights,) = (tmp_path / "runs").rglob("weights.safetensors")
+    before = weights.stat().st_mtime_ns
+    assert experiment("adaptation", *words, *options) == printed
+    assert weights.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

@@ -72,6 +72,18 @@ def test_help_of_a_command_names_its_keys_and_they_exist(name, config):
 
 
 @pytest.mark.slow
+def test_importing_albumentations_does_not_ask_for_updates():
+    code = """
+import os, urllib.request
+os.environ.pop("NO_ALBUMENTATIONS_UPDATE", None)
+urllib.request.OpenerDirector.open = lambda *args, **options: os._exit(7)
+import anomalymatch.algorithms.fixmatch.batches
+print("imported")
+"""
+    assert python(code).splitlines()[-1] == "imported"
+
+
+@pytest.mark.slow
 def test_a_wheel_contains_configurations_and_templates(tmp_path):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
