@@ -46,11 +46,14 @@ NULLABLE = (
     "algorithm.learner.start_rounds",
     "algorithm.learner.trainable_groups",
     "clustering.patches.components",
+    "clustering.patches.levels",
     "dataset.anomaly",
     "dataset.holdout",
     "dataset.normal",
     "dataset.source.label_column",
     "model.bn_momentum",
+    "model.mean",
+    "model.std",
     "probe.fit_gap",
 )
 """Keys that have a default and accept null."""
@@ -78,6 +81,7 @@ PATHS = (
     "dataset.source.tiles",
     "hydra.run.dir",
     "hydra.sweep.dir",
+    "model.name",
     "model.weights",
     "names",
     "output",
@@ -86,7 +90,7 @@ PATHS = (
     "text.model",
     "ui.run",
 )
-"""Keys whose values are paths or sentences, which are taken as they are typed, without Hydra's syntax."""
+"""Keys whose values are paths, hold one, or are sentences: they are taken as typed, without Hydra's syntax."""
 
 _QUOTED = re.compile(r""""([^"\\]|\\.)*"|'([^'\\]|\\.)*\'""", re.DOTALL)
 _SWEEP = re.compile(r"(choice|glob|range|interval|shuffle|sort|tag)\(.*\)", re.DOTALL)
@@ -137,7 +141,7 @@ def _quote_path(text: str, *, multirun: bool) -> str:
         return "null"
     if _QUOTED.fullmatch(text):
         return text
-    if os.path.lexists(os.path.expanduser(text)):
+    if os.path.lexists(os.path.expanduser(text.removeprefix("local-dir:"))):
         return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
     if multirun and _SWEEP.fullmatch(text):
         return text

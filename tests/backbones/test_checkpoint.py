@@ -7,9 +7,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from anomalymatch.backbones import checkpoint
+from anomalymatch.backbones.architectures import find_origin
 from anomalymatch.backbones.checkpoint import load_network, load_state, save_network
 from anomalymatch.backbones.network import Head, Network
-from anomalymatch.backbones.weights import fingerprint, load_weights
+from anomalymatch.backbones.weights import fingerprint, pretrained_model
 from anomalymatch.errors import ConfigError, StorageError
 
 
@@ -103,8 +104,13 @@ def test_missing_or_corrupt_files_are_errors(saved, damage):
         {"mean": [0.5]},
         {"mean": [0.5, 0.5, float("inf")]},
         {"std": [0.5, 0.5, 0.0]},
-        {"name": "+".join(["test_efficientnet"] * 100)},
-        {"name": "hf_hub:nobody/nothing"},
+        {"architectures": [{"name": "test_efficientnet", "arguments": {}}] * 100},
+        {"architectures": [{"name": "hf_hub:nobody/nothing", "arguments": {}}]},
+        {"architectures": [{"name": "test_vit", "arguments": {"depth": 10**9}}]},
+        {"architectures": [{"name": "test_vit", "arguments": {"checkpoint_path": "stolen.pth"}}]},
+        {"architectures": [{"name": "test_vit", "arguments": {"pretrained": True}}]},
+        {"architectures": [{"name": "test_vit", "arguments": {"norm_layer": {"run": "me"}}}]},
+        {"architectures": [{"name": "test_vit", "arguments": {"no_such": 1}}]},
         {"stages": "yes"},
         {"features": 10**9},
         {"stage_features": -1},
@@ -118,7 +124,7 @@ def test_absurd_descriptions_are_refused_at_once(saved, words):
         description[part] |= {key: value for key, value in words.items() if key in description[part]}
     path.with_suffix(".json").write_text(json.dumps(description))
     with pytest.raises(
-        StorageError, match=rf"weights\.safetensors is missing or corrupt \(.*{next(iter(words))}|hf_hub"
+        StorageError, match=rf"weights\.safetensors is missing or corrupt \(.*({next(iter(words))}|hf_hub|argument)"
     ):
         load_network(path)
 
@@ -132,7 +138,7 @@ def test_weights_that_are_not_finite_are_refused(saved, value):
     with pytest.raises(StorageError, match=r"head\.linear\.weight has numbers that are not finite"):
         load_network(path)
     with pytest.raises(ConfigError, match=r"head\.linear\.weight has numbers that are not finite"):
-        load_weights(network.backbone.body, str(path))
+        pretrained_model(find_origin("test_efficientnet"), str(path))
 
 
 def test_weights_of_another_architecture_are_an_error(saved):

@@ -19,7 +19,7 @@ def test_features_are_the_normalised_features_of_each_model(channels):
     both.eval()
     assert spec.weights == "random initialisation"  # equal origins are named once
     alone = [built(name, channels=channels)[1].eval() for name in NAMES]
-    assert both.features == sum(one.features for one in alone) == 256 + 64
+    assert both.features == sum(one.features for one in alone) == 256 + 128
     with torch.inference_mode():
         expected = torch.cat(
             [torch.nn.functional.normalize(one(some_images(3, channels)), dim=1) for one in alone], dim=1
@@ -29,7 +29,7 @@ def test_features_are_the_normalised_features_of_each_model(channels):
 
 
 def test_width_is_that_of_the_last_hidden_layer():
-    assert built("test_mambaout+test_vit")[1].features == 256 + 64
+    assert built("test_mambaout+test_vit")[1].features == 256 + 128
 
 
 def test_ensemble_has_orientations_but_no_stages():

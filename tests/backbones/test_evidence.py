@@ -68,7 +68,7 @@ class TwoByTwo(nn.Module):
 
 def toy(body, size=2):
     backbone = Backbone(body, mean=[0.0, 0.0], std=[1 / 255, 1 / 255])  # pixels stay as they are
-    spec = NetworkSpec("toy", 2, size, None, (0.0, 0.0), (1.0, 1.0), "none", False, 1, 0)
+    spec = NetworkSpec("toy", (), 2, size, None, (0.0, 0.0), (1.0, 1.0), "none", False, 1, 0)
     head = Head(2, normalised=True)
     head.set_probe(torch.tensor([1.0, -2.0]), 0.5)
     return Network(spec, backbone, head).eval()

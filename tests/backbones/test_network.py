@@ -113,7 +113,7 @@ def test_five_channels():
 
 @pytest.mark.parametrize(
     ("name", "channels", "size", "features"),
-    [("resnet18", 3, 64, 512), ("test_vit", 3, 48, 64), ("test_vit", 2, 32, 64), ("test_convnext", 4, 32, 64)],
+    [("resnet18", 3, 64, 512), ("test_vit", 3, 48, 128), ("test_vit", 2, 32, 128), ("test_convnext", 4, 32, 64)],
 )
 def test_any_timm_model_at_any_size(name, channels, size, features):
     spec, backbone = built(name, channels=channels, image_size=size)

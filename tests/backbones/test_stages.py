@@ -6,7 +6,7 @@ import torch
 from networks import built, some_images
 
 from anomalymatch.backbones.network import Head
-from anomalymatch.backbones.stages import FEW_STAGES, stage_options, stage_statistics, stage_width
+from anomalymatch.backbones.stages import patch_levels, stage_options, stage_statistics, stage_width
 
 NAMES = ["test_efficientnet", "mobilenetv3_small_050", "test_resnet", "test_convnext", "test_vit"]
 
@@ -52,9 +52,21 @@ def test_outputs_are_the_last_layer_followed_by_the_stages(name):
 def test_all_stages_of_an_efficientnet_and_a_few_of_a_transformer():
     assert stage_options(built("tf_efficientnet_lite0", stages=True)[1].body)["indices"] == [1, 2, 3, 4, 5, 6, 7]
     assert built("tf_efficientnet_lite0", stages=True)[1].stage_features == 2 * (16 + 24 + 40 + 80 + 112 + 192 + 320)
-    indices = stage_options(built("vit_tiny_patch16_224", stages=True)[1].body)["indices"]
-    assert indices == [2, 5, 8, 11]
-    assert len(indices) == FEW_STAGES
+    assert stage_options(built("vit_tiny_patch16_224")[1].body)["indices"] == [2, 5, 8]
+    assert stage_options(built("test_vit")[1].body)["indices"] == [0, 2, 3]  # of six blocks
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        ("tf_efficientnet_lite0", [3, 4]),  # 1/16 and 1/32 of the image's side
+        ("test_resnet", [3, 4]),
+        ("test_convnext", [2, 3]),
+        ("vit_tiny_patch16_224", [5, 8]),
+    ],
+)
+def test_levels_of_the_patches(name, levels):
+    assert patch_levels(built(name)[1].body) == levels
 
 
 def test_model_without_stages():

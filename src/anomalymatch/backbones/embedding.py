@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from anomalymatch.backbones.features import FeatureCache, Features, Scaling, normalise_last
 from anomalymatch.backbones.inference import Inference
-from anomalymatch.backbones.network import Backbone, Head, Network, NetworkSpec, build_backbone
+from anomalymatch.backbones.network import Backbone, Head, Network, NetworkSpec, Statistic, build_backbone
 from anomalymatch.backbones.openvino import Forward
 from anomalymatch.backbones.tta import reoriented
 from anomalymatch.data.source import ImageSource
@@ -25,7 +25,8 @@ class Embedding:
     """Backbone and source; features are computed on first use and cached on disk.
 
     Attributes:
-        name, weights, image_size, bn_momentum, stages, orientations, crops: see `build_backbone`.
+        name, weights, image_size, bn_momentum, stages, orientations, crops, mean, std: see `build_backbone`. The images
+            have the size `spec.image_size`.
         source: the images.
         cache_dir: folder of the feature cache.
         inference: device, precision and batch size.
@@ -43,6 +44,8 @@ class Embedding:
     stages: bool = False
     orientations: int = 1
     crops: int = 0
+    mean: Statistic = None
+    std: Statistic = None
     pool: Sequence[str] | None = None
 
     @cached_property
@@ -56,6 +59,8 @@ class Embedding:
             stages=self.stages,
             orientations=self.orientations,
             crops=self.crops,
+            mean=self.mean,
+            std=self.std,
         )
 
     @property
@@ -98,7 +103,7 @@ class Embedding:
 
     def encode(self, images: Sequence[Image]) -> Float32[np.ndarray, "n d"]:
         """Compute the probe features of images that are not in the source."""
-        batch = to_tensor([resize(image, self.image_size, self.source.rendering.fit) for image in images])
+        batch = to_tensor([resize(image, self.spec.image_size, self.source.rendering.fit) for image in images])
         return normalise_last(self._forward(batch), self._built[1].features)
 
     def reoriented_features(self, ids: Sequence[str], orientations: int) -> Float32[np.ndarray, "v d"]:
@@ -110,9 +115,9 @@ class Embedding:
         wanted = ids if orientations > 1 else []
         missing = [id_ for id_ in dict.fromkeys(wanted) if (id_, orientations) not in self._reoriented]
         if missing:
-            found = read_images(self.source, missing, self.image_size)
+            found = read_images(self.source, missing, self.spec.image_size)
             for id_, image in zip(found.ids, found.images, strict=True):
-                batch = to_tensor([resize(image, self.image_size, self.source.rendering.fit)])
+                batch = to_tensor([resize(image, self.spec.image_size, self.source.rendering.fit)])
                 turned = torch.cat([reoriented(batch, i) for i in range(1, orientations)])
                 self._reoriented[id_, orientations] = normalise_last(self._forward(turned), self._built[1].features)
             for reject in found.rejects:
@@ -127,7 +132,7 @@ class Embedding:
 
     @cached_property
     def _forward(self) -> Forward:
-        return self.inference.prepare(self._built[1], size=self.image_size, count=1)
+        return self.inference.prepare(self._built[1], size=self.spec.image_size, count=1)
 
     def backbone(self) -> Backbone:
         """Return a copy of the pretrained backbone without stage features, which may be trained."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anomalymatch.backbones.network import Backbone, FeatureEnsemble, Network
 from anomalymatch.backbones.stages import stage_evidence, stage_options
+from anomalymatch.backbones.tokens import pool
 from anomalymatch.backbones.tta import crop_box, restored, tta_inputs
 from anomalymatch.data.stream import resize, to_tensor
 from anomalymatch.errors import ConfigError
@@ -143,7 +144,7 @@ def _view(body: nn.Module, inputs: Float[Tensor, "b c s s"], options: dict[str, 
         raise ConfigError("this backbone gives no feature maps, so the places of its evidence are unknown")
     model = cast(Any, body)
     final, stages = model.forward_intermediates(inputs, **(options or {"indices": 1}))
-    pooled = model.forward_head(final)
+    pooled = pool(body, final)
     return _View(pooled, _cells(model, final, pooled), stages if options else [])
 
 

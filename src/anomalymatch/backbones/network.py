@@ -2,28 +2,30 @@
 
 import copy
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import timm
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
 from jaxtyping import Float, Shaped
-from timm.models import adapt_input_conv, group_parameters
+from timm.models import group_parameters
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from anomalymatch.backbones.architectures import MIN_SIZE, Architecture, find_origin, fitting_size, split_names
 from anomalymatch.backbones.stages import stage_options, stage_statistics, stage_width
+from anomalymatch.backbones.tokens import feature_width, pool, pooled_features
 from anomalymatch.backbones.tta import CROPS, ORIENTATIONS, tta_inputs
-from anomalymatch.backbones.weights import first_convolutions, load_weights, pretrained_config
-from anomalymatch.checks import check_choice, check_range, nearest
+from anomalymatch.backbones.weights import pretrained_config, pretrained_model
+from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-SEPARATOR = "+"
-"""Separator of the model names of an ensemble."""
+Statistic = float | int | Sequence[float | int] | None
+"""Mean or standard deviation, for all channels or for each; None for that of the weights."""
 PixelStatistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel."""
 
@@ -33,11 +35,14 @@ class NetworkSpec:
     """Parameters from which the same network can be built again; stored beside every checkpoint.
 
     Attributes are the arguments of `build_backbone`, and:
+        architectures: that of each model, one of an ensemble: with them, neither the hub nor a folder is needed.
+        image_size: that which the models take.
         mean, std: statistics of the pixels that the backbone was trained on, by channel; white is 1.
         weights: origin of the pretrained weights, in words.
     """
 
     name: str
+    architectures: tuple[Architecture, ...]
     channels: int
     image_size: int
     bn_momentum: float | None
@@ -50,7 +55,7 @@ class NetworkSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self)
+        return asdict(self) | {"architectures": [each._asdict() for each in self.architectures]}
 
 
 class Backbone(nn.Module):
@@ -115,10 +120,9 @@ class Backbone(nn.Module):
 
     def _features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         if not self._stage_options:
-            return self.body(images)
-        body = cast(Any, self.body)
-        final, maps = body.forward_intermediates(images, **self._stage_options)
-        return torch.cat([body.forward_head(final).float(), stage_statistics(maps)], dim=1)
+            return pooled_features(self.body, images)
+        final, maps = cast(Any, self.body).forward_intermediates(images, **self._stage_options)
+        return torch.cat([pool(self.body, final).float(), stage_statistics(maps)], dim=1)
 
     def with_body(self, body: nn.Module, *, stages: bool) -> "Backbone":
         """Return a backbone with another body of the same architecture and the same settings."""
@@ -218,7 +222,7 @@ class FeatureEnsemble(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Compute the features of images with pixels between 0 and 1."""
-        rows = (model(self.normalise(images, i)) for i, model in enumerate(self.models))
+        rows = (pooled_features(model, self.normalise(images, i)) for i, model in enumerate(self.models))
         return torch.cat([F.normalize(row, dim=-1) for row in rows], dim=-1)
 
     def normalise(self, images: Float[Tensor, "b c h w"], model: int) -> Float[Tensor, "b c h w"]:
@@ -233,11 +237,6 @@ class FeatureEnsemble(nn.Module):
             for place, group in enumerate(sorted(groups, reverse=True)):
                 places |= {f"models.{i}.{name}": -place for name in groups[group]}
         return places.__getitem__
-
-
-def feature_width(body: nn.Module) -> int:
-    """Return the number of pooled features of a timm model, after its last hidden layer if it has one."""
-    return int(cast(int, getattr(body, "head_hidden_size", None) or body.num_features))
 
 
 def anomaly_logit(logits: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
@@ -255,41 +254,71 @@ def build_backbone(
     stages: bool = False,
     orientations: int = 1,
     crops: int = 0,
+    mean: Statistic = None,
+    std: Statistic = None,
 ) -> tuple[NetworkSpec, Backbone]:
     """Build a timm backbone with pretrained weights for any number of channels.
 
     Args:
-        name: any timm model name; the paper's is `tf_efficientnet_lite0`. Names joined by a plus make an ensemble (see
+        name: see `find_origin`; the paper's is `tf_efficientnet_lite0`. Names joined by a plus make an ensemble (see
             `FeatureEnsemble`), which has no stage features.
-        weights: see `load_weights`.
+        weights: see `pretrained_model`.
         channels: channels of the images; timm adapts the first convolution (three summed into one, or repeated and
             rescaled).
-        image_size: side of the square input, in pixels.
+        image_size: side of the square input, in pixels; a transformer takes the nearest multiple of its patches.
         bn_momentum: momentum of every batch norm; None keeps the model's own.
         stages: also output the features of the stages, if the model has any.
         orientations: 1, 2, 4 or 8, over which features are averaged in prediction (see `tta`).
         crops: 0, 1 or 5, which are averaged with the whole image.
+        mean: of the pixels that the weights were trained on, for all channels or for each; white is 1. None takes that
+            which belongs to the weights.
+        std: standard deviation of these pixels, in the same way.
 
     Raises:
-        ConfigError: if timm does not know the name, or a value is out of range.
-        DownloadError: if the weights cannot be fetched.
+        ConfigError: if there is no such model, or a value is out of range.
+        DownloadError: if the model cannot be fetched.
     """
-    check_range("model.image_size", image_size, low=16)
+    check_range("model.image_size", image_size, low=MIN_SIZE)
     check_choice("model.orientations", orientations, ORIENTATIONS)
     check_choice("model.crops", crops, CROPS)
-    donors = [_donor(each, image_size) for each in name.split(SEPARATOR)]
-    origins = [load_weights(donor, weights) for donor in donors]
-    statistics = [_statistics(pretrained_config(donor), channels) for donor in donors]
-    mean, std = statistics[0] if len(donors) == 1 else ((0.0,) * channels, (1.0,) * channels)
-    origin = ", ".join(dict.fromkeys(origins))
-    spec = NetworkSpec(name, channels, image_size, bn_momentum, mean, std, origin, stages, orientations, crops)
-    backbone = empty_backbone(spec)
-    bodies: Iterable[nn.Module] = [backbone.body]
+    names = split_names(name)
+    origins = [find_origin(each) for each in names]
+    donors, found = zip(*(pretrained_model(origin, weights) for origin in origins), strict=True)
+    given = _checked_statistics(mean=mean, std=std)
+    statistics = [_statistics(pretrained_config(donor) | given, channels) for donor in donors]
+    size = fitting_size(
+        name, [(origin.architecture, donor) for origin, donor in zip(origins, donors, strict=True)], image_size
+    )
+    bodies = []
+    for origin, donor in zip(origins, donors, strict=True):
+        config, tensors = pretrained_config(donor), donor.state_dict()
+        bands = config["input_size"][0]
+        if bands not in (1, 3, channels):
+            raise ConfigError(
+                f"the weights are for images of {bands} bands, these have {channels}: take weights that were "
+                f"adapted to this archive"
+            )
+        body = origin.architecture.build(channels=channels, size=size, config=config, tensors=tensors)
+        if missing := body.state_dict().keys() - tensors.keys():
+            raise ConfigError(f"the pretrained weights of {origin.architecture.name} lack {sorted(missing)[:3]}")
+        bodies.append(body)
+    means, deviations = statistics[0] if len(bodies) == 1 else ((0.0,) * channels, (1.0,) * channels)
+    spec = NetworkSpec(
+        name=name,
+        architectures=tuple(origin.architecture for origin in origins),
+        channels=channels,
+        image_size=size,
+        bn_momentum=bn_momentum,
+        mean=means,
+        std=deviations,
+        weights=", ".join(dict.fromkeys(found)),
+        stages=stages,
+        orientations=orientations,
+        crops=crops,
+    )
+    backbone = _assembled(spec, bodies)
     if isinstance(backbone.body, FeatureEnsemble):
         backbone.body.set_statistics(statistics)
-        bodies = backbone.body.models
-    for donor, body in zip(donors, bodies, strict=True):
-        _transplant(donor, body, channels)
     return spec, backbone
 
 
@@ -310,12 +339,16 @@ def image_classifier(network: nn.Module | str) -> nn.Module:
 
 
 def empty_backbone(spec: NetworkSpec) -> Backbone:
-    """Build the architecture of `spec` with untrained weights, for a checkpoint to be loaded."""
-    with torch.random.fork_rng():  # the initial weights are drawn, and replaced
-        bodies = [
-            _create(name, channels=spec.channels, image_size=spec.image_size, classifier=False)
-            for name in spec.name.split(SEPARATOR)
-        ]
+    """Build the architecture of `spec` with untrained weights, for a checkpoint to be loaded.
+
+    Raises:
+        ConfigError: if timm cannot build it.
+    """
+    bodies = [each.build(channels=spec.channels, size=spec.image_size) for each in spec.architectures]
+    return _assembled(spec, bodies)
+
+
+def _assembled(spec: NetworkSpec, bodies: Sequence[nn.Module]) -> Backbone:
     body = bodies[0] if len(bodies) == 1 else FeatureEnsemble(bodies, spec.channels)
     if spec.bn_momentum is not None:
         for module in body.modules():
@@ -327,54 +360,28 @@ def empty_backbone(spec: NetworkSpec) -> Backbone:
     ).to(memory_format=torch.channels_last)
 
 
-def _donor(name: str, image_size: int) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # the same name gives the same network, even without pretrained weights
-        return _create(name, channels=3, image_size=image_size, classifier=True)
+def _checked_statistics(**given: Statistic) -> dict[str, tuple[float, ...]]:
+    """Return those of mean and standard deviation that are given, as tuples.
 
-
-def _create(name: str, *, channels: int, image_size: int, classifier: bool) -> nn.Module:
-    if not timm.is_model(name):
-        raise ConfigError(f"timm has no model {name!r}{_did_you_mean(name, timm.list_models())}")
-    options: dict[str, Any] = {"in_chans": channels} | ({} if classifier else {"num_classes": 0})
-    try:  # transformers need the size, convolutional networks do not accept it
-        return timm.create_model(name, pretrained=False, img_size=image_size, **options)
-    except TypeError:
-        return timm.create_model(name, pretrained=False, **options)
-    except RuntimeError as error:
-        architecture, _, tag = name.partition(".")
-        known = timm.list_pretrained(f"{architecture}.*")
-        if not tag or name in known:
-            raise
-        raise ConfigError(f"timm has no weights {tag!r} of {architecture}{_did_you_mean(name, known)}") from error
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = nearest(name, known, 3)
-    return f"; did you mean {', '.join(close)}?" if close else ": timm.list_models() gives all names"
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+    found = {
+        key: value if isinstance(value, Sequence) else [value] for key, value in given.items() if value is not None
+    }
+    for key, values in found.items():
+        check_range(f"model.{key}, number of values", len(values), low=1)
+        for value in values:
+            check_range(f"model.{key}", value, above=0 if key == "std" else None, below=math.inf)
+    return {key: tuple(map(float, values)) for key, values in found.items()}
 
 
 def _statistics(config: dict[str, Any], channels: int) -> PixelStatistics:
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    if channels == len(mean):
-        return mean, std
-    return (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-
-
-def _transplant(donor: nn.Module, body: nn.Module, channels: int) -> None:
-    weights = donor.state_dict()
-    for name in first_convolutions(donor):
-        bands = weights[name].shape[1]
-        if channels != bands != 3:
-            raise ConfigError(
-                f"the weights are for images of {bands} bands, these have {channels}: take weights that were "
-                f"adapted to this archive"
-            )
-        if channels != bands:
-            weights[name] = adapt_input_conv(channels, weights[name])
-    missing = body.load_state_dict({k: v for k, v in weights.items() if k in body.state_dict()}, strict=False)
-    if missing.missing_keys:
-        raise ConfigError(f"the pretrained weights lack {missing.missing_keys[:3]}")
+    mean, std = (
+        tuple(config[key]) if len(config[key]) == channels else (sum(config[key]) / len(config[key]),) * channels
+        for key in ("mean", "std")
+    )
+    return mean, std
 
 
 def fuse_batch_norms(body: nn.Module) -> nn.Module:

@@ -9,8 +9,6 @@ import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
 from jaxtyping import Float
 from torch import Tensor, nn
 
-MAX_STAGES, FEW_STAGES = 6, 4
-"""Of more stages than `MAX_STAGES`, such as the blocks of a transformer, `FEW_STAGES` are taken at even distances."""
 VARIANCE_FLOOR = 1e-12
 
 
@@ -44,16 +42,45 @@ def stage_evidence(
         yield torch.einsum("bchw,bc->bhw", squares, spread) + torch.einsum("bchw,bc->bhw", at, peak)
 
 
-def stage_options(body: nn.Module) -> dict[str, Any]:
-    """Return the arguments of timm's `forward_intermediates` for the maps of all stages; {} without that method."""
+def feature_reductions(body: nn.Module) -> list[int]:
+    """Return the side of the image over that of each feature map; none for a model without `forward_intermediates`."""
     if not hasattr(body, "forward_intermediates"):
+        return []
+    return [int(info["reduction"]) for info in cast(Any, body).feature_info]
+
+
+def stage_options(body: nn.Module) -> dict[str, Any]:
+    """Return the arguments of timm's `forward_intermediates` for the maps of the stages; {} without that method.
+
+    Those are all stages of a pyramid, and the blocks of a transformer at a quarter, half and three quarters.
+    """
+    reductions = feature_reductions(body)
+    if not reductions:
         return {}
     model = cast(Any, body)
     if "extra_blocks" in signature(model.forward_intermediates).parameters:  # an EfficientNet's; the first is its stem
         return {"indices": list(range(1, len(model.blocks) + 1)), "extra_blocks": True}
-    count = len(model.feature_info)
-    chosen = range(count) if count <= MAX_STAGES else [(i + 1) * count // FEW_STAGES - 1 for i in range(FEW_STAGES)]
-    return {"indices": list(chosen)}
+    return {"indices": _blocks(reductions, 1, 2, 3) if _is_isotropic(reductions) else list(range(len(reductions)))}
+
+
+def patch_levels(body: nn.Module) -> list[int]:
+    """Return the feature maps from which patches are taken, as timm numbers them.
+
+    Those are the last two maps of a pyramid, and the blocks of a transformer at half and three quarters.
+    """
+    reductions = feature_reductions(body)
+    count = len(reductions)
+    return _blocks(reductions, 2, 3) if _is_isotropic(reductions) else list(range(max(0, count - 2), count))
+
+
+def _is_isotropic(reductions: Sequence[int]) -> bool:
+    """Tell whether all maps have one resolution, as those of the blocks of a transformer have."""
+    return len(reductions) > 1 and len(set(reductions)) == 1
+
+
+def _blocks(reductions: Sequence[int], *quarters: int) -> list[int]:
+    """Return the last block of each of these quarters of the depth."""
+    return sorted({max(0, len(reductions) * quarter // 4 - 1) for quarter in quarters})
 
 
 def stage_width(body: nn.Module, channels: int, size: int) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.features import read_entry
+from anomalymatch.backbones.stages import patch_levels
 from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.cache import Cache, Contents, cache_key
 from anomalymatch.checks import check_choice, check_range
@@ -75,14 +76,14 @@ class Bags:
 class PatchSpec:
     """Settings of the patches; conf/clustering/default.yaml explains each and has the defaults."""
 
-    levels: Sequence[int]
+    levels: Sequence[int] | None
     grid: int | None
     average: int
     components: int | None
     whitening: float | int
 
     def __post_init__(self) -> None:
-        if not self.levels or len(set(self.levels)) != len(self.levels):
+        if self.levels is not None and not 0 < len(self.levels) == len(set(self.levels)):
             raise ConfigError(f"clustering.patches.levels is {list(self.levels)}: name at least one, and none twice")
         check_range("clustering.patches.grid", self.grid, low=1, null=True)
         check_choice("clustering.patches.average", self.average, (1, 3, 5))
@@ -142,6 +143,11 @@ class PatchEmbedding:
         return project
 
     @cached_property
+    def levels(self) -> list[int]:
+        """Feature maps from which patches are taken."""
+        return patch_levels(self.embedding.backbone().body) if self.spec.levels is None else list(self.spec.levels)
+
+    @cached_property
     def _key(self) -> str:
         embedding = self.embedding
         return cache_key(
@@ -149,9 +155,9 @@ class PatchEmbedding:
                 "source": embedding.source.fingerprint,
                 "weights": fingerprint(embedding.backbone()),
                 "name": embedding.name,
-                "size": embedding.image_size,
+                "size": embedding.spec.image_size,
                 "bf16": embedding.inference.computes_bf16,
-                "levels": list(self.spec.levels),
+                "levels": self.levels,
                 "grid": self.spec.grid,
                 "average": self.spec.average,
             }
@@ -159,14 +165,14 @@ class PatchEmbedding:
 
     @cached_property
     def _extract(self) -> "_PatchExtractor":
-        return _PatchExtractor(self.embedding, self.spec)
+        return _PatchExtractor(self.embedding, self.levels, self.spec.grid, self.spec.average)
 
     @property
     def _empty(self) -> Float16[np.ndarray, "0 1 d"]:
         return np.empty((0, 1, sum(self._extract.channels)), np.float16)
 
     def _compute(self, ids: Sequence[str]) -> Contents:
-        size, inference = self.embedding.image_size, self.embedding.inference
+        size, inference = self.embedding.spec.image_size, self.embedding.inference
         batches = stream(
             self.embedding.source, ids, size=size, batch_size=inference.batch_size(size), workers=inference.workers
         )
@@ -180,7 +186,7 @@ class PatchEmbedding:
 class _PatchExtractor:
     """Function from a batch of images to their patches."""
 
-    def __init__(self, embedding: Embedding, spec: PatchSpec) -> None:
+    def __init__(self, embedding: Embedding, levels: Sequence[int], grid: int | None, average: int) -> None:
         backbone = embedding.backbone().fused()
         body = cast(Any, backbone.body)
         if not hasattr(body, "forward_intermediates"):
@@ -189,10 +195,10 @@ class _PatchExtractor:
             )
         self._inference = embedding.inference
         self._backbone = backbone.to(embedding.inference.torch_device).to(memory_format=torch.channels_last)
-        self._levels = list(spec.levels)
-        self._grid = spec.grid
-        self._average = spec.average
-        blank = torch.zeros(1, embedding.source.channels, embedding.image_size, embedding.image_size)
+        self._levels = list(levels)
+        self._grid = grid
+        self._average = average
+        blank = torch.zeros(1, embedding.source.channels, embedding.spec.image_size, embedding.spec.image_size)
         self.channels = [int(level.shape[1]) for level in self._feature_maps(blank)]
 
     def __call__(self, images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b p d"]:

@@ -160,7 +160,7 @@ class _Run:
             )
         self.held, self.ids = [pool[i] for i in order[:held]], [pool[i] for i in sorted(order[held:])]
         self.pool = len(pool)
-        self.size = max(self.spec.image_size, embedding.image_size)  # of the images of which views are cut out
+        self.size = max(self.spec.image_size, embedding.spec.image_size)  # of the images of which views are cut out
         self.digest = hashlib.blake2b("\n".join(pool).encode(), digest_size=8).hexdigest()
         self.rows: list[dict[str, Number]] = []
         self.started = self.last = time.monotonic()
@@ -242,7 +242,7 @@ class _Run:
         except (AssertionError, RuntimeError) as error:
             raise ConfigError(
                 f"adapt.image_size is {size}, but {self.embedding.name} takes images of model.image_size="
-                f"{self.embedding.image_size} pixels only: leave it out"
+                f"{self.embedding.spec.image_size} pixels only: leave it out"
             ) from error
         finally:
             backbone.train()
@@ -330,9 +330,11 @@ class _Run:
         agree: list[Bool[Tensor, " n"]] = []
         with progress("Comparing neighbours", 2 * len(anomalies)) as advance:
             for each in (self.embedding.backbone(), backbone):
-                forward = self.embedding.inference.prepare(each, size=self.embedding.image_size, count=len(anomalies))
+                forward = self.embedding.inference.prepare(
+                    each, size=self.embedding.spec.image_size, count=len(anomalies)
+                )
                 batches = self.embedding.inference.run(
-                    forward, self.embedding.source, list(anomalies), size=self.embedding.image_size
+                    forward, self.embedding.source, list(anomalies), size=self.embedding.spec.image_size
                 )
                 found = collect(((b.ids, b.outputs, b.rejects) for b in batches), np.empty((0, each.width)), advance)
                 mask = torch.tensor([anomalies[id_] for id_ in found.ids])

@@ -100,7 +100,7 @@ class MscLearner(DistanceLearner):
 
     def features(self, ids: Sequence[str]) -> Iterator[OutputBatch]:
         """Compute the features of the trained backbone, see `DistanceLearner.features`."""
-        inference, size = self.embedding.inference, self.embedding.image_size
+        inference, size = self.embedding.inference, self.embedding.spec.image_size
         forward = inference.prepare(require_fitted(self._backbone), size=size, count=len(ids))
         for batch in inference.run(forward, self.embedding.source, ids, size=size):
             norms = np.linalg.norm(batch.outputs, axis=1, keepdims=True)
@@ -125,8 +125,8 @@ class MscLearner(DistanceLearner):
         data = TwoViewBatches(
             self.embedding.source,
             ids,
-            view=self.two_views.view(self.embedding.source.channels, self.embedding.image_size),
-            image_size=self.embedding.image_size,
+            view=self.two_views.view(self.embedding.source.channels, self.embedding.spec.image_size),
+            image_size=self.embedding.spec.image_size,
             batch_size=self.batch_size,
             epochs=self.epochs,
             workers=self.workers,
@@ -145,7 +145,7 @@ class MscLearner(DistanceLearner):
                 [backbone],
                 self.embedding.inference,
                 device=trainer.strategy.root_device,
-                size=self.embedding.image_size,
+                size=self.embedding.spec.image_size,
                 batch_size=min(self.batch_size, 16),
                 count=2 * len(ids) * self.epochs,
             )

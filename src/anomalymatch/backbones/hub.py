@@ -1,0 +1,77 @@
+"""Files of the Hugging Face hub: from its cache on this machine, else fetched; errors are one sentence."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import requests
+
+from anomalymatch.errors import ConfigError, DownloadError
+from anomalymatch.text import reason
+
+HUB_TIMEOUT_S = 5.0
+CHOICES = "auto, hub, bundled, none, or the path of a .safetensors or .pth file"
+
+
+def hub_file(repository: str, names: Sequence[str]) -> Path:
+    """Return the first of the files `names` that a repository has, from the cache or fetched now.
+
+    Args:
+        repository: `OWNER/NAME`, with `@REVISION` if it is not the newest one.
+        names: names of files in it, the preferred one first.
+
+    Raises:
+        ConfigError: if the name of the repository is not valid, or it has none of the files.
+        DownloadError: if the repository is missing or gated, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    id_, _, version = repository.partition("@")
+    revision = version or None
+    try:
+        cached = (try_to_load_from_cache(id_, name, revision=revision) for name in names)
+        if found := next((path for path in cached if isinstance(path, str)), None):
+            return Path(found)
+        _require_hub()
+        for name in names:
+            try:
+                return Path(hf_hub_download(id_, name, revision=revision))
+            except LocalEntryNotFoundError:  # the hub cannot be reached
+                raise
+            except EntryNotFoundError:
+                continue
+    except HFValidationError as error:
+        raise ConfigError(f"{repository!r} is no repository of the hub: its name must be OWNER/NAME") from error
+    except Exception as error:  # the hub's client raises dozens of types; being offline is the common cause
+        raise DownloadError(f"cannot fetch {repository} from the hub {_explained(error, repository)}") from error
+    raise ConfigError(f"{repository} on the hub has no {' and no '.join(names)}: it holds no model of timm")
+
+
+def _explained(error: Exception, repository: str) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    refused = error.__cause__ or error  # some answers are raised as a missing file of the cache
+    status = getattr(getattr(refused, "response", None), "status_code", None)
+    id_, _, revision = repository.partition("@")
+    if isinstance(error, GatedRepoError):
+        return f"(it is gated): accept its conditions at {constants.ENDPOINT}/{id_}, then log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+        return "(no such repository, or a private one): check the name, or log in with `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"(it has no revision {revision}): leave out @{revision}, or name another"
+    shown = reason(error) if isinstance(error, _OfflineError) else type(error).__name__
+    return f"({shown}): check the network, or set model.weights to one of {CHOICES}"
+
+
+class _OfflineError(ConnectionError):
+    """The hub may not be asked."""
+
+
+def _require_hub() -> None:
+    """Check that the hub can be reached, within seconds; the hub's own client retries for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise _OfflineError("HF_HUB_OFFLINE is set, and it is not in the cache")
+    requests.head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S, allow_redirects=False)
