@@ -185,3 +185,5 @@ def test_fused_network_shares_no_tensor_with_the_original(tiny_network):
 def test_too_small_images_are_an_error():
     with pytest.raises(ConfigError, match="image_size is 8"):
         built(image_size=8)
+    with pytest.raises(ConfigError, match="image_size is 20, too small for test_convnext"):
+        built("test_convnext", image_size=20, stages=True)

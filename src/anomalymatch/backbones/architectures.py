@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -98,7 +98,7 @@ class Architecture(NamedTuple):
                 model = timm.create_model(self.name, pretrained=tensors is not None, **self.arguments, **options)
         except Exception as error:  # models check their arguments in many ways
             raise ConfigError(f"timm cannot build {self.name}: {printable(reason(error), limit=200)}") from error
-        model.pretrained_cfg.pop("state_dict", None)
+        cast(Any, model).pretrained_cfg.pop("state_dict", None)
         return model
 
 

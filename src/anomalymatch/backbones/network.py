@@ -354,7 +354,10 @@ def _assembled(spec: NetworkSpec, bodies: Sequence[nn.Module]) -> Backbone:
         for module in body.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.momentum = spec.bn_momentum
-    width = stage_width(body, spec.channels, spec.image_size) if spec.stages else 0
+    try:
+        width = stage_width(body, spec.channels, spec.image_size) if spec.stages else 0
+    except RuntimeError as error:  # a stage without pixels
+        raise ConfigError(f"model.image_size is {spec.image_size}, too small for {spec.name}: {error}") from error
     return Backbone(
         body, spec.mean, spec.std, stage_features=width, orientations=spec.orientations, crops=spec.crops
     ).to(memory_format=torch.channels_last)
