@@ -11,6 +11,7 @@ from jaxtyping import Float16, Float32, Float64, Int64
 
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone
+from anomalymatch.backbones.tokens import has_class_token
 from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.cache import Cache, CacheEntry, cache_key
 from anomalymatch.data.source import ImageSource
@@ -234,6 +235,8 @@ class FeatureCache:
                 "orientations": backbone.orientations,
                 "crops": backbone.crops,
             }
+            # Class token and mean of the patch tokens instead of what timm pools.
+            | ({"tokens": True} if any(map(has_class_token, backbone.body.modules())) else {})
         )
 
 
