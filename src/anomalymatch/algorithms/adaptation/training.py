@@ -43,10 +43,11 @@ from anomalymatch.algorithms.lightning import (
     quiet_lightning,
     training_processes,
 )
+from anomalymatch.backbones.architectures import SEPARATOR
 from anomalymatch.backbones.checkpoint import describe_input, load_description, load_tensors, save_tensors
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.frozen_stages import accelerate_frozen_stages
-from anomalymatch.backbones.network import SEPARATOR, Backbone
+from anomalymatch.backbones.network import Backbone
 from anomalymatch.backbones.weights import first_not_finite
 from anomalymatch.checks import Number
 from anomalymatch.data.stream import collect
