@@ -48,6 +48,8 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/discovery_coverage.py
 	$(BIN)/python experiments/benchmark.py
 	$(BIN)/python experiments/final_head.py
+	$(BIN)/python experiments/adaptation.py --epochs 0 8 --crops 5 model.weights=bundled adapt.image_size=128 "augment.zoom=[0.75,1.3]"
+	$(BIN)/python experiments/patch_head.py --tasks crack blowhole
 	$(BIN)/python experiments/probe_variants.py
 	$(BIN)/python experiments/configured_sizes.py --trainings 99
 	$(BIN)/python experiments/all_labels.py

@@ -50,13 +50,14 @@ def main() -> None:
 
 
 def _weights(problem: Problem, method: str, epochs: int, folder: Path, overrides: list[str]) -> str | Path:
-    """Adapt to the images of a problem, once; 0 epochs are the pretrained weights."""
+    """Adapt to all images of a data set, once for its tasks; 0 epochs are the pretrained weights."""
     if not epochs:
         return next((word.partition("=")[2] for word in overrides if word.startswith("model.weights=")), "auto")
     console.print(f"adaptation: {problem.dataset} by {method}, {epochs} epochs", highlight=False)
     output = folder / f"{problem.dataset}-{method}-{epochs}"
     words = [f"adapt={method}", f"adapt.epochs={epochs}", f"output={output}", "logger=none", *overrides]
-    return adapt(*problem.overrides, *words)
+    images = [w for w in problem.overrides if not w.startswith(("dataset.anomaly=", "dataset.prevalence="))]
+    return adapt(*images, *words)
 
 
 def _network(overrides: list[str]) -> list[str]:

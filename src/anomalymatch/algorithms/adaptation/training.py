@@ -43,7 +43,7 @@ from anomalymatch.algorithms.lightning import (
     quiet_lightning,
     training_processes,
 )
-from anomalymatch.backbones.architectures import SEPARATOR
+from anomalymatch.backbones.architectures import split_names
 from anomalymatch.backbones.checkpoint import describe_input, load_description, load_tensors, save_tensors
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.frozen_stages import accelerate_frozen_stages
@@ -147,7 +147,7 @@ class _Run:
     def __init__(
         self, embedding: Embedding, pool: Sequence[str], recipe: Recipe, folder: Path, on_step: StepListener
     ) -> None:
-        if SEPARATOR in embedding.name:
+        if len(split_names(embedding.name)) > 1:
             raise ConfigError(f"model.name is {embedding.name!r}: adapt one model at a time, not an ensemble")
         check_optimizer(recipe.optimizer, "adapt.optimizer")
         self.embedding, self.recipe, self.folder, self.on_step = embedding, recipe, folder, on_step
