@@ -32,6 +32,7 @@ TINY = (
     "algorithm.learner.batch.candidate_share=0.0",  # so that no image comes twice
     "algorithm.learner.refit=false",  # so that what trained is what comes back
     "trainer.lightning.accelerator=cpu",
+    "augment=objects",  # views as of galaxies make the pseudo-labels of so few steps collapse
 )
 TWO = ("trainer.lightning.devices=2", "trainer.lightning.strategy=ddp_spawn")
 MOVING = ("algorithm.learner.loss.freeze_batch_norm=false", "algorithm.learner.loss.teacher=student")

@@ -27,7 +27,7 @@ KNOBS = {
     "loss.layer_decay": ["loss.layer_decay=0.1"],
     "loss.unlabelled_weight": ["loss.unlabelled_weight=3.0"],
     "loss.ema_decay": ["loss.ema_decay=0.5"],
-    "loss.teacher": ["loss.teacher=student"],
+    "loss.teacher": ["loss.teacher=student", "augment=objects"],
     "loss.schedule": ["loss.schedule=constant"],
     "loss.weight_decay": ["loss.weight_decay=0.5"],
     "loss.freeze_batch_norm": ["loss.freeze_batch_norm=false"],

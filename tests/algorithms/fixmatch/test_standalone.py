@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import anomalymatch as am
-from anomalymatch.backbones import weights as weights_module
+from anomalymatch.backbones import hub
 from anomalymatch.config import compose
 from anomalymatch.errors import ConfigError
 
@@ -100,7 +100,7 @@ def test_the_name_of_a_timm_model_is_built_with_pretrained_weights(monkeypatch, 
     def refuse():
         raise ConnectionError("offline")
 
-    monkeypatch.setattr(weights_module, "_require_hub", refuse)
+    monkeypatch.setattr(hub, "_require_hub", refuse)
     model = am.FixMatch("tf_efficientnet_lite0").eval()
     assert model.network.spec.weights != "random initialisation"
     assert model(images[:2]).shape == (2, 2)
