@@ -47,7 +47,7 @@ def offline(monkeypatch):
     def refuse():
         raise ConnectionError
 
-    monkeypatch.setattr(image_text, "_require_hub", refuse)
+    monkeypatch.setattr(image_text, "require_hub", refuse)
 
 
 # --- text -------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_what_is_not_cached_is_fetched(name, tmp_path, monkeypatch, safe):
         return str(here)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.setattr(image_text, "_require_hub", lambda: None)
+    monkeypatch.setattr(image_text, "require_hub", lambda: None)
     for _ in range(2):
         np.testing.assert_array_equal(spec("hf-hub:a/b").load().encode_text("a"), expected)
     assert ("open_clip_pytorch_model.bin" in asked) == (not safe)

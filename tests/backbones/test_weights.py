@@ -40,7 +40,7 @@ def offline(monkeypatch, tmp_path):
     def refuse():
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(hub_module, "_require_hub", refuse)
+    monkeypatch.setattr(hub_module, "require_hub", refuse)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file, revision: None)
 
 

@@ -32,7 +32,7 @@ def hub_file(repository: str, names: Sequence[str]) -> Path:
         cached = (try_to_load_from_cache(id_, name, revision=revision) for name in names)
         if found := next((path for path in cached if isinstance(path, str)), None):
             return Path(found)
-        _require_hub()
+        require_hub()
         for name in names:
             try:
                 return Path(hf_hub_download(id_, name, revision=revision))
@@ -68,8 +68,12 @@ class _OfflineError(ConnectionError):
     """The hub may not be asked."""
 
 
-def _require_hub() -> None:
-    """Check that the hub can be reached, within seconds; the hub's own client retries for half a minute."""
+def require_hub() -> None:
+    """Check that the hub can be reached, within seconds; the hub's own client retries for half a minute.
+
+    Raises:
+        Exception: of any kind, if it cannot.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

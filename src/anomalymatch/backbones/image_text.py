@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import requests
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from anomalymatch.backbones.features import FeatureCache, Features
+from anomalymatch.backbones.hub import require_hub
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone
 from anomalymatch.backbones.openvino import root_logger_kept
@@ -27,7 +27,6 @@ from anomalymatch.text import listed, reason
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 """Prefixes of models that are a repository of the hub, or a folder with the files of one."""
-HUB_TIMEOUT_S = 5.0
 PLACE = "{}"
 """Place of the description in a template."""
 CONFIG, SAFE_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -297,20 +296,12 @@ def _cached(repository: str) -> Path | None:
 
 def _check_hub(repository: str) -> None:
     try:
-        _require_hub()
+        require_hub()
     except Exception as error:  # of the network, of any kind
         raise DownloadError(
             f"the weights of {repository} are not on this machine, and the hub cannot be reached "
             f"({type(error).__name__}): check the network, or set text.model={FOLDER}PATH"
         ) from error
-
-
-def _require_hub() -> None:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise ConnectionError("HF_HUB_OFFLINE is set")
-    requests.head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S, allow_redirects=False)
 
 
 def _fetch(repository: str) -> Path:

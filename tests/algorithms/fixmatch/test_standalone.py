@@ -100,7 +100,7 @@ def test_the_name_of_a_timm_model_is_built_with_pretrained_weights(monkeypatch, 
     def refuse():
         raise ConnectionError("offline")
 
-    monkeypatch.setattr(hub, "_require_hub", refuse)
+    monkeypatch.setattr(hub, "require_hub", refuse)
     model = am.FixMatch("tf_efficientnet_lite0").eval()
     assert model.network.spec.weights != "random initialisation"
     assert model(images[:2]).shape == (2, 2)
