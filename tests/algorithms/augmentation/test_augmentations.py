@@ -1,4 +1,4 @@
-"""What holds for the views of every choice of `augment=`."""
+"""Contract tests of the views of every choice of `augment=`."""
 
 from functools import cache
 

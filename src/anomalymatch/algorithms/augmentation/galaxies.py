@@ -1,25 +1,17 @@
 """Views of galaxies and other objects of the sky: turned, zoomed, shifted, blurred, noisier, and in other colours."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import albumentations as A  # noqa: N812 (the library's own abbreviation)
 
-from anomalymatch.algorithms.augmentation.transforms import (
-    Blur,
-    Gain,
-    Noise,
-    Reorient,
-    Translate,
-    Warp,
-    check_interval,
-)
-from anomalymatch.algorithms.augmentation.view import View
-from anomalymatch.checks import Number, check_choice, check_range
+from anomalymatch.algorithms.augmentation.transforms import Blur, Gain, Noise, Reorient, Warp
+from anomalymatch.algorithms.augmentation.view import TurnedAugmentation, View
+from anomalymatch.checks import check_range
 
 
 @dataclass(frozen=True)
-class GalaxyAugmentation:
+class GalaxyAugmentation(TurnedAugmentation):
     """Hyper-parameters of the views of galaxies: the keys of `conf/augment/galaxies.yaml`.
 
     A galaxy has no upright orientation, it may be nearer or farther, and telescopes differ in sharpness, noise and
@@ -27,28 +19,15 @@ class GalaxyAugmentation:
     sky around a faint galaxy into noise.
     """
 
-    translate: float
-    rotate: float
-    zoom: Sequence[Number]
-    strong_translate: float
-    blur: float
-    noise: float
+    borders: ClassVar = ("sky", "reflect")
+
     gain: float
     band_gain: float
-    border: str
 
     def __post_init__(self) -> None:
-        for name in ("translate", "strong_translate", "noise", "blur"):
-            check_range(f"augment.{name}", getattr(self, name), low=0, high=1)
+        super().__post_init__()
         for name in ("gain", "band_gain"):
             check_range(f"augment.{name}", getattr(self, name), low=0, below=1)
-        check_range("augment.rotate", self.rotate, low=0, high=180)
-        check_interval("augment.zoom", self.zoom, 0.1, 10.0)
-        check_choice("augment.border", self.border, ("sky", "reflect"))
-
-    def weak(self, channels: int) -> View:
-        """Build the weak view: one of the eight orientations, and a small shift."""
-        return View([Reorient(), Translate(self.translate, self.translate, self.border)])
 
     def strong(self, channels: int) -> View:
         """Build the strong view: another orientation, scale, place, sharpness, noise level and colour."""

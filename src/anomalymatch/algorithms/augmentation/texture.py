@@ -1,52 +1,33 @@
 """Views of surfaces: turned, slightly scaled and shifted, lighter or darker, noisier, and with a small part missing."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import albumentations as A  # noqa: N812 (the library's own abbreviation)
 
-from anomalymatch.algorithms.augmentation.transforms import (
-    Blur,
-    Cutout,
-    Noise,
-    Reorient,
-    Translate,
-    Warp,
-    check_interval,
-)
-from anomalymatch.algorithms.augmentation.view import View
-from anomalymatch.checks import Number, check_choice, check_range
+from anomalymatch.algorithms.augmentation.transforms import Blur, Cutout, Noise, Reorient, Warp
+from anomalymatch.algorithms.augmentation.view import TurnedAugmentation, View
+from anomalymatch.checks import check_range
 
 
 @dataclass(frozen=True)
-class TextureAugmentation:
+class TextureAugmentation(TurnedAugmentation):
     """Hyper-parameters of the views of surfaces: the keys of `conf/augment/texture.yaml`.
 
     A surface has no upright orientation and no object at its centre. All changes are mild, because a defect may be
     small and of low contrast.
     """
 
-    translate: float
-    rotate: float
-    zoom: Sequence[Number]
-    strong_translate: float
+    borders: ClassVar = ("reflect", "constant")
+
     brightness: float
     contrast: float
-    blur: float
-    noise: float
     cutout: float
-    border: str
 
     def __post_init__(self) -> None:
-        for name in ("translate", "strong_translate", "brightness", "contrast", "blur", "noise", "cutout"):
+        super().__post_init__()
+        for name in ("brightness", "contrast", "cutout"):
             check_range(f"augment.{name}", getattr(self, name), low=0, high=1)
-        check_range("augment.rotate", self.rotate, low=0, high=180)
-        check_interval("augment.zoom", self.zoom, 0.1, 10.0)
-        check_choice("augment.border", self.border, ("reflect", "constant"))
-
-    def weak(self, channels: int) -> View:
-        """Build the weak view: one of the eight orientations, and a small shift."""
-        return View([Reorient(), Translate(self.translate, self.translate, self.border)])
 
     def strong(self, channels: int) -> View:
         """Build the strong view: a larger change of place and light, blur, noise and a missing part."""
