@@ -326,7 +326,7 @@ class _Run:
 
     def _agreement(self, backbone: Backbone, anomalies: Mapping[str, bool]) -> Agreement | None:
         """Compare the agreement of neighbours with labels before and after; None with fewer than two of a class."""
-        if min(sum(anomalies.values()), len(anomalies) - sum(anomalies.values())) < 2:
+        if not _has_both_classes(torch.tensor(list(anomalies.values()), dtype=torch.bool)):
             return None
         agree: list[Bool[Tensor, " n"]] = []
         with progress("Comparing neighbours", 2 * len(anomalies)) as advance:
@@ -338,7 +338,9 @@ class _Run:
                     forward, self.embedding.source, list(anomalies), size=self.embedding.spec.image_size
                 )
                 found = collect(((b.ids, b.outputs, b.rejects) for b in batches), np.empty((0, each.width)), advance)
-                mask = torch.tensor([anomalies[id_] for id_ in found.ids])
+                mask = torch.tensor([anomalies[id_] for id_ in found.ids], dtype=torch.bool)
+                if not _has_both_classes(mask):  # the others cannot be read
+                    return None
                 agree.append(neighbours_agree(torch.from_numpy(found.rows), mask))
         return compare_agreement(agree[0], agree[1], mask)
 
@@ -388,6 +390,11 @@ class _Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{self.folder / METRICS} is missing or corrupt ({error})") from error
         return rows[: epoch + 1]
+
+
+def _has_both_classes(anomaly: Bool[Tensor, " n"]) -> bool:
+    """Return True if there are at least two images of each class."""
+    return min(int(anomaly.sum()), int((~anomaly).sum())) >= 2
 
 
 def _plain(row: Mapping[str, Number]) -> dict[str, Number]:
