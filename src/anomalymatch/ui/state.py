@@ -202,10 +202,8 @@ class SearchState:
             if self._described_first is None:
                 self._described_first = interleave(self.gallery.described().astype(np.int64), self._plain_first())
             return self._described_first, query
-        if self.live.first is FirstOrder.DIVERSE:
-            return self._diverse_first, query
-        if self.live.first is FirstOrder.MIXED:
-            return self._mixed_first, query
+        if self.live.first in (FirstOrder.DIVERSE, FirstOrder.MIXED):
+            return self._plain_first(), query
         return None, replace(query, sort=Sort.NOVELTY if self.live.first is FirstOrder.NOVEL else Sort.AUDIT)
 
     def _plain_first(self) -> Int64[np.ndarray, " n"]:
