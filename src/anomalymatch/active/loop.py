@@ -133,7 +133,7 @@ class ActiveLoop:
         return self.folder.rows()
 
     def _save_description(self) -> None:
-        """Write the order by the description, unless the folder has one, which a person may have described anew."""
+        """Write the ranking by the description; a description in the folder, which a person may have changed, stays."""
         if self.described is None or read_description(self.folder.path) is not None:
             return
         for note in self.described.notes():

@@ -61,7 +61,7 @@ class Bags:
         )
 
     def average(self, side: int) -> "Bags":
-        """Average each patch over `side` x `side` neighbours, at the border over those that exist; `side` is odd."""
+        """Average each patch over `side` x `side` patches, fewer at the border; `side` is odd."""
         if side == 1:
             return self
         blocks = []
@@ -230,5 +230,5 @@ class _PatchExtractor:
 
 
 def _local_means(maps: Float32[Tensor, "b c h w"], side: int) -> Float32[Tensor, "b c h w"]:
-    """Average over `side` x `side` cells, at the border over those that exist."""
+    """Average over squares of `side` x `side` cells; at the border, only cells inside the map count."""
     return F.avg_pool2d(maps, side, stride=1, padding=side // 2, count_include_pad=False)

@@ -114,7 +114,7 @@ class Gallery:
         return self._snapshot.novel.by(Sort.SCORE)
 
     def described(self) -> Order:
-        """Return all positions, those that fit the description best first; in order of position if there is none."""
+        """Return all positions, best fit to the description first; in order of position without a description."""
         return self._snapshot.described.by(Sort.SCORE)
 
     def _mask(self, snapshot: "_Snapshot", query: Query) -> Bool[np.ndarray, " n"] | None:

@@ -56,7 +56,7 @@ def assert_same(one, other):
 
 
 class KilledError(Exception):
-    """What stands for a killed process."""
+    """Stand-in for the kill of a process."""
 
 
 def kill_at(step):

@@ -222,7 +222,7 @@ def _check_widths(**widths: int) -> None:
 
 @contextmanager
 def _old_weight_norm() -> Iterator[None]:
-    """Ignore that torch advises against the weight normalisation which lightly uses."""
+    """Hide torch's deprecation warning about the weight normalisation that lightly uses."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
         yield
