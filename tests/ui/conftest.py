@@ -1,6 +1,8 @@
 """Fixtures of the page: a real service on images in memory, and NiceGUI's simulated user without its pytest plugin."""
 
 import asyncio
+import os
+import shutil
 import struct
 import sys
 import threading
@@ -230,3 +232,51 @@ def check_headers() -> Callable[[Any], None]:
         assert not [name for name in headers if name.startswith("access-control")]
 
     return check
+
+
+@pytest.fixture(scope="module")  # its event loop must not run during other tests
+def chromium() -> Iterator[Any]:
+    """Headless browser; tests are skipped without one."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        names = ("chromium", "chromium-browser", "google-chrome")
+        found = [os.environ.get("CHROMIUM"), *map(shutil.which, names), playwright.chromium.executable_path]
+        path = next((path for path in found if path and Path(path).exists()), None)
+        if path is None:
+            pytest.skip("no Chromium: install it, or set CHROMIUM to where it is")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Open the page of a command in a new browser context; it must not request other servers."""
+    from browser import Page
+
+    contexts, pages = [], []
+
+    def opening(command: Any, *, path: str = "", **options: Any) -> Any:
+        context = chromium.new_context(**{"viewport": {"width": 1440, "height": 900}} | options)
+        contexts.append(context)
+        pages.append(Page(context, command.url, path))
+        return pages[-1]
+
+    yield opening
+    for context in contexts:
+        context.close()
+    assert [page.foreign for page in pages if page.foreign] == []
+
+
+@pytest.fixture(scope="session")
+def cache_word(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Override of the cache folder, which all commands of a test run share."""
+    return f"data.cache_dir={tmp_path_factory.mktemp('cache')}"
+
+
+@pytest.fixture(scope="session")
+def demo_words(cache_word: str) -> list[str]:
+    """Overrides of a command on a small demo."""
+    from browser import SMALL
+
+    return [*SMALL, cache_word]
