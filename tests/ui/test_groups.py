@@ -74,19 +74,49 @@ def test_grouping_errors(groups, state):
     assert not groups.all()
 
 
-def test_names_stay_with_the_same_images(groups, state):
+def test_named_groups_keep_their_images_when_images_are_grouped_again(groups, state):
     groups.make("anomalies", None)
     groups.rename(1, "  bars\n and\x00 rings ")
     assert names(groups) == ["group 1", "bars and rings", "group 3"]
-    groups.make("anomalies", None)
-    assert names(groups)[1] == "bars and rings"
+    bars = groups.get(1)
     state["labels"] = {**state["labels"], "b9": Label.ANOMALY}
     groups.make("anomalies", None)
-    assert names(groups) == ["group 1", "group 2", "group 3"]
+    assert groups.get(0) == bars  # named ones come first
+    assert names(groups) == ["bars and rings", "group 2", "group 3", "group 4"]
+    assert groups.get(3).ids == ("b9",)
+    assert Groups(groups.path, divide, lambda: ({}, None), list).all() == groups.all()
     groups.rename(0, "x" * 100)
     assert names(groups)[0] == "x" * MAX_NAME
     groups.rename(0, " ")
     assert names(groups)[0] == "group 1"
+    groups.make("anomalies", None)
+    assert names(groups) == ["group 1", "group 2", "group 3"]
+    for number in range(3):
+        groups.rename(number, f"kind {number}")
+    with pytest.raises(DataError, match="outside the named groups, and there are 0"):
+        groups.make("anomalies", None)
+
+
+def test_a_person_makes_and_fills_groups(groups, changes):
+    groups.make("anomalies", None)
+    with pytest.raises(DataError, match="needs a name"):
+        groups.add(" \n")
+    assert groups.add("rings") == 3
+    assert groups.add("rings ") == 3
+    assert groups.get(3).ids == ()
+    assert Groups(groups.path, divide, lambda: ({}, None), list).all() == groups.all()  # also an empty one
+    before = len(changes)
+    groups.assign(3, ["b1", "new", "b1", "c0"])
+    groups.assign(3, ["c0"])  # is there already
+    assert len(changes) == before + 1
+    assert groups.get(3).ids == ("b1", "new", "c0")
+    assert sizes(groups) == [6, 4, 4, 3]
+    groups.assign(3, list(groups.get(0).ids))
+    assert names(groups) == ["group 2", "group 3", "rings"]
+    groups.assign(0, list(groups.get(2).ids))
+    assert sizes(groups) == [4 + 9, 4, 0]  # a named group may be empty
+    groups.rename(2, "")
+    assert names(groups) == ["group 2", "group 3"]
 
 
 def test_split_and_merge_keep_all_images(groups):

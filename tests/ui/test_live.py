@@ -105,6 +105,19 @@ def test_other_labels_are_excluded_from_the_pool(make):
     assert not np.allclose(np.nan_to_num(free), np.nan_to_num(without))
 
 
+def test_a_kind_is_ranked_against_the_other_anomalies(store, make):
+    live = make(rounds=0)
+    both = live.fit(RARE[:4], NONE, NO_EXAMPLES)
+    fitted = live.fitted
+    kinds = RARE[store.rows(RARE)[:, 1] > 0], RARE[store.rows(RARE)[:, 1] < 0]
+    logits = live.fit_kind(kinds[0][:5], kinds[1][:5], NONE)
+    assert logits[kinds[0][5:]].mean() > logits[kinds[1][5:]].mean()
+    assert logits[kinds[0][5:]].min() > np.nanmedian(logits)
+    assert live.fit_kind(np.array([BAD]), NONE, NONE) is None
+    assert live.fitted is fitted  # heat maps still explain the ranking of all anomalies
+    np.testing.assert_array_equal(both, live.fit(RARE[:4], NONE, NO_EXAMPLES))
+
+
 def test_ranking_depends_on_the_seed_alone(make):
     first, second = (make().fit(RARE[:2], NONE, NO_EXAMPLES) for _ in range(2))
     np.testing.assert_array_equal(first, second)

@@ -1,9 +1,9 @@
-"""Groups of images: proposed by clustering, corrected and named by a person, stored in one file."""
+"""Groups of images, the kinds of anomaly: proposed by clustering, or made, named and filled by a person."""
 
 import json
 import threading
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anomalymatch.checks import check_choice
@@ -26,10 +26,16 @@ State = Callable[[], tuple[Mapping[str, Label], Ranking | None]]
 
 @dataclass(frozen=True)
 class Group:
-    """Group of images, most typical first; its name is "group 3" or so until a person names it."""
+    """Group of images, most typical first.
+
+    Attributes:
+        name: "group 3" or so until a person names it.
+        named: True if a person named it: it stays when images are grouped again, and may be empty.
+    """
 
     name: str
     ids: Sequence[str]
+    named: bool = False
 
 
 class Groups:
@@ -72,10 +78,11 @@ class Groups:
         return groups[number]
 
     def make(self, selection: str, count: int | None) -> None:
-        """Group images and replace all groups; a group that holds the same images as before keeps its name.
+        """Group images and replace all groups without a name; the named ones come first and keep their images.
 
         Args:
-            selection: one of `SELECTIONS`. Images labelled normal show the clustering what is usual.
+            selection: one of `SELECTIONS`, without the images of named groups. Images labelled normal show the
+                clustering what is usual.
             count: number of groups; None chooses it.
 
         Raises:
@@ -83,17 +90,53 @@ class Groups:
             ConfigError: if there are fewer distinct images than `count`, or `selection` is unknown.
         """
         labels, ranking = self._state()
-        found = self._divide(_select(selection, labels, ranking), _normals(labels), count)
+        kept = {id_ for group in self._groups if group.named for id_ in group.ids}
+        found = self._divide(_select(selection, labels, ranking, kept), _normals(labels), count)
         with self._lock:
-            names = {frozenset(group.ids): group.name for group in self._groups}
-            self._save([Group(names.get(frozenset(g), _default_name(i)), tuple(g)) for i, g in enumerate(found)])
+            named = [group for group in self._groups if group.named]
+            taken = {id_ for group in named for id_ in group.ids}  # a person may have filled them in the meantime
+            free = [tuple(id_ for id_ in ids if id_ not in taken) for ids in found]
+            new = [Group(_default_name(i), ids) for i, ids in enumerate(filter(None, free), len(named))]
+            self._save([*named, *new])
 
     def rename(self, number: int, name: str) -> None:
-        """Name a group; an empty name restores the default."""
-        clean = " ".join(printable(name, " ").split())[:MAX_NAME]
+        """Name a group; an empty name restores the default, and removes an empty group."""
+        clean = _clean(name)
         with self._lock:
             group = self.get(number)
-            self._save(_replace(self._groups, number, [Group(clean or _default_name(number), group.ids)]))
+            new = Group(clean or _default_name(number), group.ids, named=bool(clean))
+            self._save(_replace(self._groups, number, [new] if clean or group.ids else []))
+
+    def add(self, name: str) -> int:
+        """Add an empty group and return its number; if there is a group of that name, return its number.
+
+        Raises:
+            DataError: if the name is empty.
+        """
+        clean = _clean(name)
+        if not clean:
+            raise DataError("a new group needs a name")
+        with self._lock:
+            names = [group.name for group in self._groups]
+            if clean not in names:
+                self._save([*self._groups, Group(clean, (), named=True)])
+                return len(names)
+            return names.index(clean)
+
+    def assign(self, number: int, ids: Sequence[str]) -> None:
+        """Move images into a group, to its end; groups without a name that lose all their images vanish."""
+        moved = set(ids)
+        with self._lock:
+            target = self.get(number)
+            groups = [
+                replace(group, ids=(*group.ids, *dict.fromkeys(id_ for id_ in ids if id_ not in group.ids)))
+                if group is target
+                else replace(group, ids=tuple(id_ for id_ in group.ids if id_ not in moved))
+                for group in self._groups
+            ]
+            groups = [group for group in groups if group.ids or group.named]
+            if groups != self._groups:
+                self._save(groups)
 
     def split(self, number: int) -> None:
         """Split a group in two, of which the first keeps the name.
@@ -109,7 +152,7 @@ class Groups:
             if self.get(number) != group:
                 raise DataError(f"{group.name} has changed in the meantime: look at it again")
             names = (group.name, f"{group.name}, other"[:MAX_NAME])
-            parts = [Group(name, tuple(half)) for name, half in zip(names, halves, strict=True)]
+            parts = [Group(name, tuple(half), group.named) for name, half in zip(names, halves, strict=True)]
             self._save(_replace(self._groups, number, parts))
 
     def merge(self, numbers: Collection[int]) -> None:
@@ -122,7 +165,7 @@ class Groups:
             chosen = [self.get(number) for number in sorted(set(numbers))]
             if len(chosen) < 2:
                 raise DataError("choose at least two groups to merge")
-            merged = Group(chosen[0].name, tuple(id_ for group in chosen for id_ in group.ids))
+            merged = replace(chosen[0], ids=tuple(id_ for group in chosen for id_ in group.ids))
             groups = _replace(self._groups, min(numbers), [merged])
             self._save([g for i, g in enumerate(groups) if i == min(numbers) or i not in numbers])
 
@@ -131,26 +174,31 @@ class Groups:
         return {id_: group.name for group in self._groups for id_ in group.ids}
 
     def _save(self, groups: list[Group]) -> None:
-        plain = {"groups": [{"name": group.name, "ids": list(group.ids)} for group in groups]}
+        plain = {"groups": [{"name": group.name, "ids": list(group.ids), "named": group.named} for group in groups]}
         write_text(self.path, json.dumps(plain, indent=1, ensure_ascii=False))
         self._groups = groups
         self._on_change()
 
 
-def _select(selection: str, labels: Mapping[str, Label], ranking: Ranking | None) -> list[str]:
+def _select(selection: str, labels: Mapping[str, Label], ranking: Ranking | None, kept: Collection[str]) -> list[str]:
     check_choice("selection to group", selection, SELECTIONS)
     if selection == ANOMALIES:
-        found = [id_ for id_, label in labels.items() if label == Label.ANOMALY]
+        found = [id_ for id_, label in labels.items() if label == Label.ANOMALY and id_ not in kept]
         if len(found) < 2:
-            raise DataError(f"grouping needs at least two images labelled anomaly, and there are {len(found)}")
+            outside = " outside the named groups" if kept else ""
+            raise DataError(f"grouping needs at least two images labelled anomaly{outside}, and there are {len(found)}")
         return found
     if ranking is None:
         raise DataError("nothing is ranked yet: label some images first")
-    return ranking.restrict(id_ for id_ in ranking.ids if id_ not in labels).top(TOPS[selection])
+    return ranking.restrict(id_ for id_ in ranking.ids if id_ not in labels and id_ not in kept).top(TOPS[selection])
 
 
 def _normals(labels: Mapping[str, Label]) -> list[str]:
     return [id_ for id_, label in labels.items() if label == Label.NORMAL]
+
+
+def _clean(name: str) -> str:
+    return " ".join(printable(name, " ").split())[:MAX_NAME]
 
 
 def _default_name(number: int) -> str:
@@ -163,9 +211,10 @@ def _replace(groups: Sequence[Group], number: int, instead: Sequence[Group]) -> 
 
 def _read(path: Path, known: Container[str] | None) -> list[Group]:
     try:
-        groups = [(str(g["name"]), map(str, g["ids"])) for g in json.loads(path.read_text(encoding="utf-8"))["groups"]]
-        kept = [Group(name, tuple(id_ for id_ in ids if known is None or id_ in known)) for name, ids in groups]
-        return [group for group in kept if group.ids]
+        found = json.loads(path.read_text(encoding="utf-8"))["groups"]
+        groups = [Group(str(g["name"]), tuple(map(str, g["ids"])), bool(g.get("named"))) for g in found]
+        kept = [replace(g, ids=tuple(id_ for id_ in g.ids if known is None or id_ in known)) for g in groups]
+        return [group for group in kept if group.ids or group.named]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -26,6 +26,7 @@ FIRST_SAMPLE = 5_000
 NOVELTY_SAMPLE = 4096
 """Images that all others are compared with: nearly all are normal, and a million images take seconds."""
 NOVELTY_BLOCK = 8192
+NONE = np.empty(0, dtype=np.int64)
 _SEED = 0
 _CPU = torch.device("cpu")
 
@@ -85,20 +86,41 @@ class LiveRanking:
             examples: features of further anomalies that are not in the archive.
             others: positions of images with other labels, which do not count as unlabelled.
         """
-        taken = np.concatenate([anomalies, normals, *([] if others is None else [others])])
+        probe = self._fit_probe(anomalies, normals, examples, NONE if others is None else others)
+        self.fitted = None if probe is None else Probe(self.store.direction(probe.coefficients), probe.intercept)
+        return None if probe is None else self.store.project(probe.coefficients, probe.intercept)
+
+    def fit_kind(
+        self, kind: Int64[np.ndarray, " a"], rest: Int64[np.ndarray, " b"], others: Int64[np.ndarray, " o"]
+    ) -> Float32[np.ndarray, " n"] | None:
+        """Return log-odds of all images as `fit` does, for one kind of anomaly against the rest.
+
+        Args:
+            kind: positions of the anomalies of the kind.
+            rest: positions of the images labelled normal, and of the anomalies of other kinds.
+            others: see `fit`.
+        """
+        probe = self._fit_probe(kind, rest, np.empty((0, self.store.dimensions), np.float32), others)
+        return None if probe is None else self.store.project(probe.coefficients, probe.intercept)
+
+    def _fit_probe(
+        self,
+        anomalies: Int64[np.ndarray, " a"],
+        normals: Int64[np.ndarray, " b"],
+        examples: Float32[np.ndarray, "e d"],
+        others: Int64[np.ndarray, " o"],
+    ) -> Probe | None:
+        taken = np.concatenate([anomalies, normals, others])
         anomalies, normals = (group[self.store.has(group)] for group in (anomalies, normals))
         normals = np.concatenate([normals, self._assumed_normals(taken, ASSUMED_NORMALS - len(normals))])
         positive = np.concatenate([self.store.rows(anomalies), examples])
         if not len(positive) or not len(normals):
-            self.fitted = None
             return None
         unlabelled = ~np.isin(self._pool, taken) if self.probe.rounds else np.zeros(len(self._pool), dtype=bool)
         views = self.reorient(anomalies) if self.reorient else None
         with one_thread():
             pool, known = self._pool_rows[unlabelled], self.store.rows(normals)
-            probe = self_train(positive, known, pool, self.probe, self.store.scaling, turned=views).probe
-        self.fitted = Probe(self.store.direction(probe.coefficients), probe.intercept)
-        return self.store.project(probe.coefficients, probe.intercept)
+            return self_train(positive, known, pool, self.probe, self.store.scaling, turned=views).probe
 
     def first_batch(self, count: int) -> Int64[np.ndarray, " k"]:
         """Return positions of up to `count` diverse images to start with."""

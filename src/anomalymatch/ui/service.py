@@ -136,8 +136,13 @@ class LabelService:
         )
 
     def page(self, query: Query) -> Page:
-        """Return one page of the gallery; a `DataError` is raised if there is no group `query.group`."""
-        return self._state.page(query, () if query.group is None else self.groups.get(query.group).ids)
+        """Return one page of the gallery.
+
+        Raises:
+            DataError: if a group of the query does not exist, or no image of the group `query.kind` is an anomaly.
+        """
+        group, kind = (() if number is None else self.groups.get(number).ids for number in (query.group, query.kind))
+        return self._state.page(query, group, kind)
 
     def tiles(self, ids: Sequence[str]) -> list[Tile]:
         """Return the tiles of images."""
@@ -174,6 +179,17 @@ class LabelService:
             StorageError: if the log cannot be written; then, as after a `DataError`, none is labelled.
         """
         return self._add_labels(dict.fromkeys(ids, label), annotator)
+
+    def label_kind(self, ids: Sequence[str], number: int, annotator: str) -> int:
+        """Label images anomaly and move them into a group; return their number.
+
+        Raises:
+            DataError: if there is no such group; as after the errors of `label`, nothing has changed then.
+        """
+        self.groups.get(number)
+        count = self.label(ids, Label.ANOMALY, annotator)
+        self.groups.assign(number, ids)
+        return count
 
     def undo(self, annotator: str) -> list[str]:
         """Undo the annotator's last action; return its images, none if nothing is left to undo."""

@@ -14,10 +14,11 @@ from anomalymatch.active.run_folder import RunReader
 from anomalymatch.checks import check_choice
 from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.data.source import IdIndex
-from anomalymatch.errors import LabelError
+from anomalymatch.errors import DataError, LabelError
 from anomalymatch.evaluation.advice import StoppingRule, Yield
 from anomalymatch.evaluation.discovery import UNKNOWN, WANTED, anomalies_left
 from anomalymatch.evaluation.ranks import interleave
+from anomalymatch.lru import LRU
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
 from anomalymatch.ui.gallery import CODES, Gallery
@@ -31,6 +32,7 @@ MODES = ("live", "trained", "both")
 DIVERSE_IMAGES = 200
 """Size of the diverse batch that is shown before the first ranking."""
 BINS = 60
+CACHED_KINDS = 4
 NO_DESCRIPTION = "Nothing is described yet: write what you look for in the side panel."
 DESCRIBED_FIRST = "the images that fit the description, in turn with {}"
 FIRST_NOTE = "Nothing is ranked yet: the page shows {}. Label what you see."
@@ -116,6 +118,7 @@ class SearchState:
         self.novelty: Logits | None = live.novelty
         self.described: Logits | None = None
         self._described_first: Int64[np.ndarray, " n"] | None = None
+        self._kinds: LRU[tuple[bytes, ...], Int64[np.ndarray, " n"]] = LRU(CACHED_KINDS)
         labelled = self.labels.labels()
         gone = [id_ for id_ in labelled if id_ not in self.index]
         if gone:
@@ -163,6 +166,31 @@ class SearchState:
                 self.scores.live = logits
                 self.update_scores()
 
+    def rank_kind(self, ids: Sequence[str]) -> Int64[np.ndarray, " n"]:
+        """Return the positions of the readable images, by a probe for the anomalies among `ids` against all others.
+
+        Raises:
+            DataError: if none of `ids` is labelled anomaly.
+        """
+        with self.lock:
+            codes = self._codes.copy()
+        mine = np.zeros(len(codes), dtype=bool)
+        mine[self.positions([id_ for id_ in ids if id_ in self.index])] = True
+        rare = codes == CODES[Label.ANOMALY]
+        kind, rest = mine & rare, (rare & ~mine) | (codes == CODES[Label.NORMAL])
+        parts = tuple(np.flatnonzero(each) for each in (kind, rest, (codes > 0) & ~kind & ~rest))
+        if not len(parts[0]):
+            raise DataError("no image of this group is labelled anomaly yet: nothing can be ranked by it")
+        key = tuple(part.tobytes() for part in parts)
+        return self._kinds.get(key, lambda: self._rank_kind(*parts))
+
+    def _rank_kind(self, *parts: Int64[np.ndarray, " _"]) -> Int64[np.ndarray, " n"]:
+        logits = self.live.fit_kind(*parts)
+        if logits is None:
+            raise DataError("the images of this group that are labelled anomaly cannot be read")
+        order = np.argsort(-logits, kind="stable")  # NaN last
+        return order[np.isfinite(logits[order])]
+
     def add_trainings(self, run: RunReader, cycles: Sequence[int]) -> None:
         """Take the ranking from the last of `cycles`, and the novelty from the last one that began without labels."""
         cold = [cycle for cycle in cycles if run.began_cold(cycle)]
@@ -179,12 +207,14 @@ class SearchState:
                 logits[self.index[id_]] = value
         return logits
 
-    def page(self, query: Query, group: Sequence[str] = ()) -> Page:
-        """Return a page, see `LabelService.page`; `group` has the images of the group in the query."""
+    def page(self, query: Query, group: Sequence[str] = (), kind: Sequence[str] = ()) -> Page:
+        """Return a page, see `LabelService.page`; `group` and `kind` have the images of those groups of the query."""
+        ranked = None if query.kind is None else self.rank_kind(kind)  # before the lock: a fit takes time
         with self.lock:
             like = None if query.like is None else self.neighbours(query.like, 10 * query.size)
             if query.group is not None:
                 like = self.positions([id_ for id_ in group if id_ in self.index])
+            like = like if ranked is None else ranked
             note = ""
             if self._logits is None and like is None and query.sort is Sort.SCORE and query.show is Show.UNLABELLED:
                 first = self.live.first

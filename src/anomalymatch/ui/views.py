@@ -62,6 +62,8 @@ class Query:
         text: text to find in ids and metadata, ignoring case; empty shows all.
         like: an image whose nearest neighbours are shown, nearest first; `sort` is ignored.
         group: number of a group to show, most typical image first; `sort` is ignored.
+        kind: number of a group whose anomalies are searched: the images are ranked by a probe for them against all
+            other labelled images; `sort` is ignored.
         size: tiles of a page, 12 to 200.
         page: number of the page, from 0.
 
@@ -76,6 +78,7 @@ class Query:
     text: str = ""
     like: str | None = None
     group: int | None = None
+    kind: int | None = None
     size: int = 48
     page: int = 0
 
