@@ -102,6 +102,24 @@ def test_page_of_a_group(service):
         service.page(Query(group=2))
 
 
+def test_page_ranked_for_a_kind(service):
+    number = service.groups.add("bright")
+    with pytest.raises(DataError, match="labelled anomaly"):
+        service.page(Query(kind=number))
+    with pytest.raises(DataError, match="no group 2"):
+        service.label_kind(RARE[:2], number + 1, "ada")
+    assert not service.labels
+    assert service.label_kind(RARE[:2], number, "ada") == 2
+    assert service.labels == dict.fromkeys(RARE[:2], A)
+    dark = [f"im{i:06d}" for i in range(1, COUNT, 50)]
+    service.label_kind(dark, service.groups.add("dark"), "ada")
+    assert set(ids(service.page(Query(kind=0, size=24)))) <= set(RARE[2:])
+    assert not set(ids(service.page(Query(kind=1, size=24)))) & set(RARE)
+    shown = service.page(Query(kind=0, size=24, show=Show.ALL))
+    assert set(ids(shown)) <= set(RARE)
+    assert shown.total == COUNT - 1  # all but the unreadable one
+
+
 def test_training_without_labels_gives_the_novelty(open_service, finish_training):
     service = open_service(novelty=novelty_by_position(), needs_labels=False)
     service.training._check()
