@@ -269,6 +269,24 @@ class TestToken:
             stranger.context.close()
 
 
+def test_digits_label_kinds(galaxies, opened):
+    page = opened(galaxies)
+    page.switch("follow", False)
+    page.get("kind-name").fill("lenses")
+    page.get("kind-name").press("Enter")
+    page.get("group-0").wait_for()
+    page.press("Escape")
+    id_ = page.cursor
+    page.press("9")  # no such group
+    page.press("1")
+    tile = page.tile(id_)
+    page.until(lambda: tile.get_attribute("data-label") == "anomaly", "the image is labelled")
+    assert tile.get_by_test_id("kind").inner_text() == "1"
+    page.get("group-find-0").click()
+    page.until(lambda: page.ids and id_ not in page.ids, "the unlabelled images, ranked for the kind")
+    assert page.complaints == []
+
+
 def test_on_a_phone_nothing_is_cut_off(galaxies, opened):
     page = opened(galaxies, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     width = page.page.evaluate("document.documentElement.scrollWidth")

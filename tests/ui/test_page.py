@@ -451,6 +451,28 @@ async def test_groups_are_split_and_merged(page, service):
     await page.until(lambda: len(service.groups.all()) == 4 and not page.gallery._props["grouped"])
 
 
+@on_page
+async def test_kinds_have_a_key_and_an_order(page, service):
+    page.get("kind-name").value = "rings"
+    page.act("kind-add")
+    await page.until(lambda: page.all("group-0"))
+    assert page.gallery._props["groups"] == 1
+    ids = page.ids[:2]
+    page.send("label", ids=ids, label="anomaly", group=0)
+    await page.until(lambda: service.labels == dict.fromkeys(ids, Label.ANOMALY))
+    await page.until(lambda: service.groups.get(0).ids == tuple(ids))
+    service.groups.add("bars")
+    await page.until(lambda: page.all("group-1"))
+    page.act("group-find-0")
+    await page.until(lambda: page.get("kind-off").visible)
+    ranked = [tile.id for tile in service.page(Query(kind=0)).tiles]
+    await page.until(lambda: page.ids == ranked)
+    page.act("kind-off")
+    await page.until(lambda: not page.get("kind-off").visible)
+    page.act("group-find-1")
+    await page.sees("no image of this group is labelled anomaly yet")
+
+
 def test_sky_links():
     links = sky_links((10.5, -5.25))
     assert links["ESASky"].startswith("https://sky.esa.int/esasky/?target=10.500000+-5.250000&")

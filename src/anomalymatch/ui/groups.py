@@ -173,6 +173,10 @@ class Groups:
         """Return the group name of each image that is in a group."""
         return {id_: group.name for group in self._groups for id_ in group.ids}
 
+    def numbers(self) -> dict[str, int]:
+        """Return the number of the group of each image that is in one."""
+        return {id_: number for number, group in enumerate(self._groups) for id_ in group.ids}
+
     def _save(self, groups: list[Group]) -> None:
         plain = {"groups": [{"name": group.name, "ids": list(group.ids), "named": group.named} for group in groups]}
         write_text(self.path, json.dumps(plain, indent=1, ensure_ascii=False))

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -142,17 +143,22 @@ class LabelService:
             DataError: if a group of the query does not exist, or no image of the group `query.kind` is an anomaly.
         """
         group, kind = (() if number is None else self.groups.get(number).ids for number in (query.group, query.kind))
-        return self._state.page(query, group, kind)
+        page = self._state.page(query, group, kind)
+        return replace(page, tiles=self._with_groups(page.tiles))
 
     def tiles(self, ids: Sequence[str]) -> list[Tile]:
         """Return the tiles of images."""
-        return self._state.tiles(ids)
+        return self._with_groups(self._state.tiles(ids))
 
     def neighbours(self, id_: str, count: int) -> list[Tile]:
         """Return the `count` images most similar to `id_`, most similar first; none if it cannot be read."""
         with self._state.lock:
             nearest = self._state.neighbours(id_, count)
-            return self._state.tiles([self.source.ids[i] for i in nearest.tolist()])
+            return self.tiles([self.source.ids[i] for i in nearest.tolist()])
+
+    def _with_groups(self, tiles: Sequence[Tile]) -> list[Tile]:
+        numbers = self.groups.numbers()
+        return [replace(tile, group=numbers.get(tile.id)) for tile in tiles]
 
     def details(self, id_: str) -> Details:
         """Return the details of an image for the large view."""
@@ -182,6 +188,8 @@ class LabelService:
 
     def label_kind(self, ids: Sequence[str], number: int, annotator: str) -> int:
         """Label images anomaly and move them into a group; return their number.
+
+        Undo and other labels leave them in the group, whose order follows from its anomalies only.
 
         Raises:
             DataError: if there is no such group; as after the errors of `label`, nothing has changed then.

@@ -98,6 +98,7 @@ class Tile:
         rank: 1 for the highest score; None without a score.
         annotator: who gave the label.
         conflict: True if annotators disagree.
+        group: number of its group; None if it is in none.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Tile:
     label: Label | None
     annotator: str | None
     conflict: bool
+    group: int | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ export default {
               <img v-else loading="lazy" decoding="async" alt="" draggable="false" :src="address(item)"
                    @error="fail(item, $event)">
               <span v-if="item.label" class="am-badge" aria-hidden="true">{{ shapes[item.label] }}</span>
+              <span v-if="item.group !== null && item.group < 9" class="am-kind" :class="'am-kind-' + item.group"
+                    aria-hidden="true" data-testid="kind">{{ item.group + 1 }}</span>
               <span v-if="item.conflict" class="am-conflict" title="annotators disagree" aria-hidden="true">≠</span>
             </div>
             <div class="am-caption" aria-hidden="true">
@@ -72,6 +74,7 @@ export default {
     advance: Boolean,
     viewing: String, // id in the large view; empty while it is closed
     grouped: Boolean, // true if the tiles are those of one group
+    groups: Number, // number of groups, which have the keys 1, 2, 3, …
     version: String, // version of the images, for the browser's cache
     shapes: Object,
   },
@@ -159,6 +162,7 @@ export default {
       const words = [item.rank ? "rank " + item.rank : "no rank"];
       if (item.score !== null) words.push("score " + item.score.toFixed(2));
       words.push(item.label || "no label");
+      if (item.group !== null) words.push("group " + (item.group + 1));
       if (item.conflict) words.push("annotators disagree");
       return words.join(", ");
     },
@@ -173,13 +177,13 @@ export default {
       if (this.chosen.size) return this.tiles.filter((tile) => this.chosen.has(tile.id)).map((tile) => tile.id);
       return this.tiles.length ? [this.tiles[this.cursor].id] : [];
     },
-    give(label) {
+    give(label, group) {
       const meant = !this.viewing && !this.chosen.size && performance.now() < this.before?.until;
       const ids = meant ? [this.before.id] : this.ids();
       this.before = null;
       if (!ids.length) return;
       for (const id of ids) this.pending.add(id);
-      this.$emit("label", { ids, label });
+      this.$emit("label", { ids, label, group });
       if (meant) return;
       const last = this.tiles.reduce((at, tile, place) => (ids.includes(tile.id) ? place : at), -1);
       this.chosen = new Set();
@@ -265,9 +269,12 @@ export default {
         this.chosen = new Set(this.tiles.map((tile) => tile.id));
         return true;
       }
-      if (event.repeat && (LABELS[key] || COMMANDS[key])) return true; // holding a key down labels one image only
+      const group = /^[1-9]$/.test(key) ? Number(key) - 1 : null;
+      if (group !== null && group >= this.groups) return false;
+      if (event.repeat && (LABELS[key] || COMMANDS[key] || group !== null)) return true; // holding a key down labels one image only
       if (LABELS[key] && event.shiftKey && this.grouped && !this.viewing) this.$emit("whole", { label: LABELS[key] });
       else if (LABELS[key]) this.give(LABELS[key]);
+      else if (group !== null) this.give("anomaly", group);
       else if (key === "Backspace" || key === "Delete") this.give(null);
       else if (COMMANDS[key]) this.$emit(COMMANDS[key]);
       else if (key === "/" && !this.viewing) document.querySelector("[data-testid=filter-text]")?.focus();

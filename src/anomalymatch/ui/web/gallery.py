@@ -18,9 +18,10 @@ TILE_SIDES = (64, 320)
 class GalleryElement(ui.element, component="gallery.js"):
     """Tiles of one page.
 
-    It emits `hello` (stored settings, once), `label` (ids, label), `look` (id for the large view), `shut`, `turn`
-    (page, and whether the cursor goes to its first or last tile), `whole` (label for the whole current group), `group`
-    (show the next), `heat` (show or hide heat maps), `undo`, `rerank`, `train`, `help` and `clear` (the filters).
+    It emits `hello` (stored settings, once), `label` (ids, label, and number of a group or None), `look` (id for the
+    large view), `shut`, `turn` (page, and whether the cursor goes to its first or last tile), `whole` (label for the
+    whole current group), `group` (show the next), `heat` (show or hide heat maps), `undo`, `rerank`, `train`, `help`
+    and `clear` (the filters).
     """
 
     def __init__(self, *, version: str, tile: int = 128) -> None:
@@ -28,7 +29,8 @@ class GalleryElement(ui.element, component="gallery.js"):
         self._serial = 0
         self._props["shapes"] = {str(label): shape for label, shape in SHAPES.items()}
         self._props["page"] = {"tiles": None, "total": 0, "page": 0, "pages": 1, "note": "", "empty": "", "serial": -1}
-        self._props.update({"tile": tile, "advance": True, "viewing": "", "grouped": False, "version": version})
+        self._props.update({"tile": tile, "advance": True, "viewing": "", "version": version})
+        self._props.update({"grouped": False, "groups": 0})
 
     @property
     def tiles(self) -> list[dict[str, Any]]:
@@ -67,7 +69,7 @@ class GalleryElement(ui.element, component="gallery.js"):
         self.run_method("remember", key, value)
 
     def set_option(self, name: str, value: int | bool | str) -> None:
-        """Set `tile` (side in CSS pixels), `advance`, `viewing` (id in the large view, or empty) or `grouped`."""
+        """Set `tile` (side in CSS pixels), `advance`, `viewing` (id in the large view), `grouped` or `groups`."""
         self._props[name] = value
         self.update()
 

@@ -15,7 +15,7 @@ from anomalymatch.ui.web.gallery import TILE_SIDES, GalleryElement
 from anomalymatch.ui.web.panel import Panel
 from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
-from anomalymatch.ui.web.theme import ACCENT, drop_down, heat_colours, label_colours, many
+from anomalymatch.ui.web.theme import ACCENT, drop_down, heat_colours, kind_colours, label_colours, many
 from anomalymatch.ui.web.viewer import Viewer
 
 KEYS = {
@@ -24,6 +24,7 @@ KEYS = {
         "n": "normal",
         "u": "unsure",
         "x": "artefact",
+        "1 to 9": "anomaly, of that group",
         "Shift + a, n, u, x": "label the whole group",
         "Backspace, Delete": "remove the label",
         "z": "undo, any number of times",
@@ -98,6 +99,9 @@ class Toolbar:
             self.group = ui.button(on_click=session.leave_group, color=None).props(
                 "dense flat no-caps size=sm icon-right=close data-testid=group-off"
             )
+            self.kind = ui.button(on_click=lambda: session.change(kind=None), color=None).props(
+                "dense flat no-caps size=sm icon-right=close data-testid=kind-off"
+            )
             self.found = ui.label().classes("am-hint am-found").props("data-testid=found aria-live=polite")
             with ui.element("label").classes("am-field"):
                 self._many = ui.label()
@@ -134,6 +138,8 @@ class Toolbar:
         self.like.set_visibility(query.like is not None)
         self.group.set_visibility(query.group is not None)
         self.group.text = f"group {(query.group or 0) + 1}"
+        self.kind.set_visibility(query.kind is not None)
+        self.kind.text = f"ranked for group {(query.kind or 0) + 1}"
         self.like.text = f"like {shorten(query.like or '')}"
 
     def _count_found(self, page: Page) -> None:
@@ -151,7 +157,9 @@ class Toolbar:
     async def clear(self) -> None:
         """Clear all filters."""
         plain = Query()
-        await self.session.change(show=plain.show, low=plain.low, high=plain.high, text="", like=None, group=None)
+        await self.session.change(
+            show=plain.show, low=plain.low, high=plain.high, text="", like=None, group=None, kind=None
+        )
 
     async def _chosen(self) -> None:
         scores = self.scores.value
@@ -216,6 +224,7 @@ def build_page(service: LabelService) -> None:
 class _Page:
     def __init__(self, service: LabelService) -> None:
         ui.add_css(f":root {{{label_colours()}{heat_colours()}}}")
+        ui.add_css(kind_colours())
         ui.add_css(STYLE)
         ui.colors(primary=ACCENT)
         self.dark = ui.dark_mode(None)
@@ -262,7 +271,7 @@ class _Page:
     def _wire(self, gallery: GalleryElement) -> None:
         session = self.session
         gallery.on_event("hello", self._hello)
-        gallery.on_event("label", lambda words: session.label(words["ids"], words["label"] and Label(words["label"])))
+        gallery.on_event("label", self._label)
         gallery.on_event("look", lambda words: self.viewer.open(words["id"]))
         gallery.on_event("shut", lambda _: self.viewer.close())
         gallery.on_event("turn", lambda words: session.change(page=int(words["to"]), at=words["at"]))
@@ -275,6 +284,12 @@ class _Page:
         gallery.on_event("help", lambda _: self.help.open())
         gallery.on_event("clear", lambda _: self.toolbar.clear())
         session.on_summary.append(self._show_standing)
+
+    async def _label(self, words: dict[str, Any]) -> None:
+        if words.get("group") is None:
+            await self.session.label(words["ids"], words["label"] and Label(words["label"]))
+        else:
+            await self.session.label_kind(words["ids"], int(words["group"]))
 
     async def _start(self) -> None:
         await self.session.load()

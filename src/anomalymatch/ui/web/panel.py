@@ -19,13 +19,16 @@ from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.description import DescriptionPanel
 from anomalymatch.ui.web.gallery import DropZone
 from anomalymatch.ui.web.session import Session
-from anomalymatch.ui.web.theme import SHAPES, drop_down, many
+from anomalymatch.ui.web.theme import KIND_COLOURS, SHAPES, drop_down, many
 
 THUMBNAIL = 96
 AUTO = "auto"
 COUNTS = (AUTO, *(str(count) for count in range(2, 21)))
-HINT = "Groups of similar anomalies."
-GROUPS_HINT = "g shows the next group; Shift with a, n, u or x labels a whole group."
+HINT = "Kinds of anomaly: group similar ones, or name a kind and give it images with its key."
+GROUPS_HINT = (
+    "1 to 9 label images anomaly and put them into a group; the lens ranks all images for a group. g shows the next "
+    "group; Shift with a, n, u or x labels a whole one. Named groups stay when you group again."
+)
 
 
 class GroupsPanel:
@@ -47,24 +50,36 @@ class GroupsPanel:
         groups = session.service.groups
         self._merge = ui.button("Merge selected", on_click=lambda: self._change(groups.merge, set(self._chosen)))
         self._merge.props("dense outline no-caps size=sm data-testid=groups-merge")
+        with ui.row().classes("am-line"):
+            self._name = ui.input(placeholder="new kind").props(f"dense borderless maxlength={MAX_NAME}")
+            self._name.classes("am-grow").props("aria-label='name of a new kind' data-testid=kind-name")
+            self._name.on("keydown.enter", self._add)
+            add = ui.button("Add", on_click=self._add)
+            add.props("dense outline no-caps size=sm data-testid=kind-add")
         session.watchers.append(lambda kinds, _: self.refresh() if "groups" in kinds else None)
         session.on_query.append(self.refresh)
         self.refresh()
 
+    async def _add(self) -> None:
+        if (self._name.value or "").strip():
+            await self.session.call(self.session.service.groups.add, self._name.value)
+            self._name.value = ""
+
     def refresh(self) -> None:
         """Show the current groups."""
-        groups, shown = tuple(self.session.service.groups.all()), self.session.query.group
-        if (groups, shown) == self._shown:
+        groups, query = tuple(self.session.service.groups.all()), self.session.query
+        if (groups, query.group, query.kind) == self._shown:
             return
         if self._shown and groups != self._shown[0]:
             self._chosen.clear()
-        self._shown = (groups, shown)
+        self._shown = (groups, query.group, query.kind)
         self._hint.text = GROUPS_HINT if groups else HINT
+        self.session.gallery.set_option("groups", len(groups))
         self._merge.set_visibility(len(groups) > 1)
         self._list.clear()
         with self._list:
             for number, group in enumerate(groups):
-                self._row(number, group, number == shown)
+                self._row(number, group, number in (query.group, query.kind))
 
     def _row(self, number: int, group: Group, is_shown: bool) -> None:
         with ui.row().classes(f"am-line am-group{' am-on' if is_shown else ''}").props(f"data-testid=group-{number}"):
@@ -73,15 +88,22 @@ class GroupsPanel:
             look = ui.element("button").classes("am-example").on("click", lambda: self.session.show_group(number))
             with look:
                 look.props["aria-label"], look.props["data-testid"] = f"show {group.name}", f"group-show-{number}"
-                picture = ui.element("img")
-                picture.props["src"] = "/thumb?" + urlencode({"id": group.ids[0], "side": THUMBNAIL})
-                picture.props["alt"] = ""
+                for id_ in group.ids[:1]:
+                    picture = ui.element("img")
+                    picture.props["src"] = "/thumb?" + urlencode({"id": id_, "side": THUMBNAIL})
+                    picture.props["alt"] = ""
+                if number < len(KIND_COLOURS):
+                    TextElement(tag="span", text=str(number + 1)).classes(f"am-kind am-kind-{number}")
             with ui.element("div").classes("am-grow"):
                 name = ui.input(value=group.name).props(f"dense borderless maxlength={MAX_NAME}")
                 name.props["aria-label"], name.props["data-testid"] = f"name of {group.name}", f"group-name-{number}"
                 for event in ("blur", "keydown.enter"):
                     name.on(event, lambda: self._rename(number, group.name, name.value or ""))
                 ui.label(many(len(group.ids), "image")).classes("am-hint")
+            find = ui.button(icon="search", on_click=lambda: self.session.show_kind(number), color=None)
+            find.props(f"flat dense size=sm data-testid=group-find-{number}")
+            find.props["aria-label"] = f"rank all images for {group.name}"
+            find.tooltip("Rank all images for this kind")
             divide = self.session.service.groups.split
             split = ui.button(icon="call_split", on_click=lambda: self._change(divide, number), color=None)
             split.props(f"flat dense size=sm data-testid=group-split-{number}")

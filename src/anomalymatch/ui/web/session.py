@@ -98,7 +98,7 @@ class Session:
     async def change(self, at: str = "first", page: int = 0, **parts: Any) -> None:
         """Change parts of the query and show its first page, or `page`."""
         if parts.get("like"):
-            parts["group"] = None
+            parts |= {"group": None, "kind": None}
         try:
             self.query = replace(self.query, page=page, **parts)
         except AnomalyMatchError as error:
@@ -111,7 +111,18 @@ class Session:
 
     async def show_group(self, number: int) -> None:
         """Show all images of a group."""
-        await self.change(group=number, show=Show.ALL, low=0.0, high=1.0, text="", like=None)
+        await self.change(group=number, kind=None, show=Show.ALL, low=0.0, high=1.0, text="", like=None)
+
+    async def show_kind(self, number: int) -> None:
+        """Show the unlabelled images, ranked for a group."""
+        await self.change(kind=number, group=None, show=Show.UNLABELLED, low=0.0, high=1.0, text="", like=None)
+
+    async def label_kind(self, ids: Sequence[str], number: int) -> None:
+        """Label images anomaly and put them into a group, see `LabelService.label_kind`."""
+        async with self._lock:
+            is_done = await self.call(self.service.label_kind, list(ids), number, self.annotator) is not None
+        if not is_done:
+            await self._patch(ids)
 
     async def next_group(self) -> None:
         """Show the group after the current one, or the first."""
@@ -123,7 +134,7 @@ class Session:
 
     async def leave_group(self) -> None:
         """Show the archive again."""
-        await self.change(group=None, show=Show.UNLABELLED)
+        await self.change(group=None, kind=None, show=Show.UNLABELLED)
 
     async def label_group(self, label: Label) -> None:
         """Label all images of the current group, on all its pages."""
@@ -135,9 +146,14 @@ class Session:
     @property
     def is_filtered(self) -> bool:
         """True if the query leaves out more than the labelled images."""
+        return self._is_narrowed or self.query.show != Show.UNLABELLED
+
+    @property
+    def _is_narrowed(self) -> bool:
+        """True if a filter other than that of the labels is set."""
         query = self.query
-        instead = query.text or query.like or query.group is not None
-        return bool(instead) or (query.low, query.high) != (0, 1) or query.show != Show.UNLABELLED
+        instead = query.text or query.like or query.group is not None or query.kind is not None
+        return bool(instead) or (query.low, query.high) != (0, 1)
 
     async def label(self, ids: Sequence[str], label: Label | None) -> bool:
         """Label images and return True on success; the change that the service announces updates their tiles."""
@@ -182,7 +198,7 @@ class Session:
                 regrouped = "groups" in kinds and self.query.group is not None
                 if regrouped or ("ranking" in kinds and self.follow):
                     await self.load(keep=True)
-                elif "ranking" in kinds:
+                elif kinds & {"ranking", "groups"}:
                     await self._patch(self.gallery.ids)
                 elif "labels" in kinds:
                     await self._patch([id_ for id_ in self.gallery.ids if id_ in ids])
@@ -224,10 +240,9 @@ class Session:
         return self.summary
 
     def _empty_text(self) -> str:
-        query = self.query
-        if query.text or query.like or query.group is not None or (query.low, query.high) != (0, 1):
+        if self._is_narrowed:
             return "No image matches these filters."
-        return EMPTY.get(query.show, f"No image is labelled {query.show} yet.")
+        return EMPTY.get(self.query.show, f"No image is labelled {self.query.show} yet.")
 
 
 def _call_in_loop(loop: asyncio.AbstractEventLoop, note: Callable[[Change], None], change: Change) -> None:

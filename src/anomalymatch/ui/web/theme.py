@@ -12,6 +12,11 @@ from anomalymatch.types import Label
 SHAPES = {Label.ANOMALY: "▲ A", Label.NORMAL: "● N", Label.UNSURE: "◆ U", Label.ARTEFACT: "✕ X"}
 """Shape and letter of each label, so that nobody depends on colours alone; the letter is also its key."""
 
+KIND_COLOURS = (
+    "#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00", "#DDDDDD",
+)  # fmt: skip
+"""Colours of the first nine groups, distinct for colour-blind readers (Paul Tol's light scheme)."""
+
 GREY, ACCENT = "#8A94A3", "#5B8DEF"
 """Colours of axes and lines on dark and light backgrounds."""
 
@@ -19,6 +24,11 @@ GREY, ACCENT = "#8A94A3", "#5B8DEF"
 def label_colours() -> str:
     """Return the colours of the labels as CSS variables, `--anomaly` and so on."""
     return "".join(f"--{label}: {colour};" for label, colour in FRAME_COLOURS.items())
+
+
+def kind_colours() -> str:
+    """Return the CSS classes of the groups' colours, `am-kind-0` and so on."""
+    return "".join(f".am-kind-{number} {{--kind: {colour};}}" for number, colour in enumerate(KIND_COLOURS))
 
 
 def heat_colours() -> str:
