@@ -56,8 +56,26 @@ def test_undo_reverts_a_whole_call(log):
     log.append({"a": A}, annotator="Ada", cycle=0)
     log.append({"a": N, "b": N, "c": N}, annotator="Ada", cycle=0)
     log.append({"d": N}, annotator="Bob", cycle=0)
-    assert log.undo(annotator="Ada") == ["a", "b", "c"]
+    assert log.undo(annotator="Ada") == {"a": N, "b": N, "c": N}
     assert log.current() == {"a": A, "d": N}
+
+
+def test_redo_reverts_an_undo_until_the_annotator_labels_again(log):
+    log.append({"a": A}, annotator="Ada", cycle=0)
+    log.append({"a": N, "b": N}, annotator="Ada", cycle=0)
+    assert log.redo(annotator="Ada") == {}
+    log.undo(annotator="Ada")
+    log.undo(annotator="Ada")
+    log.append({"c": U}, annotator="Bob", cycle=0)
+    assert log.redo(annotator="Bob") == {}
+    assert log.redo(annotator="Ada") == {"a": A}
+    assert log.redo(annotator="Ada") == {"a": N, "b": N}
+    assert log.redo(annotator="Ada") == {}
+    assert log.current() == {"a": N, "b": N, "c": U}
+    assert log.undo(annotator="Ada") == {"a": N, "b": N}
+    log.append({"d": X}, annotator="Ada", cycle=0)
+    assert log.redo(annotator="Ada") == {}
+    assert log.current() == {"a": A, "c": U, "d": X}
 
 
 def test_new_labels_are_those_that_the_file_changed(log):
@@ -69,9 +87,9 @@ def test_new_labels_are_those_that_the_file_changed(log):
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from("abc"), st.sampled_from([A, N, None]), st.sampled_from("PQ")),
-        st.tuples(st.just("undo"), st.none(), st.sampled_from("PQ")),
+        st.tuples(st.sampled_from(["undo", "redo"]), st.none(), st.sampled_from("PQ")),
     ),
-    max_size=25,
+    max_size=30,
 )
 
 
@@ -79,19 +97,31 @@ EVENTS = st.lists(
 @settings(max_examples=60, deadline=None)
 def test_undone_events_have_no_effect(events):
     log, twin, before = LabelLog(Path(":memory:")), [], []
+    valid, redo = [], {"P": [], "Q": []}
     assert (log.current(), log.last_cycle()) == ({}, None)
     for id_, label, who in events:
         if id_ == "undo":
-            own = [place for place, event in enumerate(twin) if event[2] == who]
-            assert log.undo(annotator=who) == ([twin.pop(own[-1])[0]] if own else [])
+            own = [place for place, event in enumerate(twin) if event[2] == who and valid[place]]
+            assert log.undo(annotator=who) == dict(twin[place][:2] for place in own[-1:])
+            if own:
+                valid[own[-1]] = False
+                redo[who].append(own[-1])
+        elif id_ == "redo":
+            last = [redo[who].pop()] if redo[who] else []
+            assert log.redo(annotator=who) == dict(twin[place][:2] for place in last)
+            for place in last:
+                valid[place] = True
         else:
             log.append({id_: label}, annotator=who, cycle=1)
             twin.append((id_, label, who))
+            valid.append(True)
+            redo[who].clear()
         events = log.events()
         assert events[: len(before)] == before, "events are only appended"
         before, expected = events, {}
-        for seen, said, _ in twin:
-            expected[seen] = said
+        for (seen, said, _), counts in zip(twin, valid, strict=True):
+            if counts:
+                expected[seen] = said
         assert log.current() == {key: value for key, value in expected.items() if value is not None}
     log.close()
 
@@ -176,8 +206,8 @@ def test_an_undo_reverts_one_call_if_the_clock_stands_still(log, monkeypatch):
     for labels in ({"a": A}, {"a": N, "b": N}, {"c": A}):
         log.append(labels, annotator="Ada", cycle=0)
     assert [event.action for event in log.events()] == [1, 2, 2, 4]
-    assert log.undo(annotator="Ada") == ["c"]
-    assert log.undo(annotator="Ada") == ["a", "b"]
+    assert log.undo(annotator="Ada") == {"c": A}
+    assert log.undo(annotator="Ada") == {"a": N, "b": N}
     assert log.current() == {"a": A}
 
 

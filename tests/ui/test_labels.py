@@ -40,13 +40,29 @@ def test_undo_any_number_of_times(log):
     add(index, "ada", a=A)
     add(index, "ada", a=N, b=N)
     add(index, "ada", b=U)
-    assert index.undo("ada") == ["b"]
+    assert index.undo("ada") == {"b": U}
     assert index.labels() == {"a": N, "b": N}
-    assert index.undo("ada") == ["a", "b"]
+    assert index.undo("ada") == {"a": N, "b": N}
     assert index.labels() == {"a": A}
-    assert index.undo("ada") == ["a"]
-    assert index.undo("ada") == []
+    assert index.undo("ada") == {"a": A}
+    assert index.undo("ada") == {}
     assert [event.undoes for event in index.history("a")] == [None, None, 2, 1]
+
+
+def test_redo_in_the_index_as_in_the_log_and_the_last_labels(log):
+    index = LabelIndex(log)
+    add(index, "ada", a=A)
+    add(index, "bob", a=U, d=U)
+    add(index, "ada", a=N, b=N)
+    add(index, "ada", c=X)
+    add(index, "ada", c=None)
+    assert index.recent("ada", 2) == {"b": N, "a": N}
+    for act in (index.undo, index.undo, index.undo, index.redo, index.redo):
+        act("ada")
+        assert index.labels() == log.current() == LabelIndex(log).labels()
+    assert list(index.recent("ada", 8).items()) == [("c", X), ("b", N), ("a", N)]
+    assert index.recent("bob", 1) == {"d": U}
+    assert index.recent("eve", 8) == {}
 
 
 def test_refresh_reads_labels_of_another_process(log):

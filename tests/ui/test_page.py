@@ -16,6 +16,7 @@ from anomalymatch.ui.views import Change, Query, Show, Sort
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.gallery import DropZone, GalleryElement
 from anomalymatch.ui.web.page import KEYS
+from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.theme import SHAPES, label_colours
 from anomalymatch.ui.web.viewer import Zoom, sky_links
 
@@ -49,6 +50,16 @@ class Visitor:
     @property
     def page(self):
         return self.gallery._props["page"]
+
+    @property
+    def status(self):
+        """What the status lines of page and large view show."""
+        first, second = self.user.find(kind=StatusBar).elements
+        assert first._props["text"] == second._props["text"]
+        return first._props
+
+    async def says(self, text, *, error=False):
+        await self.until(lambda: text in self.status["text"] and self.status["isError"] == error)
 
     def send(self, event, **args):
         """Send an event of the gallery, like the browser."""
@@ -128,7 +139,8 @@ async def test_estimate_and_advice(page, service):
 
 
 @on_page
-async def test_a_labelled_image_leaves_the_page_with_the_next_ranking(page, service):
+async def test_with_follow_a_labelled_image_leaves_the_page_with_the_next_ranking(page, service):
+    page.get("follow").value = True
     id_ = page.ids[0]
     page.label([id_], "anomaly")
     await page.until(lambda: service.labels == {id_: "anomaly"})
@@ -148,6 +160,7 @@ async def test_a_label_makes_one_patch_and_a_ranking_one_page(page, service, mon
     count("tiles")
     count("page")
     monkeypatch.setattr(service._reranking, "request", lambda: None)
+    page.get("follow").value = True
     await asyncio.sleep(0.1)
     calls.clear()
     page.label(page.ids[:1], "anomaly")
@@ -160,16 +173,86 @@ async def test_a_label_makes_one_patch_and_a_ranking_one_page(page, service, mon
 
 
 @on_page
-async def test_without_follow_tiles_stay_and_change_in_place(page):
-    page.get("follow").value = False
+async def test_tiles_stay_and_change_in_place_until_the_new_order_is_taken(page, service):
     before, scores = page.ids, [tile["score"] for tile in page.gallery.tiles]
     page.label(before[:2], "anomaly")
     await page.until(lambda: [tile["label"] for tile in page.gallery.tiles[:3]] == ["anomaly", "anomaly", None])
     await page.until(lambda: [tile["score"] for tile in page.gallery.tiles] != scores)
+    await page.until(lambda: page.status["offered"])
+    await asyncio.to_thread(service.label, [before[2]], Label.NORMAL, "bob")
+    service.rank_by("trained")
+    await page.until(lambda: page.gallery.tiles[2]["annotator"] == "bob")
     assert page.ids == before
     page.send("rerank")
-    await page.until(lambda: not set(before[:2]) & set(page.ids))
-    await page.sees("Ranked 60 images")
+    await page.until(lambda: not set(before[:3]) & set(page.ids))
+    await page.until(lambda: not page.status["offered"])
+    page.send("rerank")
+    await page.says("Ranked 60 images")
+
+
+@on_page
+async def test_the_next_page_begins_where_the_labels_have_moved_it(page, service):
+    page.get("show").value = "unlabelled"
+    page.get("sort").value = "random audit"
+    everything = [tile.id for tile in service.page(Query(sort=Sort.AUDIT, size=60)).tiles]
+    await page.until(lambda: page.ids == everything[:48])
+    page.label([*everything[:5], everything[47]], "normal")
+    await page.until(lambda: page.gallery.tiles[47]["label"] == "normal")
+    assert not page.status["offered"]  # the order of the audit does not change
+    page.send("turn", to=1, at="first")
+    await page.until(lambda: page.ids == everything[48:])
+    assert (page.page["page"], page.page["pages"]) == (1, 2)
+    page.send("turn", to=0, at="last")
+    await page.until(lambda: page.ids == [*everything[5:47], *everything[48:54]])
+
+
+@on_page
+async def test_the_hint_stays_until_what_is_missing_is_there(page, service):
+    assert "Press a" in page.page["note"]
+    service._state.scores.trained = None  # as before the first ranking
+    service._state.update_scores()
+    service.label(service.source.ids[:31], Label.NORMAL, "me")
+    await page.until(lambda: "label one anomaly (a)" in page.page["note"])
+    service.label(service.source.ids[31:32], Label.ANOMALY, "me")
+    await page.until(lambda: "anomaly" not in page.page["note"])
+    service.label(service.source.ids[:31], None, "me")
+    await page.until(lambda: "label one normal image (n)" in page.page["note"])
+    service.label(service.source.ids[:1], Label.NORMAL, "me")
+    await page.until(lambda: page.page["note"] == "")
+
+
+@on_page
+async def test_after_the_last_image_a_label_key_only_says_so(page):
+    page.send("end")
+    await page.says("→ to turn")
+    page.send("turn", to=1, at="first")
+    await page.until(lambda: len(page.ids) == 12)
+    page.send("end")
+    await page.says("the last image:")
+
+
+@on_page
+async def test_undo_and_redo_say_what_and_go_there(page, service):
+    first, elsewhere = page.ids[0], service.source.ids[-1]
+    page.label([first], "anomaly")
+    await page.says(f"anomaly: {first}")
+    await page.until(lambda: page.status["recent"] == [{"id": first, "label": "anomaly"}])
+    await asyncio.to_thread(service.label, [elsewhere], Label.NORMAL, "me")
+    await page.until(lambda: [one["id"] for one in page.status["recent"]] == [elsewhere, first])
+    page.send("undo")
+    await page.says(f"Undid normal: {elsewhere}")
+    assert (page.status["image"], page.status["label"]) == (elsewhere, "normal")
+    await page.until(lambda: elsewhere in page.ids and page.page["at"] == elsewhere)
+    assert page.page["page"] == 1
+    page.send("redo")
+    await page.says(f"Redid normal: {elsewhere}")
+    page.send("redo")
+    await page.says("Nothing to redo for me")
+    page.send("look", id=first)
+    page.send("undo")
+    await page.until(lambda: page.gallery._props["viewing"] == elsewhere)
+    page.user.find(kind=StatusBar).trigger("pick", {"id": first})
+    await page.until(lambda: page.gallery._props["viewing"] == first)
 
 
 @on_page
@@ -183,7 +266,7 @@ async def test_labels_in_the_order_of_the_keys_and_undo(page, service):
         page.send("undo")
         await page.until(lambda expected=expected: service.labels == expected)
     page.send("undo")
-    await page.sees("Nothing to undo for me")
+    await page.says("Nothing to undo for me")
 
 
 @on_page
@@ -316,7 +399,6 @@ async def test_help_lists_all_keys(page):
 
 @on_page
 async def test_labels_of_others_and_conflicts(page, service):
-    page.get("follow").value = False
     id_ = page.ids[5]
     await asyncio.to_thread(service.label, [id_], Label.ANOMALY, "bob")
     await page.until(lambda: page.gallery.tiles[5]["label"] == "anomaly")
@@ -332,6 +414,7 @@ async def test_labels_of_others_and_conflicts(page, service):
 @on_page
 async def test_a_burst_of_changes_redraws_the_page_a_few_times_and_a_closed_one_never(page, service):
     await asyncio.sleep(0.2)
+    page.get("follow").value = True
     serial = page.gallery._serial
     await asyncio.to_thread(lambda: [service._tell(Change("ranking")) for _ in range(1000)])
     await asyncio.sleep(0.4)
@@ -354,7 +437,7 @@ async def test_a_training_fails_starts_again_and_stops(page, service):
     (service.run / "fail").touch()
     await page.until(lambda: page.get("training-message").visible)
     assert page.get("training-message").text == "error: the GPU is out of memory"
-    assert page.user.notify.contains("all labels are safe: error: the GPU is out of memory")
+    await page.says("all labels are safe: error: the GPU is out of memory", error=True)
     assert page.get("training-start").text == "Resume"
     (service.run / "fail").unlink()
     page.act("training-start")
@@ -365,7 +448,7 @@ async def test_a_training_fails_starts_again_and_stops(page, service):
 
 
 @on_page
-async def test_a_full_disk_becomes_a_notification(page, service):
+async def test_a_full_disk_becomes_an_error(page, service):
     connection = service._log._connection
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count={pages}")
@@ -377,8 +460,8 @@ async def test_a_full_disk_becomes_a_notification(page, service):
         for _ in range(200):  # fill the last page
             service.label(ids[:1], Label.NORMAL, "ada")
     page.label(page.ids[:1], "anomaly")
-    await page.until(lambda: any("the disk is full" in text for text in page.user.notify.messages))
-    assert not any("restore" in text for text in page.user.notify.messages)
+    await page.says("the disk is full", error=True)
+    assert "restore" not in page.status["text"]
     assert page.gallery.tiles[0]["label"] != "anomaly"
 
 
@@ -404,7 +487,7 @@ async def test_examples_and_uploads(page, service):
         (True, '{"labels": 1200}', "1,200 labels imported."),
     ):
         zones.trigger("sent", {"ok": is_ok, "message": message})
-        assert page.user.notify.contains(shown)
+        await page.says(shown, error=not is_ok)
     page.act("example-remove")
     await page.until(lambda: not service.examples.all())
 
@@ -412,7 +495,7 @@ async def test_examples_and_uploads(page, service):
 @on_page
 async def test_groups_are_made_shown_named_and_labelled(page, service):
     page.send("group")
-    await page.sees("There are no groups yet")
+    await page.says("There are no groups yet")
     page.get("groups-selection").value = "top 100"
     page.act("groups-make")
     await page.until(lambda: page.all("group-2"))

@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS events (
     at TEXT NOT NULL,        -- UTC, ISO 8601
     cycle INTEGER NOT NULL,  -- training whose ranking was on screen; 0 before the first
     score REAL,              -- score at that moment, if there was one
-    undoes INTEGER,          -- sequence of the event that this one undoes
+    undoes INTEGER,          -- sequence of the event that this one undoes: a label, or an undo (which is a redo)
     action INTEGER NOT NULL  -- sequence of the first event of the same call, which one undo reverts
 )
 """
@@ -51,7 +51,10 @@ _TYPES = (int, str, str | None, str, str, int, float | None, int | None, int)
 
 
 class LabelEvent(NamedTuple):
-    """Event of the log. `label` is None if the label was removed; `undoes` is the event that an undo reverts."""
+    """Event of the log. `label` is None if the label was removed; `undoes` is the event that an undo reverts.
+
+    An undo that reverts an undo is a redo.
+    """
 
     sequence: int
     id: str
@@ -67,8 +70,8 @@ class LabelEvent(NamedTuple):
 class LabelLog:
     """Label log of one run, in one SQLite file (write-ahead log, synced at every commit).
 
-    An undo is an event, too: nothing is deleted. A batch of labels is one transaction, of which a kill leaves all or
-    nothing. Until `close`, the newest labels lie in a second file, `labels.sqlite-wal`: a copy needs both.
+    Undo and redo are events, too: nothing is deleted. A batch of labels is one transaction, of which a kill leaves all
+    or nothing. Until `close`, the newest labels lie in a second file, `labels.sqlite-wal`: a copy needs both.
     """
 
     def __init__(self, path: Path) -> None:
@@ -142,16 +145,40 @@ class LabelLog:
             ).fetchall()
         return [self._event(row) for row in rows]
 
-    def undo(self, *, annotator: str) -> list[str]:
-        """Undo the annotator's last call of `append` that was not undone; return its images, if any.
+    def undo(self, *, annotator: str) -> dict[str, Label | None]:
+        """Undo the annotator's last call of `append` that was not undone; return the labels that it gave, if any.
 
         The earlier labels of these images are valid again.
         """
         own = [event for event in valid_events(self.events()) if event.annotator == annotator]
-        last = [event for event in own if event.action == own[-1].action]
+        return self._revert([event for event in own if event.action == own[-1].action])
+
+    def redo(self, *, annotator: str) -> dict[str, Label | None]:
+        """Revert the annotator's last undo that was not redone; return the labels that are valid again, if any.
+
+        A later call of `append` by the same annotator leaves nothing to redo.
+        """
+        events = {event.sequence: event for event in self.events() if event.annotator == annotator}
+        redone = {event.undoes for event in events.values()}
+        undos: list[LabelEvent] = []
+        for event in reversed(events.values()):
+            if event.undoes is None:
+                break
+            is_undo = events[event.undoes].undoes is None
+            if is_undo and event.sequence not in redone and event.action == (undos or [event])[0].action:
+                undos.append(event)
+        return self._revert(undos[::-1], [events[event.undoes].label for event in undos[::-1] if event.undoes])
+
+    def _revert(
+        self, reverted: Sequence[LabelEvent], labels: Sequence[Label | None] | None = None
+    ) -> dict[str, Label | None]:
+        """Append an undo of each of the events of one annotator; return `labels`, by default those of the events."""
         now = datetime.now(UTC).isoformat()
-        self._insert([(event.id, None, annotator, now, event.cycle, None, event.sequence) for event in last])
-        return [event.id for event in last]
+        self._insert([(event.id, None, event.annotator, now, event.cycle, None, event.sequence) for event in reverted])
+        return {
+            event.id: label
+            for event, label in zip(reverted, labels or [event.label for event in reverted], strict=True)
+        }
 
     def last_cycle(self) -> int | None:
         """Return the cycle of the newest event; None if the log is empty."""
@@ -210,8 +237,11 @@ class LabelLog:
 
 
 def valid_events(events: Sequence[LabelEvent]) -> list[LabelEvent]:
-    """Return the events that were not undone, without the undos."""
-    undone = {event.undoes for event in events}
+    """Return the labels that were not undone, or were redone, without undos and redos."""
+    undone: set[int] = set()
+    for event in reversed(events):  # an event comes before those that revert it
+        if event.undoes is not None and event.sequence not in undone:
+            undone.add(event.undoes)
     return [event for event in events if event.undoes is None and event.sequence not in undone]
 
 

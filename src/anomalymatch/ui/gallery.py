@@ -41,9 +41,13 @@ class Gallery:
         ids: all images.
         seed: seed of the random audit.
         metadata: see `TextFilter`.
+
+    Attributes:
+        version: how often scores, novelty or fit to the description, and with them the orders, have changed.
     """
 
     def __init__(self, ids: Sequence[str], *, seed: int, metadata: pa.Table | None) -> None:
+        self.version = 0
         self._text = TextFilter(ids, metadata)
         # Independent of the scores, so that an audit continues where it stopped.
         audit = cache(lambda: audit_order(len(ids), seed).astype(np.int32))
@@ -77,6 +81,7 @@ class Gallery:
         """
         old = self._snapshot
         orders, novel, fitting = old.orders.of(logits), old.novel.of(novelty), old.described.of(described)
+        self.version += (orders, novel, fitting) != (old.orders, old.novel, old.described)
         self._snapshot = _Snapshot(orders, novel, fitting, labels.copy(), newest, conflicts, diverse)
 
     def page(self, query: Query, like: Int64[np.ndarray, " k"] | None = None) -> tuple[Int64[np.ndarray, " t"], int]:
@@ -90,16 +95,33 @@ class Gallery:
             like: neighbours of an image, nearest first; those that pass the filters are shown, not the whole archive.
         """
         snapshot = self._snapshot  # one state for the whole page, whatever other threads do
-        if like is None:
-            key = (query.sort, query.show, query.low, query.high, query.text)
-            found = snapshot.results.get(key, lambda: _select(snapshot.order(query.sort), self._mask(snapshot, query)))
-        else:
-            found = _select(like, self._mask(snapshot, query))
-        start = min(query.page, max(0, len(found) - 1) // query.size) * query.size
+        found = self._found(snapshot, query, like)
+        start = query.start if query.start < len(found) else max(0, len(found) - 1) // query.size * query.size
         stop = min(start + query.size, len(found))
         if like is None and query.sort is Sort.DIVERSE:
-            return _diverse_range(snapshot, key, found, start, stop), len(found)
+            return _diverse_range(snapshot, _key(query), found, start, stop), len(found)
         return found[start:stop].astype(np.int64), len(found)
+
+    def place(self, query: Query, position: int, like: Int64[np.ndarray, " k"] | None = None) -> int | None:
+        """Return the place of an image among those that a query finds, from 0; None if it is not among them."""
+        snapshot = self._snapshot
+        found = self._found(snapshot, query, like)
+        places = np.flatnonzero(found == position)
+        if not len(places):
+            return None
+        start = 0
+        if like is None and query.sort is Sort.DIVERSE:
+            start = int(places[0]) // DIVERSE_BLOCK * DIVERSE_BLOCK
+            block = _diverse_range(snapshot, _key(query), found, start, min(start + DIVERSE_BLOCK, len(found)))
+            places = np.flatnonzero(block == position)
+        return start + int(places[0])
+
+    def _found(self, snapshot: "_Snapshot", query: Query, like: Int64[np.ndarray, " k"] | None) -> np.ndarray:
+        """Return the positions of all images that a query finds; the blocks of the diverse order are not sorted."""
+        if like is not None:
+            return _select(like, self._mask(snapshot, query))
+        key = _key(query)
+        return snapshot.results.get(key, lambda: _select(snapshot.order(query.sort), self._mask(snapshot, query)))
 
     def rank(self, positions: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
         """Return ranks by score, 1 for the highest; 0 without a score."""
@@ -229,6 +251,10 @@ class _Snapshot:
         if show is Show.LABELLED:
             return self.labels > 0
         return self.labels == (0 if show is Show.UNLABELLED else CODES[Label(show)])
+
+
+def _key(query: Query) -> tuple[object, ...]:
+    return query.sort, query.show, query.low, query.high, query.text
 
 
 def _select(order: np.ndarray, mask: Bool[np.ndarray, " n"] | None) -> np.ndarray:

@@ -26,6 +26,10 @@ class LabelIndex:
         self._last = 0
         self._events: dict[str, list[LabelEvent]] = {}
         """The events of each image that were not undone, oldest first."""
+        self._undone: dict[int, LabelEvent] = {}
+        """The event that each undo has reverted."""
+        self._newest: list[LabelEvent] = []
+        """All labels, oldest first, including undone ones."""
         self.refresh()
 
     def refresh(self) -> set[str]:
@@ -35,8 +39,14 @@ class LabelIndex:
             events = self._events.setdefault(event.id, [])
             if event.undoes is None:
                 events.append(event)
+                self._newest.append(event)
+            elif event.undoes in self._undone:  # a redo
+                events.append(self._undone.pop(event.undoes))
+                events.sort(key=lambda one: one.sequence)
             else:
-                events[:] = [earlier for earlier in events if earlier.sequence != event.undoes]
+                for reverted in [earlier for earlier in events if earlier.sequence == event.undoes]:
+                    events.remove(reverted)
+                    self._undone[event.sequence] = reverted
             self._last = event.sequence
         return {event.id for event in new}
 
@@ -47,11 +57,30 @@ class LabelIndex:
         self._log.append(labels, annotator=annotator, cycle=cycle, scores=scores)
         return self.refresh()
 
-    def undo(self, annotator: str) -> list[str]:
-        """Undo the annotator's last action; return its images."""
-        images = self._log.undo(annotator=annotator)
+    def undo(self, annotator: str) -> dict[str, Label | None]:
+        """Undo the annotator's last action; return the labels that it gave."""
+        labels = self._log.undo(annotator=annotator)
         self.refresh()
-        return images
+        return labels
+
+    def redo(self, annotator: str) -> dict[str, Label | None]:
+        """Redo what the annotator has undone last; return the labels that are valid again."""
+        labels = self._log.redo(annotator=annotator)
+        self.refresh()
+        return labels
+
+    def recent(self, annotator: str, count: int) -> dict[str, Label]:
+        """Return the annotator's last `count` labels of different images, newest first."""
+        found: dict[str, Label] = {}
+        for event in reversed(self._newest):
+            if len(found) == count:
+                break
+            if event.annotator != annotator or event.id in found:
+                continue
+            label = self._opinions(self._events[event.id]).get(annotator)
+            if label is not None:
+                found[event.id] = label
+        return found
 
     def history(self, id_: str) -> list[LabelEvent]:
         """Return all events of an image, including undone ones, oldest first."""

@@ -142,9 +142,13 @@ class LabelService:
         Raises:
             DataError: if a group of the query does not exist, or no image of the group `query.kind` is an anomaly.
         """
-        group, kind = (() if number is None else self.groups.get(number).ids for number in (query.group, query.kind))
-        page = self._state.page(query, group, kind)
+        page = self._state.page(query, *self._groups_of(query))
         return replace(page, tiles=self._with_groups(page.tiles))
+
+    def _groups_of(self, query: Query) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the images of the groups `group` and `kind` of a query."""
+        group, kind = (() if number is None else self.groups.get(number).ids for number in (query.group, query.kind))
+        return group, kind
 
     def tiles(self, ids: Sequence[str]) -> list[Tile]:
         """Return the tiles of images."""
@@ -199,14 +203,30 @@ class LabelService:
         self.groups.assign(number, ids)
         return count
 
-    def undo(self, annotator: str) -> list[str]:
-        """Undo the annotator's last action; return its images, none if nothing is left to undo."""
+    def undo(self, annotator: str) -> dict[str, Label | None]:
+        """Undo the annotator's last action; return the labels that it gave, none if nothing is left to undo."""
+        return self._revert(self._state.labels.undo, annotator)
+
+    def redo(self, annotator: str) -> dict[str, Label | None]:
+        """Redo what the annotator has undone last, unless a label came since; return the labels."""
+        return self._revert(self._state.labels.redo, annotator)
+
+    def _revert(self, revert: Callable[[str], dict[str, Label | None]], annotator: str) -> dict[str, Label | None]:
         with self._state.lock:
-            ids = self._state.labels.undo(clean_name(annotator))
-            self._state.update_labels(ids)
-        if ids:
-            self._notify_labels(ids, annotator)
-        return ids
+            labels = revert(clean_name(annotator))
+            self._state.update_labels(labels)
+        if labels:
+            self._notify_labels(list(labels), annotator)
+        return labels
+
+    def recent(self, annotator: str, count: int) -> dict[str, Label]:
+        """Return the annotator's last `count` labels of different images, newest first."""
+        with self._state.lock:
+            return self._state.labels.recent(annotator, count)
+
+    def place(self, query: Query, id_: str) -> int | None:
+        """Return the place of an image, from 0, among all that a query finds; None if it is not among them."""
+        return self._state.place(query, id_, *self._groups_of(query))
 
     def import_csv(self, text: str, annotator: str) -> int:
         """Import labels from a CSV `filename,label`; return the number of labels that were new.
@@ -245,6 +265,11 @@ class LabelService:
     def ranking(self) -> Ranking | None:
         """The ranking in use; None before the first."""
         return self._state.ranking()
+
+    @property
+    def order(self) -> int:
+        """Version of the orders, see `Gallery.version`."""
+        return self._state.gallery.version
 
     @property
     def novelty(self) -> Logits | None:

@@ -211,20 +211,36 @@ class SearchState:
         """Return a page, see `LabelService.page`; `group` and `kind` have the images of those groups of the query."""
         ranked = None if query.kind is None else self.rank_kind(kind)  # before the lock: a fit takes time
         with self.lock:
-            like = None if query.like is None else self.neighbours(query.like, 10 * query.size)
-            if query.group is not None:
-                like = self.positions([id_ for id_ in group if id_ in self.index])
-            like = like if ranked is None else ranked
-            note = ""
-            if self._logits is None and like is None and query.sort is Sort.SCORE and query.show is Show.UNLABELLED:
-                first = self.live.first
-                note = FIRST_NOTE.format(first if self.described is None else DESCRIBED_FIRST.format(first))
-                like, query = self._first_order(query)
-            elif self.described is None and like is None and query.sort is Sort.DESCRIPTION:
-                note = NO_DESCRIPTION
+            query, like, note = self._resolve(query, group, ranked)
             found, total = self.gallery.page(query, like)
-            pages = max(1, -(-total // query.size))
-            return Page(self._tiles(found), total, min(query.page, pages - 1), pages, note)
+            if query.start >= total:  # the last page
+                query = query.from_start(max(0, total - 1) // query.size * query.size)
+            pages = query.page + max(1, -(-(total - query.start) // query.size))
+            return Page(self._tiles(found), total, query.page, pages, note, self.gallery.version)
+
+    def place(self, query: Query, id_: str, group: Sequence[str] = (), kind: Sequence[str] = ()) -> int | None:
+        """Return the place of an image among all that a query finds, see `LabelService.place`."""
+        ranked = None if query.kind is None else self.rank_kind(kind)
+        with self.lock:
+            query, like, _ = self._resolve(query, group, ranked)
+            return self.gallery.place(query, self.index[id_], like)
+
+    def _resolve(
+        self, query: Query, group: Sequence[str], ranked: Int64[np.ndarray, " n"] | None
+    ) -> tuple[Query, Int64[np.ndarray, " n"] | None, str]:
+        """Return the arguments of `Gallery.page` for a query, and the note of its pages."""
+        like = None if query.like is None else self.neighbours(query.like, 10 * query.size)
+        if query.group is not None:
+            like = self.positions([id_ for id_ in group if id_ in self.index])
+        like = like if ranked is None else ranked
+        note = ""
+        if self._logits is None and like is None and query.sort is Sort.SCORE and query.show is Show.UNLABELLED:
+            first = self.live.first
+            note = FIRST_NOTE.format(first if self.described is None else DESCRIBED_FIRST.format(first))
+            like, query = self._first_order(query)
+        elif self.described is None and like is None and query.sort is Sort.DESCRIPTION:
+            note = NO_DESCRIPTION
+        return query, like, note
 
     def _first_order(self, query: Query) -> tuple[Int64[np.ndarray, " n"] | None, Query]:
         """Return the arguments of `Gallery.page` before the first ranking."""

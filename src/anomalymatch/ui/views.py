@@ -1,7 +1,7 @@
 """Data that the labelling page asks for and shows: queries, tiles, pages, the summary, details of an image."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -66,6 +66,7 @@ class Query:
             other labelled images; `sort` is ignored.
         size: tiles of a page, 12 to 200.
         page: number of the page, from 0.
+        shift: by how many images the page begins earlier: as many as labels have moved from the pages before it.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -81,12 +82,34 @@ class Query:
     kind: int | None = None
     size: int = 48
     page: int = 0
+    shift: int = 0
 
     def __post_init__(self) -> None:
         check_range("images per page", self.size, low=MIN_TILES, high=MAX_TILES)
         check_range("page", self.page, low=0)
+        check_range("shift of the page", self.shift, low=0, high=self.size if self.page else 0)
         if not 0 <= self.low <= self.high <= 1:
             raise ConfigError(f"the score range {self.low} to {self.high} must increase and lie between 0 and 1")
+
+    @property
+    def start(self) -> int:
+        """Place of the first image of the page among all images of the query."""
+        return self.page * self.size - self.shift
+
+    def from_start(self, start: int) -> "Query":
+        """Return the query for the page that begins at the place `start`."""
+        page = -(-start // self.size)
+        return replace(self, page=page, shift=page * self.size - start)
+
+    def passes(self, tile: "Tile") -> bool:
+        """Return True if a tile passes the label filter."""
+        if self.show is Show.ALL:
+            return True
+        if self.show is Show.CONFLICTS:
+            return tile.conflict
+        if self.show in (Show.LABELLED, Show.UNLABELLED):
+            return (tile.label is None) == (self.show is Show.UNLABELLED)
+        return tile.label == self.show
 
 
 @dataclass(frozen=True)
@@ -119,6 +142,7 @@ class Page:
         page: number of this page, from 0; the last one if the query asked for a later one.
         pages: number of pages, at least 1.
         note: a sentence about these images, such as how they were chosen before the first ranking; mostly empty.
+        order: version of the orders, see `Gallery.version`.
     """
 
     tiles: Sequence[Tile]
@@ -126,6 +150,7 @@ class Page:
     page: int
     pages: int
     note: str = ""
+    order: int = 0
 
 
 class Estimate(NamedTuple):

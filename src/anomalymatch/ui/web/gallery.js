@@ -10,7 +10,8 @@ const CLOSING_MS = 400; // a closing menu or dialog takes the focus for this lon
 export default {
   template: `
     <section class="am-gallery" @dragover.prevent>
-      <div v-if="page.note" class="am-note" role="note" data-testid="note">{{ page.note }}</div>
+      <div v-if="hasNote" ref="note" class="am-note" role="note" aria-live="polite" :style="{ height: noteHeight }"
+           :title="note" data-testid="note">{{ note }}</div>
       <div ref="well" class="am-well" tabindex="-1">
         <div v-if="page.tiles === null" class="am-empty">Loading…</div>
         <div v-else-if="!tiles.length" class="am-empty" data-testid="empty">
@@ -21,7 +22,7 @@ export default {
         <div ref="grid" class="am-grid" role="listbox" aria-multiselectable="true" aria-label="Images"
              :style="{ '--tile': tile + 'px' }" data-testid="grid">
           <div v-for="(item, place) in tiles" :key="item.id" role="option" class="am-tile"
-               :class="[item.label ? 'am-' + item.label : '', { 'am-cursor': place === cursor,
+               :class="[item.label ? 'am-' + item.label : '', { 'am-done': item.label && item.label !== item.before, 'am-cursor': place === cursor,
                         'am-chosen': chosen.has(item.id), 'am-pending': pending.has(item.id) }]"
                :tabindex="place === cursor ? 0 : -1" :aria-selected="chosen.size ? chosen.has(item.id) : place === cursor"
                :aria-label="spoken(item)" :title="item.id + (broken[item.id] ? ': ' + broken[item.id] : '')" data-testid="tile" :data-id="item.id"
@@ -45,6 +46,7 @@ export default {
           </div>
         </div>
       </div>
+      <slot></slot>
       <div class="am-actions" role="toolbar" aria-label="Label the selection" data-testid="actions">
         <button v-for="(label, key) in labels" :key="key" :class="'am-key am-' + label"
                 :aria-label="label + ' (' + key + ')'" :data-testid="'action-' + label" @click="give(label)">
@@ -81,6 +83,7 @@ export default {
   data() {
     return {
       labels: LABELS, tiles: [], cursor: 0, anchor: 0, chosen: new Set(), pending: new Set(), broken: {}, side: 128, serial: -1,
+      note: "", hasNote: false, noteHeight: "", ended: false,
     };
   },
   watch: {
@@ -108,11 +111,16 @@ export default {
       if (page.serial === this.serial || page.tiles === null) return;
       this.serial = page.serial;
       const [before, seen] = [this.tiles, this.tiles[this.cursor]];
-      this.tiles = page.tiles.map((tile) => ({ ...tile }));
+      this.tiles = page.tiles.map((tile) => ({ ...tile, before: tile.label }));
+      this.ended = false;
+      this.note = page.note;
+      this.hasNote = !!page.note;
+      this.noteHeight = "";
       this.pending = new Set();
       const here = new Set(this.tiles.map((tile) => tile.id));
       this.chosen = new Set([...this.chosen].filter((id) => page.keep && here.has(id)));
-      let place = page.at === "last" ? this.tiles.length - 1 : 0;
+      const named = this.tiles.findIndex((tile) => tile.id === page.at);
+      let place = page.at === "last" ? this.tiles.length - 1 : Math.max(0, named);
       if (page.keep) {
         // Labelled tiles have left the page: the cursor stays on the next image to judge.
         const gone = before.slice(0, this.cursor).filter((tile) => tile.label && !here.has(tile.id)).length;
@@ -125,7 +133,7 @@ export default {
       this.before = isSwapped ? { id: seen.id, until: performance.now() + REACTION_MS } : null;
       this.$nextTick(() => {
         this.measure();
-        if (!page.keep && page.at !== "last") this.$refs.well.scrollTop = 0;
+        if (!page.keep && page.at === "first") this.$refs.well.scrollTop = 0;
         this.regain();
         if (!page.keep) setTimeout(this.regain, CLOSING_MS);
       });
@@ -134,6 +142,14 @@ export default {
       const fresh = new Map(tiles.map((tile) => [tile.id, tile]));
       for (const tile of this.tiles) if (fresh.has(tile.id)) Object.assign(tile, fresh.get(tile.id));
       for (const id of fresh.keys()) this.pending.delete(id);
+    },
+    renote(note) {
+      this.noteHeight = this.$refs.note ? this.$refs.note.offsetHeight + "px" : ""; // or a shorter text would move the tiles
+      this.note = note;
+    },
+    point(id) {
+      const place = this.tiles.findIndex((tile) => tile.id === id);
+      if (place >= 0) this.move(place, false);
     },
     remember(key, value) { localStorage.setItem("anomalymatch." + key, value); },
     measure() {
@@ -182,18 +198,24 @@ export default {
       const ids = meant ? [this.before.id] : this.ids();
       this.before = null;
       if (!ids.length) return;
+      // The image under the cursor has got its label, and there is no next one on this page.
+      if (this.ended && label && !this.chosen.size) return void this.$emit("end");
       for (const id of ids) this.pending.add(id);
       this.$emit("label", { ids, label, group });
       if (meant) return;
       const last = this.tiles.reduce((at, tile, place) => (ids.includes(tile.id) ? place : at), -1);
       this.chosen = new Set();
-      if (label && this.advance && last >= 0) this.move(Math.min(last + 1, this.tiles.length - 1), false);
+      if (!label || !this.advance || last < 0) return;
+      const isLast = last === this.tiles.length - 1;
+      this.move(isLast ? last : last + 1, false);
+      this.ended = isLast;
     },
     move(place, extend) {
       const last = this.tiles.length - 1;
       if (last < 0) return;
       this.cursor = Math.max(0, Math.min(place, last));
       this.before = null;
+      this.ended = false;
       if (extend && !this.viewing) {
         const [low, high] = [Math.min(this.anchor, this.cursor), Math.max(this.anchor, this.cursor)];
         this.chosen = new Set(this.tiles.slice(low, high + 1).map((tile) => tile.id));
@@ -218,6 +240,7 @@ export default {
     open(place) {
       if (!this.tiles[place]) return;
       this.cursor = this.anchor = place;
+      this.ended = false;
       this.$emit("look", { id: this.tiles[place].id });
     },
     toggle(place) {
@@ -226,6 +249,7 @@ export default {
       if (!chosen.delete(id)) chosen.add(id);
       this.chosen = chosen;
       this.cursor = this.anchor = place;
+      this.ended = false;
       this.focus();
     },
     click(event, place) {
@@ -265,6 +289,7 @@ export default {
     command(event) {
       const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
       if (event.ctrlKey || event.metaKey) {
+        if (key === "z" || key === "y") return this.revert(key === "y" || event.shiftKey, event.repeat);
         if (key !== "a" || this.viewing) return false;
         this.chosen = new Set(this.tiles.map((tile) => tile.id));
         return true;
@@ -276,9 +301,14 @@ export default {
       else if (LABELS[key]) this.give(LABELS[key]);
       else if (group !== null) this.give("anomaly", group);
       else if (key === "Backspace" || key === "Delete") this.give(null);
+      else if (key === "z" && event.shiftKey) this.$emit("redo");
       else if (COMMANDS[key]) this.$emit(COMMANDS[key]);
       else if (key === "/" && !this.viewing) document.querySelector("[data-testid=filter-text]")?.focus();
       else return false;
+      return true;
+    },
+    revert(again, isHeld) {
+      if (!isHeld) this.$emit(again ? "redo" : "undo");
       return true;
     },
     navigate(event) {

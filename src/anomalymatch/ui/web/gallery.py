@@ -20,8 +20,8 @@ class GalleryElement(ui.element, component="gallery.js"):
 
     It emits `hello` (stored settings, once), `label` (ids, label, and number of a group or None), `look` (id for the
     large view), `shut`, `turn` (page, and whether the cursor goes to its first or last tile), `whole` (label for the
-    whole current group), `group` (show the next), `heat` (show or hide heat maps), `undo`, `rerank`, `train`, `help`
-    and `clear` (the filters).
+    whole current group), `group` (show the next), `heat` (show or hide heat maps), `undo`, `redo`, `rerank`, `train`,
+    `help`, `clear` (the filters) and `end` (a label key after the last tile has its label).
     """
 
     def __init__(self, *, version: str, tile: int = 128) -> None:
@@ -50,7 +50,7 @@ class GalleryElement(ui.element, component="gallery.js"):
             empty: text to show if there are none.
             filtered: True adds a button that clears the filters to that text.
             keep: keep cursor, selection and scroll position.
-            at: otherwise the cursor goes to the "first" or the "last" tile.
+            at: otherwise the cursor goes to the "first" or the "last" tile, or to the one with this id.
         """
         self._serial += 1
         extra = {"empty": empty, "filtered": filtered, "serial": self._serial, "keep": keep, "at": at}
@@ -63,6 +63,16 @@ class GalleryElement(ui.element, component="gallery.js"):
         # Stored here as well, for browsers that reconnect.
         self._props["page"]["tiles"] = [fresh.get(tile["id"], tile) for tile in self.tiles]
         self.run_method("patch", list(fresh.values()))
+
+    def point(self, id_: str) -> None:
+        """Move the cursor to a tile."""
+        self.run_method("point", id_)
+
+    def set_note(self, note: str) -> None:
+        """Change the sentence above the tiles; its row stays as it is until the next page, so that no tile moves."""
+        if self._props["page"]["note"] != note:
+            self._props["page"]["note"] = note
+            self.run_method("renote", note)
 
     def remember(self, key: str, value: str) -> None:
         """Store a setting in the browser; `hello` returns it on the next visit."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nicegui import ui
+from nicegui import background_tasks, ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.errors import LabelError
@@ -15,6 +15,7 @@ from anomalymatch.ui.web.gallery import TILE_SIDES, GalleryElement
 from anomalymatch.ui.web.panel import Panel
 from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
+from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.theme import ACCENT, drop_down, heat_colours, kind_colours, label_colours, many
 from anomalymatch.ui.web.viewer import Viewer
 
@@ -27,7 +28,8 @@ KEYS = {
         "1 to 9": "anomaly, of that group",
         "Shift + a, n, u, x": "label the whole group",
         "Backspace, Delete": "remove the label",
-        "z": "undo, any number of times",
+        "z, Ctrl + z": "undo, any number of times",
+        "Shift + z, Ctrl + y": "redo",
     },
     "Move and select": {
         "← → ↑ ↓": "move; at the end, go to the next page",
@@ -114,10 +116,10 @@ class Toolbar:
                     min=TILE_SIDES[0], max=TILE_SIDES[1], step=8, value=128, on_change=self._tile_chosen
                 )
                 self.tile.props("dense label aria-label='tile size' data-testid=tile-size")
-            self.follow = ui.switch("follow", value=True, on_change=self._follow_chosen).props(
+            self.follow = ui.switch("follow", value=False, on_change=self._follow_chosen).props(
                 "dense data-testid=follow"
             )
-            self.follow.tooltip("Reorder after each label. If off, tiles stay in place until you press r.")
+            self.follow.tooltip("Reorder after each label. If off, images stay until you press r or turn the page.")
             self.advance = ui.switch("advance", value=True, on_change=self._advance_chosen).props(
                 "dense data-testid=advance"
             )
@@ -147,7 +149,7 @@ class Toolbar:
 
     def restore(self, kept: dict[str, Any]) -> dict[str, Any]:
         """Restore settings from the browser; return the parts of the query that change."""
-        self.follow.value = kept.get("follow", "true") == "true"
+        self.follow.value = kept.get("follow") == "true"
         self.advance.value = kept.get("advance", "true") == "true"
         tile, count = _number(kept.get("tile"), TILE_SIDES), _number(kept.get("count"), (MIN_TILES, MAX_TILES))
         if tile is not None:
@@ -234,6 +236,8 @@ class _Page:
             bar = ui.element("div")
             gallery = GalleryElement(version=known_as)
         self.session = Session(service, gallery, ui.context.client)
+        with gallery:
+            StatusBar(self.session, known_as)
         with bar:
             self.toolbar = Toolbar(self.session)
         # Not value=None: NiceGUI would ask the browser and time out after a second, too early for a slow one.
@@ -242,6 +246,7 @@ class _Page:
             self.panel = Panel(self.session)
         self.drawer.classes("am-panel").props("data-testid=panel aria-label='State of the search'")
         self.viewer = Viewer(self.session, known_as)
+        self.session.view, self.session.viewed = self.viewer.open, lambda: self.viewer.id
         self.help = help_dialog()
         self._header(service.name)
         self._wire(gallery)
@@ -274,11 +279,13 @@ class _Page:
         gallery.on_event("label", self._label)
         gallery.on_event("look", lambda words: self.viewer.open(words["id"]))
         gallery.on_event("shut", lambda _: self.viewer.close())
-        gallery.on_event("turn", lambda words: session.change(page=int(words["to"]), at=words["at"]))
+        gallery.on_event("turn", lambda words: session.turn(int(words["to"]), words["at"]))
+        gallery.on_event("end", lambda _: session.tell_end())
         gallery.on_event("whole", lambda words: session.label_group(Label(words["label"])))
         gallery.on_event("group", lambda _: session.next_group())
         gallery.on_event("heat", lambda _: self.viewer.toggle_heat())
         gallery.on_event("undo", lambda _: session.undo())
+        gallery.on_event("redo", lambda _: session.redo())
         gallery.on_event("rerank", lambda _: session.rerank())
         gallery.on_event("train", lambda _: session.train())
         gallery.on_event("help", lambda _: self.help.open())
@@ -293,6 +300,7 @@ class _Page:
 
     async def _start(self) -> None:
         await self.session.load()
+        await self.session.fetch_recent()
         await self.panel.refresh()
 
     async def _hello(self, kept: dict[str, Any]) -> None:
@@ -317,6 +325,7 @@ class _Page:
         self.session.annotator = name
         self.panel.set_annotator(name)
         self.session.gallery.remember("annotator", name)
+        background_tasks.create(self.session.fetch_recent(), name="last labels")
 
     def _next_theme(self) -> None:
         names = list(THEMES)

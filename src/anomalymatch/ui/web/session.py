@@ -1,12 +1,12 @@
 """Session of one open page: its query, its annotator, and the changes it exchanges with the service."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from nicegui import Client, background_tasks, run, ui
+from nicegui import Client, background_tasks, run
 
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.types import Label
@@ -16,13 +16,20 @@ from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.theme import many
 
 T = TypeVar("T")
+RECENT = 8
+"""Labels that the status line shows."""
 COALESCE_S = 0.05
 """Shortest time between two updates: a burst of changes must not redraw the page a thousand times."""
 
-HINT = (
-    "Press a on rare images and n on a few normal ones, and the ranking follows; "
-    "or drop images of what you look for anywhere on this page."
-)
+RANKED = {Sort.SCORE, Sort.LOWEST, Sort.UNCERTAIN, Sort.MEDIAN, Sort.NOVELTY, Sort.DIVERSE, Sort.DESCRIPTION}
+"""Orders that a new ranking changes."""
+FIRST_HINT = "There are no labels yet. Press a on rare images and n on a few normal ones, and the ranking follows"
+ANOMALY_HINT = "Nothing is ranked yet, because an anomaly is missing: label one anomaly (a)"
+DROP_HINT = ", or drop images of what you look for anywhere on this page."
+NORMAL_HINT = "No image is labelled normal yet: label one normal image (n), which a training needs."
+RANKED_HINT = "The images are ranked now: press r to see the highest scores first."
+PAGE_END = "That was the last image of this page: press → to turn to the next page."
+END = "That was the last image: press r to see what is left, or change the filters."
 EMPTY = {
     Show.UNLABELLED: "Every image has a label.",
     Show.ALL: "The archive is empty.",
@@ -31,17 +38,32 @@ EMPTY = {
 }
 
 
+class Status(NamedTuple):
+    """Last event, as one sentence, with the image that it concerns and its label, if any."""
+
+    text: str = ""
+    is_error: bool = False
+    image: str = ""
+    label: str = ""
+
+
 class Session:
     """Session of one open page.
 
     Attributes:
         query: the query of the gallery.
         annotator: name of the person at this page.
-        follow: True if the order follows each label.
+        follow: True if the page is loaded again after each ranking; otherwise its images stay where they are.
+        has_new_order: True if there is a newer ranking than that of the page.
         summary: the last summary; None before the first.
         on_query: called when the query changes, before its page is loaded.
         on_page: called with each page that is shown.
         on_summary: called with each summary.
+        status: the last event.
+        recent: the last labels of the annotator, newest first.
+        on_status: called when `status`, `recent` or `has_new_order` changes.
+        view: shows an image in the large view.
+        viewed: returns the image in the large view, empty while it is closed.
         watchers: called with the kinds and images of changes.
     """
 
@@ -49,30 +71,47 @@ class Session:
         self.service, self.gallery, self.client = service, gallery, client
         self.query = Query()
         self.annotator = "me"
-        self.follow = True
+        self.follow = False
+        self.has_new_order = False
         self.summary: Summary | None = None
         self.on_query: list[Callable[[], None]] = []
         self.on_page: list[Callable[[Page], None]] = []
-        self.on_summary: list[Callable[[Summary], None]] = []
+        self.on_summary: list[Callable[[Summary], None]] = [lambda _: self.gallery.set_note(self._note())]
+        self.status = Status()
+        self.recent: dict[str, Label] = {}
+        self.on_status: list[Callable[[], None]] = []
+        self.view: Callable[[str], None] = lambda id_: None
+        self.viewed: Callable[[], str] = lambda: ""
         self.watchers: list[Callable[[set[str], set[str]], None]] = []
         self._lock = asyncio.Lock()  # labels and undos reach the log in the order of the keys
         self._load = 0
+        self._page: Page | None = None
         self._kinds: set[str] = set()
         self._ids: set[str] = set()
         self._is_following = False
         loop = asyncio.get_running_loop()
-        unsubscribe = service.subscribe(lambda change: _call_in_loop(loop, self._note, change))
+        unsubscribe = service.subscribe(lambda change: _call_in_loop(loop, self._record, change))
         client.on_delete(unsubscribe)
 
-    def say(self, text: str, kind: Literal["info", "positive", "negative"] = "info") -> None:
-        """Show a notification."""
+    def say(
+        self,
+        text: str,
+        kind: Literal["info", "positive", "negative"] = "info",
+        *,
+        image: str = "",
+        label: Label | None = None,
+    ) -> None:
+        """Show a sentence in the status line; an error ("negative") stays until the next action."""
+        self._show_status(Status(text, kind == "negative", image, label or ""))
+
+    def _show_status(self, status: Status | None = None) -> None:
+        self.status = status or self.status
         if not self.client.is_deleted:
-            with self.client:
-                look: dict[str, Any] = {"color": "grey-9"} if kind == "info" else {"type": kind}
-                ui.notify(text, position="bottom-left", multi_line=len(text) > 80, **look)
+            for listener in self.on_status:
+                listener()
 
     async def call(self, function: Callable[..., T], *args: Any) -> T | None:
-        """Call the service in a thread; an `AnomalyMatchError` becomes a notification and None is returned."""
+        """Call the service in a thread; an `AnomalyMatchError` is shown as an error and None is returned."""
         try:
             return await run.io_bound(function, *args)
         except AnomalyMatchError as error:
@@ -86,21 +125,36 @@ class Session:
         page = await self.call(self.service.page, self.query)
         if page is None or mine != self._load or self.client.is_deleted:
             return
-        self.query = replace(self.query, page=page.page)
-        if self.query.group is not None:
-            page = replace(page, note=self._group_note())
-        elif page.total and await self._needs_hint():
-            page = replace(page, note=f"{page.note or 'There are no labels yet.'} {HINT}")
+        if page.page != self.query.page:  # fewer images than thought
+            self.query = replace(self.query, page=page.page, shift=0)
+        self._page = page
+        if self.summary is None:
+            await self.fetch_summary()
+        page = replace(page, note=self._note())
         self.gallery.show(page, empty=self._empty_text(), filtered=self.is_filtered, keep=keep, at=at)
+        self._set_new_order(False)
         for listener in self.on_page:
             listener(page)
+
+    async def turn(self, to: int, at: str = "first") -> None:
+        """Show the page `to`, by the newest ranking.
+
+        Labelled images leave the pages that show unlabelled ones. The next page begins with the image that then
+        follows the current page, so that none is left out.
+        """
+        query, step = self.query, to - self.query.page
+        async with self._lock:  # after the labels that are on their way to the log
+            tiles = await self.call(self.service.tiles, self.gallery.ids) if step > 0 else []
+        gone = sum(not query.passes(tile) for tile in tiles or ())
+        self.query = query.from_start(max(0, query.start + step * query.size - gone))
+        await self.load(at=at)
 
     async def change(self, at: str = "first", page: int = 0, **parts: Any) -> None:
         """Change parts of the query and show its first page, or `page`."""
         if parts.get("like"):
             parts |= {"group": None, "kind": None}
         try:
-            self.query = replace(self.query, page=page, **parts)
+            self.query = replace(self.query, page=page, shift=0, **parts)
         except AnomalyMatchError as error:
             self.say(str(error), "negative")
             return
@@ -159,20 +213,58 @@ class Session:
         """Label images and return True on success; the change that the service announces updates their tiles."""
         async with self._lock:
             is_done = await self.call(self.service.label, list(ids), label, self.annotator) is not None
-        if not is_done:
+        if is_done:
+            self._say_label("Labelled", dict.fromkeys(ids, label))
+        else:
             await self._patch(ids)  # the browser waits for their state
         return is_done
 
     async def undo(self) -> None:
-        """Undo the last action of this annotator."""
+        """Undo the last action of this annotator and go to its image."""
+        await self._revert(self.service.undo, "Undid", f"Nothing to undo for {self.annotator}.")
+
+    async def redo(self) -> None:
+        """Redo what this annotator has undone last and go to its image."""
+        await self._revert(self.service.redo, "Redid", f"Nothing to redo for {self.annotator}.")
+
+    async def _revert(self, act: Callable[[str], dict[str, Label | None]], verb: str, nothing: str) -> None:
         async with self._lock:
-            ids = await self.call(self.service.undo, self.annotator)
-        if ids is not None:
-            what = ids[0] if len(ids) == 1 else f"{len(ids):,} images"
-            self.say(f"Undid the label of {what}." if ids else f"Nothing to undo for {self.annotator}.")
+            labels = await self.call(act, self.annotator)
+        if labels:
+            await self.go_to(next(iter(labels)))
+            self._say_label(verb, labels)
+        elif labels is not None:
+            self.say(nothing)
+
+    def _say_label(self, verb: str, labels: Mapping[str, Label | None]) -> None:
+        """Say what happened to the labels of images."""
+        id_, label = next(iter(labels.items()))
+        is_one = len(labels) == 1
+        given = label if is_one or len(set(labels.values())) == 1 else "labels"
+        self.say(
+            f"{verb} {given or 'label removed'}: {id_ if is_one else many(len(labels), 'image')}",
+            image=id_ if is_one else "",
+            label=label if is_one else None,
+        )
+
+    async def go_to(self, id_: str) -> None:
+        """Go to an image: in the large view if it is open, else on its page, else in the large view."""
+        if self.viewed():
+            self.view(id_)
+        elif id_ in self.gallery.ids:
+            self.gallery.point(id_)
+        else:
+            place = await self.call(self.service.place, self.query, id_)
+            if place is None:
+                self.view(id_)
+            else:
+                await self.change(page=place // self.query.size, at=id_)
 
     async def rerank(self) -> None:
-        """Re-rank now and show the new order."""
+        """Show the newest order; re-rank first if the page shows it already."""
+        if self.has_new_order:
+            await self.load(keep=True)
+            return
         seconds = await self.call(self.service.rerank)
         await self.load(keep=True)
         if seconds is not None:
@@ -183,7 +275,17 @@ class Session:
         await self.call(self.service.training.start)
         self._notify_watchers({"training"}, set())
 
-    def _note(self, change: Change) -> None:
+    def tell_end(self) -> None:
+        """Say that the image under the cursor, the last one of its page, has its label."""
+        is_last = self._page is None or self._page.page + 1 >= self._page.pages
+        self.say(END if is_last else PAGE_END)
+
+    def _set_new_order(self, is_there: bool) -> None:
+        if is_there != self.has_new_order:
+            self.has_new_order = is_there
+            self._show_status()
+
+    def _record(self, change: Change) -> None:
         self._kinds.add(change.kind)
         self._ids.update(change.ids)
         if not self._is_following and not self.client.is_deleted:
@@ -191,7 +293,7 @@ class Session:
             background_tasks.create(self._follow_changes(), name="changes of the service")
 
     async def _follow_changes(self) -> None:
-        """Update the page: a label patches its tiles once, a new ranking loads the page again."""
+        """Update the page: labels and rankings change its tiles in place; with `follow`, a ranking loads it again."""
         try:
             while self._kinds and not self.client.is_deleted:
                 kinds, ids, self._kinds, self._ids = self._kinds, self._ids, set(), set()
@@ -200,12 +302,22 @@ class Session:
                     await self.load(keep=True)
                 elif kinds & {"ranking", "groups"}:
                     await self._patch(self.gallery.ids)
-                elif "labels" in kinds:
+                    self._offer()
+                if "labels" in kinds:
+                    await self.fetch_recent()
+                if "labels" in kinds and "ranking" not in kinds:
                     await self._patch([id_ for id_ in self.gallery.ids if id_ in ids])
                 self._notify_watchers(kinds, ids)
                 await asyncio.sleep(COALESCE_S)
         finally:
             self._is_following = False
+
+    async def fetch_recent(self) -> None:
+        """Fetch and show the last labels of the annotator."""
+        recent = await self.call(self.service.recent, self.annotator, RECENT)
+        if recent is not None and recent != self.recent:
+            self.recent = recent
+            self._show_status()
 
     def _notify_watchers(self, kinds: set[str], ids: set[str]) -> None:
         if not self.client.is_deleted:
@@ -217,18 +329,38 @@ class Session:
         if tiles and not self.client.is_deleted:
             self.gallery.patch(tiles)
 
+    def _offer(self) -> None:
+        """Note that there is a newer ranking than that of the page."""
+        query, page = self.query, self._page
+        is_ranked = query.sort in RANKED and query.like is None and query.group is None
+        self._set_new_order(page is not None and is_ranked and self.service.order != page.order)
+
+    def _note(self) -> str:
+        """Return the sentence above the images: how they were chosen, and what is missing for a ranking."""
+        page, summary, query = self._page, self.summary, self.query
+        if query.group is not None:
+            return self._group_note()
+        if page is None or not page.total or query.like or summary is None:
+            return ""
+        if query.sort is not Sort.SCORE or query.show is not Show.UNLABELLED:
+            return page.note
+        is_ranked, hint = summary.histogram is not None, ""
+        if not any(summary.counts.values()):
+            hint = FIRST_HINT + DROP_HINT
+        elif not is_ranked:
+            hint = ANOMALY_HINT + DROP_HINT
+        elif page.note:
+            hint = RANKED_HINT
+        elif summary.counts.get(Label.ANOMALY) and not summary.counts.get(Label.NORMAL):
+            hint = NORMAL_HINT
+        return hint if is_ranked else f"{page.note} {hint}".strip()
+
     def _group_note(self) -> str:
         groups, number = self.service.groups.all(), self.query.group or 0
         if number >= len(groups):
             return ""
         text = f"{groups[number].name}, group {number + 1} of {len(groups)}: the most typical images come first."
         return f"{text} Shift with a, n, u or x labels the whole group; g shows the next one."
-
-    async def _needs_hint(self) -> bool:
-        if self.query.sort is not Sort.SCORE or self.query.show is not Show.UNLABELLED or self.query.like:
-            return False
-        summary = self.summary or await self.fetch_summary()
-        return summary is not None and not any(summary.counts.values())
 
     async def fetch_summary(self) -> Summary | None:
         """Fetch the summary of the search and store it in `summary`."""

@@ -11,6 +11,7 @@ from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.types import Label
 from anomalymatch.ui.views import Details, Tile
 from anomalymatch.ui.web.session import Session
+from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.theme import SHAPES, drop_down
 
 NEIGHBOURS, NEIGHBOUR_SIDE = 12, 96
@@ -93,6 +94,7 @@ class Viewer:
                 self._history = ui.element("dl").classes("am-table").props("data-testid=history")
                 ui.label("Metadata").classes("am-heading")
                 self._metadata = ui.element("dl").classes("am-table").props("data-testid=metadata")
+            StatusBar(session, version)
         session.watchers.append(self._watch)
 
     def open(self, id_: str) -> None:
@@ -197,7 +199,8 @@ class Viewer:
                 link.props.update({"href": address, "target": "_blank", "rel": "noopener noreferrer"})
                 link.props["data-testid"] = f"link-{name.split()[0].lower()}"
         self._links.set_visibility(details.coordinates is not None)
-        _rows(self._history, [history_row(event) for event in reversed(details.history)] or [("", "no label yet")])
+        events = [history_row(event, details.history) for event in reversed(details.history)]
+        _rows(self._history, events or [("", "no label yet")])
         _rows(self._metadata, list(details.metadata.items()))
 
     def _show_neighbours(self, tiles: Sequence[Tile]) -> None:
@@ -222,9 +225,10 @@ def state_text(tile: Tile) -> str:
     return " · ".join(words + ["annotators disagree"] * tile.conflict)
 
 
-def history_row(event: LabelEvent) -> tuple[str, str]:
-    """Return time and description of a label event."""
-    what = "undo" if event.undoes is not None else str(event.label) if event.label else "label removed"
+def history_row(event: LabelEvent, history: Sequence[LabelEvent]) -> tuple[str, str]:
+    """Return time and description of an event of the label history of an image."""
+    undos = {one.sequence for one in history if one.undoes is not None}
+    what = "redo" if event.undoes in undos else "undo" if event.undoes else str(event.label or "label removed")
     score = "" if event.score is None else f" at {event.score:.3f}"
     return f"{event.at:%Y-%m-%d %H:%M:%S}", f"{what} by {event.annotator}{score}"
 
