@@ -149,7 +149,9 @@ export default {
     },
     point(id) {
       const place = this.tiles.findIndex((tile) => tile.id === id);
-      if (place >= 0) this.move(place, false);
+      if (place < 0) return;
+      [this.cursor, this.anchor, this.chosen, this.before, this.ended] = [place, place, new Set(), null, false];
+      this.$nextTick(this.focus);
     },
     remember(key, value) { localStorage.setItem("anomalymatch." + key, value); },
     measure() {

@@ -251,6 +251,7 @@ class Session:
         """Go to an image: in the large view if it is open, else on its page, else in the large view."""
         if self.viewed():
             self.view(id_)
+            self.gallery.point(id_)
         elif id_ in self.gallery.ids:
             self.gallery.point(id_)
         else:

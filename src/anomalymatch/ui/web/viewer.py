@@ -152,6 +152,7 @@ class Viewer:
         ids = self.session.gallery.ids
         if self.id in ids and 0 <= ids.index(self.id) + step < len(ids):
             self.open(ids[ids.index(self.id) + step])
+            self.session.gallery.point(self.id)
 
     async def _label(self, label: Label | None) -> None:
         await self.session.label([self.id], label)
