@@ -523,7 +523,10 @@ async def test_groups_are_split_and_merged(page, service):
     page.act("group-show-0")
     first = service.groups.all()[0].ids
     await page.until(lambda: page.ids == list(first))
-    service.groups.split(0)  # by another person: the group on display follows
+    service.groups.split(0)  # by another person: the images stay until the new group is taken
+    await page.until(lambda: page.status["offered"])
+    assert page.ids == list(first)
+    page.send("rerank")
     await page.until(lambda: page.ids == list(first[::2]))
     page.act("group-split-0")
     await page.until(lambda: page.all("group-4"))

@@ -175,7 +175,9 @@ class Session:
         """Label images anomaly and put them into a group, see `LabelService.label_kind`."""
         async with self._lock:
             is_done = await self.call(self.service.label_kind, list(ids), number, self.annotator) is not None
-        if not is_done:
+        if is_done:
+            self._say_label(f"Group {number + 1},", dict.fromkeys(ids, Label.ANOMALY))
+        else:
             await self._patch(ids)
 
     async def next_group(self) -> None:
@@ -298,12 +300,11 @@ class Session:
         try:
             while self._kinds and not self.client.is_deleted:
                 kinds, ids, self._kinds, self._ids = self._kinds, self._ids, set(), set()
-                regrouped = "groups" in kinds and self.query.group is not None
-                if regrouped or ("ranking" in kinds and self.follow):
+                if "ranking" in kinds and self.follow:
                     await self.load(keep=True)
                 elif kinds & {"ranking", "groups"}:
                     await self._patch(self.gallery.ids)
-                    self._offer()
+                    self._offer(is_regrouped="groups" in kinds and self.query.group is not None)
                 if "labels" in kinds:
                     await self.fetch_recent()
                 if "labels" in kinds and "ranking" not in kinds:
@@ -330,11 +331,12 @@ class Session:
         if tiles and not self.client.is_deleted:
             self.gallery.patch(tiles)
 
-    def _offer(self) -> None:
-        """Note that there is a newer ranking than that of the page."""
+    def _offer(self, *, is_regrouped: bool) -> None:
+        """Note that there is a newer ranking than that of the page, or that its group has changed."""
         query, page = self.query, self._page
         is_ranked = query.sort in RANKED and query.like is None and query.group is None
-        self._set_new_order(page is not None and is_ranked and self.service.order != page.order)
+        is_newer = page is not None and is_ranked and self.service.order != page.order
+        self._set_new_order(is_newer or is_regrouped or (query.group is not None and self.has_new_order))
 
     def _note(self) -> str:
         """Return the sentence above the images: how they were chosen, and what is missing for a ranking."""
