@@ -39,7 +39,9 @@ from anomalymatch.types import Image, Label
 
 if TYPE_CHECKING:
     from anomalymatch.algorithms.adaptation import Adapted
-    from anomalymatch.ui import LabelService
+    from anomalymatch.backbones.features import Features
+    from anomalymatch.progress import ShowProgress
+    from anomalymatch.ui import FeatureStore, LabelService, LiveRanking
 
 logger = logging.getLogger(__name__)
 
@@ -221,44 +223,56 @@ def build_label_service(
 ) -> "LabelService":
     """Build the service of the labelling page on a run folder, with `page`, the node `ui` of the labelling command.
 
-    Features that are not cached are computed now. `trust` lets trainings use classes of the user's own.
+    Features that are not cached are computed in the background. `trust` lets trainings use classes of the user's own.
+
+    Raises:
+        AnomalyMatchError: if a setting is wrong, as far as this is known within `SETTLE_S`.
     """
     # Imported late: the other commands do not need it.
     from anomalymatch.ui import FirstOrder, LabelService, LiveRanking, build_feature_store, compute_novelty
+    from anomalymatch.ui.features import EXACT_BYTES, check_compression
+    from anomalymatch.ui.preparation import SETTLE_S
 
+    check_compression(page.compression, page.dimensions)
     task = Task(source, source.ids, [], None)
     text = build_image_text(config, task)
     descriptions: Sequence[str] = ()
     if config.al.describe is not None:  # reports what is wrong before the features are computed
         descriptions = TextRanker(text, config.al.describe).descriptions
     embedding = build_embedding(config, task)
-    folder = embedding.features_folder
-    options = {"compression": page.compression, "dimensions": page.dimensions, "folder": folder}
-    store = build_feature_store(embedding.load_features(), source.ids, **options)
+    detector = build_detector(config, page.novelty)
     first_orders = {"none": FirstOrder.DIVERSE} | {order.name.lower(): order for order in FirstOrder}
     # The classes of the learner and of the cold start, if there is one.
     learner, *rankers = (build(node.learner).func for node in (config.algorithm, config.al.cold_start) if node.learner)
     probe = build(config.probe)
 
-    def reorient(at: Int64[np.ndarray, " a"]) -> Float32[np.ndarray, "t d"]:
-        return store.encode(embedding.reoriented_features([source.ids[i] for i in at], probe.orientations))
-
     def locate(fitted: Probe, image: Image) -> Float32[np.ndarray, "s s"]:
         network = probe_network(embedding, fitted).eval().to(embedding.inference.torch_device)
         return evidence_map(network, image, source.rendering.fit)
 
-    live = LiveRanking(
-        store,
-        probe,
-        seed=config.seed,
-        novelty=compute_novelty(store, build_detector(config, page.novelty), folder=folder),
-        first=first_orders.get(config.al.cold_start.name, FirstOrder.NOVEL),
-        reorient=reorient,
-    )
+    def reorient(store: "FeatureStore", at: Int64[np.ndarray, " a"]) -> Float32[np.ndarray, "t d"]:
+        return store.encode(embedding.reoriented_features([source.ids[i] for i in at], probe.orientations))
+
+    def prepare(show: "ShowProgress", use: "Callable[[LiveRanking], None]") -> "LiveRanking":
+        first = first_orders.get(config.al.cold_start.name, FirstOrder.NOVEL)
+        folder = embedding.features_folder
+        store_of = partial(build_feature_store, ids=source.ids, dimensions=page.dimensions, folder=folder, show=show)
+
+        def use_part(features: "Features") -> None:
+            images = sum(len(shard.ids) for shard in features.shards)
+            if 2 * images * features.dimensions <= EXACT_BYTES:  # a larger part would be compressed, for a short time
+                store = store_of(features, compression="exact", is_part=True)
+                use(LiveRanking(store, probe, seed=config.seed, first=first))
+
+        store = store_of(embedding.load_features(show, use_part), compression=page.compression)
+        novelty = compute_novelty(store, detector, folder=folder, show=show)
+        turned = partial(reorient, store)
+        return LiveRanking(store, probe, seed=config.seed, novelty=novelty, first=first, reorient=turned)
+
     service = LabelService(
         run,
         source,
-        live,
+        prepare,
         encode=embedding.encode,
         locate=locate,
         # A detector trains for epochs, so that its number of steps is not known in advance.
@@ -273,7 +287,12 @@ def build_label_service(
         descriptions=descriptions,
         trust=trust,
     )
-    service.add_given_labels({id_: Label(label) for id_, label in source.labels.items()})
+    try:
+        service.add_given_labels({id_: Label(label) for id_, label in source.labels.items()})
+        service.preparation.settle(SETTLE_S)
+    except BaseException:
+        service.close()
+        raise
     return service
 
 

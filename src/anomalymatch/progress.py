@@ -1,11 +1,12 @@
 """Progress bars on a terminal, and plain log lines elsewhere, with rate and remaining time."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -32,6 +33,59 @@ ShowProgress = Callable[[str, int], AbstractContextManager[Advance]]
 
 def ignore_progress(n: int = 1, note: str = "") -> None:
     """Ignore progress: an `Advance` for short work, or while another bar is shown."""
+
+
+class CancelledError(Exception):
+    """Work in the background was cancelled by `ProgressMeter.cancel`."""
+
+
+class ProgressStatus(NamedTuple):
+    """Progress at one moment: what is done, items per second and seconds left (NaN where unknown)."""
+
+    description: str = ""
+    done: int = 0
+    total: int = 0
+    rate: float = math.nan
+    left: float = math.nan
+
+
+class ProgressMeter:
+    """Progress of work in the background, which other threads can read and cancel; `show` is a `ShowProgress`."""
+
+    def __init__(self) -> None:
+        self._description, self._done, self._total, self._start = "", 0, 0, 0.0
+        self._is_cancelled = False
+
+    @contextmanager
+    def show(self, description: str, total: int) -> Iterator[Advance]:
+        """Measure the progress of `total` items while the block runs; a step after `cancel` ends the work.
+
+        Raises:
+            CancelledError: from the function that is yielded, after `cancel`.
+        """
+        self._description, self._done, self._total, self._start = description, 0, total, time.monotonic()
+
+        def advance(n: int = 1, note: str = "") -> None:
+            if self._is_cancelled:
+                raise CancelledError
+            self._done += n
+
+        try:
+            yield advance
+        finally:
+            self._description, self._done, self._total = "", 0, 0
+
+    def status(self) -> ProgressStatus:
+        """Return the progress; its `total` is 0 while nothing is measured."""
+        done, seconds = self._done, time.monotonic() - self._start
+        if not done or seconds <= 0:
+            return ProgressStatus(self._description, done, self._total)
+        rate = done / seconds
+        return ProgressStatus(self._description, done, self._total, rate, (self._total - done) / rate)
+
+    def cancel(self) -> None:
+        """End the work at its next step."""
+        self._is_cancelled = True
 
 
 class _Rate(ProgressColumn):

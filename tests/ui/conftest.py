@@ -134,7 +134,8 @@ def make_service(
     """Open a `LabelService` on images in memory, or on `source`.
 
     Each tenth image is rare, and its features show it. With `trained`, the run has a finished training whose scores
-    fall with the position, so that the images are ranked before the first label.
+    fall with the position, so that the images are ranked before the first label. `prepare` replaces the function that
+    returns the live ranking.
     """
     from anomalymatch.evaluation.advice import StoppingRule
     from anomalymatch.types import Reject
@@ -152,6 +153,7 @@ def make_service(
         needs_labels: bool = True,
         text: Any = None,
         descriptions: Any = (),
+        prepare: Any = None,
         **options: Any,
     ) -> LabelService:
         source = source or make_source(count, **{"size": 16} | options)
@@ -163,10 +165,11 @@ def make_service(
         run.mkdir(exist_ok=True)
         if trained:
             finish_training(run, 1, source.ids, np.linspace(4, -4, len(source.ids)))
+        live = LiveRanking(store, replace(spec, inverse_regularisation=100.0), seed=0, novelty=novelty, first=first)
         service = LabelService(
             run,
             source,
-            LiveRanking(store, replace(spec, inverse_regularisation=100.0), seed=0, novelty=novelty, first=first),
+            prepare or (lambda *_: live),
             encode=encode,
             locate=lambda probe, image: np.resize([2, -1, *probe.coefficients], (8, 8)).astype(np.float32),
             training_steps=1000,
@@ -180,6 +183,8 @@ def make_service(
             divide=lambda ids, normals, count: [ids[k :: count or 3] for k in range(count or 3)],
         )
         opened.append(service)
+        if prepare is None:
+            service.preparation.wait()
         return service
 
     yield make

@@ -1,7 +1,7 @@
 """Frozen pretrained backbone of a task, and the features that it computes."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from anomalymatch.backbones.openvino import Forward
 from anomalymatch.backbones.tta import reoriented
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import read_images, resize, to_tensor
+from anomalymatch.progress import ShowProgress, progress
 from anomalymatch.types import Image
 
 
@@ -88,9 +89,11 @@ class Embedding:
         """Features on which a probe is fitted: the last layer, and the stages if `stages` is set."""
         return self.load_features()
 
-    def load_features(self) -> Features:
-        """Return `probe_features` without keeping a reference to the memory-mapped files."""
-        return self._cache.features(self.source, *self._built)
+    def load_features(
+        self, show: ShowProgress = progress, on_part: Callable[[Features], None] | None = None
+    ) -> Features:
+        """Return `probe_features` without a reference to the memory-mapped files; see `FeatureCache.features`."""
+        return self._cache.features(self.source, *self._built, show=show, on_part=on_part)
 
     @property
     def features_folder(self) -> Path:

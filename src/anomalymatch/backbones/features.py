@@ -1,8 +1,9 @@
 """Pooled features of all images of a source, cached on disk."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -196,15 +197,33 @@ class FeatureCache:
     inference: Inference
 
     def features(
-        self, source: ImageSource, spec: ModelSpec, backbone: Backbone, *, show: ShowProgress = progress
+        self,
+        source: ImageSource,
+        spec: ModelSpec,
+        backbone: Backbone,
+        *,
+        show: ShowProgress = progress,
+        on_part: Callable[[Features], None] | None = None,
     ) -> Features:
-        """Return the features of all images of a source: from disk, or computed now; `show` shows the progress."""
+        """Return the features of all images of a source: from disk, or computed now.
+
+        Args:
+            source: the images.
+            spec: description of the backbone.
+            backbone: computes the features.
+            show: shows the progress.
+            on_part: called with the features of the first images while others are missing: with those on disk, then
+                whenever their number of shards reaches a power of two.
+        """
         cache = Cache(self.folder / self.key(source, spec, backbone))
         chunks = {f"{k:09d}": source.ids[k : k + SHARD_IMAGES] for k in range(0, len(source.ids), SHARD_IMAGES)}
         size, empty = spec.image_size, np.empty((0, backbone.width), np.float16)
         with cache.locked():
             found = {name: read_entry(cache, name, source) for name in chunks}
             missing = [name for name in chunks if found[name] is None]
+            ready = len(_first(found))
+            if missing and ready and on_part is not None:
+                on_part(Features(_first(found), stage_width=backbone.stage_features))
             if missing:
                 # For all images: work that goes on after a kill has the same backend, whose rounding may be another's.
                 forward = self.inference.prepare(backbone, size=size, count=len(source.ids))
@@ -215,12 +234,10 @@ class FeatureCache:
                         shard = collect(rows, empty, advance)
                         info = {"ids": shard.ids, "rejects": [astuple(reject) for reject in shard.rejects]}
                         found[name] = cache.write(name, {"rows": shard.rows}, info)
-        shards = [
-            Shard(entry.info["ids"], entry.arrays["rows"], [Reject(*reject) for reject in entry.info["rejects"]])
-            for entry in found.values()
-            if entry is not None
-        ]
-        return Features(shards, stage_width=backbone.stage_features)
+                        before, ready = ready, len(_first(found))
+                        if on_part is not None and ready < len(chunks) and ready.bit_length() > before.bit_length():
+                            on_part(Features(_first(found), stage_width=backbone.stage_features))
+        return Features(_first(found), stage_width=backbone.stage_features)
 
     def key(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> str:
         """Return the name of the subfolder: a hash of everything that the features depend on."""
@@ -238,6 +255,16 @@ class FeatureCache:
             # Class token and mean of the patch tokens instead of what timm pools.
             | ({"tokens": True} if any(map(has_class_token, backbone.body.modules())) else {})
         )
+
+
+def _first(found: Mapping[str, CacheEntry | None]) -> list[Shard]:
+    """Return the shards from the first up to a missing one."""
+    entries = takewhile(lambda entry: entry is not None, found.values())
+    return [
+        Shard(entry.info["ids"], entry.arrays["rows"], [Reject(*reject) for reject in entry.info["rejects"]])
+        for entry in entries
+        if entry is not None
+    ]
 
 
 def read_entry(cache: Cache, name: str, source: ImageSource) -> CacheEntry | None:

@@ -2,8 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from anomalymatch.active.text_ranker import (
 )
 from anomalymatch.backbones.image_text import ImageTextEmbedding
 from anomalymatch.errors import AnomalyMatchError, ConfigError
-from anomalymatch.progress import Advance
+from anomalymatch.progress import CancelledError, ProgressMeter
 from anomalymatch.ranking import Ranking
 from anomalymatch.text import reason
 from anomalymatch.ui.training import BackgroundTask
@@ -33,7 +32,7 @@ class DescriptionStatus:
     """Status of the order by a description.
 
     Attributes:
-        state: unavailable, none, working, ready or failed.
+        state: unavailable, none, waiting (for `wait`), working, ready or failed.
         text: the description; empty for none.
         done: number of images whose features are computed, while working.
         total: number of images whose features are missing; 0 while the model is loaded.
@@ -54,6 +53,7 @@ class Description:
         run: the run folder.
         embedding: image-text model and archive; None if there is no model to use.
         given: descriptions to start with, unless the run folder has others.
+        wait: returns when the work may begin: two models at once on the same processors only delay each other.
         on_order: called with each new ranking, and with None when the description is removed.
         on_change: called when the status changes, mostly from another thread.
 
@@ -67,12 +67,14 @@ class Description:
         embedding: ImageTextEmbedding | None,
         given: Sequence[str],
         *,
+        wait: Callable[[], object],
         on_order: Callable[[Ranking | None], None],
         on_change: Callable[[], None],
     ) -> None:
         self._run, self._embedding, self._on_order, self._on_change = run, embedding, on_order, on_change
+        self._wait, self._meter = wait, ProgressMeter()
         self._lock, self._is_closed = threading.RLock(), False
-        self._state, self._message, self._done, self._total = "none", "", 0, 0
+        self._state, self._message = "none", ""
         saved = read_description(run)
         self._wanted = tuple(given) if saved is None else saved.descriptions
         if saved is None and given:
@@ -84,14 +86,15 @@ class Description:
             self._state, self._message = "unavailable", "there is no image-text model"
         self._task = BackgroundTask(self._work, "ranking by the description")
         if embedding is not None and self._state != "ready":
-            self._state = "working" if self._wanted else "none"
+            self._state = "waiting" if self._wanted else "none"
             self._task.request()
 
     def status(self) -> DescriptionStatus:
         """Return the status."""
         with self._lock:
             text = f"{SEPARATOR} ".join(self._wanted)
-            return DescriptionStatus(self._state, text, self._done, self._total, self._message)
+            meter = self._meter.status()
+            return DescriptionStatus(self._state, text, meter.done, meter.total, self._message)
 
     def set(self, text: str) -> None:
         """Describe what to look for; the order follows in the background. An empty text removes the description.
@@ -110,7 +113,7 @@ class Description:
                 raise ConfigError(self._message)
             save_description(self._run, wanted)
             self._wanted, self._message = wanted, ""
-            self._state = "working" if wanted else "none"
+            self._state = "waiting" if wanted else "none"
         if wanted:
             self._task.request()
         else:
@@ -120,16 +123,22 @@ class Description:
     def close(self) -> None:
         """Stop the background work."""
         self._is_closed = True
+        self._meter.cancel()
         self._task.close(PATIENCE_S)
 
     def _work(self) -> None:
         assert self._embedding is not None
+        self._wait()
+        if self._is_closed:
+            return
+        with self._lock:
+            self._state = "working" if self._state == "waiting" else self._state
         try:
             if self._wanted:
                 self._rank(self._embedding)
             else:
                 self._embedding.spec.check_weights()
-        except _ClosedError:
+        except CancelledError:
             return
         except Exception as error:
             if not isinstance(error, AnomalyMatchError):  # the memory of a graphics card, for example
@@ -140,7 +149,7 @@ class Description:
         self._on_change()
 
     def _rank(self, embedding: ImageTextEmbedding) -> None:
-        embedding.features(self._show)
+        embedding.features(self._meter.show)
         wanted = self._wanted  # the newest: it may have changed while the features were computed
         ranker = TextRanker(embedding, wanted)
         ranking, notes = ranker.rank(embedding.source.ids), ranker.notes()
@@ -150,19 +159,3 @@ class Description:
             save_ranking(self._run, ranking)
             self._on_order(ranking)
             self._state, self._message = "ready", " ".join(notes)
-
-    @contextmanager
-    def _show(self, description: str, total: int) -> Iterator[Advance]:
-        self._done, self._total = 0, total
-
-        def advance(n: int = 1, note: str = "") -> None:
-            if self._is_closed:
-                raise _ClosedError
-            self._done += n
-
-        yield advance
-        self._done = self._total = 0
-
-
-class _ClosedError(Exception):
-    """The page closes while features are computed; those of finished shards are kept."""

@@ -14,7 +14,6 @@ from anomalymatch.backbones.evidence import evidence_map
 from anomalymatch.errors import LabelError, StorageError
 from anomalymatch.evaluation.heat_maps import overlay, scale_evidence
 from anomalymatch.types import Image
-from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.pictures import AS_TRAINED, Pictures, png
 
 LocateEvidence = Callable[[Probe, Image], Float32[np.ndarray, "s s"]]
@@ -26,13 +25,15 @@ class HeatMaps:
 
     Args:
         pictures: pictures of the images.
-        live: the live ranking.
+        fitted: returns the probe of the live ranking, on the features of the backbone; None before the first.
         reader: the run folder, with the trained networks.
         locate: computes the evidence for a probe.
     """
 
-    def __init__(self, pictures: Pictures, live: LiveRanking, reader: RunReader, locate: LocateEvidence) -> None:
-        self.pictures, self.live, self.locate = pictures, live, locate
+    def __init__(
+        self, pictures: Pictures, fitted: Callable[[], Probe | None], reader: RunReader, locate: LocateEvidence
+    ) -> None:
+        self.pictures, self.fitted, self.locate = pictures, fitted, locate
         self._network = lru_cache(maxsize=1)(lambda cycle: load_network(reader.cycle(cycle) / WEIGHTS))
 
     def picture(
@@ -57,7 +58,7 @@ class HeatMaps:
                 locate = partial(evidence_map, self._network(cycle), fit=fit)
             except StorageError as error:
                 raise LabelError(f"there is no heat map of training {cycle}: it has no network that scores") from error
-        elif (probe := self.live.fitted) is None:
+        elif (probe := self.fitted()) is None:
             raise LabelError("there is no heat map yet: label an anomaly first")
         else:
             locate = partial(self.locate, probe)

@@ -51,26 +51,28 @@ class Example:
 
 
 class Examples:
-    """Examples of a run, each stored as a PNG in a folder and loaded again after a restart.
+    """Examples of a run, each stored as a PNG in a folder; `restore` loads them after a restart.
 
     Methods raise a `DataError` for an example that does not exist.
 
     Args:
         folder: the folder.
-        encode: computes a row of the feature store from an 8-bit image with the channels of the source.
+        encode: computes pooled features of an 8-bit image with the channels of the source.
         source: the archive; examples are rendered like its images.
-        dimensions: length of a row.
     """
 
-    def __init__(self, folder: Path, encode: EncodeImage, source: ImageSource, *, dimensions: int) -> None:
+    def __init__(self, folder: Path, encode: EncodeImage, source: ImageSource) -> None:
         self.folder, self.encode, self.source = make_folder(folder), encode, source
         remove_leftovers(folder)
-        self._dimensions = dimensions
         self._lock = threading.RLock()
         self._images: dict[str, Image] = {}
         self._examples: dict[str, Example] = {}
-        for path in sorted(folder.glob("*.png"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
-            self._restore(path)
+
+    def restore(self) -> None:
+        """Load the stored examples and compute their features; files that do not fit are ignored and left in place."""
+        with self._lock:
+            for path in sorted(self.folder.glob("*.png"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
+                self._restore(path)
 
     def add(self, name: str, data: bytes) -> Example:
         """Decode an image file (JPEG, PNG, TIFF, WebP, ... or FITS), store it, and compute its features.
@@ -113,9 +115,9 @@ class Examples:
             return list(self._examples.values())
 
     def features(self) -> Float32[np.ndarray, "e d"]:
-        """Return the features of the examples in the order of `all`; (0, d) without examples."""
+        """Return the pooled features of the examples in the order of `all`; (0, 0) without examples."""
         rows = [example.features for example in self.all()]
-        return np.stack(rows) if rows else np.zeros((0, self._dimensions), np.float32)
+        return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
     def thumbnail(self, id_: str, side: int) -> bytes:
         """Return the JPEG of an example; see `Pictures.thumbnail`."""
@@ -132,7 +134,6 @@ class Examples:
         return self.folder / f"{id_}.png"
 
     def _restore(self, path: Path) -> None:
-        """Load a stored example; a file that does not fit is ignored and left in place."""
         try:
             if path.is_symlink() or path.stat().st_size > 4 * MAX_SIDE**2 * max(4, self.source.channels):
                 raise UnreadableImageError("it was not stored here")

@@ -15,7 +15,7 @@ from anomalymatch.backbones.features import Features, Scaling
 from anomalymatch.cache import Blocks, Cache, cache_key
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import DataError
-from anomalymatch.progress import progress
+from anomalymatch.progress import ShowProgress, progress
 
 COMPRESSIONS = ("auto", "exact", "pca")
 EXACT_BYTES = 512 * 2**20
@@ -78,7 +78,7 @@ class FeatureStore:
     Args:
         ids: all images.
         positions: readable images in increasing order, one for each row.
-        reasons: by position, why each other image cannot be read.
+        reasons: by position, why an image cannot be read; images in neither have no features yet.
         parts: the last layer, then the stages if there are any.
         scaling: scaling of the columns for a probe.
     """
@@ -105,6 +105,11 @@ class FeatureStore:
         plain = Scaling.plain(self.parts[0].dimensions)
         return FeatureStore(self.ids, self.positions, self._reasons, self.parts[:1], plain)
 
+    @cached_property
+    def unreadable(self) -> Int64[np.ndarray, " u"]:
+        """Positions of the images that cannot be read, in increasing order."""
+        return np.array(sorted(self._reasons), dtype=np.int64)
+
     def has(self, positions: Int64[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
         """Return True for each image that has features."""
         return self._row[positions] >= 0
@@ -118,7 +123,8 @@ class FeatureStore:
         index = self._row[positions].astype(np.int64)
         if (index < 0).any():
             bad = int(positions[index < 0][0])
-            raise DataError(f"there are no features of image {self.ids[bad]!r}: {self._reasons[bad]}")
+            reason = self._reasons.get(bad, "they are still being computed")
+            raise DataError(f"there are no features of image {self.ids[bad]!r}: {reason}")
         return np.concatenate([part.take(index) for part in self.parts], axis=1)
 
     def project(self, direction: Float64[np.ndarray, " d"], intercept: float) -> Float32[np.ndarray, " n"]:
@@ -156,11 +162,13 @@ class FeatureStore:
         return self.positions[near[near != row][:count]]
 
     def encode(self, pooled: Float32[np.ndarray, "k D"]) -> Float32[np.ndarray, "k d"]:
-        """Map L2-normalised pooled features of other images to the columns of this store.
+        """Map L2-normalised pooled features of other images, if there are any, to the columns of this store.
 
         Raises:
             DataError: if they come from a network with another number of features.
         """
+        if not len(pooled):
+            return np.zeros((0, self.dimensions), np.float32)
         widths = [part.dimensions if part.components is None else len(part.components) for part in self.parts]
         if pooled.shape[1] != sum(widths):
             raise DataError(
@@ -171,7 +179,14 @@ class FeatureStore:
 
 
 def build_feature_store(
-    features: Features, ids: Sequence[str], *, compression: str, dimensions: int, folder: Path
+    features: Features,
+    ids: Sequence[str],
+    *,
+    compression: str,
+    dimensions: int,
+    folder: Path,
+    show: ShowProgress = progress,
+    is_part: bool = False,
 ) -> FeatureStore:
     """Build the feature store of an archive.
 
@@ -182,15 +197,16 @@ def build_feature_store(
             `auto` is `exact` up to 512 MB and `pca` above.
         dimensions: principal components that `pca` keeps of each part.
         folder: cache folder of the features; compressed features are stored below it.
+        show: shows the progress of the compression.
+        is_part: allow features of the first images alone.
 
     Raises:
         ConfigError: if `compression` is unknown or `dimensions` is not positive.
         DataError: if the features are not those of `ids`.
         StorageError: if the compressed features cannot be written.
     """
-    check_choice("ui.compression", compression, COMPRESSIONS)
-    check_range("ui.dimensions", dimensions, low=1)
-    positions, reasons = _find_positions(features, ids)
+    check_compression(compression, dimensions)
+    positions, reasons = _find_positions(features, ids, is_part=is_part)
     layers: list[tuple[Features, Float32[np.ndarray, " D"] | None]] = [(features.last, None)]
     if features.stage_width:
         layers.append((features.stages, features.scaling.scale[features.last_width :]))
@@ -201,7 +217,7 @@ def build_feature_store(
         part = HalfMatrix([shard.rows for shard in layer.shards])
         is_small = 2 * len(part) * part.dimensions <= EXACT_BYTES
         if len(part) and (compression == "pca" or (compression == "auto" and not is_small)):
-            part = _compress(part, positions, dimensions, folder, scale)
+            part = _compress(part, positions, dimensions, folder, scale, show)
             scale = None  # the components contain it
         start = slices[-1].stop if slices else 0
         slices.append(slice(start, start + part.dimensions))
@@ -210,7 +226,15 @@ def build_feature_store(
     return FeatureStore(ids, positions, reasons, parts, Scaling(tuple(slices), np.concatenate(scales)))
 
 
-def _find_positions(features: Features, ids: Sequence[str]) -> tuple[Int64[np.ndarray, " m"], dict[int, str]]:
+def check_compression(compression: str, dimensions: int) -> None:
+    """Check these arguments of `build_feature_store`; a `ConfigError` is raised if one is wrong."""
+    check_choice("ui.compression", compression, COMPRESSIONS)
+    check_range("ui.dimensions", dimensions, low=1)
+
+
+def _find_positions(
+    features: Features, ids: Sequence[str], *, is_part: bool
+) -> tuple[Int64[np.ndarray, " m"], dict[int, str]]:
     """Return the positions of the readable images, and the reason for each other image.
 
     Shards hold consecutive images, so small dictionaries suffice where one of all ids would take a gigabyte.
@@ -228,7 +252,7 @@ def _find_positions(features: Features, ids: Sequence[str]) -> tuple[Int64[np.nd
         found.append(readable)
         reasons |= rejected
         start = stop
-    if start != len(ids):
+    if start != len(ids) and not (is_part and start < len(ids)):
         raise DataError(f"there are features of {start} images, but {len(ids)} images: compute the features again")
     return np.concatenate(found), reasons
 
@@ -239,6 +263,7 @@ def _compress(
     dimensions: int,
     folder: Path,
     scale: Float32[np.ndarray, " D"] | None,
+    show: ShowProgress,
 ) -> HalfMatrix:
     """Project features, multiplied by `scale`, on their principal components; cached below `folder`."""
     width = min(dimensions, exact.dimensions)
@@ -248,7 +273,7 @@ def _compress(
         sample = exact.take(np.sort(rng.choice(len(exact), min(SAMPLE, len(exact)), replace=False)))
         factor = np.ones(exact.dimensions, np.float32) if scale is None else scale
         components = factor[:, None] * principal_directions(sample * factor, width)
-        rows = Blocks((len(exact), width), "float16", _project_blocks(exact, components))
+        rows = Blocks((len(exact), width), "float16", _project_blocks(exact, components, show))
         return {"components": components, "rows": rows}, {}
 
     key = {"positions": positions, "scale": scale, "of": exact.dimensions, "dimensions": width, "sample": SAMPLE}
@@ -256,8 +281,10 @@ def _compress(
     return HalfMatrix([arrays["rows"]], np.array(arrays["components"]))
 
 
-def _project_blocks(exact: HalfMatrix, components: Float32[np.ndarray, "D d"]) -> Iterator[Float16[np.ndarray, "_ d"]]:
-    with progress("Compressing features", len(exact)) as advance:
+def _project_blocks(
+    exact: HalfMatrix, components: Float32[np.ndarray, "D d"], show: ShowProgress
+) -> Iterator[Float16[np.ndarray, "_ d"]]:
+    with show("Compressing features", len(exact)) as advance:
         for block in exact.blocks:
             yield (_single(block) @ components).astype(np.float16)
             advance(len(block))

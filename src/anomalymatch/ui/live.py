@@ -14,7 +14,7 @@ from anomalymatch.algorithms.novelty.detectors import Detector, FittedDetector, 
 from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, self_train
 from anomalymatch.cache import Cache, cache_key
 from anomalymatch.errors import DataError
-from anomalymatch.progress import progress
+from anomalymatch.progress import ShowProgress, progress
 from anomalymatch.ui.features import FeatureStore, one_thread
 from anomalymatch.ui.views import FirstOrder
 
@@ -141,13 +141,16 @@ class LiveRanking:
         return positions[np.random.default_rng(self.seed).permutation(len(positions))[:count]]
 
 
-def compute_novelty(store: FeatureStore, detector: Detector, *, folder: Path) -> Float32[np.ndarray, " n"] | None:
+def compute_novelty(
+    store: FeatureStore, detector: Detector, *, folder: Path, show: ShowProgress = progress
+) -> Float32[np.ndarray, " n"] | None:
     """Score all images with a detector that is fitted on a random sample of them.
 
     Args:
         store: features of the archive; the last layer is used.
         detector: the kind of distance.
         folder: cache folder of the features; the scores are stored below it.
+        show: shows the progress.
 
     Returns:
         Scores by position, NaN for unreadable images; None if the images are too few or all equal.
@@ -163,7 +166,7 @@ def compute_novelty(store: FeatureStore, detector: Detector, *, folder: Path) ->
 
     def compute() -> tuple[dict[str, np.ndarray], dict[str, object]]:
         fitted = fit_detector(detector, rows, drop=0.0, device=_CPU)
-        return {"scores": _novelty_scores(store, fitted, places)}, {}
+        return {"scores": _novelty_scores(store, fitted, places, show)}, {}
 
     try:
         entry = Cache(folder / "novelty").get(key, compute)
@@ -176,13 +179,13 @@ def compute_novelty(store: FeatureStore, detector: Detector, *, folder: Path) ->
 
 
 def _novelty_scores(
-    store: FeatureStore, fitted: FittedDetector, places: Int64[np.ndarray, " s"]
+    store: FeatureStore, fitted: FittedDetector, places: Int64[np.ndarray, " s"], show: ShowProgress
 ) -> Float32[np.ndarray, " m"]:
     """Score the readable images; an image of the sample is compared with the rest of the sample."""
     own = np.full(len(store.positions), -1, dtype=np.int64)
     own[places] = np.arange(len(places))
     scores = np.empty(len(own), dtype=np.float32)
-    with progress("Comparing images", len(own)) as advance:
+    with show("Comparing images", len(own)) as advance:
         for start in range(0, len(own), NOVELTY_BLOCK):
             block = slice(start, start + NOVELTY_BLOCK)
             positions = store.positions[block]

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from jaxtyping import Float32
 
 from anomalymatch.active.run_folder import RunReader
+from anomalymatch.algorithms.probe.regression import Probe
 from anomalymatch.backbones.image_text import ImageTextEmbedding
 from anomalymatch.data.label_log import FROM_FILE, LabelEvent, LabelLog, export_csv
 from anomalymatch.data.source import ImageSource
@@ -30,9 +31,10 @@ from anomalymatch.ui.groups import Divide, Groups
 from anomalymatch.ui.labels import LabelIndex, clean_name
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.pictures import STRETCHES, Pictures
+from anomalymatch.ui.preparation import Preparation, Prepare
 from anomalymatch.ui.state import Logits, SearchState, summarise_search
 from anomalymatch.ui.training import BackgroundTask, Training
-from anomalymatch.ui.views import Change, Details, Page, Query, Summary, Tile
+from anomalymatch.ui.views import Change, Details, Page, Query, Sort, Summary, Tile
 
 logger = logging.getLogger(__name__)
 EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
@@ -64,7 +66,7 @@ class LabelService:
     Args:
         run: the run folder, with its configuration.
         source: the images.
-        live: the live ranking on their features.
+        prepare: prepares the live ranking on their features in the background, see `Prepare`.
         encode: computes pooled features of images that are not in the source.
         locate: computes the evidence in an image, for heat maps.
         training_steps: steps of a training; 0 if unknown.
@@ -82,7 +84,7 @@ class LabelService:
         self,
         run: Path,
         source: ImageSource,
-        live: LiveRanking,
+        prepare: Prepare,
         *,
         encode: EncodeImages,
         locate: LocateEvidence,
@@ -108,46 +110,58 @@ class LabelService:
         self._listeners: list[Callable[[Change], None]] = []
         self._reader = RunReader(run)
         self.pictures = Pictures(source, cache, workers=workers)
-        self.heat_maps = HeatMaps(self.pictures, live, self._reader, locate)
         self.stretches: Sequence[str] = STRETCHES
         self.channels = self.pictures.channels
-        self.examples = Examples(
-            run / "examples",
-            lambda image: live.store.encode(encode([image]))[0],
-            source,
-            dimensions=live.store.dimensions,
-        )
+        self.examples = Examples(run / "examples", lambda image: encode([image])[0], source)
         gallery = Gallery(source.ids, seed=seed, metadata=self.pictures.metadata_of.table)
-        self._state = SearchState(source.ids, source.name, LabelIndex(self._log), live, gallery, stopping)
-        self._seconds = math.nan
+        self._state = SearchState(source.ids, source.name, LabelIndex(self._log), gallery, stopping)
+        self.heat_maps = HeatMaps(self.pictures, self._fitted, self._reader, locate)
+        self.preparation = Preparation(prepare, on_live=self._use, on_change=partial(self._tell, Change("features")))
+        self._seconds, self._has_restored_examples = math.nan, False
         self._cycle = self._reader.finished_cycles()
         self._state.add_trainings(self._reader, range(1, self._cycle + 1))
         changed = partial(self._tell, Change("groups"))
-        self.groups = Groups(run / "groups.json", divide, self._state.labels_and_ranking, changed, self._state.index)
+        checked = partial(self._divide, divide)
+        self.groups = Groups(run / "groups.json", checked, self._state.labels_and_ranking, changed, self._state.index)
         described = partial(self._tell, Change("description"))
-        self.description = Description(run, text, descriptions, on_order=self._use_description, on_change=described)
-        self._reranking = BackgroundTask(self.rerank, "re-ranking")
-        self.rerank()
+        self.description = Description(
+            run,
+            text,
+            descriptions,
+            wait=self.preparation.wait,
+            on_order=self._use_description,
+            on_change=described,
+        )
+        self._reranking = BackgroundTask(self._rerank, "re-ranking")
         self.training = Training(
             run,
             steps=training_steps,
             words=["trust=true"] if trust else [],
-            check=self._state.check_trainable if needs_labels else lambda: None,
+            check=partial(self._check_trainable, needs_labels),
             on_change=self._update_training,
         )
+        self.preparation.start()
 
     def page(self, query: Query) -> Page:
         """Return one page of the gallery.
 
         Raises:
             DataError: if a group of the query does not exist, or no image of the group `query.kind` is an anomaly.
+            LabelError: if `query.kind` is given while features are missing.
         """
         page = self._state.page(query, *self._groups_of(query))
-        return replace(page, tiles=self._with_groups(page.tiles))
+        page = replace(page, tiles=self._with_groups(page.tiles))
+        by_features = query.like is not None or query.sort in (Sort.NOVELTY, Sort.DIVERSE)
+        note = self.preparation.obstacle
+        if not note or query.group is not None or not (by_features or page.note):
+            return page
+        return replace(page, note=f"{note[:1].upper()}{note[1:]}. {page.note}".rstrip())
 
     def _groups_of(self, query: Query) -> tuple[Sequence[str], Sequence[str]]:
         """Return the images of the groups `group` and `kind` of a query."""
         group, kind = (() if number is None else self.groups.get(number).ids for number in (query.group, query.kind))
+        if query.kind is not None:
+            self.preparation.check()
         return group, kind
 
     def tiles(self, ids: Sequence[str]) -> list[Tile]:
@@ -155,7 +169,7 @@ class LabelService:
         return self._with_groups(self._state.tiles(ids))
 
     def neighbours(self, id_: str, count: int) -> list[Tile]:
-        """Return the `count` images most similar to `id_`, most similar first; none if it cannot be read."""
+        """Return the `count` images most similar to `id_`, most similar first; none if it has no features."""
         with self._state.lock:
             nearest = self._state.neighbours(id_, count)
             return self.tiles([self.source.ids[i] for i in nearest.tolist()])
@@ -178,6 +192,8 @@ class LabelService:
     def heat_map(self, id_: str, *, stretch: str, channel: str | None) -> bytes:
         """Return the picture of an image with a heat map of the evidence for its score, see `HeatMaps.picture`."""
         cycle = self._cycle if self._state.scores.mode == "trained" else None
+        if cycle is None and self._fitted() is None:
+            self.preparation.check()
         return self.heat_maps.picture(id_, stretch=stretch, channel=channel, cycle=cycle)
 
     def label(self, ids: Sequence[str], label: Label | None, annotator: str) -> int:
@@ -292,7 +308,23 @@ class LabelService:
         self._reranking.request()
 
     def rerank(self) -> float:
-        """Fit the probe on the current labels and rank by it; return the seconds it took."""
+        """Fit the probe on the current labels and rank by it; return the seconds it took.
+
+        If the features could not be computed, this tries again.
+
+        Raises:
+            LabelError: if no image has features yet.
+        """
+        if self.preparation.status().state == "failed":
+            self.preparation.start()
+            self._tell(Change("features"))
+        if self._state.live is None:
+            self.preparation.check()
+        return self._rerank()
+
+    def _rerank(self) -> float:
+        if self._state.live is None:
+            return math.nan
         start = time.monotonic()
         self._state.refit(self.examples.features())
         self._seconds = time.monotonic() - start
@@ -315,7 +347,9 @@ class LabelService:
 
         Raises:
             DataError: if it is not an image, or too large.
+            LabelError: if the features of the archive are missing.
         """
+        self.preparation.check()
         id_ = self.examples.add(name, data).id
         self._notify_examples(id_, annotator)
         return id_
@@ -324,6 +358,29 @@ class LabelService:
         """Remove an example."""
         self.examples.remove(id_)
         self._notify_examples(id_)
+
+    def _use(self, live: LiveRanking) -> None:
+        self._state.use(live)
+        if not self._has_restored_examples:
+            self._has_restored_examples = True
+            self.examples.restore()
+            self._tell(Change("examples"))
+        self._rerank()
+
+    def _fitted(self) -> Probe | None:
+        return None if self._state.live is None else self._state.live.fitted
+
+    def _divide(
+        self, divide: Divide, ids: Sequence[str], normals: Collection[str], count: int | None
+    ) -> Sequence[Sequence[str]]:
+        self.preparation.check()
+        return divide(ids, normals, count)
+
+    def _check_trainable(self, needs_labels: bool) -> None:
+        if self.preparation.status().state == "working":  # the training would wait for the same features
+            self.preparation.check()
+        if needs_labels:
+            self._state.check_trainable()
 
     def _use_description(self, ranking: Ranking | None) -> None:
         self._state.describe(ranking)
@@ -344,6 +401,7 @@ class LabelService:
 
     def close(self) -> None:
         """Stop a training, write labels.csv and close the files. No label is lost without it."""
+        self.preparation.close()
         self.training.close()
         self.description.close()
         self._reranking.close()

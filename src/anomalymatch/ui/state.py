@@ -3,8 +3,6 @@
 import logging
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float32, Int8, Int64
@@ -36,6 +34,7 @@ CACHED_KINDS = 4
 NO_DESCRIPTION = "Nothing is described yet: write what you look for in the side panel."
 DESCRIBED_FIRST = "the images that fit the description, in turn with {}"
 FIRST_NOTE = "Nothing is ranked yet: the page shows {}. Label what you see."
+IN_FILE_ORDER = "the images in the order of the archive"
 
 
 class ScoreIndex:
@@ -97,6 +96,9 @@ class SearchState:
 
     `refit` is slow for large archives and may run beside everything else; the other methods are fast and share a lock.
     All that take an id raise a `DataError` if it is not in the archive, whose `name` is in the message.
+
+    Attributes:
+        live: the live ranking; None while no image has features.
     """
 
     def __init__(
@@ -104,20 +106,20 @@ class SearchState:
         ids: Sequence[str],
         name: str,
         labels: LabelIndex,
-        live: LiveRanking,
         gallery: Gallery,
         stopping: StoppingRule,
     ) -> None:
-        self.ids, self.labels, self.live, self.gallery, self.stopping = ids, labels, live, gallery, stopping
+        self.ids, self.labels, self.gallery, self.stopping = ids, labels, gallery, stopping
+        self.live: LiveRanking | None = None
         self.index = IdIndex(ids, name)
         self.scores = ScoreIndex()
         self.lock = threading.RLock()
         self._fitting = threading.Lock()
         self._codes: Int8[np.ndarray, " n"] = np.zeros(len(ids), dtype=np.int8)
         self._logits: Logits | None = None
-        self.novelty: Logits | None = live.novelty
+        self._trained_novelty: Logits | None = None
         self.described: Logits | None = None
-        self._described_first: Int64[np.ndarray, " n"] | None = None
+        self._first: Int64[np.ndarray, " n"] | None = None  # the order before the first ranking, on first use
         self._kinds: LRU[tuple[bytes, ...], Int64[np.ndarray, " n"]] = LRU(CACHED_KINDS)
         labelled = self.labels.labels()
         gone = [id_ for id_ in labelled if id_ not in self.index]
@@ -129,6 +131,20 @@ class SearchState:
                 gone[0],
             )
         self.update_labels(labelled)
+
+    @property
+    def novelty(self) -> Logits | None:
+        """Novelty of each image by the last training without labels, else by its features; None if unknown."""
+        if self._trained_novelty is not None:
+            return self._trained_novelty
+        return None if self.live is None else self.live.novelty
+
+    def use(self, live: LiveRanking) -> None:
+        """Take over a live ranking, of more images than the last."""
+        with self.lock:
+            self.live, self._first, self._kinds = live, None, LRU(CACHED_KINDS)
+            self.gallery.version += 1  # also of the order before the first ranking
+            self._update_gallery()
 
     def positions(self, ids: Sequence[str]) -> Int64[np.ndarray, " k"]:
         """Return the positions of images."""
@@ -153,15 +169,19 @@ class SearchState:
         """Take over the ranking by a description; None removes it."""
         described = None if ranking is None else self._read_logits(ranking)
         with self.lock:
-            self.described, self._described_first = described, None
+            self.described, self._first = described, None
             self._update_gallery()
 
     def refit(self, examples: Float32[np.ndarray, "e d"]) -> None:
-        """Fit the probe on the current labels and on `examples`, and rank by it."""
+        """Fit the probe on the current labels and on the pooled features of `examples`, and rank by it."""
         with self._fitting:
             with self.lock:
+                live = self.live
                 groups = [np.flatnonzero(self._codes == CODES[label]) for label in Label]
-            logits = self.live.fit(groups[0], groups[1], examples, np.concatenate(groups[2:]))
+            if live is None:
+                return
+            rows = live.store.encode(examples)
+            logits = live.fit(groups[0], groups[1], rows, np.concatenate(groups[2:]))
             with self.lock:
                 self.scores.live = logits
                 self.update_scores()
@@ -185,7 +205,7 @@ class SearchState:
         return self._kinds.get(key, lambda: self._rank_kind(*parts))
 
     def _rank_kind(self, *parts: Int64[np.ndarray, " _"]) -> Int64[np.ndarray, " n"]:
-        logits = self.live.fit_kind(*parts)
+        logits = None if self.live is None else self.live.fit_kind(*parts)
         if logits is None:
             raise DataError("the images of this group that are labelled anomaly cannot be read")
         order = np.argsort(-logits, kind="stable")  # NaN last
@@ -197,7 +217,7 @@ class SearchState:
         trained, novelty = ([self._read_logits(run.ranking(c)) for c in last] for last in (cycles[-1:], cold[-1:]))
         with self.lock:
             self.scores.trained = trained[0] if trained else self.scores.trained
-            self.novelty = novelty[0] if novelty else self.novelty
+            self._trained_novelty = novelty[0] if novelty else self._trained_novelty
             self.update_scores()
 
     def _read_logits(self, ranking: Ranking) -> Logits:
@@ -211,7 +231,7 @@ class SearchState:
         """Return a page, see `LabelService.page`; `group` and `kind` have the images of those groups of the query."""
         ranked = None if query.kind is None else self.rank_kind(kind)  # before the lock: a fit takes time
         with self.lock:
-            query, like, note = self._resolve(query, group, ranked)
+            like, note = self._resolve(query, group, ranked)
             found, total = self.gallery.page(query, like)
             if query.start >= total:  # the last page
                 query = query.from_start(max(0, total - 1) // query.size * query.size)
@@ -222,53 +242,47 @@ class SearchState:
         """Return the place of an image among all that a query finds, see `LabelService.place`."""
         ranked = None if query.kind is None else self.rank_kind(kind)
         with self.lock:
-            query, like, _ = self._resolve(query, group, ranked)
+            like, _ = self._resolve(query, group, ranked)
             return self.gallery.place(query, self.index[id_], like)
 
     def _resolve(
         self, query: Query, group: Sequence[str], ranked: Int64[np.ndarray, " n"] | None
-    ) -> tuple[Query, Int64[np.ndarray, " n"] | None, str]:
-        """Return the arguments of `Gallery.page` for a query, and the note of its pages."""
+    ) -> tuple[Int64[np.ndarray, " n"] | None, str]:
+        """Return the images that replace an order in `Gallery.page`, and the note of a page."""
         like = None if query.like is None else self.neighbours(query.like, 10 * query.size)
         if query.group is not None:
             like = self.positions([id_ for id_ in group if id_ in self.index])
         like = like if ranked is None else ranked
         note = ""
         if self._logits is None and like is None and query.sort is Sort.SCORE and query.show is Show.UNLABELLED:
-            first = self.live.first
+            first = IN_FILE_ORDER if self.live is None else self.live.first
             note = FIRST_NOTE.format(first if self.described is None else DESCRIBED_FIRST.format(first))
-            like, query = self._first_order(query)
+            like = self._first_order()
         elif self.described is None and like is None and query.sort is Sort.DESCRIPTION:
             note = NO_DESCRIPTION
-        return query, like, note
+        return like, note
 
-    def _first_order(self, query: Query) -> tuple[Int64[np.ndarray, " n"] | None, Query]:
-        """Return the arguments of `Gallery.page` before the first ranking."""
-        if self.described is not None:
-            if self._described_first is None:
-                self._described_first = interleave(self.gallery.described().astype(np.int64), self._plain_first())
-            return self._described_first, query
-        if self.live.first in (FirstOrder.DIVERSE, FirstOrder.MIXED):
-            return self._plain_first(), query
-        return None, replace(query, sort=Sort.NOVELTY if self.live.first is FirstOrder.NOVEL else Sort.AUDIT)
+    def _first_order(self) -> Int64[np.ndarray, " n"]:
+        """Return all positions in the order before the first ranking."""
+        if self._first is None:
+            plain = np.arange(len(self.ids)) if self.live is None else self._plain_first(self.live)
+            described = None if self.described is None else self.gallery.described().astype(np.int64)
+            self._first = plain if described is None else interleave(described, plain)
+        return self._first
 
-    def _plain_first(self) -> Int64[np.ndarray, " n"]:
+    def _plain_first(self, live: LiveRanking) -> Int64[np.ndarray, " n"]:
         """Return the first order without a description."""
-        if self.live.first is FirstOrder.DIVERSE:
-            return self._diverse_first
-        if self.live.first is FirstOrder.MIXED:
-            return self._mixed_first
-        order = self.gallery.novel() if self.live.first is FirstOrder.NOVEL else self.gallery.audit()
-        return order.astype(np.int64)
+        if live.first is FirstOrder.RANDOM:
+            return self.gallery.audit().astype(np.int64)
+        novel = self.gallery.novel().astype(np.int64)
+        if live.first is FirstOrder.NOVEL:
+            return novel
+        diverse = self._diverse_first(live)
+        return diverse if live.first is FirstOrder.DIVERSE else interleave(novel, diverse)
 
-    @cached_property
-    def _mixed_first(self) -> Int64[np.ndarray, " n"]:
-        return interleave(self.gallery.novel().astype(np.int64), self._diverse_first)
-
-    @cached_property
-    def _diverse_first(self) -> Int64[np.ndarray, " n"]:
-        """A diverse batch, then all other images."""
-        first = self.live.first_batch(DIVERSE_IMAGES)
+    def _diverse_first(self, live: LiveRanking) -> Int64[np.ndarray, " n"]:
+        """Return a diverse batch, then all other images."""
+        first = live.first_batch(DIVERSE_IMAGES)
         rest = np.ones(len(self.ids), dtype=bool)
         rest[first] = False
         return np.concatenate([first, np.flatnonzero(rest)])
@@ -279,8 +293,9 @@ class SearchState:
             return self._tiles(self.positions(ids))
 
     def neighbours(self, id_: str, count: int) -> Int64[np.ndarray, " k"]:
-        """Return the positions of the images most similar to `id_`; none if it cannot be read."""
-        return self.live.store.nearest(self.index[id_], count)
+        """Return the positions of the images most similar to `id_`; none if it has no features."""
+        position = self.index[id_]
+        return np.array([], dtype=np.int64) if self.live is None else self.live.store.nearest(position, count)
 
     def probabilities(self, ids: Sequence[str]) -> dict[str, float]:
         """Return the score of each image that has one."""
@@ -299,6 +314,11 @@ class SearchState:
         with self.lock:
             return self.labels.labels(), self.ranking()
 
+    @property
+    def unreadable(self) -> Int64[np.ndarray, " u"]:
+        """Positions of the images that cannot be read, as far as known."""
+        return np.array([], dtype=np.int64) if self.live is None else self.live.store.unreadable
+
     def audited(self) -> dict[str, Label]:
         """Return the labels of a random sample of the archive.
 
@@ -306,7 +326,7 @@ class SearchState:
         """
         with self.lock:
             order = self.gallery.audit().astype(np.int64)
-            order = order[self.live.store.has(order)]
+            order = order[~np.isin(order, self.unreadable)]
             unlabelled = self._codes[order] == 0
             sample = order[: int(unlabelled.argmax())] if unlabelled.any() else order
             labels = {code: label for label, code in CODES.items()}
@@ -320,7 +340,7 @@ class SearchState:
     def estimate_left(self) -> Estimate:
         """Estimate the number of unlabelled anomalies from the random audit, with advice on whether to continue."""
         with self.lock:
-            audit, codes = self.audited(), self._codes[self.live.store.positions]
+            audit, codes = self.audited(), np.delete(self._codes, self.unreadable)
             events = self.labels.current_events()
         if len(audit) < min(WANTED, len(codes)):
             reason = f"label {WANTED} images of the random audit for an estimate; so far {len(audit)}"
@@ -358,7 +378,7 @@ class SearchState:
             labels=self._codes,
             newest=self.positions(newest),
             conflicts=self.positions(conflicts),
-            diverse=self.live.diverse,
+            diverse=(lambda candidates, _: candidates) if self.live is None else self.live.diverse,
         )
 
     def _tiles(self, positions: Int64[np.ndarray, " k"]) -> list[Tile]:
@@ -380,7 +400,7 @@ def summarise_search(state: SearchState, *, cycle: int, seconds: float) -> Summa
         labels = state.labels
         return Summary(
             images=len(state.ids),
-            unreadable=len(state.ids) - len(state.live.store.positions),
+            unreadable=len(state.unreadable),
             counts=state.counts(),
             found=labels.discovery(),
             histogram=state.histogram(),

@@ -219,7 +219,10 @@ class Summary:
 
 
 class Change(NamedTuple):
-    """Change that listeners are told of; `kind` is labels, ranking, training, examples, groups or description."""
+    """Change for listeners; `kind` is labels, ranking, training, examples, groups, description or features.
+
+    "features" means that the preparation of the ranking has ended, or began again after a failure.
+    """
 
     kind: str
     ids: tuple[str, ...] = ()

@@ -44,7 +44,7 @@ class DescriptionPanel:
         is_off = status.state == "unavailable"
         self._text.set_enabled(not is_off)
         self._rank.set_enabled(not is_off)
-        self._progress.set_visibility(status.state == "working")
+        self._progress.set_visibility(status.state in ("waiting", "working"))
         self._progress.set_value(status.done / status.total if status.total else 0)
         self._state.text = _state(status)
         self._state.classes(**{"add" if status.state == "failed" else "remove": "am-error"})
@@ -61,6 +61,8 @@ class DescriptionPanel:
 
 
 def _state(status: DescriptionStatus) -> str:
+    if status.state == "waiting":
+        return "The order follows when the features of the images are computed. You can label meanwhile."
     if status.state == "working":
         if not status.total:
             return "Loading the image-text model; the first time, it is downloaded. You can label meanwhile."

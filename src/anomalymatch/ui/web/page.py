@@ -13,6 +13,7 @@ from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import MAX_TILES, MIN_TILES, Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web.gallery import TILE_SIDES, GalleryElement
 from anomalymatch.ui.web.panel import Panel
+from anomalymatch.ui.web.preparation import PreparationLine
 from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.status import StatusBar
@@ -256,6 +257,7 @@ class _Page:
         with ui.header().classes("am-header"):
             ui.label(name).classes("am-name").props("data-testid=name")
             self.standing = ui.label().classes("am-hint am-grow am-standing").props("data-testid=standing")
+            PreparationLine(self.session)
             for text, key, icon, act in (
                 ("Undo", "z", "undo", self.session.undo),
                 ("Re-rank", "r", "sort", self.session.rerank),

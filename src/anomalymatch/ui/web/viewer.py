@@ -167,8 +167,9 @@ class Viewer:
             self._rankings += 1
             if self._heat.value:
                 self._draw()
-        if self.id and (self.id in ids or "ranking" in kinds):
-            background_tasks.create(self._fill(self.id, with_neighbours=False), name="large view")
+        if self.id and (self.id in ids or kinds & {"ranking", "features"}):
+            task = self._fill(self.id, with_neighbours="features" in kinds)
+            background_tasks.create(task, name="large view")
 
     async def _fill(self, id_: str, *, with_neighbours: bool) -> None:
         details = await self.session.call(self.session.service.details, id_)
@@ -206,7 +207,10 @@ class Viewer:
 
     def _show_neighbours(self, tiles: Sequence[Tile]) -> None:
         self._near.clear()
+        obstacle = self.session.service.preparation.obstacle
         with self._near:
+            if not tiles and obstacle:
+                ui.label(f"{obstacle[:1].upper()}{obstacle[1:]}.").classes("am-hint am-wrap")
             for tile in tiles:
                 button = ui.element("button").classes(f"am-neighbour am-{tile.label or 'none'}")
                 button.props.update({"title": tile.id, "data-id": tile.id, "data-testid": "neighbour"})
