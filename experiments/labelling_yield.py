@@ -79,6 +79,7 @@ def open_galaxies(seed: int, cold_start: str) -> Iterator[LabelService]:
         overrides = [*dataset_overrides("galaxyzoo1"), f"seed={seed}", f"ui.run={folder}/run"]
         overrides += [f"al.cold_start={cold_start}", *NO_CROPS]
         service = open_service(compose(*overrides, name="label"), overrides)
+        service.preparation.wait()
         try:
             yield service
         finally:

@@ -23,7 +23,7 @@ WAIT_MS = 60_000
 class Page:
     """Page in the browser with the actions of a person."""
 
-    def __init__(self, context, url, path=""):
+    def __init__(self, context, url, path="", ready=True):
         self.page = context.new_page()
         self.page.set_default_timeout(WAIT_MS)
         self.complaints, self.foreign = [], []
@@ -32,6 +32,10 @@ class Page:
         self.page.on("request", lambda request: self._record_request(request.url, url))
         self.page.goto(url + path)
         self.page.wait_for_selector("[data-testid=tile].am-cursor")
+        if ready and self.get("preparation").is_visible():  # the features are being computed
+            self.page.wait_for_selector("[data-testid=preparation]", state="hidden")
+            self.page.reload()
+            self.page.wait_for_selector("[data-testid=tile].am-cursor")
 
     def _record_console(self, message):
         if message.type == "error":

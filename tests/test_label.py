@@ -38,6 +38,7 @@ def open_it(monkeypatch, tmp_path):
 
     def call(*words):
         opened.append(open_service(compose(*words, name="label"), list(words)))
+        opened[-1].preparation.wait()
         return opened[-1]
 
     yield call

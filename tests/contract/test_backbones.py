@@ -199,6 +199,8 @@ def test_training_scores_groups_and_page(name_of, family, tiny_job, without_pict
     service = open_service(compose(f"resume={run}", name="label"), [f"resume={run}"])
     try:
         assert service.labels
+        service.preparation.wait()
+        assert service.preparation.status().state == "ready"
     finally:
         service.close()
 

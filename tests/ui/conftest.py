@@ -261,10 +261,10 @@ def opened(chromium: Any) -> Iterator[Callable[..., Any]]:
 
     contexts, pages = [], []
 
-    def opening(command: Any, *, path: str = "", **options: Any) -> Any:
+    def opening(command: Any, *, path: str = "", ready: bool = True, **options: Any) -> Any:
         context = chromium.new_context(**{"viewport": {"width": 1440, "height": 900}} | options)
         contexts.append(context)
-        pages.append(Page(context, command.url, path))
+        pages.append(Page(context, command.url, path, ready))
         return pages[-1]
 
     yield opening
