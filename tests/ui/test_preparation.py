@@ -74,13 +74,13 @@ def test_images_are_shown_and_labelled_before_there_are_features(service, steps)
     service.subscribe(lambda change: changes.append(change.kind))
     page = service.page(Query(size=60))
     assert [tile.id for tile in page.tiles] == steps.ids
-    assert "features" in page.note
+    assert "order of the archive" in page.note
     assert all(tile.score is None for tile in page.tiles)
     service.label(RARE[:1], A, "ada")
     service.label(["im000001"], N, "ada")
     assert shown(service) == [id_ for id_ in steps.ids if id_ not in (RARE[0], "im000001")]
     assert service.labels == {RARE[0]: A, "im000001": N}
-    assert service.undo("ada") == ["im000001"]
+    assert service.undo("ada") == {"im000001": N}
     assert service.summary().counts[A] == 1
     assert service.summary().unreadable == 0
     assert "ranking" not in changes
@@ -104,16 +104,14 @@ def test_what_needs_features_says_so_and_works_afterwards(service, steps):
         with pytest.raises(LabelError, match="features of the images are still being computed"):
             call()
     assert service.neighbours(RARE[0], 5) == []
-    for query in (Query(sort=Sort.NOVELTY), Query(sort=Sort.DIVERSE), Query(like=RARE[0])):
-        assert "features" in service.page(query).note
-    for query in (Query(sort=Sort.AUDIT), Query(show=Show.LABELLED, sort=Sort.NEWEST)):
-        assert service.page(query).note == ""
+    assert "still being computed" in service.preparation.obstacle
+    assert shown(service, sort=Sort.NOVELTY) == shown(service, sort=Sort.DIVERSE) == shown(service)
     steps.go()
     service.preparation.wait()
     service.rerank()
     service.groups.make("anomalies", 2)
     assert {tile.id for tile in service.neighbours(RARE[0], 5)} == set(RARE[1:])
-    assert service.page(Query(sort=Sort.DIVERSE)).note == ""
+    assert service.preparation.obstacle == ""
     assert service.heat_map(RARE[0], stretch="as trained", channel=None).startswith(b"\x89PNG")
 
 
@@ -152,7 +150,7 @@ def test_a_failure_is_said_once_and_r_tries_again(service, steps, caplog):
     steps.go(1)
     service.preparation.wait()
     assert service.preparation.status().state == "failed"
-    assert "the hub does not answer" in service.page(Query()).note
+    assert "the hub does not answer" in service.preparation.obstacle
     service.label(RARE[:2], A, "ada")
     with pytest.raises(LabelError, match="the hub does not answer"):
         service.groups.make("anomalies", 2)

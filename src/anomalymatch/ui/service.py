@@ -34,7 +34,7 @@ from anomalymatch.ui.pictures import STRETCHES, Pictures
 from anomalymatch.ui.preparation import Preparation, Prepare
 from anomalymatch.ui.state import Logits, SearchState, summarise_search
 from anomalymatch.ui.training import BackgroundTask, Training
-from anomalymatch.ui.views import Change, Details, Page, Query, Sort, Summary, Tile
+from anomalymatch.ui.views import Change, Details, Page, Query, Summary, Tile
 
 logger = logging.getLogger(__name__)
 EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
@@ -150,12 +150,7 @@ class LabelService:
             LabelError: if `query.kind` is given while features are missing.
         """
         page = self._state.page(query, *self._groups_of(query))
-        page = replace(page, tiles=self._with_groups(page.tiles))
-        by_features = query.like is not None or query.sort in (Sort.NOVELTY, Sort.DIVERSE)
-        note = self.preparation.obstacle
-        if not note or query.group is not None or not (by_features or page.note):
-            return page
-        return replace(page, note=f"{note[:1].upper()}{note[1:]}. {page.note}".rstrip())
+        return replace(page, tiles=self._with_groups(page.tiles))
 
     def _groups_of(self, query: Query) -> tuple[Sequence[str], Sequence[str]]:
         """Return the images of the groups `group` and `kind` of a query."""

@@ -339,7 +339,14 @@ class Session:
         self._set_new_order(is_newer or is_regrouped or (query.group is not None and self.has_new_order))
 
     def _note(self) -> str:
-        """Return the sentence above the images: how they were chosen, and what is missing for a ranking."""
+        """Return the text above the images: how they were chosen, and what is missing for a ranking."""
+        obstacle, query = self.service.preparation.obstacle, self.query
+        is_unranked = bool(self._page and self._page.note)
+        needs = is_unranked or query.like is not None or query.sort in (Sort.NOVELTY, Sort.DIVERSE)
+        missing = f"{obstacle[:1].upper()}{obstacle[1:]}." if obstacle and needs and query.group is None else ""
+        return f"{missing} {self._order_note()}".strip()
+
+    def _order_note(self) -> str:
         page, summary, query = self._page, self.summary, self.query
         if query.group is not None:
             return self._group_note()
