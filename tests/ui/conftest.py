@@ -50,14 +50,14 @@ def count_calls() -> Callable[..., Any]:
     lock = threading.Lock()
 
     def counting(function: Callable[..., Any]) -> Any:
-        def slow(*args: Any) -> Any:
+        def slow(*args: Any, **options: Any) -> Any:
             with lock:
                 slow.busy += 1
                 slow.most = max(slow.most, slow.busy)
             time.sleep(0.02)
             with lock:
                 slow.busy -= 1
-            return function(*args)
+            return function(*args, **options)
 
         slow.busy = slow.most = 0
         return slow

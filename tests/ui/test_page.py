@@ -1,5 +1,6 @@
 import asyncio
 import inspect
+import json
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -15,6 +16,7 @@ from anomalymatch.ui.state import WANTED
 from anomalymatch.ui.views import Change, Query, Show, Sort
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.gallery import DropZone, GalleryElement
+from anomalymatch.ui.web.light import Light
 from anomalymatch.ui.web.page import KEYS
 from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.theme import SHAPES, label_colours
@@ -302,14 +304,14 @@ async def test_an_empty_page_says_why_and_pages_turn(page):
 
 @on_page
 async def test_settings_of_the_browser(page, service):
-    wrong = {"annotator": "", "count": "1000000", "tile": "-5", "theme": "<b>"}
-    kept = {"annotator": "ada", "count": "24", "tile": "200", "follow": "false", "advance": "false", "theme": "dark"}
+    wrong = {"annotator": "", "count": "1000000", "density": "-5", "theme": "<b>"}
+    kept = {"annotator": "ada", "count": "24", "density": "dense", "follow": "false", "advance": "false"}
     page.send("hello", **wrong)
     await asyncio.sleep(0.05)
-    assert (len(page.ids), page.gallery._props["tile"], page.get("annotator").value) == (48, 128, "me")
-    page.send("hello", **kept)
+    assert (len(page.ids), page.gallery._props["dense"], page.get("annotator").value) == (48, False, "me")
+    page.send("hello", **kept, theme="dark")
     await page.until(lambda: len(page.ids) == 24)
-    assert (page.gallery._props["tile"], page.gallery._props["advance"]) == (200, False)
+    assert (page.gallery._props["dense"], page.gallery._props["advance"]) == (True, False)
     assert page.get("theme").props["icon"] == "dark_mode"
     page.label(page.ids[:1], "normal")
     await page.until(lambda: service.events)
@@ -347,8 +349,35 @@ async def test_large_view_changes_stretch_and_channel_and_compares(page, service
     assert zoom._props["panes"][0]["src"].endswith("channel=green")
     page.get("compare").value = True
     assert [pane["name"] for pane in zoom._props["panes"]] == list(service.stretches)
-    page.user.find(kind=Zoom).trigger("pick", "log")
-    assert [pane["name"] for pane in zoom._props["panes"]] == ["log"]
+    page.user.find(kind=Zoom).trigger("pick", "sqrt")
+    assert [pane["name"] for pane in zoom._props["panes"]] == ["sqrt"]
+
+
+@on_page
+async def test_light_of_the_tiles_is_that_of_the_large_view(page, service):
+    (zoom,) = page.user.find(kind=Zoom).elements
+    version = page.gallery._props["version"]
+    light = {"stretch": "asinh", "channel": "green", "brightness": 1.5, "contrast": 9}
+    page.send("hello", **{f"light.{version}": json.dumps(light), "light.other": "{}"})
+    shown = {"parameters": {"stretch": "asinh", "channel": "green"}, "brightness": 1.5, "contrast": 1.0}
+    await page.until(lambda: page.gallery._props["light"] == shown)
+    page.send("look", id=page.ids[0])
+    assert "stretch=asinh" in zoom._props["panes"][0]["src"]
+    assert zoom._props["light"]["brightness"] == 1.5
+    await page.until(lambda: page.all("neighbour"))
+    (picture,) = next(iter(page.get("neighbours"))).default_slot.children
+    assert "channel=green" in picture.props["src"]
+    page.get("stretch").value = "sqrt"  # of the large view only
+    assert page.gallery._props["light"] == shown
+    page.act("light-default")
+    assert page.gallery._props["light"] == {"parameters": {}, "brightness": 1.0, "contrast": 1.0}
+    assert (page.get("light-stretch").value, page.get("stretch").value) == ("as trained", "as trained")
+    assert (page.get("light-brightness").value, page.get("light-channel").value) == (1.0, "all")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"stretch": ["asinh"], "brightness": "2", "contrast": 0}'])
+def test_wrong_light_of_an_earlier_visit(text):
+    assert Light.from_json(text, ("as trained", "asinh"), ("all",)) == Light()
 
 
 @on_page

@@ -22,7 +22,7 @@ from anomalymatch.data.sources.zarr import ZarrSource
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.ui import originals, pictures
-from anomalymatch.ui.pictures import STRETCHES, Pictures, ThumbnailCache, fitted, step
+from anomalymatch.ui.pictures import EIGHT_BIT_STRETCHES, STRETCHES, Pictures, ThumbnailCache, fitted, step
 
 RNG = np.random.default_rng(0)
 
@@ -122,6 +122,35 @@ def test_thumbnails_are_cached(make: Any, make_source: Any, tmp_path: Path) -> N
     assert source.reads == 3
     stretched = make(make_source(rendering=Rendering("minmax", "log")))
     assert stretched.thumbnail("im000003", 128) != first
+
+
+def test_thumbnails_of_each_stretch_and_channel_are_cached(make: Any, make_source: Any) -> None:
+    source = make_source()
+    one = make(source)
+    looks = [{}, {"stretch": "sqrt"}, {"channel": "green"}, {"stretch": "sqrt", "channel": "green"}]
+    found = [one.thumbnail("im000003", 128, **look) for look in looks]
+    assert len(set(found)) == 4
+    assert source.reads == 4
+    assert [make(source).thumbnail("im000003", 128, **look) for look in looks] == found
+    assert source.reads == 4, "from the disk"
+    red, green, blue = np.moveaxis(opened(found[2]).astype(int), 2, 0)
+    assert max(np.abs(red - green).max(), np.abs(blue - green).max()) <= 1, "one channel is grey"
+    for wrong in ({"stretch": "cubic"}, {"channel": "u"}):
+        with pytest.raises(ConfigError):
+            one.thumbnail("im000003", 128, **wrong)
+
+
+def test_stretches_suit_the_type_of_the_images(tmp_path: Path, make: Any, make_source: Any) -> None:
+    assert make(make_source()).stretches == ("as trained", "sqrt", "asinh")
+    limited = make_source(rendering=Rendering(limits={"red": (0, 9)}))
+    assert make(limited).stretches == EIGHT_BIT_STRETCHES, "linear differs from the training"
+    deep = make_source()
+    deep.load = lambda position: np.full((4, 4, 3), position, np.uint16)
+    assert make(deep).stretches == STRETCHES
+    (tmp_path / "mixed").mkdir()
+    for name, dtype in (("a", np.uint8), ("b", np.uint8), ("c", np.float32)):
+        fits.PrimaryHDU(field(9).astype(dtype)).writeto(tmp_path / f"mixed/{name}.fits")
+    assert make(FitsSource(tmp_path / "mixed")).stretches == STRETCHES
 
 
 def test_thumbnails_from_many_threads(make: Any, make_source: Any, count_calls: Any) -> None:

@@ -96,11 +96,14 @@ class TestPictures:
         assert plain.headers["content-type"] == "image/png"
         assert opened(plain).size == (40, 30)
         contents = {plain.content}
+        small = {client.get("/thumb", params={"id": "a.jpg"}).content}
         for words in ({"stretch": "asinh"}, {"stretch": "zscale"}, {"channel": "green"}):
-            answer = client.get("/full", params={"id": "a.jpg"} | words)
-            assert answer.status_code == 200
-            contents.add(answer.content)
+            for path, found in (("/full", contents), ("/thumb", small)):
+                answer = client.get(path, params={"id": "a.jpg"} | words)
+                assert answer.status_code == 200
+                found.add(answer.content)
         assert len(contents) >= 3
+        assert len(small) >= 3
 
     @pytest.mark.parametrize(
         ("query", "message"),
@@ -129,8 +132,9 @@ class TestPictures:
 
     @pytest.mark.parametrize(("query", "known"), [("stretch=__class__", "zscale"), ("channel=x-ray", "blue")])
     def test_unknown_stretches_and_channels(self, client, query, known):
-        answer = client.get(f"/full?id=a.jpg&{query}")
-        assert (answer.status_code, known in answer.text) == (400, True)
+        for path in ("/full", "/thumb"):
+            answer = client.get(f"{path}?id=a.jpg&{query}")
+            assert (answer.status_code, known in answer.text) == (400, True)
 
     @pytest.mark.parametrize("path", ["/thumb", "/full", "/example"])
     def test_unknown_ids(self, client, path):
@@ -304,7 +308,7 @@ def test_other_methods_are_refused(client, exported, method, path):
 
 
 def test_number_of_pictures_drawn_at_once(service, monkeypatch, count_calls):
-    slow = count_calls(lambda id_, side: b"\xff\xd8")
+    slow = count_calls(lambda *_, **__: b"\xff\xd8")
     monkeypatch.setattr(service.pictures, "thumbnail", slow)
     with (
         TestClient(Starlette(routes=routes(service, workers=3)), base_url=BASE) as client,

@@ -5,9 +5,9 @@ import math
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -37,7 +37,7 @@ PNG_LEVEL = 2
 """Compression level of zlib: three times as fast as its default and hardly larger."""
 
 Key = tuple[str, str, int]
-"""Fingerprint of the source, id, side."""
+"""Fingerprint of the source with the rendering, id, side."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS thumbnails (
@@ -184,6 +184,8 @@ class ThumbnailCache:
 
 AS_TRAINED = "as trained"
 STRETCHES = (AS_TRAINED, "linear", "sqrt", "log", "asinh", "zscale")
+EIGHT_BIT_STRETCHES = (AS_TRAINED, "linear", "sqrt", "asinh")
+"""Stretches of images of 8 bits, which have no sky to cut off (zscale) and no range for a logarithm."""
 _CURVES = {"sqrt": "sqrt", "log": "log", "asinh": "asinh"}
 THUMBNAIL_TYPE, FULL_TYPE = "image/jpeg", "image/png"
 MAX_VALUES, MAX_BYTES = 2**24, 2**27
@@ -220,13 +222,31 @@ class Pictures:
         trained = self.source.rendering.channels(self.source.bands)
         return (*trained, *(band for band in self.source.bands if band not in trained))
 
-    def thumbnail(self, id_: str, side: int) -> bytes:
-        """Return the JPEG of an image as trained on, whose longer axis has `side` pixels, rounded up to `SIDES`."""
-        key = (self.source.fingerprint, id_, step(side))
+    @cached_property
+    def stretches(self) -> Sequence[str]:
+        """Stretches that make sense for these images, by the type of the first, middle and last one."""
+        ids = self.source.ids
+        kinds = set()
+        for position in sorted({0, len(ids) // 2, len(ids) - 1} if len(ids) else ()):
+            with suppress(UnreadableImageError):
+                kinds.add(self._native(ids[position]).dtype)
+        if kinds != {np.dtype(np.uint8)}:
+            return STRETCHES
+        same = ("linear",) if self.source.rendering.keeps_eight_bits else ()
+        return tuple(name for name in EIGHT_BIT_STRETCHES if name not in same)
+
+    def thumbnail(self, id_: str, side: int, *, stretch: str = AS_TRAINED, channel: str | None = None) -> bytes:
+        """Return the JPEG of an image whose longer axis has `side` pixels, rounded up to `SIDES`.
+
+        Args and errors are those of `full`.
+        """
+        look = "" if (stretch, channel) == (AS_TRAINED, None) else f"\n{stretch}\n{channel or ''}"
+        key = (self.source.fingerprint + look, id_, step(side))
         data = self._cache.get(key)
         if data is None:
+            self._check(stretch, channel)
             with self._slots:
-                data = jpeg(fitted(self._trained(id_), key[2]))
+                data = jpeg(fitted(self._rendered(self._read(id_), stretch, channel), key[2]))
             self._cache.put(key, data)
         return data
 
@@ -245,8 +265,7 @@ class Pictures:
 
     def image(self, id_: str, *, stretch: str = AS_TRAINED, channel: str | None = None) -> Image:
         """Return the pixels of `full`."""
-        check_choice("stretch", stretch, STRETCHES)
-        check_choice("channel", channel, self.channels, null=True)
+        self._check(stretch, channel)
         pixels = self._native(id_)
         with self._slots:
             return self._rendered(pixels, stretch, channel)
@@ -274,6 +293,10 @@ class Pictures:
     def close(self) -> None:
         """Close the thumbnail cache."""
         self._cache.close()
+
+    def _check(self, stretch: str, channel: str | None) -> None:
+        check_choice("stretch", stretch, STRETCHES)
+        check_choice("channel", channel, self.channels, null=True)
 
     def _trained(self, id_: str) -> Image:
         return self._rendered(self._read(id_), AS_TRAINED, None)

@@ -30,7 +30,7 @@ from anomalymatch.ui.gallery import Gallery
 from anomalymatch.ui.groups import Divide, Groups
 from anomalymatch.ui.labels import LabelIndex, clean_name
 from anomalymatch.ui.live import LiveRanking
-from anomalymatch.ui.pictures import STRETCHES, Pictures
+from anomalymatch.ui.pictures import Pictures
 from anomalymatch.ui.preparation import Preparation, Prepare
 from anomalymatch.ui.state import Logits, SearchState, summarise_search
 from anomalymatch.ui.training import BackgroundTask, Training
@@ -110,7 +110,6 @@ class LabelService:
         self._listeners: list[Callable[[Change], None]] = []
         self._reader = RunReader(run)
         self.pictures = Pictures(source, cache, workers=workers)
-        self.stretches: Sequence[str] = STRETCHES
         self.channels = self.pictures.channels
         self.examples = Examples(run / "examples", lambda image: encode([image])[0], source)
         gallery = Gallery(source.ids, seed=seed, metadata=self.pictures.metadata_of.table)
@@ -141,6 +140,11 @@ class LabelService:
             on_change=self._update_training,
         )
         self.preparation.start()
+
+    @property
+    def stretches(self) -> Sequence[str]:
+        """Stretches that the page offers, see `Pictures.stretches`."""
+        return self.pictures.stretches
 
     def page(self, query: Query) -> Page:
         """Return one page of the gallery.

@@ -2,6 +2,8 @@
 const LABELS = { a: "anomaly", n: "normal", u: "unsure", x: "artefact" };
 const COMMANDS = { z: "undo", r: "rerank", t: "train", g: "group", h: "heat", "?": "help" };
 const SIDES = [64, 96, 128, 192, 256, 384, 512]; // sides of the thumbnails in the server's cache
+const CAPTION = 17; // height of a tile's caption in CSS pixels
+const SMALLEST = [112, 64]; // smallest side of a comfortable and of a dense tile in CSS pixels
 const LONG_PRESS_MS = 450;
 const DOUBLE_TAP_MS = 350;
 const REACTION_MS = 250; // nobody judges a new image faster
@@ -20,7 +22,7 @@ export default {
             Clear the filters</button>
         </div>
         <div ref="grid" class="am-grid" role="listbox" aria-multiselectable="true" aria-label="Images"
-             :style="{ '--tile': tile + 'px' }" data-testid="grid">
+             :class="{ 'am-dense': dense }" :style="grid" data-testid="grid">
           <div v-for="(item, place) in tiles" :key="item.id" role="option" class="am-tile"
                :class="[item.label ? 'am-' + item.label : '', { 'am-done': item.label && item.label !== item.before, 'am-cursor': place === cursor,
                         'am-chosen': chosen.has(item.id), 'am-pending': pending.has(item.id) }]"
@@ -72,7 +74,9 @@ export default {
     </section>`,
   props: {
     page: Object, // tiles, total, page, pages, note, empty, filtered, serial, keep, at
-    tile: Number, // smallest side of a tile in CSS pixels
+    count: Number, // tiles of a full page
+    dense: Boolean, // tiles without captions and with smaller gaps
+    light: Object, // parameters of the addresses, brightness and contrast
     advance: Boolean,
     viewing: String, // id in the large view; empty while it is closed
     grouped: Boolean, // true if the tiles are those of one group
@@ -84,11 +88,22 @@ export default {
     return {
       labels: LABELS, tiles: [], cursor: 0, anchor: 0, chosen: new Set(), pending: new Set(), broken: {}, side: 128, serial: -1,
       note: "", hasNote: false, noteHeight: "", ended: false,
+      grid: {},
     };
   },
   watch: {
     page: { handler: "arrive", immediate: true },
-    tile() { this.$nextTick(this.measure); },
+    count() { this.measure(); },
+    dense() { this.measure(); },
+    light: {
+      immediate: true,
+      handler(now) {
+        for (const name of ["brightness", "contrast"]) {
+          document.documentElement.style.setProperty("--" + name, now[name] ?? 1);
+        }
+        this.broken = {};
+      },
+    },
     viewing(now) { if (!now) setTimeout(this.regain, CLOSING_MS); },
   },
   mounted() {
@@ -155,17 +170,35 @@ export default {
     },
     remember(key, value) { localStorage.setItem("anomalymatch." + key, value); },
     measure() {
-      const grid = this.$refs.grid;
-      const width = grid?.firstElementChild?.clientWidth || this.tile;
-      this.side = SIDES.find((side) => side >= width * (window.devicePixelRatio || 1) - 1) || SIDES.at(-1);
+      if (!this.$refs.well) return;
+      const gap = this.dense ? 2 : 4;
+      const [across, tile] = this.fill(gap, this.dense ? 0 : CAPTION);
+      this.grid = { "--across": across, "--tile": tile + "px", "--gap": gap + "px" };
+      this.side = SIDES.find((side) => side >= (tile - 4) * (window.devicePixelRatio || 1) - 1) || SIDES.at(-1);
+    },
+    // Columns and side of the largest tiles with which a full page fits; tiles that would be too small scroll instead.
+    fill(gap, caption) {
+      const { clientWidth, clientHeight } = this.$refs.well;
+      const [width, height] = [clientWidth - 12, clientHeight - 12]; // its padding
+      const wide = (across) => (width - gap * (across - 1)) / across;
+      let best = [1, 0];
+      for (let across = 1; across <= this.count; across++) {
+        const down = Math.ceil(this.count / across);
+        const side = Math.min(wide(across), (height - gap * (down - 1)) / down - caption);
+        if (side > best[1]) best = [across, side];
+      }
+      const least = Math.min(SMALLEST[+this.dense], 0.3 * width);
+      const across = best[1] >= least ? best[0] : Math.max(1, Math.floor((width + gap) / (least + gap)));
+      return [across, Math.floor(best[1] >= least ? best[1] : wide(across))];
     },
     columns() { return getComputedStyle(this.$refs.grid).gridTemplateColumns.split(" ").length; },
     rows() {
-      const height = this.$refs.grid.firstElementChild?.offsetHeight || this.tile;
+      const height = this.$refs.grid.firstElementChild?.offsetHeight || 128;
       return Math.max(1, Math.floor(this.$refs.well.clientHeight / height));
     },
     address(item) {
-      return `${window.path_prefix || ""}/thumb?${new URLSearchParams({ id: item.id, side: this.side, v: this.version })}`;
+      return `${window.path_prefix || ""}/thumb?${new URLSearchParams(
+        { id: item.id, side: this.side, v: this.version, ...this.light.parameters })}`;
     },
     async fail(item, event) {
       let reason = "";

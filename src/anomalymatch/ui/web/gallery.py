@@ -11,9 +11,6 @@ from nicegui.events import GenericEventArguments
 from anomalymatch.ui.views import Page, Tile
 from anomalymatch.ui.web.theme import SHAPES, many
 
-TILE_SIDES = (64, 320)
-"""Smallest and largest side of a tile in CSS pixels."""
-
 
 class GalleryElement(ui.element, component="gallery.js"):
     """Tiles of one page.
@@ -24,13 +21,13 @@ class GalleryElement(ui.element, component="gallery.js"):
     `help`, `clear` (the filters) and `end` (a label key after the last tile has its label).
     """
 
-    def __init__(self, *, version: str, tile: int = 128) -> None:
+    def __init__(self, *, version: str) -> None:
         super().__init__()
         self._serial = 0
         self._props["shapes"] = {str(label): shape for label, shape in SHAPES.items()}
         self._props["page"] = {"tiles": None, "total": 0, "page": 0, "pages": 1, "note": "", "empty": "", "serial": -1}
-        self._props.update({"tile": tile, "advance": True, "viewing": "", "version": version})
-        self._props.update({"grouped": False, "groups": 0})
+        self._props.update({"count": 48, "dense": False, "light": {}, "version": version})
+        self._props.update({"advance": True, "viewing": "", "grouped": False, "groups": 0})
 
     @property
     def tiles(self) -> list[dict[str, Any]]:
@@ -78,10 +75,15 @@ class GalleryElement(ui.element, component="gallery.js"):
         """Store a setting in the browser; `hello` returns it on the next visit."""
         self.run_method("remember", key, value)
 
-    def set_option(self, name: str, value: int | bool | str) -> None:
-        """Set `tile` (side in CSS pixels), `advance`, `viewing` (id in the large view), `grouped` or `groups`."""
-        self._props[name] = value
-        self.update()
+    def set_option(self, name: str, value: int | bool | str | dict[str, Any]) -> None:
+        """Set a property of the browser side.
+
+        They are `count` (tiles of a full page), `dense`, `light` (see `LightControls.set`), `advance`, `viewing` (id in
+        the large view, or empty), `grouped` and `groups`.
+        """
+        if self._props[name] != value:
+            self._props[name] = value
+            self.update()
 
     def on_event(self, name: str, handler: Callable[[dict[str, Any]], Any]) -> None:
         """Call `handler` with the arguments of an event."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nicegui import background_tasks, ui
+from nicegui import background_tasks, run, ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.errors import LabelError
@@ -11,7 +11,8 @@ from anomalymatch.types import Label
 from anomalymatch.ui.labels import MAX_NAME, clean_name
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import MAX_TILES, MIN_TILES, Page, Query, Show, Sort, Summary
-from anomalymatch.ui.web.gallery import TILE_SIDES, GalleryElement
+from anomalymatch.ui.web.gallery import GalleryElement
+from anomalymatch.ui.web.light import LightControls
 from anomalymatch.ui.web.panel import Panel
 from anomalymatch.ui.web.preparation import PreparationLine
 from anomalymatch.ui.web.routes import version
@@ -41,7 +42,8 @@ KEYS = {
     },
     "Large view": {
         "Space, Enter, double click": "open, close",
-        "+ - 0, wheel, pinch": "zoom; drag to move",
+        "+ - wheel, pinch": "zoom; drag to move",
+        "o, 0": "original size: one image pixel for each screen pixel; fit",
         "← →": "next and previous image",
         "h": "heat map: what made the score high",
     },
@@ -74,28 +76,64 @@ def help_dialog() -> ui.dialog:
     return dialog
 
 
+DENSITIES = ("comfortable", "dense")
 STEP_TILES = 12
 MAX_STOP = -(-MAX_TILES // STEP_TILES) * STEP_TILES  # a slider ends at a whole step
 TYPING_MS = 300  # the text filter waits for a pause in typing
+TWO_SLIDERS = """(node) => node.el.querySelectorAll('.q-slider__thumb').forEach((thumb, place) => {
+  const now = node.component.props.modelValue;
+  const words = { role: 'slider', 'aria-label': ['lowest score', 'highest score'][place], 'aria-valuemin': 0,
+    'aria-valuemax': 1, 'aria-valuenow': [now.min, now.max][place] };
+  for (const [name, value] of Object.entries(words)) thumb.setAttribute(name, value);
+})"""
+"""Tell screen readers of the two thumbs of a range; Quasar describes them as one slider with the value `0|1`."""
 
 
 class Toolbar:
     """Controls of the query; they also show changes made elsewhere."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, version: str) -> None:
         self.session = session
         with ui.element("div").classes("am-toolbar").props("role=toolbar aria-label='Order and filters'"):
             self.sort = drop_down(list(Sort), Sort.SCORE, "order", "sort", self._chosen)
             self.show = drop_down(list(Show), Show.UNLABELLED, "labels", "show", self._chosen)
             with ui.element("label").classes("am-field am-range"):
-                ui.label("score")
-                self.scores = ui.range(min=0, max=1, step=0.01, value={"min": 0, "max": 1})
-                self.scores.props("dense label aria-label='score range' data-testid=scores")
+                self._range = ui.label().classes("am-figures")
+                self.scores = ui.range(min=0, max=1, step=0.01, value={"min": 0, "max": 1}, on_change=self._tell_range)
+                self.scores.props("dense role=group aria-label='score range' data-testid=scores")
+                for attribute in ("aria-valuenow", "aria-valuemin", "aria-valuemax", "aria-orientation"):
+                    self.scores.props[attribute] = None
+                for event in ("vnodeMounted", "vnodeUpdated"):
+                    self.scores.on(event, js_handler=TWO_SLIDERS)
                 self.scores.on("change", self._chosen)
-            self.text = ui.input(placeholder="text in id or metadata  ( / )", on_change=self._chosen)
+            self.text = ui.input(placeholder="id or metadata  ( / )", on_change=self._chosen)
             self.text.props(
                 f"dense borderless clearable debounce={TYPING_MS} aria-label='text filter' data-testid=filter-text"
             ).classes("am-text")
+            with ui.button("View", icon="tune", color=None) as view:
+                view.props("flat dense no-caps size=sm aria-label='light and size of the tiles' data-testid=look")
+                with ui.menu().props("no-refocus anchor='bottom right' self='top right'").classes("am-popup") as menu:
+                    menu.on("before-hide", js_handler="() => document.activeElement?.blur()")  # returns the keys
+                    self.light = LightControls(session, version)
+                    with ui.element("div").classes("am-look"):
+                        self._many = ui.label()
+                        self.count = ui.slider(min=MIN_TILES, max=MAX_STOP, step=STEP_TILES, value=48)
+                        self.count.props("dense aria-label='images per page' data-testid=per-page")
+                        self.count.on("change", self._count_chosen)
+                        ui.label("tiles")
+                        self.density = drop_down(DENSITIES, DENSITIES[0], "tiles", "density", self._density_chosen)
+                        self.density.tooltip("Dense tiles are closer together, without rank and score.")
+            self.follow = ui.switch("follow", value=False, on_change=self._follow_chosen).props(
+                "dense data-testid=follow"
+            )
+            self.follow.tooltip("Reorder after each label. If off, images stay until you press r or turn the page.")
+            self.advance = ui.switch("advance", value=True, on_change=self._advance_chosen).props(
+                "dense data-testid=advance"
+            )
+            self.advance.tooltip("Move to the next image after each label.")
+        # A row of its own: a filter that appears here moves no tile.
+        with ui.element("div").classes("am-filters").props("data-testid=filters"):
+            self.found = ui.label().classes("am-hint").props("data-testid=found aria-live=polite")
             self.like = ui.button(on_click=lambda: session.change(like=None), color=None).props(
                 "dense flat no-caps size=sm icon-right=close data-testid=like-off"
             )
@@ -105,26 +143,6 @@ class Toolbar:
             self.kind = ui.button(on_click=lambda: session.change(kind=None), color=None).props(
                 "dense flat no-caps size=sm icon-right=close data-testid=kind-off"
             )
-            self.found = ui.label().classes("am-hint am-found").props("data-testid=found aria-live=polite")
-            with ui.element("label").classes("am-field"):
-                self._many = ui.label()
-                self.count = ui.slider(min=MIN_TILES, max=MAX_STOP, step=STEP_TILES, value=48)
-                self.count.props("dense label aria-label='images per page' data-testid=per-page")
-                self.count.on("change", self._count_chosen)
-            with ui.element("label").classes("am-field"):
-                ui.label("size")
-                self.tile = ui.slider(
-                    min=TILE_SIDES[0], max=TILE_SIDES[1], step=8, value=128, on_change=self._tile_chosen
-                )
-                self.tile.props("dense label aria-label='tile size' data-testid=tile-size")
-            self.follow = ui.switch("follow", value=False, on_change=self._follow_chosen).props(
-                "dense data-testid=follow"
-            )
-            self.follow.tooltip("Reorder after each label. If off, images stay until you press r or turn the page.")
-            self.advance = ui.switch("advance", value=True, on_change=self._advance_chosen).props(
-                "dense data-testid=advance"
-            )
-            self.advance.tooltip("Move to the next image after each label.")
         self.update()
         session.on_query.append(self.update)
         session.on_page.append(self._count_found)
@@ -134,10 +152,12 @@ class Toolbar:
         query = self.session.query
         self.sort.value, self.show.value = str(query.sort), str(query.show)
         self.scores.value = {"min": query.low, "max": query.high}
+        self._tell_range()
         if (self.text.value or "").strip() != query.text:
             self.text.value = query.text
         self.count.value = query.size
         self._many.text = f"{query.size} per page"
+        self.session.gallery.set_option("count", query.size)
         self.like.set_visibility(query.like is not None)
         self.group.set_visibility(query.group is not None)
         self.group.text = f"group {(query.group or 0) + 1}"
@@ -148,13 +168,17 @@ class Toolbar:
     def _count_found(self, page: Page) -> None:
         self.found.text = many(page.total, "image")
 
+    def _tell_range(self) -> None:
+        self._range.text = f"score {self.scores.value['min']:.2f} to {self.scores.value['max']:.2f}"
+
     def restore(self, kept: dict[str, Any]) -> dict[str, Any]:
         """Restore settings from the browser; return the parts of the query that change."""
         self.follow.value = kept.get("follow") == "true"
         self.advance.value = kept.get("advance", "true") == "true"
-        tile, count = _number(kept.get("tile"), TILE_SIDES), _number(kept.get("count"), (MIN_TILES, MAX_TILES))
-        if tile is not None:
-            self.tile.value = tile
+        if kept.get("density") in DENSITIES:
+            self.density.value = kept["density"]
+        self.light.restore(kept)
+        count = _number(kept.get("count"), (MIN_TILES, MAX_TILES))
         return {} if count is None or count == self.session.query.size else {"size": count}
 
     async def clear(self) -> None:
@@ -182,9 +206,9 @@ class Toolbar:
             self.session.gallery.remember("count", str(count))
             await self.session.change(size=count)
 
-    def _tile_chosen(self) -> None:
-        self.session.gallery.set_option("tile", int(self.tile.value))
-        self.session.gallery.remember("tile", str(int(self.tile.value)))
+    def _density_chosen(self) -> None:
+        self.session.gallery.set_option("dense", self.density.value == DENSITIES[1])
+        self.session.gallery.remember("density", str(self.density.value))
 
     async def _follow_chosen(self) -> None:
         self.session.follow = bool(self.follow.value)
@@ -221,6 +245,7 @@ def build_page(service: LabelService) -> None:
 
     @ui.page("/", response_timeout=30)
     async def index() -> None:
+        await run.io_bound(lambda: service.stretches)  # it reads images on first use
         _Page(service)
 
 
@@ -240,13 +265,13 @@ class _Page:
         with gallery:
             StatusBar(self.session, known_as)
         with bar:
-            self.toolbar = Toolbar(self.session)
+            self.toolbar = Toolbar(self.session, known_as)
         # Not value=None: NiceGUI would ask the browser and time out after a second, too early for a slow one.
         drawer = ui.right_drawer(value=False, bordered=True).props(f"width=340 breakpoint={NARROW} show-if-above")
         with drawer as self.drawer:
             self.panel = Panel(self.session)
         self.drawer.classes("am-panel").props("data-testid=panel aria-label='State of the search'")
-        self.viewer = Viewer(self.session, known_as)
+        self.viewer = Viewer(self.session, known_as, self.toolbar.light)
         self.session.view, self.session.viewed = self.viewer.open, lambda: self.viewer.id
         self.help = help_dialog()
         self._header(service.name)

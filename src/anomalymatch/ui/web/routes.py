@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import UploadFile
@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError, DataError, UnreadableImageError
 from anomalymatch.ui.labels import MAX_NAME, clean_name
-from anomalymatch.ui.pictures import FULL_TYPE, THUMBNAIL_TYPE
+from anomalymatch.ui.pictures import AS_TRAINED, FULL_TYPE, STRETCHES, THUMBNAIL_TYPE
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.web.security import refusal, without_folders
 
@@ -60,8 +60,8 @@ class _Handlers:
         self._drawing, self._slow = CapacityLimiter(workers), CapacityLimiter(2)
 
     async def thumb(self, request: Request) -> Response:
-        id_, side = _id(request), _side(request)
-        return await self._picture(request, partial(self.service.pictures.thumbnail, id_, side), THUMBNAIL_TYPE)
+        id_, side, look = _id(request), _side(request), self._look(request)
+        return await self._picture(request, partial(self.service.pictures.thumbnail, id_, side, **look), THUMBNAIL_TYPE)
 
     async def full(self, request: Request) -> Response:
         return await self._large(request, self.service.pictures.full)
@@ -70,10 +70,11 @@ class _Handlers:
         return await self._large(request, self.service.heat_map)
 
     async def _large(self, request: Request, make: Callable[..., bytes]) -> Response:
-        id_, stretches = _id(request), self.service.stretches
-        stretch = _one_of(request, "stretch", stretches) or stretches[0]
-        channel = _one_of(request, "channel", self.service.channels)
-        return await self._picture(request, partial(make, id_, stretch=stretch, channel=channel), FULL_TYPE)
+        return await self._picture(request, partial(make, _id(request), **self._look(request)), FULL_TYPE)
+
+    def _look(self, request: Request) -> dict[str, Any]:
+        stretch = _one_of(request, "stretch", STRETCHES) or AS_TRAINED
+        return {"stretch": stretch, "channel": _one_of(request, "channel", self.service.channels)}
 
     async def example(self, request: Request) -> Response:
         id_, side = _id(request), _side(request)

@@ -10,6 +10,7 @@ from nicegui.elements.mixins.text_element import TextElement
 from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.types import Label
 from anomalymatch.ui.views import Details, Tile
+from anomalymatch.ui.web.light import ALL_CHANNELS, Light, LightControls
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.theme import SHAPES, drop_down
@@ -17,7 +18,6 @@ from anomalymatch.ui.web.theme import SHAPES, drop_down
 NEIGHBOURS, NEIGHBOUR_SIDE = 12, 96
 REST_S = 0.12
 """Delay before neighbours are fetched: a held arrow key passes many images."""
-ALL_CHANNELS = "all"
 FIELD_DEGREES = 0.05
 
 
@@ -26,23 +26,29 @@ class Zoom(ui.element, component="zoom.js"):
 
     def __init__(self) -> None:
         super().__init__()
-        self._props.update({"panes": [], "ahead": []})
+        self._props.update({"panes": [], "ahead": [], "light": {"brightness": 1, "contrast": 1, "serial": 0}})
 
     def show(self, panes: Sequence[dict[str, str]], ahead: Sequence[str]) -> None:
         """Replace the images."""
         self._props.update({"panes": list(panes), "ahead": list(ahead)})
         self.update()
 
+    def use(self, light: Light) -> None:
+        """Take over brightness and contrast."""
+        serial = self._props["light"]["serial"] + 1
+        self._props["light"] = {"brightness": light.brightness, "contrast": light.contrast, "serial": serial}
+        self.update()
+
 
 class Viewer:
-    """Dialog over the whole page.
+    """Dialog over the whole page. It takes over the light of the gallery whenever that changes.
 
     Attributes:
         id: the image on display; empty while the dialog is closed.
     """
 
-    def __init__(self, session: Session, version: str) -> None:
-        self.session, self._version = session, version
+    def __init__(self, session: Session, version: str, light: LightControls) -> None:
+        self.session, self._version, self._light = session, version, light
         self.id = ""
         self._rankings = 0
         service = session.service
@@ -96,6 +102,7 @@ class Viewer:
                 self._metadata = ui.element("dl").classes("am-table").props("data-testid=metadata")
             StatusBar(session, version)
         session.watchers.append(self._watch)
+        light.on_change.append(self._use)
 
     def open(self, id_: str) -> None:
         """Show an image."""
@@ -122,6 +129,10 @@ class Viewer:
         if not self.dialog.value:
             self.id = ""
             self.session.gallery.set_option("viewing", "")
+
+    def _use(self, light: Light) -> None:
+        self._stretch.value, self._channel.value = light.stretch, light.channel
+        self._zoom.use(light)
 
     def _draw(self) -> None:
         self._legend.set_visibility(self._heat.value)
@@ -218,7 +229,8 @@ class Viewer:
                 button.on("click", lambda _, id_=tile.id: self.open(id_))
                 with button:
                     picture = ui.element("img")
-                    words = {"id": tile.id, "side": NEIGHBOUR_SIDE, "v": self._version}
+                    words = {"id": tile.id, "side": str(NEIGHBOUR_SIDE), "v": self._version}
+                    words |= self._light.light.parameters
                     picture.props.update({"src": "/thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
 
 

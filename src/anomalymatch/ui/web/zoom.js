@@ -1,5 +1,8 @@
 // Images with a common zoom; brightness and contrast are CSS filters.
-const LIMITS = [0.5, 40];
+const LIMITS = [0.5, 40]; // smallest and largest zoom, where 1 fits the image into its pane
+// Kept from image to image and while the large view is closed. The zoom is in screen pixels for each pixel of the image;
+// null fits each image into its pane.
+const kept = { zoom: null, brightness: 1, contrast: 1, serial: 0 };
 
 export default {
   template: `
@@ -9,8 +12,8 @@ export default {
            @pointerdown="down" @pointermove="drag" @pointerup="up" @pointercancel="up" @dblclick="reset">
         <figure v-for="pane in panes" :key="pane.name" class="am-pane">
           <div v-if="broken[pane.src]" class="am-broken">{{ broken[pane.src] }}</div>
-          <img v-else :src="prefix + pane.src" :alt="pane.alt" draggable="false" :style="look" data-testid="full"
-               :class="{ 'am-pixels': scale > 4 }" @load="loaded" @error="fail(pane)">
+          <img v-else :src="prefix + pane.src" :alt="pane.alt" draggable="false" :style="look(pane)" data-testid="full"
+               :class="{ 'am-pixels': factor(pane) > 4 }" @load="loaded(pane, $event)" @error="fail(pane)">
           <figcaption v-if="panes.length > 1">
             <button class="am-plain" @click="$emit('pick', pane.name)">{{ pane.name }}</button></figcaption>
         </figure>
@@ -18,8 +21,10 @@ export default {
       <div class="am-lens" role="toolbar" aria-label="Zoom and light" @pointerdown.stop>
         <button class="am-key" aria-label="zoom out (-)" data-testid="zoom-out" @click="by(1 / 1.4)">−</button>
         <button class="am-key am-scale" aria-label="fit (0)" data-testid="zoom-fit" @click="reset">
-          {{ Math.round(scale * 100) }} %</button>
+          {{ scale ? Math.round(scale * 100) + " %" : "–" }}</button>
         <button class="am-key" aria-label="zoom in (+)" data-testid="zoom-in" @click="by(1.4)">+</button>
+        <button class="am-key" aria-label="one image pixel for each screen pixel (o)" data-testid="zoom-real"
+          :aria-pressed="zoom === 1" @click="real">1:1</button>
         <label><span aria-hidden="true">☀</span><input type="range" min="0.2" max="4" step="0.05" aria-label="brightness"
           data-testid="brightness" v-model.number="brightness" @dblclick="brightness = 1"></label>
         <label><span aria-hidden="true">◐</span><input type="range" min="0.2" max="4" step="0.05" aria-label="contrast"
@@ -29,21 +34,29 @@ export default {
         <span class="am-size">{{ size }}</span>
       </div>
     </div>`,
-  props: { panes: Array, ahead: Array },
+  props: { panes: Array, ahead: Array, light: Object },
   data() {
-    return { scale: 1, x: 0, y: 0, brightness: 1, contrast: 1, size: "", broken: {}, prefix: window.path_prefix || "" };
+    return { ...kept, x: 0, y: 0, sizes: {}, box: [0, 0], ratio: 1, broken: {}, prefix: window.path_prefix || "" };
   },
   computed: {
-    look() {
-      return {
-        transform: `translate(${this.x}px, ${this.y}px) scale(${this.scale})`,
-        filter: `brightness(${this.brightness}) contrast(${this.contrast})`,
-      };
+    // Screen pixels for each pixel of the (first) image.
+    scale() { return this.zoom ?? this.fitted(this.panes[0]); },
+    size() {
+      const size = this.sizes[this.panes[0]?.src];
+      return size ? `${size[0]} × ${size[1]} px` : "";
     },
   },
   watch: {
     panes(now, before) {
-      if (now[0]?.alt !== before[0]?.alt) this.reset();
+      if (now[0]?.alt !== before[0]?.alt && this.zoom === null) this.reset();
+      this.$nextTick(this.measure);
+    },
+    light: {
+      immediate: true,
+      handler(now) {
+        if (now.serial === this.serial) return;
+        [this.brightness, this.contrast, this.serial] = [now.brightness, now.contrast, now.serial];
+      },
     },
     ahead: {
       immediate: true,
@@ -55,16 +68,48 @@ export default {
   created() {
     this.fingers = new Map(); // not reactive, since it changes with every move
   },
-  mounted() { document.addEventListener("keydown", this.key); },
-  unmounted() { document.removeEventListener("keydown", this.key); },
+  mounted() {
+    document.addEventListener("keydown", this.key);
+    this.observer = new ResizeObserver(this.measure);
+    this.observer.observe(this.$refs.stage);
+  },
+  unmounted() {
+    document.removeEventListener("keydown", this.key);
+    this.observer.disconnect();
+    Object.assign(kept, { zoom: this.zoom, brightness: this.brightness, contrast: this.contrast, serial: this.serial });
+  },
   methods: {
     key(event) {
       if (/^(INPUT|TEXTAREA)$/.test(event.target.tagName) || event.ctrlKey || event.metaKey) return;
       if (event.key === "+" || event.key === "=") this.by(1.4);
       else if (event.key === "-") this.by(1 / 1.4);
       else if (event.key === "0") this.reset();
+      else if (event.key === "o") this.real(); // digits label kinds
     },
-    loaded(event) { this.size = `${event.target.naturalWidth} × ${event.target.naturalHeight} px`; },
+    measure() {
+      const pane = this.$refs.stage?.querySelector(".am-pane");
+      if (pane) [this.box, this.ratio] = [[pane.clientWidth, pane.clientHeight], window.devicePixelRatio || 1];
+    },
+    // Screen pixels for each pixel of an image that fits its pane; null before it is loaded.
+    fitted(pane) {
+      const size = this.sizes[pane?.src];
+      return size && this.box[0] ? this.ratio * Math.min(this.box[0] / size[0], this.box[1] / size[1]) : null;
+    },
+    factor(pane) {
+      const fitted = this.fitted(pane);
+      return this.zoom !== null && fitted ? this.zoom / fitted : 1;
+    },
+    look(pane) {
+      const isReady = this.zoom === null || this.fitted(pane);
+      return {
+        transform: `translate(${this.x}px, ${this.y}px) scale(${this.factor(pane)})`,
+        filter: `brightness(${this.brightness}) contrast(${this.contrast})`,
+        visibility: isReady ? "visible" : "hidden", // its scale is unknown before it is loaded
+      };
+    },
+    loaded(pane, { target }) {
+      this.sizes = { ...this.sizes, [pane.src]: [target.naturalWidth, target.naturalHeight] };
+    },
     async fail(pane) {
       let reason = "the image cannot be shown";
       try {
@@ -73,14 +118,18 @@ export default {
       } catch { reason = "the server does not answer"; }
       this.broken = { ...this.broken, [pane.src]: reason };
     },
-    reset() { [this.scale, this.x, this.y] = [1, 0, 0]; },
+    reset() { [this.zoom, this.x, this.y] = [null, 0, 0]; },
+    real() { if (this.scale) this.by(1 / this.scale); },
     // Zoom around the point (across, down), measured from the centre of its pane.
     by(factor, across = 0, down = 0) {
-      const scale = Math.max(LIMITS[0], Math.min(LIMITS[1], this.scale * factor));
-      const real = scale / this.scale;
-      this.x = across - (across - this.x) * real;
-      this.y = down - (down - this.y) * real;
-      this.scale = scale;
+      const fitted = this.fitted(this.panes[0]);
+      if (!fitted) return;
+      const low = Math.min(1, fitted * LIMITS[0]), high = Math.max(1, fitted * LIMITS[1]);
+      const zoom = Math.max(low, Math.min(high, this.scale * factor));
+      const by = zoom / this.scale;
+      this.x = across - (across - this.x) * by;
+      this.y = down - (down - this.y) * by;
+      this.zoom = Math.abs(zoom - 1) < 1e-9 ? 1 : zoom;
     },
     middle(event) {
       const pane = event.target.closest?.(".am-pane") || this.$refs.stage;
