@@ -151,11 +151,11 @@ class TestLight:
         def width():
             return full.evaluate("image => image.complete && image.naturalWidth")
 
-        assert real() == pytest.approx(shown(), abs=0.01)
+        page.until(lambda: real() == pytest.approx(shown(), abs=0.01), "true, once the view has opened")
         assert real() > 3, "a small image fills the view"
         page.press("o")
         page.until(lambda: shown() == 1, "one to one")
-        assert real() == pytest.approx(1, abs=1e-3)
+        page.until(lambda: real() == pytest.approx(1, abs=1e-3), "on the screen")
         page.press("+")
         page.until(lambda: shown() == 1.4, "a step")
         before = width()
