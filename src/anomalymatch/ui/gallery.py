@@ -13,11 +13,12 @@ from scipy.special import expit
 from anomalymatch.evaluation.discovery import audit_order
 from anomalymatch.lru import LRU
 from anomalymatch.types import Label
-from anomalymatch.ui.views import Query, Show, Sort
+from anomalymatch.ui.views import Area, Query, Show, Sort
 
 logger = logging.getLogger(__name__)
 DiverseFirst = Callable[[Int64[np.ndarray, " c"], int], Int64[np.ndarray, " k"]]
 """Function that sorts candidates so that the first ones differ most; omitted ones follow in the order given."""
+Within = Callable[[Area], Int64[np.ndarray, " k"]]
 Order = Int32[np.ndarray, " n"]
 
 CACHED_RESULTS = 8
@@ -41,14 +42,17 @@ class Gallery:
         ids: all images.
         seed: seed of the random audit.
         metadata: see `TextFilter`.
+        within: returns the positions of the images in an area of the map; None if there is no map.
 
     Attributes:
         version: how often scores, novelty or fit to the description, and with them the orders, have changed.
     """
 
-    def __init__(self, ids: Sequence[str], *, seed: int, metadata: pa.Table | None) -> None:
+    def __init__(
+        self, ids: Sequence[str], *, seed: int, metadata: pa.Table | None, within: Within | None = None
+    ) -> None:
         self.version = 0
-        self._text = TextFilter(ids, metadata)
+        self._text, self._within = TextFilter(ids, metadata), within
         # Independent of the scores, so that an audit continues where it stopped.
         audit = cache(lambda: audit_order(len(ids), seed).astype(np.int32))
         orders = _Orders(len(ids), None, audit)
@@ -116,10 +120,16 @@ class Gallery:
             places = np.flatnonzero(block == position)
         return start + int(places[0])
 
+    def found(self, query: Query, like: Int64[np.ndarray, " k"] | None = None) -> Int64[np.ndarray, " f"]:
+        """Return the positions of the images on all pages of a query, see `page`."""
+        return self._found(self._snapshot, query, like).astype(np.int64)
+
     def _found(self, snapshot: "_Snapshot", query: Query, like: Int64[np.ndarray, " k"] | None) -> np.ndarray:
         """Return the positions of all images that a query finds; the blocks of the diverse order are not sorted."""
         if like is not None:
             return _select(like, self._mask(snapshot, query))
+        if query.area:  # not kept: the map may come later
+            return _select(snapshot.order(query.sort), self._mask(snapshot, query))
         key = _key(query)
         return snapshot.results.get(key, lambda: _select(snapshot.order(query.sort), self._mask(snapshot, query)))
 
@@ -148,6 +158,9 @@ class Gallery:
             masks.append((snapshot.orders.scores >= query.low) & (snapshot.orders.scores <= query.high))
         if query.text:
             masks.append(self._text.matches(query.text))
+        if query.area:
+            masks.append(np.zeros(snapshot.orders.count, dtype=bool))
+            masks[-1][self._within(query.area) if self._within else []] = True
         return np.logical_and.reduce(masks) if masks else None
 
 
@@ -254,7 +267,7 @@ class _Snapshot:
 
 
 def _key(query: Query) -> tuple[object, ...]:
-    return query.sort, query.show, query.low, query.high, query.text
+    return query.sort, query.show, query.low, query.high, query.text, query.area
 
 
 def _select(order: np.ndarray, mask: Bool[np.ndarray, " n"] | None) -> np.ndarray:

@@ -26,10 +26,12 @@ from anomalymatch.ui.description import Description
 from anomalymatch.ui.evidence import HeatMaps, LocateEvidence
 from anomalymatch.ui.examples import Examples
 from anomalymatch.ui.exports import Export, export, import_labels
+from anomalymatch.ui.features import FeatureStore
 from anomalymatch.ui.gallery import Gallery
 from anomalymatch.ui.groups import Divide, Groups
 from anomalymatch.ui.labels import LabelIndex, clean_name
 from anomalymatch.ui.live import LiveRanking
+from anomalymatch.ui.map import ArchiveMap
 from anomalymatch.ui.pictures import Pictures
 from anomalymatch.ui.preparation import Preparation, Prepare
 from anomalymatch.ui.state import Logits, SearchState, summarise_search
@@ -70,7 +72,7 @@ class LabelService:
         encode: computes pooled features of images that are not in the source.
         locate: computes the evidence in an image, for heat maps.
         training_steps: steps of a training; 0 if unknown.
-        cache: folder for thumbnails.
+        cache: folder for thumbnails and maps.
         workers: threads that decode pictures.
         seed: seed of the random audit.
         divide: divides images into groups.
@@ -112,7 +114,9 @@ class LabelService:
         self.pictures = Pictures(source, cache, workers=workers)
         self.channels = self.pictures.channels
         self.examples = Examples(run / "examples", lambda image: encode([image])[0], source)
-        gallery = Gallery(source.ids, seed=seed, metadata=self.pictures.metadata_of.table)
+        told = partial(self._tell, Change("map"))
+        self.map = ArchiveMap(self._full_store, cache / "maps", seed=seed, on_change=told)
+        gallery = Gallery(source.ids, seed=seed, metadata=self.pictures.metadata_of.table, within=self.map.within)
         self._state = SearchState(source.ids, source.name, LabelIndex(self._log), gallery, stopping)
         self.heat_maps = HeatMaps(self.pictures, self._fitted, self._reader, locate)
         self.preparation = Preparation(prepare, on_live=self._use, on_change=partial(self._tell, Change("features")))
@@ -162,6 +166,31 @@ class LabelService:
         if query.kind is not None:
             self.preparation.check()
         return group, kind
+
+    def found(self, query: Query) -> list[str]:
+        """Return the ids of the images on all pages of a query."""
+        return self._state.found(query, *self._groups_of(query))
+
+    def map_marks(self) -> bytes:
+        """Return the scores of the images on the map, 0 to 254 or 255 for none, then their labels as `CODES`."""
+        points = self.map.points
+        scores, codes = self._state.marks(np.array([], np.int64) if points is None else points.positions)
+        return np.where(np.isnan(scores), 255, scores * 254).astype(np.uint8).tobytes() + codes.tobytes()
+
+    def map_tile(self, number: int, version: str) -> Tile | None:
+        """Return the image with a number on the map of a version; None if there is none."""
+        points = self.map.points
+        if points is None or points.version != version or not 0 <= number < len(points.positions):
+            return None
+        return self.tiles([self.source.ids[points.positions[number]]])[0]
+
+    def map_numbers(self, ids: Sequence[str]) -> dict[str, int]:
+        """Return the number on the map of each image that is on it."""
+        points = self.map.points
+        if points is None or not ids:
+            return {}
+        numbers = points.find(self._state.positions(ids)).tolist()
+        return {id_: number for id_, number in zip(ids, numbers, strict=True) if number >= 0}
 
     def tiles(self, ids: Sequence[str]) -> list[Tile]:
         """Return the tiles of images."""
@@ -366,6 +395,10 @@ class LabelService:
             self._tell(Change("examples"))
         self._rerank()
 
+    def _full_store(self) -> FeatureStore | None:
+        """Return the features of the archive; None before those of all images are there."""
+        return None if self._state.live is None or self.preparation.obstacle else self._state.live.store
+
     def _fitted(self) -> Probe | None:
         return None if self._state.live is None else self._state.live.fitted
 
@@ -395,6 +428,7 @@ class LabelService:
         return partial(self._listeners.remove, listener)
 
     def _tell(self, change: Change) -> None:
+        self.map.resume()  # it may wait for the features
         for listener in list(self._listeners):
             listener(change)
 
@@ -404,6 +438,7 @@ class LabelService:
         self.training.close()
         self.description.close()
         self._reranking.close()
+        self.map.close()
         self.pictures.close()
         if self._is_open:
             self._is_open = False

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int8, Int64
+from jaxtyping import Float32, Float64, Int8, Int64
 from scipy.special import expit
 
 from anomalymatch.active.run_folder import RunReader
@@ -244,6 +244,19 @@ class SearchState:
         with self.lock:
             like, _ = self._resolve(query, group, ranked)
             return self.gallery.place(query, self.index[id_], like)
+
+    def found(self, query: Query, group: Sequence[str] = (), kind: Sequence[str] = ()) -> list[str]:
+        """Return the ids of the images on all pages of a query, see `page`."""
+        ranked = None if query.kind is None else self.rank_kind(kind)
+        with self.lock:
+            like, _ = self._resolve(query, group, ranked)
+            return [self.ids[i] for i in self.gallery.found(query, like).tolist()]
+
+    def marks(self, positions: Int64[np.ndarray, " k"]) -> tuple[Float64[np.ndarray, " k"], Int8[np.ndarray, " k"]]:
+        """Return the score of each image, NaN without one, and its label as one of `CODES`."""
+        with self.lock:
+            logits = np.full(len(positions), np.nan) if self._logits is None else self._logits[positions]
+            return expit(logits.astype(np.float64)), self._codes[positions]
 
     def _resolve(
         self, query: Query, group: Sequence[str], ranked: Int64[np.ndarray, " n"] | None

@@ -14,6 +14,9 @@ from anomalymatch.errors import ConfigError
 from anomalymatch.types import Label
 
 MIN_TILES, MAX_TILES = 12, 200
+MAX_CORNERS = 200
+Area = tuple[tuple[float, float], ...]
+"""Corners of a polygon on the map."""
 
 
 class Sort(StrEnum):
@@ -64,6 +67,7 @@ class Query:
         group: number of a group to show, most typical image first; `sort` is ignored.
         kind: number of a group whose anomalies are searched: the images are ranked by a probe for them against all
             other labelled images; `sort` is ignored.
+        area: corners of a polygon on the map, whose images are shown; empty shows all.
         size: tiles of a page, 12 to 200.
         page: number of the page, from 0.
         shift: by how many images the page begins earlier: as many as labels have moved from the pages before it.
@@ -80,6 +84,7 @@ class Query:
     like: str | None = None
     group: int | None = None
     kind: int | None = None
+    area: Area = ()
     size: int = 48
     page: int = 0
     shift: int = 0
@@ -88,6 +93,8 @@ class Query:
         check_range("images per page", self.size, low=MIN_TILES, high=MAX_TILES)
         check_range("page", self.page, low=0)
         check_range("shift of the page", self.shift, low=0, high=self.size if self.page else 0)
+        if self.area and not 3 <= len(self.area) <= MAX_CORNERS:
+            raise ConfigError(f"an area of the map has 3 to {MAX_CORNERS} corners, not {len(self.area)}")
         if not 0 <= self.low <= self.high <= 1:
             raise ConfigError(f"the score range {self.low} to {self.high} must increase and lie between 0 and 1")
 
@@ -219,7 +226,7 @@ class Summary:
 
 
 class Change(NamedTuple):
-    """Change for listeners; `kind` is labels, ranking, training, examples, groups, description or features.
+    """Change for listeners; `kind` is labels, ranking, training, examples, groups, description, map or features.
 
     "features" means that the preparation of the ranking has ended, or began again after a failure.
     """

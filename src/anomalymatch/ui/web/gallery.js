@@ -1,6 +1,6 @@
 // Gallery of tiles; keyboard, mouse and touch work without a round trip to the server.
 const LABELS = { a: "anomaly", n: "normal", u: "unsure", x: "artefact" };
-const COMMANDS = { z: "undo", r: "rerank", t: "train", g: "group", h: "heat", "?": "help" };
+const COMMANDS = { z: "undo", r: "rerank", t: "train", g: "group", m: "map", h: "heat", "?": "help" };
 const SIDES = [64, 96, 128, 192, 256, 384, 512]; // sides of the thumbnails in the server's cache
 const CAPTION = 17; // height of a tile's caption in CSS pixels
 const SMALLEST = [112, 64]; // smallest side of a comfortable and of a dense tile in CSS pixels
@@ -104,6 +104,8 @@ export default {
         this.broken = {};
       },
     },
+    cursor: "tell",
+    chosen: "tell",
     viewing(now) { if (!now) setTimeout(this.regain, CLOSING_MS); },
   },
   mounted() {
@@ -149,6 +151,7 @@ export default {
       this.$nextTick(() => {
         this.measure();
         if (!page.keep && page.at === "first") this.$refs.well.scrollTop = 0;
+        this.tell();
         this.regain();
         if (!page.keep) setTimeout(this.regain, CLOSING_MS);
       });
@@ -167,6 +170,11 @@ export default {
       if (place < 0) return;
       [this.cursor, this.anchor, this.chosen, this.before, this.ended] = [place, place, new Set(), null, false];
       this.$nextTick(this.focus);
+    },
+    // The map marks what is under the cursor and selected.
+    tell() {
+      const detail = { cursor: this.tiles[this.cursor]?.id, chosen: [...this.chosen] };
+      document.dispatchEvent(new CustomEvent("am-cursor", { detail }));
     },
     remember(key, value) { localStorage.setItem("anomalymatch." + key, value); },
     measure() {

@@ -15,10 +15,11 @@ from anomalymatch.ui.web.theme import SHAPES, many
 class GalleryElement(ui.element, component="gallery.js"):
     """Tiles of one page.
 
-    It emits `hello` (stored settings, once), `label` (ids, label, and number of a group or None), `look` (id for the
-    large view), `shut`, `turn` (page, and whether the cursor goes to its first or last tile), `whole` (label for the
-    whole current group), `group` (show the next), `heat` (show or hide heat maps), `undo`, `redo`, `rerank`, `train`,
-    `help`, `clear` (the filters) and `end` (a label key after the last tile has its label).
+    It emits `hello` (stored settings, once), `label` (ids, label, and number of a group or None), `look` (id for
+    the large view), `shut`, `turn` (page, and whether the cursor goes to its first or last tile), `whole` (label
+    for the whole current group), `group` (show the next), `map` and `heat` (show or hide the map, heat maps),
+    `undo`, `redo`, `rerank`, `train`, `help`, `clear` (the filters) and `end` (a label key after the last tile has
+    its label).
     """
 
     def __init__(self, *, version: str) -> None:

@@ -13,6 +13,7 @@ from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import MAX_TILES, MIN_TILES, Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.light import LightControls
+from anomalymatch.ui.web.map import MapPanel
 from anomalymatch.ui.web.panel import Panel
 from anomalymatch.ui.web.preparation import PreparationLine
 from anomalymatch.ui.web.routes import version
@@ -28,7 +29,7 @@ KEYS = {
         "u": "unsure",
         "x": "artefact",
         "1 to 9": "anomaly, of that group",
-        "Shift + a, n, u, x": "label the whole group",
+        "Shift + a, n, u, x": "label the whole group, or all images found in an area of the map",
         "Backspace, Delete": "remove the label",
         "z, Ctrl + z": "undo, any number of times",
         "Shift + z, Ctrl + y": "redo",
@@ -52,6 +53,7 @@ KEYS = {
         "r": "re-rank now",
         "t": "train in the background",
         "g": "next group",
+        "m": "map: show or hide",
         "?": "show the keys",
     },
 }
@@ -143,6 +145,9 @@ class Toolbar:
             self.kind = ui.button(on_click=lambda: session.change(kind=None), color=None).props(
                 "dense flat no-caps size=sm icon-right=close data-testid=kind-off"
             )
+            self.area = ui.button("map area", on_click=lambda: session.change(area=()), color=None).props(
+                "dense flat no-caps size=sm icon-right=close data-testid=area-off"
+            )
         self.update()
         session.on_query.append(self.update)
         session.on_page.append(self._count_found)
@@ -159,6 +164,7 @@ class Toolbar:
         self._many.text = f"{query.size} per page"
         self.session.gallery.set_option("count", query.size)
         self.like.set_visibility(query.like is not None)
+        self.area.set_visibility(bool(query.area))
         self.group.set_visibility(query.group is not None)
         self.group.text = f"group {(query.group or 0) + 1}"
         self.kind.set_visibility(query.kind is not None)
@@ -184,9 +190,8 @@ class Toolbar:
     async def clear(self) -> None:
         """Clear all filters."""
         plain = Query()
-        await self.session.change(
-            show=plain.show, low=plain.low, high=plain.high, text="", like=None, group=None, kind=None
-        )
+        limits: dict[str, Any] = {"low": plain.low, "high": plain.high}
+        await self.session.change(show=plain.show, text="", like=None, group=None, kind=None, area=(), **limits)
 
     async def _chosen(self) -> None:
         scores = self.scores.value
@@ -260,10 +265,13 @@ class _Page:
         known_as = version(service.source)
         with ui.element("main").classes("am-main"):
             bar = ui.element("div")
-            gallery = GalleryElement(version=known_as)
+            with ui.element("div").classes("am-split") as split:
+                gallery = GalleryElement(version=known_as)
         self.session = Session(service, gallery, ui.context.client)
         with gallery:
             StatusBar(self.session, known_as)
+        with split:
+            self.map = MapPanel(self.session, known_as)
         with bar:
             self.toolbar = Toolbar(self.session, known_as)
         # Not value=None: NiceGUI would ask the browser and time out after a second, too early for a slow one.
@@ -273,6 +281,7 @@ class _Page:
         self.drawer.classes("am-panel").props("data-testid=panel aria-label='State of the search'")
         self.viewer = Viewer(self.session, known_as, self.toolbar.light)
         self.session.view, self.session.viewed = self.viewer.open, lambda: self.viewer.id
+        self.map.element.on("look", lambda event: self.viewer.open(event.args["id"]))
         self.help = help_dialog()
         self._header(service.name)
         self._wire(gallery)
@@ -284,6 +293,7 @@ class _Page:
             self.standing = ui.label().classes("am-hint am-grow am-standing").props("data-testid=standing")
             PreparationLine(self.session)
             for text, key, icon, act in (
+                ("Map", "m", "scatter_plot", lambda: self.map.toggle()),
                 ("Undo", "z", "undo", self.session.undo),
                 ("Re-rank", "r", "sort", self.session.rerank),
                 ("Train", "t", "model_training", self.session.train),
@@ -311,6 +321,7 @@ class _Page:
         gallery.on_event("whole", lambda words: session.label_group(Label(words["label"])))
         gallery.on_event("group", lambda _: session.next_group())
         gallery.on_event("heat", lambda _: self.viewer.toggle_heat())
+        gallery.on_event("map", lambda _: self.map.toggle())
         gallery.on_event("undo", lambda _: session.undo())
         gallery.on_event("redo", lambda _: session.redo())
         gallery.on_event("rerank", lambda _: session.rerank())
@@ -336,6 +347,8 @@ class _Page:
             self.name.value = kept["annotator"][:MAX_NAME]
         if kept.get("theme") in THEMES:
             self._set_theme(kept["theme"])
+        if kept.get("map") == "true" and not self.map.element.visible:
+            self.map.toggle()
         parts = self.toolbar.restore(kept)
         if parts:
             await self.session.change(**parts)

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +46,7 @@ def routes(service: LabelService, *, workers: int | None = None) -> list[Route]:
     """Create all routes of a service; `workers` threads draw pictures, by default two more than there are cores."""
     handlers = _Handlers(service, workers or (os.cpu_count() or 1) + 2)
     get = {"/thumb": handlers.thumb, "/full": handlers.full, "/heat": handlers.heat, "/example": handlers.example}
+    get |= {"/map": handlers.map_places, "/map/marks": handlers.map_marks, "/map/tile": handlers.map_tile}
     post = {"/examples": handlers.add_examples, "/import": handlers.import_labels}
     return [
         *(Route(path, _with_plain_errors(handler), methods=["GET"]) for path, handler in get.items()),
@@ -79,6 +81,25 @@ class _Handlers:
     async def example(self, request: Request) -> Response:
         id_, side = _id(request), _side(request)
         return await self._picture(request, partial(self.service.examples.thumbnail, id_, side), THUMBNAIL_TYPE)
+
+    async def map_places(self, request: Request) -> Response:
+        """Return x and y of all images on the map, each as float32 in little-endian order."""
+        points = self.service.map.points
+        if points is None:
+            raise HTTPException(404, "There is no map yet.")
+        return _binary(points.places.astype("<f4").tobytes())
+
+    async def map_marks(self, request: Request) -> Response:
+        """Return scores and labels of the images on the map, see `LabelService.map_marks`."""
+        return _binary(await to_thread.run_sync(self.service.map_marks, limiter=self._drawing))
+
+    async def map_tile(self, request: Request) -> Response:
+        """Return one image of the map as JSON, see `Tile`."""
+        number, version = (request.query_params.get(name, "") for name in ("number", "version"))
+        tile = self.service.map_tile(int(number), version) if number.isdecimal() and len(number) < 10 else None
+        if tile is None:
+            raise HTTPException(404, "There is no such image on the map.")
+        return JSONResponse(asdict(tile), headers={"cache-control": "no-store"})
 
     async def _picture(self, request: Request, draw: Callable[[], bytes], media_type: str) -> Response:
         try:
@@ -123,6 +144,10 @@ class _Handlers:
 
     async def _slowly(self, work: Callable[[], T]) -> T:
         return await to_thread.run_sync(work, limiter=self._slow)
+
+
+def _binary(data: bytes) -> Response:
+    return Response(data, media_type="application/octet-stream", headers={"cache-control": "no-store"})
 
 
 class _TemporaryFile(FileResponse):

@@ -152,20 +152,20 @@ class Session:
     async def change(self, at: str = "first", page: int = 0, **parts: Any) -> None:
         """Change parts of the query and show its first page, or `page`."""
         if parts.get("like"):
-            parts |= {"group": None, "kind": None}
+            parts |= {"group": None, "kind": None, "area": ()}
         try:
             self.query = replace(self.query, page=page, shift=0, **parts)
         except AnomalyMatchError as error:
             self.say(str(error), "negative")
             return
-        self.gallery.set_option("grouped", self.query.group is not None)
+        self.gallery.set_option("grouped", self.query.group is not None or bool(self.query.area))
         for listener in self.on_query:
             listener()
         await self.load(at=at)
 
     async def show_group(self, number: int) -> None:
         """Show all images of a group."""
-        await self.change(group=number, kind=None, show=Show.ALL, low=0.0, high=1.0, text="", like=None)
+        await self.change(group=number, kind=None, show=Show.ALL, low=0.0, high=1.0, text="", like=None, area=())
 
     async def show_kind(self, number: int) -> None:
         """Show the unlabelled images, ranked for a group."""
@@ -193,8 +193,12 @@ class Session:
         await self.change(group=None, kind=None, show=Show.UNLABELLED)
 
     async def label_group(self, label: Label) -> None:
-        """Label all images of the current group, on all its pages."""
-        if self.query.group is not None:
+        """Label all images of the current group or area of the map, on all its pages."""
+        if self.query.area:
+            ids = await self.call(self.service.found, self.query)
+            if ids and await self.label(ids, label):
+                self.say(f"Labelled {many(len(ids), 'image')} {label}.")
+        elif self.query.group is not None:
             group = await self.call(self.service.groups.get, self.query.group)
             if group is not None and await self.label(group.ids, label):
                 self.say(f"{group.name}: labelled {many(len(group.ids), 'image')} {label}.")
@@ -208,7 +212,7 @@ class Session:
     def _is_narrowed(self) -> bool:
         """True if a filter other than that of the labels is set."""
         query = self.query
-        instead = query.text or query.like or query.group is not None or query.kind is not None
+        instead = query.text or query.like or query.group is not None or query.kind is not None or query.area
         return bool(instead) or (query.low, query.high) != (0, 1)
 
     async def label(self, ids: Sequence[str], label: Label | None) -> bool:
@@ -300,7 +304,7 @@ class Session:
         try:
             while self._kinds and not self.client.is_deleted:
                 kinds, ids, self._kinds, self._ids = self._kinds, self._ids, set(), set()
-                if "ranking" in kinds and self.follow:
+                if ("ranking" in kinds and self.follow) or ("map" in kinds and self.query.area):
                     await self.load(keep=True)
                 elif kinds & {"ranking", "groups"}:
                     await self._patch(self.gallery.ids)
@@ -350,6 +354,8 @@ class Session:
         page, summary, query = self._page, self.summary, self.query
         if query.group is not None:
             return self._group_note()
+        if query.area:
+            return self._area_note()
         if page is None or not page.total or query.like or summary is None:
             return ""
         if query.sort is not Sort.SCORE or query.show is not Show.UNLABELLED:
@@ -371,6 +377,13 @@ class Session:
             return ""
         text = f"{groups[number].name}, group {number + 1} of {len(groups)}: the most typical images come first."
         return f"{text} Shift with a, n, u or x labels the whole group; g shows the next one."
+
+    def _area_note(self) -> str:
+        points = self.service.map.points
+        if points is None:
+            self.service.map.request()
+            return self.service.map.message
+        return "The gallery shows an area of the map. Shift with a, n, u or x labels all images that are found there."
 
     async def fetch_summary(self) -> Summary | None:
         """Fetch the summary of the search and store it in `summary`."""
