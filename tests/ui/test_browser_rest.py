@@ -56,3 +56,93 @@ def test_after_the_last_image_of_a_page_a_key_labels_nothing(demo, opened):
     page.until(lambda: not set(seen) & set(page.ids), "the next page begins where this one ended")
     assert page.cursor == page.ids[0]
     assert page.complaints == []
+
+
+def search(page):
+    """Return the words of the address."""
+    return page.page.evaluate("location.search.slice(1)")
+
+
+def test_the_view_lives_in_the_address(demo, opened):
+    page = opened(demo)
+    page.choose("show", "all")
+    page.choose("sort", "random audit")
+    page.until(lambda: search(page) == "order=random-audit&show=all", "order and filter")
+    page.get("page-next").click()
+    page.until(lambda: "page=2" in search(page), "the page")
+    page.press("ArrowRight", "Shift+ArrowRight")
+    page.until(lambda: len(page.ids) == 48 and search(page).count("select=") == 2, "the selection")
+    ids, cursor = page.ids, page.cursor
+    page.page.reload()
+    page.page.wait_for_selector("[data-testid=tile].am-chosen")
+    page.until(lambda: page.get("page-number").inner_text().startswith("2"), "the same page after a reload")
+    assert (page.ids, page.cursor, page.get("selection").inner_text()) == (ids, cursor, "2 selected")
+    page.press("Escape", " ")
+    page.until(lambda: "view=large" in search(page), "the large view")
+    linked = opened(demo, path="?" + search(page))
+    linked.until(lambda: linked.get("view-id").inner_text() == cursor, "a link opens the same image")
+    page.press("ArrowRight")
+    page.until(lambda: page.get("view-id").inner_text() == ids[3], "the next image")
+    page.page.go_back()
+    page.get("viewer").wait_for(state="detached")
+    page.page.go_back()
+    page.until(lambda: "page=2" not in search(page), "back on the first page")
+    page.until(lambda: not set(page.ids) & set(ids), "its images")
+    page.page.go_forward()
+    page.until(lambda: page.ids == ids, "forward again")
+    assert page.complaints == linked.complaints == []
+
+
+def test_a_link_to_an_image_and_bad_words(demo, opened):
+    page = opened(demo)
+    page.choose("show", "all")
+    page.press("End")
+    page.page.wait_for_timeout(0)
+    page.get("page-next").click()
+    page.until(lambda: "page=2" in search(page), "the second page")
+    last = page.ids[-1]
+    linked = opened(demo, path=f"?show=all&image={last}&order=best&token=0123456789abcdef")
+    linked.until(lambda: linked.cursor == last, "the page of the image")
+    linked.until(lambda: "order=best" in linked.get("status").inner_text(), "the bad word is named")
+    linked.until(lambda: "order=" not in search(linked), "and leaves the address")
+    assert "token" not in search(linked)
+    gone = opened(demo, path="?like=nothing&group=7")
+    assert len(gone.ids) == 48
+    assert page.complaints == linked.complaints == gone.complaints == []
+
+
+def test_a_reload_keeps_labelled_images_and_their_order(demo, opened):
+    page = opened(demo)
+    ids = page.ids
+    page.press("a", "n")
+    page.get("new-order").wait_for()
+    page.until(lambda: page.page.locator("[data-testid=tile].am-done").count() == 2, "two labels")
+    page.until(lambda: "image=" in search(page), "the cursor")
+    cursor = page.cursor
+    page.page.reload()
+    page.page.wait_for_selector("[data-testid=tile].am-done")
+    assert (page.ids, page.cursor) == (ids, cursor)
+    assert page.get("new-order").is_visible()
+    page.press("r")
+    page.until(lambda: not set(ids[:2]) & set(page.ids), "the new order")
+
+
+def test_undo_and_the_last_labels_go_to_their_image(demo, opened):
+    page = opened(demo)
+    first = page.cursor
+    page.press("x")
+    page.until(lambda: page.get("recent-one").first.get_attribute("data-id") == first, "the strip")
+    page.press("ArrowRight", "ArrowRight", "ArrowRight", "z")
+    page.until(lambda: f"Undid artefact: {first}" in page.get("status").inner_text(), "what was undone")
+    assert page.cursor == first
+    page.press("Control+Shift+z")
+    page.until(lambda: f"Redid artefact: {first}" in page.get("status").inner_text(), "what was redone")
+    page.get("page-next").click()
+    page.until(lambda: first not in page.ids, "the next page")
+    page.get("recent-one").first.click()
+    page.until(lambda: page.get("view-id").inner_text() == first, "a labelled image in the large view")
+    page.press("u")
+    page.until(lambda: "unsure" in page.get("view-state").inner_text(), "it is revised")
+    page.press("z", "Control+z")
+    page.until(lambda: "no label" in page.get("view-state").inner_text(), "undone in the large view")
+    assert page.complaints == []

@@ -7,6 +7,8 @@ const SMALLEST = [112, 64]; // smallest side of a comfortable and of a dense til
 const LONG_PRESS_MS = 450;
 const DOUBLE_TAP_MS = 350;
 const REACTION_MS = 250; // nobody judges a new image faster
+const RECORD_MS = 150; // browsers limit how often the address may change
+const LONGEST_SELECTION = 4000; // characters of the address
 const CLOSING_MS = 400; // a closing menu or dialog takes the focus for this long
 
 export default {
@@ -24,7 +26,7 @@ export default {
         <div ref="grid" class="am-grid" role="listbox" aria-multiselectable="true" aria-label="Images"
              :class="{ 'am-dense': dense }" :style="grid" data-testid="grid">
           <div v-for="(item, place) in tiles" :key="item.id" role="option" class="am-tile"
-               :class="[item.label ? 'am-' + item.label : '', { 'am-done': item.label && item.label !== item.before, 'am-cursor': place === cursor,
+               :class="[item.label ? 'am-' + item.label : '', { 'am-done': item.label && (item.label !== item.before || isUnlabelled), 'am-cursor': place === cursor,
                         'am-chosen': chosen.has(item.id), 'am-pending': pending.has(item.id) }]"
                :tabindex="place === cursor ? 0 : -1" :aria-selected="chosen.size ? chosen.has(item.id) : place === cursor"
                :aria-label="spoken(item)" :title="item.id + (broken[item.id] ? ': ' + broken[item.id] : '')" data-testid="tile" :data-id="item.id"
@@ -73,7 +75,7 @@ export default {
       </div>
     </section>`,
   props: {
-    page: Object, // tiles, total, page, pages, note, empty, filtered, serial, keep, at
+    page: Object, // tiles, total, page, pages, note, empty, filtered, serial, keep, at, address, push, selected
     count: Number, // tiles of a full page
     dense: Boolean, // tiles without captions and with smaller gaps
     light: Object, // parameters of the addresses, brightness and contrast
@@ -91,6 +93,9 @@ export default {
       grid: {},
     };
   },
+  computed: {
+    isUnlabelled() { return !/(^|&)show=/.test(this.page.address); },
+  },
   watch: {
     page: { handler: "arrive", immediate: true },
     count() { this.measure(); },
@@ -104,9 +109,13 @@ export default {
         this.broken = {};
       },
     },
-    cursor: "tell",
-    chosen: "tell",
-    viewing(now) { if (!now) setTimeout(this.regain, CLOSING_MS); },
+    cursor: "moved",
+    chosen: "moved",
+    viewing(now, before) {
+      if (!now) setTimeout(this.regain, CLOSING_MS);
+      if (!now === !before) this.recordSoon();
+      else this.record(true);
+    },
   },
   mounted() {
     document.addEventListener("keydown", this.key);
@@ -116,10 +125,16 @@ export default {
     for (const key of Object.keys(localStorage)) {
       if (key.startsWith("anomalymatch.")) kept[key.slice(13)] = localStorage.getItem(key);
     }
-    this.$emit("hello", kept);
+    window.addEventListener("popstate", this.travel);
+    window.addEventListener("pagehide", this.recordNow);
+    this.restoring = true; // until the server shows the view of the address
+    this.$emit("hello", { ...kept, address: location.search, ids: history.state?.ids || [] });
   },
   unmounted() {
     document.removeEventListener("keydown", this.key);
+    window.removeEventListener("popstate", this.travel);
+    window.removeEventListener("pagehide", this.recordNow);
+    clearTimeout(this.recording);
     this.observer?.disconnect();
     clearTimeout(this.timer);
   },
@@ -135,7 +150,7 @@ export default {
       this.noteHeight = "";
       this.pending = new Set();
       const here = new Set(this.tiles.map((tile) => tile.id));
-      this.chosen = new Set([...this.chosen].filter((id) => page.keep && here.has(id)));
+      this.chosen = new Set((page.keep ? [...this.chosen] : page.selected).filter((id) => here.has(id)));
       const named = this.tiles.findIndex((tile) => tile.id === page.at);
       let place = page.at === "last" ? this.tiles.length - 1 : Math.max(0, named);
       if (page.keep) {
@@ -150,6 +165,7 @@ export default {
       this.before = isSwapped ? { id: seen.id, until: performance.now() + REACTION_MS } : null;
       this.$nextTick(() => {
         this.measure();
+        this.record(page.push);
         if (!page.keep && page.at === "first") this.$refs.well.scrollTop = 0;
         this.tell();
         this.regain();
@@ -165,6 +181,34 @@ export default {
       this.noteHeight = this.$refs.note ? this.$refs.note.offsetHeight + "px" : ""; // or a shorter text would move the tiles
       this.note = note;
     },
+    // The address is that of the view: a reload, a link and the browser's history show it again.
+    record(isNew) {
+      clearTimeout(this.recording);
+      this.recording = null;
+      if (this.restoring || this.serial < 0) return;
+      const words = new URLSearchParams(this.page.address);
+      const image = this.viewing || (this.cursor ? this.tiles[this.cursor]?.id : "");
+      if (image) words.set("image", image);
+      if (this.viewing) words.set("view", "large");
+      const selected = new URLSearchParams([...this.chosen].map((id) => ["select", id])).toString();
+      const search = [words.toString(), selected.length < LONGEST_SELECTION ? selected : ""].filter(Boolean).join("&");
+      const url = location.pathname + (search && "?" + search);
+      const isPushed = isNew && url !== location.pathname + location.search;
+      // The images stay in their order, too, also if there is a new one meanwhile.
+      history[isPushed ? "pushState" : "replaceState"]({ ids: this.tiles.map((tile) => tile.id) }, "", url);
+    },
+    recordSoon() { this.recording ||= setTimeout(this.record, RECORD_MS); },
+    recordNow() { if (this.recording) this.record(); },
+    travel() {
+      this.restoring = true;
+      this.$emit("address", { address: location.search, ids: history.state?.ids || [] });
+    },
+    restored() {
+      this.$nextTick(() => {
+        this.restoring = false;
+        this.record();
+      });
+    },
     point(id) {
       const place = this.tiles.findIndex((tile) => tile.id === id);
       if (place < 0) return;
@@ -172,6 +216,10 @@ export default {
       this.$nextTick(this.focus);
     },
     // The map marks what is under the cursor and selected.
+    moved() {
+      this.tell();
+      this.recordSoon();
+    },
     tell() {
       const detail = { cursor: this.tiles[this.cursor]?.id, chosen: [...this.chosen] };
       document.dispatchEvent(new CustomEvent("am-cursor", { detail }));

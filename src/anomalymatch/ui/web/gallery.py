@@ -15,11 +15,11 @@ from anomalymatch.ui.web.theme import SHAPES, many
 class GalleryElement(ui.element, component="gallery.js"):
     """Tiles of one page.
 
-    It emits `hello` (stored settings, once), `label` (ids, label, and number of a group or None), `look` (id for
-    the large view), `shut`, `turn` (page, and whether the cursor goes to its first or last tile), `whole` (label
-    for the whole current group), `group` (show the next), `map` and `heat` (show or hide the map, heat maps),
-    `undo`, `redo`, `rerank`, `train`, `help`, `clear` (the filters) and `end` (a label key after the last tile has
-    its label).
+    It emits `hello` (stored settings, and the view before a reload, once), `address` (of the browser's history),
+    `label` (ids, label, and number of a group or None), `look` (id for the large view), `shut`, `turn` (page, and
+    whether the cursor goes to its first or last tile), `whole` (label for the whole current group), `group` (show the
+    next), `map` and `heat` (show or hide the map, heat maps), `undo`, `redo`, `rerank`, `train`, `help`, `clear` (the
+    filters) and `end` (a label key after the last tile has its label).
     """
 
     def __init__(self, *, version: str) -> None:
@@ -40,7 +40,18 @@ class GalleryElement(ui.element, component="gallery.js"):
         """The ids of the images on the page."""
         return [tile["id"] for tile in self.tiles]
 
-    def show(self, page: Page, *, empty: str, filtered: bool, keep: bool, at: str = "first") -> None:
+    def show(
+        self,
+        page: Page,
+        *,
+        empty: str,
+        filtered: bool,
+        keep: bool,
+        at: str = "first",
+        address: str = "",
+        push: bool = False,
+        selected: Sequence[str] = (),
+    ) -> None:
         """Replace the tiles.
 
         Args:
@@ -49,9 +60,13 @@ class GalleryElement(ui.element, component="gallery.js"):
             filtered: True adds a button that clears the filters to that text.
             keep: keep cursor, selection and scroll position.
             at: otherwise the cursor goes to the "first" or the "last" tile, or to the one with this id.
+            address: words of the query for the URL.
+            push: add the page to the browser's history; otherwise it replaces the last one.
+            selected: otherwise the selected images.
         """
         self._serial += 1
         extra = {"empty": empty, "filtered": filtered, "serial": self._serial, "keep": keep, "at": at}
+        extra |= {"address": address, "push": push, "selected": list(selected)}
         self._props["page"] = asdict(page) | extra
         self.update()
 
@@ -61,6 +76,10 @@ class GalleryElement(ui.element, component="gallery.js"):
         # Stored here as well, for browsers that reconnect.
         self._props["page"]["tiles"] = [fresh.get(tile["id"], tile) for tile in self.tiles]
         self.run_method("patch", list(fresh.values()))
+
+    def restored(self) -> None:
+        """Tell the browser that it shows the view of its address, which follows the view from now on."""
+        self.run_method("restored")
 
     def point(self, id_: str) -> None:
         """Move the cursor to a tile."""

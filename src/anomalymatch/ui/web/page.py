@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from nicegui import background_tasks, run, ui
 from nicegui.elements.mixins.text_element import TextElement
@@ -11,6 +12,7 @@ from anomalymatch.types import Label
 from anomalymatch.ui.labels import MAX_NAME, clean_name
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import MAX_TILES, MIN_TILES, Page, Query, Show, Sort, Summary
+from anomalymatch.ui.web.address import read_address
 from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.light import LightControls
 from anomalymatch.ui.web.map import MapPanel
@@ -280,7 +282,8 @@ class _Page:
             self.panel = Panel(self.session)
         self.drawer.classes("am-panel").props("data-testid=panel aria-label='State of the search'")
         self.viewer = Viewer(self.session, known_as, self.toolbar.light)
-        self.session.view, self.session.viewed = self.viewer.open, lambda: self.viewer.id
+        self.session.view = lambda id_: self.viewer.open(id_) if id_ else self.viewer.close()
+        self.session.viewed = lambda: self.viewer.id
         self.map.element.on("look", lambda event: self.viewer.open(event.args["id"]))
         self.help = help_dialog()
         self._header(service.name)
@@ -313,6 +316,7 @@ class _Page:
     def _wire(self, gallery: GalleryElement) -> None:
         session = self.session
         gallery.on_event("hello", self._hello)
+        gallery.on_event("address", self._travel)
         gallery.on_event("label", self._label)
         gallery.on_event("look", lambda words: self.viewer.open(words["id"]))
         gallery.on_event("shut", lambda _: self.viewer.close())
@@ -337,12 +341,13 @@ class _Page:
             await self.session.label_kind(words["ids"], int(words["group"]))
 
     async def _start(self) -> None:
-        await self.session.load()
+        words = self.session.client.request.query_params.multi_items()
+        await self.session.open_address(read_address(words))
         await self.session.fetch_recent()
         await self.panel.refresh()
 
     async def _hello(self, kept: dict[str, Any]) -> None:
-        """Restore the settings of the last visit."""
+        """Restore the settings of the last visit, and the view before a reload."""
         if kept.get("annotator"):
             self.name.value = kept["annotator"][:MAX_NAME]
         if kept.get("theme") in THEMES:
@@ -350,8 +355,17 @@ class _Page:
         if kept.get("map") == "true" and not self.map.element.visible:
             self.map.toggle()
         parts = self.toolbar.restore(kept)
-        if parts:
-            await self.session.change(**parts)
+        if kept.get("ids"):
+            await self._travel(kept)
+        elif parts and not kept.get("address"):
+            await self.session.change(push=False, **parts)
+        self.session.gallery.restored()
+
+    async def _travel(self, words: dict[str, Any]) -> None:
+        """Show the view of an address, with the images that it had."""
+        address = read_address(parse_qsl(words["address"].removeprefix("?"), keep_blank_values=True))
+        await self.session.open_address(address, words["ids"])
+        self.session.gallery.restored()
 
     def _show_standing(self, summary: Summary) -> None:
         labelled, found = sum(summary.counts.values()), summary.counts.get(Label.ANOMALY, 0)

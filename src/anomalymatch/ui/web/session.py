@@ -12,6 +12,7 @@ from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.types import Label
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import Change, Page, Query, Show, Sort, Summary
+from anomalymatch.ui.web.address import Address, write_address
 from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.theme import many
 
@@ -62,7 +63,7 @@ class Session:
         status: the last event.
         recent: the last labels of the annotator, newest first.
         on_status: called when `status`, `recent` or `has_new_order` changes.
-        view: shows an image in the large view.
+        view: shows an image in the large view; an empty one closes it.
         viewed: returns the image in the large view, empty while it is closed.
         watchers: called with the kinds and images of changes.
     """
@@ -118,23 +119,80 @@ class Session:
             self.say(str(error), "negative")
             return None
 
-    async def load(self, *, keep: bool = False, at: str = "first") -> None:
-        """Load and show the page of `query`; of several calls at once, the last one is shown."""
+    async def load(
+        self,
+        *,
+        keep: bool = False,
+        at: str = "first",
+        push: bool = False,
+        ids: Sequence[str] = (),
+        selected: Sequence[str] = (),
+    ) -> bool:
+        """Load and show the page of `query`; of several calls at once, the last one is shown.
+
+        Args:
+            keep: see `GalleryElement.show`.
+            at: likewise.
+            push: likewise.
+            ids: the images that the browser has shown on this page, which then stay; empty for the newest order.
+            selected: the selected images.
+
+        Returns:
+            False if there is no such page.
+        """
         self._load += 1
         mine = self._load
         page = await self.call(self.service.page, self.query)
+        tiles = await self.call(self.service.tiles, list(ids)) if page and ids else None
         if page is None or mine != self._load or self.client.is_deleted:
-            return
+            return page is not None
+        is_older = bool(tiles) and list(ids) != [tile.id for tile in page.tiles]
+        page = replace(page, tiles=tiles or page.tiles)
         if page.page != self.query.page:  # fewer images than thought
             self.query = replace(self.query, page=page.page, shift=0)
         self._page = page
         if self.summary is None:
             await self.fetch_summary()
         page = replace(page, note=self._note())
-        self.gallery.show(page, empty=self._empty_text(), filtered=self.is_filtered, keep=keep, at=at)
-        self._set_new_order(False)
+        self.gallery.show(
+            page,
+            empty=self._empty_text(),
+            filtered=self.is_filtered,
+            keep=keep,
+            at=at,
+            address=write_address(self.query),
+            push=push,
+            selected=selected,
+        )
+        self._set_new_order(is_older and self._is_ranked)
         for listener in self.on_page:
             listener(page)
+        return True
+
+    async def open_address(self, address: Address, ids: Sequence[str] = ()) -> None:
+        """Show the view that an address names; `ids` are the images that the browser has shown there, if any."""
+        if address.complaint:
+            self.say(address.complaint)
+        query = address.query
+        if address.image and not address.has_page:
+            place = await self.call(self.service.place, query, address.image)
+            query = query if place is None else query.from_start(place // query.size * query.size)
+        if query != self.query or self._page is None or list(ids) != self.gallery.ids:
+            self._use(query)
+            if not await self.load(at=address.image or "first", ids=ids, selected=address.selected):
+                self._use(Query())
+                await self.load()
+        else:
+            self.gallery.point(address.image or next(iter(self.gallery.ids), ""))
+        is_there = address.is_large and await self.call(self.service.tiles, [address.image])
+        if self.viewed() != (address.image if is_there else ""):
+            self.view(address.image if is_there else "")
+
+    def _use(self, query: Query) -> None:
+        self.query = query
+        self.gallery.set_option("grouped", query.group is not None or bool(query.area))
+        for listener in self.on_query:
+            listener()
 
     async def turn(self, to: int, at: str = "first") -> None:
         """Show the page `to`, by the newest ranking.
@@ -147,21 +205,19 @@ class Session:
             tiles = await self.call(self.service.tiles, self.gallery.ids) if step > 0 else []
         gone = sum(not query.passes(tile) for tile in tiles or ())
         self.query = query.from_start(max(0, query.start + step * query.size - gone))
-        await self.load(at=at)
+        await self.load(at=at, push=True)
 
-    async def change(self, at: str = "first", page: int = 0, **parts: Any) -> None:
-        """Change parts of the query and show its first page, or `page`."""
+    async def change(self, at: str = "first", page: int = 0, *, push: bool = True, **parts: Any) -> None:
+        """Change parts of the query and show its first page, or `page`; `push` adds it to the browser's history."""
         if parts.get("like"):
             parts |= {"group": None, "kind": None, "area": ()}
         try:
-            self.query = replace(self.query, page=page, shift=0, **parts)
+            query = replace(self.query, page=page, shift=0, **parts)
         except AnomalyMatchError as error:
             self.say(str(error), "negative")
             return
-        self.gallery.set_option("grouped", self.query.group is not None or bool(self.query.area))
-        for listener in self.on_query:
-            listener()
-        await self.load(at=at)
+        self._use(query)
+        await self.load(at=at, push=push)
 
     async def show_group(self, number: int) -> None:
         """Show all images of a group."""
@@ -337,10 +393,15 @@ class Session:
 
     def _offer(self, *, is_regrouped: bool) -> None:
         """Note that there is a newer ranking than that of the page, or that its group has changed."""
-        query, page = self.query, self._page
-        is_ranked = query.sort in RANKED and query.like is None and query.group is None
-        is_newer = page is not None and is_ranked and self.service.order != page.order
-        self._set_new_order(is_newer or is_regrouped or (query.group is not None and self.has_new_order))
+        page = self._page
+        is_newer = page is not None and self._is_ranked and self.service.order != page.order
+        is_kept = self.has_new_order and self.query.group is not None
+        self._set_new_order(is_newer or is_regrouped or is_kept)
+
+    @property
+    def _is_ranked(self) -> bool:
+        query = self.query
+        return query.sort in RANKED and query.like is None and query.group is None
 
     def _note(self) -> str:
         """Return the text above the images: how they were chosen, and what is missing for a ranking."""

@@ -1,0 +1,130 @@
+"""Address of a view: the query, the image under the cursor, the selection and the large view as words of a URL."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from anomalymatch.errors import AnomalyMatchError
+from anomalymatch.text import printable
+from anomalymatch.ui.views import Query, Show, Sort
+
+PLAIN = Query()
+LARGE = "large"
+SHOWN_WORDS, SHOWN_CHARACTERS = 3, 40
+"""How much a message quotes of words that are not understood."""
+
+
+class Address(NamedTuple):
+    """View that an address names.
+
+    Attributes:
+        query: the query.
+        image: the image under the cursor; empty for the first one.
+        is_large: True if it is in the large view.
+        selected: the selected images.
+        has_page: True if the address names the page, and not only an image.
+        refused: the words that were not understood.
+    """
+
+    query: Query
+    image: str
+    is_large: bool
+    selected: Sequence[str]
+    has_page: bool
+    refused: Sequence[str]
+
+    @property
+    def complaint(self) -> str:
+        """A sentence about the words that were not understood; empty if there are none."""
+        if not self.refused:
+            return ""
+        words = ", ".join(printable(word)[:SHOWN_CHARACTERS] for word in self.refused[:SHOWN_WORDS])
+        return f"The address has words that this page does not know, and they are ignored: {words}"
+
+
+def write_address(query: Query) -> str:
+    """Return the words of a query as the query string of a URL, without what is as on a new page."""
+    words: dict[str, str] = {}
+    if query.sort is not PLAIN.sort:
+        words["order"] = _word(query.sort)
+    if query.show is not PLAIN.show:
+        words["show"] = _word(query.show)
+    if (query.low, query.high) != (PLAIN.low, PLAIN.high):
+        words["score"] = f"{query.low:g}-{query.high:g}"
+    words |= {"text": query.text} if query.text else {}
+    words |= {"like": query.like} if query.like is not None else {}
+    words |= {"area": "_".join(f"{x:.4g},{y:.4g}" for x, y in query.area)} if query.area else {}
+    for name in ("group", "kind", "page"):
+        number = getattr(query, name)
+        if number != getattr(PLAIN, name):
+            words[name] = str(number + 1)
+    for name in ("shift", "size"):
+        if getattr(query, name) != getattr(PLAIN, name):
+            words[name] = str(getattr(query, name))
+    return urlencode(words)
+
+
+def read_address(words: Iterable[tuple[str, str]]) -> Address:
+    """Read the words of an address; words that are not understood are left out."""
+    parts: dict[str, Any] = {}
+    refused, image, is_large, selected = [], "", False, []
+    for name, value in words:
+        if name == "image":
+            image = value
+        elif name == "select":
+            selected.append(value)
+        elif (name, value) == ("view", LARGE):
+            is_large = True
+        elif name != "token":  # the server has checked it
+            try:
+                parts |= _READ[name](value)
+            except (KeyError, ValueError):
+                refused.append(f"{name}={value}")
+    query = PLAIN
+    for group in ({"size", "page", "shift"}, {"low", "high"}, set(parts) - {"size", "page", "shift", "low", "high"}):
+        try:
+            query = replace(query, **{name: value for name, value in parts.items() if name in group})
+        except AnomalyMatchError as error:
+            refused.append(str(error))
+    return Address(query, image, is_large and bool(image), selected, "page" in parts, refused)
+
+
+def _word(value: Sort | Show) -> str:
+    return value.replace(" ", "-")
+
+
+def _range(value: str) -> dict[str, Any]:
+    low, high = value.split("-")
+    return {"low": float(low), "high": float(high)}
+
+
+def _area(value: str) -> dict[str, Any]:
+    corners = [tuple(map(float, corner.split(","))) for corner in value.split("_")]
+    if any(len(corner) != 2 or not all(map(math.isfinite, corner)) for corner in corners):
+        raise ValueError(value)
+    return {"area": tuple(corners)}
+
+
+_SORTS, _SHOWS = {_word(sort): sort for sort in Sort}, {_word(show): show for show in Show}
+_READ: dict[str, Callable[[str], dict[str, Any]]] = {
+    "order": lambda value: {"sort": _SORTS[value]},
+    "show": lambda value: {"show": _SHOWS[value]},
+    "score": _range,
+    "text": lambda value: {"text": value},
+    "like": lambda value: {"like": value},
+    "area": _area,
+    "group": lambda value: {"group": _number(value, 1)},
+    "kind": lambda value: {"kind": _number(value, 1)},
+    "page": lambda value: {"page": _number(value, 1)},
+    "shift": lambda value: {"shift": _number(value)},
+    "size": lambda value: {"size": _number(value)},
+}
+
+
+def _number(value: str, first: int = 0) -> int:
+    """Read a number that is counted from `first`, and return it counted from 0."""
+    if not (value.isascii() and value.isdecimal() and len(value) < 10 and int(value) >= first):
+        raise ValueError(value)
+    return int(value) - first
