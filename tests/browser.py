@@ -34,7 +34,7 @@ class Page:
         self.page.wait_for_selector("[data-testid=tile].am-cursor")
         if ready and self.get("preparation").is_visible():  # the features are being computed
             self.page.wait_for_selector("[data-testid=preparation]", state="hidden")
-            self.page.reload()
+            self.page.goto(url + path)  # a reload would keep the images
             self.page.wait_for_selector("[data-testid=tile].am-cursor")
 
     def _record_console(self, message):

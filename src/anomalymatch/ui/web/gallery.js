@@ -209,10 +209,10 @@ export default {
         this.record();
       });
     },
-    point(id) {
+    point(id, selected) {
       const place = this.tiles.findIndex((tile) => tile.id === id);
       if (place < 0) return;
-      [this.cursor, this.anchor, this.chosen, this.before, this.ended] = [place, place, new Set(), null, false];
+      [this.cursor, this.anchor, this.chosen, this.before, this.ended] = [place, place, new Set(selected), null, false];
       this.$nextTick(this.focus);
     },
     // The map marks what is under the cursor and selected.

@@ -81,9 +81,9 @@ class GalleryElement(ui.element, component="gallery.js"):
         """Tell the browser that it shows the view of its address, which follows the view from now on."""
         self.run_method("restored")
 
-    def point(self, id_: str) -> None:
-        """Move the cursor to a tile."""
-        self.run_method("point", id_)
+    def point(self, id_: str, selected: Sequence[str] = ()) -> None:
+        """Move the cursor to a tile and select others."""
+        self.run_method("point", id_, list(selected))
 
     def set_note(self, note: str) -> None:
         """Change the sentence above the tiles; its row stays as it is until the next page, so that no tile moves."""

@@ -147,7 +147,8 @@ class Session:
         if page is None or mine != self._load or self.client.is_deleted:
             return page is not None
         is_older = bool(tiles) and list(ids) != [tile.id for tile in page.tiles]
-        page = replace(page, tiles=tiles or page.tiles)
+        if is_older:
+            page = replace(page, tiles=tiles or (), note="")
         if page.page != self.query.page:  # fewer images than thought
             self.query = replace(self.query, page=page.page, shift=0)
         self._page = page
@@ -183,10 +184,10 @@ class Session:
                 self._use(Query())
                 await self.load()
         else:
-            self.gallery.point(address.image or next(iter(self.gallery.ids), ""))
-        is_there = address.is_large and await self.call(self.service.tiles, [address.image])
-        if self.viewed() != (address.image if is_there else ""):
-            self.view(address.image if is_there else "")
+            self.gallery.point(address.image or next(iter(self.gallery.ids), ""), address.selected)
+        known = await self.call(self.service.tiles, [address.image]) if address.is_large else None
+        if self.viewed() != (address.image if known else ""):
+            self.view(address.image if known else "")
 
     def _use(self, query: Query) -> None:
         self.query = query
