@@ -83,9 +83,10 @@ def read_address(words: Iterable[tuple[str, str]]) -> Address:
             except (KeyError, ValueError):
                 refused.append(f"{name}={value}")
     query = PLAIN
-    for group in ({"size", "page", "shift"}, {"low", "high"}, set(parts) - {"size", "page", "shift", "low", "high"}):
+    checked = ({"size", "page", "shift"}, {"low", "high"}, {"area"})  # each of them together
+    for names in (*checked, set(parts).difference(*checked)):
         try:
-            query = replace(query, **{name: value for name, value in parts.items() if name in group})
+            query = replace(query, **{name: value for name, value in parts.items() if name in names})
         except AnomalyMatchError as error:
             refused.append(str(error))
     return Address(query, image, is_large and bool(image), selected, "page" in parts, refused)

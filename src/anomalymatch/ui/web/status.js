@@ -13,7 +13,7 @@ export default {
       <img v-if="image && !waiting" :class="'am-status-image am-' + (label || 'none')" alt="" :src="address(image)">
       <div role="status" class="am-status-text" :title="said" data-testid="status">{{ said }}</div>
       <div role="alert" class="am-status-text am-status-error" :title="error" data-testid="status-error">{{ error }}</div>
-      <button v-if="offered" class="am-offer" data-testid="new-order" @click="$emit('take')">new order ready · r</button>
+      <button v-if="offered" class="am-offer" data-testid="new-order" @click="$emit('take')">new order<span class="am-word"> ready</span> · r</button>
     </div>`,
   props: { text: String, isError: Boolean, image: String, label: String, recent: Array, offered: Boolean, version: String },
   data() { return { waiting: 0 }; },
