@@ -28,6 +28,7 @@ from anomalymatch.types import Label
 from anomalymatch.ui import exports
 from anomalymatch.ui.exports import KINDS, LABEL_STUDIO_CONFIG, export, import_labels
 from anomalymatch.ui.groups import Groups
+from anomalymatch.ui.notes import Notes
 from anomalymatch.ui.pictures import Pictures
 
 A, N = Label.ANOMALY, Label.NORMAL
@@ -44,6 +45,7 @@ class Search:
     ranking: Ranking | None = None
     novelty: np.ndarray | None = None
     groups: Any = None
+    notes: Any = None
 
     def add(self, id_: str, label: Label, annotator: str = "ada") -> None:
         at = datetime(2030, 1, 2, 3, 4, len(self.events), tzinfo=UTC)
@@ -60,6 +62,7 @@ def search(tmp_path: Path, make_source: Any) -> Any:
         made.append(Search(source, Pictures(source, tmp_path / "cache", workers=1)))
         one = made[-1]
         divide = lambda ids, normals, count: [ids]  # noqa: E731
+        one.notes = Notes(tmp_path / f"notes{len(made)}.json", lambda _: None)
         one.groups = Groups(tmp_path / f"groups{len(made)}.json", divide, lambda: (one.labels, one.ranking), list)
         return made[-1]
 
@@ -124,10 +127,12 @@ def test_csv_can_be_imported(ranked: Search) -> None:
 def test_parquet_has_every_image_with_its_group_and_novelty(ranked: Search) -> None:
     ranked.groups.make("anomalies", None)
     ranked.groups.rename(0, "rings")
+    ranked.notes.write("im000003", "two nuclei")
+    ranked.notes.toggle_star("im000000")
     ranked.novelty = np.linspace(-2, 2, 20).astype(np.float32)
     ranked.novelty[13] = np.nan
     table = pq.read_table(export("parquet", ranked).path)
-    assert table.column_names == ["id", "label", "annotator", "at", "score", "rank", "group", "novelty"]
+    assert table.column_names == ["id", "label", "annotator", "at", "score", "rank", "group", "novelty", "star", "note"]
     assert table["id"].to_pylist() == list(ranked.source.ids)
     rows = {row["id"]: row for row in table.to_pylist()}
     assert rows["im000003"] == {
@@ -139,10 +144,12 @@ def test_parquet_has_every_image_with_its_group_and_novelty(ranked: Search) -> N
         "rank": 4,
         "group": "rings",
         "novelty": pytest.approx(1 / (1 + np.exp(2 - 3 * 4 / 19))),
+        "star": False,
+        "note": "two nuclei",
     }
     unreadable = {"label": "anomaly", "annotator": "ada", "score": None, "rank": None, "novelty": None}
     assert unreadable.items() <= rows["im000013"].items()
-    assert {"label": None, "annotator": None, "at": None, "rank": 1, "group": None}.items() <= rows["im000000"].items()
+    assert {"label": None, "rank": 1, "group": None, "star": True, "note": None}.items() <= rows["im000000"].items()
     assert {id_ for id_ in rows if rows[id_]["group"]} == {id_ for id_ in rows if ranked.labels.get(id_) == A}
 
 
@@ -204,6 +211,8 @@ def test_votable_of_the_top(tmp_path: Path, search: Any, ranked: Search, monkeyp
 
 
 def test_zip_of_the_anomalies(ranked: Search) -> None:
+    ranked.notes.write("im000003", "=two nuclei")
+    ranked.notes.toggle_star("im000003")
     found = export("zip", ranked)
     assert found.filename == "array-anomalies.zip"
     with zipfile.ZipFile(found.path) as archive:
@@ -214,11 +223,12 @@ def test_zip_of_the_anomalies(ranked: Search) -> None:
         assert np.array_equal(image, ranked.source.read(["im000003"])[0])
         assert import_labels(archive.read("labels.csv").decode(), frozenset(ranked.source.ids)) == ranked.labels
         rows = list(csv.DictReader(io.StringIO(archive.read("images.csv").decode())))
-    assert [(row["file"], row["id"], row["rank"], row["note"]) for row in rows] == [
+    assert [(row["file"], row["id"], row["rank"], row["fault"]) for row in rows] == [
         (images[0], "im000003", "4", ""),
         (images[1], "im000007", "8", ""),
         ("", "im000013", "", "unreadable: the file is truncated"),
     ]
+    assert [(row["star"], row["note"]) for row in rows] == [("yes", "'=two nuclei"), ("", ""), ("", "")]
 
 
 def test_zip_has_the_original_bytes(tmp_path: Path, search: Any) -> None:

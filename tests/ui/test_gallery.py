@@ -49,7 +49,7 @@ def update(gallery, logits, labels, newest=(), conflicts=(), diverse=keep, novel
         described=described,
         labels=np.asarray(labels, dtype=np.int8),
         newest=np.asarray(newest, dtype=np.int64),
-        conflicts=np.asarray(conflicts, dtype=np.int64),
+        marked={Show.CONFLICTS: np.asarray(conflicts, dtype=np.int64)},
         diverse=diverse,
     )
 

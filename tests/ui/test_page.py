@@ -588,6 +588,32 @@ async def test_kinds_have_a_key_and_an_order(page, service):
     await page.sees("no image of this group is labelled anomaly yet")
 
 
+@on_page
+async def test_stars_and_notes(page, service):
+    one, other = page.ids[:2]
+    page.send("star", ids=[one])
+    await page.until(lambda: service.notes.get(one).star)
+    await page.until(lambda: page.gallery.tiles[0]["star"])
+    page.send("look", id=other)
+    await page.until(lambda: page.get("view-state").text)
+    page.get("view-note").value = "two nuclei"
+    page.act("view-note", "blur")
+    await page.until(lambda: service.notes.get(other).text == "two nuclei")
+    service.label([other], Label.UNSURE, "bob")  # the note stays while others label
+    page.get("view-note").value = "two nuclei, or three"
+    await page.until(lambda: "unsure" in page.get("view-state").text)
+    assert page.get("view-note").value == "two nuclei, or three"
+    page.send("look", id=one)
+    await page.until(lambda: "starred" in page.get("view-state").text)
+    assert page.get("view-note").value == ""
+    page.send("shut")
+    for show, expected in ((Show.STARRED, [one]), (Show.NOTED, [other])):
+        page.get("show").value = str(show)
+        await page.until(lambda expected=expected: page.ids == expected)
+    page.send("star", ids=[one])
+    await page.until(lambda: not service.notes.get(one).star)
+
+
 def test_sky_links():
     links = sky_links((10.5, -5.25))
     assert links["ESASky"].startswith("https://sky.esa.int/esasky/?target=10.500000+-5.250000&")

@@ -26,6 +26,7 @@ from anomalymatch.ranking import Ranking
 from anomalymatch.text import csv_cell, safe_name
 from anomalymatch.types import Label
 from anomalymatch.ui.groups import Groups
+from anomalymatch.ui.notes import Notes
 from anomalymatch.ui.pictures import THUMBNAIL_TYPE, Pictures
 from anomalymatch.votable import write_votable
 
@@ -43,7 +44,7 @@ LABEL_STUDIO_CONFIG = f"""<View>
 </View>
 """
 """Labelling interface that a Label Studio project needs for these tasks (Settings, Labeling Interface, Code)."""
-_COLUMNS = ("file", "id", "score", "rank", "ra", "dec", "note")
+_COLUMNS = ("file", "id", "score", "rank", "ra", "dec", "group", "star", "note", "fault")
 _PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
@@ -54,6 +55,7 @@ class Exportable(Protocol):
     source: ImageSource
     pictures: Pictures
     groups: Groups
+    notes: Notes
 
     @property
     def labels(self) -> Mapping[str, Label]: ...  # noqa: D102
@@ -173,7 +175,7 @@ def _write_parquet(service: Exportable, path: Path) -> None:
         rows = np.fromiter((row[id_] for id_ in service.ranking.ids), np.int64, len(service.ranking))
         score[rows], rank[rows] = service.ranking.scores, service.ranking.ranks
     novelty = np.full(len(ids), np.nan) if service.novelty is None else expit(service.novelty.astype(np.float64))
-    groups = service.groups.names()
+    groups, notes = service.groups.names(), service.notes
     columns = {
         "id": pa.array(ids, pa.string()),
         "label": pa.array(label, pa.string()),
@@ -183,6 +185,8 @@ def _write_parquet(service: Exportable, path: Path) -> None:
         "rank": pa.array(rank, mask=rank == 0),
         "group": pa.array([groups.get(id_) for id_ in ids], pa.string()),
         "novelty": pa.array(novelty, mask=np.isnan(novelty)),
+        "star": pa.array([notes.get(id_).star for id_ in ids], pa.bool_()),
+        "note": pa.array([notes.get(id_).text or None for id_ in ids], pa.string()),
     }
     pq.write_table(pa.table(columns), path)
 
@@ -215,24 +219,24 @@ def _write_zip(service: Exportable, path: Path) -> None:
     ids = [id_ for id_, label in _present_labels(service).items() if label == Label.ANOMALY]
     if not ids:
         raise DataError("no image is labelled anomaly yet: label one before this export")
-    places = _places(service.ranking, ids)
+    places, groups = _places(service.ranking, ids), service.groups.names()
     ids.sort(key=lambda id_: places[id_].rank if id_ in places else len(service.source.ids) + 1)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(_COLUMNS)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # images are compressed already
         for number, id_ in enumerate(ids, 1):
-            name, note = _add_original(archive, service, number, id_)
-            score, rank = places.get(id_, ("", ""))
-            writer.writerow(
-                (name, csv_cell(id_), score, rank, *(service.pictures.coordinates(id_) or ("", "")), csv_cell(note))
-            )
+            name, fault = _add_original(archive, service, number, id_)
+            place, sky = places.get(id_, ("", "")), service.pictures.coordinates(id_) or ("", "")
+            note, group = service.notes.get(id_), groups.get(id_, "")
+            words = (csv_cell(group), "yes" if note.star else "", csv_cell(note.text), csv_cell(fault))
+            writer.writerow((name, csv_cell(id_), *place, *sky, *words))
         archive.writestr("images.csv", table.getvalue(), zipfile.ZIP_DEFLATED)
         archive.writestr("labels.csv", csv_text(service.labels), zipfile.ZIP_DEFLATED)
 
 
 def _add_original(archive: zipfile.ZipFile, service: Exportable, number: int, id_: str) -> tuple[str, str]:
-    """Add an image to a zip archive; return its name there and a note, one of them empty."""
+    """Add an image to a zip archive; return its name there and why it is missing, one of them empty."""
     try:
         data, suffix = service.pictures.original(id_)
     except UnreadableImageError as error:

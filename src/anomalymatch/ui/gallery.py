@@ -1,7 +1,7 @@
 """Gallery: sorts, filters and pages the images of an archive of millions by position."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
 
 import numpy as np
@@ -58,7 +58,7 @@ class Gallery:
         orders = _Orders(len(ids), None, audit)
         nothing = np.array([], dtype=np.int64)
         labels = np.zeros(len(ids), np.int8)
-        self._snapshot = _Snapshot(orders, orders, orders, labels, nothing, nothing, lambda candidates, _: candidates)
+        self._snapshot = _Snapshot(orders, orders, orders, labels, nothing, {}, lambda candidates, _: candidates)
 
     def update(
         self,
@@ -68,7 +68,7 @@ class Gallery:
         described: Float32[np.ndarray, " n"] | None = None,
         labels: Int8[np.ndarray, " n"],
         newest: Int64[np.ndarray, " l"],
-        conflicts: Int64[np.ndarray, " c"],
+        marked: Mapping[Show, Int64[np.ndarray, " c"]],
         diverse: DiverseFirst,
     ) -> None:
         """Replace the state that pages show.
@@ -80,13 +80,13 @@ class Gallery:
             described: likewise, of the order by a description.
             labels: by `CODES`; copied.
             newest: labelled images, newest label first.
-            conflicts: images on which annotators disagree.
+            marked: images that pass the filters `CONFLICTS`, `STARRED` and `NOTED`.
             diverse: see `DiverseFirst`.
         """
         old = self._snapshot
         orders, novel, fitting = old.orders.of(logits), old.novel.of(novelty), old.described.of(described)
         self.version += (orders, novel, fitting) != (old.orders, old.novel, old.described)
-        self._snapshot = _Snapshot(orders, novel, fitting, labels.copy(), newest, conflicts, diverse)
+        self._snapshot = _Snapshot(orders, novel, fitting, labels.copy(), newest, marked, diverse)
 
     def page(self, query: Query, like: Int64[np.ndarray, " k"] | None = None) -> tuple[Int64[np.ndarray, " t"], int]:
         """Return the positions of the images of one page and the number of images on all pages.
@@ -235,11 +235,11 @@ class _Snapshot:
         described: _Orders,
         labels: Int8[np.ndarray, " n"],
         newest: Int64[np.ndarray, " l"],
-        conflicts: Int64[np.ndarray, " c"],
+        marked: Mapping[Show, Int64[np.ndarray, " c"]],
         diverse: DiverseFirst,
     ) -> None:
         self.orders, self.novel, self.described, self.labels = orders, novel, described, labels
-        self.newest, self.conflicts, self.diverse = newest, conflicts, diverse
+        self.newest, self.marked, self.diverse = newest, marked, diverse
         self.results: LRU[tuple[object, ...], Order] = LRU(CACHED_RESULTS)
         self.blocks: LRU[tuple[object, ...], Order] = LRU(CACHED_RESULTS)
 
@@ -257,9 +257,9 @@ class _Snapshot:
         return self.orders.by(sort if sort in _SORT_KEYS else Sort.SCORE)
 
     def shown(self, show: Show) -> Bool[np.ndarray, " n"]:
-        if show is Show.CONFLICTS:
+        if show in (Show.CONFLICTS, Show.STARRED, Show.NOTED):
             mask = np.zeros(self.orders.count, dtype=bool)
-            mask[self.conflicts] = True
+            mask[self.marked.get(show, [])] = True
             return mask
         if show is Show.LABELLED:
             return self.labels > 0

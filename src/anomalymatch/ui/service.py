@@ -32,6 +32,7 @@ from anomalymatch.ui.groups import Divide, Groups
 from anomalymatch.ui.labels import LabelIndex, clean_name
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.map import ArchiveMap
+from anomalymatch.ui.notes import Notes
 from anomalymatch.ui.pictures import Pictures
 from anomalymatch.ui.preparation import Preparation, Prepare
 from anomalymatch.ui.state import Logits, SearchState, summarise_search
@@ -117,7 +118,8 @@ class LabelService:
         told = partial(self._tell, Change("map"))
         self.map = ArchiveMap(self._full_store, cache / "maps", seed=seed, on_change=told)
         gallery = Gallery(source.ids, seed=seed, metadata=self.pictures.metadata_of.table, within=self.map.within)
-        self._state = SearchState(source.ids, source.name, LabelIndex(self._log), gallery, stopping)
+        self.notes = Notes(run / "notes.json", self._update_note)
+        self._state = SearchState(source.ids, source.name, LabelIndex(self._log), gallery, stopping, self.notes)
         self.heat_maps = HeatMaps(self.pictures, self._fitted, self._reader, locate)
         self.preparation = Preparation(prepare, on_live=self._use, on_change=partial(self._tell, Change("features")))
         self._seconds, self._has_restored_examples = math.nan, False
@@ -246,6 +248,20 @@ class LabelService:
         count = self.label(ids, Label.ANOMALY, annotator)
         self.groups.assign(number, ids)
         return count
+
+    def note(self, id_: str, text: str) -> None:
+        """Write a note on an image; an empty one removes it."""
+        self._state.positions([id_])  # raises for an unknown image
+        self.notes.write(id_, text)
+
+    def toggle_star(self, id_: str) -> bool:
+        """Give an image a star or take it away; return True if it has one now."""
+        self._state.positions([id_])
+        return self.notes.toggle_star(id_)
+
+    def _update_note(self, id_: str) -> None:
+        self._state.update_notes()
+        self._tell(Change("notes", (id_,)))
 
     def undo(self, annotator: str) -> dict[str, Label | None]:
         """Undo the annotator's last action; return the labels that it gave, none if nothing is left to undo."""

@@ -22,6 +22,7 @@ from anomalymatch.types import Label
 from anomalymatch.ui.gallery import CODES, Gallery
 from anomalymatch.ui.labels import LabelIndex
 from anomalymatch.ui.live import LiveRanking
+from anomalymatch.ui.notes import Notes
 from anomalymatch.ui.views import Estimate, FirstOrder, Histogram, Page, Query, Show, Sort, Summary, Tile
 
 logger = logging.getLogger(__name__)
@@ -108,8 +109,9 @@ class SearchState:
         labels: LabelIndex,
         gallery: Gallery,
         stopping: StoppingRule,
+        notes: Notes,
     ) -> None:
-        self.ids, self.labels, self.gallery, self.stopping = ids, labels, gallery, stopping
+        self.ids, self.labels, self.gallery, self.stopping, self.notes = ids, labels, gallery, stopping, notes
         self.live: LiveRanking | None = None
         self.index = IdIndex(ids, name)
         self.scores = ScoreIndex()
@@ -157,6 +159,11 @@ class SearchState:
                 if id_ in self.index:  # the run folder may contain images that were deleted later
                     event = self.labels.current(id_)
                     self._codes[self.index[id_]] = 0 if event is None or event.label is None else CODES[event.label]
+            self._update_gallery()
+
+    def update_notes(self) -> None:
+        """Take over changed notes."""
+        with self.lock:
             self._update_gallery()
 
     def update_scores(self) -> None:
@@ -383,14 +390,19 @@ class SearchState:
 
     def _update_gallery(self) -> None:
         newest = [event.id for event in reversed(self.labels.current_events()) if event.id in self.index]
-        conflicts = [id_ for id_ in self.labels.conflicts() if id_ in self.index]
+        notes = self.notes.all()
+        marked: dict[Show, list[str]] = {
+            Show.CONFLICTS: self.labels.conflicts(),
+            Show.STARRED: [id_ for id_, note in notes.items() if note.star],
+            Show.NOTED: [id_ for id_, note in notes.items() if note.text],
+        }
         self.gallery.update(
             logits=self._logits,
             novelty=self.novelty,
             described=self.described,
             labels=self._codes,
             newest=self.positions(newest),
-            conflicts=self.positions(conflicts),
+            marked={show: self.positions([id_ for id_ in ids if id_ in self.index]) for show, ids in marked.items()},
             diverse=(lambda candidates, _: candidates) if self.live is None else self.live.diverse,
         )
 
@@ -403,7 +415,8 @@ class SearchState:
             id_ = self.ids[position]
             event = self.labels.current(id_)
             label, annotator = (None, None) if event is None else (event.label, event.annotator)
-            tiles.append(Tile(id_, score, rank or None, label, annotator, self.labels.has_conflict(id_)))
+            note, conflict = self.notes.get(id_), self.labels.has_conflict(id_)
+            tiles.append(Tile(id_, score, rank or None, label, annotator, conflict, star=note.star, note=note.text))
         return tiles
 
 

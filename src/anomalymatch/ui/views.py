@@ -53,6 +53,8 @@ class Show(StrEnum):
     UNSURE = "unsure"
     ARTEFACT = "artefact"
     CONFLICTS = "conflicts"
+    STARRED = "starred"
+    NOTED = "with a note"
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ class Query:
             return True
         if self.show is Show.CONFLICTS:
             return tile.conflict
+        if self.show in (Show.STARRED, Show.NOTED):
+            return tile.star if self.show is Show.STARRED else bool(tile.note)
         if self.show in (Show.LABELLED, Show.UNLABELLED):
             return (tile.label is None) == (self.show is Show.UNLABELLED)
         return tile.label == self.show
@@ -129,6 +133,8 @@ class Tile:
         annotator: who gave the label.
         conflict: True if annotators disagree.
         group: number of its group; None if it is in none.
+        star: True if a person gave it a star.
+        note: what a person wrote about it; mostly empty.
     """
 
     id: str
@@ -138,6 +144,8 @@ class Tile:
     annotator: str | None
     conflict: bool
     group: int | None = None
+    star: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -226,7 +234,9 @@ class Summary:
 
 
 class Change(NamedTuple):
-    """Change for listeners; `kind` is labels, ranking, training, examples, groups, description, map or features.
+    """Change for listeners.
+
+    `kind` is labels, notes, ranking, training, examples, groups, description, map or features.
 
     "features" means that the preparation of the ranking has ended, or began again after a failure.
     """

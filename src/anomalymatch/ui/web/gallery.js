@@ -41,6 +41,8 @@ export default {
               <span v-if="item.label" class="am-badge" aria-hidden="true">{{ shapes[item.label] }}</span>
               <span v-if="item.group !== null && item.group < 9" class="am-kind" :class="'am-kind-' + item.group"
                     aria-hidden="true" data-testid="kind">{{ item.group + 1 }}</span>
+              <span v-if="item.star || item.note" class="am-star" aria-hidden="true" :title="item.note" data-testid="star">
+                {{ (item.star ? "★" : "") + (item.note ? "✎" : "") }}</span>
               <span v-if="item.conflict" class="am-conflict" title="annotators disagree" aria-hidden="true">≠</span>
             </div>
             <div class="am-caption" aria-hidden="true">
@@ -270,6 +272,8 @@ export default {
       if (item.score !== null) words.push("score " + item.score.toFixed(2));
       words.push(item.label || "no label");
       if (item.group !== null) words.push("group " + (item.group + 1));
+      if (item.star) words.push("starred");
+      if (item.note) words.push("note: " + item.note);
       if (item.conflict) words.push("annotators disagree");
       return words.join(", ");
     },
@@ -387,12 +391,14 @@ export default {
       }
       const group = /^[1-9]$/.test(key) ? Number(key) - 1 : null;
       if (group !== null && group >= this.groups) return false;
-      if (event.repeat && (LABELS[key] || COMMANDS[key] || group !== null)) return true; // holding a key down labels one image only
+      // Holding a key down labels one image only.
+      if (event.repeat && (LABELS[key] || COMMANDS[key] || key === "s" || group !== null)) return true;
       if (LABELS[key] && event.shiftKey && this.grouped && !this.viewing) this.$emit("whole", { label: LABELS[key] });
       else if (LABELS[key]) this.give(LABELS[key]);
       else if (group !== null) this.give("anomaly", group);
       else if (key === "Backspace" || key === "Delete") this.give(null);
       else if (key === "z" && event.shiftKey) this.$emit("redo");
+      else if (key === "s") this.$emit("star", { ids: this.ids() });
       else if (COMMANDS[key]) this.$emit(COMMANDS[key]);
       else if (key === "/" && !this.viewing) document.querySelector("[data-testid=filter-text]")?.focus();
       else return false;

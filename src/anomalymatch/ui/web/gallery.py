@@ -18,8 +18,8 @@ class GalleryElement(ui.element, component="gallery.js"):
     It emits `hello` (stored settings, and the view before a reload, once), `address` (of the browser's history),
     `label` (ids, label, and number of a group or None), `look` (id for the large view), `shut`, `turn` (page, and
     whether the cursor goes to its first or last tile), `whole` (label for the whole current group), `group` (show the
-    next), `map` and `heat` (show or hide the map, heat maps), `undo`, `redo`, `rerank`, `train`, `help`, `clear` (the
-    filters) and `end` (a label key after the last tile has its label).
+    next), `map` and `heat` (show or hide the map, heat maps), `star` (ids), `undo`, `redo`, `rerank`, `train`, `help`,
+    `clear` (the filters) and `end` (a label key after the last tile has its label).
     """
 
     def __init__(self, *, version: str) -> None:

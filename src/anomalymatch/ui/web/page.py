@@ -35,6 +35,7 @@ KEYS = {
         "Backspace, Delete": "remove the label",
         "z, Ctrl + z": "undo, any number of times",
         "Shift + z, Ctrl + y": "redo",
+        "s": "star, on or off",
     },
     "Move and select": {
         "← → ↑ ↓": "move; at the end, go to the next page",
@@ -326,6 +327,7 @@ class _Page:
         gallery.on_event("group", lambda _: session.next_group())
         gallery.on_event("heat", lambda _: self.viewer.toggle_heat())
         gallery.on_event("map", lambda _: self.map.toggle())
+        gallery.on_event("star", lambda words: session.toggle_stars(words["ids"]))
         gallery.on_event("undo", lambda _: session.undo())
         gallery.on_event("redo", lambda _: session.redo())
         gallery.on_event("rerank", lambda _: session.rerank())

@@ -124,9 +124,9 @@ class GroupsPanel:
 
     async def _change(self, act: Callable[..., None], *args: Any) -> None:
         """Change groups; if they have changed, the group on display is left."""
-        before = self.session.service.groups.all()
+        before, shown = self.session.service.groups.all(), self.session.query.group
         await self.session.call(act, *args)
-        if self.session.query.group is not None and self.session.service.groups.all() != before:
+        if shown is not None and self.session.service.groups.all() != before:
             await self.session.leave_group()
 
     def _tick(self, number: int, is_on: bool) -> None:

@@ -36,6 +36,8 @@ EMPTY = {
     Show.ALL: "The archive is empty.",
     Show.LABELLED: "No image has a label yet: show the unlabelled ones and press a, n, u or x.",
     Show.CONFLICTS: "There are no conflicts: all annotators agree.",
+    Show.STARRED: "No image has a star yet: s gives one.",
+    Show.NOTED: "No image has a note yet: write one in the large view.",
 }
 
 
@@ -282,6 +284,13 @@ class Session:
             await self._patch(ids)  # the browser waits for their state
         return is_done
 
+    async def toggle_stars(self, ids: Sequence[str]) -> None:
+        """Give images a star, or take it away."""
+        for id_ in ids:
+            is_on = await self.call(self.service.toggle_star, id_)
+            if is_on is not None and len(ids) == 1:
+                self.say(f"{'Starred' if is_on else 'Removed the star of'} {id_}", image=id_)
+
     async def undo(self) -> None:
         """Undo the last action of this annotator and go to its image."""
         await self._revert(self.service.undo, "Undid", f"Nothing to undo for {self.annotator}.")
@@ -368,7 +377,7 @@ class Session:
                     self._offer(is_regrouped="groups" in kinds and self.query.group is not None)
                 if "labels" in kinds:
                     await self.fetch_recent()
-                if "labels" in kinds and "ranking" not in kinds:
+                if kinds & {"labels", "notes"} and "ranking" not in kinds:
                     await self._patch([id_ for id_ in self.gallery.ids if id_ in ids])
                 self._notify_watchers(kinds, ids)
                 await asyncio.sleep(COALESCE_S)

@@ -9,6 +9,7 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.types import Label
+from anomalymatch.ui.notes import MAX_NOTE
 from anomalymatch.ui.views import Details, Tile
 from anomalymatch.ui.web.light import ALL_CHANNELS, Light, LightControls
 from anomalymatch.ui.web.session import Session
@@ -49,7 +50,7 @@ class Viewer:
 
     def __init__(self, session: Session, version: str, light: LightControls) -> None:
         self.session, self._version, self._light = session, version, light
-        self.id = ""
+        self.id = self._noted = ""
         self._rankings = 0
         service = session.service
         self.dialog = ui.dialog().props("maximized aria-label='Large view'")
@@ -91,6 +92,9 @@ class Viewer:
                         )
                     button = ui.button("⌫", on_click=lambda: self._label(None), color=None).classes("am-key")
                     button.props("unelevated dense aria-label='remove the label' data-testid=view-clear")
+                self._note = ui.textarea(placeholder="note").props(f"dense autogrow borderless maxlength={MAX_NOTE}")
+                self._note.classes("am-note-field").props("aria-label=note data-testid=view-note")
+                self._note.on("blur", self._write_note)
                 self._links = ui.row().classes("am-line").props("data-testid=links")
                 ui.label("More like this").classes("am-heading")
                 self._near = ui.element("div").classes("am-near").props("data-testid=neighbours")
@@ -111,6 +115,7 @@ class Viewer:
         self.id = id_
         self._title.text = id_
         self._state.text = ""
+        self._note.value = self._noted = ""
         self._draw()
         self.session.gallery.set_option("viewing", id_)
         self.dialog.open()
@@ -168,6 +173,11 @@ class Viewer:
     async def _label(self, label: Label | None) -> None:
         await self.session.label([self.id], label)
 
+    async def _write_note(self) -> None:
+        if self.id and (self._note.value or "") != self._noted:
+            self._noted = self._note.value or ""
+            await self.session.call(self.session.service.note, self.id, self._noted)
+
     async def _show_like(self) -> None:
         like = self.id
         self.close()
@@ -202,6 +212,8 @@ class Viewer:
 
     def _show_details(self, details: Details) -> None:
         self._state.text = state_text(details.tile)
+        if details.tile.note != self._noted:  # otherwise a person may be writing
+            self._note.value = self._noted = details.tile.note
         for label, button in self._buttons.items():
             button.classes(**{"add" if label == details.tile.label else "remove": "am-on"})
             button.props(f"aria-pressed={'true' if label == details.tile.label else 'false'}")
@@ -239,7 +251,7 @@ def state_text(tile: Tile) -> str:
     words = [f"rank {tile.rank:,}"] if tile.rank else []
     words += [f"score {tile.score:.4f}"] if tile.score is not None else ["no score"]
     words += [f"{tile.label} (by {tile.annotator})" if tile.label else "no label"]
-    return " · ".join(words + ["annotators disagree"] * tile.conflict)
+    return " · ".join(words + ["starred"] * tile.star + ["annotators disagree"] * tile.conflict)
 
 
 def history_row(event: LabelEvent, history: Sequence[LabelEvent]) -> tuple[str, str]:
