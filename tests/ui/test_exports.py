@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from astropy.io import fits
+from astropy.io import fits, votable
 from astropy.table import Table
 from pictures import png
 from PIL import Image as PillowImage
@@ -26,7 +26,7 @@ from anomalymatch.ranking import Ranking
 from anomalymatch.text import from_csv_cell
 from anomalymatch.types import Label
 from anomalymatch.ui import exports
-from anomalymatch.ui.exports import KINDS, LABEL_STUDIO_CONFIG, export, import_labels
+from anomalymatch.ui.exports import KINDS, LABEL_STUDIO_CONFIG, export, import_labels, refusal
 from anomalymatch.ui.groups import Groups
 from anomalymatch.ui.notes import Notes
 from anomalymatch.ui.pictures import Pictures
@@ -101,7 +101,7 @@ def sky(tmp_path: Path, ids: list[str], ra: list[Any]) -> Any:
 
 
 def test_kinds(ranked: Search, temporary: Path) -> None:
-    assert KINDS == ("csv", "parquet", "votable", "zip", "labelstudio")
+    assert KINDS == ("csv", "parquet", "votable", "zip", "labelstudio", "labelstudio-config")
     ranked.source.name = '../a "b"\r\nSet-Cookie: x/ü'
     for kind in set(KINDS) - {"votable"}:
         found = export(kind, ranked)
@@ -161,8 +161,10 @@ def test_exports_without_labels(search: Any, temporary: Path) -> None:
     assert table["rank"].null_count == table["label"].null_count == 20
     messages = {"votable": "nothing to export", "labelstudio": "nothing to export", "zip": "anomaly"}
     for kind, message in messages.items():
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=message) as refused:
             export(kind, one)
+        assert refusal(kind, one) == str(refused.value)
+    assert not any(refusal(kind, one) for kind in KINDS if kind not in messages)
     assert len(list(temporary.iterdir())) == 2, "a failed export leaves no file"
 
 
@@ -189,6 +191,16 @@ def test_votable(tmp_path: Path, search: Any) -> None:
     found = export("votable", one)
     assert found.filename == "parquet-sky.vot"
     ElementTree.parse(found.path)
+    assert refusal("votable", one) == ""
+    tree = votable.parse(found.path, verify="exception")
+    fields = {one.name: one for one in tree.get_first_table().fields}
+    (system,) = tree.resources[0].coordinate_systems
+    assert system.system == "ICRS"
+    assert fields["ra"].ref == fields["dec"].ref == system.ID
+    assert (fields["ra"].ucd, fields["dec"].ucd) == ("pos.eq.ra;meta.main", "pos.eq.dec;meta.main")
+    assert all(one.description for one in fields.values())
+    for one_field in fields.values():
+        assert one_field.ucd is None or votable.ucd.check_ucd(one_field.ucd, check_controlled_vocabulary=True)
     table = Table.read(found.path)
     assert list(table["id"]) == ['b"<&>', "c??", "e", "a"], (
         "labelled images first, then the top; only those with coordinates"
@@ -202,8 +214,9 @@ def test_votable(tmp_path: Path, search: Any) -> None:
 
 
 def test_votable_of_the_top(tmp_path: Path, search: Any, ranked: Search, monkeypatch: Any) -> None:
-    with pytest.raises(DataError, match="coordinates"):
+    with pytest.raises(DataError, match="coordinates") as refused:
         export("votable", ranked)
+    assert refusal("votable", ranked) == str(refused.value)
     one = search(sky(tmp_path, list("abcde"), [1.0] * 5))
     one.ranking = Ranking(list("abcde"), np.arange(5.0))
     monkeypatch.setattr(exports, "TOP", 2)
@@ -303,14 +316,16 @@ def test_label_studio_tasks(ranked: Search, monkeypatch: Any) -> None:
     assert by_id["im000000"]["data"]["rank"] == 1
     for task in tasks:
         for prediction in task.get("predictions", ()):
-            guess = "anomaly" if prediction["score"] >= 0.5 else "normal"
-            assert prediction["result"][0]["value"]["choices"] == [guess]
+            assert prediction["score"] == task["data"]["score"]
+            assert prediction["result"] == [choice], "the score is the probability of an anomaly"
+        assert ("predictions" in task) == (task["data"].get("score", 0) >= 0.5)
         kind, data = task["data"]["image"].split(",")
         assert kind in ("data:image/jpeg;base64", "data:image/gif;base64")
         assert max(PillowImage.open(io.BytesIO(base64.b64decode(data))).size) in (1, 512)
 
 
-def test_label_studio_interface() -> None:
+def test_label_studio_interface(search: Any) -> None:
+    assert export("labelstudio-config", search()).path.read_text() == LABEL_STUDIO_CONFIG
     root = ElementTree.fromstring(LABEL_STUDIO_CONFIG)
     image, choices = root
     assert image.attrib["name"] == choices.attrib["toName"] == "image"

@@ -522,6 +522,23 @@ async def test_examples_and_uploads(page, service):
 
 
 @on_page
+async def test_a_refused_export_is_told_and_disabled(page, service, monkeypatch):
+    downloads = []
+    monkeypatch.setattr("nicegui.ui.download.from_url", downloads.append)
+    for kind, reason in (("zip", "labelled anomaly"), ("votable", "coordinates")):
+        link = page.get(f"export-{kind}")
+        await page.until(lambda link=link: link.props.get("aria-disabled") == "true")
+        assert reason in link.props["title"]
+        page.act(f"export-{kind}", "click.prevent")
+        await page.until(lambda reason=reason: reason in page.status["text"] and page.status["isError"])
+    page.label(page.ids[:1], "anomaly")
+    await page.until(lambda: page.get("export-zip").props["aria-disabled"] == "false")
+    for kind in ("zip", "csv"):
+        page.act(f"export-{kind}", "click.prevent")
+    await page.until(lambda: sorted(downloads) == ["/export/csv", "/export/zip"])
+
+
+@on_page
 async def test_groups_are_made_shown_named_and_labelled(page, service):
     page.send("group")
     await page.says("There are no groups yet")

@@ -7,6 +7,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -102,6 +103,17 @@ def export(kind: str, service: Exportable) -> Export:
     return Export(f"{safe_name(service.source.name)}-{ending}", media_type, path)
 
 
+def refusal(kind: str, service: Exportable) -> str:
+    """Return why an export would be refused now; empty if it can be written."""
+    check = {"votable": _with_coordinates, "zip": _anomalies, "labelstudio": _labelled_for_label_studio}.get(kind)
+    try:
+        if check is not None:
+            check(service)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
 def import_labels(text: str, known_ids: Container[str]) -> dict[str, Label]:
     """Read labels from a CSV `filename,label`. All lines are checked before any is used.
 
@@ -146,8 +158,12 @@ def _events_by_image(events: Sequence[LabelEvent]) -> dict[str, list[LabelEvent]
 
 def _present_labels(service: Exportable) -> dict[str, Label]:
     """Return the labels of the images that are still in the archive."""
-    known = frozenset(service.source.ids)
-    return {id_: label for id_, label in service.labels.items() if id_ in known}
+    labels = {}
+    for id_, label in service.labels.items():
+        with suppress(DataError):
+            service.source.position(id_)
+            labels[id_] = label
+    return labels
 
 
 def _labelled_and_top(service: Exportable, top: int) -> list[str]:
@@ -191,9 +207,20 @@ def _write_parquet(service: Exportable, path: Path) -> None:
     pq.write_table(pa.table(columns), path)
 
 
+def _with_coordinates(service: Exportable) -> list[str]:
+    """Return the labelled and top-ranked images, if any of them has coordinates."""
+    ids = _labelled_and_top(service, TOP)
+    if not any(service.pictures.has_coordinates(id_) for id_ in ids):
+        raise DataError(
+            "these images have no coordinates, which a VOTable needs: they come from FITS headers, or from columns "
+            "like ra and dec of a catalogue"
+        )
+    return ids
+
+
 def _write_votable(service: Exportable, path: Path) -> None:
     """Write the labelled and top-ranked images that have sky coordinates, for TOPCAT, Aladin and ESASky."""
-    ids = _labelled_and_top(service, TOP)
+    ids = _with_coordinates(service)
     places, events = _places(service.ranking, ids), _events_by_image(service.events)
     rows = []
     for id_ in ids:
@@ -201,13 +228,15 @@ def _write_votable(service: Exportable, path: Path) -> None:
         if coordinates is not None:
             by = events[id_][-1].annotator if id_ in service.labels and id_ in events else ""
             rows.append((id_, *coordinates, service.labels.get(id_, ""), by, *places.get(id_, (None, None))))
-    if not rows:
-        raise DataError(
-            "these images have no coordinates, which a VOTable needs: they come from FITS headers, or from columns "
-            "like ra and dec of a catalogue"
-        )
     columns = {"id": str, "ra": float, "dec": float, "label": str, "annotator": str, "score": float, "rank": int}
     write_votable(path, columns, rows)
+
+
+def _anomalies(service: Exportable) -> list[str]:
+    ids = [id_ for id_, label in _present_labels(service).items() if label == Label.ANOMALY]
+    if not ids:
+        raise DataError("no image is labelled anomaly yet: label one before this export")
+    return ids
 
 
 def _write_zip(service: Exportable, path: Path) -> None:
@@ -216,9 +245,7 @@ def _write_zip(service: Exportable, path: Path) -> None:
     File names are built from a number and the letters of the id. An id can be any text, `../../x` for example, and
     unpacking the archive must be safe.
     """
-    ids = [id_ for id_, label in _present_labels(service).items() if label == Label.ANOMALY]
-    if not ids:
-        raise DataError("no image is labelled anomaly yet: label one before this export")
+    ids = _anomalies(service)
     places, groups = _places(service.ranking, ids), service.groups.names()
     ids.sort(key=lambda id_: places[id_].rank if id_ in places else len(service.source.ids) + 1)
     table = io.StringIO()
@@ -246,9 +273,13 @@ def _add_original(archive: zipfile.ZipFile, service: Exportable, number: int, id
     return name, ""
 
 
+def _labelled_for_label_studio(service: Exportable) -> list[str]:
+    return _labelled_and_top(service, UNLABELLED)
+
+
 def _write_label_studio(service: Exportable, path: Path) -> None:
     """Write a list of Label Studio tasks, each with its picture as a data URI, so that no server is needed."""
-    ids = _labelled_and_top(service, UNLABELLED)
+    ids = _labelled_for_label_studio(service)
     places, events = _places(service.ranking, ids), _events_by_image(service.events)
     with path.open("w", encoding="utf-8") as file:
         separator = "["
@@ -269,8 +300,8 @@ def _task(service: Exportable, id_: str, place: _Place | None, events: list[Labe
         task["annotations"] = [_choice(event.label or label) for event in votes] or [_choice(label)]
     if place is not None:
         task["data"] |= {"score": place.score, "rank": place.rank}
-        predicted = Label.ANOMALY if place.score >= 0.5 else Label.NORMAL
-        task["predictions"] = [{"model_version": MODEL, "score": place.score, **_choice(predicted)}]
+        if place.score >= 0.5:  # the score of a prediction is that of its choice, and ours is that of an anomaly
+            task["predictions"] = [{"model_version": MODEL, "score": place.score, **_choice(Label.ANOMALY)}]
     return task
 
 
@@ -288,12 +319,17 @@ def _data_uri(service: Exportable, id_: str) -> str:
     return f"data:{THUMBNAIL_TYPE};base64,{base64.b64encode(data).decode()}"
 
 
-_KINDS: dict[str, tuple[str, str, Callable[[Exportable, Path], None]]] = {
+_KINDS: dict[str, tuple[str, str, Callable[[Exportable, Path], object]]] = {
     "csv": ("labels.csv", "text/csv; charset=utf-8", lambda service, path: export_csv(service.labels, path)),
     "parquet": ("images.parquet", "application/vnd.apache.parquet", _write_parquet),
     "votable": ("sky.vot", "application/x-votable+xml", _write_votable),
     "zip": ("anomalies.zip", "application/zip", _write_zip),
     "labelstudio": ("label-studio.json", "application/json", _write_label_studio),
+    "labelstudio-config": (
+        "label-studio-config.xml",
+        "application/xml",
+        lambda _, path: path.write_text(LABEL_STUDIO_CONFIG, encoding="utf-8"),
+    ),
 }
 """End of the file name, media type and function of each kind of export."""
 KINDS = tuple(_KINDS)

@@ -212,6 +212,7 @@ class Pictures:
     def __init__(self, source: ImageSource, cache: Path, *, workers: int) -> None:
         self.source = source
         self.metadata_of = Metadata(source)
+        self._has_coordinates: dict[str, bool] = {}
         self._cache = ThumbnailCache(cache / "sqlite")
         self._slots = threading.BoundedSemaphore(max(1, workers))
         self._decoded: LRU[str, Pixels] = LRU(KEPT_BYTES, cost=attrgetter("nbytes"))
@@ -289,6 +290,12 @@ class Pictures:
     def coordinates(self, id_: str) -> tuple[float, float] | None:
         """Return right ascension and declination in degrees (ICRS); None if unknown."""
         return self.metadata_of.coordinates(id_)
+
+    def has_coordinates(self, id_: str) -> bool:
+        """Return True if the coordinates of an image are known; the answer is kept."""
+        if id_ not in self._has_coordinates:
+            self._has_coordinates[id_] = self.coordinates(id_) is not None
+        return self._has_coordinates[id_]
 
     def close(self) -> None:
         """Close the thumbnail cache."""

@@ -25,7 +25,7 @@ from anomalymatch.types import Image, Label
 from anomalymatch.ui.description import Description
 from anomalymatch.ui.evidence import HeatMaps, LocateEvidence
 from anomalymatch.ui.examples import Examples
-from anomalymatch.ui.exports import Export, export, import_labels
+from anomalymatch.ui.exports import KINDS, Export, export, import_labels, refusal
 from anomalymatch.ui.features import FeatureStore
 from anomalymatch.ui.gallery import Gallery
 from anomalymatch.ui.groups import Divide, Groups
@@ -310,6 +310,10 @@ class LabelService:
             DataError: if there is nothing to export in it.
         """
         return export(kind, self)
+
+    def refused_exports(self) -> dict[str, str]:
+        """Return the reason for each export that cannot be written now."""
+        return {kind: reason for kind in KINDS if (reason := refusal(kind, self))}
 
     @property
     def labels(self) -> dict[str, Label]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -226,6 +226,7 @@ EXPORTS = {
     "votable": "Labelled and top images (VOTable)",
     "zip": "Images of the anomalies (zip)",
     "labelstudio": "Label Studio tasks (JSON)",
+    "labelstudio-config": "Label Studio labelling interface (XML)",
 }
 
 
@@ -284,6 +285,7 @@ class Panel:
     async def refresh(self, *, examples: bool = True) -> None:
         """Fetch and show the summary and the examples."""
         await self.session.fetch_summary()
+        await self._update_refusals()
         if examples and not self.session.client.is_deleted:
             await self._show_examples()
 
@@ -371,12 +373,43 @@ class Panel:
         self.session.say(message, "positive" if is_ok else "negative")
 
     def _exports(self) -> None:
+        self._links: dict[str, Element] = {}
+        self._exportable: tuple[bool, ...] = ()
         with ui.element("div").classes("am-exports"):
             for kind, text in EXPORTS.items():
-                link = TextElement(tag="a", text=text).classes("am-export")
-                # A failed download must not replace the page; the browser reports it.
+                self._links[kind] = link = TextElement(tag="a", text=text).classes("am-export")
                 link.props["href"], link.props["download"] = f"/export/{kind}", ""
                 link.props["data-testid"] = f"export-{kind}"
+                link.on("click.prevent", partial(self._export, kind))
+
+    async def _export(self, kind: str) -> None:
+        """Download an export, or say why it is refused, which the browser would report as a failed download."""
+        refused = await self._show_refusals()
+        if kind in refused:
+            self.session.say(f"{EXPORTS[kind]}: {refused[kind]}.", "negative")
+        elif not self.session.client.is_deleted:
+            with self.session.client:
+                ui.download.from_url(f"/export/{kind}")
+
+    async def _update_refusals(self) -> None:
+        """Ask for the refusals when something that they depend on has begun or ended to exist."""
+        summary = self.session.summary
+        if summary is not None:
+            counts = summary.counts
+            state = (any(counts.values()), counts.get(Label.ANOMALY, 0) > 0, summary.histogram is not None)
+            if state != self._exportable:
+                self._exportable = state
+                await self._show_refusals()
+
+    async def _show_refusals(self) -> Mapping[str, str]:
+        """Mark the exports that cannot be had now, each with the reason as its tooltip; return the reasons."""
+        refused = await self.session.call(self.session.service.refused_exports) or {}
+        for kind, link in self._links.items():
+            link.classes(**{"add" if kind in refused else "remove": "am-off"})
+            link.props["aria-disabled"] = "true" if kind in refused else "false"
+            link.props["title"] = refused.get(kind, "")
+            link.update()
+        return refused
 
 
 def _section(title: str, name: str) -> Element:
