@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -18,6 +19,20 @@ Pixels = Shaped[np.ndarray, "h w b"]
 
 Row = dict[str, float | int | str]
 """Row of a table of results, by column."""
+
+
+class Orientation(NamedTuple):
+    """Scale and directions of an image of the sky, shown with its first row on top.
+
+    Attributes:
+        scale: side of a pixel in arcsec.
+        north: direction of north in degrees, clockwise from up.
+        east: direction of east, likewise.
+    """
+
+    scale: float
+    north: float
+    east: float
 
 
 class Label(StrEnum):

@@ -20,7 +20,7 @@ from anomalymatch.ui.web.light import Light
 from anomalymatch.ui.web.page import KEYS
 from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.theme import SHAPES, label_colours
-from anomalymatch.ui.web.viewer import Zoom, sky_links
+from anomalymatch.ui.web.viewer import Zoom
 
 FAILS = """
 import json, pathlib, sys, time
@@ -629,13 +629,6 @@ async def test_stars_and_notes(page, service):
         await page.until(lambda expected=expected: page.ids == expected)
     page.send("star", ids=[one])
     await page.until(lambda: not service.notes.get(one).star)
-
-
-def test_sky_links():
-    links = sky_links((10.5, -5.25))
-    assert links["ESASky"].startswith("https://sky.esa.int/esasky/?target=10.500000+-5.250000&")
-    assert links["Aladin Lite"].startswith("https://aladin.cds.unistra.fr/AladinLite/?target=10.500000+-5.250000&")
-    assert sky_links(None) == {}
 
 
 def test_charts():

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.errors import DataError, UnreadableImageError
-from anomalymatch.types import Image, Pixels, Reject
+from anomalymatch.types import Image, Orientation, Pixels, Reject
 
 
 class IdIndex:
@@ -86,8 +86,8 @@ class ImageSource(ABC):
     """Set of images, each known by a stable string id, never by a position.
 
     A source of your own calls this constructor and implements `load`. It may override whatever else it knows:
-    `coordinates`, `metadata`, `header`. Override `read` only to read a batch faster. Every method that takes an id
-    raises `DataError` if there is no such image.
+    `coordinates`, `orientation`, `metadata`, `header`. Override `read` only to read a batch faster. Every method that
+    takes an id raises `DataError` if there is no such image.
 
     Args:
         name: short name for logs and folders.
@@ -203,6 +203,11 @@ class ImageSource(ABC):
 
     def coordinates(self, id_: str) -> tuple[float, float] | None:
         """Return right ascension and declination (ICRS, degrees) of an image; None if unknown, the default."""
+        self._position[id_]
+        return None
+
+    def orientation(self, id_: str) -> Orientation | None:
+        """Return the scale of an image of the sky and the directions on it; None if unknown, the default."""
         self._position[id_]
         return None
 

@@ -23,7 +23,7 @@ from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import UnreadableImageError
 from anomalymatch.evaluation.contact_sheet import as_rgb
 from anomalymatch.lru import LRU
-from anomalymatch.types import Image, Pixels
+from anomalymatch.types import Image, Orientation, Pixels
 from anomalymatch.ui.originals import Metadata, guarded, original
 
 logger = logging.getLogger(__name__)
@@ -296,6 +296,26 @@ class Pictures:
         if id_ not in self._has_coordinates:
             self._has_coordinates[id_] = self.coordinates(id_) is not None
         return self._has_coordinates[id_]
+
+    def orientation(self, id_: str) -> Orientation | None:
+        """Return scale and directions of an image of the sky; None if unknown."""
+        with suppress(UnreadableImageError), guarded(self.source, id_):
+            return self.source.orientation(id_)
+        return None
+
+    def size(self, id_: str) -> tuple[int, int] | None:
+        """Return width and height of an image in pixels; None if it cannot be read."""
+        with suppress(UnreadableImageError):
+            height, width = self._native(id_).shape[:2]
+            return width, height
+        return None
+
+    def values(self, id_: str, across: float, down: float) -> tuple[tuple[int, int], dict[str, float]]:
+        """Return a pixel (x, y) and its values in the archive by band, given shares of the width and the height."""
+        pixels = self._native(id_)
+        height, width = pixels.shape[:2]
+        x, y = (min(int(share * side), side - 1) for share, side in ((across, width), (down, height)))
+        return (x, y), dict(zip(self.source.bands, pixels[y, x].astype(float).tolist(), strict=True))
 
     def close(self) -> None:
         """Close the thumbnail cache."""

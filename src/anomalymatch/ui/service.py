@@ -213,7 +213,9 @@ class LabelService:
         (tile,) = self.tiles([id_])
         with self._state.lock:
             history = self._state.labels.history(id_)
-        return Details(tile, self.pictures.metadata(id_), self.pictures.coordinates(id_), history)
+        pictures = self.pictures
+        on_sky = pictures.coordinates(id_), pictures.orientation(id_), pictures.size(id_)
+        return Details(tile, pictures.metadata(id_), *on_sky, history)
 
     def summary(self) -> Summary:
         """Summarise the search: counts, scores, estimate, annotators."""

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 from anomalymatch.checks import check_range
 from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.errors import ConfigError
-from anomalymatch.types import Label
+from anomalymatch.types import Label, Orientation
 
 MIN_TILES, MAX_TILES = 12, 200
 MAX_CORNERS = 200
@@ -252,10 +252,14 @@ class Details:
 
     Attributes:
         coordinates: right ascension and declination in degrees (ICRS); None where unknown.
+        orientation: scale and directions on the sky; None where unknown.
+        size: width and height in pixels; None if the image cannot be read.
         history: all label events of the image, oldest first, including undone ones.
     """
 
     tile: Tile
     metadata: Mapping[str, str]
     coordinates: tuple[float, float] | None
+    orientation: Orientation | None
+    size: tuple[int, int] | None
     history: Sequence[LabelEvent]

@@ -22,7 +22,7 @@ from anomalymatch.data.sources.tables import catalogue_table
 from anomalymatch.data.sources.tiles import ArchiveTile, open_tile, tiles_by_name, tiles_by_position
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.lru import LRU
-from anomalymatch.types import Pixels
+from anomalymatch.types import Orientation, Pixels
 
 SIDE = 64
 """Side of a cutout in pixels if no size is given."""
@@ -185,6 +185,18 @@ class CatalogueSource(ImageSource):
         try:
             with self._use(code) as tile:
                 return None if tile.sky is None else tile.sky.at(*self._pixel(position, tile))
+        except UnreadableImageError:
+            return None
+
+    def orientation(self, id_: str) -> Orientation | None:
+        """Return the scale of the tile of a row, and the directions at its place; see `ImageSource.orientation`."""
+        position = self._position[id_]
+        code = int(self._codes[0][position])
+        if code < 0:
+            return None
+        try:
+            with self._use(code) as tile:
+                return None if tile.sky is None else tile.sky.orientation(*self._pixel(position, tile))
         except UnreadableImageError:
             return None
 

@@ -32,7 +32,7 @@ from anomalymatch.data.sources.sky import Sky
 from anomalymatch.data.warning_filter import ignore_warnings
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.text import listed
-from anomalymatch.types import Pixels
+from anomalymatch.types import Orientation, Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,11 @@ class FitsSource(ImageSource):
         """Return right ascension and declination (ICRS, degrees) of the centre of an image; None if unknown."""
         sky = read_sky(self._root / self.ids[self._position[id_]], self.extensions)
         return None if sky is None else sky.centre()
+
+    def orientation(self, id_: str) -> Orientation | None:
+        """Return the scale of an image, and the directions at its centre; see `ImageSource.orientation`."""
+        sky = read_sky(self._root / self.ids[self._position[id_]], self.extensions)
+        return None if sky is None else sky.orientation((sky.shape[1] - 1) / 2, (sky.shape[0] - 1) / 2)
 
     def header(self, id_: str) -> dict[str, str]:
         """Return the cards of the first units of a file; a keyword that a later unit repeats names its unit."""

@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 
 from anomalymatch.data.sources.fits_file import ASTROPY
 from anomalymatch.data.warning_filter import ignore_warnings
+from anomalymatch.types import Orientation
 
 Degrees = Float64[np.ndarray, " n"]
 CHUNK = 2**20
@@ -73,6 +74,21 @@ class Sky:
     def centre(self) -> tuple[float, float] | None:
         """Return right ascension and declination of the centre of the image in degrees."""
         return self.at((self.shape[1] - 1) / 2, (self.shape[0] - 1) / 2)
+
+    def orientation(self, x: float, y: float) -> Orientation | None:
+        """Return the scale, and the directions of north and east at a 0-based pixel; None where they are unknown."""
+        step = self.scale / 3600
+        centre = self.at(x, y)
+        if centre is None or abs(centre[1]) + step >= 90:
+            return None
+        ra, dec = centre
+        try:
+            beside = np.array([ra, ra + step / np.cos(np.radians(dec))])
+            to_x, to_y = self.to_pixels(beside, np.array([dec + step, dec]))
+        except Exception:  # as in `at`
+            return None
+        north, east = np.degrees(np.arctan2(to_x - x, y - to_y)).tolist()
+        return Orientation(self.scale, north, east) if np.isfinite([north, east]).all() else None
 
     def contains(self, ra: Degrees, dec: Degrees) -> np.ndarray:
         """Return whether each position lies on a pixel of the image."""

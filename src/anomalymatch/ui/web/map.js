@@ -233,7 +233,7 @@ export default {
     },
     // CSS pixels of a point: small in a crowd, larger as one zooms in.
     side() {
-      const base = Math.max(2.2, Math.min(6, 260 / Math.sqrt(this.places.length / 2)));
+      const base = Math.max(2.2, Math.min(7, (0.5 * Math.min(this.width, this.height)) / Math.sqrt(this.places.length / 2)));
       return base * Math.min(3, Math.sqrt(this.zoom));
     },
     unit() { return 0.46 * Math.min(this.width, this.height) * this.zoom; }, // CSS pixels of one unit of the map

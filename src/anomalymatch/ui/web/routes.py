@@ -46,6 +46,7 @@ def routes(service: LabelService, *, workers: int | None = None) -> list[Route]:
     """Create all routes of a service; `workers` threads draw pictures, by default two more than there are cores."""
     handlers = _Handlers(service, workers or (os.cpu_count() or 1) + 2)
     get = {"/thumb": handlers.thumb, "/full": handlers.full, "/heat": handlers.heat, "/example": handlers.example}
+    get |= {"/pixel": handlers.pixel}
     get |= {"/map": handlers.map_places, "/map/marks": handlers.map_marks, "/map/tile": handlers.map_tile}
     post = {"/examples": handlers.add_examples, "/import": handlers.import_labels}
     return [
@@ -81,6 +82,15 @@ class _Handlers:
     async def example(self, request: Request) -> Response:
         id_, side = _id(request), _side(request)
         return await self._picture(request, partial(self.service.examples.thumbnail, id_, side), THUMBNAIL_TYPE)
+
+    async def pixel(self, request: Request) -> Response:
+        """Return a pixel of an image, at shares `x` and `y` of its width and height, with its values as text."""
+        shares = [_share(request, name) for name in ("x", "y")]
+        work = partial(self.service.pictures.values, _id(request), *shares)
+        (x, y), values = await to_thread.run_sync(work, limiter=self._drawing)
+        plain = {band: f"{value:.6g}" for band, value in values.items()}
+        units = self.service.source.units or ""
+        return JSONResponse({"x": x, "y": y, "values": plain, "units": units}, headers={"cache-control": "no-store"})
 
     async def map_places(self, request: Request) -> Response:
         """Return x and y of all images on the map, each as float32 in little-endian order."""
@@ -203,6 +213,16 @@ def _one_of(request: Request, name: str, values: Sequence[str]) -> str | None:
     if given is not None and given not in values:
         raise HTTPException(400, f"The {name} must be one of: {', '.join(values)}.")
     return given
+
+
+def _share(request: Request, name: str) -> float:
+    try:
+        share = float(request.query_params.get(name, ""))
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise HTTPException(400, f"The share {name} must be a number from 0 to 1.")
+    return share
 
 
 def _annotator(request: Request) -> str:

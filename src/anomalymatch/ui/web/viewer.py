@@ -8,8 +8,9 @@ from nicegui import background_tasks, ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.data.label_log import LabelEvent
-from anomalymatch.types import Label
+from anomalymatch.types import Label, Orientation
 from anomalymatch.ui.notes import MAX_NOTE
+from anomalymatch.ui.sky import decimal, field_of_view, sexagesimal, sky_links
 from anomalymatch.ui.views import Details, Tile
 from anomalymatch.ui.web.light import ALL_CHANNELS, Light, LightControls
 from anomalymatch.ui.web.session import Session
@@ -17,9 +18,18 @@ from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.theme import SHAPES, drop_down
 
 NEIGHBOURS, NEIGHBOUR_SIDE = 12, 96
+COPY = """event => {
+  const button = event.currentTarget, field = document.createElement("textarea");
+  field.value = button.dataset.text;
+  button.parentElement.append(field); // in the dialog, which keeps the focus
+  field.select();
+  document.execCommand("copy"); // unlike navigator.clipboard, it works on pages of other machines without HTTPS
+  field.remove();
+  button.focus();
+  button.querySelector("i").textContent = "check";
+}"""
 REST_S = 0.12
 """Delay before neighbours are fetched: a held arrow key passes many images."""
-FIELD_DEGREES = 0.05
 
 
 class Zoom(ui.element, component="zoom.js"):
@@ -27,11 +37,18 @@ class Zoom(ui.element, component="zoom.js"):
 
     def __init__(self) -> None:
         super().__init__()
-        self._props.update({"panes": [], "ahead": [], "light": {"brightness": 1, "contrast": 1, "serial": 0}})
+        self._props.update(
+            {"panes": [], "ahead": [], "sky": None, "light": {"brightness": 1, "contrast": 1, "serial": 0}}
+        )
 
     def show(self, panes: Sequence[dict[str, str]], ahead: Sequence[str]) -> None:
         """Replace the images."""
         self._props.update({"panes": list(panes), "ahead": list(ahead)})
+        self.update()
+
+    def show_sky(self, orientation: Orientation | None, size: tuple[int, int] | None) -> None:
+        """Show the scale of an image with a size in pixels, and the directions on the sky; None hides them."""
+        self._props["sky"] = {**orientation._asdict(), "width": size[0]} if orientation and size else None
         self.update()
 
     def use(self, light: Light) -> None:
@@ -95,6 +112,7 @@ class Viewer:
                 self._note = ui.textarea(placeholder="note").props(f"dense autogrow borderless maxlength={MAX_NOTE}")
                 self._note.classes("am-note-field").props("aria-label=note data-testid=view-note")
                 self._note.on("blur", self._write_note)
+                self._position = ui.element("div").classes("am-position").props("data-testid=position")
                 self._links = ui.row().classes("am-line").props("data-testid=links")
                 ui.label("More like this").classes("am-heading")
                 self._near = ui.element("div").classes("am-near").props("data-testid=neighbours")
@@ -116,6 +134,7 @@ class Viewer:
         self._title.text = id_
         self._state.text = ""
         self._note.value = self._noted = ""
+        self._zoom.show_sky(None, None)
         self._draw()
         self.session.gallery.set_option("viewing", id_)
         self.dialog.open()
@@ -219,11 +238,18 @@ class Viewer:
             button.props(f"aria-pressed={'true' if label == details.tile.label else 'false'}")
         self._links.clear()
         with self._links:
-            for name, address in sky_links(details.coordinates).items():
+            field = field_of_view(details.orientation, details.size)
+            for name, address in sky_links(details.coordinates, field).items():
                 link = TextElement(tag="a", text=f"{name} ↗").classes("am-link")
                 link.props.update({"href": address, "target": "_blank", "rel": "noopener noreferrer"})
                 link.props["data-testid"] = f"link-{name.split()[0].lower()}"
         self._links.set_visibility(details.coordinates is not None)
+        self._zoom.show_sky(details.orientation, details.size)
+        self._position.clear()
+        with self._position:
+            if details.coordinates:
+                _copied(decimal(details.coordinates))
+                _copied(sexagesimal(details.coordinates))
         events = [history_row(event, details.history) for event in reversed(details.history)]
         _rows(self._history, events or [("", "no label yet")])
         _rows(self._metadata, list(details.metadata.items()))
@@ -262,17 +288,12 @@ def history_row(event: LabelEvent, history: Sequence[LabelEvent]) -> tuple[str, 
     return f"{event.at:%Y-%m-%d %H:%M:%S}", f"{what} by {event.annotator}{score}"
 
 
-def sky_links(coordinates: tuple[float, float] | None) -> dict[str, str]:
-    """Return links to sky atlases at the coordinates (degrees, ICRS); none without coordinates."""
-    if coordinates is None:
-        return {}
-    target = f"{coordinates[0]:.6f} {coordinates[1]:+.6f}"
-    esasky = urlencode({"target": target, "fov": FIELD_DEGREES, "cooframe": "J2000", "sci": "true"})
-    aladin = urlencode({"target": target, "fov": FIELD_DEGREES})
-    return {
-        "ESASky": f"https://sky.esa.int/esasky/?{esasky}",
-        "Aladin Lite": f"https://aladin.cds.unistra.fr/AladinLite/?{aladin}",
-    }
+def _copied(text: str) -> None:
+    """Show a text with a button that copies it."""
+    TextElement(tag="span", text=text).classes("am-figures")
+    button = ui.button(icon="content_copy", color=None).props("flat dense size=xs data-testid=copy")
+    button.props.update({"data-text": text, "aria-label": f"copy {text}"})
+    button.on("click", js_handler=COPY)
 
 
 def _rows(table: ui.element, rows: Sequence[tuple[str, str]]) -> None:

@@ -2,6 +2,8 @@
 const LIMITS = [0.5, 40]; // smallest and largest zoom, where 1 fits the image into its pane
 // Kept from image to image and while the large view is closed. The zoom is in screen pixels for each pixel of the image;
 // null fits each image into its pane.
+const BAR = 120; // longest scale bar in CSS pixels
+const LENGTHS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 18000, 36000]; // arcsec
 const kept = { zoom: null, brightness: 1, contrast: 1, serial: 0 };
 
 export default {
@@ -18,6 +20,13 @@ export default {
             <button class="am-plain" @click="$emit('pick', pane.name)">{{ pane.name }}</button></figcaption>
         </figure>
       </div>
+      <div v-if="bar" class="am-compass" data-testid="compass" aria-hidden="true">
+        <svg viewBox="-32 -32 64 64"><g v-for="(turn, name) in { N: sky.north, E: sky.east }" :key="name"
+          :transform="'rotate(' + turn + ')'"><path d="M0 0V-18M-3 -14L0 -18L3 -14"/>
+          <text y="-24" :transform="'rotate(' + -turn + ' 0 -24)'">{{ name }}</text></g></svg>
+        <div class="am-bar" :style="{ width: bar.width + 'px' }" data-testid="scale-bar">{{ bar.text }}</div>
+      </div>
+      <output v-if="pixel" class="am-pixel" aria-label="value under the pointer" data-testid="pixel">{{ pixel }}</output>
       <div class="am-lens" role="toolbar" aria-label="Zoom and light" @pointerdown.stop>
         <button class="am-key" aria-label="zoom out (-)" data-testid="zoom-out" @click="by(1 / 1.4)">−</button>
         <button class="am-key am-scale" aria-label="fit (0)" data-testid="zoom-fit" @click="reset">
@@ -34,9 +43,15 @@ export default {
         <span class="am-size">{{ size }}</span>
       </div>
     </div>`,
-  props: { panes: Array, ahead: Array, light: Object },
+  props: {
+    panes: Array,
+    ahead: Array,
+    light: Object,
+    sky: Object, // scale in arcsec for each pixel, width in pixels, directions of north and east; null where unknown
+  },
   data() {
-    return { ...kept, x: 0, y: 0, sizes: {}, box: [0, 0], ratio: 1, broken: {}, prefix: window.path_prefix || "" };
+    return { ...kept, x: 0, y: 0, sizes: {}, box: [0, 0], ratio: 1, broken: {}, prefix: window.path_prefix || "",
+      pixel: "" };
   },
   computed: {
     // Screen pixels for each pixel of the (first) image.
@@ -45,9 +60,20 @@ export default {
       const size = this.sizes[this.panes[0]?.src];
       return size ? `${size[0]} × ${size[1]} px` : "";
     },
+    // Scale bar: the longest round length of at most BAR pixels of the page.
+    bar() {
+      const size = this.sizes[this.panes[0]?.src];
+      if (!this.sky || !size || !this.scale || this.panes.length > 1) return null;
+      const arcsec = (this.sky.scale * this.sky.width * this.ratio) / (size[0] * this.scale); // of a pixel of the page
+      const length = LENGTHS.findLast((length) => length <= BAR * arcsec);
+      if (!length) return null;
+      const text = length < 60 ? `${length}″` : length < 3600 ? `${length / 60}′` : `${length / 3600}°`;
+      return { width: length / arcsec, text };
+    },
   },
   watch: {
     panes(now, before) {
+      this.pixel = "";
       if (now[0]?.alt !== before[0]?.alt && this.zoom === null) this.reset();
       this.$nextTick(this.measure);
     },
@@ -145,9 +171,30 @@ export default {
       this.fingers.set(event.pointerId, event);
       this.at = this.middle(event);
     },
+    // Ask for the value under the pointer; while one answer is awaited, only the newest place is remembered.
+    async value(event) {
+      const image = event.target.closest?.(".am-pane")?.querySelector("img");
+      const size = this.sizes[image?.getAttribute("src").slice(this.prefix.length)];
+      if (!size) return void (this.pixel = "");
+      const box = image.getBoundingClientRect(), fit = Math.min(box.width / size[0], box.height / size[1]);
+      const x = (event.clientX - box.left - (box.width - fit * size[0]) / 2) / (fit * size[0]);
+      const y = (event.clientY - box.top - (box.height - fit * size[1]) / 2) / (fit * size[1]);
+      this.wanted = x >= 0 && x < 1 && y >= 0 && y < 1 ? { id: image.alt, x, y } : null;
+      while (this.wanted && !this.isAsking) {
+        const wanted = this.wanted;
+        [this.wanted, this.isAsking] = [null, true];
+        try {
+          const answer = await fetch(`${this.prefix}/pixel?${new URLSearchParams(wanted)}`);
+          const at = answer.ok ? await answer.json() : null;
+          const values = at && Object.entries(at.values).map(([band, value]) => `${band} ${value}`).join("  ");
+          this.pixel = at && this.panes[0]?.alt === wanted.id ? `${at.x}, ${at.y}:  ${values} ${at.units}`.trim() : "";
+        } catch { this.pixel = ""; } // the server is away
+        this.isAsking = false;
+      }
+    },
     drag(event) {
       const before = this.fingers.get(event.pointerId);
-      if (!before) return;
+      if (!before) return event.pointerType === "mouse" ? void this.value(event) : undefined;
       if (this.fingers.size === 2) {
         const other = [...this.fingers].find(([id]) => id !== event.pointerId)[1];
         const apart = (one) => Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY);
