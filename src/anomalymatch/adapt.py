@@ -33,10 +33,10 @@ def adapt(*overrides: str) -> Path:
         data.root=PATH: folder, file or URL of the images.
         adapt=simclr: or vicreg, byol, dino.
         augment=objects: or galaxies, texture: the views; some data sets choose one.
-        adapt.epochs=8: passes over the images.
+        adapt.epochs=20: passes over the images.
         adapt.image_size=96: side of the views in pixels, if not that of the model.
         adapt.trainable_groups=3: layer groups that learn, the last ones; null: all.
-        adapt.optimizer.lr=4.0e-4: peak of the learning rate.
+        adapt.optimizer.lr=1.0e-3: peak of the learning rate.
         adapt.minutes=60: stop at the end of an epoch after so many minutes.
         output=FOLDER: folder of the weights.
         seed=0: seed of the order of the images, the views and the heads.

@@ -292,7 +292,7 @@ def test_a_wrong_value_is_an_error_that_names_its_key(run, word):
 
 KNOBS = {
     "simclr": """adapt.epochs=2 adapt.batch_size=8 adapt.image_size=24 adapt.trainable_groups=1 adapt.layer_decay=0.5
-        adapt.freeze_batch_norm=false adapt.weight_decay=5.0 adapt.warmup=0.9 adapt.held_out=8 adapt.optimizer.lr=1.0e-3
+        adapt.freeze_batch_norm=false adapt.weight_decay=5.0 adapt.warmup=0.9 adapt.held_out=8 adapt.optimizer.lr=2.0e-3
         adapt.adamw_lr=2.0e-3
         adapt.head_rate=2.0
         adapt.optimizer.betas=[0.5,0.9] adapt.method.hidden=12 adapt.method.projection=12
