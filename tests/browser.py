@@ -120,9 +120,9 @@ class Command:
         self.folder, self.words, self.url = folder, words, ""
         self.process = None
 
-    def start(self):
+    def start(self, port=0):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-        words = [*self.words, f"ui.run={self.folder / 'run'}", "ui.port=0", "ui.show=false"]
+        words = [*self.words, f"ui.run={self.folder / 'run'}", f"ui.port={port}", "ui.show=false"]
         with (self.folder / "stderr.txt").open("a") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "anomalymatch.label", *words],

@@ -78,6 +78,23 @@ def test_redo_reverts_an_undo_until_the_annotator_labels_again(log):
     assert log.current() == {"a": A, "c": U, "d": X}
 
 
+def test_a_repeated_key_has_no_effect(log):
+    log.append({"a": A}, annotator="Ada", cycle=0)
+    for _ in range(2):
+        log.append({"b": N, "c": N}, annotator="Ada", cycle=0, key="1")
+        log.append({"d": N}, annotator="Bob", cycle=0, key="1")
+    other = LabelLog(log.path)
+    other.append({"b": U}, annotator="Ada", cycle=0, key="1")
+    assert (log.undo(annotator="Ada", key="2"), other.undo(annotator="Ada", key="2")) == ({"b": N, "c": N}, {})
+    assert (log.redo(annotator="Ada", key="3"), other.redo(annotator="Ada", key="3")) == ({"b": N, "c": N}, {})
+    assert log.current() == other.current() == {"a": A, "b": N, "c": N}
+    other.close()
+    with pytest.raises(StorageError):
+        log.append({"e": N, None: A}, annotator="Ada", cycle=0, key="4")
+    log.append({"e": A}, annotator="Ada", cycle=0, key="4")  # nothing was stored before
+    assert log.current()["e"] == A
+
+
 def test_new_labels_are_those_that_the_file_changed(log):
     log.append({"a": A, "b": N, "c": N}, annotator=FROM_FILE, cycle=0)
     log.append({"a": N}, annotator="Ada", cycle=1)

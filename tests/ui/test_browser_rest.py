@@ -1,7 +1,12 @@
 """Tests in a real browser that a label moves no image, and of what the page remembers."""
 
+import re
+import signal
+
 import pytest
 from browser import running
+
+from anomalymatch.data.label_log import LabelLog
 
 pytestmark = [pytest.mark.ui, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -146,3 +151,30 @@ def test_undo_and_the_last_labels_go_to_their_image(demo, opened):
     page.press("z", "Control+z")
     page.until(lambda: "no label" in page.get("view-state").inner_text(), "undone in the large view")
     assert page.complaints == []
+
+
+def test_keys_wait_for_a_server_that_is_away(demo, opened):
+    page, other = opened(demo), opened(demo)
+    page.press("r")
+    page.until(lambda: "Ranked" in page.get("status").inner_text() or page.get("status").inner_text(), "the server")
+    before, ids, others = page.exported(), page.ids[:4], other.ids[-3:]
+    port = int(re.search(r":(\d+)/", demo.url)[1])
+    demo.end(signal.SIGKILL)
+    page.press("a", "n", "u", "z")  # the last label is undone before it is sent
+    other.press("End", "ArrowLeft", "ArrowLeft", "x", "x")
+    page.until(lambda: "4 labels wait" in page.get("status").inner_text(), "they are counted")
+    other.until(lambda: "2 labels wait" in other.get("status").inner_text(), "they are counted")
+    with pytest.raises(Exception, match="ERR_CONNECTION_REFUSED"):
+        page.page.reload()
+    demo.start(port)
+    page.page.goto(demo.url)
+    page.page.wait_for_selector("[data-testid=tile].am-cursor")
+    expected = before | {ids[0]: "anomaly", ids[1]: "normal", others[0]: "artefact", others[1]: "artefact"}
+    page.until(lambda: sum(page.counts().values()) == len(expected), "all labels arrive")
+    for one in (page, other):  # which reconnects by itself
+        one.until(lambda one=one: "wait" not in one.get("status").inner_text(), "nothing waits")
+    assert page.exported() == expected
+    log = LabelLog(demo.folder / "run" / "labels.sqlite")
+    events = [event.id for event in log.events()][-6:]
+    log.close()
+    assert sorted(events) == sorted([*ids[:2], ids[2], ids[2], *others[:2]])

@@ -272,6 +272,23 @@ async def test_labels_in_the_order_of_the_keys_and_undo(page, service):
 
 
 @on_page
+async def test_each_key_has_one_effect_and_is_acknowledged(page, service, monkeypatch):
+    answered = []
+    monkeypatch.setattr(page.gallery, "acknowledge", answered.append)
+    first, second = page.ids[:2]
+    for _ in range(2):
+        page.send("label", ids=[first], label="anomaly", key="1")
+        page.send("label", ids=[second], label="normal", key="2")
+        page.send("undo", key="3")
+    page.send("label", ids=["nowhere"], label="normal", key="4")
+    await page.until(lambda: len(answered) == 7)
+    assert sorted(answered) == ["1", "1", "2", "2", "3", "3", "4"]
+    assert service.labels == {first: "anomaly"}
+    assert len(service.events) == 3
+    assert page.status["isError"]
+
+
+@on_page
 async def test_filters_and_order_make_the_query(page):
     page.get("filter-text").value = "IM00001"
     await page.until(lambda: sorted(page.ids) == [f"im00001{k}" for k in range(10)])

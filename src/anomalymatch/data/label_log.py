@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS events (
     action INTEGER NOT NULL  -- sequence of the first event of the same call, which one undo reverts
 )
 """
+_KEYS = "CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY)"
 FILE = "labels.sqlite"
 _TIMEOUT_S = 30
 """Longest wait for another writer."""
@@ -83,6 +84,7 @@ class LabelLog:
             _enable_write_ahead(self._connection)
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute(_SCHEMA)
+            self._connection.execute(_KEYS)
             self._connection.commit()
             on_error.pop_all()
 
@@ -112,14 +114,20 @@ class LabelLog:
         annotator: str,
         cycle: int,
         scores: Mapping[str, float] | None = None,
+        key: str = "",
     ) -> None:
-        """Append one event for each of `labels`, all or none; None removes a label."""
+        """Append one event for each of `labels`, all or none; None removes a label.
+
+        A call with the same `key` as an earlier call of this method, `undo` or `redo` does nothing: a sender that got
+        no answer can repeat it. Without a key, nothing is known of earlier calls.
+        """
         now, known = datetime.now(UTC).isoformat(), scores or {}
         self._insert(
             [
                 (id_, None if label is None else str(Label(label)), annotator, now, cycle, known.get(id_), None)
                 for id_, label in labels.items()
-            ]
+            ],
+            key,
         )
 
     def current(self, *, until_cycle: int | None = None) -> dict[str, Label]:
@@ -145,18 +153,19 @@ class LabelLog:
             ).fetchall()
         return [self._event(row) for row in rows]
 
-    def undo(self, *, annotator: str) -> dict[str, Label | None]:
+    def undo(self, *, annotator: str, key: str = "") -> dict[str, Label | None]:
         """Undo the annotator's last call of `append` that was not undone; return the labels that it gave, if any.
 
-        The earlier labels of these images are valid again.
+        The earlier labels of these images are valid again. See `append` for the `key`.
         """
         own = [event for event in valid_events(self.events()) if event.annotator == annotator]
-        return self._revert([event for event in own if event.action == own[-1].action])
+        last = [event for event in own if event.action == own[-1].action]
+        return self._revert(last, [event.label for event in last], key)
 
-    def redo(self, *, annotator: str) -> dict[str, Label | None]:
+    def redo(self, *, annotator: str, key: str = "") -> dict[str, Label | None]:
         """Revert the annotator's last undo that was not redone; return the labels that are valid again, if any.
 
-        A later call of `append` by the same annotator leaves nothing to redo.
+        A later call of `append` by the same annotator leaves nothing to redo. See `append` for the `key`.
         """
         events = {event.sequence: event for event in self.events() if event.annotator == annotator}
         redone = {event.undoes for event in events.values()}
@@ -167,18 +176,17 @@ class LabelLog:
             is_undo = events[event.undoes].undoes is None
             if is_undo and event.sequence not in redone and event.action == (undos or [event])[0].action:
                 undos.append(event)
-        return self._revert(undos[::-1], [events[event.undoes].label for event in undos[::-1] if event.undoes])
+        undos.reverse()
+        return self._revert(undos, [events[event.undoes].label for event in undos if event.undoes], key)
 
     def _revert(
-        self, reverted: Sequence[LabelEvent], labels: Sequence[Label | None] | None = None
+        self, reverted: Sequence[LabelEvent], labels: Sequence[Label | None], key: str
     ) -> dict[str, Label | None]:
-        """Append an undo of each of the events of one annotator; return `labels`, by default those of the events."""
+        """Append an undo of each of the events of one annotator; return `labels` by image."""
         now = datetime.now(UTC).isoformat()
-        self._insert([(event.id, None, event.annotator, now, event.cycle, None, event.sequence) for event in reverted])
-        return {
-            event.id: label
-            for event, label in zip(reverted, labels or [event.label for event in reverted], strict=True)
-        }
+        rows = [(event.id, None, event.annotator, now, event.cycle, None, event.sequence) for event in reverted]
+        is_new = self._insert(rows, key)
+        return {event.id: label for event, label in zip(reverted, labels, strict=True)} if is_new else {}
 
     def last_cycle(self) -> int | None:
         """Return the cycle of the newest event; None if the log is empty."""
@@ -199,15 +207,19 @@ class LabelLog:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.close()
 
-    def _insert(self, rows: Sequence[tuple[object, ...]]) -> None:
+    def _insert(self, rows: Sequence[tuple[object, ...]], key: str) -> bool:
+        """Append events unless there was a call with the same key; return True if there was none."""
         with self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
+            if key and not self._connection.execute("INSERT OR IGNORE INTO keys VALUES (?)", (key,)).rowcount:
+                return False
             (action,) = self._connection.execute("SELECT COALESCE(MAX(sequence), 0) + 1 FROM events").fetchone()
             self._connection.executemany(
                 "INSERT INTO events (image, label, annotator, at, cycle, score, undoes, action) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [(*row, action) for row in rows],
             )
+        return True
 
     def _event(self, row: tuple[Any, ...]) -> LabelEvent:
         try:

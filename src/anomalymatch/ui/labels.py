@@ -51,21 +51,27 @@ class LabelIndex:
         return {event.id for event in new}
 
     def add(
-        self, labels: Mapping[str, Label | None], *, annotator: str, cycle: int, scores: Mapping[str, float]
+        self,
+        labels: Mapping[str, Label | None],
+        *,
+        annotator: str,
+        cycle: int,
+        scores: Mapping[str, float],
+        key: str = "",
     ) -> set[str]:
         """Label images, or remove their labels with None; return the images that changed."""
-        self._log.append(labels, annotator=annotator, cycle=cycle, scores=scores)
+        self._log.append(labels, annotator=annotator, cycle=cycle, scores=scores, key=key)
         return self.refresh()
 
-    def undo(self, annotator: str) -> dict[str, Label | None]:
+    def undo(self, annotator: str, key: str = "") -> dict[str, Label | None]:
         """Undo the annotator's last action; return the labels that it gave."""
-        labels = self._log.undo(annotator=annotator)
+        labels = self._log.undo(annotator=annotator, key=key)
         self.refresh()
         return labels
 
-    def redo(self, annotator: str) -> dict[str, Label | None]:
+    def redo(self, annotator: str, key: str = "") -> dict[str, Label | None]:
         """Redo what the annotator has undone last; return the labels that are valid again."""
-        labels = self._log.redo(annotator=annotator)
+        labels = self._log.redo(annotator=annotator, key=key)
         self.refresh()
         return labels
 

@@ -228,17 +228,18 @@ class LabelService:
             self.preparation.check()
         return self.heat_maps.picture(id_, stretch=stretch, channel=channel, cycle=cycle)
 
-    def label(self, ids: Sequence[str], label: Label | None, annotator: str) -> int:
+    def label(self, ids: Sequence[str], label: Label | None, annotator: str, key: str = "") -> int:
         """Label images, or remove their labels with None; return their number.
 
-        The labels are on disk when this returns. The ranking follows in the background.
+        The labels are on disk when this returns. The ranking follows in the background. Of several calls with the same
+        `key`, here and in `undo` and `redo`, only the first has an effect.
 
         Raises:
             StorageError: if the log cannot be written; then, as after a `DataError`, none is labelled.
         """
-        return self._add_labels(dict.fromkeys(ids, label), annotator)
+        return self._add_labels(dict.fromkeys(ids, label), annotator, key)
 
-    def label_kind(self, ids: Sequence[str], number: int, annotator: str) -> int:
+    def label_kind(self, ids: Sequence[str], number: int, annotator: str, key: str = "") -> int:
         """Label images anomaly and move them into a group; return their number.
 
         Undo and other labels leave them in the group, whose order follows from its anomalies only.
@@ -247,7 +248,7 @@ class LabelService:
             DataError: if there is no such group; as after the errors of `label`, nothing has changed then.
         """
         self.groups.get(number)
-        count = self.label(ids, Label.ANOMALY, annotator)
+        count = self.label(ids, Label.ANOMALY, annotator, key)
         self.groups.assign(number, ids)
         return count
 
@@ -265,17 +266,19 @@ class LabelService:
         self._state.update_notes()
         self._tell(Change("notes", (id_,)))
 
-    def undo(self, annotator: str) -> dict[str, Label | None]:
+    def undo(self, annotator: str, key: str = "") -> dict[str, Label | None]:
         """Undo the annotator's last action; return the labels that it gave, none if nothing is left to undo."""
-        return self._revert(self._state.labels.undo, annotator)
+        return self._revert(self._state.labels.undo, annotator, key)
 
-    def redo(self, annotator: str) -> dict[str, Label | None]:
+    def redo(self, annotator: str, key: str = "") -> dict[str, Label | None]:
         """Redo what the annotator has undone last, unless a label came since; return the labels."""
-        return self._revert(self._state.labels.redo, annotator)
+        return self._revert(self._state.labels.redo, annotator, key)
 
-    def _revert(self, revert: Callable[[str], dict[str, Label | None]], annotator: str) -> dict[str, Label | None]:
+    def _revert(
+        self, revert: Callable[[str, str], dict[str, Label | None]], annotator: str, key: str
+    ) -> dict[str, Label | None]:
         with self._state.lock:
-            labels = revert(clean_name(annotator))
+            labels = revert(clean_name(annotator), key)
             self._state.update_labels(labels)
         if labels:
             self._notify_labels(list(labels), annotator)
@@ -342,13 +345,13 @@ class LabelService:
         """Novelty of each image, NaN for unreadable ones; None if it is unknown."""
         return self._state.novelty
 
-    def _add_labels(self, labels: Mapping[str, Label | None], annotator: str) -> int:
+    def _add_labels(self, labels: Mapping[str, Label | None], annotator: str, key: str = "") -> int:
         if labels:
             ids = list(labels)
             with self._state.lock:
                 scores = self._state.probabilities(ids)
                 name = clean_name(annotator)
-                self._state.labels.add(labels, annotator=name, cycle=self._cycle, scores=scores)
+                self._state.labels.add(labels, annotator=name, cycle=self._cycle, scores=scores, key=key)
                 self._state.update_labels(ids)
             self._notify_labels(ids, annotator)
         return len(labels)

@@ -7,6 +7,7 @@ const SMALLEST = [112, 64]; // smallest side of a comfortable and of a dense til
 const LONG_PRESS_MS = 450;
 const DOUBLE_TAP_MS = 350;
 const REACTION_MS = 250; // nobody judges a new image faster
+const LATE_MS = 1000; // a label that is not acknowledged for so long waits for the server
 const RECORD_MS = 150; // browsers limit how often the address may change
 const LONGEST_SELECTION = 4000; // characters of the address
 const CLOSING_MS = 400; // a closing menu or dialog takes the focus for this long
@@ -62,7 +63,7 @@ export default {
         <button class="am-key am-touch" aria-label="large view (Space)" data-testid="action-open"
                 @click="open(cursor)"><span class="am-shape">⤢</span></button>
         <button class="am-key am-touch" aria-label="undo (z)" data-testid="action-undo"
-                @click="$emit('undo')"><span class="am-shape">↶</span></button>
+                @click="revert(false, false)"><span class="am-shape">↶</span></button>
         <span class="am-count" aria-live="polite" data-testid="selection">{{ chosen.size > 1
           ? chosen.size + ' selected' : '' }}</span>
         <span class="am-paging">
@@ -85,6 +86,7 @@ export default {
     viewing: String, // id in the large view; empty while it is closed
     grouped: Boolean, // true if the tiles are those of one group
     groups: Number, // number of groups, which have the keys 1, 2, 3, …
+    search: String, // name of the search, for the keys that wait for its server
     version: String, // version of the images, for the browser's cache
     shapes: Object,
   },
@@ -130,6 +132,9 @@ export default {
     window.addEventListener("popstate", this.travel);
     window.addEventListener("pagehide", this.recordNow);
     this.restoring = true; // until the server shows the view of the address
+    this.prefix = `anomalymatch-waiting.${this.search}.`;
+    this.queue = this.stored(); // oldest first
+    this.pending = new Set(this.queue.flatMap((item) => item.words.ids || []));
     this.$emit("hello", { ...kept, address: location.search, ids: history.state?.ids || [] });
   },
   unmounted() {
@@ -137,6 +142,7 @@ export default {
     window.removeEventListener("popstate", this.travel);
     window.removeEventListener("pagehide", this.recordNow);
     clearTimeout(this.recording);
+    clearTimeout(this.late);
     this.observer?.disconnect();
     clearTimeout(this.timer);
   },
@@ -150,7 +156,7 @@ export default {
       this.note = page.note;
       this.hasNote = !!page.note;
       this.noteHeight = "";
-      this.pending = new Set();
+      this.pending = new Set((this.queue || []).flatMap((item) => item.words.ids || []));
       const here = new Set(this.tiles.map((tile) => tile.id));
       this.chosen = new Set((page.keep ? [...this.chosen] : page.selected).filter((id) => here.has(id)));
       const named = this.tiles.findIndex((tile) => tile.id === page.at);
@@ -178,6 +184,46 @@ export default {
       const fresh = new Map(tiles.map((tile) => [tile.id, tile]));
       for (const tile of this.tiles) if (fresh.has(tile.id)) Object.assign(tile, fresh.get(tile.id));
       for (const id of fresh.keys()) this.pending.delete(id);
+    },
+    // Labels wait in the browser's storage until the server has them. They are sent one after the other, so that they
+    // arrive in order, and again after a lost connection: by their key, the server takes each once.
+    send(event, words) {
+      this.sent = (this.sent || 0) + 1;
+      const key = `${Date.now()}-${String(this.sent).padStart(6, "0")}-${Math.random().toString(36).slice(2, 10)}`;
+      const item = { key, event, words };
+      this.queue.push(item);
+      try { localStorage.setItem(this.prefix + key, JSON.stringify(item)); } catch { /* full: a reload would lose it */ }
+      this.flush();
+    },
+    stored() {
+      const keys = Object.keys(localStorage).filter((key) => key.startsWith(this.prefix)).sort();
+      return keys.map((key) => JSON.parse(localStorage.getItem(key)));
+    },
+    flush() {
+      const next = this.queue[0];
+      if (next && this.connected && this.asked !== next.key) {
+        this.asked = next.key;
+        this.$emit(next.event, { ...next.words, key: next.key });
+      }
+      this.showWaiting();
+    },
+    acknowledge(key) {
+      localStorage.removeItem(this.prefix + key);
+      this.queue = this.queue.filter((item) => item.key !== key);
+      clearTimeout(this.late);
+      this.late = null;
+      this.flush();
+    },
+    resume() {
+      this.connected = true;
+      this.asked = null;
+      this.flush();
+    },
+    showWaiting() {
+      const show = () => dispatchEvent(new CustomEvent("am-waiting", { detail: this.isLate ? this.queue.length : 0 }));
+      this.isLate &&= this.queue.length > 0;
+      if (this.queue.length && !this.isLate) this.late ||= setTimeout(() => { this.isLate = true; show(); }, LATE_MS);
+      show();
     },
     renote(note) {
       this.noteHeight = this.$refs.note ? this.$refs.note.offsetHeight + "px" : ""; // or a shorter text would move the tiles
@@ -296,7 +342,7 @@ export default {
       // The image under the cursor has got its label, and there is no next one on this page.
       if (this.ended && label && !this.chosen.size) return void this.$emit("end");
       for (const id of ids) this.pending.add(id);
-      this.$emit("label", { ids, label, group });
+      this.send("label", { ids, label, group });
       if (meant) return;
       const last = this.tiles.reduce((at, tile, place) => (ids.includes(tile.id) ? place : at), -1);
       this.chosen = new Set();
@@ -393,11 +439,11 @@ export default {
       if (group !== null && group >= this.groups) return false;
       // Holding a key down labels one image only.
       if (event.repeat && (LABELS[key] || COMMANDS[key] || key === "s" || group !== null)) return true;
-      if (LABELS[key] && event.shiftKey && this.grouped && !this.viewing) this.$emit("whole", { label: LABELS[key] });
+      if (LABELS[key] && event.shiftKey && this.grouped && !this.viewing) this.send("whole", { label: LABELS[key] });
       else if (LABELS[key]) this.give(LABELS[key]);
       else if (group !== null) this.give("anomaly", group);
       else if (key === "Backspace" || key === "Delete") this.give(null);
-      else if (key === "z" && event.shiftKey) this.$emit("redo");
+      else if (key === "z") this.revert(event.shiftKey, false);
       else if (key === "s") this.$emit("star", { ids: this.ids() });
       else if (COMMANDS[key]) this.$emit(COMMANDS[key]);
       else if (key === "/" && !this.viewing) document.querySelector("[data-testid=filter-text]")?.focus();
@@ -405,7 +451,7 @@ export default {
       return true;
     },
     revert(again, isHeld) {
-      if (!isHeld) this.$emit(again ? "redo" : "undo");
+      if (!isHeld) this.send(again ? "redo" : "undo", {});
       return true;
     },
     navigate(event) {

@@ -19,10 +19,11 @@ class GalleryElement(ui.element, component="gallery.js"):
     `label` (ids, label, and number of a group or None), `look` (id for the large view), `shut`, `turn` (page, and
     whether the cursor goes to its first or last tile), `whole` (label for the whole current group), `group` (show the
     next), `map` and `heat` (show or hide the map, heat maps), `star` (ids), `undo`, `redo`, `rerank`, `train`, `help`,
-    `clear` (the filters) and `end` (a label key after the last tile has its label).
+    `clear` (the filters) and `end` (a label key after the last tile has its label). `label`, `whole`, `undo` and
+    `redo` have a `key`, and are sent again until `acknowledge`.
     """
 
-    def __init__(self, *, version: str) -> None:
+    def __init__(self, *, version: str, search: str) -> None:
         super().__init__()
         self._serial = 0
         self._props["shapes"] = {str(label): shape for label, shape in SHAPES.items()}
@@ -76,6 +77,14 @@ class GalleryElement(ui.element, component="gallery.js"):
         # Stored here as well, for browsers that reconnect.
         self._props["page"]["tiles"] = [fresh.get(tile["id"], tile) for tile in self.tiles]
         self.run_method("patch", list(fresh.values()))
+
+    def acknowledge(self, key: str) -> None:
+        """Tell the browser that an event with a key has had its effect, so that it does not send it again."""
+        self.run_method("acknowledge", key)
+
+    def resume(self) -> None:
+        """Tell the browser to send the events that were not acknowledged."""
+        self.run_method("resume")
 
     def restored(self) -> None:
         """Tell the browser that it shows the view of its address, which follows the view from now on."""

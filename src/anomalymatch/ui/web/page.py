@@ -1,5 +1,8 @@
 """The page: header, toolbar, gallery, large view, side panel, and the table of keys."""
 
+import hashlib
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -239,6 +242,7 @@ def _number(text: str | None, limits: tuple[int, int]) -> int | None:
 
 
 STYLE = Path(__file__).parent / "style.css"
+MAX_KEY = 64
 NARROW = 900  # CSS pixels; on narrower screens the panel covers the gallery
 THEMES: dict[str, tuple[bool | None, str]] = {
     "auto": (None, "brightness_auto"),
@@ -246,6 +250,11 @@ THEMES: dict[str, tuple[bool | None, str]] = {
     "light": (False, "light_mode"),
 }
 """Value and icon of each theme, in the order of the button."""
+
+
+def search_name(service: LabelService) -> str:
+    """Return a name of the search by its run folder and its images, under which the browser keeps keys for it."""
+    return hashlib.sha256(f"{service.run.resolve()}\n{service.source.fingerprint}".encode()).hexdigest()[:16]
 
 
 def build_page(service: LabelService) -> None:
@@ -269,7 +278,7 @@ class _Page:
         with ui.element("main").classes("am-main"):
             bar = ui.element("div")
             with ui.element("div").classes("am-split") as split:
-                gallery = GalleryElement(version=known_as)
+                gallery = GalleryElement(version=known_as, search=search_name(service))
         self.session = Session(service, gallery, ui.context.client)
         with gallery:
             StatusBar(self.session, known_as)
@@ -318,29 +327,47 @@ class _Page:
         session = self.session
         gallery.on_event("hello", self._hello)
         gallery.on_event("address", self._travel)
-        gallery.on_event("label", self._label)
+        kept = {"label": self._label, "whole": self._label_whole, "undo": self._undo, "redo": self._redo}
+        for name, act in kept.items():
+            gallery.on_event(name, partial(self._answer, act))
         gallery.on_event("look", lambda words: self.viewer.open(words["id"]))
         gallery.on_event("shut", lambda _: self.viewer.close())
         gallery.on_event("turn", lambda words: session.turn(int(words["to"]), words["at"]))
         gallery.on_event("end", lambda _: session.tell_end())
-        gallery.on_event("whole", lambda words: session.label_group(Label(words["label"])))
         gallery.on_event("group", lambda _: session.next_group())
         gallery.on_event("heat", lambda _: self.viewer.toggle_heat())
         gallery.on_event("map", lambda _: self.map.toggle())
         gallery.on_event("star", lambda words: session.toggle_stars(words["ids"]))
-        gallery.on_event("undo", lambda _: session.undo())
-        gallery.on_event("redo", lambda _: session.redo())
         gallery.on_event("rerank", lambda _: session.rerank())
         gallery.on_event("train", lambda _: session.train())
         gallery.on_event("help", lambda _: self.help.open())
         gallery.on_event("clear", lambda _: self.toolbar.clear())
+        session.client.on_connect(gallery.resume)
         session.on_summary.append(self._show_standing)
 
-    async def _label(self, words: dict[str, Any]) -> None:
+    async def _answer(self, act: Callable[[dict[str, Any], str], Awaitable[object]], words: dict[str, Any]) -> None:
+        """Do what a key in the browser asks for, and acknowledge it, whether it succeeds or is refused."""
+        key = str(words.get("key", ""))[:MAX_KEY]
+        try:
+            await act(words, key)
+        finally:
+            if key and not self.session.client.is_deleted:
+                self.session.gallery.acknowledge(key)
+
+    async def _label(self, words: dict[str, Any], key: str) -> None:
         if words.get("group") is None:
-            await self.session.label(words["ids"], words["label"] and Label(words["label"]))
+            await self.session.label(words["ids"], words["label"] and Label(words["label"]), key)
         else:
-            await self.session.label_kind(words["ids"], int(words["group"]))
+            await self.session.label_kind(words["ids"], int(words["group"]), key)
+
+    async def _label_whole(self, words: dict[str, Any], key: str) -> None:
+        await self.session.label_group(Label(words["label"]), key)
+
+    async def _undo(self, _: dict[str, Any], key: str) -> None:
+        await self.session.undo(key)
+
+    async def _redo(self, _: dict[str, Any], key: str) -> None:
+        await self.session.redo(key)
 
     async def _start(self) -> None:
         words = self.session.client.request.query_params.multi_items()

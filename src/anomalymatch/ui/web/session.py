@@ -230,10 +230,10 @@ class Session:
         """Show the unlabelled images, ranked for a group."""
         await self.change(kind=number, group=None, show=Show.UNLABELLED, low=0.0, high=1.0, text="", like=None)
 
-    async def label_kind(self, ids: Sequence[str], number: int) -> None:
+    async def label_kind(self, ids: Sequence[str], number: int, key: str = "") -> None:
         """Label images anomaly and put them into a group, see `LabelService.label_kind`."""
         async with self._lock:
-            is_done = await self.call(self.service.label_kind, list(ids), number, self.annotator) is not None
+            is_done = await self.call(self.service.label_kind, list(ids), number, self.annotator, key) is not None
         if is_done:
             self._say_label(f"Group {number + 1},", dict.fromkeys(ids, Label.ANOMALY))
         else:
@@ -251,15 +251,15 @@ class Session:
         """Show the archive again."""
         await self.change(group=None, kind=None, show=Show.UNLABELLED)
 
-    async def label_group(self, label: Label) -> None:
+    async def label_group(self, label: Label, key: str = "") -> None:
         """Label all images of the current group or area of the map, on all its pages."""
         if self.query.area:
             ids = await self.call(self.service.found, self.query)
-            if ids and await self.label(ids, label):
+            if ids and await self.label(ids, label, key):
                 self.say(f"Labelled {many(len(ids), 'image')} {label}.")
         elif self.query.group is not None:
             group = await self.call(self.service.groups.get, self.query.group)
-            if group is not None and await self.label(group.ids, label):
+            if group is not None and await self.label(group.ids, label, key):
                 self.say(f"{group.name}: labelled {many(len(group.ids), 'image')} {label}.")
 
     @property
@@ -274,10 +274,10 @@ class Session:
         instead = query.text or query.like or query.group is not None or query.kind is not None or query.area
         return bool(instead) or (query.low, query.high) != (0, 1)
 
-    async def label(self, ids: Sequence[str], label: Label | None) -> bool:
+    async def label(self, ids: Sequence[str], label: Label | None, key: str = "") -> bool:
         """Label images and return True on success; the change that the service announces updates their tiles."""
         async with self._lock:
-            is_done = await self.call(self.service.label, list(ids), label, self.annotator) is not None
+            is_done = await self.call(self.service.label, list(ids), label, self.annotator, key) is not None
         if is_done:
             self._say_label("Labelled", dict.fromkeys(ids, label))
         else:
@@ -291,17 +291,19 @@ class Session:
             if is_on is not None and len(ids) == 1:
                 self.say(f"{'Starred' if is_on else 'Removed the star of'} {id_}", image=id_)
 
-    async def undo(self) -> None:
+    async def undo(self, key: str = "") -> None:
         """Undo the last action of this annotator and go to its image."""
-        await self._revert(self.service.undo, "Undid", f"Nothing to undo for {self.annotator}.")
+        await self._revert(self.service.undo, "Undid", f"Nothing to undo for {self.annotator}.", key)
 
-    async def redo(self) -> None:
+    async def redo(self, key: str = "") -> None:
         """Redo what this annotator has undone last and go to its image."""
-        await self._revert(self.service.redo, "Redid", f"Nothing to redo for {self.annotator}.")
+        await self._revert(self.service.redo, "Redid", f"Nothing to redo for {self.annotator}.", key)
 
-    async def _revert(self, act: Callable[[str], dict[str, Label | None]], verb: str, nothing: str) -> None:
+    async def _revert(
+        self, act: Callable[[str, str], dict[str, Label | None]], verb: str, nothing: str, key: str
+    ) -> None:
         async with self._lock:
-            labels = await self.call(act, self.annotator)
+            labels = await self.call(act, self.annotator, key)
         if labels:
             await self.go_to(next(iter(labels)))
             self._say_label(verb, labels)

@@ -19,12 +19,15 @@ export default {
   data() { return { waiting: 0 }; },
   computed: {
     said() {
-      if (this.waiting) return `${this.waiting} ${this.waiting === 1 ? "key waits" : "keys wait"} for the server.`;
+      if (this.waiting) return `${this.waiting} ${this.waiting === 1 ? "label waits" : "labels wait"} for the server. They are kept.`;
       return this.isError ? "" : this.text;
     },
     error() { return this.isError ? this.text : ""; },
   },
+  mounted() { addEventListener("am-waiting", this.wait); },
+  unmounted() { removeEventListener("am-waiting", this.wait); },
   methods: {
+    wait(event) { this.waiting = event.detail; },
     address(id) {
       return `${window.path_prefix || ""}/thumb?${new URLSearchParams({ id, side: SIDE, v: this.version })}`;
     },
