@@ -30,6 +30,7 @@ from anomalymatch.ui.exports import KINDS, LABEL_STUDIO_CONFIG, export, import_l
 from anomalymatch.ui.groups import Groups
 from anomalymatch.ui.notes import Notes
 from anomalymatch.ui.pictures import Pictures
+from anomalymatch.ui.views import Tile
 
 A, N = Label.ANOMALY, Label.NORMAL
 
@@ -46,6 +47,10 @@ class Search:
     novelty: np.ndarray | None = None
     groups: Any = None
     notes: Any = None
+
+    def neighbours(self, id_: str, count: int) -> list[Tile]:
+        first = self.source.position(id_) + 1
+        return [Tile(i, 0.5, 1, None, None, False) for i in self.source.ids[first : first + count]]
 
     def add(self, id_: str, label: Label, annotator: str = "ada") -> None:
         at = datetime(2030, 1, 2, 3, 4, len(self.events), tzinfo=UTC)
@@ -101,7 +106,7 @@ def sky(tmp_path: Path, ids: list[str], ra: list[Any]) -> Any:
 
 
 def test_kinds(ranked: Search, temporary: Path) -> None:
-    assert KINDS == ("csv", "parquet", "votable", "zip", "labelstudio", "labelstudio-config")
+    assert KINDS == ("csv", "parquet", "votable", "zip", "dossier", "labelstudio", "labelstudio-config")
     ranked.source.name = '../a "b"\r\nSet-Cookie: x/ü'
     for kind in set(KINDS) - {"votable"}:
         found = export(kind, ranked)
@@ -159,7 +164,12 @@ def test_exports_without_labels(search: Any, temporary: Path) -> None:
     table = pq.read_table(export("parquet", one).path)
     assert table.num_rows == 20
     assert table["rank"].null_count == table["label"].null_count == 20
-    messages = {"votable": "nothing to export", "labelstudio": "nothing to export", "zip": "anomaly"}
+    messages = {
+        "votable": "nothing to export",
+        "labelstudio": "nothing to export",
+        "zip": "anomaly",
+        "dossier": "anomaly",
+    }
     for kind, message in messages.items():
         with pytest.raises(DataError, match=message) as refused:
             export(kind, one)
@@ -373,3 +383,49 @@ def test_imports_of_any_size(monkeypatch: Any) -> None:
 def test_import_of_windows_files() -> None:
     text = '\ufefffilename,label\r\na.png,anomaly\r\n"b, c\r\n.png",unsure\r\n"d""e.png",artefact\r\n'
     assert import_labels(text, KNOWN) == {"a.png": A, "b, c\r\n.png": Label.UNSURE, 'd"e.png': Label.ARTEFACT}
+
+
+def test_dossier_shows_the_anomalies_best_first(ranked: Search) -> None:
+    ranked.notes.write("im000007", "two nuclei")
+    text = export("dossier", ranked).path.read_text(encoding="utf-8")
+    page = ElementTree.fromstring(f"<body>{text.split('<body>')[1].split('</body>')[0]}</body>")
+    finds = page.findall(".//article")
+    assert [find.find("h2").text for find in finds] == ["1. im000003", "2. im000007", "3. im000013"]
+    facts = dict(zip(*([one.text for one in finds[1].find(".//dl").findall(tag)] for tag in ("dt", "dd")), strict=True))
+    assert facts == {
+        "label": "anomaly",
+        "score": f"{ranked.ranking.scores[7]:.4f}",
+        "rank": "8 of 20",
+        "note": "two nuclei",
+    }
+    history = [one.text for one in finds[0].findall(".//dl")[1].findall("dd")]
+    assert history == ["normal by ada", "anomaly by bob"]
+    pictures = finds[0].findall(".//img")
+    assert len(pictures) == 2 + exports.NEAR
+    assert len({picture.get("src") for picture in pictures[:2]}) == 2, "two stretches"
+    for picture in pictures:
+        data = base64.b64decode(picture.get("src").removeprefix("data:image/jpeg;base64,"))
+        assert max(PillowImage.open(io.BytesIO(data)).size) == exports.DOSSIER_SIDE
+    assert not finds[2].findall(".//div[@class='row large']//img"), "unreadable"
+    assert "<script" not in text
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_dossier_escapes_ids_and_names_no_folder(tmp_path: Path, search: Any) -> None:
+    root = tmp_path / "secret place"
+    root.mkdir()
+    (root / "<b>&.png").write_bytes(png(3, 16, 16))
+    one = search(FolderSource(root))
+    one.add("<b>&.png", A)
+    text = export("dossier", one).path.read_text(encoding="utf-8")
+    assert "<h2>1. &lt;b&gt;&amp;.png</h2>" in text
+    assert "secret" not in text.split("</header>")[1]
+
+
+def test_dossier_is_limited_and_needs_an_anomaly(ranked: Search, search: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(exports, "MAX_FINDS", 1)
+    text = export("dossier", ranked).path.read_text(encoding="utf-8")
+    assert text.count("<article") == 1
+    assert "3 anomalies among 20 images, of which the 1 with" in text
+    with pytest.raises(DataError, match="anomaly"):
+        export("dossier", search())

@@ -4,11 +4,10 @@ import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, UnidentifiedImageError
 
 from anomalymatch.errors import StorageError
@@ -121,15 +120,23 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         StorageError: if a figure is missing or not a PNG file, or `path` cannot be written.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("report.html.j2").read_text("utf-8"))
-    html = template.render(
+    html = render_html(
+        "report.html.j2",
         report=report,
         tables=list(_tables(report.metrics, changes=report.cycles)),
         key_numbers=_key_numbers(report.metrics, report.details) if report.cycles else [],
         pictures=[_picture(figure) for figure in report.figures],
     )
     write_text(path, html)
+
+
+def render_html(template: str, **values: object) -> str:
+    """Render a template of this package; the values are escaped."""
+    loader = PackageLoader("anomalymatch.evaluation", "")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(**values)
 
 
 def column_name(key: str) -> str:

@@ -22,13 +22,17 @@ from anomalymatch.checks import check_choice
 from anomalymatch.data.label_log import LabelEvent, csv_text, export_csv, import_csv, valid_events
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import DataError, LabelError, UnreadableImageError
+from anomalymatch.evaluation.dossier import DossierPicture, Find, write_dossier
 from anomalymatch.files import storage_errors
 from anomalymatch.ranking import Ranking
 from anomalymatch.text import csv_cell, safe_name
 from anomalymatch.types import Label
 from anomalymatch.ui.groups import Groups
+from anomalymatch.ui.labels import history_row
 from anomalymatch.ui.notes import Notes
-from anomalymatch.ui.pictures import THUMBNAIL_TYPE, Pictures
+from anomalymatch.ui.pictures import AS_TRAINED, THUMBNAIL_TYPE, Pictures, fitted, jpeg
+from anomalymatch.ui.sky import decimal, field_of_view, sexagesimal, sky_links
+from anomalymatch.ui.views import Tile
 from anomalymatch.votable import write_votable
 
 TOP = 1000
@@ -37,6 +41,9 @@ MAX_IMPORT = 100 * 2**20
 UNLABELLED = 200
 """Number of top-ranked images among the Label Studio tasks, besides the labelled ones."""
 SIDE = 512
+MAX_FINDS, DOSSIER_SIDE, NEAR = 200, 384, 6
+SECOND_STRETCH = "asinh"
+"""Stretch of the second picture of a dossier: it shows faint parts."""
 MODEL = "anomalymatch"
 LABEL_STUDIO_CONFIG = f"""<View>
   <Image name="image" value="$image" zoom="true"/>
@@ -66,6 +73,7 @@ class Exportable(Protocol):
     def ranking(self) -> Ranking | None: ...  # noqa: D102
     @property
     def novelty(self) -> Float32[np.ndarray, " n"] | None: ...  # noqa: D102
+    def neighbours(self, id_: str, count: int) -> Sequence[Tile]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,12 @@ def export(kind: str, service: Exportable) -> Export:
 
 def refusal(kind: str, service: Exportable) -> str:
     """Return why an export would be refused now; empty if it can be written."""
-    check = {"votable": _with_coordinates, "zip": _anomalies, "labelstudio": _labelled_for_label_studio}.get(kind)
+    check = {
+        "votable": _with_coordinates,
+        "zip": _anomalies,
+        "dossier": _anomalies,
+        "labelstudio": _labelled_for_label_studio,
+    }.get(kind)
     try:
         if check is not None:
             check(service)
@@ -262,6 +275,60 @@ def _write_zip(service: Exportable, path: Path) -> None:
         archive.writestr("labels.csv", csv_text(service.labels), zipfile.ZIP_DEFLATED)
 
 
+def _write_dossier(service: Exportable, path: Path) -> None:
+    """Write the anomalies with pictures, positions, neighbours and history as one HTML file, best first."""
+    ids = _anomalies(service)
+    places = _places(service.ranking, ids)
+    ids.sort(key=lambda id_: places[id_].rank if id_ in places else len(service.source.ids) + 1)
+    history: dict[str, list[LabelEvent]] = {}
+    for event in service.events:
+        history.setdefault(event.id, []).append(event)
+    finds = [_find(service, id_, places.get(id_), history.get(id_, [])) for id_ in ids[:MAX_FINDS]]
+    some = f", of which the {MAX_FINDS} with the highest scores are shown" if len(ids) > MAX_FINDS else ""
+    subtitle = f"{len(ids):,} anomalies among {len(service.source.ids):,} images{some}"
+    write_dossier(path, title=f"Found in {service.source.name}", subtitle=subtitle, finds=finds)
+
+
+def _find(service: Exportable, id_: str, place: _Place | None, events: Sequence[LabelEvent]) -> Find:
+    pictures, coordinates = service.pictures, service.pictures.coordinates(id_)
+    facts = {"label": str(service.labels[id_])}
+    if place is not None:
+        facts |= {"score": f"{place.score:.4f}", "rank": f"{place.rank:,} of {len(service.source.ids):,}"}
+    if id_ in (groups := service.groups.names()):
+        facts["group"] = groups[id_]
+    orientation = pictures.orientation(id_)
+    if coordinates is not None:
+        facts |= {
+            "RA, Dec (ICRS)": decimal(coordinates),
+            "in hours, degrees": sexagesimal(coordinates),
+        }
+    if orientation is not None:
+        facts["pixel"] = f"{orientation.scale:.3g} arcsec"
+    note = service.notes.get(id_)
+    facts |= {"note": note.text} if note.text else {}
+    facts |= {"star": "yes"} if note.star else {}
+    near = []
+    for tile in service.neighbours(id_, NEAR):
+        caption = f"{tile.label or 'no label'}{'' if tile.score is None else f', score {tile.score:.3f}'}"
+        near.append(_dossier_picture(service, tile.id, AS_TRAINED, caption))
+    return Find(
+        id=id_,
+        pictures=[_dossier_picture(service, id_, stretch, stretch) for stretch in (AS_TRAINED, SECOND_STRETCH)],
+        facts=facts,
+        links=sky_links(coordinates, field_of_view(orientation, pictures.size(id_))),
+        history=[history_row(event, events) for event in events],
+        neighbours=near,
+        metadata={name: text for name, text in pictures.metadata(id_).items() if name != "file"},  # names a folder
+    )
+
+
+def _dossier_picture(service: Exportable, id_: str, stretch: str, caption: str) -> DossierPicture:
+    try:
+        return DossierPicture(caption, jpeg(fitted(service.pictures.image(id_, stretch=stretch), DOSSIER_SIDE)))
+    except UnreadableImageError as error:
+        return DossierPicture(f"{caption}: {error}", None)
+
+
 def _add_original(archive: zipfile.ZipFile, service: Exportable, number: int, id_: str) -> tuple[str, str]:
     """Add an image to a zip archive; return its name there and why it is missing, one of them empty."""
     try:
@@ -324,6 +391,7 @@ _KINDS: dict[str, tuple[str, str, Callable[[Exportable, Path], object]]] = {
     "parquet": ("images.parquet", "application/vnd.apache.parquet", _write_parquet),
     "votable": ("sky.vot", "application/x-votable+xml", _write_votable),
     "zip": ("anomalies.zip", "application/zip", _write_zip),
+    "dossier": ("dossier.html", "text/html; charset=utf-8", _write_dossier),
     "labelstudio": ("label-studio.json", "application/json", _write_label_studio),
     "labelstudio-config": (
         "label-studio-config.xml",

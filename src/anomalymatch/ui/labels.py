@@ -167,3 +167,11 @@ def clean_name(annotator: str) -> str:
     if not name:
         raise LabelError(f"the annotator's name is {annotator!r}: labels need a name with visible characters")
     return name
+
+
+def history_row(event: LabelEvent, history: Sequence[LabelEvent]) -> tuple[str, str]:
+    """Return time and description of an event of the label history of an image."""
+    undos = {one.sequence for one in history if one.undoes is not None}
+    what = "redo" if event.undoes in undos else "undo" if event.undoes else str(event.label or "label removed")
+    score = "" if event.score is None else f" at {event.score:.3f}"
+    return f"{event.at:%Y-%m-%d %H:%M:%S}", f"{what} by {event.annotator}{score}"

@@ -225,6 +225,7 @@ EXPORTS = {
     "parquet": "Labels and scores (Parquet)",
     "votable": "Labelled and top images (VOTable)",
     "zip": "Images of the anomalies (zip)",
+    "dossier": "Dossier of the anomalies (HTML)",
     "labelstudio": "Label Studio tasks (JSON)",
     "labelstudio-config": "Label Studio labelling interface (XML)",
 }

@@ -7,8 +7,8 @@ from urllib.parse import urlencode
 from nicegui import background_tasks, ui
 from nicegui.elements.mixins.text_element import TextElement
 
-from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.types import Label, Orientation
+from anomalymatch.ui.labels import history_row
 from anomalymatch.ui.notes import MAX_NOTE
 from anomalymatch.ui.sky import decimal, field_of_view, sexagesimal, sky_links
 from anomalymatch.ui.views import Details, Tile
@@ -278,14 +278,6 @@ def state_text(tile: Tile) -> str:
     words += [f"score {tile.score:.4f}"] if tile.score is not None else ["no score"]
     words += [f"{tile.label} (by {tile.annotator})" if tile.label else "no label"]
     return " · ".join(words + ["starred"] * tile.star + ["annotators disagree"] * tile.conflict)
-
-
-def history_row(event: LabelEvent, history: Sequence[LabelEvent]) -> tuple[str, str]:
-    """Return time and description of an event of the label history of an image."""
-    undos = {one.sequence for one in history if one.undoes is not None}
-    what = "redo" if event.undoes in undos else "undo" if event.undoes else str(event.label or "label removed")
-    score = "" if event.score is None else f" at {event.score:.3f}"
-    return f"{event.at:%Y-%m-%d %H:%M:%S}", f"{what} by {event.annotator}{score}"
 
 
 def _copied(text: str) -> None:
