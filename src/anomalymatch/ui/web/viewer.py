@@ -109,6 +109,8 @@ class Viewer:
                         )
                     button = ui.button("⌫", on_click=lambda: self._label(None), color=None).classes("am-key")
                     button.props("unelevated dense aria-label='remove the label' data-testid=view-clear")
+                    self._star = ui.button(on_click=self._toggle_star, color=None).classes("am-key")
+                    self._star.props("unelevated dense aria-label='star (s)' data-testid=view-star")
                 self._note = ui.textarea(placeholder="note").props(f"dense autogrow borderless maxlength={MAX_NOTE}")
                 self._note.classes("am-note-field").props("aria-label=note data-testid=view-note")
                 self._note.on("blur", self._write_note)
@@ -192,6 +194,9 @@ class Viewer:
     async def _label(self, label: Label | None) -> None:
         await self.session.label([self.id], label)
 
+    async def _toggle_star(self) -> None:
+        await self.session.toggle_stars([self.id])
+
     async def _write_note(self) -> None:
         if self.id and (self._note.value or "") != self._noted:
             self._noted = self._note.value or ""
@@ -231,6 +236,8 @@ class Viewer:
 
     def _show_details(self, details: Details) -> None:
         self._state.text = state_text(details.tile)
+        self._star.text = "★" if details.tile.star else "☆"
+        self._star.props(f"aria-pressed={'true' if details.tile.star else 'false'}")
         if details.tile.note != self._noted:  # otherwise a person may be writing
             self._note.value = self._noted = details.tile.note
         for label, button in self._buttons.items():
