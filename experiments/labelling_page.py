@@ -131,11 +131,11 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def server(overrides: list[str]) -> Iterator[str]:
-    """Start the labelling page on a temporary run folder and yield its address."""
+def server(overrides: list[str], run: Path | None = None) -> Iterator[str]:
+    """Start the labelling page on a run folder, by default a temporary one, and yield its address."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "anomalymatch.label", *overrides]
-        command += [f"ui.run={folder}/run", "ui.port=0", "ui.show=false"]
+        command += [f"ui.run={run or Path(folder) / 'run'}", "ui.port=0", "ui.show=false"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
