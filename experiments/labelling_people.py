@@ -29,6 +29,8 @@ ARCHIVE = ["dataset=demo", "dataset.source.count=6664", "dataset.source.size=64"
 PAUSES = (0.5, 0.0)
 """Mean seconds between the answer to a label and the next key; 0 is faster than any person."""
 PATIENCE_S = 60.0
+TILES = 150
+"""Images on a page; two people share each page of the gallery, so that they see each other's labels."""
 KEYS = ("anomaly", "normal", "normal", "normal", "unsure")
 
 
@@ -77,7 +79,7 @@ async def work(url: str, people: int, labels: int, idle: int, pause: float) -> t
     pages = [Page(url, f"person{number}", seed=number) for number in range(people + idle)]
     for start in range(0, len(pages), 10):
         await asyncio.gather(*(page.open() for page in pages[start : start + 10]))
-    await asyncio.gather(*(page.wait_ready() for page in pages[:people]))
+    await asyncio.gather(*(page.turn(number // 2) for number, page in enumerate(pages[:people])))
     begin = time.perf_counter()
     await asyncio.gather(*(page.label_images(labels, pause) for page in pages[:people]))
     seconds = time.perf_counter() - begin
@@ -133,13 +135,21 @@ class Page:
             transports=["websocket"],
             wait_timeout=PATIENCE_S,
         )
-        await self._send("hello", {"annotator": self.name, "count": "200"})
+        await self._send("hello", {"annotator": self.name, "count": str(TILES)})
 
-    async def wait_ready(self) -> None:
-        """Wait for the first images."""
-        while len(self.tiles) < 100:
-            self.changed.clear()
-            await asyncio.wait_for(self.changed.wait(), PATIENCE_S)
+    async def turn(self, number: int) -> None:
+        """Go to a page of the gallery and wait for its images."""
+        while len(self.tiles) < TILES:
+            await self._wait()
+        if number:
+            self.tiles = {}
+            await self._send("turn", {"to": number, "at": "first"})
+            while not self.tiles:
+                await self._wait()
+
+    async def _wait(self) -> None:
+        self.changed.clear()
+        await asyncio.wait_for(self.changed.wait(), PATIENCE_S)
 
     async def label_images(self, count: int, pause: float) -> None:
         """Label different images of the page, one after the other."""
@@ -151,13 +161,13 @@ class Page:
             done.add(id_)
             begin = time.perf_counter()
             await self._send("label", {"ids": [id_], "label": label})
-            while self.tiles.get(id_) != label and time.perf_counter() - begin < PATIENCE_S:
+            while not self.tiles.get(id_) and time.perf_counter() - begin < PATIENCE_S:
                 self.changed.clear()
                 try:
                     await asyncio.wait_for(self.changed.wait(), 1)
                 except TimeoutError:
                     continue
-            self.lost += self.tiles.get(id_) != label
+            self.lost += not self.tiles.get(id_)
             self.times.append(time.perf_counter() - begin)
             await asyncio.sleep(self.rng.uniform(0, 2 * pause))
 

@@ -47,8 +47,8 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         run = Path(page.run).expanduser() if page.run else Path("runs") / f"label-{source.name}"
         config = _without_page(config)
         check_same_run(run, config)
+    from anomalymatch.active.run_folder import page_lock
     from anomalymatch.build import build_label_service
-    from anomalymatch.ui.service import page_lock
 
     own = config.trust or has_foreign_targets(config, config_folder())
     with page_lock(run):  # before the features are computed, which can take hours

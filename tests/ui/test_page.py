@@ -4,6 +4,7 @@ import json
 import sys
 from collections import Counter
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from anomalymatch.types import Label
 from anomalymatch.ui.state import WANTED
 from anomalymatch.ui.views import Change, Query, Show, Sort
 from anomalymatch.ui.web import charts
+from anomalymatch.ui.web import session as session_module
 from anomalymatch.ui.web.gallery import DropZone, GalleryElement
 from anomalymatch.ui.web.light import Light
 from anomalymatch.ui.web.page import KEYS
@@ -149,6 +151,18 @@ async def test_with_follow_a_labelled_image_leaves_the_page_with_the_next_rankin
     await page.until(lambda: id_ not in page.ids)
     assert page.page["keep"]
     await page.until(lambda: page.get("standing").text == "60 images · 1 labelled · 1 found")
+
+
+@on_page
+async def test_with_many_pages_an_own_label_is_shown_at_once(page, service, monkeypatch):
+    monkeypatch.setattr(session_module, "PAGES_AT_EASE", 0.5)
+    monkeypatch.setattr(session_module.Session, "pace", lambda *_: 3.0)
+    monkeypatch.setattr(session_module, "random", SimpleNamespace(uniform=lambda low, high: high))
+    other = page.ids[1]
+    service.label([other], Label.NORMAL, "bob")
+    page.label(page.ids[:1], "anomaly")
+    await page.until(lambda: page.gallery.tiles[0]["label"] == "anomaly")
+    assert page.gallery.tiles[1]["label"] is None  # that of others follows later
 
 
 @on_page

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -387,3 +388,40 @@ def test_heat_maps_are_those_of_the_ranking_in_use(open_service, tiny_network):
     assert draw() == trained
     service.rank_by("live")
     assert draw() == live
+
+
+def test_a_label_waits_for_no_page_and_no_page_for_the_disk(service, monkeypatch, wait_for):
+    go, busy, find = threading.Event(), threading.Event(), service._state.gallery.page
+
+    def slowly(act):
+        def slow(*args, **options):
+            busy.set()
+            assert go.wait(20)
+            return act(*args, **options)
+
+        return slow
+
+    with ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(service._state.gallery, "page", slowly(find))
+        waiting = [pool.submit(service.page, Query())]  # sorts a large archive
+        assert busy.wait(20)
+        assert service.label(RARE[:1], A, "ada") == 1
+        monkeypatch.setattr(service._state.gallery, "page", find)
+        busy.clear()
+        monkeypatch.setattr(service._log, "append", slowly(service._log.append))
+        waiting.append(pool.submit(service.label, RARE[1:2], A, "bob"))  # the disk is slow
+        assert busy.wait(20)
+        assert RARE[0] not in ids(service.page(Query(size=200)))
+        assert service.summary().counts[A] == 1
+        go.set()
+        assert [each.exception() for each in waiting] == [None, None]
+    assert service.labels == {RARE[0]: A, RARE[1]: A}
+
+
+def test_pages_share_a_summary_until_something_changes(service):
+    first = service.summary()
+    assert service.summary() is first
+    service.label(RARE[:1], A, "ada")
+    assert service.summary().counts[A] == 1
+    service.rerank()
+    assert service.summary().histogram is not None

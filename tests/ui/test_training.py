@@ -1,5 +1,7 @@
+import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -8,7 +10,7 @@ import pytest
 
 from anomalymatch.active.run_folder import LOCK, RunFolder
 from anomalymatch.errors import LabelError, StorageError
-from anomalymatch.ui.training import BackgroundTask, Training
+from anomalymatch.ui.training import PROCESS, BackgroundTask, Training, _signal
 
 SETUP = """
 import os, signal, sys, time
@@ -151,11 +153,60 @@ def test_a_training_of_an_earlier_page_is_watched(make, wait_for, tmp_path):
     assert (training.status().state, training.status().cycle) == ("running", 1)
     with pytest.raises(LabelError, match="training 1 is running"):
         training.start()
-    with pytest.raises(StorageError, match="not started from here"):
+    with pytest.raises(StorageError, match="not started from a page"):
         training.stop()
     other.communicate()
     wait_for(lambda: training.changes)
     assert training.status().state == "finished"
+
+
+LOCKED = SETUP + (
+    "from filelock import FileLock\n"
+    'lock = FileLock(run / ".lock")\n'
+    "lock.acquire()\n"
+    'print("began", flush=True)\n'
+    "time.sleep(60)\n"
+)
+
+
+def test_a_training_whose_page_was_killed_can_be_stopped(make, wait_for):
+    first = make(LOCKED)
+    first.start()
+    wait_for(lambda: first.status().log)
+    second = make(WAITS)  # the page that is opened next
+    assert (second.status().state, second.status().cycle) == ("running", 1)
+    assert second.status().seconds == pytest.approx(first.status().seconds, abs=1)
+    second.stop()
+    wait_for(lambda: not second.running and not first.running)
+    assert (second.status().state, second.status().message) == ("idle", "")
+    assert first.status().state == "interrupted"  # somebody else has stopped it
+    assert make(WAITS).status().state == "idle"
+
+
+def test_another_program_with_the_same_number_gets_no_signal(make, tmp_path, wait_for):
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        (tmp_path / PROCESS).write_text(json.dumps({"pid": stranger.pid, "start": "1", "time": 0.0}))
+        training = make(WAITS)
+        assert training.status().state == "idle"
+        _signal(stranger.pid, "1", signal.SIGKILL)
+        assert stranger.poll() is None
+        for wrong in ("", "{", '{"pid": "x"}', '{"pid": -1, "start": "", "time": 0}'):
+            (tmp_path / PROCESS).write_text(wrong)
+            assert make(WAITS).status().state == "idle"
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_from_outside_is_no_failure(make, ended, wait_for, number, caplog):
+    training = make(WAITS)
+    training.start()
+    wait_for(lambda: training.status().log)
+    os.killpg(training._process.pid, number)
+    assert (ended(training).state, training.status().message) == ("interrupted", "")
+    assert not caplog.records
 
 
 def test_signals_reach_all_child_processes(make, ended, wait_for):

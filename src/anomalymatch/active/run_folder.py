@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from anomalymatch.algorithms.base import COLD, GUARD
 from anomalymatch.algorithms.lightning import ignore_step
@@ -187,6 +187,24 @@ class RunFolder(RunReader):
                 f"{path} is missing or corrupt: delete the folder of that cycle to compute it again"
             ) from error
         return {key: math.nan if value is None else value for key, value in row.items()}
+
+
+def page_lock(run: Path) -> BaseFileLock:
+    """Take the lock that makes one process the only one with a labelling page on a run folder; release it at the end.
+
+    Raises:
+        StorageError: if another process has it.
+    """
+    lock = FileLock(make_folder(run) / ".page.lock", timeout=0, thread_local=False, is_singleton=True)
+    with storage_errors(run):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StorageError(
+                f"another labelling page is open on {run}: several people can use one page, each under a name, so open "
+                f"the address of that page or close it first"
+            ) from None
+    return lock
 
 
 def to_json(row: Mapping[str, float | int | str], indent: int | None = 2) -> str:

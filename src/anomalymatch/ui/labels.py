@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from anomalymatch.data.label_log import LabelEvent, LabelLog
@@ -49,31 +49,6 @@ class LabelIndex:
                     self._undone[event.sequence] = reverted
             self._last = event.sequence
         return {event.id for event in new}
-
-    def add(
-        self,
-        labels: Mapping[str, Label | None],
-        *,
-        annotator: str,
-        cycle: int,
-        scores: Mapping[str, float],
-        key: str = "",
-    ) -> set[str]:
-        """Label images, or remove their labels with None; return the images that changed."""
-        self._log.append(labels, annotator=annotator, cycle=cycle, scores=scores, key=key)
-        return self.refresh()
-
-    def undo(self, annotator: str, key: str = "") -> dict[str, Label | None]:
-        """Undo the annotator's last action; return the labels that it gave."""
-        labels = self._log.undo(annotator=annotator, key=key)
-        self.refresh()
-        return labels
-
-    def redo(self, annotator: str, key: str = "") -> dict[str, Label | None]:
-        """Redo what the annotator has undone last; return the labels that are valid again."""
-        labels = self._log.redo(annotator=annotator, key=key)
-        self.refresh()
-        return labels
 
     def recent(self, annotator: str, count: int) -> dict[str, Label]:
         """Return the annotator's last `count` labels of different images, newest first."""
@@ -123,7 +98,7 @@ class LabelIndex:
 
     def has_conflict(self, id_: str) -> bool:
         """Return True if annotators disagree about an image."""
-        return len(set(self._opinions(self._events.get(id_, [])).values())) > 1
+        return len(self._events.get(id_, ())) > 1 and len(set(self._opinions(self._events.get(id_, [])).values())) > 1
 
     def conflicts(self) -> list[str]:
         """Return the images on which annotators disagree, newest first."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -9,17 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from filelock import BaseFileLock, FileLock, Timeout
 from jaxtyping import Float32
 
-from anomalymatch.active.run_folder import RunReader
+from anomalymatch.active.run_folder import RunReader, page_lock
 from anomalymatch.algorithms.probe.regression import Probe
 from anomalymatch.backbones.image_text import ImageTextEmbedding
 from anomalymatch.data.label_log import FROM_FILE, LabelEvent, LabelLog, export_csv
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError, StorageError
 from anomalymatch.evaluation.advice import StoppingRule
-from anomalymatch.files import make_folder, remove_leftovers, storage_errors
+from anomalymatch.files import remove_leftovers
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Image, Label
 from anomalymatch.ui.description import Description
@@ -40,25 +40,10 @@ from anomalymatch.ui.training import BackgroundTask, Training
 from anomalymatch.ui.views import Change, Details, Page, Query, Summary, Tile
 
 logger = logging.getLogger(__name__)
+CROWD = 5
+"""Open pages from which a ranking leaves most of the time to labels."""
+LONGEST_REST_S = 2.0
 EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
-
-
-def page_lock(run: Path) -> BaseFileLock:
-    """Take the lock that makes one process the only one with a labelling page on a run folder; release it at the end.
-
-    Raises:
-        StorageError: if another process has it.
-    """
-    lock = FileLock(make_folder(run) / ".page.lock", timeout=0, thread_local=False, is_singleton=True)
-    with storage_errors(run):
-        try:
-            lock.acquire()
-        except Timeout:
-            raise StorageError(
-                f"another labelling page is open on {run}: several people can use one page, each under a name, so open "
-                f"the address of that page or close it first"
-            ) from None
-    return lock
 
 
 class LabelService:
@@ -110,6 +95,8 @@ class LabelService:
         except StorageError:
             self._lock.release()
             raise
+        self._writing, self._summarising = threading.Lock(), threading.Lock()
+        self._summary: tuple[object, Summary] | None = None
         self._listeners: list[Callable[[Change], None]] = []
         self._reader = RunReader(run)
         self.pictures = Pictures(source, cache, workers=workers)
@@ -137,7 +124,7 @@ class LabelService:
             on_order=self._use_description,
             on_change=described,
         )
-        self._reranking = BackgroundTask(self._rerank, "re-ranking")
+        self._reranking = BackgroundTask(self._rerank_in_turn, "re-ranking")
         self.training = Training(
             run,
             steps=training_steps,
@@ -200,9 +187,8 @@ class LabelService:
 
     def neighbours(self, id_: str, count: int) -> list[Tile]:
         """Return the `count` images most similar to `id_`, most similar first; none if it has no features."""
-        with self._state.lock:
-            nearest = self._state.neighbours(id_, count)
-            return self.tiles([self.source.ids[i] for i in nearest.tolist()])
+        nearest = self._state.neighbours(id_, count)
+        return self.tiles([self.source.ids[i] for i in nearest.tolist()])
 
     def _with_groups(self, tiles: Sequence[Tile]) -> list[Tile]:
         numbers = self.groups.numbers()
@@ -218,8 +204,12 @@ class LabelService:
         return Details(tile, pictures.metadata(id_), *on_sky, history)
 
     def summary(self) -> Summary:
-        """Summarise the search: counts, scores, estimate, annotators."""
-        return summarise_search(self._state, cycle=self._cycle, seconds=self._seconds)
+        """Summarise the search: counts, scores, estimate, annotators. All open pages share the work."""
+        with self._summarising:
+            now = (self._state.version, self._state.gallery.version, self._cycle, self._seconds)
+            if self._summary is None or self._summary[0] != now:
+                self._summary = now, summarise_search(self._state, cycle=self._cycle, seconds=self._seconds)
+            return self._summary[1]
 
     def heat_map(self, id_: str, *, stretch: str, channel: str | None) -> bytes:
         """Return the picture of an image with a heat map of the evidence for its score, see `HeatMaps.picture`."""
@@ -268,18 +258,18 @@ class LabelService:
 
     def undo(self, annotator: str, key: str = "") -> dict[str, Label | None]:
         """Undo the annotator's last action; return the labels that it gave, none if nothing is left to undo."""
-        return self._revert(self._state.labels.undo, annotator, key)
+        return self._revert(self._log.undo, annotator, key)
 
     def redo(self, annotator: str, key: str = "") -> dict[str, Label | None]:
         """Redo what the annotator has undone last, unless a label came since; return the labels."""
-        return self._revert(self._state.labels.redo, annotator, key)
+        return self._revert(self._log.redo, annotator, key)
 
     def _revert(
-        self, revert: Callable[[str, str], dict[str, Label | None]], annotator: str, key: str
+        self, revert: Callable[..., dict[str, Label | None]], annotator: str, key: str
     ) -> dict[str, Label | None]:
-        with self._state.lock:
-            labels = revert(clean_name(annotator), key)
-            self._state.update_labels(labels)
+        with self._writing:
+            labels = revert(annotator=clean_name(annotator), key=key)
+            self._state.read_labels()
         if labels:
             self._notify_labels(list(labels), annotator)
         return labels
@@ -348,11 +338,10 @@ class LabelService:
     def _add_labels(self, labels: Mapping[str, Label | None], annotator: str, key: str = "") -> int:
         if labels:
             ids = list(labels)
-            with self._state.lock:
-                scores = self._state.probabilities(ids)
-                name = clean_name(annotator)
-                self._state.labels.add(labels, annotator=name, cycle=self._cycle, scores=scores, key=key)
-                self._state.update_labels(ids)
+            name, scores = clean_name(annotator), self._state.probabilities(ids)
+            with self._writing:  # a page must not wait for the disk, nor a label for a page
+                self._log.append(labels, annotator=name, cycle=self._cycle, scores=scores, key=key)
+                self._state.read_labels()
             self._notify_labels(ids, annotator)
         return len(labels)
 
@@ -383,6 +372,16 @@ class LabelService:
         self._seconds = time.monotonic() - start
         self._tell(Change("ranking"))
         return self._seconds
+
+    def _rerank_in_turn(self) -> None:
+        seconds = self._rerank()
+        if self.listeners > CROWD and seconds > 0:
+            time.sleep(min(3 * seconds, LONGEST_REST_S))
+
+    @property
+    def listeners(self) -> int:
+        """Number of listeners, one for each open page."""
+        return len(self._listeners)
 
     def rank_by(self, mode: str) -> None:
         """Rank by the live probe ("live"), the last training ("trained") or "both".

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int8, Int64
+from jaxtyping import Float32, Float64, Int8, Int32, Int64
 from scipy.special import expit
 
 from anomalymatch.active.run_folder import RunReader
@@ -100,6 +100,7 @@ class SearchState:
 
     Attributes:
         live: the live ranking; None while no image has features.
+        version: how often labels have changed.
     """
 
     def __init__(
@@ -115,9 +116,10 @@ class SearchState:
         self.live: LiveRanking | None = None
         self.index = IdIndex(ids, name)
         self.scores = ScoreIndex()
-        self.lock = threading.RLock()
+        self.lock, self.version = threading.RLock(), 0
         self._fitting = threading.Lock()
         self._codes: Int8[np.ndarray, " n"] = np.zeros(len(ids), dtype=np.int8)
+        self._sequence: Int32[np.ndarray, " n"] = np.zeros(len(ids), dtype=np.int32)  # of the current labels
         self._logits: Logits | None = None
         self._trained_novelty: Logits | None = None
         self.described: Logits | None = None
@@ -152,13 +154,20 @@ class SearchState:
         """Return the positions of images."""
         return np.array([self.index[id_] for id_ in ids], dtype=np.int64)
 
+    def read_labels(self) -> None:
+        """Read new events of the log."""
+        with self.lock:
+            self.update_labels(self.labels.refresh())
+
     def update_labels(self, changed: Iterable[str]) -> None:
         """Copy the labels of the images `changed` from the label index."""
         with self.lock:
             for id_ in changed:
                 if id_ in self.index:  # the run folder may contain images that were deleted later
-                    event = self.labels.current(id_)
-                    self._codes[self.index[id_]] = 0 if event is None or event.label is None else CODES[event.label]
+                    event, position = self.labels.current(id_), self.index[id_]
+                    self._codes[position] = 0 if event is None or event.label is None else CODES[event.label]
+                    self._sequence[position] = 0 if event is None else event.sequence
+            self.version += 1
             self._update_gallery()
 
     def update_notes(self) -> None:
@@ -239,11 +248,12 @@ class SearchState:
         ranked = None if query.kind is None else self.rank_kind(kind)  # before the lock: a fit takes time
         with self.lock:
             like, note = self._resolve(query, group, ranked)
-            found, total = self.gallery.page(query, like)
-            if query.start >= total:  # the last page
-                query = query.from_start(max(0, total - 1) // query.size * query.size)
-            pages = query.page + max(1, -(-(total - query.start) // query.size))
-            return Page(self._tiles(found), total, query.page, pages, note, self.gallery.version)
+            version = self.gallery.version
+        found, total = self.gallery.page(query, like)  # without the lock: it may have to sort the archive
+        if query.start >= total:  # the last page
+            query = query.from_start(max(0, total - 1) // query.size * query.size)
+        pages = query.page + max(1, -(-(total - query.start) // query.size))
+        return Page(self._tiles(found), total, query.page, pages, note, version)
 
     def place(self, query: Query, id_: str, group: Sequence[str] = (), kind: Sequence[str] = ()) -> int | None:
         """Return the place of an image among all that a query finds, see `LabelService.place`."""
@@ -309,17 +319,20 @@ class SearchState:
 
     def tiles(self, ids: Sequence[str]) -> list[Tile]:
         """Return the tiles of images, see `LabelService.tiles`."""
-        with self.lock:
-            return self._tiles(self.positions(ids))
+        return self._tiles(self.positions(ids))
 
     def neighbours(self, id_: str, count: int) -> Int64[np.ndarray, " k"]:
         """Return the positions of the images most similar to `id_`; none if it has no features."""
-        position = self.index[id_]
-        return np.array([], dtype=np.int64) if self.live is None else self.live.store.nearest(position, count)
+        position, live = self.index[id_], self.live
+        return np.array([], dtype=np.int64) if live is None else live.store.nearest(position, count)
 
     def probabilities(self, ids: Sequence[str]) -> dict[str, float]:
         """Return the score of each image that has one."""
-        return {tile.id: tile.score for tile in self.tiles(ids) if tile.score is not None}
+        positions, logits = self.positions(ids), self._logits
+        if logits is None:
+            return {}
+        scores = expit(logits[positions].astype(np.float64))
+        return {id_: float(score) for id_, score in zip(ids, scores, strict=True) if not np.isnan(score)}
 
     def ranking(self) -> Ranking | None:
         """Return the ranking in use, of the readable images; None before the first."""
@@ -344,13 +357,14 @@ class SearchState:
 
         The random audit has a fixed order: its labelled beginning is a random sample, whatever led to the labels.
         """
-        with self.lock:
-            order = self.gallery.audit().astype(np.int64)
+        codes = self._codes.copy()
+        order = self.gallery.audit()
+        if len(self.unreadable):
             order = order[~np.isin(order, self.unreadable)]
-            unlabelled = self._codes[order] == 0
-            sample = order[: int(unlabelled.argmax())] if unlabelled.any() else order
-            labels = {code: label for label, code in CODES.items()}
-            return {self.ids[i]: labels[int(self._codes[i])] for i in sample.tolist()}
+        unlabelled = codes[order] == 0
+        sample = order[: int(unlabelled.argmax())] if unlabelled.any() else order
+        labels = {code: label for label, code in CODES.items()}
+        return {self.ids[i]: labels[int(codes[i])] for i in sample.tolist()}
 
     def counts(self) -> dict[Label, int]:
         """Count the images of the archive with each label."""
@@ -359,8 +373,8 @@ class SearchState:
 
     def estimate_left(self) -> Estimate:
         """Estimate the number of unlabelled anomalies from the random audit, with advice on whether to continue."""
+        audit, codes = self.audited(), np.delete(self._codes, self.unreadable)
         with self.lock:
-            audit, codes = self.audited(), np.delete(self._codes, self.unreadable)
             events = self.labels.current_events()
         if len(audit) < min(WANTED, len(codes)):
             reason = f"label {WANTED} images of the random audit for an estimate; so far {len(audit)}"
@@ -381,15 +395,16 @@ class SearchState:
     def histogram(self) -> Histogram | None:
         """Return the histogram of the scores; None before the first ranking."""
         with self.lock:
-            if self._logits is None:
-                return None
-            scores = expit(self._logits.astype(np.float64))
-            counts, edges = np.histogram(scores[(self._codes == 0) & np.isfinite(scores)], bins=BINS, range=(0, 1))
-            labelled = {label: scores[(self._codes == CODES[label]) & np.isfinite(scores)] for label in Label}
-            return Histogram(edges, counts.astype(np.int64), labelled)
+            logits, codes = self._logits, self._codes.copy()
+        if logits is None:
+            return None
+        scores = expit(logits.astype(np.float64))
+        counts, edges = np.histogram(scores[(codes == 0) & np.isfinite(scores)], bins=BINS, range=(0, 1))
+        labelled = {label: scores[(codes == CODES[label]) & np.isfinite(scores)] for label in Label}
+        return Histogram(edges, counts.astype(np.int64), labelled)
 
     def _update_gallery(self) -> None:
-        newest = [event.id for event in reversed(self.labels.current_events()) if event.id in self.index]
+        newest = np.flatnonzero(self._codes)
         notes = self.notes.all()
         marked: dict[Show, list[str]] = {
             Show.CONFLICTS: self.labels.conflicts(),
@@ -401,36 +416,38 @@ class SearchState:
             novelty=self.novelty,
             described=self.described,
             labels=self._codes,
-            newest=self.positions(newest),
+            newest=newest[np.argsort(-self._sequence[newest])],
             marked={show: self.positions([id_ for id_ in ids if id_ in self.index]) for show, ids in marked.items()},
             diverse=(lambda candidates, _: candidates) if self.live is None else self.live.diverse,
         )
 
     def _tiles(self, positions: Int64[np.ndarray, " k"]) -> list[Tile]:
-        ranks = self.gallery.rank(positions).tolist()
-        logits = None if self._logits is None else self._logits[positions].astype(np.float64)
+        every = self._logits
+        ranks = self.gallery.rank(positions).tolist()  # without the lock, as in `page`
+        logits = None if every is None else every[positions].astype(np.float64)
         scores = [None] * len(ranks) if logits is None else [float(s) if s == s else None for s in expit(logits)]
         tiles = []
-        for position, score, rank in zip(positions.tolist(), scores, ranks, strict=True):
-            id_ = self.ids[position]
-            event = self.labels.current(id_)
-            label, annotator = (None, None) if event is None else (event.label, event.annotator)
-            note, conflict = self.notes.get(id_), self.labels.has_conflict(id_)
-            tiles.append(Tile(id_, score, rank or None, label, annotator, conflict, star=note.star, note=note.text))
+        with self.lock:
+            for position, score, rank in zip(positions.tolist(), scores, ranks, strict=True):
+                id_ = self.ids[position]
+                event = self.labels.current(id_)
+                label, annotator = (None, None) if event is None else (event.label, event.annotator)
+                note, conflict = self.notes.get(id_), self.labels.has_conflict(id_)
+                tiles.append(Tile(id_, score, rank or None, label, annotator, conflict, star=note.star, note=note.text))
         return tiles
 
 
 def summarise_search(state: SearchState, *, cycle: int, seconds: float) -> Summary:
     """Summarise a search after `cycle` trainings; the last re-ranking took `seconds`."""
-    with state.lock:
-        labels = state.labels
+    histogram, estimate, labels = state.histogram(), state.estimate_left(), state.labels
+    with state.lock:  # only for what is fast: a label must not wait
         return Summary(
             images=len(state.ids),
             unreadable=len(state.unreadable),
             counts=state.counts(),
             found=labels.discovery(),
-            histogram=state.histogram(),
-            estimate=state.estimate_left(),
+            histogram=histogram,
+            estimate=estimate,
             agreements=labels.agreements(),
             conflicts=labels.conflicts(),
             annotators=labels.annotators(),

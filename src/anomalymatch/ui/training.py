@@ -1,5 +1,6 @@
 """Training in a separate process: the page stays responsive, and a crash of the training loses nothing."""
 
+import json
 import logging
 import os
 import signal
@@ -14,11 +15,13 @@ from pathlib import Path
 
 from anomalymatch.active.run_folder import RunReader
 from anomalymatch.errors import LabelError, StorageError
-from anomalymatch.files import storage_errors
+from anomalymatch.files import storage_errors, write_text
 
 logger = logging.getLogger(__name__)
 PROGRAM = (sys.executable, "-m", "anomalymatch.run")
-LOG = "training.log"
+LOG, PROCESS = "training.log", "training.json"
+INTERRUPTED = {-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
+"""Exit codes of a training that was told to stop."""
 POLL_S = 0.5
 PATIENCE_S = 15.0
 """Time that a training has to stop before it is killed."""
@@ -37,7 +40,7 @@ class TrainingStatus:
     """Status of a training.
 
     Attributes:
-        state: idle, running, stopping, failed or finished.
+        state: idle, running, stopping, interrupted (from outside), failed or finished.
         cycle: number of the running or last training; 0 before the first.
         step: finished steps.
         steps: total steps; 0 if unknown.
@@ -60,7 +63,8 @@ class TrainingStatus:
 class Training:
     """Training of one more cycle of a run folder, by the command `anomalymatch.run resume=RUN`.
 
-    The process outlives a crash of the page; the next page watches it.
+    The process outlives a crash of the page; the next page watches it and can stop it. For that, its number and the
+    time of its start are in the run folder.
 
     Args:
         run: the run folder, with its configuration.
@@ -85,10 +89,12 @@ class Training:
         self._check, self._on_change = check, on_change
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._earlier: int | None = None
         self._state, self._message, self._cycle = "idle", "", self._run.finished_cycles()
         self._began = self._ended = time.monotonic()
         self._watcher: threading.Thread | None = None
-        if self._run.busy():
+        self._find_earlier()
+        if self._earlier is not None or self._run.busy():
             self._state = "running"
             self._cycle += 1
             self._watch(self._wait_for_other)
@@ -120,6 +126,9 @@ class Training:
                     env=os.environ | {"COLUMNS": "160"},  # the page shows its lines, not a narrow terminal
                     start_new_session=True,  # Ctrl-C in the terminal of the page must not reach it
                 )
+            pid = self._process.pid
+            started = {"pid": pid, "start": _start_of(pid), "time": time.time()}
+            write_text(self._run.path / PROCESS, json.dumps(started))
             self._message, self._began, self._state = "", time.monotonic(), "running"
             self._watch(self._wait)
         self._on_change()
@@ -133,12 +142,13 @@ class Training:
         with self._lock:
             if not self.running:
                 return
-            if self._process is None:
-                raise StorageError("this training was not started from here: stop it where it was started")
-            self._state, process = "stopping", self._process
+            pid = self._earlier if self._process is None else self._process.pid
+            if pid is None:
+                raise StorageError("this training was not started from a page: stop it where it was started")
+            self._state, start = "stopping", _start_of(pid)
         self._on_change()  # before the signal, after which the training may end at once
-        _signal(process, signal.SIGINT)
-        timer = threading.Timer(PATIENCE_S, _kill, [process])
+        _signal(pid, start, signal.SIGINT)
+        timer = threading.Timer(PATIENCE_S, _signal, [pid, start, signal.SIGKILL])
         timer.daemon = True
         timer.start()
 
@@ -174,16 +184,28 @@ class Training:
         self._finish(self._process.wait())
 
     def _wait_for_other(self) -> None:
-        while self._run.busy():
+        while self._run.busy() or self._earlier is not None:
             time.sleep(POLL_S)
-        self._finish(0)
+            self._find_earlier()
+        self._finish(None)
 
-    def _finish(self, code: int) -> None:
+    def _find_earlier(self) -> None:
+        """Find the training that an earlier page has started, if it still runs."""
+        self._earlier = None
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            saved = json.loads((self._run.path / PROCESS).read_text(encoding="utf-8"))
+            pid, start, began = int(saved["pid"]), str(saved["start"]), float(saved["time"])
+            if start and _start_of(pid) == start:  # the number may be another program's by now
+                self._earlier, self._began = pid, time.monotonic() - (time.time() - began)
+
+    def _finish(self, code: int | None) -> None:
+        """Note the end with an exit code; None if it is unknown, which is the case for another page's training."""
         with self._lock:
             done = self._run.finished_cycles() >= self._cycle
             stopped = self._state == "stopping"
-            state = "finished" if done else "idle" if stopped else "failed"
-            self._message = self._reason(code) if state == "failed" else ""
+            is_interrupted = code in INTERRUPTED or (code is None and not self._errors())
+            state = "finished" if done else "idle" if stopped else "interrupted" if is_interrupted else "failed"
+            self._message = self._reason(code or 0) if state == "failed" else ""
             self._ended = time.monotonic()
             self._process = None
             self._state = state  # last: a reader without the lock that sees the end also sees the message
@@ -195,10 +217,11 @@ class Training:
         if code < 0:
             name = signal.Signals(-code).name
             return f"the training was killed by {name} (the operating system does so when memory runs out)"
-        lines = self._log()
-        printed = [line.strip() for line in lines if line.strip()]
-        errors = [line for line in printed if "error:" in line.lower()]
-        return (errors or printed or [f"it ended with exit code {code} and no output"])[-1]
+        printed = [line.strip() for line in self._log() if line.strip()]
+        return (self._errors() or printed or [f"it ended with exit code {code} and no output"])[-1]
+
+    def _errors(self) -> list[str]:
+        return [line.strip() for line in self._log() if "error:" in line.lower()]
 
     def _log(self) -> list[str]:
         try:
@@ -207,15 +230,24 @@ class Training:
             return []
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        _signal(process, signal.SIGKILL)
-
-
-def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """Signal a training and its data loading processes."""
+def _signal(pid: int, start: str, number: signal.Signals) -> None:
+    """Signal a training that started at `start`, and its data loading processes."""
     with suppress(ProcessLookupError):  # it has just ended
-        os.killpg(process.pid, number)
+        if _start_of(pid) == start:
+            os.killpg(pid, number)
+
+
+def _start_of(pid: int) -> str:
+    """Return when a process started, in the words of the operating system; empty if there is no such process."""
+    if Path("/proc/self/stat").exists():
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        state, *numbers = text.rpartition(")")[2].split()
+        return "" if state == "Z" else numbers[18]  # a zombie has ended
+    command = ["ps", "-o", "lstart=", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 class BackgroundTask:

@@ -33,7 +33,7 @@ class DescriptionPanel:
         )
         self._state = ui.label().classes("am-hint am-wrap").props("data-testid=description-state aria-live=polite")
         session.watchers.append(lambda kinds, _: self.refresh() if "description" in kinds else None)
-        ui.timer(1.0, self.refresh)
+        self._timer = ui.timer(1.0, self.refresh, immediate=False)
         self.refresh()
 
     def refresh(self) -> None:
@@ -44,7 +44,8 @@ class DescriptionPanel:
         is_off = status.state == "unavailable"
         self._text.set_enabled(not is_off)
         self._rank.set_enabled(not is_off)
-        self._progress.set_visibility(status.state in ("waiting", "working"))
+        self._timer.active = status.state in ("waiting", "working")
+        self._progress.set_visibility(self._timer.active)
         self._progress.set_value(status.done / status.total if status.total else 0)
         self._state.text = _state(status)
         self._state.classes(**{"add" if status.state == "failed" else "remove": "am-error"})

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import random
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -138,10 +139,11 @@ STATES = {
     "idle": "No training yet. Training fine-tunes the network on all labels and takes minutes.",
     "running": "Training",
     "stopping": "Stopping after this step …",
+    "interrupted": "Interrupted. Nothing is lost; the next training continues from the last cycle.",
     "failed": "The training failed. All labels are safe.",
     "finished": "Finished",
 }
-AGAIN = {"failed": "Resume", "finished": "Train again"}
+AGAIN = {"interrupted": "Resume", "failed": "Resume", "finished": "Train again"}
 
 
 class TrainingPanel:
@@ -166,12 +168,13 @@ class TrainingPanel:
         self._place = ui.element("div")
         self._plot: ui.plotly | None = None
         self._log = ui.label().classes("am-log").props("data-testid=training-log")
+        self._timer = ui.timer(1.0, self.refresh, immediate=False)
         self.refresh()
 
     def refresh(self) -> None:
         """Show the current state."""
         status = self.session.service.training.status()
-        is_busy = status.state in ("running", "stopping")
+        self._timer.active = is_busy = status.state in ("running", "stopping")
         self._state.text = _state(status)
         self._start.set_visibility(not is_busy)
         self._start.text = AGAIN.get(status.state, "Train")
@@ -268,7 +271,6 @@ class Panel:
             self._zones.append(DropZone("import", text, accept=".csv,text/csv", many=False, on_sent=self._sent))
         session.watchers.append(self.watch)
         session.on_summary.append(self._show)
-        ui.timer(1.0, self._training.refresh)
 
     def watch(self, kinds: set[str], ids: set[str]) -> None:
         """Update after changes, with a delay."""
@@ -292,7 +294,7 @@ class Panel:
 
     async def _follow(self, examples: bool) -> None:
         try:
-            await asyncio.sleep(REFRESH_S)
+            await asyncio.sleep(self.session.pace(REFRESH_S) * random.uniform(1, 1.5))  # not all pages at once
         finally:
             self._is_waiting = False
         await self.refresh(examples=examples)

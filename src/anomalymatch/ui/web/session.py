@@ -1,9 +1,12 @@
 """Session of one open page: its query, its annotator, and the changes it exchanges with the service."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from nicegui import Client, background_tasks, run
@@ -21,6 +24,9 @@ RECENT = 8
 """Labels that the status line shows."""
 COALESCE_S = 0.05
 """Shortest time between two updates: a burst of changes must not redraw the page a thousand times."""
+PAGES_AT_EASE = 5
+"""Open pages up to which each is updated so often."""
+_WRITER = ThreadPoolExecutor(1, thread_name_prefix="labels")  # the log takes one label at a time
 
 RANKED = {Sort.SCORE, Sort.LOWEST, Sort.UNCERTAIN, Sort.MEDIAN, Sort.NOVELTY, Sort.DIVERSE, Sort.DESCRIPTION}
 """Orders that a new ranking changes."""
@@ -91,7 +97,7 @@ class Session:
         self._page: Page | None = None
         self._kinds: set[str] = set()
         self._ids: set[str] = set()
-        self._is_following = False
+        self._is_following = self._is_own = False
         loop = asyncio.get_running_loop()
         unsubscribe = service.subscribe(lambda change: _call_in_loop(loop, self._record, change))
         client.on_delete(unsubscribe)
@@ -115,8 +121,15 @@ class Session:
 
     async def call(self, function: Callable[..., T], *args: Any) -> T | None:
         """Call the service in a thread; an `AnomalyMatchError` is shown as an error and None is returned."""
+        return await self._show_error(run.io_bound(function, *args))
+
+    async def _write(self, function: Callable[..., T], *args: Any) -> T | None:
+        """Change labels as by `call`, in a thread that waits for no page."""
+        return await self._show_error(asyncio.get_running_loop().run_in_executor(_WRITER, partial(function, *args)))
+
+    async def _show_error(self, answer: Awaitable[T]) -> T | None:
         try:
-            return await run.io_bound(function, *args)
+            return await answer
         except AnomalyMatchError as error:
             self.say(str(error), "negative")
             return None
@@ -277,8 +290,11 @@ class Session:
     async def label(self, ids: Sequence[str], label: Label | None, key: str = "") -> bool:
         """Label images and return True on success; the change that the service announces updates their tiles."""
         async with self._lock:
-            is_done = await self.call(self.service.label, list(ids), label, self.annotator, key) is not None
+            is_done = await self._write(self.service.label, list(ids), label, self.annotator, key) is not None
         if is_done:
+            if self.service.listeners > PAGES_AT_EASE:  # the update for all changes waits its turn, see `pace`
+                self._ids.difference_update(ids)
+                await self._patch([id_ for id_ in self.gallery.ids if id_ in set(ids)])
             self._say_label("Labelled", dict.fromkeys(ids, label))
         else:
             await self._patch(ids)  # the browser waits for their state
@@ -303,7 +319,7 @@ class Session:
         self, act: Callable[[str, str], dict[str, Label | None]], verb: str, nothing: str, key: str
     ) -> None:
         async with self._lock:
-            labels = await self.call(act, self.annotator, key)
+            labels = await self._write(act, self.annotator, key)
         if labels:
             await self.go_to(next(iter(labels)))
             self._say_label(verb, labels)
@@ -363,6 +379,7 @@ class Session:
     def _record(self, change: Change) -> None:
         self._kinds.add(change.kind)
         self._ids.update(change.ids)
+        self._is_own |= change.annotator == self.annotator
         if not self._is_following and not self.client.is_deleted:
             self._is_following = True
             background_tasks.create(self._follow_changes(), name="changes of the service")
@@ -370,21 +387,31 @@ class Session:
     async def _follow_changes(self) -> None:
         """Update the page: labels and rankings change its tiles in place; with `follow`, a ranking loads it again."""
         try:
+            if self.service.listeners > PAGES_AT_EASE:  # not all pages at the same moment
+                await asyncio.sleep(random.uniform(0, self.pace(COALESCE_S)))
             while self._kinds and not self.client.is_deleted:
                 kinds, ids, self._kinds, self._ids = self._kinds, self._ids, set(), set()
+                is_own, self._is_own = self._is_own, False
                 if ("ranking" in kinds and self.follow) or ("map" in kinds and self.query.area):
                     await self.load(keep=True)
                 elif kinds & {"ranking", "groups"}:
                     await self._patch(self.gallery.ids)
                     self._offer(is_regrouped="groups" in kinds and self.query.group is not None)
-                if "labels" in kinds:
+                if "labels" in kinds and is_own:
                     await self.fetch_recent()
                 if kinds & {"labels", "notes"} and "ranking" not in kinds:
                     await self._patch([id_ for id_ in self.gallery.ids if id_ in ids])
                 self._notify_watchers(kinds, ids)
-                await asyncio.sleep(COALESCE_S)
+                await asyncio.sleep(self.pace(COALESCE_S))
         finally:
             self._is_following = False
+
+    def pace(self, seconds: float) -> float:
+        """Return the time between two updates for changes of others, longer the more pages are open.
+
+        Otherwise the updates of all pages leave no time for anyone's label.
+        """
+        return seconds * max(1.0, self.service.listeners / PAGES_AT_EASE)
 
     async def fetch_recent(self) -> None:
         """Fetch and show the last labels of the annotator."""
