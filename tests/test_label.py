@@ -1,6 +1,7 @@
 """Tests of the labelling command without a page."""
 
 import os
+import shutil
 
 import pytest
 from omegaconf import OmegaConf
@@ -85,6 +86,25 @@ def test_other_settings_in_the_same_folder_are_refused(open_it, words):
     open_it(*words)
     with pytest.raises(ConfigError, match=r"dataset\.image_size=32, not 48"):
         open_it(*words, "dataset.image_size=48")
+
+
+def test_labels_do_not_cross_archives(open_it, words, image_folder, archive, tmp_path):
+    other = tmp_path / "elsewhere" / "archive"
+    shutil.copytree(archive, other)
+    first = open_it(*words)
+    first.label(["im000010.png"], A, "ada")
+    first.close()
+    elsewhere = [*words, f"data.root={other}"]
+    assert open_it(*elsewhere).labels["im000010.png"] is A  # the same images in another place
+    open_it(*words)
+    (other / "im000010.png").write_bytes((other / "im000011.png").read_bytes())
+    with pytest.raises(ConfigError, match=r"ui\.run=FOLDER .*resume=runs/label-archive") as refused:
+        open_it(*elsewhere)
+    assert str(archive) in str(refused.value)
+    assert "im000010.png" not in open_it(*elsewhere, f"ui.run={tmp_path / 'own'}").labels
+    assert open_it(f"resume={first.run}", f"data.root={other}").labels["im000010.png"] is A  # on purpose
+    (other / "im000012.png").unlink()
+    assert len(open_it(*elsewhere).source) == 39  # an archive that changes in its place
 
 
 def test_settings_of_the_page_may_change_and_do_not_hinder_the_main_job(open_it, words, tmp_path):

@@ -56,7 +56,7 @@ def adapt(*overrides: str) -> Path:
 def execute(config: DictConfig) -> tuple[Path, list[str]]:
     """Start or continue an adaptation; return the file of the weights, and the result in sentences."""
     # Imported one by one, so that mistyped words and wrong images are reported without the wait for PyTorch.
-    from anomalymatch.build_images import build_task, check_place
+    from anomalymatch.build_images import IMAGES, build_task, check_place, check_same_images, remember_images
 
     check_place("data.root", config.data.root)
     task = build_task(config)
@@ -69,12 +69,16 @@ def execute(config: DictConfig) -> tuple[Path, list[str]]:
     weights = folder / WEIGHTS
     if weights.exists():  # before the first epoch nothing is lost with other settings
         check_same_run(folder, config, NAME)
+        if config.output is None:  # a folder that is given is meant
+            ways = f"add output=FOLDER for weights of their own, or output={folder} to go on with these weights"
+            check_same_images(folder, config, task.source, ways)
     split = f"; the {len(task.holdout):,} of the held-out split are left out" if task.holdout else ""
     logger.info("Adapting to %s images of %s%s", f"{len(task.pool):,}", task.source.name, split)
     try:
         with FileLock(make_folder(folder) / ".lock", timeout=0):
             remove_leftovers(folder)
             write_text(folder / FILE, OmegaConf.to_yaml(config))
+            remember_images(folder, config, task.source)
             tracker = build_tracker(config, folder)
             try:
                 adapted = run(folder, lambda row: tracker.log_step(1, row))
@@ -82,7 +86,7 @@ def execute(config: DictConfig) -> tuple[Path, list[str]]:
                 tracker.finish()
     except (ConfigError, DataError):  # refused: the folder is left as it was
         if not weights.exists():
-            for file in (FILE, ".lock"):
+            for file in (FILE, IMAGES, ".lock"):
                 (folder / file).unlink(missing_ok=True)
             if not any(folder.iterdir()):
                 folder.rmdir()

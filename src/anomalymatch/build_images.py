@@ -1,5 +1,6 @@
 """Build image sources and tasks from a composed configuration, without the wait for PyTorch."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,9 @@ from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import Task, make_task
 from anomalymatch.errors import AnomalyMatchError, ConfigError, DataError
+from anomalymatch.files import write_text
+
+IMAGES = "images.json"
 
 
 def open_task(dataset: str, *overrides: str) -> Task:
@@ -71,6 +75,44 @@ def build_archive(config: DictConfig, rendering: Rendering) -> ImageSource:
     target = f"{Rendering.__module__}.{Rendering.__qualname__}"
     stretch = {"stretch": {"_target_": target, **rendering.as_dict()}}
     return build_source(cast(DictConfig, OmegaConf.merge(config, stretch)))
+
+
+def check_same_images(folder: Path, config: DictConfig, source: ImageSource, ways: str) -> None:
+    """Check that a folder does not hold work on other images from another place.
+
+    The same images in another place are accepted, and so is an archive that has changed in its place, because images
+    may be added to it.
+
+    Args:
+        folder: a folder for which `remember_images` was called, or any other.
+        config: the configuration of the new work.
+        source: its images.
+        ways: what to do if they are others, for the message.
+
+    Raises:
+        ConfigError: if they are.
+    """
+    try:
+        saved = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
+        root, fingerprint = saved["root"], saved["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):  # made by an earlier version, or damaged: nothing is known
+        return
+    if fingerprint != source.fingerprint and root != _root(config):
+        raise ConfigError(
+            f"{folder} holds work on other images, those of data.root={root}, not {_root(config)}: {ways}"
+        )
+
+
+def remember_images(folder: Path, config: DictConfig, source: ImageSource) -> None:
+    """Write down which images the work in a folder is on, for `check_same_images`."""
+    saved = {"root": _root(config), "fingerprint": source.fingerprint}
+    write_text(folder / IMAGES, json.dumps(saved, indent=1))
+
+
+def _root(config: DictConfig) -> str | None:
+    """Return `data.root`, absolute if it is a path."""
+    root = config.data.root
+    return None if root is None else str(root) if "://" in str(root) else str(Path(root).expanduser().absolute())
 
 
 def check_place(key: str, place: object) -> None:

@@ -35,7 +35,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         AnomalyMatchError: with one sentence.
     """
     # Imported late: wrong words and wrong images are reported without the wait for PyTorch.
-    from anomalymatch.build_images import build_source
+    from anomalymatch.build_images import build_source, check_same_images, remember_images
 
     page = config.ui
     if config.resume is not None:
@@ -47,6 +47,8 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         run = Path(page.run).expanduser() if page.run else Path("runs") / f"label-{source.name}"
         config = _without_page(config)
         check_same_run(run, config)
+        ways = f"add ui.run=FOLDER for labels of their own, or resume={run} to use its labels for these images, too"
+        check_same_images(run, config, source, ways)
     from anomalymatch.active.run_folder import page_lock
     from anomalymatch.build import build_label_service
 
@@ -55,6 +57,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         service = build_label_service(config, page, run, source, trust=own)
         if not (run / FILE).exists():  # last, so that a command that is refused can be corrected
             write_text(run / FILE, OmegaConf.to_yaml(config))
+        remember_images(run, config, source)
         return service
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import sqlite3
+import threading
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -76,7 +77,7 @@ class LabelLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._lock = path, threading.RLock()
         make_folder(path.parent)
         with self._errors(), ExitStack() as on_error:
             self._connection = sqlite3.connect(path, timeout=_TIMEOUT_S, check_same_thread=False)
@@ -205,7 +206,8 @@ class LabelLog:
         """Close the log, with all labels in one file; the second file stays while another program has the log open."""
         with suppress(sqlite3.Error):  # the labels are safe in the second file, and it may be closed already
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.close()
+        with self._lock:
+            self._connection.close()
 
     def _insert(self, rows: Sequence[tuple[object, ...]], key: str) -> bool:
         """Append events unless there was a call with the same key; return True if there was none."""
@@ -237,7 +239,7 @@ class LabelLog:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
-            with storage_errors(self.path):
+            with self._lock, storage_errors(self.path):
                 yield
         except sqlite3.Error as error:
             obstacle = _OBSTACLES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)

@@ -197,9 +197,7 @@ class LabelService:
     def details(self, id_: str) -> Details:
         """Return the details of an image for the large view."""
         (tile,) = self.tiles([id_])
-        with self._state.lock:
-            history = self._state.labels.history(id_)
-        pictures = self.pictures
+        history, pictures = self._state.labels.history(id_), self.pictures
         on_sky = pictures.coordinates(id_), pictures.orientation(id_), pictures.size(id_)
         return Details(tile, pictures.metadata(id_), *on_sky, history)
 

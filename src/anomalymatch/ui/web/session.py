@@ -124,7 +124,6 @@ class Session:
         return await self._show_error(run.io_bound(function, *args))
 
     async def _write(self, function: Callable[..., T], *args: Any) -> T | None:
-        """Change labels as by `call`, in a thread that waits for no page."""
         return await self._show_error(asyncio.get_running_loop().run_in_executor(_WRITER, partial(function, *args)))
 
     async def _show_error(self, answer: Awaitable[T]) -> T | None:
@@ -292,7 +291,7 @@ class Session:
         async with self._lock:
             is_done = await self._write(self.service.label, list(ids), label, self.annotator, key) is not None
         if is_done:
-            if self.service.listeners > PAGES_AT_EASE:  # the update for all changes waits its turn, see `pace`
+            if self.service.listeners > PAGES_AT_EASE:  # the other updates wait, see `pace`
                 self._ids.difference_update(ids)
                 await self._patch([id_ for id_ in self.gallery.ids if id_ in set(ids)])
             self._say_label("Labelled", dict.fromkeys(ids, label))
@@ -407,10 +406,7 @@ class Session:
             self._is_following = False
 
     def pace(self, seconds: float) -> float:
-        """Return the time between two updates for changes of others, longer the more pages are open.
-
-        Otherwise the updates of all pages leave no time for anyone's label.
-        """
+        """Return the time between two updates: the more pages are open, the longer, or no time is left for labels."""
         return seconds * max(1.0, self.service.listeners / PAGES_AT_EASE)
 
     async def fetch_recent(self) -> None:
