@@ -26,6 +26,8 @@ from anomalymatch.types import Label
 from anomalymatch.ui import LabelService, LiveRanking, Query, Show, Sort, build_feature_store, compute_novelty
 
 DIMENSIONS = 128
+STAGE_WIDTH = 128
+"""Columns of the last layer and of the stages, as many as the principal components that the page keeps of each."""
 COMPRESSIONS = ("exact", "pca")
 REPEATS = 5
 PROBE: ProbeSpec = build(compose("probe.orientations=1").probe)
@@ -65,11 +67,13 @@ def image_ids(count: int) -> list[str]:
 
 
 def write_features(folder: Path, count: int) -> None:
-    """Write random L2-normalised features of `count` images in shards, like those of the feature cache."""
+    """Write random features of `count` images in shards like those of the cache: L2-normalised, then stages."""
     rng = np.random.default_rng(0)
     for start in range(0, count, SHARD_IMAGES):
         rows = rng.standard_normal((min(SHARD_IMAGES, count - start), DIMENSIONS), dtype=np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        stages = rng.standard_normal((len(rows), STAGE_WIDTH), dtype=np.float32)
+        rows = np.concatenate([rows, stages], axis=1)
         np.save(folder / f"{start:09d}.npy", rows.astype(np.float16), allow_pickle=False)
 
 
@@ -79,7 +83,7 @@ def read_features(folder: Path, ids: list[str]) -> Features:
     for start in range(0, len(ids), SHARD_IMAGES):
         rows = np.load(folder / f"{start:09d}.npy", mmap_mode="r", allow_pickle=False)
         shards.append(Shard(ids[start : start + SHARD_IMAGES], rows, []))
-    return Features(shards)
+    return Features(shards, stage_width=STAGE_WIDTH)
 
 
 def measure(folder: Path, count: int, compression: str) -> list[Row]:
@@ -91,11 +95,13 @@ def measure(folder: Path, count: int, compression: str) -> list[Row]:
         store = build_feature_store(
             features, archive.ids, compression=compression, dimensions=DIMENSIONS, folder=folder
         )
+        novelty = compute_novelty(store, Neighbours(10), folder=folder)
         service = LabelService(
             folder / compression,
             archive,
-            LiveRanking(store, PROBE, seed=0, novelty=compute_novelty(store, Neighbours(10), folder=folder)),
+            lambda *_: LiveRanking(store, PROBE, seed=0, novelty=novelty),
             encode=unused,
+            locate=unused,
             divide=unused,
             training_steps=1,
             cache=folder / "thumbnails",
@@ -104,6 +110,7 @@ def measure(folder: Path, count: int, compression: str) -> list[Row]:
             needs_labels=True,
             stopping=build(compose().al.stopping),
         )
+        service.preparation.wait()
         service.page(Query())
         return service
 

@@ -53,7 +53,7 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
     from anomalymatch.build import build_label_service
 
     own = config.trust or has_foreign_targets(config, config_folder())
-    with page_lock(run):  # before the features are computed, which can take hours
+    with page_lock(run):  # before anything is written
         service = build_label_service(config, page, run, source, trust=own)
         if not (run / FILE).exists():  # last, so that a command that is refused can be corrected
             write_text(run / FILE, OmegaConf.to_yaml(config))

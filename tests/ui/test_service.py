@@ -296,7 +296,7 @@ def test_labels_of_deleted_images_rest(make_service, make_source, caplog):
 
 
 def test_one_process_has_the_page_of_a_run(service, tmp_path):
-    code = "import sys, pathlib; from anomalymatch.active.run_folder import page_lock; page_lock(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib, anomalymatch.active.run_folder as m; m.page_lock(pathlib.Path(sys.argv[1]))"
 
     def other():
         return subprocess.run([sys.executable, "-c", code, str(service.run)], capture_output=True, text=True)

@@ -20,12 +20,9 @@ from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.theme import many
 
 T = TypeVar("T")
-RECENT = 8
-"""Labels that the status line shows."""
-COALESCE_S = 0.05
-"""Shortest time between two updates: a burst of changes must not redraw the page a thousand times."""
-PAGES_AT_EASE = 5
-"""Open pages up to which each is updated so often."""
+RECENT = 8  # labels that the status line shows
+COALESCE_S = 0.05  # shortest time between two updates: a burst of changes must not redraw the page a thousand times
+PAGES_AT_EASE = 5  # pages up to which each is updated so often
 _WRITER = ThreadPoolExecutor(1, thread_name_prefix="labels")  # the log takes one label at a time
 
 RANKED = {Sort.SCORE, Sort.LOWEST, Sort.UNCERTAIN, Sort.MEDIAN, Sort.NOVELTY, Sort.DIVERSE, Sort.DESCRIPTION}
@@ -386,8 +383,8 @@ class Session:
     async def _follow_changes(self) -> None:
         """Update the page: labels and rankings change its tiles in place; with `follow`, a ranking loads it again."""
         try:
-            if self.service.listeners > PAGES_AT_EASE:  # not all pages at the same moment
-                await asyncio.sleep(random.uniform(0, self.pace(COALESCE_S)))
+            if self.service.listeners > PAGES_AT_EASE:
+                await asyncio.sleep(random.uniform(0, self.pace(COALESCE_S)))  # not all at once
             while self._kinds and not self.client.is_deleted:
                 kinds, ids, self._kinds, self._ids = self._kinds, self._ids, set(), set()
                 is_own, self._is_own = self._is_own, False
