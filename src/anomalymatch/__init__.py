@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anomalymatch.data.task import Task, initial_labels, make_task
     from anomalymatch.errors import AnomalyMatchError
     from anomalymatch.evaluation.metrics import evaluate
+    from anomalymatch.label import label
     from anomalymatch.ranking import Ranking
     from anomalymatch.run import run
     from anomalymatch.score import score
@@ -53,6 +54,7 @@ _HOMES = {
     "from_dataset": "data.sources.memory",
     "from_paths": "data.sources.memory",
     "initial_labels": "data.task",
+    "label": "label",
     "make_learner": "build",
     "make_task": "data.task",
     "make_text_ranker": "build",
@@ -81,6 +83,7 @@ __all__ = [
     "from_dataset",
     "from_paths",
     "initial_labels",
+    "label",
     "make_learner",
     "make_task",
     "make_text_ranker",

@@ -1,6 +1,12 @@
 """Labelling command: `python -m anomalymatch.label dataset=folder data.root=PATH`."""
 
+import atexit
 import logging
+import signal
+import subprocess
+import sys
+import tempfile
+from html import escape
 from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,17 +14,20 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from anomalymatch.cli import launch
+from anomalymatch.cli import launch, make_callable
 from anomalymatch.config import FILE, check_same_run, config_folder, resumed
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import write_text
 from anomalymatch.saved_config import has_foreign_targets
 
 if TYPE_CHECKING:
+    from anomalymatch.types import Label
     from anomalymatch.ui.service import LabelService
 
 logger = logging.getLogger(__name__)
 NAME = "label"
+PATIENCE_S = 60.0
+"""Time that a page in a process has to end before it is killed."""
 
 
 def main() -> None:
@@ -61,6 +70,88 @@ def open_service(config: DictConfig, overrides: list[str]) -> "LabelService":
         return service
 
 
+class LabelPage:
+    """Labelling page in a process of its own, which a notebook shows in a frame.
+
+    Args:
+        process: the process; it ends with the program that started it, at the latest.
+        url: address of the page.
+        run: run folder.
+        height: height of the frame in pixels.
+    """
+
+    def __init__(self, process: "subprocess.Popen[str]", url: str, run: Path, height: int) -> None:
+        self.process, self.url, self.run, self.height = process, url, run, height
+        atexit.register(self.close)
+
+    @property
+    def labels(self) -> "dict[str, Label]":
+        """The present label of each labelled image."""
+        from anomalymatch.data.label_log import LabelLog
+
+        log = LabelLog.of_run(self.run)
+        try:
+            return log.current()
+        finally:
+            log.close()
+
+    def close(self) -> None:
+        """Stop the page. No label is lost."""
+        atexit.unregister(self.close)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def __repr__(self) -> str:
+        """Return the address, or that the page is closed."""
+        return f"LabelPage({self.url if self.process.poll() is None else 'closed'})"
+
+    def _repr_html_(self) -> str:
+        url = escape(self.url)
+        frame = f'<iframe src="{url}" width="100%" height="{self.height}" style="border: 0" allow="clipboard-write">'
+        return f'<p><a href="{url}" target="_blank">{url}</a></p>{frame}</iframe>'
+
+
+def label(*overrides: str, folder: Path | str, height: int = 800) -> LabelPage:
+    """Open the labelling page, for a notebook: the last value of a cell is shown as the page in a frame.
+
+    `label("dataset=folder", "data.root=photos", folder="runs/photos")` does what `python -m anomalymatch.label` does,
+    in a process of its own. The same call continues a search. The notebook must run on the machine of the browser.
+
+    Args:
+        overrides: keys of the configuration, as in the command: `python -m anomalymatch.label --help` explains them.
+        folder: run folder.
+        height: height of the frame in pixels.
+
+    Returns:
+        The page, with `labels`, `url` and `close()`.
+
+    Raises:
+        ConfigError: if the page cannot be opened; the message is that of the command.
+    """
+    run = Path(folder).expanduser().resolve()
+    words = [*overrides, f"ui.run={run}", "ui.port=0", "ui.show=false", "ui.frames=true"]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "anomalymatch.label", *words], stdout=subprocess.PIPE, stderr=said, text=True
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            process.communicate()
+            said.seek(0)
+            lines = [text for text in said.read().splitlines() if text.strip()] or ["it ended without a word"]
+            raise ConfigError(f"the page cannot be opened: {lines[-1].removeprefix('error: ')}")
+    # Under the name of the notebook's own server: browsers refuse storage to frames of other sites.
+    return LabelPage(process, line.split()[-1].replace("//127.0.0.1:", "//localhost:"), run, height)
+
+
 def _serve(config: DictConfig) -> None:
     if util.find_spec("nicegui") is None:
         raise ConfigError('the page needs NiceGUI: pip install "anomalymatch[ui]"')
@@ -69,7 +160,7 @@ def _serve(config: DictConfig) -> None:
 
     page = config.ui
     try:
-        serve(service, host=page.host, port=page.port, token=page.token, show=page.show)
+        serve(service, host=page.host, port=page.port, token=page.token, show=page.show, frames=page.frames)
     finally:
         service.close()
     logger.info("Labels, trainings and rankings are in %s", service.run)
@@ -83,3 +174,5 @@ def _without_page(config: DictConfig) -> DictConfig:
 
 if __name__ == "__main__":
     import_module("anomalymatch.label").main()
+else:
+    make_callable(__name__, label)

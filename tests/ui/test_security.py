@@ -174,8 +174,18 @@ class TestOrigins:
         assert browser().get("/", headers=frame).status_code == 403
         assert browser().get("/", headers=link).status_code == 200
         assert browser().get("/export/csv", headers=link).status_code == 403
+        for path, headers, status in (("/", frame, 200), ("/thumb", frame, 403), ("/thumb", image, 403)):
+            assert browser(frames=True).get(path, headers=headers).status_code == status
         for own in ("same-origin", "none"):
             assert browser().get("/thumb", headers=image | {"sec-fetch-site": own}).status_code == 200
+
+
+def test_only_pages_of_this_machine_may_show_the_page_in_a_frame(browser, check_headers):
+    check_headers(browser().get("/").headers)
+    headers = browser(frames=True).get("/").headers
+    assert "x-frame-options" not in headers
+    allowed = headers["content-security-policy"].split("frame-ancestors ")[1]
+    assert allowed == "'self' http://localhost:* http://127.0.0.1:*"
 
 
 class TestToken:

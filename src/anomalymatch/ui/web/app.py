@@ -73,7 +73,7 @@ HEADERS_S = 20.0  # longest wait for the headers of a request
 GRACE_S = 2  # time that a running response gets at the end
 
 
-def serve(service: LabelService, *, host: str, port: int, token: str | None, show: bool) -> None:
+def serve(service: LabelService, *, host: str, port: int, token: str | None, show: bool, frames: bool = False) -> None:
     """Serve the page until Ctrl-C or SIGTERM; the caller closes the service.
 
     Args:
@@ -82,6 +82,7 @@ def serve(service: LabelService, *, host: str, port: int, token: str | None, sho
         port: port to listen on; 0 takes any free one.
         token: secret that visitors need; None generates one, unless only this machine can reach the page.
         show: open the page in a browser.
+        frames: let notebooks on this machine show the page in a frame.
 
     Raises:
         ConfigError: if the port is not available, or the token is too short.
@@ -93,7 +94,9 @@ def serve(service: LabelService, *, host: str, port: int, token: str | None, sho
         if token is None and not is_loopback(address):
             token = secrets.token_urlsafe(32)
         url = address_of(host, address, port, token)
-        app = build_app(service, names=host_names(host, address), token=token, cookie=f"anomalymatch_{port}")
+        app = build_app(
+            service, names=host_names(host, address), token=token, frames=frames, cookie=f"anomalymatch_{port}"
+        )
 
         def ready() -> None:
             print(f"{printable(service.name)}: {url}", flush=True)
@@ -109,7 +112,14 @@ def serve(service: LabelService, *, host: str, port: int, token: str | None, sho
             gc.unfreeze()
 
 
-def build_app(service: LabelService, *, names: HostNames, token: str | None, cookie: str = "anomalymatch") -> ASGIApp:
+def build_app(
+    service: LabelService,
+    *,
+    names: HostNames,
+    token: str | None,
+    frames: bool = False,
+    cookie: str = "anomalymatch",
+) -> ASGIApp:
     """Build the guarded ASGI application. Call it once per process, since NiceGUI is global."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.extend(routes(service))
@@ -124,7 +134,7 @@ def build_app(service: LabelService, *, names: HostNames, token: str | None, coo
         message_history_length=100,
         show_welcome_message=False,
     )
-    return Guard(app, names=names, token=token, cookie=cookie, limits=LIMITS)
+    return Guard(app, names=names, token=token, cookie=cookie, limits=LIMITS, frames=frames)
 
 
 class _Connection(H11Protocol):

@@ -46,6 +46,7 @@ _PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _FILE_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
+_NOTEBOOKS = "frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -126,6 +127,7 @@ class Guard:
         cookie: name of the cookie that replaces the token. Cookies ignore ports: two servers on one machine need two
             names.
         limits: largest body in bytes by path; `MAX_BODY` for other paths.
+        frames: let pages on this machine, such as a notebook, show the page in a frame.
     """
 
     def __init__(
@@ -136,8 +138,9 @@ class Guard:
         token: str | None,
         cookie: str = "anomalymatch",
         limits: Mapping[str, int] | None = None,
+        frames: bool = False,
     ) -> None:
-        self.app, self.names, self.cookie, self.limits = app, names, cookie, dict(limits or {})
+        self.app, self.names, self.cookie, self.limits, self.frames = app, names, cookie, dict(limits or {}), frames
         self._token = None if token is None else _bytes(check_token(token))
         self._attempts = Attempts()
 
@@ -146,7 +149,7 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        send = _with_headers(send)
+        send = _with_headers(send, self.frames)
         answer = self._refuse(scope, Headers(scope=scope))
         if answer is not None:
             await _send(answer, scope, receive, send)
@@ -177,7 +180,8 @@ class Guard:
             return bool(origins)
         if headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
             return True
-        opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+        shown = ("document", "iframe") if self.frames else ("document",)
+        opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") in shown
         return opened and scope["path"] == "/"  # a link to the page
 
     def _check_cookie(self, scope: Scope, headers: Headers) -> Response | None:
@@ -278,7 +282,7 @@ async def _send(answer: Response, scope: Scope, receive: Receive, send: Send) ->
     await answer(scope, receive, send)
 
 
-def _with_headers(send: Send) -> Send:
+def _with_headers(send: Send, frames: bool) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
             message.setdefault("headers", [])
@@ -286,6 +290,9 @@ def _with_headers(send: Send) -> Send:
             is_page = headers.get("content-type", "").startswith("text/html")
             headers["content-security-policy"] = _PAGE_POLICY if is_page else _FILE_POLICY
             headers.update(_HEADERS)
+            if frames and is_page:  # the browser checks who shows it
+                headers["content-security-policy"] = _PAGE_POLICY.replace("frame-ancestors 'none'", _NOTEBOOKS)
+                del headers["x-frame-options"]
             for name in {name for name in headers if name.startswith("access-control-")}:
                 del headers[name]  # socket.io would let any page read its responses
         await send(message)
