@@ -142,6 +142,7 @@ class TestSearch:
         page = opened(galaxies)
         assert not page.get("mode").is_visible()
         page.press("t")
+        page.get("train-yes").click()
         page.until(lambda: page.get("training-state").inner_text().startswith("Training"), "it begins")
         before = page.cursor
         page.press("ArrowRight")  # the page works during the training

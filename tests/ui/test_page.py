@@ -1,9 +1,11 @@
 import asyncio
 import inspect
 import json
+import math
 import sys
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,7 @@ from anomalymatch.errors import StorageError
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
 from anomalymatch.types import Label
 from anomalymatch.ui.state import WANTED
+from anomalymatch.ui.training import TrainingStatus
 from anomalymatch.ui.views import Change, Query, Show, Sort
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web import session as session_module
@@ -22,6 +25,7 @@ from anomalymatch.ui.web.light import Light
 from anomalymatch.ui.web.page import KEYS
 from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.theme import SHAPES, label_colours
+from anomalymatch.ui.web.training import header_text
 from anomalymatch.ui.web.viewer import Zoom
 
 FAILS = """
@@ -489,6 +493,9 @@ async def test_a_training_fails_starts_again_and_stops(page, service):
     service.label(service.source.ids[1:2], Label.NORMAL, "ada")
     service.training.program = (sys.executable, "-c", FAILS)
     page.send("train")
+    await page.sees("Train on 2 labels?")
+    assert "time is unknown" in page.get("train-estimate").text
+    page.act("train-yes")
     state = page.get("training-state")
     await page.until(lambda: state.text.startswith("Training · cycle 2 · step 200 of 1,000"))
     assert page.get("training-stop").visible
@@ -501,10 +508,44 @@ async def test_a_training_fails_starts_again_and_stops(page, service):
     assert page.get("training-start").text == "Resume"
     (service.run / "fail").unlink()
     page.act("training-start")
+    await page.until(lambda: page.get("train-dialog").value)
+    page.act("train-yes")
     await page.until(lambda: page.get("training-stop").visible)
+    assert page.get("training-header").text.startswith("Training: ")
+    page.send("train")
+    await page.says("is running", error=True)
     page.act("training-stop")
     await page.until(lambda: page.get("training-start").visible)
     assert len(service.labels) == 2
+
+
+def test_progress_of_a_training_in_a_few_words():
+    status = TrainingStatus(state="running", cycle=1, step=0, steps=1000, seconds=50.0)
+    assert header_text(status) == "Training: starting …"
+    assert header_text(replace(status, step=250)) == "Training: 25% · 2 min left"
+    assert header_text(replace(status, step=9, steps=0)) == "Training: step 9"
+    assert header_text(replace(status, state="stopping")) == "Training: stopping …"
+
+
+@on_page
+async def test_a_finished_training_offers_its_order(page, service, finish_training):
+    service.label(service.source.ids[:1], Label.ANOMALY, "ada")
+    service.label(service.source.ids[1:2], Label.NORMAL, "ada")
+    service.training.program = (sys.executable, "-c", "import time; time.sleep(60)")
+    before = page.ids
+    page.send("train")
+    await page.until(lambda: page.get("train-dialog").value)
+    page.act("train-yes")
+    await page.until(lambda: page.get("training-header").text == "Training: starting …")
+    finish_training(service.run, 2, service.source.ids, range(60), cold=False)
+    service.training._process.kill()
+    await page.says("Training 2 has finished: press r")
+    await page.until(lambda: page.status["offered"])
+    assert page.ids == before
+    assert math.isnan(service.training.estimate())
+    (service.run / "cycles" / "02" / "metrics.json").write_text('{"seconds": 90}')
+    page.send("train")
+    await page.until(lambda: "took 2 min" in page.get("train-estimate").text)
 
 
 @on_page

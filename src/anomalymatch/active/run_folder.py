@@ -97,6 +97,14 @@ class RunReader:
         except (StorageError, OSError, ValueError, csv.Error):
             return []
 
+    def seconds(self, cycle: int) -> float:
+        """Return the seconds that a finished cycle took; NaN if they are unknown."""
+        try:
+            metrics = json.loads((self.cycle(cycle) / "metrics.json").read_text(encoding="utf-8"))
+            return float(metrics["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return math.nan
+
     def began_cold(self, cycle: int) -> bool:
         """Tell whether a finished cycle was ranked by the cold start."""
         return (self.cycle(cycle) / COLD).exists()

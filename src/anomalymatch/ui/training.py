@@ -133,6 +133,17 @@ class Training:
             self._watch(self._wait)
         self._on_change()
 
+    def check(self) -> bool:
+        """Return True if a training can start; otherwise raise the `LabelError` of `start`."""
+        if self.running:
+            raise LabelError(f"training {self._cycle} is running: wait for it, or stop it")
+        self._check()
+        return True
+
+    def estimate(self) -> float:
+        """Estimate the seconds of a training by the last one; NaN before the first."""
+        return self._run.seconds(self._run.finished_cycles())
+
     def stop(self) -> None:
         """Stop the training as Ctrl-C would: finished cycles are kept, and `start` repeats this one.
 

@@ -422,7 +422,7 @@ export default {
         return this.focus();
       }
       if (event.altKey || target.closest?.("[role=combobox], [role=menu], .q-menu")) return;
-      if (!this.viewing && document.querySelector(".q-dialog")) return;
+      if (document.querySelector(this.viewing ? ".am-ask" : ".q-dialog")) return;
       const isTaken = target.closest?.("[role=slider], [type=range]") || ((event.key === " " || event.key === "Enter") &&
         target.closest?.("button, a, [role=switch], [role=button], .q-item"));
       if (this.command(event) || (!isTaken && this.navigate(event))) event.preventDefault();

@@ -25,6 +25,7 @@ from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.theme import ACCENT, drop_down, heat_colours, kind_colours, label_colours, many
+from anomalymatch.ui.web.training import TrainingProgress, TrainingQuestion
 from anomalymatch.ui.web.viewer import Viewer
 
 KEYS = {
@@ -296,6 +297,7 @@ class _Page:
         self.session.viewed = lambda: self.viewer.id
         self.map.element.on("look", lambda event: self.viewer.open(event.args["id"]))
         self.help = help_dialog()
+        self.session.ask_training = TrainingQuestion(self.session).ask
         self._header(service.name)
         self._wire(gallery)
         ui.timer(0, self._start, once=True)
@@ -303,13 +305,16 @@ class _Page:
     def _header(self, name: str) -> None:
         with ui.header().classes("am-header"):
             ui.label(name).classes("am-name").props("data-testid=name")
+            progress = TrainingProgress()
+            self.panel.training.on_status.append(progress.show)
+            self.panel.training.refresh()
             self.standing = ui.label().classes("am-hint am-grow am-standing").props("data-testid=standing")
             PreparationLine(self.session)
             for text, key, icon, act in (
                 ("Map", "m", "scatter_plot", lambda: self.map.toggle()),
                 ("Undo", "z", "undo", self.session.undo),
                 ("Re-rank", "r", "sort", self.session.rerank),
-                ("Train", "t", "model_training", self.session.train),
+                ("Train", "t", "model_training", lambda: self.session.ask_training()),
             ):
                 button = ui.button(text, icon=icon, on_click=act, color=None).classes("am-command")
                 button.props(f"flat dense no-caps size=sm data-testid={text.lower()} aria-label='{text} ({key})'")
@@ -339,7 +344,7 @@ class _Page:
         gallery.on_event("map", lambda _: self.map.toggle())
         gallery.on_event("star", lambda words: session.toggle_stars(words["ids"]))
         gallery.on_event("rerank", lambda _: session.rerank())
-        gallery.on_event("train", lambda _: session.train())
+        gallery.on_event("train", lambda _: session.ask_training())
         gallery.on_event("help", lambda _: self.help.open())
         gallery.on_event("clear", lambda _: self.toolbar.clear())
         session.client.on_connect(gallery.resume)

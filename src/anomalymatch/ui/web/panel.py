@@ -152,10 +152,11 @@ class TrainingPanel:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._drawn: Any = None
-        self._failure = ""
+        self._failure = self._before = ""
+        self.on_status: list[Callable[[TrainingStatus], None]] = []
         with ui.row().classes("am-line"):
             self._state = ui.label().classes("am-wrap").props("data-testid=training-state")
-            self._start = ui.button("Train", on_click=session.train).props(
+            self._start = ui.button("Train", on_click=lambda: session.ask_training()).props(
                 "dense unelevated no-caps size=sm data-testid=training-start"
             )
             self._stop = ui.button("Stop", on_click=self._halt).props(
@@ -189,7 +190,9 @@ class TrainingPanel:
             self._draw(charts.training(status.losses))
         self._log.text = "\n".join(status.log[-LOG_LINES:])
         self._log.set_visibility(bool(status.log))
-        self._tell_failure(status)
+        self._tell_end(status)
+        for listener in self.on_status:
+            listener(status)
 
     def _draw(self, figure: dict[str, Any]) -> None:
         if self._plot is not None:
@@ -198,7 +201,10 @@ class TrainingPanel:
         with self._place:
             self._plot = ui.plotly(figure).classes("am-chart").props("data-testid=losses")
 
-    def _tell_failure(self, status: TrainingStatus) -> None:
+    def _tell_end(self, status: TrainingStatus) -> None:
+        if status.state == "finished" and self._before in ("running", "stopping"):
+            self.session.say(f"Training {status.cycle} has finished: press r for the new order.")
+        self._before = status.state
         failure = status.message if status.state == "failed" else ""
         if failure and failure != self._failure:
             self.session.say(f"The training failed, all labels are safe: {failure}", "negative")
@@ -215,7 +221,8 @@ def _state(status: TrainingStatus) -> str:
     words = [STATES.get(status.state, status.state)]
     if status.state != "idle" and (status.steps or status.step):
         words += [f"cycle {status.cycle}"] * bool(status.cycle)
-        words += [f"step {status.step:,}" + f" of {status.steps:,}" * bool(status.steps)]
+        is_starting = status.state == "running" and not status.step
+        words += ["starting" if is_starting else f"step {status.step:,}" + f" of {status.steps:,}" * bool(status.steps)]
         words += [f"{status.seconds / 60:.0f} min" if status.seconds >= 60 else f"{status.seconds:.0f} s"]
     return " · ".join(words)
 
@@ -259,7 +266,7 @@ class Panel:
         with _section("Groups", "groups"):
             self._groups = GroupsPanel(session)
         with _section("Training", "training"):
-            self._training = TrainingPanel(session)
+            self.training = TrainingPanel(session)
         with _section("Annotators", "annotators"):
             self._people = ui.column().classes("am-stack").props("data-testid=annotators")
         with _section("Examples", "examples"):
@@ -275,7 +282,7 @@ class Panel:
     def watch(self, kinds: set[str], ids: set[str]) -> None:
         """Update after changes, with a delay."""
         if "training" in kinds:
-            self._training.refresh()
+            self.training.refresh()
         if not kinds <= {"training", "description"} and not self._is_waiting:
             self._is_waiting = True
             background_tasks.create(self._follow("examples" in kinds), name="side panel")

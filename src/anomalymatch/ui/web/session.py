@@ -69,6 +69,7 @@ class Session:
         recent: the last labels of the annotator, newest first.
         on_status: called when `status`, `recent` or `has_new_order` changes.
         view: shows an image in the large view; an empty one closes it.
+        ask_training: asks whether to train.
         viewed: returns the image in the large view, empty while it is closed.
         watchers: called with the kinds and images of changes.
     """
@@ -87,6 +88,7 @@ class Session:
         self.recent: dict[str, Label] = {}
         self.on_status: list[Callable[[], None]] = []
         self.view: Callable[[str], None] = lambda id_: None
+        self.ask_training: Callable[[], Awaitable[None]] = self.train
         self.viewed: Callable[[], str] = lambda: ""
         self.watchers: list[Callable[[set[str], set[str]], None]] = []
         self._lock = asyncio.Lock()  # labels and undos reach the log in the order of the keys
