@@ -434,8 +434,7 @@ class Session:
 
     @property
     def _is_ranked(self) -> bool:
-        query = self.query
-        return query.sort in RANKED and query.like is None and query.group is None
+        return self.query.sort in RANKED and self.query.like is None and self.query.group is None
 
     def _note(self) -> str:
         """Return the text above the images: how they were chosen, and what is missing for a ranking."""
