@@ -85,7 +85,7 @@ class TestSearch:
         spoken = page.page.eval_on_selector_all(
             "[data-testid=tile]", "tiles => tiles.map(tile => tile.getAttribute('aria-label'))"
         )
-        assert all(re.fullmatch(r"rank \d+, score [01]\.\d\d, no label", words) for words in spoken)
+        assert all(re.fullmatch(r"place \d+, score [01]\.\d\d, no label", words) for words in spoken)
         ranks = [int(re.search(r"\d+", words)[0]) for words in spoken]
         assert ranks == sorted(ranks)
 

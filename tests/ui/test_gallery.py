@@ -253,3 +253,32 @@ def test_text_filter_ignores_case_and_is_literal():
     assert TextFilter(IDS, None).matches("spiral").sum() == 0
     chunked = pa.concat_tables([METADATA.slice(0, 40), METADATA.slice(40)])
     np.testing.assert_array_equal(TextFilter(IDS, chunked).matches("blue"), words.matches("blue"))
+
+
+def test_text_is_found_in_classes_and_headers():
+    headers = {id_: {"OBJECT": f"NGC {number}", "FILTER": "r"} for number, id_ in enumerate(IDS)}
+    may_read = threading.Event()
+
+    def header(id_):
+        assert may_read.wait(10)
+        return headers[id_]
+
+    text = TextFilter(IDS, None, {IDS[2]: "Merger"}, header)
+    assert np.flatnonzero(text.matches("merger")).tolist() == [2]
+    text.read_headers(0.01)
+    assert text.unread == len(IDS)
+    assert not text.matches("ngc 3").any()
+    may_read.set()
+    text.read_headers(10.0)
+    assert text.unread == 0
+    assert np.flatnonzero(text.matches("object ngc 3"))[0] == 3
+    assert text.matches("FILTER r").all()
+    assert TextFilter(IDS, None).unread == 0
+
+
+def test_results_of_a_text_grow_with_the_headers():
+    gallery = Gallery(IDS, seed=0, metadata=None, header=lambda id_: {"OBJECT": "M 31"})
+    query = Query(text="m 31", show=Show.ALL)
+    assert gallery.page(query)[1] == 0
+    gallery.text.read_headers(10.0)
+    assert gallery.page(query)[1] == len(IDS)

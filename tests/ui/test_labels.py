@@ -95,6 +95,20 @@ def test_conflicts_come_newest_first_and_pairs_by_common_images(log):
     assert found == [("ada", "bob", 3, pytest.approx(2 / 3)), ("ada", "eve", 1, 1.0), ("bob", "eve", 1, 1.0)]
 
 
+def test_the_next_label_settles_a_conflict(log):
+    index = LabelIndex(log)
+    add(index, "ada", a=A, b=A)
+    add(index, "bob", a=N, b=N)
+    add(index, "eve", a=N)
+    assert index.conflicts() == ["b"]
+    add(index, "ada", a=A)  # who does not accept it opens the conflict again
+    assert index.conflicts() == ["a", "b"]
+    index.undo("ada")
+    index.undo("eve")
+    assert index.conflicts() == ["b", "a"], "undone labels settle nothing"
+    assert index.agreements()[0].share == 0
+
+
 def test_discovery_is_in_the_order_of_first_labels(log):
     index = LabelIndex(log)
     add(index, "ada", a=N)

@@ -469,7 +469,6 @@ async def test_labels_of_others_and_conflicts(page, service):
     assert page.gallery.tiles[5]["annotator"] == "bob"
     page.label([id_], "normal")
     await page.until(lambda: page.gallery.tiles[5]["conflict"])
-    await page.sees("bob and me")
     await page.sees("1 conflict")
     page.act("conflicts")
     await page.until(lambda: page.ids == [id_])
@@ -594,6 +593,45 @@ async def test_examples_and_uploads(page, service):
 
 
 @on_page
+async def test_a_labelled_image_that_is_hidden_can_be_shown(page, service):
+    id_ = page.ids[7]
+    service.label([id_], Label.NORMAL, "ada")
+    page.get("filter-text").value = id_
+    await page.until(lambda: page.get("elsewhere").visible)
+    assert page.get("elsewhere").text == f"{id_} is labelled normal: show it"
+    page.act("elsewhere")
+    await page.until(lambda: page.ids == [id_] and not page.get("elsewhere").visible)
+    page.get("filter-text").value = "no such image"
+    await page.until(lambda: not page.ids)
+    assert not page.get("elsewhere").visible
+
+
+@on_page
+async def test_places_are_among_what_is_shown(page, service):
+    service.label(page.ids[:5], Label.NORMAL, "ada")
+    page.send("turn", to=1, at="first")
+    await page.until(lambda: page.page["page"] == 1)
+    assert page.page["start"] == 43, "the five labelled images have left the order"
+
+
+@on_page
+async def test_agreement_is_told_from_ten_common_images_and_conflicts_are_pictures(page, service):
+    ids = page.ids[:10]
+    service.label(ids[:9], Label.NORMAL, "ada")
+    service.label(ids[:9], Label.ANOMALY, "bob")
+    await page.until(lambda: len(page.all("conflict")) == 9)
+    await page.user.should_not_see("ada and bob")
+    service.label(ids[9:], Label.NORMAL, "ada")
+    service.label(ids[9:], Label.NORMAL, "bob")
+    await page.sees("ada and bob")
+    (first,) = [one for one in page.all("conflict") if one.props["title"] == ids[0]]
+    UserInteraction(page.user, {first}, None).click()
+    await page.until(lambda: page.gallery._props["viewing"] == ids[0])
+    page.label([ids[0]], "anomaly")
+    await page.until(lambda: len(page.all("conflict")) == 8)
+
+
+@on_page
 async def test_a_refused_export_is_told_and_disabled(page, service, monkeypatch):
     downloads = []
     monkeypatch.setattr("nicegui.ui.download.from_url", downloads.append)
@@ -709,6 +747,9 @@ def test_charts():
     assert len(curve["x"]) <= 502
     assert (curve["x"][0], curve["y"][0]) == (0, 0)
     assert (curve["x"][-1], curve["y"][-1]) == (5000, 499)
+    few = charts.discovery([0, 1, 1])["layout"]
+    assert (few["xaxis"]["dtick"], few["yaxis"]["tickformat"]) == (1, ",d"), "counts are whole numbers"
+    assert [few[axis]["title"]["text"] for axis in ("xaxis", "yaxis")] == ["labels", "anomalies found"]
     (trace,) = charts.training({"loss": [1.0, float("nan"), float("inf"), 0.5]})["data"]
     assert trace["y"] == [1.0, None, None, 0.5]
     for empty in (charts.histogram(None), charts.discovery([]), charts.training({"loss": []})):

@@ -1,6 +1,7 @@
 """Gallery: sorts, filters and pages the images of an archive of millions by position."""
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 DiverseFirst = Callable[[Int64[np.ndarray, " c"], int], Int64[np.ndarray, " k"]]
 """Function that sorts candidates so that the first ones differ most; omitted ones follow in the order given."""
 Within = Callable[[Area], Int64[np.ndarray, " k"]]
+Header = Callable[[str], Mapping[str, str]]
 Order = Int32[np.ndarray, " n"]
 
 CACHED_RESULTS = 8
@@ -41,18 +43,26 @@ class Gallery:
     Args:
         ids: all images.
         seed: seed of the random audit.
-        metadata: see `TextFilter`.
+        metadata: see `TextFilter`, as for `classes` and `header`.
         within: returns the positions of the images in an area of the map; None if there is no map.
 
     Attributes:
+        text: the text filter.
         version: how often scores, novelty or fit to the description, and with them the orders, have changed.
     """
 
     def __init__(
-        self, ids: Sequence[str], *, seed: int, metadata: pa.Table | None, within: Within | None = None
+        self,
+        ids: Sequence[str],
+        *,
+        seed: int,
+        metadata: pa.Table | None,
+        within: Within | None = None,
+        classes: Mapping[str, str] | None = None,
+        header: Header | None = None,
     ) -> None:
         self.version = 0
-        self._text, self._within = TextFilter(ids, metadata), within
+        self.text, self._within = TextFilter(ids, metadata, classes, header), within
         # Independent of the scores, so that an audit continues where it stopped.
         audit = cache(lambda: audit_order(len(ids), seed).astype(np.int32))
         orders = _Orders(len(ids), None, audit)
@@ -130,7 +140,7 @@ class Gallery:
             return _select(like, self._mask(snapshot, query))
         if query.area:  # not kept: the map may come later
             return _select(snapshot.order(query.sort), self._mask(snapshot, query))
-        key = _key(query)
+        key = (*_key(query), self.text.headers_read)
         return snapshot.results.get(key, lambda: _select(snapshot.order(query.sort), self._mask(snapshot, query)))
 
     def rank(self, positions: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
@@ -157,7 +167,7 @@ class Gallery:
         if query.low > 0 or query.high < 1:
             masks.append((snapshot.orders.scores >= query.low) & (snapshot.orders.scores <= query.high))
         if query.text:
-            masks.append(self._text.matches(query.text))
+            masks.append(self.text.matches(query.text))
         if query.area:
             masks.append(np.zeros(snapshot.orders.count, dtype=bool))
             masks[-1][self._within(query.area) if self._within else []] = True
@@ -165,15 +175,54 @@ class Gallery:
 
 
 class TextFilter:
-    """Filter by text in ids and in `metadata` (columns of any type, one row for each image), ignoring case."""
+    """Filter by text in ids, classes, `metadata` (columns of any type) and headers of images, ignoring case.
 
-    def __init__(self, ids: Sequence[str], metadata: pa.Table | None) -> None:
-        self._ids, self._metadata = ids, pa.table({}) if metadata is None else metadata
-        self._results: LRU[str, Bool[np.ndarray, " n"]] = LRU(CACHED_RESULTS)
+    Args:
+        ids: all images.
+        metadata: one row for each image.
+        classes: class of each image, where known.
+        header: returns the header of an image; None if the files have none.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        metadata: pa.Table | None,
+        classes: Mapping[str, str] | None = None,
+        header: Header | None = None,
+    ) -> None:
+        self._ids, self._metadata, self._classes = ids, pa.table({}) if metadata is None else metadata, classes or {}
+        self._header, self._headers = header, list[str]()
+        self._starting, self._all_read = threading.Lock(), threading.Event()
+        self._results: LRU[tuple[str, int], Bool[np.ndarray, " n"]] = LRU(CACHED_RESULTS)
+
+    @property
+    def headers_read(self) -> int:
+        """Number of images whose headers are searched so far."""
+        return len(self._headers)
+
+    @property
+    def unread(self) -> int:
+        """Number of images whose headers have not been read yet."""
+        return 0 if self._header is None else len(self._ids) - len(self._headers)
+
+    def read_headers(self, seconds: float) -> None:
+        """Start to read all headers in a thread, unless it runs, and wait for its end, for `seconds` at most."""
+        if self._header is None or self._all_read.is_set():
+            return
+        if self._starting.acquire(blocking=False):
+            threading.Thread(target=self._read_headers, name="headers", daemon=True).start()
+        self._all_read.wait(seconds)
+
+    def _read_headers(self) -> None:
+        for id_ in self._ids:
+            words = {} if self._header is None else self._header(id_)
+            self._headers.append("\n".join(f"{name} {value}" for name, value in words.items()).lower())
+        self._all_read.set()
 
     def matches(self, text: str) -> Bool[np.ndarray, " n"]:
-        """Return True for each image with `text` in its id or in a column."""
-        return self._results.get(text, lambda: self._search(text))
+        """Return True for each image with `text` in its id, its class, a column, or its header as far as it is read."""
+        return self._results.get((text, self.headers_read), lambda: self._search(text))
 
     def _search(self, text: str) -> Bool[np.ndarray, " n"]:
         pattern = pc.utf8_lower(pa.scalar(text)).as_py()
@@ -181,12 +230,16 @@ class TextFilter:
         for column in self._columns:
             hits = pc.match_substring(column, pattern).fill_null(False)
             found |= hits.to_numpy(zero_copy_only=False) if isinstance(hits, pa.Array) else hits.to_numpy()
+        for place, header in enumerate(self._headers):
+            found[place] |= pattern in header
         return found
 
     @cached_property
     def _columns(self) -> list[pa.Array | pa.ChunkedArray]:
         """All text in lower case; 64-bit offsets hold more than two gigabytes."""
         columns = [pc.utf8_lower(pa.array(list(self._ids), pa.large_string()))]
+        if self._classes:
+            columns.append(pc.utf8_lower(pa.array([self._classes.get(id_) for id_ in self._ids], pa.large_string())))
         for name in self._metadata.column_names:
             try:
                 columns.append(pc.utf8_lower(self._metadata.column(name).cast(pa.large_string())))

@@ -97,8 +97,13 @@ class LabelIndex:
         return found
 
     def has_conflict(self, id_: str) -> bool:
-        """Return True if annotators disagree about an image."""
-        return len(self._events.get(id_, ())) > 1 and len(set(self._opinions(self._events.get(id_, [])).values())) > 1
+        """Return True if annotators disagree about an image. The next label, by anyone, settles a conflict."""
+        opinions: dict[str, Label | None] = {}
+        for event in self._events.get(id_, []):
+            if _disagree(opinions):
+                opinions.clear()
+            opinions[event.annotator] = event.label
+        return _disagree(opinions)
 
     def conflicts(self) -> list[str]:
         """Return the images on which annotators disagree, newest first."""
@@ -121,6 +126,10 @@ class LabelIndex:
         """Return the last label of each annotator."""
         last = {event.annotator: event.label for event in events}
         return {name: label for name, label in last.items() if label is not None}
+
+
+def _disagree(opinions: Mapping[str, Label | None]) -> bool:
+    return len({label for label in opinions.values() if label is not None}) > 1
 
 
 def _agreement(first: str, second: str, both: Sequence[tuple[Label, Label]]) -> Agreement:

@@ -123,6 +123,17 @@ class Metadata:
             found[f"{name} (catalogue)" if name in found else name] = value
         return {printable(name, " ", limit=MAX_TEXT): printable(v, " ", limit=MAX_TEXT) for name, v in found.items()}
 
+    @property
+    def has_headers(self) -> bool:
+        """True if the files of the archive have headers."""
+        return type(self.source).header is not ImageSource.header
+
+    def header(self, id_: str) -> dict[str, str]:
+        """Return the header of an image; empty if it cannot be read."""
+        with suppress(UnreadableImageError, OSError), guarded(self.source, id_):
+            return self.source.header(id_)
+        return {}
+
     def coordinates(self, id_: str) -> tuple[float, float] | None:
         """Return right ascension and declination in degrees, from the source or the usual columns of its table."""
         given = None

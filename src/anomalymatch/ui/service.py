@@ -46,6 +46,10 @@ LONGEST_REST_S = 2.0
 EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
 
 
+HEADERS_S = 2.0
+"""Longest wait of a text filter for the headers of files; the first filter starts to read them."""
+
+
 class LabelService:
     """Service of the labelling page, also usable from Python. All methods are thread-safe.
 
@@ -104,7 +108,15 @@ class LabelService:
         self.examples = Examples(run / "examples", lambda image: encode([image])[0], source)
         told = partial(self._tell, Change("map"))
         self.map = ArchiveMap(self._full_store, cache / "maps", seed=seed, on_change=told)
-        gallery = Gallery(source.ids, seed=seed, metadata=self.pictures.metadata_of.table, within=self.map.within)
+        self._metadata = self.pictures.metadata_of
+        gallery = Gallery(
+            source.ids,
+            seed=seed,
+            metadata=self._metadata.table,
+            within=self.map.within,
+            classes=source.truth,
+            header=self._metadata.header if self._metadata.has_headers else None,
+        )
         self.notes = Notes(run / "notes.json", self._update_note)
         self._state = SearchState(source.ids, source.name, LabelIndex(self._log), gallery, stopping, self.notes)
         self.heat_maps = HeatMaps(self.pictures, self._fitted, self._reader, locate)
@@ -146,6 +158,8 @@ class LabelService:
             DataError: if a group of the query does not exist, or no image of the group `query.kind` is an anomaly.
             LabelError: if `query.kind` is given while features are missing.
         """
+        if query.text:  # before the lock of the state
+            self._state.gallery.text.read_headers(HEADERS_S)
         page = self._state.page(query, *self._groups_of(query))
         return replace(page, tiles=self._with_groups(page.tiles))
 
@@ -303,6 +317,11 @@ class LabelService:
             DataError: if there is nothing to export in it.
         """
         return export(kind, self)
+
+    @property
+    def unread_headers(self) -> int:
+        """Number of images whose headers a text filter does not search yet."""
+        return self._state.gallery.text.unread
 
     def refused_exports(self) -> dict[str, str]:
         """Return the reason for each export that cannot be written now."""

@@ -13,7 +13,7 @@ from anomalymatch.ui.web.theme import ACCENT, GREY
 AXIS = {"gridcolor": "rgba(138,148,163,0.22)", "zeroline": False, "tickfont": {"size": 10}, "automargin": True}
 CONFIG = {"displayModeBar": False, "responsive": False}
 LINE = {"type": "scatter", "mode": "lines"}
-WIDTH, HEIGHT = 314, 130
+WIDTH, HEIGHT = 314, 150
 """Size of a plot in CSS pixels; fixed, because Plotly cannot fit a plot in a collapsed section."""
 RUG_POINTS = 400
 """Most marks of one label below the histogram; more are slow and unreadable."""
@@ -47,9 +47,9 @@ def histogram(scores: Histogram | None) -> dict[str, Any]:
             }
         )
     layout = {
-        "yaxis": AXIS | {"type": "log", "domain": [0.3, 1], "dtick": 1, "exponentformat": "power"},
+        "yaxis": AXIS | _title("images") | {"type": "log", "domain": [0.3, 1], "dtick": 1, "exponentformat": "power"},
         "yaxis2": AXIS | {"domain": [0, 0.2], "range": [-3.6, 0.6], "visible": False, "fixedrange": True},
-        "xaxis": AXIS | {"range": [0, 1], "anchor": "free", "position": 0},
+        "xaxis": AXIS | _title("score") | {"range": [0, 1], "anchor": "free", "position": 0},
         "bargap": 0,
     }
     return _figure(traces, layout)
@@ -70,7 +70,18 @@ def discovery(found: Sequence[int]) -> dict[str, Any]:
     dots = {"color": GREY, "width": 1, "dash": "dot"}
     ideal = LINE | {"x": [0, end], "y": [0, end], "line": dots, "hoverinfo": "skip"}
     top = max(1, found[-1]) * 1.15
-    return _figure([ideal, curve], {"xaxis": AXIS | {"range": [0, end]}, "yaxis": AXIS | {"range": [0, top]}})
+    xaxis = AXIS | _title("labels") | _whole(end) | {"range": [0, end]}
+    yaxis = AXIS | _title("anomalies found") | _whole(top) | {"range": [0, top]}
+    return _figure([ideal, curve], {"xaxis": xaxis, "yaxis": yaxis})
+
+
+def _title(text: str) -> dict[str, Any]:
+    return {"title": {"text": text, "font": {"size": 10}, "standoff": 4}}
+
+
+def _whole(end: int | float) -> dict[str, Any]:
+    """Return ticks at whole numbers for an axis of counts from 0 to `end`."""
+    return {"tickformat": ",d"} | ({"dtick": 1} if end < 6 else {})
 
 
 def training(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -85,7 +96,8 @@ def training(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         shown = [value if np.isfinite(value) else None for value in values]
         traces.append(LINE | {"name": name, "y": shown, "yaxis": axis, "line": line})
     layout = {
-        "yaxis": AXIS | {"rangemode": "tozero", "nticks": 5},
+        "xaxis": AXIS | _title("step"),
+        "yaxis": AXIS | _title("loss") | {"rangemode": "tozero", "nticks": 5},
         "yaxis2": AXIS | {"overlaying": "y", "side": "right", "range": [0, 1.02], "showgrid": False},
         "showlegend": True,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 10}},
@@ -99,7 +111,7 @@ def _figure(
     whole: dict[str, Any] = {
         "width": WIDTH,
         "height": HEIGHT,
-        "margin": {"l": 34, "r": 10, "t": 6, "b": 22},
+        "margin": {"l": 34, "r": 10, "t": 6, "b": 34},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": GREY, "size": 11},

@@ -30,7 +30,7 @@ export default {
                :class="[item.label ? 'am-' + item.label : '', { 'am-done': item.label && (item.label !== item.before || isUnlabelled), 'am-cursor': place === cursor,
                         'am-chosen': chosen.has(item.id), 'am-pending': pending.has(item.id) }]"
                :tabindex="place === cursor ? 0 : -1" :aria-selected="chosen.size ? chosen.has(item.id) : place === cursor"
-               :aria-label="spoken(item)" :title="item.id + (broken[item.id] ? ': ' + broken[item.id] : '')" data-testid="tile" :data-id="item.id"
+               :aria-label="spoken(item, place)" :title="item.id + (broken[item.id] ? ': ' + broken[item.id] : '')" data-testid="tile" :data-id="item.id"
                :data-label="item.label || ''" :data-place="place"
                @click="click($event, place)" @dblclick="open(place)" @contextmenu="held($event)"
                @pointerdown="press($event, place)" @pointerup="release" @pointermove="drag" @pointercancel="release">
@@ -47,7 +47,7 @@ export default {
               <span v-if="item.conflict" class="am-conflict" title="annotators disagree" aria-hidden="true">≠</span>
             </div>
             <div class="am-caption" aria-hidden="true">
-              <span>{{ item.rank ? item.rank.toLocaleString("en") : "" }}</span>
+              <span>{{ item.rank ? (page.start + place + 1).toLocaleString("en") : "" }}</span>
               <span>{{ item.score === null ? "–" : shortScore(item.score) }}</span>
             </div>
           </div>
@@ -313,8 +313,8 @@ export default {
       this.broken = { ...this.broken, [item.id]: reason || "the image cannot be shown" };
     },
     shortScore(score) { return score > 0.9995 ? "1.000" : score.toFixed(3).replace(/^0/, ""); },
-    spoken(item) {
-      const words = [item.rank ? "rank " + item.rank : "no rank"];
+    spoken(item, place) {
+      const words = ["place " + (this.page.start + place + 1)];
       if (item.score !== null) words.push("score " + item.score.toFixed(2));
       words.push(item.label || "no label");
       if (item.group !== null) words.push("group " + (item.group + 1));

@@ -52,6 +52,7 @@ class GalleryElement(ui.element, component="gallery.js"):
         address: str = "",
         push: bool = False,
         selected: Sequence[str] = (),
+        start: int = 0,
     ) -> None:
         """Replace the tiles.
 
@@ -64,10 +65,11 @@ class GalleryElement(ui.element, component="gallery.js"):
             address: words of the query for the URL.
             push: add the page to the browser's history; otherwise it replaces the last one.
             selected: otherwise the selected images.
+            start: place of the first tile among all that the query finds, from 0.
         """
         self._serial += 1
         extra = {"empty": empty, "filtered": filtered, "serial": self._serial, "keep": keep, "at": at}
-        extra |= {"address": address, "push": push, "selected": list(selected)}
+        extra |= {"address": address, "push": push, "selected": list(selected), "start": start}
         self._props["page"] = asdict(page) | extra
         self.update()
 

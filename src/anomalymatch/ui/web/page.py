@@ -143,6 +143,10 @@ class Toolbar:
         # A row of its own: a filter that appears here moves no tile.
         with ui.element("div").classes("am-filters").props("data-testid=filters"):
             self.found = ui.label().classes("am-hint").props("data-testid=found aria-live=polite")
+            self.elsewhere = ui.button(on_click=self._show_elsewhere, color=None).props(
+                "dense flat no-caps size=sm data-testid=elsewhere"
+            )
+            self.elsewhere.set_visibility(False)
             self.like = ui.button(on_click=lambda: session.change(like=None), color=None).props(
                 "dense flat no-caps size=sm icon-right=close data-testid=like-off"
             )
@@ -179,7 +183,26 @@ class Toolbar:
         self.like.text = f"like {shorten(query.like or '')}"
 
     def _count_found(self, page: Page) -> None:
-        self.found.text = many(page.total, "image")
+        unread, query = self.session.service.unread_headers, self.session.query
+        waits = bool(query.text and unread)
+        words = f"{many(page.total, 'image')} · headers of {unread:,} more are still being read" if waits else ""
+        self.found.text = words or many(page.total, "image")
+        self.elsewhere.set_visibility(False)
+        if query.text and not page.total:
+            background_tasks.create(self._look_elsewhere(query), name="elsewhere")
+
+    async def _look_elsewhere(self, query: Query) -> None:
+        """Say where the images are that the text finds, but the other filters hide."""
+        found = await self.session.call(self.session.service.page, Query(show=Show.ALL, text=query.text))
+        if found is not None and found.total and query == self.session.query:
+            self.elsewhere.text = elsewhere_text(found)
+            self.elsewhere.set_visibility(True)
+
+    async def _show_elsewhere(self) -> None:
+        """Show what the text finds, whatever its labels and scores."""
+        plain = Query(show=Show.ALL)
+        parts = {name: getattr(plain, name) for name in ("show", "low", "high", "like", "group", "kind", "area")}
+        await self.session.change(**parts)
 
     def _tell_range(self) -> None:
         self._range.text = f"score {self.scores.value['min']:.2f} to {self.scores.value['max']:.2f}"
@@ -231,6 +254,14 @@ class Toolbar:
         self.session.gallery.remember("advance", str(bool(self.advance.value)).lower())
 
 
+def elsewhere_text(found: Page) -> str:
+    """Say where the images are that a text finds, although no image is shown."""
+    if found.total > 1:
+        return f"{found.total:,} images with this text are hidden by the other filters: show them"
+    (tile,) = found.tiles
+    return f"{shorten(tile.id)} is {f'labelled {tile.label}' if tile.label else 'hidden by the other filters'}: show it"
+
+
 def shorten(text: str, most: int = 24) -> str:
     """Shorten a long id to its end, where ids differ most."""
     return text if len(text) <= most else f"…{text[len(text) - most + 1 :]}"
@@ -276,7 +307,7 @@ class _Page:
         self.dark = ui.dark_mode(None)
         self.theme = "auto"
         known_as = version(service.source)
-        with ui.element("main").classes("am-main"):
+        with ui.element("div").classes("am-main"):
             bar = ui.element("div")
             with ui.element("div").classes("am-split") as split:
                 gallery = GalleryElement(version=known_as, search=search_name(service))

@@ -19,6 +19,7 @@ from anomalymatch.ui.views import Agreement, Estimate, Show, Summary
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.description import DescriptionPanel
 from anomalymatch.ui.web.gallery import DropZone
+from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.theme import KIND_COLOURS, SHAPES, drop_down, many
 
@@ -168,7 +169,8 @@ class TrainingPanel:
         self._message = ui.label().classes("am-error").props("role=alert data-testid=training-message")
         self._place = ui.element("div")
         self._plot: ui.plotly | None = None
-        self._log = ui.label().classes("am-log").props("data-testid=training-log")
+        self._log = ui.label().classes("am-log")
+        self._log.props("tabindex=0 role=log aria-label='Output of the training' data-testid=training-log")
         self._timer = ui.timer(1.0, self.refresh, immediate=False)
         self.refresh()
 
@@ -230,6 +232,8 @@ def _state(status: TrainingStatus) -> str:
 REFRESH_S = 0.5
 """Shortest time between two updates of the panel."""
 CONFLICTS, EXAMPLE_SIDE = 12, 96
+COMMON = 10
+"""Smallest number of common images for which the agreement of two annotators says anything."""
 EXPORTS = {
     "csv": "Labels (CSV)",
     "parquet": "Labels and scores (Parquet)",
@@ -260,9 +264,13 @@ class Panel:
                     "dense no-caps unelevated size=sm data-testid=mode"
                 )
                 self._speed = ui.label().classes("am-hint am-grow am-right").props("data-testid=speed")
+            self._unranked = ui.label("Nothing is ranked yet.").classes("am-hint")
             self._histogram = ui.plotly(charts.histogram(None)).classes("am-chart").props("data-testid=histogram")
+            self._histogram.set_visibility(False)
         with _section("Discovery", "discovery"):
+            self._unlabelled = ui.label("There are no labels yet.").classes("am-hint")
             self._discovery = ui.plotly(charts.discovery([])).classes("am-chart").props("data-testid=discovery")
+            self._discovery.set_visibility(False)
         with _section("Groups", "groups"):
             self._groups = GroupsPanel(session)
         with _section("Training", "training"):
@@ -317,6 +325,12 @@ class Panel:
         self._speed.text = (
             "" if summary.histogram is None or math.isnan(summary.seconds) else f"ranked in {summary.seconds:.2f} s"
         )
+        for chart, hint, is_there in (
+            (self._histogram, self._unranked, summary.histogram is not None),
+            (self._discovery, self._unlabelled, bool(summary.found)),
+        ):
+            chart.set_visibility(is_there)
+            hint.set_visibility(not is_there)
         self._histogram.update_figure(charts.histogram(summary.histogram))
         self._discovery.update_figure(charts.discovery(summary.found))
         self._show_people(summary)
@@ -338,6 +352,8 @@ class Panel:
             for name, labels in summary.annotators.items():
                 _pair(name, many(labels, "label"))
             for agreement in summary.agreements:
+                if agreement.images < COMMON:
+                    continue
                 _pair(f"{agreement.first} and {agreement.second}", _agreement_text(agreement))
             if not summary.annotators:
                 ui.label("There are no labels yet.").classes("am-hint")
@@ -345,8 +361,16 @@ class Panel:
                 text = f"≠ {many(len(summary.conflicts), 'conflict')}: show"
                 button = ui.button(text, on_click=self._show_conflicts)
                 button.props("dense flat no-caps size=sm data-testid=conflicts")
-                for id_ in summary.conflicts[:CONFLICTS]:
-                    ui.label(id_).classes("am-id")
+                ui.label("The next label of such an image settles it: a click opens it.").classes("am-hint")
+                with ui.row().classes("am-examples"):
+                    for id_ in summary.conflicts[:CONFLICTS]:
+                        look = ui.element("button").classes("am-example")
+                        look.on("click", lambda _, id_=id_: self.session.view(id_))
+                        look.props.update({"title": id_, "aria-label": f"show {id_}", "data-testid": "conflict"})
+                        with look:
+                            picture = ui.element("img")
+                            words = {"id": id_, "side": EXAMPLE_SIDE, "v": version(self.session.service.source)}
+                            picture.props.update({"src": "/thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
 
     async def _show_conflicts(self) -> None:
         await self.session.change(show=Show.CONFLICTS, low=0.0, high=1.0, text="", like=None)

@@ -177,6 +177,7 @@ class Session:
             address=write_address(self.query),
             push=push,
             selected=selected,
+            start=self.query.start,
         )
         self._set_new_order(is_older and self._is_ranked)
         for listener in self.on_page:
