@@ -103,8 +103,9 @@ def test_the_next_label_settles_a_conflict(log):
     assert index.conflicts() == ["b"]
     add(index, "ada", a=A)  # who does not accept it opens the conflict again
     assert index.conflicts() == ["a", "b"]
-    index.undo("ada")
-    index.undo("eve")
+    log.undo(annotator="ada")
+    log.undo(annotator="eve")
+    index.refresh()
     assert index.conflicts() == ["b", "a"], "undone labels settle nothing"
     assert index.agreements()[0].share == 0
 
