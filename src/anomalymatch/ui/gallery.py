@@ -24,6 +24,8 @@ Header = Callable[[str], Mapping[str, str]]
 Order = Int32[np.ndarray, " n"]
 
 CACHED_RESULTS = 8
+HEADERS_S = 2.0
+"""Longest wait of a text filter for the headers of files; the first filter starts to read them."""
 DIVERSE_BLOCK = 500
 """Size of the blocks, in order of score, that are sorted by diversity: the top first, never the whole archive."""
 CODES = {label: code for code, label in enumerate(Label, start=1)}
@@ -206,7 +208,7 @@ class TextFilter:
         """Number of images whose headers have not been read yet."""
         return 0 if self._header is None else len(self._ids) - len(self._headers)
 
-    def read_headers(self, seconds: float) -> None:
+    def read_headers(self, seconds: float = HEADERS_S) -> None:
         """Start to read all headers in a thread, unless it runs, and wait for its end, for `seconds` at most."""
         if self._header is None or self._all_read.is_set():
             return

@@ -46,10 +46,6 @@ LONGEST_REST_S = 2.0
 EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
 
 
-HEADERS_S = 2.0
-"""Longest wait of a text filter for the headers of files; the first filter starts to read them."""
-
-
 class LabelService:
     """Service of the labelling page, also usable from Python. All methods are thread-safe.
 
@@ -159,7 +155,7 @@ class LabelService:
             LabelError: if `query.kind` is given while features are missing.
         """
         if query.text:  # before the lock of the state
-            self._state.gallery.text.read_headers(HEADERS_S)
+            self._state.gallery.text.read_headers()
         page = self._state.page(query, *self._groups_of(query))
         return replace(page, tiles=self._with_groups(page.tiles))
 
