@@ -153,8 +153,7 @@ class Session:
         Returns:
             False if there is no such page.
         """
-        self._load += 1
-        mine = self._load
+        self._load = mine = self._load + 1
         page = await self.call(self.service.page, self.query)
         tiles = await self.call(self.service.tiles, list(ids)) if page and ids else None
         if page is None or mine != self._load or self.client.is_deleted:
