@@ -50,6 +50,10 @@ def views(chromium: Browser, url: str, truth: Mapping[str, str], rare: str) -> I
     search(page, truth, rare)
     yield "gallery_dark", settled(page)
     yield "gallery_light", settled(open_page(chromium, url, "light"))
+    page.keyboard.press("m")
+    page.locator("[data-testid=map-state]").get_by_text("images").wait_for(timeout=300_000)
+    yield "map", settled(page)
+    page.keyboard.press("m")
     page.keyboard.press("r")
     page.wait_for_timeout(3000)
     page.locator("[data-testid=tile]").first.click()
@@ -68,6 +72,7 @@ def views(chromium: Browser, url: str, truth: Mapping[str, str], rare: str) -> I
     page.keyboard.press("Escape")
     page.locator("[data-testid=help]").wait_for(state="detached")
     page.keyboard.press("t")
+    page.locator("[data-testid=train-yes]").click()
     page.locator("[data-testid=losses]").wait_for(timeout=600_000)
     page.wait_for_function(
         "parseInt(document.querySelector('[data-testid=training-state]').innerText.match(/step (\\d+)/)?.[1]) >= 12",
@@ -84,8 +89,7 @@ def search(page: Page, truth: Mapping[str, str], rare: str) -> None:
     text = "filename,label\n" + "".join(f"{id_},anomaly\n" for id_ in examples)
     file = {"name": "labels.csv", "mimeType": "text/csv", "buffer": text.encode()}
     page.locator("[data-testid=import-file]").set_input_files(files=[file])  # type: ignore[list-item]
-    page.get_by_text(f"{EXAMPLES} labels came in").wait_for()
-    page.locator("[data-testid=follow]").click()
+    page.get_by_text(f"{EXAMPLES} labels imported").wait_for()
     for _ in range(LABELS // 10):
         page.keyboard.press("r")
         page.wait_for_timeout(3000)
