@@ -144,6 +144,7 @@ class TestSearch:
         page.press("t")
         page.get("train-yes").click()
         page.until(lambda: page.get("training-state").inner_text().startswith("Training"), "it begins")
+        page.get("train-yes").wait_for(state="detached")
         before = page.cursor
         page.press("ArrowRight")  # the page works during the training
         assert page.cursor != before
@@ -315,4 +316,5 @@ def test_a_description_orders_the_page(demo_words, opened, tmp_path):
         page.choose("sort", "by description")
         page.until(lambda: page.ids == best, "the same order after a restart")
         page.get("section-description").get_by_role("button", name="Clear").click()
+        page.get("new-order").click()
         page.until(lambda: "Nothing is described" in page.get("note").inner_text(), "the description is removed")

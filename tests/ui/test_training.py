@@ -31,6 +31,14 @@ PRINTS_NOTHING = SETUP + "sys.exit(3)\n"
 IS_KILLED = SETUP + "os.kill(os.getpid(), signal.SIGKILL)\n"
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Let trainings be interrupted: programs that a shell starts in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def make(tmp_path):
     made = []
