@@ -67,7 +67,7 @@ def test_a_lasso_selects_and_one_key_labels(command, opened):
     page.until(lambda: found(page) == 600, "the whole archive is shown")
     assert not page.get("area-off").is_visible()
     page.press("m")
-    assert not page.get("archive-map").is_visible()
+    page.until(lambda: not page.get("archive-map").is_visible(), "the map is closed")
 
 
 def test_the_point_under_the_pointer_is_shown_and_opened(command, opened):
