@@ -69,7 +69,7 @@ def make_map(tmp_path):
 
 
 def two_kinds(count=80):
-    """Unit vectors of two kinds, by turns."""
+    """Make unit vectors of two kinds, which alternate."""
     rows = np.random.default_rng(0).normal(size=(count, 6)) * 0.1 + 4 * np.eye(6)[np.arange(count) % 2]
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 

@@ -61,7 +61,7 @@ class Visitor:
 
     @property
     def status(self):
-        """What the status lines of page and large view show."""
+        """The properties of the status line; the page and the large view show the same."""
         first, second = self.user.find(kind=StatusBar).elements
         assert first._props["text"] == second._props["text"]
         return first._props
@@ -159,7 +159,7 @@ async def test_with_follow_a_labelled_image_leaves_the_page_with_the_next_rankin
 
 @on_page
 async def test_with_many_pages_an_own_label_is_shown_at_once(page, service, monkeypatch):
-    monkeypatch.setattr(session_module, "PAGES_AT_EASE", 0.5)
+    monkeypatch.setattr(session_module, "CROWD", 0.5)
     monkeypatch.setattr(session_module.Session, "pace", lambda *_: 3.0)
     monkeypatch.setattr(session_module, "random", SimpleNamespace(uniform=lambda low, high: high))
     other = page.ids[1]

@@ -119,7 +119,7 @@ class Gallery:
         return found[start:stop].astype(np.int64), len(found)
 
     def place(self, query: Query, position: int, like: Int64[np.ndarray, " k"] | None = None) -> int | None:
-        """Return the place of an image among those that a query finds, from 0; None if it is not among them."""
+        """Return the index, from 0, of an image in the results of a query; None if the query does not find it."""
         snapshot = self._snapshot
         found = self._found(snapshot, query, like)
         places = np.flatnonzero(found == position)

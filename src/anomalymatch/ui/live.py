@@ -72,7 +72,7 @@ class LiveRanking:
         anomalies: Int64[np.ndarray, " a"],
         normals: Int64[np.ndarray, " b"],
         examples: Float32[np.ndarray, "e d"],
-        others: Int64[np.ndarray, " o"] | None = None,
+        others: Int64[np.ndarray, " o"] = NONE,
     ) -> Float32[np.ndarray, " n"] | None:
         """Fit the probe and return log-odds of all images, NaN for unreadable ones; None without an anomaly.
 
@@ -86,7 +86,7 @@ class LiveRanking:
             examples: features of further anomalies that are not in the archive.
             others: positions of images with other labels, which do not count as unlabelled.
         """
-        probe = self._fit_probe(anomalies, normals, examples, NONE if others is None else others)
+        probe = self._fit_probe(anomalies, normals, examples, others)
         self.fitted = None if probe is None else Probe(self.store.direction(probe.coefficients), probe.intercept)
         return None if probe is None else self.store.project(probe.coefficients, probe.intercept)
 

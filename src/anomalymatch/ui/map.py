@@ -43,7 +43,7 @@ class MapPoints:
     version: str
 
     def find(self, positions: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
-        """Return the numbers of images on the map; -1 for those that are not on it."""
+        """Return the index in `positions` of each image; -1 for images that are not on the map."""
         at = np.searchsorted(self.positions, positions)
         found = self.positions[np.minimum(at, len(self.positions) - 1)] == positions
         return np.where(found, at, -1)

@@ -41,7 +41,7 @@ from anomalymatch.ui.views import Change, Details, Page, Query, Summary, Tile
 
 logger = logging.getLogger(__name__)
 CROWD = 5
-"""Open pages from which a ranking leaves most of the time to labels."""
+"""With more open pages, rankings rest and pages are updated less often, to leave time for labels."""
 LONGEST_REST_S = 2.0
 EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
 
@@ -288,7 +288,7 @@ class LabelService:
             return self._state.labels.recent(annotator, count)
 
     def place(self, query: Query, id_: str) -> int | None:
-        """Return the place of an image, from 0, among all that a query finds; None if it is not among them."""
+        """Return the index, from 0, of an image in the results of a query; None if the query does not find it."""
         return self._state.place(query, id_, *self._groups_of(query))
 
     def import_csv(self, text: str, annotator: str) -> int:

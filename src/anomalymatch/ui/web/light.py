@@ -18,7 +18,7 @@ FILTER = (0.2, 4.0)
 
 @dataclass(frozen=True)
 class Light:
-    """How pictures are shown.
+    """Settings of the light.
 
     Attributes:
         stretch: one of `pictures.STRETCHES`; the server applies it to the original values.

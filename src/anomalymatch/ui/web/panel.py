@@ -209,7 +209,7 @@ class TrainingPanel:
         self._before = status.state
         failure = status.message if status.state == "failed" else ""
         if failure and failure != self._failure:
-            self.session.say(f"The training failed, all labels are safe: {failure}", "negative")
+            self.session.say(f"The training failed, all labels are safe: {failure}", is_error=True)
         self._failure = failure
 
     async def _halt(self) -> None:
@@ -404,7 +404,7 @@ class Panel:
         await self._show_examples()
 
     def _sent(self, is_ok: bool, message: str) -> None:
-        self.session.say(message, "positive" if is_ok else "negative")
+        self.session.say(message, is_error=not is_ok)
 
     def _exports(self) -> None:
         self._links: dict[str, Element] = {}
@@ -420,7 +420,7 @@ class Panel:
         """Download an export, or say why it is refused, which the browser would report as a failed download."""
         refused = await self._show_refusals()
         if kind in refused:
-            self.session.say(f"{EXPORTS[kind]}: {refused[kind]}.", "negative")
+            self.session.say(f"{EXPORTS[kind]}: {refused[kind]}.", is_error=True)
         elif not self.session.client.is_deleted:
             with self.session.client:
                 ui.download.from_url(f"/export/{kind}")

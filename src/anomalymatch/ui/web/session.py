@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nicegui import Client, background_tasks, run
 
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.types import Label
-from anomalymatch.ui.service import LabelService
+from anomalymatch.ui.service import CROWD, LabelService
 from anomalymatch.ui.views import Change, Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web.address import Address, write_address
 from anomalymatch.ui.web.gallery import GalleryElement
@@ -22,7 +22,6 @@ from anomalymatch.ui.web.theme import many
 T = TypeVar("T")
 RECENT = 8  # labels that the status line shows
 COALESCE_S = 0.05  # shortest time between two updates: a burst of changes must not redraw the page a thousand times
-PAGES_AT_EASE = 5  # pages up to which each is updated so often
 _WRITER = ThreadPoolExecutor(1, thread_name_prefix="labels")  # the log takes one label at a time
 
 RANKED = {Sort.SCORE, Sort.LOWEST, Sort.UNCERTAIN, Sort.MEDIAN, Sort.NOVELTY, Sort.DIVERSE, Sort.DESCRIPTION}
@@ -104,13 +103,13 @@ class Session:
     def say(
         self,
         text: str,
-        kind: Literal["info", "positive", "negative"] = "info",
         *,
+        is_error: bool = False,
         image: str = "",
         label: Label | None = None,
     ) -> None:
-        """Show a sentence in the status line; an error ("negative") stays until the next action."""
-        self._show_status(Status(text, kind == "negative", image, label or ""))
+        """Show a sentence in the status line; an error stays until the next action."""
+        self._show_status(Status(text, is_error, image, label or ""))
 
     def _show_status(self, status: Status | None = None) -> None:
         self.status = status or self.status
@@ -129,7 +128,7 @@ class Session:
         try:
             return await answer
         except AnomalyMatchError as error:
-            self.say(str(error), "negative")
+            self.say(str(error), is_error=True)
             return None
 
     async def load(
@@ -228,7 +227,7 @@ class Session:
         try:
             query = replace(self.query, page=page, shift=0, **parts)
         except AnomalyMatchError as error:
-            self.say(str(error), "negative")
+            self.say(str(error), is_error=True)
             return
         self._use(query)
         await self.load(at=at, push=push)
@@ -244,7 +243,7 @@ class Session:
     async def label_kind(self, ids: Sequence[str], number: int, key: str = "") -> None:
         """Label images anomaly and put them into a group, see `LabelService.label_kind`."""
         async with self._lock:
-            is_done = await self.call(self.service.label_kind, list(ids), number, self.annotator, key) is not None
+            is_done = await self._write(self.service.label_kind, list(ids), number, self.annotator, key) is not None
         if is_done:
             self._say_label(f"Group {number + 1},", dict.fromkeys(ids, Label.ANOMALY))
         else:
@@ -290,7 +289,7 @@ class Session:
         async with self._lock:
             is_done = await self._write(self.service.label, list(ids), label, self.annotator, key) is not None
         if is_done:
-            if self.service.listeners > PAGES_AT_EASE:  # the other updates wait, see `pace`
+            if self.service.listeners > CROWD:  # the other updates wait, see `pace`
                 self._ids.difference_update(ids)
                 await self._patch([id_ for id_ in self.gallery.ids if id_ in set(ids)])
             self._say_label("Labelled", dict.fromkeys(ids, label))
@@ -385,7 +384,7 @@ class Session:
     async def _follow_changes(self) -> None:
         """Update the page: labels and rankings change its tiles in place; with `follow`, a ranking loads it again."""
         try:
-            if self.service.listeners > PAGES_AT_EASE:
+            if self.service.listeners > CROWD:
                 await asyncio.sleep(random.uniform(0, self.pace(COALESCE_S)))  # not all at once
             while self._kinds and not self.client.is_deleted:
                 kinds, ids, self._kinds, self._ids = self._kinds, self._ids, set(), set()
@@ -406,7 +405,7 @@ class Session:
 
     def pace(self, seconds: float) -> float:
         """Return the time between two updates: the more pages are open, the longer, or no time is left for labels."""
-        return seconds * max(1.0, self.service.listeners / PAGES_AT_EASE)
+        return seconds * max(1.0, self.service.listeners / CROWD)
 
     async def fetch_recent(self) -> None:
         """Fetch and show the last labels of the annotator."""
