@@ -1,9 +1,7 @@
 """Service behind the labelling page: labels, the ranking that follows them, groups and training; no web code."""
 
 import logging
-import math
 import threading
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,14 +33,14 @@ from anomalymatch.ui.map import ArchiveMap
 from anomalymatch.ui.notes import Notes
 from anomalymatch.ui.pictures import Pictures
 from anomalymatch.ui.preparation import Preparation, Prepare
+from anomalymatch.ui.reranking import Reranking
 from anomalymatch.ui.state import Logits, SearchState, summarise_search
-from anomalymatch.ui.training import BackgroundTask, Training
+from anomalymatch.ui.training import Training
 from anomalymatch.ui.views import Change, Details, Page, Query, Summary, Tile
 
 logger = logging.getLogger(__name__)
 CROWD = 5
 """With more open pages, rankings rest and pages are updated less often, to leave time for labels."""
-LONGEST_REST_S = 2.0
 EncodeImages = Callable[[Sequence[Image]], Float32[np.ndarray, "n d"]]
 
 
@@ -117,7 +115,7 @@ class LabelService:
         self._state = SearchState(source.ids, source.name, LabelIndex(self._log), gallery, stopping, self.notes)
         self.heat_maps = HeatMaps(self.pictures, self._fitted, self._reader, locate)
         self.preparation = Preparation(prepare, on_live=self._use, on_change=partial(self._tell, Change("features")))
-        self._seconds, self._has_restored_examples = math.nan, False
+        self._has_restored_examples = False
         self._cycle = self._reader.finished_cycles()
         self._state.add_trainings(self._reader, range(1, self._cycle + 1))
         changed = partial(self._tell, Change("groups"))
@@ -132,7 +130,8 @@ class LabelService:
             on_order=self._use_description,
             on_change=described,
         )
-        self._reranking = BackgroundTask(self._rerank_in_turn, "re-ranking")
+        ranked = partial(self._tell, Change("ranking"))
+        self._reranking = Reranking(self._refit, on_ranking=ranked, is_crowded=lambda: self.listeners > CROWD)
         self.training = Training(
             run,
             steps=training_steps,
@@ -214,9 +213,9 @@ class LabelService:
     def summary(self) -> Summary:
         """Summarise the search: counts, scores, estimate, annotators. All open pages share the work."""
         with self._summarising:
-            now = (self._state.version, self._state.gallery.version, self._cycle, self._seconds)
+            now = (self._state.version, self._state.gallery.version, self._cycle, self._reranking.seconds)
             if self._summary is None or self._summary[0] != now:
-                self._summary = now, summarise_search(self._state, cycle=self._cycle, seconds=self._seconds)
+                self._summary = now, summarise_search(self._state, cycle=self._cycle, seconds=self._reranking.seconds)
             return self._summary[1]
 
     def heat_map(self, id_: str, *, stretch: str, channel: str | None) -> bytes:
@@ -375,21 +374,7 @@ class LabelService:
             self._tell(Change("features"))
         if self._state.live is None:
             self.preparation.check()
-        return self._rerank()
-
-    def _rerank(self) -> float:
-        if self._state.live is None:
-            return math.nan
-        start = time.monotonic()
-        self._state.refit(self.examples.features())
-        self._seconds = time.monotonic() - start
-        self._tell(Change("ranking"))
-        return self._seconds
-
-    def _rerank_in_turn(self) -> None:
-        seconds = self._rerank()
-        if self.listeners > CROWD and seconds > 0:
-            time.sleep(min(3 * seconds, LONGEST_REST_S))
+        return self._reranking.run()
 
     @property
     def listeners(self) -> int:
@@ -430,7 +415,14 @@ class LabelService:
             self._has_restored_examples = True
             self.examples.restore()
             self._tell(Change("examples"))
-        self._rerank()
+        self._reranking.run()
+
+    def _refit(self) -> bool:
+        """Fit the probe on the current labels and rank by it; return False if no image has features yet."""
+        if self._state.live is None:
+            return False
+        self._state.refit(self.examples.features())
+        return True
 
     def _full_store(self) -> FeatureStore | None:
         """Return the features of the archive; None before those of all images are there."""

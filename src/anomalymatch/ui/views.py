@@ -110,6 +110,17 @@ class Query:
         page = -(-start // self.size)
         return replace(self, page=page, shift=page * self.size - start)
 
+    @property
+    def is_narrowed(self) -> bool:
+        """True if a filter other than that of the labels is set."""
+        instead = self.text or self.like or self.group is not None or self.kind is not None or self.area
+        return bool(instead) or (self.low, self.high) != (0, 1)
+
+    @property
+    def is_filtered(self) -> bool:
+        """True if the query leaves out more than the labelled images."""
+        return self.is_narrowed or self.show != Show.UNLABELLED
+
     def passes(self, tile: "Tile") -> bool:
         """Return True if a tile passes the label filter."""
         if self.show is Show.ALL:

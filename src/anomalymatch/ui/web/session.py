@@ -15,32 +15,20 @@ from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.types import Label
 from anomalymatch.ui.service import CROWD, LabelService
 from anomalymatch.ui.views import Change, Page, Query, Show, Sort, Summary
+from anomalymatch.ui.web import hints
 from anomalymatch.ui.web.address import Address, write_address
 from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.theme import many
 
 T = TypeVar("T")
+PAGE_END = "That was the last image of this page: press → to turn to the next page."
+END = "That was the last image: press r to see what is left, or change the filters."
 RECENT = 8  # labels that the status line shows
 COALESCE_S = 0.05  # shortest time between two updates: a burst of changes must not redraw the page a thousand times
 _WRITER = ThreadPoolExecutor(1, thread_name_prefix="labels")  # the log takes one label at a time
 
 RANKED = {Sort.SCORE, Sort.LOWEST, Sort.UNCERTAIN, Sort.MEDIAN, Sort.NOVELTY, Sort.DIVERSE, Sort.DESCRIPTION}
 """Orders that a new ranking changes."""
-FIRST_HINT = "There are no labels yet. Press a on rare images and n on a few normal ones, and the ranking follows"
-ANOMALY_HINT = "Nothing is ranked yet, because an anomaly is missing: label one anomaly (a)"
-DROP_HINT = ", or drop images of what you look for anywhere on this page."
-NORMAL_HINT = "No image is labelled normal yet: label one normal image (n), which a training needs."
-RANKED_HINT = "The images are ranked now: press r to see the highest scores first."
-PAGE_END = "That was the last image of this page: press → to turn to the next page."
-END = "That was the last image: press r to see what is left, or change the filters."
-EMPTY = {
-    Show.UNLABELLED: "Every image has a label.",
-    Show.ALL: "The archive is empty.",
-    Show.LABELLED: "No image has a label yet: show the unlabelled ones and press a, n, u or x.",
-    Show.CONFLICTS: "There are no conflicts: all annotators agree.",
-    Show.STARRED: "No image has a star yet: s gives one.",
-    Show.NOTED: "No image has a note yet: write one in the large view.",
-}
 
 
 class Status(NamedTuple):
@@ -168,8 +156,8 @@ class Session:
         page = replace(page, note=self._note())
         self.gallery.show(
             page,
-            empty=self._empty_text(),
-            filtered=self.is_filtered,
+            empty=hints.empty_text(self.query),
+            filtered=self.query.is_filtered,
             keep=keep,
             at=at,
             address=write_address(self.query),
@@ -271,18 +259,6 @@ class Session:
             group = await self.call(self.service.groups.get, self.query.group)
             if group is not None and await self.label(group.ids, label, key):
                 self.say(f"{group.name}: labelled {many(len(group.ids), 'image')} {label}.")
-
-    @property
-    def is_filtered(self) -> bool:
-        """True if the query leaves out more than the labelled images."""
-        return self._is_narrowed or self.query.show != Show.UNLABELLED
-
-    @property
-    def _is_narrowed(self) -> bool:
-        """True if a filter other than that of the labels is set."""
-        query = self.query
-        instead = query.text or query.like or query.group is not None or query.kind is not None or query.area
-        return bool(instead) or (query.low, query.high) != (0, 1)
 
     async def label(self, ids: Sequence[str], label: Label | None, key: str = "") -> bool:
         """Label images and return True on success; the change that the service announces updates their tiles."""
@@ -436,47 +412,8 @@ class Session:
         return self.query.sort in RANKED and self.query.like is None and self.query.group is None
 
     def _note(self) -> str:
-        """Return the text above the images: how they were chosen, and what is missing for a ranking."""
-        obstacle, query = self.service.preparation.obstacle, self.query
-        is_unranked = bool(self._page and self._page.note)
-        needs = is_unranked or query.like is not None or query.sort in (Sort.NOVELTY, Sort.DIVERSE)
-        missing = f"{obstacle[:1].upper()}{obstacle[1:]}." if obstacle and needs and query.group is None else ""
-        return f"{missing} {self._order_note()}".strip()
-
-    def _order_note(self) -> str:
-        page, summary, query = self._page, self.summary, self.query
-        if query.group is not None:
-            return self._group_note()
-        if query.area:
-            return self._area_note()
-        if page is None or not page.total or query.like or summary is None:
-            return ""
-        if query.sort is not Sort.SCORE or query.show is not Show.UNLABELLED:
-            return page.note
-        is_ranked, hint = summary.histogram is not None, ""
-        if not any(summary.counts.values()):
-            hint = FIRST_HINT + DROP_HINT
-        elif not is_ranked:
-            hint = ANOMALY_HINT + DROP_HINT
-        elif page.note:
-            hint = RANKED_HINT
-        elif summary.counts.get(Label.ANOMALY) and not summary.counts.get(Label.NORMAL):
-            hint = NORMAL_HINT
-        return hint if is_ranked else f"{page.note} {hint}".strip()
-
-    def _group_note(self) -> str:
-        groups, number = self.service.groups.all(), self.query.group or 0
-        if number >= len(groups):
-            return ""
-        text = f"{groups[number].name}, group {number + 1} of {len(groups)}: the most typical images come first."
-        return f"{text} Shift with a, n, u or x labels the whole group; g shows the next one."
-
-    def _area_note(self) -> str:
-        points = self.service.map.points
-        if points is None:
-            self.service.map.request()
-            return self.service.map.message
-        return "The gallery shows an area of the map. Shift with a, n, u or x labels all images that are found there."
+        """Return the text above the images."""
+        return hints.note(self.service, self.query, self._page, self.summary)
 
     async def fetch_summary(self) -> Summary | None:
         """Fetch the summary of the search and store it in `summary`."""
@@ -486,11 +423,6 @@ class Session:
             for listener in self.on_summary:
                 listener(summary)
         return self.summary
-
-    def _empty_text(self) -> str:
-        if self._is_narrowed:
-            return "No image matches these filters."
-        return EMPTY.get(self.query.show, f"No image is labelled {self.query.show} yet.")
 
 
 def _call_in_loop(loop: asyncio.AbstractEventLoop, note: Callable[[Change], None], change: Change) -> None:
