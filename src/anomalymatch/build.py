@@ -164,7 +164,7 @@ def build_loop(config: DictConfig, task: Task | None = None) -> ActiveLoop:
         task,
         learner if cold is None else ColdStart(learner, cold),
         _oracle(config, task, embedding),
-        given={id_: Label(label) for id_, label in task.source.labels.items()},
+        given=task.labels,
         baseline=ProbeLearner(embedding, probe=build(config.probe)) if compare else None,
         described=described,
         spec=LoopSpec(
@@ -288,7 +288,7 @@ def build_label_service(
         trust=trust,
     )
     try:
-        service.add_given_labels({id_: Label(label) for id_, label in source.labels.items()})
+        service.add_given_labels(source.labels)
         service.preparation.settle(SETTLE_S)
     except BaseException:
         service.close()

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from anomalymatch.clustering import figures
 from anomalymatch.clustering.analysis import Clusters
 from anomalymatch.clustering.groups import UNGROUPED, clustering_metrics
+from anomalymatch.data.labels import find_label
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import read_images
 from anomalymatch.errors import LabelError, StorageError
@@ -222,10 +223,6 @@ def label_groups(path: Path) -> Path:
     if unknown:
         raise LabelError(f"{path}: there is no group {unknown[0]} in {table}")
     named = [(id_, names[k]) for id_, k in zip(columns["id"], columns["cluster"], strict=True) if k in names]
-    rows = [(id_, _label(name), name) for id_, name in named]
+    rows = [(id_, find_label(name) or Label.ANOMALY, name) for id_, name in named]
     write_csv(path.parent / LABELS, ["filename", "label", "group"], rows)
     return path.parent / LABELS
-
-
-def _label(name: str) -> Label:
-    return Label(name.lower()) if name.lower() in list(Label) else Label.ANOMALY

@@ -6,7 +6,7 @@ each format, `convert` packs images into Parquet shards, `stream` decodes batche
 """
 
 from anomalymatch.data.label_log import LabelEvent, LabelLog, export_csv, import_csv
-from anomalymatch.data.labels import have_both_classes, ids_labelled, training_ids
+from anomalymatch.data.labels import as_labels, have_both_classes, ids_labelled, training_ids
 from anomalymatch.data.open import open_path
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.data.source import ImageSource
@@ -18,6 +18,7 @@ __all__ = [
     "LabelLog",
     "Rendering",
     "Task",
+    "as_labels",
     "export_csv",
     "have_both_classes",
     "ids_labelled",

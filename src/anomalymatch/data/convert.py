@@ -29,7 +29,7 @@ from anomalymatch.files import atomic_file, make_folder, remove_leftovers
 from anomalymatch.progress import Advance, progress
 from anomalymatch.ranking import write_rejects
 from anomalymatch.terminal import errors_in_a_line, set_up_logging
-from anomalymatch.types import Image, Label, Reject
+from anomalymatch.types import Image, Reject
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def _finish(source: ImageSource, target: Path, files: Sequence[Path]) -> None:
     if len(rejects) == len(source.ids):
         raise none_readable(source, rejects)
     unread = {reject.id for reject in rejects}
-    if labels := {id_: Label(label) for id_, label in source.labels.items() if id_ not in unread}:
+    if labels := {id_: label for id_, label in source.labels.items() if id_ not in unread}:
         export_csv(labels, target / LABELS_FILE)
     if source.holdout:
         logger.warning("%s: its official test split is not stored, all images are in one set", source.name)

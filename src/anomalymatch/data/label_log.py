@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anomalymatch.data.labels import in_lower_case, read_labels_csv
+from anomalymatch.data.labels import as_labels, read_labels_csv
 from anomalymatch.errors import LabelError, StorageError
 from anomalymatch.files import make_folder, storage_errors, write_text
 from anomalymatch.text import csv_cell, printable
@@ -110,7 +110,7 @@ class LabelLog:
 
     def append(
         self,
-        labels: Mapping[str, Label | None],
+        labels: Mapping[str, str | None],
         *,
         annotator: str,
         cycle: int,
@@ -123,13 +123,8 @@ class LabelLog:
         no answer can repeat it. Without a key, nothing is known of earlier calls.
         """
         now, known = datetime.now(UTC).isoformat(), scores or {}
-        self._insert(
-            [
-                (id_, None if label is None else str(Label(label)), annotator, now, cycle, known.get(id_), None)
-                for id_, label in labels.items()
-            ],
-            key,
-        )
+        meant = as_labels({id_: label for id_, label in labels.items() if label is not None})
+        self._insert([(id_, meant.get(id_), annotator, now, cycle, known.get(id_), None) for id_ in labels], key)
 
     def current(self, *, until_cycle: int | None = None) -> dict[str, Label]:
         """Return the label of each image, by its last event up to `until_cycle` that was not undone."""
@@ -286,18 +281,16 @@ def _restore(run: Path) -> str:
 
 
 def import_csv(path: Path, known_ids: Container[str]) -> dict[str, Label]:
-    """Read a CSV `filename,label` with the labels anomaly, normal, unsure and artefact, in upper or lower case.
+    """Read a CSV `filename,label` whose labels are those of `Label`.
 
     Raises:
         LabelError: if it names unknown images or labels, or an image twice; the message quotes the first such lines.
     """
-    labels = in_lower_case(read_labels_csv(path, known_ids))
-    wrong = [f"{id_},{label}" for id_, label in labels.items() if label not in set(Label)]
-    if wrong:
-        raise LabelError(
-            f"{path}: {len(wrong)} labels are none of {', '.join(Label)}; the first: {'; '.join(wrong[:5])}"
-        )
-    return {id_: Label(label) for id_, label in labels.items()}
+    labels = read_labels_csv(path, known_ids)
+    try:
+        return as_labels(labels)
+    except LabelError as error:
+        raise LabelError(f"{path}: {error}") from None
 
 
 def export_csv(labels: Mapping[str, Label], path: Path) -> None:

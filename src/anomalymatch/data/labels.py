@@ -1,4 +1,4 @@
-"""Labels of images: the ids to train on, and the labels file `filename,label`."""
+"""Labels of images: their spelling, the ids to train on, and the labels file `filename,label`."""
 
 import csv
 import io
@@ -21,8 +21,35 @@ QUOTED = 5
 """Number of wrong lines that a message quotes."""
 
 
-def as_labels(given: Mapping[Any, str] | Sequence[str | None] | None, ids: Sequence[str]) -> dict[str, Label]:
-    """Convert labels as a program gives them: by id, or one for each of `ids` with None for no label; in any case.
+_BY_NAME = {str(label): label for label in Label}
+
+
+def find_label(text: object) -> Label | None:
+    """Return the label that a text means, in any case and between blanks; None if it is no label.
+
+    Whatever reads a label, from a file, a program or the configuration, uses this function or `as_labels`.
+    """
+    return _BY_NAME.get(str(text).strip().lower())
+
+
+def as_labels(labels: Mapping[str, str]) -> dict[str, Label]:
+    """Convert the labels of images, each as `find_label` does.
+
+    Raises:
+        LabelError: if a text is no label; the message has the first such image.
+    """
+    meant = {text: find_label(text) for text in set(map(str, labels.values()))}
+    wrong = [id_ for id_, text in labels.items() if meant[str(text)] is None]
+    if wrong:
+        more = f" ({len(wrong):,} images have unknown labels)" if len(wrong) > 1 else ""
+        raise LabelError(
+            f"image {wrong[0]} has the unknown label {labels[wrong[0]]!r}{more}: a label is one of {', '.join(Label)}"
+        )
+    return {id_: label for id_, text in labels.items() if (label := meant[str(text)])}
+
+
+def given_labels(given: Mapping[Any, str] | Sequence[str | None] | None, ids: Sequence[str]) -> dict[str, Label]:
+    """Convert labels as a program gives them: by id, or one for each of `ids` with None for no label.
 
     Raises:
         LabelError: if an id or a label is unknown, or a sequence has another length.
@@ -40,20 +67,8 @@ def as_labels(given: Mapping[Any, str] | Sequence[str | None] | None, ids: Seque
         if id_ not in known:
             hint = f"ids are texts, say {str(id_)!r}" if str(id_) in known else f"ids look like {ids[0]!r}"
             raise LabelError(f"there is no image {id_!r} to label {label}: {hint}")
-        labels[id_] = as_label(label)
-    return labels
-
-
-def as_label(text: str) -> Label:
-    """Convert a label in any case, `Anomaly` for example.
-
-    Raises:
-        LabelError: if there is no such label.
-    """
-    plain = str(text).strip().lower()
-    if plain not in set(Label):
-        raise LabelError(f"unknown label {text!r}: a label is one of {', '.join(Label)}")
-    return Label(plain)
+        labels[id_] = label
+    return as_labels(labels)
 
 
 def training_ids(labels: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -72,36 +87,30 @@ def training_ids(labels: Mapping[str, str]) -> tuple[list[str], list[str]]:
 
 
 def ids_labelled(labels: Mapping[str, str], wanted: Label) -> list[str]:
-    """Return the ids with the label `wanted`, in capitals or not, sorted.
+    """Return the ids with the label `wanted`, sorted.
 
     Raises:
         LabelError: if a label is not in `Label`, or an id is no text.
     """
-    labels = in_lower_case(labels)
-    unknown = sorted(set(labels.values()) - set(Label))
-    if unknown:
-        raise LabelError(f"unknown label {unknown[0]!r}: a label is one of {', '.join(Label)}")
-    found = [id_ for id_, label in labels.items() if label == wanted]
+    found = [id_ for id_, label in as_labels(labels).items() if label == wanted]
     number = next((id_ for id_ in found if not isinstance(id_, str)), None)
     if number is not None:
         raise LabelError(f"the label of image {number!r}: ids are texts, say {str(number)!r}")
     return sorted(found)
 
 
-def in_lower_case(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return labels with those of `Label` as they are written there; others keep their capitals."""
-    lower = {label: label.strip().lower() for label in set(labels.values())}
-    return {id_: lower[label] if lower[label] in set(Label) else label for id_, label in labels.items()}
-
-
 def have_both_classes(labels: Mapping[str, str]) -> bool:
-    """Return True if there is at least one anomaly and one normal image, as most algorithms need."""
-    return {Label.ANOMALY, Label.NORMAL} <= {label.strip().lower() for label in labels.values()}
+    """Return True if there is at least one anomaly and one normal image, as most algorithms need.
+
+    Raises:
+        LabelError: if a label is not in `Label`.
+    """
+    return {Label.ANOMALY, Label.NORMAL} <= set(as_labels(labels).values())
 
 
 def read_labels(
     labels_file: str | Path | None, ids: Sequence[str], folder: Path | None = None, *, archive: bool = False
-) -> tuple[dict[str, str], dict[str, str] | None]:
+) -> tuple[dict[str, Label], dict[str, str] | None]:
     """Read the CSV `filename,label` of a source with `ids`; None takes `labels.csv` in `folder` where there is one.
 
     See `labels_or_truth` for what is returned. A `labels.csv` that lies beside an `archive` and names none of its
@@ -139,11 +148,11 @@ def _names_any(path: Path, ids: Sequence[str]) -> bool:
 
 def labels_or_truth(
     labels: dict[str, str], ids: Sequence[str], name: str
-) -> tuple[dict[str, str], dict[str, str] | None]:
+) -> tuple[dict[str, Label], dict[str, str] | None]:
     """Distinguish labels by a person from the classes of a benchmark.
 
-    Labels by a person are among anomaly, normal, unsure and artefact, in capitals or not, and may be partial. Any
-    others are classes, and then no image may be missing.
+    Labels by a person are those of `Label`, and may be partial. Any others are classes, and then no image may be
+    missing.
 
     Args:
         labels: label by id.
@@ -156,18 +165,16 @@ def labels_or_truth(
     Raises:
         LabelError: if there are classes, but not for every image.
     """
-    meant = in_lower_case(labels)
-    if set(meant.values()) <= set(Label):
-        return meant, None
-    missing = [id_ for id_ in ids if id_ not in labels]
-    if missing:
-        odd, label = next((id_, label) for id_, label in meant.items() if label not in set(Label))
-        raise LabelError(
-            f"{name}: {odd} has the label {label!r}, which is none of {', '.join(Label)}: correct it; or, if it is a "
-            f"class of a benchmark, name every image: {len(missing):,} of {len(ids):,} are missing, the first is "
-            f"{missing[0]}"
-        )
-    return {}, labels
+    try:
+        return as_labels(labels), None
+    except LabelError as error:
+        missing = [id_ for id_ in ids if id_ not in labels]
+        if missing:
+            raise LabelError(
+                f"{name}: {error}. Or, if it is a class of a benchmark, name every image: {len(missing):,} of "
+                f"{len(ids):,} are missing, the first is {missing[0]}"
+            ) from None
+        return {}, labels
 
 
 def read_labels_csv(path: Path, known_ids: Container[str]) -> dict[str, str]:

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
+from anomalymatch.data.labels import as_labels
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.errors import DataError, UnreadableImageError
-from anomalymatch.types import Image, Orientation, Pixels, Reject
+from anomalymatch.types import Image, Label, Orientation, Pixels, Reject
 
 
 class IdIndex:
@@ -96,7 +97,7 @@ class ImageSource(ABC):
         bands: names of the bands of the archive, in their order.
         units: unit of the pixels ("nJy"); None if it is unknown.
         rendering: conversion of the bands to 8-bit channels.
-        labels: labels by a person, by id; a subset of the images.
+        labels: labels by a person, by id, see `as_labels`; a subset of the images.
         truth: class of each image in a benchmark, else None.
         holdout: ids of an official test split; empty if there is none.
         folder: folder of the image files where each image is one file and its id is the path below the folder.
@@ -136,7 +137,7 @@ class ImageSource(ABC):
         # The rendering changes the pixels.
         key = f"{fingerprint} {rendering.as_dict()} {self.bands}"
         self.fingerprint = fingerprint if rendering == EIGHT_BITS else hash_rows(key, ())
-        self.labels: Mapping[str, str] = {} if labels is None else labels
+        self.labels: Mapping[str, Label] = as_labels(labels or {})
         self.truth = truth
         self.holdout = holdout
         self.folder = folder

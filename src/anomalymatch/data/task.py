@@ -40,7 +40,7 @@ class Task:
     @property
     def labels(self) -> dict[str, Label]:
         """Labels by a person that came with the images."""
-        return {id_: Label(label) for id_, label in self.source.labels.items()}
+        return dict(self.source.labels)
 
     def __repr__(self) -> str:
         known = "" if self.anomalies is None else f", {len(self.anomalies):,} true anomalies"
@@ -154,7 +154,7 @@ def _truth(source: ImageSource, given: Sequence[str], key: str) -> tuple[Mapping
             "with the class of every image"
         )
     classes = sorted(set(source.truth.values()))
-    alike = {name: [known for known in classes if known.lower() == name.lower()] for name in given}
+    alike = {name: [known for known in classes if known.lower() == name.strip().lower()] for name in given}
     names = {name: name if name in classes else found[0] if len(found) == 1 else None for name, found in alike.items()}
     unknown = [name for name in given if names[name] is None]
     if unknown:

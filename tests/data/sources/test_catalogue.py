@@ -23,7 +23,7 @@ from anomalymatch.data.sources import sky as sky_module
 from anomalymatch.data.sources import tiles as tiles_module
 from anomalymatch.data.sources.catalogue import CatalogueSource
 from anomalymatch.data.sources.sky import Sky, assign
-from anomalymatch.errors import ConfigError, DataError
+from anomalymatch.errors import ConfigError, DataError, LabelError
 from anomalymatch.types import Reject
 
 HEIGHT, WIDTH = 30, 40
@@ -367,7 +367,7 @@ def test_labels(tmp_path: Path) -> None:
     assert (kind.labels, dict(kind.truth or {})) == ({}, {"p": "b", "q": "a", "r": "b"})
     assert (kind.truth or {}).get("z") is None
     assert dict(pickle.loads(pickle.dumps(kind)).truth) == {"p": "b", "q": "a", "r": "b"}
-    with pytest.raises(DataError, match=r"every row must have one, but 1 of 3 have none, the first is q"):
+    with pytest.raises(LabelError, match=r"p has the unknown label 'b'.* 1 of 3 are missing, the first is q"):
         CatalogueSource(file, label_column="some", **XY)
     with pytest.raises(ConfigError, match="label_column and labels_file: give only one"):
         CatalogueSource(file, label_column="said", labels_file=tmp_path / "labels.csv", **XY)

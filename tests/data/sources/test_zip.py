@@ -54,7 +54,7 @@ def test_labels_inside(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match=r"labels\.csv in .*wrong\.zip: 1 of its lines cannot be used.*'z\.png,cat'"):
         ZipSource(wrong)
     with pytest.raises(
-        LabelError, match=r"labels\.csv in .*in: b/x\.png has the label 'cat'.* 1 of 3 are missing, .*d/x\.png"
+        LabelError, match=r"labels\.csv in .*in: .*b/x\.png .* unknown label 'cat'.* 1 of 3 are missing, .*d/x\.png"
     ):
         ZipSource(tmp_path / "in")
 

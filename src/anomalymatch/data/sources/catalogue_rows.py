@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Float64, Int32
 
+from anomalymatch.data.labels import find_label, labels_or_truth
 from anomalymatch.data.source import IdIndex
 from anomalymatch.data.sources.tables import Catalogue, encode
 from anomalymatch.errors import ConfigError, DataError
@@ -185,18 +186,12 @@ class _LabelValues(ValuesView[str]):
 
 def labels_or_classes(
     path: Path, rows: CatalogueRows, index: IdIndex
-) -> tuple[dict[str, str], Mapping[str, str] | None]:
+) -> tuple[dict[str, Label], Mapping[str, str] | None]:
     """Return the label column as labels by a person and None, or as {} and the classes of a benchmark."""
     if rows.labels is None:
         return {}, None
     codes, names = rows.labels
-    meant = [name.strip().lower() for name in names]
-    if set(meant) <= set(Label):
-        return {rows.ids[i]: meant[codes[i]] for i in np.flatnonzero(codes >= 0).tolist()}, None
-    missing = np.flatnonzero(codes < 0)
-    if missing.size:
-        raise DataError(
-            f"{path}: its labels are classes beside {', '.join(Label)}, so every row must have one, but "
-            f"{missing.size:,} of {len(codes):,} have none, the first is {rows.ids[int(missing[0])]}"
-        )
+    given = np.flatnonzero(codes >= 0)
+    if len(given) < len(codes) or all(map(find_label, names)):
+        return labels_or_truth({rows.ids[i]: names[codes[i]] for i in given.tolist()}, rows.ids, str(path))
     return {}, RowLabels(rows.ids, index, codes, names)

@@ -15,7 +15,7 @@ from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.tiff import tiff_bands
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
-from anomalymatch.types import Image, Pixels, Reject
+from anomalymatch.types import Image, Label, Pixels, Reject
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"})
 CLASSES = ("auto", "folders", "subfolders", "none")
@@ -122,7 +122,7 @@ class EncodedSource(ImageSource):
 
     def read_labels(
         self, labels_file: str | Path | None, ids: Sequence[str], place: str | Path
-    ) -> tuple[dict[str, str], dict[str, str] | None]:
+    ) -> tuple[dict[str, Label], dict[str, str] | None]:
         """Read the labels file, or the one beside the images; see `labels_or_truth` for what is returned."""
         beside = None if isinstance(place, str) else place if place.is_dir() else place.parent
         return read_labels(labels_file, ids, beside, archive=self.folder is None)

@@ -12,14 +12,14 @@ from jaxtyping import Shaped
 
 from anomalymatch.data.codecs import MODES, with_channels
 from anomalymatch.data.find import stamp
-from anomalymatch.data.labels import as_labels
+from anomalymatch.data.labels import given_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.sources.encoded import EncodedSource, Listing, check_bytes
 from anomalymatch.data.task import Task, make_task
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.text import reason
-from anomalymatch.types import Pixels
+from anomalymatch.types import Label, Pixels
 
 LabelsGiven = Mapping[Any, str] | Sequence[str | None] | None
 Classes = Sequence[str] | Mapping[str, str] | None
@@ -230,7 +230,7 @@ class MemorySource(ImageSource):
         self._item = item
         super().__init__(
             ids=names,
-            labels=as_labels(labels, names),
+            labels=given_labels(labels, names),
             truth=_truth(classes, names),
             **options,
         )
@@ -272,7 +272,7 @@ class PathSource(EncodedSource):
         missing = [file for file in self._files if not file.is_file()]
         if missing:
             raise DataError(f"{len(missing):,} of {len(ids):,} image files are missing, the first is {missing[0]}")
-        self._given = as_labels(labels, ids)
+        self._given = given_labels(labels, ids)
         self._listing = Listing(
             ids, hash_rows(f"paths {ids}", map(stamp, self._files)), _truth(classes, ids), name=name
         )
@@ -284,7 +284,7 @@ class PathSource(EncodedSource):
 
     def read_labels(
         self, labels_file: str | Path | None, ids: Sequence[str], place: str | Path
-    ) -> tuple[dict[str, str], dict[str, str] | None]:
+    ) -> tuple[dict[str, Label], dict[str, str] | None]:
         """Return the given labels."""
         return dict(self._given), None
 

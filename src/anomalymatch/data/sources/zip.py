@@ -28,6 +28,7 @@ from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.lru import LRU
 from anomalymatch.progress import progress
 from anomalymatch.text import reason
+from anomalymatch.types import Label
 
 OPEN_FILES = 64
 _ENCRYPTED = 1
@@ -79,7 +80,7 @@ class ZipSource(EncodedSource):
 
     def read_labels(
         self, labels_file: str | Path | None, ids: Sequence[str], place: str | Path
-    ) -> tuple[dict[str, str], dict[str, str] | None]:
+    ) -> tuple[dict[str, Label], dict[str, str] | None]:
         """Read the given labels file, else those inside the archives, else the one beside them."""
         inside: dict[str, str] = {}
         for archive in self._archives if labels_file is None else ():
