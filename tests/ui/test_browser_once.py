@@ -28,7 +28,9 @@ def test_images_are_labelled_while_features_are_computed(tmp_path, opened):
         page.press("r")
         page.until(lambda: page.page.get_by_text("still being computed: try again").count(), "r says why not")
         page.press("Space")
-        page.until(lambda: "features" in page.get("neighbours").inner_text(), "neighbours say why not")
+        # On a fast machine, the first part of the features is there already.
+        near = page.get("neighbours")
+        page.until(lambda: "features" in near.inner_text() or page.get("neighbour").count(), "neighbours, or why not")
         page.press("Escape")
         page.until(lambda: page.counts()["anomaly"] == 1, "the label is counted")
         begin = time.monotonic()

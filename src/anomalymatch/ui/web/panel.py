@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -13,127 +13,15 @@ from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.types import Label
-from anomalymatch.ui.groups import MAX_NAME, SELECTIONS, Group
 from anomalymatch.ui.training import TrainingStatus
 from anomalymatch.ui.views import Agreement, Estimate, Show, Summary
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.description import DescriptionPanel
 from anomalymatch.ui.web.gallery import DropZone
+from anomalymatch.ui.web.groups import GroupsPanel
 from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
-from anomalymatch.ui.web.theme import KIND_COLOURS, SHAPES, drop_down, many
-
-THUMBNAIL = 96
-AUTO = "auto"
-COUNTS = (AUTO, *(str(count) for count in range(2, 21)))
-HINT = "Kinds of anomaly: group similar ones, or name a kind and give it images with its key."
-GROUPS_HINT = (
-    "1 to 9 label images anomaly and put them into a group; the lens ranks all images for a group. g shows the next "
-    "group; Shift with a, n, u or x labels a whole one. Named groups stay when you group again."
-)
-
-
-class GroupsPanel:
-    """Form that makes groups, and the list of groups."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._chosen: set[int] = set()
-        self._shown: tuple[Any, ...] = ()
-        self._hint = ui.label(HINT).classes("am-hint")
-        with ui.row().classes("am-line"):
-            self._selection = drop_down(SELECTIONS, SELECTIONS[0], "images to group", "groups-selection")
-            ui.label("into").classes("am-hint")
-            self._count = drop_down(COUNTS, AUTO, "number of groups", "groups-count")
-            self._make = ui.button("Group", on_click=self._group).props(
-                "dense unelevated no-caps size=sm data-testid=groups-make"
-            )
-        self._list = ui.column().classes("am-stack").props("data-testid=groups")
-        groups = session.service.groups
-        self._merge = ui.button("Merge selected", on_click=lambda: self._change(groups.merge, set(self._chosen)))
-        self._merge.props("dense outline no-caps size=sm data-testid=groups-merge")
-        with ui.row().classes("am-line"):
-            self._name = ui.input(placeholder="new kind").props(f"dense borderless maxlength={MAX_NAME}")
-            self._name.classes("am-grow").props("aria-label='name of a new kind' data-testid=kind-name")
-            self._name.on("keydown.enter", self._add)
-            add = ui.button("Add", on_click=self._add)
-            add.props("dense outline no-caps size=sm data-testid=kind-add")
-        session.watchers.append(lambda kinds, _: self.refresh() if "groups" in kinds else None)
-        session.on_query.append(self.refresh)
-        self.refresh()
-
-    async def _add(self) -> None:
-        if (self._name.value or "").strip():
-            await self.session.call(self.session.service.groups.add, self._name.value)
-            self._name.value = ""
-
-    def refresh(self) -> None:
-        """Show the current groups."""
-        groups, query = tuple(self.session.service.groups.all()), self.session.query
-        if (groups, query.group, query.kind) == self._shown:
-            return
-        if self._shown and groups != self._shown[0]:
-            self._chosen.clear()
-        self._shown = (groups, query.group, query.kind)
-        self._hint.text = GROUPS_HINT if groups else HINT
-        self.session.gallery.set_option("groups", len(groups))
-        self._merge.set_visibility(len(groups) > 1)
-        self._list.clear()
-        with self._list:
-            for number, group in enumerate(groups):
-                self._row(number, group, number in (query.group, query.kind))
-
-    def _row(self, number: int, group: Group, is_shown: bool) -> None:
-        with ui.row().classes(f"am-line am-group{' am-on' if is_shown else ''}").props(f"data-testid=group-{number}"):
-            tick = ui.checkbox(value=number in self._chosen, on_change=lambda event: self._tick(number, event.value))
-            tick.props("dense size=xs").props["aria-label"] = f"tick {group.name}"
-            look = ui.element("button").classes("am-example").on("click", lambda: self.session.show_group(number))
-            with look:
-                look.props["aria-label"], look.props["data-testid"] = f"show {group.name}", f"group-show-{number}"
-                for id_ in group.ids[:1]:
-                    picture = ui.element("img")
-                    picture.props["src"] = "/thumb?" + urlencode({"id": id_, "side": THUMBNAIL})
-                    picture.props["alt"] = ""
-                if number < len(KIND_COLOURS):
-                    TextElement(tag="span", text=str(number + 1)).classes(f"am-kind am-kind-{number}")
-            with ui.element("div").classes("am-grow"):
-                name = ui.input(value=group.name).props(f"dense borderless maxlength={MAX_NAME}")
-                name.props["aria-label"], name.props["data-testid"] = f"name of {group.name}", f"group-name-{number}"
-                for event in ("blur", "keydown.enter"):
-                    name.on(event, lambda: self._rename(number, group.name, name.value or ""))
-                ui.label(many(len(group.ids), "image")).classes("am-hint")
-            find = ui.button(icon="search", on_click=lambda: self.session.show_kind(number), color=None)
-            find.props(f"flat dense size=sm data-testid=group-find-{number}")
-            find.props["aria-label"] = f"rank all images for {group.name}"
-            find.tooltip("Rank all images for this kind")
-            divide = self.session.service.groups.split
-            split = ui.button(icon="call_split", on_click=lambda: self._change(divide, number), color=None)
-            split.props(f"flat dense size=sm data-testid=group-split-{number}")
-            split.props["aria-label"] = f"split {group.name}"
-            split.tooltip("Split in two")
-
-    async def _group(self) -> None:
-        count = None if self._count.value == AUTO else int(self._count.value)
-        self._make.props("loading")
-        try:
-            await self._change(self.session.service.groups.make, self._selection.value, count)
-        finally:
-            self._make.props(remove="loading")
-
-    async def _rename(self, number: int, before: str, name: str) -> None:
-        if name.strip() != before:
-            await self.session.call(self.session.service.groups.rename, number, name)
-
-    async def _change(self, act: Callable[..., None], *args: Any) -> None:
-        """Change groups; if they have changed, the group on display is left."""
-        before, shown = self.session.service.groups.all(), self.session.query.group
-        await self.session.call(act, *args)
-        if shown is not None and self.session.service.groups.all() != before:
-            await self.session.leave_group()
-
-    def _tick(self, number: int, is_on: bool) -> None:
-        (self._chosen.add if is_on else self._chosen.discard)(number)
-
+from anomalymatch.ui.web.theme import SHAPES, many
 
 LOG_LINES = 8
 STATES = {
@@ -253,7 +141,9 @@ class Panel:
         self._is_waiting = False
         self._mode = ""
         with ui.element("section").classes("am-section"):
-            self._counts = ui.row().classes("am-counts").props("data-testid=counts")
+            with ui.row().classes("am-counts").props("data-testid=counts"):
+                self._figures = {label: _count(label) for label in Label}
+                self._labelled = ui.label().classes("am-hint am-whole")
             self._estimate = ui.label().classes("am-hint").props("data-testid=estimate")
             self._advice = ui.label().classes("am-hint").props("data-testid=advice")
         with _section("Description", "description"):
@@ -276,7 +166,11 @@ class Panel:
         with _section("Training", "training"):
             self.training = TrainingPanel(session)
         with _section("Annotators", "annotators"):
+            self._nobody = ui.label("There are no labels yet.").classes("am-hint")
             self._people = ui.column().classes("am-stack").props("data-testid=annotators")
+            self._conflicts = ui.column().classes("am-stack")
+            self._lines: dict[str, ui.label] = {}
+            self._conflicting: Sequence[str] = ()
         with _section("Examples", "examples"):
             self._zones = [self._drop_examples()]
             self._examples = ui.row().classes("am-examples").props("data-testid=examples")
@@ -336,41 +230,45 @@ class Panel:
         self._show_people(summary)
 
     def _show_counts(self, summary: Summary) -> None:
-        self._counts.clear()
-        with self._counts:
-            for label in Label:
-                with ui.element("div").classes(f"am-number am-{label}").props(f"data-testid=count-{label}"):
-                    ui.label(f"{summary.counts.get(label, 0):,}").classes("am-figure")
-                    ui.label(f"{SHAPES[label][0]} {label}").classes("am-hint")
-            rest = f"{sum(summary.counts.values()):,} of {summary.images:,} labelled"
-            unreadable = f" · {summary.unreadable:,} unreadable" if summary.unreadable else ""
-            ui.label(rest + unreadable).classes("am-hint am-whole")
+        for label, figure in self._figures.items():
+            figure.text = f"{summary.counts.get(label, 0):,}"
+        rest = f"{sum(summary.counts.values()):,} of {summary.images:,} labelled"
+        unreadable = f" · {summary.unreadable:,} unreadable" if summary.unreadable else ""
+        self._labelled.text = rest + unreadable
 
     def _show_people(self, summary: Summary) -> None:
-        self._people.clear()
-        with self._people:
-            for name, labels in summary.annotators.items():
-                _pair(name, many(labels, "label"))
-            for agreement in summary.agreements:
-                if agreement.images < COMMON:
-                    continue
-                _pair(f"{agreement.first} and {agreement.second}", _agreement_text(agreement))
-            if not summary.annotators:
-                ui.label("There are no labels yet.").classes("am-hint")
-            if summary.conflicts:
-                text = f"≠ {many(len(summary.conflicts), 'conflict')}: show"
-                button = ui.button(text, on_click=self._show_conflicts)
-                button.props("dense flat no-caps size=sm data-testid=conflicts")
-                ui.label("The next label of such an image settles it: a click opens it.").classes("am-hint")
-                with ui.row().classes("am-examples"):
-                    for id_ in summary.conflicts[:CONFLICTS]:
-                        look = ui.element("button").classes("am-example")
-                        look.on("click", lambda _, id_=id_: self.session.view(id_))
-                        look.props.update({"title": id_, "aria-label": f"show {id_}", "data-testid": "conflict"})
-                        with look:
-                            picture = ui.element("img")
-                            words = {"id": id_, "side": EXAMPLE_SIDE, "v": version(self.session.service.source)}
-                            picture.props.update({"src": "/thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
+        lines = {name: many(labels, "label") for name, labels in summary.annotators.items()}
+        for pair in summary.agreements:
+            if pair.images >= COMMON:
+                lines[f"{pair.first} and {pair.second}"] = _agreement_text(pair)
+        if lines.keys() != self._lines.keys():
+            self._people.clear()
+            with self._people:
+                self._lines = {name: _pair(name) for name in lines}
+        for name, text in lines.items():
+            self._lines[name].text = text
+        self._nobody.set_visibility(not lines)
+        if summary.conflicts != self._conflicting:
+            self._conflicting = summary.conflicts
+            self._show_conflicting(summary.conflicts)
+
+    def _show_conflicting(self, ids: Sequence[str]) -> None:
+        self._conflicts.clear()
+        if not ids:
+            return
+        with self._conflicts:
+            button = ui.button(f"≠ {many(len(ids), 'conflict')}: show", on_click=self._show_conflicts)
+            button.props("dense flat no-caps size=sm data-testid=conflicts")
+            ui.label("The next label of such an image settles it: a click opens it.").classes("am-hint")
+            with ui.row().classes("am-examples"):
+                for id_ in ids[:CONFLICTS]:
+                    look = ui.element("button").classes("am-example")
+                    look.on("click", lambda _, id_=id_: self.session.view(id_))
+                    look.props.update({"title": id_, "aria-label": f"show {id_}", "data-testid": "conflict"})
+                    with look:
+                        picture = ui.element("img")
+                        words = {"id": id_, "side": EXAMPLE_SIDE, "v": version(self.session.service.source)}
+                        picture.props.update({"src": "/thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
 
     async def _show_conflicts(self) -> None:
         await self.session.change(show=Show.CONFLICTS, low=0.0, high=1.0, text="", like=None)
@@ -451,10 +349,19 @@ def _section(title: str, name: str) -> Element:
     return section.props(f"dense dense-toggle switch-toggle-side data-testid=section-{name}")
 
 
-def _pair(left: str, right: str) -> None:
+def _count(label: Label) -> ui.label:
+    """Create the number of a label; return its figure."""
+    with ui.element("div").classes(f"am-number am-{label}").props(f"data-testid=count-{label}"):
+        figure = ui.label("0").classes("am-figure")
+        ui.label(f"{SHAPES[label][0]} {label}").classes("am-hint")
+    return figure
+
+
+def _pair(name: str) -> ui.label:
+    """Create a line with a name; return the label beside it."""
     with ui.row().classes("am-line"):
-        ui.label(left).classes("am-grow am-id")
-        ui.label(right).classes("am-hint")
+        ui.label(name).classes("am-grow am-id")
+        return ui.label().classes("am-hint")
 
 
 def _estimate_text(estimate: Estimate) -> str:
