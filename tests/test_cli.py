@@ -224,7 +224,7 @@ def test_overview_names_every_command(call_main):
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"), 1, "No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 1, "Permission denied"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "Broken pipe"),  # of a worker process
-        (ModuleNotFoundError("No module named 'umap'", name="umap"), 1, 'pip install "anomalymatch[umap]"'),
+        (ModuleNotFoundError("No module named 'zarr'", name="zarr"), 1, 'pip install "anomalymatch[zarr]"'),
         (MemoryError("Unable to allocate 5 GiB"), 1, "Unable to allocate 5 GiB"),
         (KeyboardInterrupt(), 130, "Continue."),
     ],

@@ -63,14 +63,14 @@ def execute(config: DictConfig) -> tuple[Path, Sequence[Mapping[str, float | int
     check_place("data.root", config.data.root)
     from anomalymatch.build import build_patches, build_tracker, select_images
     from anomalymatch.clustering.analysis import cluster_images
-    from anomalymatch.clustering.figures import check_map
+    from anomalymatch.clustering.figures import MAPS
     from anomalymatch.clustering.mvtec import write_benchmark
     from anomalymatch.clustering.report import GROUPS, label_groups, pictures, read_names, write_clusters
     from anomalymatch.files import make_folder
 
     if config.names is not None:
         return label_groups(Path(config.names).expanduser()), []
-    check_map(config.map)
+    check_choice("map", config.map, MAPS)
     config = with_images_of_run(config)
     spec, seed, patches_of = build(config.clustering.spec), config.seed, partial(build_patches, config)
     output = Path(config.output).expanduser() if config.output else _output(config)

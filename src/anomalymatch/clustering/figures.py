@@ -1,7 +1,6 @@
 """Figures of a grouping: contact sheets with heat maps of the weights, dendrogram, two-dimensional map."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from sklearn.decomposition import PCA
 
 from anomalymatch.checks import check_choice
 from anomalymatch.clustering.groups import UNGROUPED, Embeddings, GroupNumbers, Tree
-from anomalymatch.errors import ConfigError
+from anomalymatch.clustering.umap import umap
 from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.heat_maps import HeatMap, heat_sheet
 from anomalymatch.types import Images
@@ -77,27 +76,12 @@ def flat_map(embeddings: Embeddings, method: str, *, seed: int) -> Float64[np.nd
     """Project embeddings of at least two images to two dimensions, by `pca` or `umap`, which takes the seed.
 
     Raises:
-        ConfigError: if the method is unknown or not installed.
+        ConfigError: if the method is unknown.
     """
-    check_map(method)
+    check_choice("map", method, MAPS)
     if method == "umap":
-        from umap import UMAP
-
-        neighbours = min(15, len(embeddings) - 1)
-        flat = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1, init="random").fit_transform(embeddings)
-        return np.asarray(flat, dtype=np.float64)
+        return umap(embeddings.astype(np.float32), seed=seed).astype(np.float64)
     if not np.ptp(embeddings, axis=0).any():  # PCA would divide by a variance of zero
         return np.zeros((len(embeddings), 2))
     flat = PCA(min(2, embeddings.shape[1])).fit_transform(embeddings)
     return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
-
-
-def check_map(method: str) -> None:
-    """Check that the method of the map is known and installed.
-
-    Raises:
-        ConfigError: if it is not.
-    """
-    check_choice("map", method, MAPS)
-    if method == "umap" and find_spec("umap") is None:
-        raise ConfigError("map=umap needs: pip install 'anomalymatch[umap]'")
