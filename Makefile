@@ -40,6 +40,8 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/speed.py
 	$(BIN)/python experiments/throughput.py
 	$(BIN)/python experiments/labelling_speed.py
+	$(BIN)/python experiments/labelling_browser.py
+	$(BIN)/python experiments/labelling_people.py
 	$(BIN)/python experiments/labelling_yield.py
 	$(BIN)/python experiments/clustering.py
 	$(BIN)/python experiments/msc_cifar10.py

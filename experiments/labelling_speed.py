@@ -1,9 +1,8 @@
-"""Measure the labelling page with a million images: pages, filters, labels, rankings and memory (README, 6)."""
+"""Measure the labelling page with a million images: pages, filters, labels and rankings (README, 6)."""
 
 import argparse
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from anomalymatch.algorithms.novelty.detectors import Neighbours
 from anomalymatch.algorithms.probe.regression import ProbeSpec
 from anomalymatch.backbones.features import SHARD_IMAGES, Features, Shard
 from anomalymatch.build_images import build
+from anomalymatch.data.source import ImageSource
 from anomalymatch.types import Label
 from anomalymatch.ui import LabelService, LiveRanking, Query, Show, Sort, build_feature_store, compute_novelty
 
@@ -31,7 +31,7 @@ STAGE_WIDTH = 128
 COMPRESSIONS = ("exact", "pca")
 REPEATS = 5
 PROBE: ProbeSpec = build(compose("probe.orientations=1").probe)
-LIMITS = {"first page": 2.0, "next page": 0.3, "a label": 0.1, "re-rank": 1.0, "memory": 2048.0}
+LIMITS = {"first page": 2.0, "next page": 0.3, "a label": 0.1, "re-rank": 1.0}
 
 
 def main() -> None:
@@ -57,8 +57,8 @@ def main() -> None:
     lines = []
     for row in rows[: len(rows) // len(COMPRESSIONS)]:
         values = [f"{other['median']:.3g}" for other in rows if other["what"] == row["what"]]
-        lines.append([f"{row['what']}, {row['unit']}", str(row["bar"] or ""), *values])
-    print(markdown(["what", "limit", *COMPRESSIONS], lines))
+        lines.append([str(row["what"]), str(row["bar"] or ""), *values])
+    print(markdown(["what, seconds", "limit", *COMPRESSIONS], lines))
 
 
 def image_ids(count: int) -> list[str]:
@@ -86,43 +86,43 @@ def read_features(folder: Path, ids: list[str]) -> Features:
     return Features(shards, stage_width=STAGE_WIDTH)
 
 
+def start_service(folder: Path, archive: ImageSource, compression: str) -> LabelService:
+    """Start a service on the features in a folder, with its run folder in it, and wait for its first page."""
+    features = read_features(folder, list(archive.ids))
+    store = build_feature_store(features, archive.ids, compression=compression, dimensions=DIMENSIONS, folder=folder)
+    novelty = compute_novelty(store, Neighbours(10), folder=folder)
+    run = folder / compression
+    run.mkdir(exist_ok=True)
+    service = LabelService(
+        run,
+        archive,
+        lambda *_: LiveRanking(store, PROBE, seed=0, novelty=novelty),
+        encode=unused,
+        locate=unused,
+        divide=unused,
+        training_steps=1,
+        cache=folder / "thumbnails",
+        workers=2,
+        seed=0,
+        needs_labels=True,
+        stopping=build(compose().al.stopping),
+    )
+    service.preparation.wait()
+    service.page(Query())
+    return service
+
+
 def measure(folder: Path, count: int, compression: str) -> list[Row]:
-    """Measure the seconds that an annotator waits for each step, and the memory at the end."""
+    """Measure the seconds that an annotator waits for each step."""
     archive = SyntheticSource(image_ids(count), 64)
-
-    def start() -> LabelService:
-        features = read_features(folder, archive.ids)
-        store = build_feature_store(
-            features, archive.ids, compression=compression, dimensions=DIMENSIONS, folder=folder
-        )
-        novelty = compute_novelty(store, Neighbours(10), folder=folder)
-        service = LabelService(
-            folder / compression,
-            archive,
-            lambda *_: LiveRanking(store, PROBE, seed=0, novelty=novelty),
-            encode=unused,
-            locate=unused,
-            divide=unused,
-            training_steps=1,
-            cache=folder / "thumbnails",
-            workers=2,
-            seed=0,
-            needs_labels=True,
-            stopping=build(compose().al.stopping),
-        )
-        service.preparation.wait()
-        service.page(Query())
-        return service
-
-    (folder / compression).mkdir()
 
     def opening_seconds() -> float:
         gc.collect()  # free the previous service: in real use, a process opens only one
-        return timed(lambda: start().close())
+        return timed(lambda: start_service(folder, archive, compression).close())
 
     seconds: dict[str, list[float]] = {"compress, once": [opening_seconds()]}
     seconds["first page, without labels"] = [opening_seconds() for _ in range(REPEATS)]
-    service = start()
+    service = start_service(folder, archive, compression)
     rng = np.random.default_rng(0)
     drawn = [archive.ids[i] for i in rng.choice(count, 60, replace=False)]
     service.label(drawn[:20], Label.ANOMALY, "start")
@@ -130,18 +130,12 @@ def measure(folder: Path, count: int, compression: str) -> list[Row]:
     service.close()
     seconds["first page, with labels"] = [opening_seconds() for _ in range(REPEATS)]
     gc.collect()
-    service = start()
+    service = start_service(folder, archive, compression)
     for repeat in range(REPEATS):
         for what, work in steps(service, drawn[repeat]):
             seconds.setdefault(what, []).append(timed(work))
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     service.close()
-    return [
-        *(row(compression, count, what, "s", values) for what, values in seconds.items()),
-        row(compression, count, "memory", "MB", [resident]),
-        row(compression, count, "peak of the memory, when the features were compressed", "MB", [peak]),
-    ]
+    return [row(compression, count, what, values) for what, values in seconds.items()]
 
 
 def steps(service: LabelService, known: str) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -182,10 +176,10 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def row(compression: str, count: int, what: str, unit: str, values: list[float]) -> Row:
+def row(compression: str, count: int, what: str, values: list[float]) -> Row:
     """Make a row of the table, with the limit that it must stay under."""
     bar = next((limit for name, limit in LIMITS.items() if what.startswith(name)), "")
-    named = {"compression": compression, "images": count, "what": what, "unit": unit}
+    named = {"compression": compression, "images": count, "what": what}
     return {**named, "median": statistics.median(values), "worst": max(values), "bar": bar}
 
 
