@@ -160,7 +160,15 @@ def _serve(config: DictConfig) -> None:
 
     page = config.ui
     try:
-        serve(service, host=page.host, port=page.port, token=page.token, show=page.show, frames=page.frames)
+        serve(
+            service,
+            host=page.host,
+            port=page.port,
+            token=page.token,
+            show=page.show,
+            frames=page.frames,
+            survey=page.survey,
+        )
     finally:
         service.close()
     logger.info("Labels, trainings and rankings are in %s", service.run)

@@ -193,10 +193,10 @@ def make_service(
 
 
 @pytest.fixture
-def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any, Callable[..., Awaitable[None]]], None]:
+def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """Open the page of a service as a simulated user: `visit(service, act)` awaits `act(user)`.
 
-    An error that NiceGUI would only log fails the test.
+    Further arguments are those of `build_page`. An error that NiceGUI would only log fails the test.
     """
     monkeypatch.setattr(Storage, "path", tmp_path / "storage")  # otherwise it is the working directory
     # It collects garbage before and after, which takes a second while the whole library is loaded.
@@ -205,19 +205,19 @@ def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any, Cal
 
     kept = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "anomalymatch"}
 
-    async def simulate(service: Any, act: Callable[[User], Awaitable[None]]) -> None:
+    async def simulate(service: Any, act: Callable[[User], Awaitable[None]], options: Any) -> None:
         errors: list[Exception] = []
         async with user_simulation(root=lambda: None) as user:
             nicegui.app.on_exception(errors.append)
-            build_page(service)
+            build_page(service, **options)
             await user.open("/")
             await act(user)
             if errors:
                 raise errors[0]
 
-    def run(service: Any, act: Callable[[User], Awaitable[None]]) -> None:
+    def run(service: Any, act: Callable[[User], Awaitable[None]], **options: Any) -> None:
         try:
-            asyncio.run(simulate(service, act))
+            asyncio.run(simulate(service, act, options))
         finally:
             sys.modules.update(kept)  # the simulation removes the modules of pages
 

@@ -1,7 +1,12 @@
-"""Test of the tools for the sky in a real browser."""
+"""Tests of the tools for the sky in a real browser."""
 
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
 
+import cv2
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -23,29 +28,98 @@ def write_images(folder):
         fits.writeto(folder / f"{k}.fits", values, wcs.to_header())
 
 
-def test_position_scale_and_values_of_an_image(opened, tmp_path, cache_word):
-    write_images(tmp_path / "sky")
-    rest = [word for word in SMALL if not word.startswith("dataset")]
-    words = ["dataset=fits", f"data.root={tmp_path / 'sky'}", "dataset.image_size=32", cache_word, *rest]
-    with running(tmp_path, *words) as command:
-        page = opened(command)
-        page.press(" ")
-        page.get("compass").wait_for()
-        assert page.get("position").inner_text().split("\n")[0].startswith("150.000000 +2.000000")
-        assert "10:00:00.000 +02:00:00.00" in page.get("position").inner_text()
-        page.page.context.grant_permissions(["clipboard-read"])
-        page.get("copy").last.click()
-        assert page.page.evaluate("navigator.clipboard.readText()") == "10:00:00.000 +02:00:00.00"
-        turns = page.get("compass").locator("g").evaluate_all("all => all.map(one => one.getAttribute('transform'))")
-        north, east = (float(turn.removeprefix("rotate(").removesuffix(")")) for turn in turns)
-        assert (north, east) == pytest.approx((0, -90), abs=0.5)
-        assert re.search(r"fov=0\.01667", page.get("link-aladin").get_attribute("href"))
+@pytest.fixture(scope="module")
+def survey():
+    """HiPS cut-out service on this machine; it has no pictures of 2MASS."""
+    asked = []
 
-        bar, image = page.get("scale-bar"), page.get("full").bounding_box()
-        fit = min(image["width"], image["height"]) / 20  # pixels of the page for each arcsecond
-        assert bar.bounding_box()["width"] == pytest.approx(float(bar.inner_text()[:-1]) * fit, rel=0.02)
-        page.page.mouse.move(image["x"] + image["width"] / 2, image["y"] + image["height"] / 2)
-        pixel = page.get("pixel")
-        page.until(lambda: pixel.count() and "20, 20:" in pixel.inner_text(), "the value is shown")
-        assert float(pixel.inner_text().split()[3]) == pytest.approx(2000, abs=5)
-        assert page.complaints == []
+    class Service(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append({name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()})
+            known = "2MASS" not in asked[-1]["hips"]
+            side = int(asked[-1]["width"])
+            data = cv2.imencode(".jpg", np.full((side, side, 3), 90, np.uint8))[1].tobytes() if known else b""
+            self.send_response(200 if known else 404)
+            self.send_header("content-type", "image/jpeg")
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield SimpleNamespace(address=f"http://127.0.0.1:{server.server_port}/hips2fits", asked=asked)
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory, cache_word, survey):
+    folder = tmp_path_factory.mktemp("command")
+    write_images(folder / "sky")
+    rest = [word for word in SMALL if not word.startswith("dataset")]
+    words = ["dataset=fits", f"data.root={folder / 'sky'}", "dataset.image_size=32", cache_word, *rest]
+    with running(folder, *words, f"ui.survey={survey.address}") as command:
+        yield command
+
+
+def test_a_survey_picture_is_requested_only_when_asked_for(opened, command, survey):
+    page = opened(command)
+    page.press(" ")
+    page.get("compass").wait_for()
+    page.get("neighbour").first.wait_for()  # after which it would be requested
+    assert survey.asked == page.foreign == []
+    page.press("v")
+    picture = page.get("survey-picture")
+    page.until(lambda: picture.evaluate("image => image.naturalWidth") == 768, "the picture is shown")
+    page.get("survey-message").wait_for(state="hidden")
+    (asked,) = survey.asked
+    assert (asked["ra"], asked["dec"], asked["hips"]) == ("150.000000", "2.000000", "CDS/P/DSS2/color")
+    assert float(asked["fov"]) == pytest.approx(2**0.5 * 20 / 3600, rel=1e-4)  # 40 pixels of half an arcsecond
+    frame = picture.locator("xpath=..").bounding_box()
+    stage = page.get("stage").bounding_box()
+    assert picture.evaluate("image => getComputedStyle(image).transform") == "matrix(1, 0, 0, 1, 0, 0)"  # north is up
+    assert frame["width"] == pytest.approx(min(stage["width"], stage["height"]), abs=2)  # of one scale with the image
+
+    page.choose("survey-name", "2MASS")
+    page.until(lambda: "cannot be loaded" in page.get("survey-message").inner_text(), "a sentence says why")
+    again = opened(command)
+    again.press(" ", "v")
+    again.until(lambda: again.foreign, "the survey is requested")
+    assert "DSS2" in again.foreign[-1]  # another browser
+    page.press("v")
+    page.get("survey-pane").wait_for(state="hidden")
+    page.page.reload()
+    page.get("compass").wait_for()
+    count = len(page.foreign)
+    page.press("v")
+    page.until(lambda: len(page.foreign) > count, "the survey is requested")
+    assert "2MASS" in page.foreign[-1]  # remembered
+    for opened_page in (page, again):
+        assert all(address.startswith(survey.address + "?") for address in opened_page.foreign)
+        opened_page.foreign.clear()
+    assert all("404" in complaint for complaint in page.complaints)
+
+
+def test_position_scale_and_values_of_an_image(opened, command):
+    page = opened(command)
+    page.press(" ")
+    page.get("compass").wait_for()
+    assert page.get("position").inner_text().split("\n")[0].startswith("150.000000 +2.000000")
+    assert "10:00:00.000 +02:00:00.00" in page.get("position").inner_text()
+    page.page.context.grant_permissions(["clipboard-read"])
+    page.get("copy").last.click()
+    assert page.page.evaluate("navigator.clipboard.readText()") == "10:00:00.000 +02:00:00.00"
+    turns = page.get("compass").locator("g").evaluate_all("all => all.map(one => one.getAttribute('transform'))")
+    north, east = (float(turn.removeprefix("rotate(").removesuffix(")")) for turn in turns)
+    assert (north, east) == pytest.approx((0, -90), abs=0.5)
+    assert re.search(r"fov=0\.01667", page.get("link-aladin").get_attribute("href"))
+
+    bar, image = page.get("scale-bar"), page.get("full").bounding_box()
+    fit = min(image["width"], image["height"]) / 20  # pixels of the page for each arcsecond
+    assert bar.bounding_box()["width"] == pytest.approx(float(bar.inner_text()[:-1]) * fit, rel=0.02)
+    page.page.mouse.move(image["x"] + image["width"] / 2, image["y"] + image["height"] / 2)
+    pixel = page.get("pixel")
+    page.until(lambda: pixel.count() and "20, 20:" in pixel.inner_text(), "the value is shown")
+    assert float(pixel.inner_text().split()[3]) == pytest.approx(2000, abs=5)
+    assert page.complaints == []

@@ -188,6 +188,18 @@ def test_only_pages_of_this_machine_may_show_the_page_in_a_frame(browser, check_
     assert allowed == "'self' http://localhost:* http://127.0.0.1:*"
 
 
+def test_pictures_of_one_other_server_are_allowed_and_nothing_else(browser):
+    def policy(**options):
+        parts = browser(**options).get("/").headers["content-security-policy"].split("; ")
+        return dict(part.split(" ", 1) for part in parts)
+
+    plain, open_ = policy(), policy(images="https://sky.example")
+    assert open_.pop("img-src") == "'self' https://sky.example data: blob:"
+    assert plain.pop("img-src") == "'self' data: blob:"
+    assert open_ == plain
+    assert "example" not in str(plain)
+
+
 class TestToken:
     def test_token_is_exchanged_for_a_strict_cookie(self, browser):
         client = browser(TOKEN)

@@ -19,7 +19,7 @@ import logging, pathlib, sys, types
 import anomalymatch
 from nicegui import ui
 
-def build_page(service):
+def build_page(service, **_):
     @ui.page("/")
     def page():
         ui.label("all is well").on("click", lambda: ui.notify("pressed"))

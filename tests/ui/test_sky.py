@@ -1,4 +1,5 @@
 import math
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -7,13 +8,25 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from hypothesis import given
 from hypothesis import strategies as st
+from nicegui import ui
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from anomalymatch.data.sources.fits import FitsSource
 from anomalymatch.data.sources.sky import Sky
+from anomalymatch.errors import ConfigError
 from anomalymatch.types import Orientation
-from anomalymatch.ui.sky import decimal, field_of_view, sexagesimal, sky_links
+from anomalymatch.ui.sky import (
+    SURVEYS,
+    check_survey,
+    decimal,
+    field_of_view,
+    is_mirrored,
+    origin_of,
+    sexagesimal,
+    sky_links,
+    survey_picture,
+)
 from anomalymatch.ui.web.routes import routes
 
 
@@ -45,6 +58,35 @@ def test_links_show_the_image_with_its_surroundings():
     assert field_of_view(None, (450, 300)) == field_of_view(Orientation(0.4, 0, -90), None) == 0.05
 
 
+CDS = "https://alasky.cds.unistra.fr/hips-image-services/hips2fits"
+
+
+def test_a_survey_picture_fills_a_turned_square_of_the_field():
+    address = survey_picture(CDS, "SDSS DR9", (10.5, -5.25), 0.01)
+    assert address.startswith(CDS + "?")
+    words = {name: value for name, (value,) in parse_qs(urlsplit(address).query).items()}
+    assert float(words.pop("fov")) == pytest.approx(0.01 * math.sqrt(2), rel=1e-5)
+    known = {"hips": "CDS/P/SDSS9/color", "ra": "10.500000", "dec": "-5.250000", "projection": "TAN", "format": "jpg"}
+    assert words == known | {"width": "768", "height": "768"}
+    assert len({survey_picture(CDS, name, (0.0, 0.0), 1.0) for name in SURVEYS}) == len(SURVEYS) == 7
+    assert "fov=180&" in survey_picture(CDS, "DSS2", (0.0, 0.0), 180.0)
+    assert field_of_view(Orientation(0.5, 0, -90), (40, 20), sides=1.0) == pytest.approx(20 / 3600)
+    assert field_of_view(None, None, sides=1.0) == 0.05
+
+
+@pytest.mark.parametrize(
+    "service", ["ftp://a.org/x", "//a.org", "a.org", "https://", "https://a.org/x?y", "https://a.org/;x", "http://a b"]
+)
+def test_a_survey_service_needs_an_address(service):
+    with pytest.raises(ConfigError, match=r"ui\.survey"):
+        check_survey(service)
+
+
+def test_the_survey_service_and_its_origin():
+    for service, origin in ((CDS, "https://alasky.cds.unistra.fr"), ("http://[::1]:8080/h", "http://[::1]:8080")):
+        assert origin_of(check_survey(service)) == origin
+
+
 def wcs(*, turn=0.0, flip=1.0, dec=-30.0, scale=0.5):
     """World coordinates that are turned by `turn` degrees; with `flip` of -1, the image is a mirror image."""
     made = WCS(naxis=2)
@@ -66,6 +108,7 @@ def test_directions_on_an_image(turn, flip, north, east, dec):
     assert found.scale == pytest.approx(0.5)
     assert abs((found.north - north + 180) % 360 - 180) < 0.1
     assert abs((found.east - east + 180) % 360 - 180) < 0.1
+    assert is_mirrored(found) == (flip == 1)  # the first row is on top
 
 
 def test_there_is_no_direction_at_the_pole():
@@ -104,3 +147,12 @@ def test_values_of_pixels(service):
     for wrong in ({}, {"x": 0.5}, {"x": "nan", "y": 0.5}, {"x": 1.01, "y": 0.5}, {"x": 0.5, "y": "-0.1"}):
         assert ask(**wrong).status_code == 400
     assert ask(id="c.fits", x=0.5, y=0.5).status_code in (400, 404)
+
+
+@pytest.mark.parametrize("survey", [None, CDS])
+def test_survey_pictures_are_offered_only_with_a_service(service, visit, survey):
+    async def act(user):
+        switches = user.find(kind=ui.switch).elements
+        assert ("survey" in [switch.props["data-testid"] for switch in switches]) == (survey is not None)
+
+    visit(service, act, survey=survey)

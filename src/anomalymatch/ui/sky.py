@@ -1,7 +1,10 @@
-"""Positions on the sky as text, and links to atlases that show them."""
+"""Positions on the sky as text, links to atlases that show them, and addresses of survey pictures."""
 
-from urllib.parse import urlencode
+import math
+import re
+from urllib.parse import urlencode, urlsplit
 
+from anomalymatch.errors import ConfigError
 from anomalymatch.types import Orientation
 
 Coordinates = tuple[float, float]
@@ -31,11 +34,13 @@ def _parts(number: int, per_second: int, digits: int) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}.{fraction:0{digits}d}"
 
 
-def field_of_view(orientation: Orientation | None, size: tuple[int, int] | None) -> float:
-    """Return the field of view in degrees that shows an image of a size in pixels with its surroundings."""
+def field_of_view(
+    orientation: Orientation | None, size: tuple[int, int] | None, *, sides: float = _SURROUNDINGS
+) -> float:
+    """Return the field of view in degrees of `sides` of an image of a size in pixels, by default with surroundings."""
     if orientation is None or size is None:
         return FIELD_DEGREES
-    return min(_SURROUNDINGS * orientation.scale * max(size) / 3600, 180.0)
+    return min(sides * orientation.scale * max(size) / 3600, 180.0)
 
 
 def sky_links(coordinates: Coordinates | None, field: float = FIELD_DEGREES) -> dict[str, str]:
@@ -49,3 +54,65 @@ def sky_links(coordinates: Coordinates | None, field: float = FIELD_DEGREES) -> 
         "ESASky": f"https://sky.esa.int/esasky/?{esasky}",
         "Aladin Lite": f"https://aladin.cds.unistra.fr/AladinLite/?{aladin}",
     }
+
+
+SURVEYS = {
+    "DSS2": "CDS/P/DSS2/color",
+    "Pan-STARRS DR1": "CDS/P/PanSTARRS/DR1/color-i-r-g",
+    "DESI Legacy DR10": "CDS/P/DESI-Legacy-Surveys/DR10/color",
+    "SDSS DR9": "CDS/P/SDSS9/color",
+    "2MASS": "CDS/P/2MASS/color",
+    "unWISE": "CDS/P/unWISE/color-W2-W1W2-W1",
+    "GALEX GR6+7": "CDS/P/GALEXGR6_7/color",
+}
+"""HiPS identifiers of surveys in colour, by name."""
+SURVEY_SIDE = 768
+"""Side of a survey picture in pixels."""
+SURVEY_MARGIN = math.sqrt(2)
+"""Side of a survey picture, in sides of the square that shows it: its corners stay filled at any rotation."""
+_SERVICE = re.compile(r"https?://[a-z0-9.:\[\]-]+(/[\w.~/%-]*)?", re.ASCII | re.IGNORECASE)
+
+
+def check_survey(service: str) -> str:
+    """Check the address of a HiPS cut-out service and return it.
+
+    Raises:
+        ConfigError: if it is not an address that starts with http:// or https://, without a query.
+    """
+    if not _SERVICE.fullmatch(service):
+        raise ConfigError(f"ui.survey is {service}: it needs an address such as https://example.org/hips2fits, or null")
+    return service
+
+
+def origin_of(address: str) -> str:
+    """Return scheme and host of an address: "https://example.org"."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def survey_picture(service: str, survey: str, coordinates: Coordinates, field: float) -> str:
+    """Return the address of a picture of one of `SURVEYS`, with north up and east to the left.
+
+    Args:
+        service: address of a HiPS cut-out service (hips2fits of the CDS).
+        survey: name of the survey.
+        coordinates: centre.
+        field: field of view in degrees of the square that shows the picture; the picture is larger, see
+            `SURVEY_MARGIN`.
+    """
+    words = {
+        "hips": SURVEYS[survey],
+        "ra": f"{coordinates[0]:.6f}",
+        "dec": f"{coordinates[1]:.6f}",
+        "fov": f"{min(field * SURVEY_MARGIN, 180.0):.6g}",
+        "width": SURVEY_SIDE,
+        "height": SURVEY_SIDE,
+        "projection": "TAN",
+        "format": "jpg",
+    }
+    return f"{service}?{urlencode(words)}"
+
+
+def is_mirrored(orientation: Orientation) -> bool:
+    """Return True if east is to the right of an image that is turned until north is up."""
+    return (orientation.east - orientation.north) % 360 < 180

@@ -23,6 +23,7 @@ from anomalymatch.checks import check_range
 from anomalymatch.errors import ConfigError
 from anomalymatch.text import printable
 from anomalymatch.ui.service import LabelService
+from anomalymatch.ui.sky import check_survey, origin_of
 from anomalymatch.ui.web.page import build_page
 from anomalymatch.ui.web.routes import LIMITS, routes
 from anomalymatch.ui.web.security import Guard, HostNames, check_token, host_names, is_loopback
@@ -73,7 +74,16 @@ HEADERS_S = 20.0  # longest wait for the headers of a request
 GRACE_S = 2  # time that a running response gets at the end
 
 
-def serve(service: LabelService, *, host: str, port: int, token: str | None, show: bool, frames: bool = False) -> None:
+def serve(
+    service: LabelService,
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    show: bool,
+    frames: bool = False,
+    survey: str | None = None,
+) -> None:
     """Serve the page until Ctrl-C or SIGTERM; the caller closes the service.
 
     Args:
@@ -83,19 +93,27 @@ def serve(service: LabelService, *, host: str, port: int, token: str | None, sho
         token: secret that visitors need; None generates one, unless only this machine can reach the page.
         show: open the page in a browser.
         frames: let notebooks on this machine show the page in a frame.
+        survey: address of a HiPS cut-out service for survey pictures; None offers none.
 
     Raises:
-        ConfigError: if the port is not available, or the token is too short.
+        ConfigError: if the port is not available, the token is too short, or `survey` is no address.
     """
     if token is not None:
         check_token(token)
+    if survey is not None:
+        check_survey(survey)
     with listen(host, port) as listening:
         address, port = listening.getsockname()[:2]
         if token is None and not is_loopback(address):
             token = secrets.token_urlsafe(32)
         url = address_of(host, address, port, token)
         app = build_app(
-            service, names=host_names(host, address), token=token, frames=frames, cookie=f"anomalymatch_{port}"
+            service,
+            names=host_names(host, address),
+            token=token,
+            frames=frames,
+            cookie=f"anomalymatch_{port}",
+            survey=survey,
         )
 
         def ready() -> None:
@@ -119,11 +137,12 @@ def build_app(
     token: str | None,
     frames: bool = False,
     cookie: str = "anomalymatch",
+    survey: str | None = None,
 ) -> ASGIApp:
     """Build the guarded ASGI application. Call it once per process, since NiceGUI is global."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.extend(routes(service))
-    build_page(service)
+    build_page(service, survey=survey)
     ui.run_with(
         app,
         title=f"{service.name} · anomalymatch",
@@ -134,7 +153,8 @@ def build_app(
         message_history_length=100,
         show_welcome_message=False,
     )
-    return Guard(app, names=names, token=token, cookie=cookie, limits=LIMITS, frames=frames)
+    images = "" if survey is None else origin_of(survey)
+    return Guard(app, names=names, token=token, cookie=cookie, limits=LIMITS, frames=frames, images=images)
 
 
 class _Connection(H11Protocol):

@@ -1,6 +1,6 @@
 // Gallery of tiles; keyboard, mouse and touch work without a round trip to the server.
 const LABELS = { a: "anomaly", n: "normal", u: "unsure", x: "artefact" };
-const COMMANDS = { z: "undo", r: "rerank", t: "train", g: "group", m: "map", h: "heat", "?": "help" };
+const COMMANDS = { z: "undo", r: "rerank", t: "train", g: "group", m: "map", h: "heat", v: "survey", "?": "help" };
 const SIDES = [64, 96, 128, 192, 256, 384, 512]; // sides of the thumbnails in the server's cache
 const CAPTION = 17; // height of a tile's caption in CSS pixels
 const SMALLEST = [112, 64]; // smallest side of a comfortable and of a dense tile in CSS pixels

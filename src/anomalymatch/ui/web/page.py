@@ -24,6 +24,7 @@ from anomalymatch.ui.web.preparation import PreparationLine
 from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.status import StatusBar
+from anomalymatch.ui.web.survey import SurveyPicture
 from anomalymatch.ui.web.theme import ACCENT, drop_down, heat_colours, kind_colours, label_colours, many
 from anomalymatch.ui.web.training import TrainingProgress, TrainingQuestion
 from anomalymatch.ui.web.viewer import Viewer
@@ -54,6 +55,7 @@ KEYS = {
         "o, 0": "original size: one image pixel for each screen pixel; fit",
         "← →": "next and previous image",
         "h": "heat map: what made the score high",
+        "v": "picture of a sky survey beside the image, on or off",
     },
     "Search": {
         "/": "filter by text",
@@ -289,17 +291,22 @@ def search_name(service: LabelService) -> str:
     return hashlib.sha256(f"{service.run.resolve()}\n{service.source.fingerprint}".encode()).hexdigest()[:16]
 
 
-def build_page(service: LabelService) -> None:
-    """Register the page `/` of a service. Each visit creates a page of its own."""
+def build_page(service: LabelService, *, survey: str | None = None) -> None:
+    """Register the page `/` of a service. Each visit creates a page of its own.
+
+    Args:
+        service: what the page shows.
+        survey: address of a HiPS cut-out service for survey pictures; None offers none.
+    """
 
     @ui.page("/", response_timeout=30)
     async def index() -> None:
         await run.io_bound(lambda: service.stretches)  # it reads images on first use
-        _Page(service)
+        _Page(service, survey)
 
 
 class _Page:
-    def __init__(self, service: LabelService) -> None:
+    def __init__(self, service: LabelService, survey: str | None) -> None:
         ui.add_css(f":root {{{label_colours()}{heat_colours()}}}")
         ui.add_css(kind_colours())
         ui.add_css(STYLE)
@@ -323,7 +330,7 @@ class _Page:
         with drawer as self.drawer:
             self.panel = Panel(self.session)
         self.drawer.classes("am-panel").props("data-testid=panel aria-label='State of the search'")
-        self.viewer = Viewer(self.session, known_as, self.toolbar.light)
+        self.viewer = Viewer(self.session, known_as, self.toolbar.light, SurveyPicture(self.session, survey))
         self.session.view = lambda id_: self.viewer.open(id_) if id_ else self.viewer.close()
         self.session.viewed = lambda: self.viewer.id
         self.map.element.on("look", lambda event: self.viewer.open(event.args["id"]))
@@ -372,6 +379,7 @@ class _Page:
         gallery.on_event("end", lambda _: session.tell_end())
         gallery.on_event("group", lambda _: session.next_group())
         gallery.on_event("heat", lambda _: self.viewer.toggle_heat())
+        gallery.on_event("survey", lambda _: self.viewer.toggle_survey())
         gallery.on_event("map", lambda _: self.map.toggle())
         gallery.on_event("star", lambda words: session.toggle_stars(words["ids"]))
         gallery.on_event("rerank", lambda _: session.rerank())
@@ -419,6 +427,7 @@ class _Page:
             self._set_theme(kept["theme"])
         if kept.get("map") == "true" and not self.map.element.visible:
             self.map.toggle()
+        self.viewer.survey.restore(kept)
         parts = self.toolbar.restore(kept)
         if kept.get("ids"):
             await self._travel(kept)

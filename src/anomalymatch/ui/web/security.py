@@ -128,6 +128,7 @@ class Guard:
             names.
         limits: largest body in bytes by path; `MAX_BODY` for other paths.
         frames: let pages on this machine, such as a notebook, show the page in a frame.
+        images: scheme and host of another server whose images the page may show; empty for none.
     """
 
     def __init__(
@@ -139,8 +140,11 @@ class Guard:
         cookie: str = "anomalymatch",
         limits: Mapping[str, int] | None = None,
         frames: bool = False,
+        images: str = "",
     ) -> None:
         self.app, self.names, self.cookie, self.limits, self.frames = app, names, cookie, dict(limits or {}), frames
+        policy = _PAGE_POLICY.replace("img-src 'self'", f"img-src 'self' {images}") if images else _PAGE_POLICY
+        self._policy = policy.replace("frame-ancestors 'none'", _NOTEBOOKS) if frames else policy
         self._token = None if token is None else _bytes(check_token(token))
         self._attempts = Attempts()
 
@@ -149,7 +153,7 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        send = _with_headers(send, self.frames)
+        send = self._with_headers(send)
         answer = self._refuse(scope, Headers(scope=scope))
         if answer is not None:
             await _send(answer, scope, receive, send)
@@ -158,6 +162,22 @@ class Guard:
             await _Limited(self.app, limit)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    def _with_headers(self, send: Send) -> Send:
+        async def sending(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                message.setdefault("headers", [])
+                headers = MutableHeaders(scope=message)
+                is_page = headers.get("content-type", "").startswith("text/html")
+                headers["content-security-policy"] = self._policy if is_page else _FILE_POLICY
+                headers.update(_HEADERS)
+                if self.frames and is_page:  # the browser checks who shows it
+                    del headers["x-frame-options"]
+                for name in {name for name in headers if name.startswith("access-control-")}:
+                    del headers[name]  # socket.io would let any page read its responses
+            await send(message)
+
+        return sending
 
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         """Return a response that ends the request; None if it is allowed."""
@@ -280,24 +300,6 @@ async def _send(answer: Response, scope: Scope, receive: Receive, send: Send) ->
             await send({"type": "websocket.close", "code": 1008})
             return
     await answer(scope, receive, send)
-
-
-def _with_headers(send: Send, frames: bool) -> Send:
-    async def sending(message: Message) -> None:
-        if message["type"] in ("http.response.start", "websocket.http.response.start"):
-            message.setdefault("headers", [])
-            headers = MutableHeaders(scope=message)
-            is_page = headers.get("content-type", "").startswith("text/html")
-            headers["content-security-policy"] = _PAGE_POLICY if is_page else _FILE_POLICY
-            headers.update(_HEADERS)
-            if frames and is_page:  # the browser checks who shows it
-                headers["content-security-policy"] = _PAGE_POLICY.replace("frame-ancestors 'none'", _NOTEBOOKS)
-                del headers["x-frame-options"]
-            for name in {name for name in headers if name.startswith("access-control-")}:
-                del headers[name]  # socket.io would let any page read its responses
-        await send(message)
-
-    return sending
 
 
 def _bracketed(host: str) -> str:

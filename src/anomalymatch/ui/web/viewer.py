@@ -15,6 +15,7 @@ from anomalymatch.ui.views import Details, Tile
 from anomalymatch.ui.web.light import ALL_CHANNELS, Light, LightControls
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.status import StatusBar
+from anomalymatch.ui.web.survey import SurveyPicture
 from anomalymatch.ui.web.theme import SHAPES, drop_down
 
 NEIGHBOURS, NEIGHBOUR_SIDE = 12, 96
@@ -29,7 +30,7 @@ COPY = """event => {
   button.querySelector("i").textContent = "check";
 }"""
 REST_S = 0.12
-"""Delay before neighbours are fetched: a held arrow key passes many images."""
+"""Delay before neighbours and the survey picture are fetched: a held arrow key passes many images."""
 
 
 class Zoom(ui.element, component="zoom.js"):
@@ -63,11 +64,13 @@ class Viewer:
 
     Attributes:
         id: the image on display; empty while the dialog is closed.
+        survey: the survey picture beside it.
     """
 
-    def __init__(self, session: Session, version: str, light: LightControls) -> None:
+    def __init__(self, session: Session, version: str, light: LightControls, survey: SurveyPicture) -> None:
         self.session, self._version, self._light = session, version, light
         self.id = self._noted = ""
+        self.survey = survey
         self._rankings = 0
         service = session.service
         self.dialog = ui.dialog().props("maximized aria-label='Large view'")
@@ -85,6 +88,7 @@ class Viewer:
                     ui.label("against an anomaly")
                     ui.element("div").classes("am-heat-colours")
                     ui.label("for an anomaly")
+                survey.add_switch()
                 ui.element("div").classes("am-grow")
                 for icon, key, step in (("chevron_left", "←", -1), ("chevron_right", "→", 1)):
                     word = "previous" if step < 0 else "next"
@@ -92,7 +96,9 @@ class Viewer:
                     button.props(f"flat dense aria-label='{word} image ({key})' data-testid=view-{word}")
                 close = ui.button(icon="close", on_click=self.close, color=None)
                 close.props("flat dense aria-label='close (Esc)' data-testid=view-close")
-            self._zoom = Zoom().classes("am-view-image")
+            with ui.element("div").classes("am-view-image"):
+                self._zoom = Zoom()
+                survey.add_pane()
             self._zoom.on("pick", lambda event: self._pick(str(event.args)))
             with ui.element("aside").classes("am-view-side"):
                 self._title = ui.label().classes("am-title am-id").props("data-testid=view-id")
@@ -137,6 +143,7 @@ class Viewer:
         self._state.text = ""
         self._note.value = self._noted = ""
         self._zoom.show_sky(None, None)
+        self.survey.show(None, None, None)
         self._draw()
         self.session.gallery.set_option("viewing", id_)
         self.dialog.open()
@@ -147,6 +154,11 @@ class Viewer:
         if self.id:
             self._heat.value = not self._heat.value
 
+    def toggle_survey(self) -> None:
+        """Show or hide the survey picture; nothing happens while the view is closed."""
+        if self.id:
+            self.survey.toggle()
+
     def close(self) -> None:
         """Return to the gallery."""
         self.dialog.close()
@@ -154,6 +166,7 @@ class Viewer:
     def _closed(self) -> None:
         if not self.dialog.value:
             self.id = ""
+            self.survey.show(None, None, None)
             self.session.gallery.set_option("viewing", "")
 
     def _use(self, light: Light) -> None:
@@ -227,6 +240,7 @@ class Viewer:
         await asyncio.sleep(REST_S)
         if not self._is_at(id_):
             return
+        self.survey.show(details.coordinates, details.orientation, details.size)
         tiles = await self.session.call(self.session.service.neighbours, id_, NEIGHBOURS)
         if tiles is not None and self._is_at(id_):
             self._show_neighbours(tiles)
