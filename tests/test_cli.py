@@ -56,7 +56,7 @@ USED = {
     "config": ("dataset=catalogue", "data.root data.cache_dir resume dataset.source.tiles dataset.source.labels_file"),
     "label": (
         "dataset=zarr",
-        "dataset.source.root dataset.source.metadata ui.run model.name model.weights al.describe text.model",
+        "dataset.source.root dataset.source.metadata ui.run ui.scores model.name model.weights al.describe text.model",
     ),
     "score": ("dataset=folder", "run output"),
     "cluster": ("dataset=folder", "names run"),

@@ -8,10 +8,10 @@ from omegaconf import OmegaConf
 
 from anomalymatch import label as module
 from anomalymatch.config import compose, resumed
-from anomalymatch.errors import ConfigError, StorageError
+from anomalymatch.errors import ConfigError, DataError, StorageError
 from anomalymatch.label import open_service
 from anomalymatch.types import Label
-from anomalymatch.ui import FirstOrder, Query
+from anomalymatch.ui import ColumnOrder, FirstOrder, Query
 
 A, N = Label.ANOMALY, Label.NORMAL
 
@@ -115,6 +115,17 @@ def test_settings_of_the_page_may_change_and_do_not_hinder_the_main_job(open_it,
     config = resumed(service.run, compose("al.cycles=1"), ["al.cycles=1"])
     assert "ui" not in config
     assert config.data.root == str(tmp_path / "archive")
+
+
+def test_a_score_file_may_change_from_visit_to_visit(open_it, words, tmp_path):
+    scores = tmp_path / "my scores.csv"
+    scores.write_text("filename,value\nim000030.png,2\nim000020.png,3\n")
+    order = Query(sort=ColumnOrder("value"), size=12)
+    first = open_it(*words, f"ui.scores={scores}")
+    assert [tile.id for tile in first.page(order).tiles[:3]] == ["im000030.png", "im000020.png", "im000002.png"]
+    assert open_it(*words).columns.kinds == {}
+    with pytest.raises(DataError, match="absent"):
+        open_it(*words, f"ui.scores={tmp_path / 'absent.csv'}")
 
 
 def test_resume_uses_the_images_of_the_run(open_it, words):

@@ -230,10 +230,12 @@ def build_label_service(
     """
     # Imported late: the other commands do not need it.
     from anomalymatch.ui import FirstOrder, LabelService, LiveRanking, build_feature_store, compute_novelty
+    from anomalymatch.ui.columns import read_scores
     from anomalymatch.ui.features import EXACT_BYTES, check_compression
     from anomalymatch.ui.preparation import SETTLE_S
 
     check_compression(page.compression, page.dimensions)
+    scores = None if page.scores is None else read_scores(Path(page.scores).expanduser(), source.ids)
     task = Task(source, source.ids, [], None)
     text = build_image_text(config, task)
     descriptions: Sequence[str] = ()
@@ -285,6 +287,7 @@ def build_label_service(
         stopping=build(config.al.stopping),
         text=text,
         descriptions=descriptions,
+        scores=scores,
         trust=trust,
     )
     try:

@@ -89,6 +89,7 @@ PATHS = (
     "run",
     "text.model",
     "ui.run",
+    "ui.scores",
 )
 """Keys whose values are paths, hold one, or are sentences: they are taken as typed, without Hydra's syntax."""
 

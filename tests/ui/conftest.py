@@ -153,6 +153,7 @@ def make_service(
         needs_labels: bool = True,
         text: Any = None,
         descriptions: Any = (),
+        scores: Any = None,
         prepare: Any = None,
         **options: Any,
     ) -> LabelService:
@@ -179,6 +180,7 @@ def make_service(
             needs_labels=needs_labels,
             text=text,
             descriptions=descriptions,
+            scores=scores,
             stopping=StoppingRule(40, 20, 3, 0.1, 0.1),
             divide=lambda ids, normals, count: [ids[k :: count or 3] for k in range(count or 3)],
         )

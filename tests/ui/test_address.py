@@ -1,15 +1,19 @@
-from urllib.parse import parse_qsl
+import math
+from urllib.parse import parse_qsl, unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalymatch.ui.views import Query, Show, Sort
+from anomalymatch.ui.views import ColumnOrder, ColumnRange, Query, Show, Sort
 from anomalymatch.ui.web.address import read_address, write_address
 
+NAMES = ["magnitude", "a:b..c&d=é %", "", "-x"]
+LIMIT = st.just(math.inf) | st.floats(0, allow_nan=False)
+RANGES = st.builds(lambda name, low, high: ColumnRange(name, -low, high), st.sampled_from(NAMES), LIMIT, LIMIT)
 QUERIES = st.fixed_dictionaries(
     {
-        "sort": st.sampled_from(Sort),
+        "sort": st.sampled_from(Sort) | st.builds(ColumnOrder, st.sampled_from(NAMES), st.booleans()),
         "show": st.sampled_from(Show),
         "low": st.sampled_from([0.0, 0.25]),
         "high": st.sampled_from([0.75, 1.0]),
@@ -18,6 +22,7 @@ QUERIES = st.fixed_dictionaries(
         "group": st.none() | st.integers(0, 20),
         "area": st.just(()) | st.lists(st.tuples(*[st.sampled_from([0.0, -0.5, 12.25])] * 2), min_size=3).map(tuple),
         "kind": st.none() | st.integers(0, 20),
+        "ranges": st.lists(RANGES, max_size=3, unique_by=lambda limits: limits.column).map(tuple),
         "size": st.integers(12, 200),
         "page": st.integers(1, 10**6),
         "shift": st.integers(0, 11),
@@ -28,7 +33,7 @@ QUERIES = st.fixed_dictionaries(
 @given(QUERIES)
 def test_an_address_is_read_as_it_was_written(parts):
     query = Query(**parts)
-    address = read_address(parse_qsl(write_address(query), keep_blank_values=True))
+    address = read_address(parse_qsl(write_address(query), keep_blank_values=True), NAMES)
     assert (address.query, address.refused) == (query, [])
 
 
@@ -36,6 +41,9 @@ def test_words_are_short_and_a_new_page_has_none():
     assert write_address(Query()) == ""
     query = Query(sort=Sort.AUDIT, show=Show.ANOMALY, low=0.4, page=2, size=24)
     assert write_address(query) == "order=random-audit&show=anomaly&score=0.4-1&page=3&size=24"
+    ranges = (ColumnRange("mag", 17.0, 20.5), ColumnRange("z", 0.1))
+    query = Query(sort=ColumnOrder("mag", descending=True), ranges=ranges)
+    assert unquote(write_address(query)) == "descending=mag&range=mag:17.0..20.5&range=z:0.1.."
 
 
 def test_image_selection_and_large_view():
@@ -57,12 +65,14 @@ def test_image_selection_and_large_view():
             ("area", "1,2"),
             ("area", "nan,1_1,2_3,4"),
             ("<b>", "1"),
+            *(("range", value) for value in ("mag", "mag:1", "mag:2..1", "mag:a..", "mag:nan..1", "z:1..2")),
+            ("ascending", "z"),
             ("", ""),
         ),
     ],
 )
 def test_bad_words_are_ignored_with_a_sentence(name, value):
-    address = read_address([("show", "all"), (name, value), ("text", "ring")])
+    address = read_address([("show", "all"), (name, value), ("text", "ring")], ["mag"])
     assert len(address.refused) == 1
     assert address.complaint
     assert address.query.text == "ring"

@@ -14,7 +14,7 @@ from anomalymatch.lru import LRU
 from anomalymatch.types import Label
 from anomalymatch.ui import gallery as module
 from anomalymatch.ui.gallery import CODES, Gallery, TextFilter
-from anomalymatch.ui.views import Query, Show, Sort
+from anomalymatch.ui.views import ColumnOrder, ColumnRange, Query, Show, Sort
 
 COUNT = 90
 WORDS = ["Red Spiral", "blue ELLIPTICAL", None, "", "Äther", "50%_.*"]
@@ -23,12 +23,13 @@ METADATA = pa.table(
     {
         "kind": [WORDS[i % len(WORDS)] for i in range(COUNT)],
         "magnitude": [i / 4 for i in range(COUNT)],
+        "wave": pa.array([None if i % 5 == 0 else i * 37 % 11 for i in range(COUNT)]),
         "tags": [[i] for i in range(COUNT)],
         "survey": pa.array([f"S{i % 2}" for i in range(COUNT)]).dictionary_encode(),
     }
 )
 TEXT = [
-    "\n".join([id_, row["kind"] or "", f"{row['magnitude']:g}", row["survey"]]).lower()
+    "\n".join([id_, row["kind"] or "", f"{row['magnitude']:g}", str(row["wave"] or 0), row["survey"]]).lower()
     for id_, row in zip(IDS, METADATA.to_pylist(), strict=True)
 ]
 
@@ -67,12 +68,19 @@ def passes(i, query, logits, labels, conflicts):
     score = math.nan if logits is None else float(expit(float(logits[i])))
     if (query.low > 0 or query.high < 1) and not query.low <= score <= query.high:
         return False
+    for column, low, high in query.ranges:
+        value = METADATA[column][i].as_py()
+        if value is None or not low <= value <= high:
+            return False
     return query.text.lower() in TEXT[i]
 
 
 def ordered(query, logits, newest, audit, novelty, described):
     """Sort slowly in plain Python; the diverse order is tested by itself."""
     positions = list(range(COUNT))
+    if isinstance(query.sort, ColumnOrder):
+        values, sign = METADATA[query.sort.column].to_pylist(), -1 if query.sort.descending else 1
+        return sorted(positions, key=lambda i: (values[i] is None, sign * (values[i] or 0), i))
     if query.sort is Sort.AUDIT:
         return audit
     if query.sort in (Sort.NOVELTY, Sort.DESCRIPTION):
@@ -122,9 +130,11 @@ STATES = st.fixed_dictionaries(
         "seed": st.integers(0, 3),
     }
 )
+COLUMN_ORDERS = [ColumnOrder(name, is_down) for name in ("wave", "magnitude") for is_down in (True, False)]
+RANGES = (ColumnRange("wave", 2, 7), ColumnRange("magnitude", 1, 9.5))
 QUERIES = st.fixed_dictionaries(  # a check of the types of a query draws random numbers
     {
-        "sort": st.sampled_from(Sort),
+        "sort": st.sampled_from([*Sort, *COLUMN_ORDERS]),
         "show": st.sampled_from(Show),
         "low": st.sampled_from([0.0, 0.0, 0.3, 0.5]),
         "high": st.sampled_from([1.0, 1.0, 0.5, 0.9]),
@@ -132,6 +142,7 @@ QUERIES = st.fixed_dictionaries(  # a check of the types of a query draws random
             ["", "", "NORTH", "south/", "im_00", "spiral", "äTHER", "%_.*", "2.25", "s1", "nothing"]
         ),
         "size": st.sampled_from([12, 25, 200]),
+        "ranges": st.sampled_from([(), (), RANGES, RANGES[:1], RANGES[1:]]),
     }
 )
 

@@ -3,9 +3,11 @@
 from anomalymatch.ui.features import FeatureStore, build_feature_store
 from anomalymatch.ui.live import LiveRanking, compute_novelty
 from anomalymatch.ui.service import LabelService
-from anomalymatch.ui.views import FirstOrder, Query, Show, Sort
+from anomalymatch.ui.views import ColumnOrder, ColumnRange, FirstOrder, Query, Show, Sort
 
 __all__ = [
+    "ColumnOrder",
+    "ColumnRange",
     "FeatureStore",
     "FirstOrder",
     "LabelService",

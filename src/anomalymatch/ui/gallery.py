@@ -14,7 +14,8 @@ from scipy.special import expit
 from anomalymatch.evaluation.discovery import audit_order
 from anomalymatch.lru import LRU
 from anomalymatch.types import Label
-from anomalymatch.ui.views import Area, Query, Show, Sort
+from anomalymatch.ui.columns import Columns
+from anomalymatch.ui.views import Area, ColumnOrder, Query, Show, Sort
 
 logger = logging.getLogger(__name__)
 DiverseFirst = Callable[[Int64[np.ndarray, " c"], int], Int64[np.ndarray, " k"]]
@@ -45,11 +46,14 @@ class Gallery:
     Args:
         ids: all images.
         seed: seed of the random audit.
-        metadata: see `TextFilter`, as for `classes` and `header`.
+        metadata: see `TextFilter` and `Columns`.
         within: returns the positions of the images in an area of the map; None if there is no map.
+        classes: see `TextFilter`.
+        header: likewise.
 
     Attributes:
         text: the text filter.
+        columns: the columns of the metadata for orders and ranges.
         version: how often scores, novelty or fit to the description, and with them the orders, have changed.
     """
 
@@ -65,6 +69,7 @@ class Gallery:
     ) -> None:
         self.version = 0
         self.text, self._within = TextFilter(ids, metadata, classes, header), within
+        self.columns = Columns(metadata)
         # Independent of the scores, so that an audit continues where it stopped.
         audit = cache(lambda: audit_order(len(ids), seed).astype(np.int32))
         orders = _Orders(len(ids), None, audit)
@@ -141,9 +146,12 @@ class Gallery:
         if like is not None:
             return _select(like, self._mask(snapshot, query))
         if query.area:  # not kept: the map may come later
-            return _select(snapshot.order(query.sort), self._mask(snapshot, query))
+            return _select(self._order(snapshot, query), self._mask(snapshot, query))
         key = (*_key(query), self.text.headers_read)
-        return snapshot.results.get(key, lambda: _select(snapshot.order(query.sort), self._mask(snapshot, query)))
+        return snapshot.results.get(key, lambda: _select(self._order(snapshot, query), self._mask(snapshot, query)))
+
+    def _order(self, snapshot: "_Snapshot", query: Query) -> Order:
+        return self.columns.order(query.sort) if isinstance(query.sort, ColumnOrder) else snapshot.order(query.sort)
 
     def rank(self, positions: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
         """Return ranks by score, 1 for the highest; 0 without a score."""
@@ -173,6 +181,7 @@ class Gallery:
         if query.area:
             masks.append(np.zeros(snapshot.orders.count, dtype=bool))
             masks[-1][self._within(query.area) if self._within else []] = True
+        masks += [self.columns.within(limits) for limits in query.ranges]
         return np.logical_and.reduce(masks) if masks else None
 
 
@@ -322,7 +331,7 @@ class _Snapshot:
 
 
 def _key(query: Query) -> tuple[object, ...]:
-    return query.sort, query.show, query.low, query.high, query.text, query.area
+    return query.sort, query.show, query.low, query.high, query.text, query.area, query.ranges
 
 
 def _select(order: np.ndarray, mask: Bool[np.ndarray, " n"] | None) -> np.ndarray:

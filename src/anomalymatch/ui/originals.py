@@ -16,6 +16,7 @@ from anomalymatch.data.sources.catalogue_rows import USUAL_DEC, USUAL_RA
 from anomalymatch.data.sources.encoded import MAX_BYTES
 from anomalymatch.errors import UnreadableImageError
 from anomalymatch.text import printable
+from anomalymatch.ui.columns import add_scores
 
 _MAGIC = {
     b"\xff\xd8\xff": ".jpg",
@@ -95,15 +96,20 @@ def _check(root: Path, path: Path, limit: int) -> None:
 
 
 class Metadata:
-    """Metadata of the images of a source; a `DataError` is raised for an id that is not in the source."""
+    """Metadata of the images of a source; a `DataError` is raised for an id that is not in the source.
 
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
+    Args:
+        source: the images.
+        scores: further columns, see `read_scores`.
+    """
+
+    def __init__(self, source: ImageSource, scores: pa.Table | None = None) -> None:
+        self.source, self._scores = source, scores
 
     @cached_property
     def table(self) -> pa.Table | None:
-        """Further columns of the archive, see `ImageSource.metadata`; read on first use."""
-        return self.source.metadata()
+        """Further columns of the archive, see `ImageSource.metadata`, and the scores; read on first use."""
+        return add_scores(self.source.metadata(), self._scores)
 
     def __call__(self, id_: str) -> dict[str, str]:
         """Return the metadata of one image by name, without parts that cannot be read."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import simplejpeg
 from jaxtyping import Shaped, UInt8
 from PIL import Image as PillowImage
@@ -207,11 +208,12 @@ class Pictures:
         source: the images.
         cache: folder for thumbnails; several sources and programs may share it.
         workers: images that are decoded at the same time; more take memory and are not faster.
+        scores: further columns of the metadata, see `read_scores`.
     """
 
-    def __init__(self, source: ImageSource, cache: Path, *, workers: int) -> None:
+    def __init__(self, source: ImageSource, cache: Path, *, workers: int, scores: pa.Table | None = None) -> None:
         self.source = source
-        self.metadata_of = Metadata(source)
+        self.metadata_of = Metadata(source, scores)
         self._has_coordinates: dict[str, bool] = {}
         self._cache = ThumbnailCache(cache / "sqlite")
         self._slots = threading.BoundedSemaphore(max(1, workers))

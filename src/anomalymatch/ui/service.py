@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32
 
 from anomalymatch.active.run_folder import RunReader, page_lock
@@ -64,6 +65,7 @@ class LabelService:
         stopping: rule for the advice to stop labelling.
         text: image-text model for an order by a description; None for no such order.
         descriptions: what to look for, in words, unless the run folder says otherwise.
+        scores: further columns of the metadata, see `read_scores`.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class LabelService:
         stopping: StoppingRule,
         text: ImageTextEmbedding | None = None,
         descriptions: Sequence[str] = (),
+        scores: pa.Table | None = None,
         trust: bool = False,
     ) -> None:
         self.run, self.source, self.name, self.total = run, source, source.name, len(source.ids)
@@ -97,7 +100,7 @@ class LabelService:
         self._summary: tuple[object, Summary] | None = None
         self._listeners: list[Callable[[Change], None]] = []
         self._reader = RunReader(run)
-        self.pictures = Pictures(source, cache, workers=workers)
+        self.pictures = Pictures(source, cache, workers=workers, scores=scores)
         self.channels = self.pictures.channels
         self.examples = Examples(run / "examples", lambda image: encode([image])[0], source)
         told = partial(self._tell, Change("map"))
@@ -111,6 +114,7 @@ class LabelService:
             classes=source.truth,
             header=self._metadata.header if self._metadata.has_headers else None,
         )
+        self.columns = gallery.columns
         self.notes = Notes(run / "notes.json", self._update_note)
         self._state = SearchState(source.ids, source.name, LabelIndex(self._log), gallery, stopping, self.notes)
         self.heat_maps = HeatMaps(self.pictures, self._fitted, self._reader, locate)
@@ -150,7 +154,8 @@ class LabelService:
         """Return one page of the gallery.
 
         Raises:
-            DataError: if a group of the query does not exist, or no image of the group `query.kind` is an anomaly.
+            DataError: if a group or a column of the query does not exist, or no image of the group `query.kind` is an
+                anomaly.
             LabelError: if `query.kind` is given while features are missing.
         """
         if query.text:  # before the lock of the state
@@ -168,6 +173,10 @@ class LabelService:
     def found(self, query: Query) -> list[str]:
         """Return the ids of the images on all pages of a query."""
         return self._state.found(query, *self._groups_of(query))
+
+    def values(self, query: Query, ids: Sequence[str]) -> dict[str, str] | None:
+        """Return the value of each image in the column that orders a query; None if no column does."""
+        return self._state.values(query, ids)
 
     def map_marks(self) -> bytes:
         """Return the scores of the images on the map, 0 to 254 or 255 for none, then their labels as `CODES`."""

@@ -23,7 +23,7 @@ from anomalymatch.ui.gallery import CODES, Gallery
 from anomalymatch.ui.labels import LabelIndex
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.notes import Notes
-from anomalymatch.ui.views import Estimate, FirstOrder, Histogram, Page, Query, Show, Sort, Summary, Tile
+from anomalymatch.ui.views import ColumnOrder, Estimate, FirstOrder, Histogram, Page, Query, Show, Sort, Summary, Tile
 
 logger = logging.getLogger(__name__)
 Logits = Float32[np.ndarray, " n"]
@@ -253,7 +253,8 @@ class SearchState:
         if query.start >= total:  # the last page
             query = query.from_start(max(0, total - 1) // query.size * query.size)
         pages = query.page + max(1, -(-(total - query.start) // query.size))
-        return Page(self._tiles(found), total, query.page, pages, note, version)
+        values = self._values(query, found)
+        return Page(self._tiles(found), total, query.page, pages, note, version, values)
 
     def place(self, query: Query, id_: str, group: Sequence[str] = (), kind: Sequence[str] = ()) -> int | None:
         """Return the place of an image among all that a query finds, see `LabelService.place`."""
@@ -268,6 +269,16 @@ class SearchState:
         with self.lock:
             like, _ = self._resolve(query, group, ranked)
             return [self.ids[i] for i in self.gallery.found(query, like).tolist()]
+
+    def values(self, query: Query, ids: Sequence[str]) -> dict[str, str] | None:
+        """Return the value of each image in the column that orders a query; None if no column does."""
+        return self._values(query, self.positions(ids))
+
+    def _values(self, query: Query, positions: Int64[np.ndarray, " k"]) -> dict[str, str] | None:
+        if not isinstance(query.sort, ColumnOrder):
+            return None
+        texts = self.gallery.columns.texts(query.sort.column, positions)
+        return {self.ids[i]: text for i, text in zip(positions.tolist(), texts, strict=True)}
 
     def marks(self, positions: Int64[np.ndarray, " k"]) -> tuple[Float64[np.ndarray, " k"], Int8[np.ndarray, " k"]]:
         """Return the score of each image, NaN without one, and its label as one of `CODES`."""

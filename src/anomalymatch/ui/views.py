@@ -1,9 +1,10 @@
 """Data that the labelling page asks for and shows: queries, tiles, pages, the summary, details of an image."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -14,7 +15,7 @@ from anomalymatch.errors import ConfigError
 from anomalymatch.types import Label, Orientation
 
 MIN_TILES, MAX_TILES = 12, 200
-MAX_CORNERS = 200
+MAX_CORNERS, MAX_RANGES = 200, 20
 Area = tuple[tuple[float, float], ...]
 """Corners of a polygon on the map."""
 
@@ -31,6 +32,21 @@ class Sort(StrEnum):
     DESCRIPTION = "by description"
     AUDIT = "random audit"
     NEWEST = "newest labels"
+
+
+class ColumnOrder(NamedTuple):
+    """Order of the images by a column, see `Columns`; images without a value come last."""
+
+    column: str
+    descending: bool = False
+
+
+class ColumnRange(NamedTuple):
+    """Smallest and largest value of a column to show; images without a value are left out."""
+
+    column: str
+    low: float = -math.inf
+    high: float = math.inf
 
 
 class FirstOrder(StrEnum):
@@ -62,6 +78,7 @@ class Query:
     """Query for one page of the gallery.
 
     Attributes:
+        sort: the order, by the search or by a column.
         low: lowest score (a probability) to show.
         high: highest score to show.
         text: text to find in ids and metadata, ignoring case; empty shows all.
@@ -70,6 +87,7 @@ class Query:
         kind: number of a group whose anomalies are searched: the images are ranked by a probe for them against all
             other labelled images; `sort` is ignored.
         area: corners of a polygon on the map, whose images are shown; empty shows all.
+        ranges: ranges of columns, one for each column; an image has to be in all of them.
         size: tiles of a page, 12 to 200.
         page: number of the page, from 0.
         shift: by how many images the page begins earlier: as many as labels have moved from the pages before it.
@@ -78,7 +96,7 @@ class Query:
         ConfigError: if a number is out of range.
     """
 
-    sort: Sort = Sort.SCORE
+    sort: Sort | ColumnOrder = Sort.SCORE
     show: Show = Show.UNLABELLED
     low: float = 0.0
     high: float = 1.0
@@ -87,6 +105,7 @@ class Query:
     group: int | None = None
     kind: int | None = None
     area: Area = ()
+    ranges: tuple[ColumnRange, ...] = ()
     size: int = 48
     page: int = 0
     shift: int = 0
@@ -97,6 +116,11 @@ class Query:
         check_range("shift of the page", self.shift, low=0, high=self.size if self.page else 0)
         if self.area and not 3 <= len(self.area) <= MAX_CORNERS:
             raise ConfigError(f"an area of the map has 3 to {MAX_CORNERS} corners, not {len(self.area)}")
+        if len(self.ranges) > MAX_RANGES or len({one.column for one in self.ranges}) < len(self.ranges):
+            raise ConfigError(f"there are at most {MAX_RANGES} ranges, one for each column")
+        for column, low, high in self.ranges:
+            if not low <= high:
+                raise ConfigError(f"the range {low:g} to {high:g} of {column} must increase")
         if not 0 <= self.low <= self.high <= 1:
             raise ConfigError(f"the score range {self.low} to {self.high} must increase and lie between 0 and 1")
 
@@ -113,7 +137,7 @@ class Query:
     @property
     def is_narrowed(self) -> bool:
         """True if a filter other than that of the labels is set."""
-        instead = self.text or self.like or self.group is not None or self.kind is not None or self.area
+        instead = self.text or self.like or self.group is not None or self.kind is not None or self.area or self.ranges
         return bool(instead) or (self.low, self.high) != (0, 1)
 
     @property
@@ -132,6 +156,12 @@ class Query:
         if self.show in (Show.LABELLED, Show.UNLABELLED):
             return (tile.label is None) == (self.show is Show.UNLABELLED)
         return tile.label == self.show
+
+
+UNFILTERED: dict[str, Any] = {
+    name: getattr(Query(), name) for name in ("low", "high", "text", "like", "group", "kind", "area", "ranges")
+}
+"""Parts of a query without any filter other than that of the labels."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +199,7 @@ class Page:
         pages: number of pages, at least 1.
         note: a sentence about these images, such as how they were chosen before the first ranking; mostly empty.
         order: version of the orders, see `Gallery.version`.
+        values: value of the column that orders the images, by id; None if no column does.
     """
 
     tiles: Sequence[Tile]
@@ -177,6 +208,7 @@ class Page:
     pages: int
     note: str = ""
     order: int = 0
+    values: Mapping[str, str] | None = None
 
 
 class Estimate(NamedTuple):

@@ -1,14 +1,14 @@
 """Address of a view: the query, the image under the cursor, the selection and the large view as words of a URL."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.text import printable
-from anomalymatch.ui.views import Query, Show, Sort
+from anomalymatch.ui.views import ColumnOrder, ColumnRange, Query, Show, Sort
 
 PLAIN = Query()
 LARGE = "large"
@@ -47,7 +47,9 @@ class Address(NamedTuple):
 def write_address(query: Query) -> str:
     """Return the words of a query as the query string of a URL, without what is as on a new page."""
     words: dict[str, str] = {}
-    if query.sort is not PLAIN.sort:
+    if isinstance(query.sort, ColumnOrder):
+        words[_DIRECTIONS[query.sort.descending]] = query.sort.column
+    elif query.sort is not PLAIN.sort:
         words["order"] = _word(query.sort)
     if query.show is not PLAIN.show:
         words["show"] = _word(query.show)
@@ -63,11 +65,12 @@ def write_address(query: Query) -> str:
     for name in ("shift", "size"):
         if getattr(query, name) != getattr(PLAIN, name):
             words[name] = str(getattr(query, name))
-    return urlencode(words)
+    ranges = [("range", f"{column}:{_limit(low)}..{_limit(high)}") for column, low, high in query.ranges]
+    return urlencode([*words.items(), *ranges])
 
 
-def read_address(words: Iterable[tuple[str, str]]) -> Address:
-    """Read the words of an address; words that are not understood are left out."""
+def read_address(words: Iterable[tuple[str, str]], columns: Container[str] = ()) -> Address:
+    """Read the words of an address; words that are not understood are left out, as are columns not in `columns`."""
     parts: dict[str, Any] = {}
     refused, image, is_large, selected = [], "", False, []
     for name, value in words:
@@ -79,11 +82,14 @@ def read_address(words: Iterable[tuple[str, str]]) -> Address:
             is_large = True
         elif name != "token":  # the server has checked it
             try:
-                parts |= _READ[name](value)
+                new = _READ[name](value)
+                if not all(one.column in columns for one in _of_columns(new)):
+                    raise ValueError(value)
+                parts |= new | ({"ranges": parts.get("ranges", ()) + new["ranges"]} if "ranges" in new else {})
             except (KeyError, ValueError):
                 refused.append(f"{name}={value}")
     query = PLAIN
-    checked = ({"size", "page", "shift"}, {"low", "high"}, {"area"})  # each of them together
+    checked = ({"size", "page", "shift"}, {"low", "high"}, {"area"}, {"ranges"})  # each of them together
     for names in (*checked, set(parts).difference(*checked)):
         try:
             query = replace(query, **{name: value for name, value in parts.items() if name in names})
@@ -101,6 +107,22 @@ def _range(value: str) -> dict[str, Any]:
     return {"low": float(low), "high": float(high)}
 
 
+def _column_range(value: str) -> dict[str, Any]:
+    column, limits = value.rsplit(":", 1)
+    low, high = limits.split("..")
+    return {"ranges": (ColumnRange(column, float(low or -math.inf), float(high or math.inf)),)}
+
+
+def _limit(value: float) -> str:
+    return "" if math.isinf(value) else repr(value)
+
+
+def _of_columns(parts: dict[str, Any]) -> tuple[ColumnOrder | ColumnRange, ...]:
+    """Return what names a column in parts of a query."""
+    sort = parts.get("sort")
+    return (*parts.get("ranges", ()), *([sort] if isinstance(sort, ColumnOrder) else []))
+
+
 def _area(value: str) -> dict[str, Any]:
     corners = [tuple(map(float, corner.split(","))) for corner in value.split("_")]
     if any(len(corner) != 2 or not all(map(math.isfinite, corner)) for corner in corners):
@@ -108,14 +130,18 @@ def _area(value: str) -> dict[str, Any]:
     return {"area": tuple(corners)}
 
 
+_DIRECTIONS = ("ascending", "descending")
 _SORTS, _SHOWS = {_word(sort): sort for sort in Sort}, {_word(show): show for show in Show}
 _READ: dict[str, Callable[[str], dict[str, Any]]] = {
     "order": lambda value: {"sort": _SORTS[value]},
+    "ascending": lambda value: {"sort": ColumnOrder(value)},
+    "descending": lambda value: {"sort": ColumnOrder(value, descending=True)},
     "show": lambda value: {"show": _SHOWS[value]},
     "score": _range,
     "text": lambda value: {"text": value},
     "like": lambda value: {"like": value},
     "area": _area,
+    "range": _column_range,
     "group": lambda value: {"group": _number(value, 1)},
     "kind": lambda value: {"kind": _number(value, 1)},
     "page": lambda value: {"page": _number(value, 1)},

@@ -47,8 +47,8 @@ export default {
               <span v-if="item.conflict" class="am-conflict" title="annotators disagree" aria-hidden="true">≠</span>
             </div>
             <div class="am-caption" aria-hidden="true">
-              <span>{{ item.rank ? (page.start + place + 1).toLocaleString("en") : "" }}</span>
-              <span>{{ item.score === null ? "–" : shortScore(item.score) }}</span>
+              <span>{{ item.rank || page.values ? (page.start + place + 1).toLocaleString("en") : "" }}</span>
+              <span :class="{ 'am-value': page.values }">{{ caption(item) }}</span>
             </div>
           </div>
         </div>
@@ -78,7 +78,7 @@ export default {
       </div>
     </section>`,
   props: {
-    page: Object, // tiles, total, page, pages, note, empty, filtered, serial, keep, at, address, push, selected
+    page: Object, // tiles, total, page, pages, note, values, empty, filtered, serial, keep, at, address, push, selected
     count: Number, // tiles of a full page
     dense: Boolean, // tiles without captions and with smaller gaps
     light: Object, // parameters of the addresses, brightness and contrast
@@ -313,8 +313,13 @@ export default {
       this.broken = { ...this.broken, [item.id]: reason || "the image cannot be shown" };
     },
     shortScore(score) { return score > 0.9995 ? "1.000" : score.toFixed(3).replace(/^0/, ""); },
+    caption(item) {
+      if (this.page.values) return this.page.values[item.id] || "–";
+      return item.score === null ? "–" : this.shortScore(item.score);
+    },
     spoken(item, place) {
       const words = ["place " + (this.page.start + place + 1)];
+      if (this.page.values) words.push("value " + (this.page.values[item.id] || "missing"));
       if (item.score !== null) words.push("score " + item.score.toFixed(2));
       words.push(item.label || "no label");
       if (item.group !== null) words.push("group " + (item.group + 1));

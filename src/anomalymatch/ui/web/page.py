@@ -14,13 +14,14 @@ from anomalymatch.errors import LabelError
 from anomalymatch.types import Label
 from anomalymatch.ui.labels import MAX_NAME, clean_name
 from anomalymatch.ui.service import LabelService
-from anomalymatch.ui.views import MAX_TILES, MIN_TILES, Page, Query, Show, Sort, Summary
+from anomalymatch.ui.views import MAX_TILES, MIN_TILES, UNFILTERED, Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web.address import read_address
 from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.light import LightControls
 from anomalymatch.ui.web.map import MapPanel
 from anomalymatch.ui.web.panel import Panel
 from anomalymatch.ui.web.preparation import PreparationLine
+from anomalymatch.ui.web.ranges import RangeFilters, sorts
 from anomalymatch.ui.web.routes import version
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.status import StatusBar
@@ -106,7 +107,8 @@ class Toolbar:
     def __init__(self, session: Session, version: str) -> None:
         self.session = session
         with ui.element("div").classes("am-toolbar").props("role=toolbar aria-label='Order and filters'"):
-            self.sort = drop_down(list(Sort), Sort.SCORE, "order", "sort", self._chosen)
+            self._sorts = sorts(session.service.columns)
+            self.sort = drop_down(list(self._sorts), Sort.SCORE, "order", "sort", self._chosen)
             self.show = drop_down(list(Show), Show.UNLABELLED, "labels", "show", self._chosen)
             with ui.element("label").classes("am-field am-range"):
                 self._range = ui.label().classes("am-figures")
@@ -161,6 +163,7 @@ class Toolbar:
             self.area = ui.button("map area", on_click=lambda: session.change(area=()), color=None).props(
                 "dense flat no-caps size=sm icon-right=close data-testid=area-off"
             )
+            RangeFilters(session)
         self.update()
         session.on_query.append(self.update)
         session.on_page.append(self._count_found)
@@ -168,7 +171,8 @@ class Toolbar:
     def update(self) -> None:
         """Show the current query."""
         query = self.session.query
-        self.sort.value, self.show.value = str(query.sort), str(query.show)
+        self.sort.value = next(text for text, sort in self._sorts.items() if sort == query.sort)
+        self.show.value = str(query.show)
         self.scores.value = {"min": query.low, "max": query.high}
         self._tell_range()
         if (self.text.value or "").strip() != query.text:
@@ -202,9 +206,7 @@ class Toolbar:
 
     async def _show_elsewhere(self) -> None:
         """Show what the text finds, whatever its labels and scores."""
-        plain = Query(show=Show.ALL)
-        parts = {name: getattr(plain, name) for name in ("show", "low", "high", "like", "group", "kind", "area")}
-        await self.session.change(**parts)
+        await self.session.change(**UNFILTERED | {"show": Show.ALL, "text": self.session.query.text})
 
     def _tell_range(self) -> None:
         self._range.text = f"score {self.scores.value['min']:.2f} to {self.scores.value['max']:.2f}"
@@ -221,14 +223,12 @@ class Toolbar:
 
     async def clear(self) -> None:
         """Clear all filters."""
-        plain = Query()
-        limits: dict[str, Any] = {"low": plain.low, "high": plain.high}
-        await self.session.change(show=plain.show, text="", like=None, group=None, kind=None, area=(), **limits)
+        await self.session.change(**UNFILTERED | {"show": Show.UNLABELLED})
 
     async def _chosen(self) -> None:
         scores = self.scores.value
         parts: dict[str, Any] = {
-            "sort": Sort(self.sort.value),
+            "sort": self._sorts[str(self.sort.value)],
             "show": Show(self.show.value),
             "low": float(scores["min"]),
             "high": float(scores["max"]),
@@ -301,7 +301,7 @@ def build_page(service: LabelService, *, survey: str | None = None) -> None:
 
     @ui.page("/", response_timeout=30)
     async def index() -> None:
-        await run.io_bound(lambda: service.stretches)  # it reads images on first use
+        await run.io_bound(lambda: (service.stretches, service.columns.kinds))  # they read images and columns once
         _Page(service, survey)
 
 
@@ -415,7 +415,7 @@ class _Page:
 
     async def _start(self) -> None:
         words = self.session.client.request.query_params.multi_items()
-        await self.session.open_address(read_address(words))
+        await self.session.open_address(read_address(words, self.session.service.columns.kinds))
         await self.session.fetch_recent()
         await self.panel.refresh()
 
@@ -437,7 +437,8 @@ class _Page:
 
     async def _travel(self, words: dict[str, Any]) -> None:
         """Show the view of an address, with the images that it had."""
-        address = read_address(parse_qsl(words["address"].removeprefix("?"), keep_blank_values=True))
+        pairs = parse_qsl(words["address"].removeprefix("?"), keep_blank_values=True)
+        address = read_address(pairs, self.session.service.columns.kinds)
         await self.session.open_address(address, words["ids"])
         self.session.gallery.restored()
 

@@ -14,7 +14,7 @@ from nicegui import Client, background_tasks, run
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.types import Label
 from anomalymatch.ui.service import CROWD, LabelService
-from anomalymatch.ui.views import Change, Page, Query, Show, Sort, Summary
+from anomalymatch.ui.views import UNFILTERED, Change, Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web import hints
 from anomalymatch.ui.web.address import Address, write_address
 from anomalymatch.ui.web.gallery import GalleryElement
@@ -147,7 +147,7 @@ class Session:
             return page is not None
         is_older = bool(tiles) and list(ids) != [tile.id for tile in page.tiles]
         if is_older:
-            page = replace(page, tiles=tiles or (), note="")
+            page = replace(page, tiles=tiles or (), note="", values=self.service.values(self.query, list(ids)))
         if page.page != self.query.page:  # fewer images than thought
             self.query = replace(self.query, page=page.page, shift=0)
         self._page = page
@@ -222,11 +222,11 @@ class Session:
 
     async def show_group(self, number: int) -> None:
         """Show all images of a group."""
-        await self.change(group=number, kind=None, show=Show.ALL, low=0.0, high=1.0, text="", like=None, area=())
+        await self.change(**UNFILTERED | {"group": number, "show": Show.ALL})
 
     async def show_kind(self, number: int) -> None:
         """Show the unlabelled images, ranked for a group."""
-        await self.change(kind=number, group=None, show=Show.UNLABELLED, low=0.0, high=1.0, text="", like=None)
+        await self.change(**UNFILTERED | {"kind": number, "show": Show.UNLABELLED, "area": self.query.area})
 
     async def label_kind(self, ids: Sequence[str], number: int, key: str = "") -> None:
         """Label images anomaly and put them into a group, see `LabelService.label_kind`."""

@@ -11,7 +11,7 @@ from anomalymatch.types import Label, Orientation
 from anomalymatch.ui.labels import history_row
 from anomalymatch.ui.notes import MAX_NOTE
 from anomalymatch.ui.sky import decimal, field_of_view, sexagesimal, sky_links
-from anomalymatch.ui.views import Details, Tile
+from anomalymatch.ui.views import ColumnOrder, Details, Tile
 from anomalymatch.ui.web.light import ALL_CHANNELS, Light, LightControls
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.status import StatusBar
@@ -249,7 +249,7 @@ class Viewer:
         return self.id == id_ and not self.session.client.is_deleted
 
     def _show_details(self, details: Details) -> None:
-        self._state.text = state_text(details.tile)
+        self._state.text = state_text(details.tile) + self._ordering_value(details.tile.id)
         self._star.text = "★" if details.tile.star else "☆"
         self._star.props(f"aria-pressed={'true' if details.tile.star else 'false'}")
         if details.tile.note != self._noted:  # otherwise a person may be writing
@@ -274,6 +274,11 @@ class Viewer:
         events = [history_row(event, details.history) for event in reversed(details.history)]
         _rows(self._history, events or [("", "no label yet")])
         _rows(self._metadata, list(details.metadata.items()))
+
+    def _ordering_value(self, id_: str) -> str:
+        """Return the value of the column that orders the gallery; empty if no column does."""
+        sort, values = self.session.query.sort, self.session.service.values(self.session.query, [id_])
+        return f" · {sort.column} {values[id_] or 'missing'}" if values and isinstance(sort, ColumnOrder) else ""
 
     def _show_neighbours(self, tiles: Sequence[Tile]) -> None:
         self._near.clear()
