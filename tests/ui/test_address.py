@@ -48,7 +48,10 @@ def test_words_are_short_and_a_new_page_has_none():
 
 def test_image_selection_and_large_view():
     address = read_address([("image", "a b"), ("view", "large"), ("select", "x"), ("select", "y")])
-    assert address[1:] == ("a b", True, ["x", "y"], False, [])
+    assert address[1:] == ("a b", True, False, ["x", "y"], False, [])
+    compared = read_address([("image", "x"), ("view", "compare"), ("select", "x"), ("select", "y")])
+    assert (compared.is_large, compared.is_compared) == (True, True)
+    assert not read_address([("image", "x"), ("view", "compare"), ("select", "x")]).is_compared
     assert not read_address([("view", "large")]).is_large
 
 

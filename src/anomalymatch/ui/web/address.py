@@ -11,7 +11,7 @@ from anomalymatch.text import printable
 from anomalymatch.ui.views import ColumnOrder, ColumnRange, Query, Show, Sort
 
 PLAIN = Query()
-LARGE = "large"
+LARGE, COMPARE = "large", "compare"
 SHOWN_WORDS, SHOWN_CHARACTERS = 3, 40
 """How much a message quotes of words that are not understood."""
 
@@ -23,6 +23,7 @@ class Address(NamedTuple):
         query: the query.
         image: the image under the cursor; empty for the first one.
         is_large: True if it is in the large view.
+        is_compared: True if the selected images are side by side there.
         selected: the selected images.
         has_page: True if the address names the page, and not only an image.
         refused: the words that were not understood.
@@ -31,6 +32,7 @@ class Address(NamedTuple):
     query: Query
     image: str
     is_large: bool
+    is_compared: bool
     selected: Sequence[str]
     has_page: bool
     refused: Sequence[str]
@@ -72,14 +74,14 @@ def write_address(query: Query) -> str:
 def read_address(words: Iterable[tuple[str, str]], columns: Container[str] = ()) -> Address:
     """Read the words of an address; words that are not understood are left out, as are columns not in `columns`."""
     parts: dict[str, Any] = {}
-    refused, image, is_large, selected = [], "", False, []
+    refused, image, view, selected = [], "", "", []
     for name, value in words:
         if name == "image":
             image = value
         elif name == "select":
             selected.append(value)
-        elif (name, value) == ("view", LARGE):
-            is_large = True
+        elif name == "view" and value in (LARGE, COMPARE):
+            view = value
         elif name != "token":  # the server has checked it
             try:
                 new = _READ[name](value)
@@ -95,7 +97,8 @@ def read_address(words: Iterable[tuple[str, str]], columns: Container[str] = ())
             query = replace(query, **{name: value for name, value in parts.items() if name in names})
         except AnomalyMatchError as error:
             refused.append(str(error))
-    return Address(query, image, is_large and bool(image), selected, "page" in parts, refused)
+    is_large, is_compared = bool(view and image), view == COMPARE and len(selected) > 1
+    return Address(query, image, is_large, is_compared, selected, "page" in parts, refused)
 
 
 def _word(value: Sort | Show) -> str:

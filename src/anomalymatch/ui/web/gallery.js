@@ -66,6 +66,8 @@ export default {
                 @click="revert(false, false)"><span class="am-shape">↶</span></button>
         <span class="am-count" aria-live="polite" data-testid="selection">{{ chosen.size > 1
           ? chosen.size + ' selected' : '' }}</span>
+        <button v-if="chosen.size > 1" class="am-key" aria-label="compare the selected images (c)" data-testid="action-compare"
+                @click="compare"><span class="am-shape">◫</span><span class="am-word">compare</span></button>
         <span class="am-paging">
           <button class="am-key" aria-label="previous page" data-testid="page-previous" :disabled="page.page === 0"
                   @click="turn(-1, 'first')"><span class="am-shape">‹</span></button>
@@ -84,6 +86,7 @@ export default {
     light: Object, // parameters of the addresses, brightness and contrast
     advance: Boolean,
     viewing: String, // id in the large view; empty while it is closed
+    panes: Object, // ids of several images in the large view, and whether the first is pinned beside the others
     grouped: Boolean, // true if the tiles are those of one group
     groups: Number, // number of groups, which have the keys 1, 2, 3, …
     search: String, // name of the search, for the keys that wait for its server
@@ -94,6 +97,7 @@ export default {
     return {
       labels: LABELS, tiles: [], cursor: 0, anchor: 0, chosen: new Set(), pending: new Set(), broken: {}, side: 128, serial: -1,
       note: "", hasNote: false, noteHeight: "", ended: false,
+      pane: null, // chosen one of several images in the large view
       grid: {},
     };
   },
@@ -115,6 +119,7 @@ export default {
     },
     cursor: "moved",
     chosen: "moved",
+    panes(now, before) { if (JSON.stringify(now.ids) !== JSON.stringify(before.ids)) this.pane = null; },
     viewing(now, before) {
       if (!now) setTimeout(this.regain, CLOSING_MS);
       if (!now === !before) this.recordSoon();
@@ -123,6 +128,7 @@ export default {
   },
   mounted() {
     document.addEventListener("keydown", this.key);
+    document.addEventListener("am-pane", this.choose);
     this.observer = new ResizeObserver(this.measure);
     this.observer.observe(this.$refs.well);
     const kept = {};
@@ -139,6 +145,7 @@ export default {
   },
   unmounted() {
     document.removeEventListener("keydown", this.key);
+    document.removeEventListener("am-pane", this.choose);
     window.removeEventListener("popstate", this.travel);
     window.removeEventListener("pagehide", this.recordNow);
     clearTimeout(this.recording);
@@ -237,7 +244,7 @@ export default {
       const words = new URLSearchParams(this.page.address);
       const image = this.viewing || (this.cursor ? this.tiles[this.cursor]?.id : "");
       if (image) words.set("image", image);
-      if (this.viewing) words.set("view", "large");
+      if (this.viewing) words.set("view", this.isComparing() ? "compare" : "large");
       const selected = new URLSearchParams([...this.chosen].map((id) => ["select", id])).toString();
       const search = [words.toString(), selected.length < LONGEST_SELECTION ? selected : ""].filter(Boolean).join("&");
       const url = location.pathname + (search && "?" + search);
@@ -260,7 +267,8 @@ export default {
     point(id, selected) {
       const place = this.tiles.findIndex((tile) => tile.id === id);
       if (place < 0) return;
-      [this.cursor, this.anchor, this.chosen, this.before, this.ended] = [place, place, new Set(selected), null, false];
+      const chosen = this.viewing && this.isComparing() ? this.chosen : new Set(selected);
+      [this.cursor, this.anchor, this.chosen, this.before, this.ended] = [place, place, chosen, null, false];
       this.$nextTick(this.focus);
     },
     // The map marks what is under the cursor and selected.
@@ -335,9 +343,22 @@ export default {
       return !["checkbox", "radio", "range", "file", "button"].includes(element.type);
     },
     ids() {
-      if (this.viewing) return [this.viewing];
+      if (this.viewing) return [this.shown()];
       if (this.chosen.size) return this.tiles.filter((tile) => this.chosen.has(tile.id)).map((tile) => tile.id);
       return this.tiles.length ? [this.tiles[this.cursor].id] : [];
+    },
+    // The image that the keys concern in the large view. The server may know of it later.
+    shown() { return this.panes.ids.includes(this.pane) ? this.pane : this.viewing; },
+    isComparing() { return this.panes.ids.length > 1 && !this.panes.pinned; },
+    choose({ detail }) {
+      if (!this.panes.ids.includes(detail) || detail === this.shown()) return;
+      this.pane = detail;
+      this.$emit("pane", { id: detail });
+    },
+    mark(id) { document.dispatchEvent(new CustomEvent("am-pane", { detail: id })); },
+    compare() {
+      const ids = this.tiles.filter((tile) => this.chosen.has(tile.id)).map((tile) => tile.id);
+      if (!this.viewing) this.$emit("compare", { ids, at: this.tiles[this.cursor]?.id || "" });
     },
     give(label, group) {
       const meant = !this.viewing && !this.chosen.size && performance.now() < this.before?.until;
@@ -348,7 +369,8 @@ export default {
       if (this.ended && label && !this.chosen.size) return void this.$emit("end");
       for (const id of ids) this.pending.add(id);
       this.send("label", { ids, label, group });
-      if (meant) return;
+      const isPinned = this.panes.pinned && this.shown() === this.panes.ids[0];
+      if (meant || (this.viewing && (this.isComparing() || isPinned))) return;
       const last = this.tiles.reduce((at, tile, place) => (ids.includes(tile.id) ? place : at), -1);
       this.chosen = new Set();
       if (!label || !this.advance || last < 0) return;
@@ -443,13 +465,14 @@ export default {
       const group = /^[1-9]$/.test(key) ? Number(key) - 1 : null;
       if (group !== null && group >= this.groups) return false;
       // Holding a key down labels one image only.
-      if (event.repeat && (LABELS[key] || COMMANDS[key] || key === "s" || group !== null)) return true;
+      if (event.repeat && (LABELS[key] || COMMANDS[key] || key === "s" || key === "c" || group !== null)) return true;
       if (LABELS[key] && event.shiftKey && this.grouped && !this.viewing) this.send("whole", { label: LABELS[key] });
       else if (LABELS[key]) this.give(LABELS[key]);
       else if (group !== null) this.give("anomaly", group);
       else if (key === "Backspace" || key === "Delete") this.give(null);
       else if (key === "z") this.revert(event.shiftKey, false);
       else if (key === "s") this.$emit("star", { ids: this.ids() });
+      else if (key === "c") this.compare();
       else if (COMMANDS[key]) this.$emit(COMMANDS[key]);
       else if (key === "/" && !this.viewing) document.querySelector("[data-testid=filter-text]")?.focus();
       else return false;
@@ -474,6 +497,11 @@ export default {
       return true;
     },
     step(key, step, extend) {
+      if (this.viewing && this.isComparing()) {
+        const to = this.panes.ids.indexOf(this.shown()) + (/Up|Down/.test(key) ? 2 * Math.sign(step) : step);
+        const id = this.panes.ids[Math.abs(step) === Infinity ? (step < 0 ? 0 : this.panes.ids.length - 1) : to];
+        return void (id && this.mark(id));
+      }
       const [to, last] = [this.cursor + step, this.tiles.length - 1];
       const forth = (key === "ArrowRight" || key === "PageDown") && this.cursor === last;
       const back = (key === "ArrowLeft" || key === "PageUp") && this.cursor === 0;

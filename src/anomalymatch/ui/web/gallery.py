@@ -19,7 +19,8 @@ class GalleryElement(ui.element, component="gallery.js"):
     `label` (ids, label, and number of a group or None), `look` (id for the large view), `shut`, `turn` (page, and
     whether the cursor goes to its first or last tile), `whole` (label for the whole current group), `group` (show the
     next), `map`, `heat` and `survey` (show or hide the map, heat maps, the survey picture), `star` (ids), `undo`,
-    `redo`, `rerank`, `train`, `help`, `clear` (the filters) and `end` (a label key after the last tile has its label).
+    `redo`, `rerank`, `train`, `help`, `compare` (ids, and the one under the cursor), `pane` (id of the chosen one of
+    several images in the large view), `clear` (the filters) and `end` (a label key after the last tile has its label).
     `label`, `whole`, `undo` and `redo` have a `key`, and are sent again until `acknowledge`.
     """
 
@@ -30,6 +31,7 @@ class GalleryElement(ui.element, component="gallery.js"):
         self._props["page"] = {"tiles": None, "total": 0, "page": 0, "pages": 1, "note": "", "empty": "", "serial": -1}
         self._props.update({"count": 48, "dense": False, "light": {}, "version": version})
         self._props.update({"advance": True, "viewing": "", "grouped": False, "groups": 0})
+        self._props["panes"] = {"ids": [], "pinned": False}
 
     @property
     def tiles(self) -> list[dict[str, Any]]:
@@ -96,6 +98,10 @@ class GalleryElement(ui.element, component="gallery.js"):
         """Move the cursor to a tile and select others."""
         self.run_method("point", id_, list(selected))
 
+    def choose(self, id_: str) -> None:
+        """Choose one of several images in the large view."""
+        self.run_method("mark", id_)
+
     def set_note(self, note: str) -> None:
         """Change the sentence above the tiles; its row stays as it is until the next page, so that no tile moves."""
         if self._props["page"]["note"] != note:
@@ -110,7 +116,7 @@ class GalleryElement(ui.element, component="gallery.js"):
         """Set a property of the browser side.
 
         They are `count` (tiles of a full page), `dense`, `light` (see `LightControls.set`), `advance`, `viewing` (id in
-        the large view, or empty), `grouped` and `groups`.
+        the large view, or empty), `panes` (see `gallery.js`), `grouped` and `groups`.
         """
         if self._props[name] != value:
             self._props[name] = value

@@ -57,6 +57,10 @@ KEYS = {
         "← →": "next and previous image",
         "h": "heat map: what made the score high",
         "v": "picture of a sky survey beside the image, on or off",
+        "b, Shift + b": "next and previous stretch; hold to blink",
+        "w, Shift + w": "next and previous channel",
+        "c": "compare the selected images, two to four, side by side; a, n, u, x label the marked one",
+        "arrows, pointer": "of several images, mark one",
     },
     "Search": {
         "/": "filter by text",
@@ -333,6 +337,7 @@ class _Page:
         self.viewer = Viewer(self.session, known_as, self.toolbar.light, SurveyPicture(self.session, survey))
         self.session.view = lambda id_: self.viewer.open(id_) if id_ else self.viewer.close()
         self.session.viewed = lambda: self.viewer.id
+        self.session.compare = self.viewer.compare
         self.map.element.on("look", lambda event: self.viewer.open(event.args["id"]))
         self.help = help_dialog()
         self.session.ask_training = TrainingQuestion(self.session).ask
@@ -374,6 +379,8 @@ class _Page:
         for name, act in kept.items():
             gallery.on_event(name, partial(self._answer, act))
         gallery.on_event("look", lambda words: self.viewer.open(words["id"]))
+        gallery.on_event("compare", lambda words: self.viewer.compare(words["ids"], words["at"]))
+        gallery.on_event("pane", lambda words: self.viewer.choose(words["id"]))
         gallery.on_event("shut", lambda _: self.viewer.close())
         gallery.on_event("turn", lambda words: session.turn(int(words["to"]), words["at"]))
         gallery.on_event("end", lambda _: session.tell_end())

@@ -58,6 +58,7 @@ class Session:
         view: shows an image in the large view; an empty one closes it.
         ask_training: asks whether to train.
         viewed: returns the image in the large view, empty while it is closed.
+        compare: shows images side by side in the large view, of which the second argument is chosen.
         watchers: called with the kinds and images of changes.
     """
 
@@ -77,6 +78,7 @@ class Session:
         self.view: Callable[[str], None] = lambda id_: None
         self.ask_training: Callable[[], Awaitable[None]] = self.train
         self.viewed: Callable[[], str] = lambda: ""
+        self.compare: Callable[[Sequence[str], str], None] = lambda ids, at: None
         self.watchers: list[Callable[[set[str], set[str]], None]] = []
         self._lock = asyncio.Lock()  # labels and undos reach the log in the order of the keys
         self._load = 0
@@ -186,7 +188,9 @@ class Session:
         else:
             self.gallery.point(address.image or next(iter(self.gallery.ids), ""), address.selected)
         known = await self.call(self.service.tiles, [address.image]) if address.is_large else None
-        if self.viewed() != (address.image if known else ""):
+        if address.is_compared and known and await self.call(self.service.tiles, address.selected):
+            self.compare(address.selected, address.image)
+        elif self.viewed() != (address.image if known else ""):
             self.view(address.image if known else "")
 
     def _use(self, query: Query) -> None:

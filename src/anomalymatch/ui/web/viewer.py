@@ -1,4 +1,4 @@
-"""Large view: one image in full resolution, with its metadata, history and nearest neighbours."""
+"""Large view: one image in full resolution, with metadata, history and neighbours; or several side by side."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,6 +19,8 @@ from anomalymatch.ui.web.survey import SurveyPicture
 from anomalymatch.ui.web.theme import SHAPES, drop_down
 
 NEIGHBOURS, NEIGHBOUR_SIDE = 12, 96
+MOST = 4
+"""Largest number of images side by side."""
 COPY = """event => {
   const button = event.currentTarget, field = document.createElement("textarea");
   field.value = button.dataset.text;
@@ -34,17 +36,16 @@ REST_S = 0.12
 
 
 class Zoom(ui.element, component="zoom.js"):
-    """Images with a common zoom; `panes` are dictionaries of name, src and alt, `ahead` are addresses to prefetch."""
+    """Images with a common zoom; `panes` are described in `zoom.js`, `ahead` are addresses to prefetch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._props.update(
-            {"panes": [], "ahead": [], "sky": None, "light": {"brightness": 1, "contrast": 1, "serial": 0}}
-        )
+        self._props.update({"panes": [], "chosen": "", "ahead": [], "sky": None})
+        self._props["light"] = {"brightness": 1, "contrast": 1, "serial": 0}
 
-    def show(self, panes: Sequence[dict[str, str]], ahead: Sequence[str]) -> None:
-        """Replace the images."""
-        self._props.update({"panes": list(panes), "ahead": list(ahead)})
+    def show(self, panes: Sequence[dict[str, str]], ahead: Sequence[str], chosen: str) -> None:
+        """Replace the images; the keys concern the `chosen` one of several, until the browser chooses another."""
+        self._props.update({"panes": list(panes), "ahead": list(ahead), "chosen": chosen})
         self.update()
 
     def show_sky(self, orientation: Orientation | None, size: tuple[int, int] | None) -> None:
@@ -63,7 +64,7 @@ class Viewer:
     """Dialog over the whole page. It takes over the light of the gallery whenever that changes.
 
     Attributes:
-        id: the image on display; empty while the dialog is closed.
+        id: the image on display, or the chosen one of several; empty while the dialog is closed.
         survey: the survey picture beside it.
     """
 
@@ -72,6 +73,9 @@ class Viewer:
         self.id = self._noted = ""
         self.survey = survey
         self._rankings = 0
+        self._images: tuple[str, ...] = ()
+        self._tiles: dict[str, Tile] = {}  # of the images, if there are several
+        self._blinking: tuple[str, int] | None = None
         service = session.service
         self.dialog = ui.dialog().props("maximized aria-label='Large view'")
         self.dialog.on_value_change(self._closed)
@@ -81,7 +85,9 @@ class Viewer:
                 self._stretch = drop_down(stretches, stretches[0], "stretch", "stretch", self._draw)
                 self._channel = drop_down(channels, ALL_CHANNELS, "channel", "channel", self._draw)
                 self._channel.set_visibility(len(service.channels) > 1)
-                self._compare = ui.switch("compare", on_change=self._draw).props("dense data-testid=compare")
+                self._compare = ui.switch("all stretches", on_change=self._draw).props("dense data-testid=compare")
+                self._pin = ui.switch("pinned image", value=True, on_change=self._pin_chosen)
+                self._pin.props("dense data-testid=pin").tooltip("The image whose neighbours these are stays in sight")
                 self._heat = ui.switch("heat map", on_change=self._draw).props("dense data-testid=heat")
                 self._heat.tooltip("What made the score high (h). A place also sees its surroundings.")
                 with ui.element("div").classes("am-heat-legend").props("data-testid=heat-legend") as self._legend:
@@ -100,6 +106,7 @@ class Viewer:
                 self._zoom = Zoom()
                 survey.add_pane()
             self._zoom.on("pick", lambda event: self._pick(str(event.args)))
+            self._zoom.on("blink", lambda event: self._blink(str(event.args["of"]), int(event.args["step"])))
             with ui.element("aside").classes("am-view-side"):
                 self._title = ui.label().classes("am-title am-id").props("data-testid=view-id")
                 self._state = ui.label().classes("am-hint").props("data-testid=view-state aria-live=polite")
@@ -135,19 +142,65 @@ class Viewer:
         light.on_change.append(self._use)
 
     def open(self, id_: str) -> None:
-        """Show an image."""
+        """Show an image, beside the pinned one in its neighbours; or choose it if it is on display."""
+        if len(self._images) > 1 and id_ in self._images:
+            self.choose(id_)
+            self.session.gallery.choose(id_)
+            return
+        pinned = self.session.query.like if self._pin.value else None
+        self._show((pinned, id_) if pinned and pinned != id_ else (id_,), id_)
+
+    def compare(self, ids: Sequence[str], at: str = "") -> None:
+        """Show two to four images side by side; of more, the first ones. The keys concern `at`, or the first one."""
+        if len(ids) < 2:
+            self.session.say("Select two to four images (Shift or Ctrl + click), and c compares them side by side.")
+            return
+        if len(ids) > MOST:
+            self.session.say(f"{len(ids)} images are selected: the first {MOST} are side by side.")
+        self._show(tuple(ids[:MOST]), at if at in ids[:MOST] else ids[0])
+
+    def choose(self, id_: str) -> None:
+        """Make one of several images the one that the side panel shows and the buttons label."""
+        if id_ in self._images and id_ != self.id:
+            self._go_to(id_)
+
+    def _show(self, images: tuple[str, ...], id_: str) -> None:
         if self.session.client.is_deleted:
             return
+        self._images, self._tiles, self._blinking = images, {}, None
+        is_pinned = len(images) > 1 and images[0] == self.session.query.like
+        several = list(images) if len(images) > 1 else []
+        self.session.gallery.set_option("panes", {"ids": several, "pinned": is_pinned})
+        self._compare.set_visibility(not several)
+        self._pin.set_visibility(self.session.query.like is not None)
+        self._go_to(id_)
+        self._draw()
+        self.dialog.open()
+        if several:
+            background_tasks.create(self._fill_captions(), name="captions")
+
+    def _go_to(self, id_: str) -> None:
         self.id = id_
         self._title.text = id_
         self._state.text = ""
         self._note.value = self._noted = ""
         self._zoom.show_sky(None, None)
         self.survey.show(None, None, None)
-        self._draw()
         self.session.gallery.set_option("viewing", id_)
-        self.dialog.open()
         background_tasks.create(self._fill(id_, with_neighbours=True), name="large view")
+
+    def _pin_chosen(self) -> None:
+        if self._images:
+            last = self._images[-1]
+            self._images = ()
+            self.open(last)
+
+    async def _fill_captions(self) -> None:
+        images = self._images
+        tiles = await self.session.call(self.session.service.tiles, list(images))
+        if tiles is not None and images == self._images and not self.session.client.is_deleted:
+            self._tiles = {tile.id: tile for tile in tiles}
+            self._draw()
 
     def toggle_heat(self) -> None:
         """Show or hide heat maps; nothing happens while the view is closed."""
@@ -165,9 +218,10 @@ class Viewer:
 
     def _closed(self) -> None:
         if not self.dialog.value:
-            self.id = ""
+            self.id, self._images = "", ()
             self.survey.show(None, None, None)
             self.session.gallery.set_option("viewing", "")
+            self.session.gallery.set_option("panes", {"ids": [], "pinned": False})
 
     def _use(self, light: Light) -> None:
         self._stretch.value, self._channel.value = light.stretch, light.channel
@@ -177,31 +231,59 @@ class Viewer:
         self._legend.set_visibility(self._heat.value)
         if not self.id:
             return
-        chosen = str(self._stretch.value)
-        stretches = list(self.session.service.stretches) if self._compare.value else [chosen]
-        panes = [{"name": name, "src": self._address(self.id, name), "alt": self.id} for name in stretches]
-        ids = self.session.gallery.ids
-        place = ids.index(self.id) if self.id in ids else len(ids)
+        chosen, is_one = str(self._stretch.value), len(self._images) == 1
+        stretches = list(self.session.service.stretches) if self._compare.value and is_one else [chosen]
+        panes = [
+            {"name": name if is_one else id_, "src": self._address(id_, name), "alt": id_} | self._caption(id_)
+            for id_ in self._images
+            for name in stretches
+        ]
+        ids, id_ = self.session.gallery.ids, self._images[-1]
+        place = ids.index(id_) if id_ in ids else len(ids)
         beside = ids[place + 1 : place + 2] + ids[max(0, place - 1) : place]
-        ahead = [] if self._compare.value or self._heat.value else [self._address(id_, chosen) for id_ in beside]
-        self._zoom.show(panes, ahead)
+        ahead = [] if len(panes) > 1 or self._heat.value else [self._address(id_, chosen) for id_ in beside]
+        if self._blinking is not None:
+            of, step = self._blinking
+            control = self._stretch if of == "stretch" else self._channel
+            ahead.append(self._address(id_, **{"stretch": chosen, of: _after(control, step)}))
+        self._zoom.show(panes, ahead, self.id)
 
-    def _address(self, id_: str, stretch: str) -> str:
+    def _caption(self, id_: str) -> dict[str, str]:
+        tile = self._tiles.get(id_)
+        return {} if tile is None else {"text": caption(tile), "label": str(tile.label or "")}
+
+    def _blink(self, of: str, step: int) -> None:
+        """Show the next stretch or channel; the zoom stays."""
+        control = self._stretch if of == "stretch" else self._channel
+        if len(control.options) < 2:
+            self.session.say(f"There is only one {of} to show.")
+            return
+        self._compare.value, self._blinking = False, (of, step)
+        control.value = _after(control, step)
+
+    def _address(self, id_: str, stretch: str, channel: str | None = None) -> str:
         words = {"id": id_, "stretch": stretch, "v": self._version}
-        if self._channel.value != ALL_CHANNELS:
-            words["channel"] = str(self._channel.value)
+        channel = str(self._channel.value) if channel is None else channel
+        if channel != ALL_CHANNELS:
+            words["channel"] = channel
         if self._heat.value:  # the browser asks again after each ranking
             return "/heat?" + urlencode(words | {"v": str(self._rankings)})
         return "/full?" + urlencode(words)
 
-    def _pick(self, stretch: str) -> None:
-        self._compare.value = False
-        self._stretch.value = stretch
+    def _pick(self, name: str) -> None:
+        """Show one pane alone: an image, or a stretch of it."""
+        if len(self._images) > 1:
+            self._show((name,), name)
+        else:
+            self._compare.value = False
+            self._stretch.value = name
 
     def _step(self, step: int) -> None:
-        ids = self.session.gallery.ids
-        if self.id in ids and 0 <= ids.index(self.id) + step < len(ids):
-            self.open(ids[ids.index(self.id) + step])
+        is_comparing = len(self._images) > 1 and self._images[0] != self.session.query.like
+        ids = list(self._images) if is_comparing else self.session.gallery.ids
+        now = self.id if is_comparing else self._images[-1]
+        if now in ids and 0 <= ids.index(now) + step < len(ids):
+            self.open(ids[ids.index(now) + step])
             self.session.gallery.point(self.id)
 
     async def _label(self, label: Label | None) -> None:
@@ -225,6 +307,8 @@ class Viewer:
             self._rankings += 1
             if self._heat.value:
                 self._draw()
+        if len(self._images) > 1 and (ids & set(self._images) or "ranking" in kinds):
+            background_tasks.create(self._fill_captions(), name="captions")
         if self.id and (self.id in ids or kinds & {"ranking", "features"}):
             task = self._fill(self.id, with_neighbours="features" in kinds)
             background_tasks.create(task, name="large view")
@@ -296,6 +380,18 @@ class Viewer:
                     words = {"id": tile.id, "side": str(NEIGHBOUR_SIDE), "v": self._version}
                     words |= self._light.light.parameters
                     picture.props.update({"src": "/thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
+
+
+def _after(control: ui.select, step: int) -> str:
+    """Return the choice of a drop-down list that is `step` places after the current one, round and round."""
+    names = list(control.options)
+    return str(names[(names.index(control.value) + step) % len(names)])
+
+
+def caption(tile: Tile) -> str:
+    """Describe score and label, below the id."""
+    words = [] if tile.score is None else [f"{tile.score:.3f}"]
+    return " · ".join([*words, f"{SHAPES[tile.label][0]} {tile.label}" if tile.label else "no label"])
 
 
 def state_text(tile: Tile) -> str:

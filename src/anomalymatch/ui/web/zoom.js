@@ -4,6 +4,7 @@ const LIMITS = [0.5, 40]; // smallest and largest zoom, where 1 fits the image i
 // null fits each image into its pane.
 const BAR = 120; // longest scale bar in CSS pixels
 const LENGTHS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 18000, 36000]; // arcsec
+const BLINK_MS = 300; // shortest time for which a held key shows a stretch
 const kept = { zoom: null, brightness: 1, contrast: 1, serial: 0 };
 
 export default {
@@ -12,12 +13,15 @@ export default {
       <div ref="stage" class="am-stage" :class="{ 'am-many': panes.length > 1 }"
            :style="{ '--across': Math.ceil(Math.sqrt(panes.length)) }" data-testid="stage" @wheel.prevent="wheel"
            @pointerdown="down" @pointermove="drag" @pointerup="up" @pointercancel="up" @dblclick="reset">
-        <figure v-for="pane in panes" :key="pane.name" class="am-pane">
+        <figure v-for="(pane, place) in panes" :key="panes.length > 1 ? pane.name : place" class="am-pane" :data-name="pane.name"
+                :class="{ 'am-at': several && pane.name === at }" :aria-current="several && pane.name === at"
+                :data-label="pane.label" data-testid="pane">
           <div v-if="broken[pane.src]" class="am-broken">{{ broken[pane.src] }}</div>
           <img v-else :src="prefix + pane.src" :alt="pane.alt" draggable="false" :style="look(pane)" data-testid="full"
                :class="{ 'am-pixels': factor(pane) > 4 }" @load="loaded(pane, $event)" @error="fail(pane)">
           <figcaption v-if="panes.length > 1">
-            <button class="am-plain" @click="$emit('pick', pane.name)">{{ pane.name }}</button></figcaption>
+            <button class="am-plain" :title="pane.name" @click="$emit('pick', pane.name)">{{ pane.name }}</button>
+            <span v-if="pane.text" :class="pane.label ? 'am-' + pane.label : ''">{{ pane.text }}</span></figcaption>
         </figure>
       </div>
       <div v-if="bar" class="am-compass" data-testid="compass" aria-hidden="true">
@@ -44,25 +48,28 @@ export default {
       </div>
     </div>`,
   props: {
-    panes: Array,
+    panes: Array, // name, src and alt of each; several images also have a text and a label, and their ids as names
+    chosen: String, // image that the keys concern when the panes open
     ahead: Array,
     light: Object,
     sky: Object, // scale in arcsec for each pixel, width in pixels, directions of north and east; null where unknown
   },
   data() {
     return { ...kept, x: 0, y: 0, sizes: {}, box: [0, 0], ratio: 1, broken: {}, prefix: window.path_prefix || "",
-      pixel: "" };
+      pixel: "", mark: null };
   },
   computed: {
+    several() { return new Set(this.panes.map((pane) => pane.alt)).size > 1; },
+    at() { return this.panes.some((pane) => pane.name === this.mark) ? this.mark : this.chosen; },
     // Screen pixels for each pixel of the (first) image.
     scale() { return this.zoom ?? this.fitted(this.panes[0]); },
     size() {
-      const size = this.sizes[this.panes[0]?.src];
+      const size = this.sizeOf(this.panes[0]);
       return size ? `${size[0]} × ${size[1]} px` : "";
     },
     // Scale bar: the longest round length of at most BAR pixels of the page.
     bar() {
-      const size = this.sizes[this.panes[0]?.src];
+      const size = this.sizeOf(this.panes[0]);
       if (!this.sky || !size || !this.scale || this.panes.length > 1) return null;
       const arcsec = (this.sky.scale * this.sky.width * this.ratio) / (size[0] * this.scale); // of a pixel of the page
       const length = LENGTHS.findLast((length) => length <= BAR * arcsec);
@@ -74,6 +81,7 @@ export default {
   watch: {
     panes(now, before) {
       this.pixel = "";
+      if (JSON.stringify(now.map((pane) => pane.name)) !== JSON.stringify(before.map((pane) => pane.name))) this.mark = null;
       if (now[0]?.alt !== before[0]?.alt && this.zoom === null) this.reset();
       this.$nextTick(this.measure);
     },
@@ -96,11 +104,13 @@ export default {
   },
   mounted() {
     document.addEventListener("keydown", this.key);
+    document.addEventListener("am-pane", this.choose);
     this.observer = new ResizeObserver(this.measure);
     this.observer.observe(this.$refs.stage);
   },
   unmounted() {
     document.removeEventListener("keydown", this.key);
+    document.removeEventListener("am-pane", this.choose);
     this.observer.disconnect();
     Object.assign(kept, { zoom: this.zoom, brightness: this.brightness, contrast: this.contrast, serial: this.serial });
   },
@@ -111,6 +121,19 @@ export default {
       else if (event.key === "-") this.by(1 / 1.4);
       else if (event.key === "0") this.reset();
       else if (event.key === "o") this.real(); // digits label kinds
+      else if (/^[bw]$/i.test(event.key)) this.blink(event);
+    },
+    // The next stretch or channel; a held key goes on at a pace at which a person sees each.
+    blink(event) {
+      if (event.repeat && performance.now() - this.blinked < BLINK_MS) return;
+      this.blinked = performance.now();
+      this.$emit("blink", { of: event.key.toLowerCase() === "b" ? "stretch" : "channel", step: event.shiftKey ? -1 : 1 });
+    },
+    choose(event) { this.mark = event.detail; },
+    // The pointer chooses the image that the keys concern, when it moves: an image that opens below it is not chosen.
+    point(event) {
+      const name = event.target.closest?.(".am-pane")?.dataset.name;
+      if (this.several && name && name !== this.at) document.dispatchEvent(new CustomEvent("am-pane", { detail: name }));
     },
     measure() {
       const pane = this.$refs.stage?.querySelector(".am-pane");
@@ -118,9 +141,11 @@ export default {
     },
     // Screen pixels for each pixel of an image that fits its pane; null before it is loaded.
     fitted(pane) {
-      const size = this.sizes[pane?.src];
+      const size = this.sizeOf(pane);
       return size && this.box[0] ? this.ratio * Math.min(this.box[0] / size[0], this.box[1] / size[1]) : null;
     },
+    // Another stretch of an image, which is not loaded yet, is as large.
+    sizeOf(pane) { return this.sizes[pane?.src] || this.sizes[pane?.alt]; },
     factor(pane) {
       const fitted = this.fitted(pane);
       return this.zoom !== null && fitted ? this.zoom / fitted : 1;
@@ -134,7 +159,8 @@ export default {
       };
     },
     loaded(pane, { target }) {
-      this.sizes = { ...this.sizes, [pane.src]: [target.naturalWidth, target.naturalHeight] };
+      const size = [target.naturalWidth, target.naturalHeight];
+      this.sizes = { ...this.sizes, [pane.src]: size, [pane.alt]: size };
     },
     async fail(pane) {
       let reason = "the image cannot be shown";
@@ -167,6 +193,7 @@ export default {
     },
     down(event) {
       if (event.target.closest("button")) return;
+      this.point(event);
       this.$refs.stage.setPointerCapture(event.pointerId);
       this.fingers.set(event.pointerId, event);
       this.at = this.middle(event);
@@ -187,14 +214,15 @@ export default {
           const answer = await fetch(`${this.prefix}/pixel?${new URLSearchParams(wanted)}`);
           const at = answer.ok ? await answer.json() : null;
           const values = at && Object.entries(at.values).map(([band, value]) => `${band} ${value}`).join("  ");
-          this.pixel = at && this.panes[0]?.alt === wanted.id ? `${at.x}, ${at.y}:  ${values} ${at.units}`.trim() : "";
+          this.pixel = at && this.panes.some((pane) => pane.alt === wanted.id) ? `${at.x}, ${at.y}:  ${values} ${at.units}`.trim() : "";
         } catch { this.pixel = ""; } // the server is away
         this.isAsking = false;
       }
     },
     drag(event) {
       const before = this.fingers.get(event.pointerId);
-      if (!before) return event.pointerType === "mouse" ? void this.value(event) : undefined;
+      if (!before && event.pointerType !== "mouse") return;
+      if (!before) return this.point(event), void this.value(event);
       if (this.fingers.size === 2) {
         const other = [...this.fingers].find(([id]) => id !== event.pointerId)[1];
         const apart = (one) => Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY);

@@ -1,0 +1,70 @@
+"""Tests of several images side by side, of blinking and of accessibility in a real browser, on the demo."""
+
+import pytest
+from browser import running
+
+pytestmark = [pytest.mark.ui, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def demo(demo_words, tmp_path_factory):
+    with running(tmp_path_factory.mktemp("compare"), *demo_words) as command:
+        yield command
+
+
+def marked(page):
+    """Return the ids of the marked panes."""
+    return page.page.eval_on_selector_all("[data-testid=pane].am-at", "all => all.map(one => one.dataset.name)")
+
+
+def pane(page, id_):
+    return page.page.locator(f'[data-testid=pane][data-name="{id_}"]')
+
+
+def test_keys_label_the_image_under_the_pointer_or_the_marked_one(demo, opened):
+    page = opened(demo)
+    ids = page.ids[:3]
+    page.press("Home", "Shift+ArrowRight", "Shift+ArrowRight", "c")
+    page.get("viewer").wait_for()
+    page.until(lambda: marked(page) == [ids[2]], "the image under the cursor is marked")
+    page.get("full").nth(2).wait_for()
+    pane(page, ids[1]).hover()
+    page.press("a")  # at once: the server need not know of the pointer
+    page.until(lambda: pane(page, ids[1]).get_attribute("data-label") == "anomaly", "the image under the pointer")
+    assert marked(page) == [ids[1]]
+    page.press("ArrowLeft", "n")
+    page.until(lambda: pane(page, ids[0]).get_attribute("data-label") == "normal", "the marked image")
+    page.until(lambda: page.get("view-id").inner_text() == ids[0], "the side panel follows")
+    page.press("ArrowDown", "u")
+    page.until(lambda: pane(page, ids[2]).get_attribute("data-label") == "unsure", "the image below")
+    page.until(lambda: "view=compare" in page.page.url and f"image={ids[2]}" in page.page.url, "the address")
+    page.page.reload()
+    page.get("viewer").wait_for()
+    page.until(lambda: marked(page) == [ids[2]], "a reload shows the same images")
+    page.until(lambda: pane(page, ids[0]).get_attribute("data-label") == "normal", "with their labels")
+    page.press("Escape")
+    page.get("viewer").wait_for(state="detached")
+    page.until(lambda: page.get("selection").inner_text() == "3 selected", "the selection stays")
+    assert page.complaints == []
+
+
+def test_blinking_moves_no_zoom(demo, opened):
+    page = opened(demo)
+    page.press(" ")
+    full = page.get("full")
+    page.until(lambda: full.evaluate("image => image.naturalWidth") > 0, "the picture is there")
+    page.press("+", "+", "+")
+    look = full.get_attribute("style")
+    assert "visible" in look
+    before = full.get_attribute("src")
+    image = full.element_handle()
+    page.press("b")
+    page.until(lambda: full.get_attribute("src") != before, "another stretch")
+    assert full.get_attribute("style") == look, "the same zoom, and visible while the picture is loaded"
+    page.press("Shift+B")
+    page.until(lambda: full.get_attribute("src") == before, "the first stretch again")
+    page.press("w")
+    page.until(lambda: "channel=" in full.get_attribute("src"), "one channel")
+    assert image.evaluate("image => image.isConnected"), "the picture is changed in place, and does not flash"
+    assert full.get_attribute("style") == look
+    assert page.complaints == []
