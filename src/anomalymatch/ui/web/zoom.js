@@ -132,6 +132,7 @@ export default {
     choose(event) { this.mark = event.detail; },
     // The pointer chooses the image that the keys concern, when it moves: an image that opens below it is not chosen.
     point(event) {
+      if (document.activeElement?.tagName === "TEXTAREA") return; // a person writes a note on the marked one
       const name = event.target.closest?.(".am-pane")?.dataset.name;
       if (this.several && name && name !== this.at) document.dispatchEvent(new CustomEvent("am-pane", { detail: name }));
     },
