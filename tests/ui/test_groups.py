@@ -156,3 +156,66 @@ def test_corrupt_file(tmp_path, text):
     path.write_text(text)
     with pytest.raises(StorageError, match=r"groups.json"):
         Groups(path, divide, dict, list)
+
+
+def contents(groups):
+    return {group.name: list(group.ids) for group in groups.all()}
+
+
+def test_moves_of_undone_labels_are_taken_back_and_redone(groups):
+    groups.make("anomalies", None)
+    groups.rename(0, "ring")
+    before = contents(groups)
+    groups.assign(0, ["b1", "c0", "b0", "z9"], action=1)
+    moved = contents(groups)
+    groups.assign(2, [id_ for id_ in moved["ring"] if id_ != "a0"], action=5)
+    emptied = contents(groups)
+    for valid, state in (({1}, moved), (set(), before), ({1}, moved), ({1, 5}, emptied), (set(), before)):
+        groups.follow(valid)
+        assert contents(groups) == state
+        groups = Groups(groups.path, divide, groups._state, list)  # also after a restart
+        assert contents(groups) == state
+
+
+def test_a_group_without_a_name_comes_back_with_its_images(groups):
+    groups.make("anomalies", None)
+    before = groups.all()
+    groups.assign(0, before[1].ids, action=1)
+    assert names(groups) == ["group 1", "group 3"]
+    groups.follow(())
+    assert groups.all() == before
+
+
+def test_an_undo_in_another_order_leaves_later_moves(groups):
+    numbers = [groups.add(name) for name in ("ring", "arc")]
+    groups.assign(numbers[0], ["a0"], action=1)
+    groups.assign(numbers[1], ["a0"], action=2)
+    groups.follow({2})  # another person's label is the later one
+    assert contents(groups) == {"ring": [], "arc": ["a0"]}
+    groups.follow(())
+    assert contents(groups) == {"ring": [], "arc": []}
+
+
+def test_an_undo_knows_groups_that_were_renamed_or_merged(groups):
+    for name in ("ring", "arc", "lens"):
+        groups.add(name)
+    groups.assign(0, ["a0", "a1"], action=1)
+    groups.assign(1, ["a0"], action=2)
+    groups.rename(0, "halo")
+    groups.merge([1, 2])
+    groups.follow({1})
+    assert contents(groups) == {"halo": ["a0", "a1"], "arc": []}
+    groups.rename(0, "")
+    groups.follow(())
+    assert contents(groups) == {"arc": []}
+
+
+def test_a_new_clustering_keeps_the_moves_into_named_groups_only(groups):
+    groups.make("anomalies", None)
+    groups.rename(1, "ring")
+    groups.assign(1, ["a0"], action=1)  # from a group without a name
+    groups.assign(0, ["b0"], action=2)
+    groups.make("anomalies", None)
+    before = contents(groups)
+    groups.follow(())
+    assert contents(groups) == {name: [id_ for id_ in ids if id_ != "a0"] for name, ids in before.items()}

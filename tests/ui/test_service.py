@@ -121,6 +121,33 @@ def test_page_ranked_for_a_kind(service):
     assert shown.total == COUNT - 1  # all but the unreadable one
 
 
+def test_undo_and_redo_of_a_kind(service, open_service):
+    number = service.groups.add("ring")
+    service.label_kind(RARE[:1], number, "ada")
+    service.label_kind(RARE[:2], service.groups.add("arc"), "ada", key="k")
+
+    def state(service):
+        return service.labels, service.groups.names()
+
+    first = {RARE[0]: A}, {RARE[0]: "ring"}
+    both = dict.fromkeys(RARE[:2], A), dict.fromkeys(RARE[:2], "arc")
+    assert state(service) == both
+    assert service.label_kind(RARE[:2], number + 1, "ada", key="k") == 2  # a repeated key
+    assert service.undo("ada") == dict.fromkeys(RARE[:2], A)
+    assert state(service) == first
+    assert service.undo("ada") == {RARE[0]: A}
+    assert state(service) == ({}, {})
+    assert service.redo("ada") == {RARE[0]: A}
+    assert state(service) == first
+    assert service.redo("ada") == dict.fromkeys(RARE[:2], A)
+    again = open_service()
+    assert state(again) == both
+    again.undo("ada")
+    assert state(again) == first
+    again._log.undo(annotator="ada")  # as if the process were killed before the move
+    assert state(open_service()) == ({}, {})
+
+
 def test_training_without_labels_gives_the_novelty(open_service, finish_training):
     service = open_service(novelty=novelty_by_position(), needs_labels=False)
     service.training._check()

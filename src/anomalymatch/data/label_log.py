@@ -116,15 +116,15 @@ class LabelLog:
         cycle: int,
         scores: Mapping[str, float] | None = None,
         key: str = "",
-    ) -> None:
-        """Append one event for each of `labels`, all or none; None removes a label.
+    ) -> int | None:
+        """Append one event for each of `labels`, all or none, and return their `action`; None removes a label.
 
         A call with the same `key` as an earlier call of this method, `undo` or `redo` does nothing: a sender that got
-        no answer can repeat it. Without a key, nothing is known of earlier calls.
+        no answer can repeat it, and then None is returned. Without a key, nothing is known of earlier calls.
         """
         now, known = datetime.now(UTC).isoformat(), scores or {}
         meant = as_labels({id_: label for id_, label in labels.items() if label is not None})
-        self._insert([(id_, meant.get(id_), annotator, now, cycle, known.get(id_), None) for id_ in labels], key)
+        return self._insert([(id_, meant.get(id_), annotator, now, cycle, known.get(id_), None) for id_ in labels], key)
 
     def current(self, *, until_cycle: int | None = None) -> dict[str, Label]:
         """Return the label of each image, by its last event up to `until_cycle` that was not undone."""
@@ -148,6 +148,10 @@ class LabelLog:
                 "SELECT * FROM events WHERE sequence > ? ORDER BY sequence", (after,)
             ).fetchall()
         return [self._event(row) for row in rows]
+
+    def valid_actions(self) -> set[int]:
+        """Return the actions of all labels that are not undone."""
+        return {event.action for event in valid_events(self.events())}
 
     def undo(self, *, annotator: str, key: str = "") -> dict[str, Label | None]:
         """Undo the annotator's last call of `append` that was not undone; return the labels that it gave, if any.
@@ -181,8 +185,8 @@ class LabelLog:
         """Append an undo of each of the events of one annotator; return `labels` by image."""
         now = datetime.now(UTC).isoformat()
         rows = [(event.id, None, event.annotator, now, event.cycle, None, event.sequence) for event in reverted]
-        is_new = self._insert(rows, key)
-        return {event.id: label for event, label in zip(reverted, labels, strict=True)} if is_new else {}
+        action = self._insert(rows, key)
+        return {} if action is None else {event.id: label for event, label in zip(reverted, labels, strict=True)}
 
     def last_cycle(self) -> int | None:
         """Return the cycle of the newest event; None if the log is empty."""
@@ -204,19 +208,19 @@ class LabelLog:
         with self._lock:
             self._connection.close()
 
-    def _insert(self, rows: Sequence[tuple[object, ...]], key: str) -> bool:
-        """Append events unless there was a call with the same key; return True if there was none."""
+    def _insert(self, rows: Sequence[tuple[object, ...]], key: str) -> int | None:
+        """Append events unless there was a call with the same key; return their action, None if there was one."""
         with self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             if key and not self._connection.execute("INSERT OR IGNORE INTO keys VALUES (?)", (key,)).rowcount:
-                return False
+                return None
             (action,) = self._connection.execute("SELECT COALESCE(MAX(sequence), 0) + 1 FROM events").fetchone()
             self._connection.executemany(
                 "INSERT INTO events (image, label, annotator, at, cycle, score, undoes, action) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [(*row, action) for row in rows],
             )
-        return True
+        return int(action)
 
     def _event(self, row: tuple[Any, ...]) -> LabelEvent:
         try:

@@ -94,6 +94,21 @@ class ArchiveMap:
             return np.array([], dtype=np.int64)
         return self.points.positions[inside(self.points.places, area)]
 
+    @property
+    def positions(self) -> Int64[np.ndarray, " m"]:
+        """Positions of the images on the map in the archive; none before it is ready."""
+        return np.array([], dtype=np.int64) if self.points is None else self.points.positions
+
+    def position(self, number: int, version: str) -> int | None:
+        """Return the position of the image with a number on the map of a version; None if there is none."""
+        points = self.points
+        is_there = points is not None and points.version == version and 0 <= number < len(points.positions)
+        return int(points.positions[number]) if points is not None and is_there else None
+
+    def numbers(self, positions: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
+        """Return the number on the map of each image; -1 for images that are not on it, and before it is ready."""
+        return np.full(len(positions), -1) if self.points is None else self.points.find(positions)
+
     def close(self) -> None:
         """Stop the computation."""
         self._is_closed = True

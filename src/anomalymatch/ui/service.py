@@ -125,14 +125,10 @@ class LabelService:
         changed = partial(self._tell, Change("groups"))
         checked = partial(self._divide, divide)
         self.groups = Groups(run / "groups.json", checked, self._state.labels_and_ranking, changed, self._state.index)
+        self.groups.follow(self._log.valid_actions())  # a process may have been killed between an undo and its move
         described = partial(self._tell, Change("description"))
         self.description = Description(
-            run,
-            text,
-            descriptions,
-            wait=self.preparation.wait,
-            on_order=self._use_description,
-            on_change=described,
+            run, text, descriptions, wait=self.preparation.wait, on_order=self._use_description, on_change=described
         )
         ranked = partial(self._tell, Change("ranking"))
         self._reranking = Reranking(self._refit, on_ranking=ranked, is_crowded=lambda: self.listeners > CROWD)
@@ -180,23 +176,17 @@ class LabelService:
 
     def map_marks(self) -> bytes:
         """Return the scores of the images on the map, 0 to 254 or 255 for none, then their labels as `CODES`."""
-        points = self.map.points
-        scores, codes = self._state.marks(np.array([], np.int64) if points is None else points.positions)
+        scores, codes = self._state.marks(self.map.positions)
         return np.where(np.isnan(scores), 255, scores * 254).astype(np.uint8).tobytes() + codes.tobytes()
 
     def map_tile(self, number: int, version: str) -> Tile | None:
         """Return the image with a number on the map of a version; None if there is none."""
-        points = self.map.points
-        if points is None or points.version != version or not 0 <= number < len(points.positions):
-            return None
-        return self.tiles([self.source.ids[points.positions[number]]])[0]
+        position = self.map.position(number, version)
+        return None if position is None else self.tiles([self.source.ids[position]])[0]
 
     def map_numbers(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the number on the map of each image that is on it."""
-        points = self.map.points
-        if points is None or not ids:
-            return {}
-        numbers = points.find(self._state.positions(ids)).tolist()
+        numbers = self.map.numbers(self._state.positions(ids)).tolist()
         return {id_: number for id_, number in zip(ids, numbers, strict=True) if number >= 0}
 
     def tiles(self, ids: Sequence[str]) -> list[Tile]:
@@ -243,20 +233,22 @@ class LabelService:
         Raises:
             StorageError: if the log cannot be written; then, as after a `DataError`, none is labelled.
         """
-        return self._add_labels(dict.fromkeys(ids, label), annotator, key)
+        self._add_labels(dict.fromkeys(ids, label), annotator, key)
+        return len(set(ids))
 
     def label_kind(self, ids: Sequence[str], number: int, annotator: str, key: str = "") -> int:
         """Label images anomaly and move them into a group; return their number.
 
-        Undo and other labels leave them in the group, whose order follows from its anomalies only.
+        Undo takes them back to the groups in which they were, and redo repeats it. Other labels leave them in the
+        group, whose order follows from its anomalies only.
 
         Raises:
             DataError: if there is no such group; as after the errors of `label`, nothing has changed then.
         """
         self.groups.get(number)
-        count = self.label(ids, Label.ANOMALY, annotator, key)
-        self.groups.assign(number, ids)
-        return count
+        action = self._add_labels(dict.fromkeys(ids, Label.ANOMALY), annotator, key)
+        self.groups.assign(number, ids, action)
+        return len(set(ids))
 
     def note(self, id_: str, text: str) -> None:
         """Write a note on an image; an empty one removes it."""
@@ -286,6 +278,7 @@ class LabelService:
         with self._writing:
             labels = revert(annotator=clean_name(annotator), key=key)
             self._state.read_labels()
+            self.groups.follow(self._log.valid_actions())
         if labels:
             self._notify_labels(list(labels), annotator)
         return labels
@@ -307,7 +300,9 @@ class LabelService:
         """
         labels = import_labels(text, self._state.index)
         known = self.labels
-        return self._add_labels({id_: label for id_, label in labels.items() if known.get(id_) != label}, annotator)
+        new = {id_: label for id_, label in labels.items() if known.get(id_) != label}
+        self._add_labels(new, annotator)
+        return len(new)
 
     def add_given_labels(self, given: Mapping[str, Label]) -> None:
         """Add the labels that came with the images, unless the log has them already."""
@@ -356,15 +351,17 @@ class LabelService:
         """Novelty of each image, NaN for unreadable ones; None if it is unknown."""
         return self._state.novelty
 
-    def _add_labels(self, labels: Mapping[str, Label | None], annotator: str, key: str = "") -> int:
-        if labels:
-            ids = list(labels)
-            name, scores = clean_name(annotator), self._state.probabilities(ids)
-            with self._writing:  # a page must not wait for the disk, nor a label for a page
-                self._log.append(labels, annotator=name, cycle=self._cycle, scores=scores, key=key)
-                self._state.read_labels()
-            self._notify_labels(ids, annotator)
-        return len(labels)
+    def _add_labels(self, labels: Mapping[str, Label | None], annotator: str, key: str = "") -> int | None:
+        """Add labels; return their action in the log, None if there were none or their key is known."""
+        if not labels:
+            return None
+        ids = list(labels)
+        name, scores = clean_name(annotator), self._state.probabilities(ids)
+        with self._writing:  # a page must not wait for the disk, nor a label for a page
+            action = self._log.append(labels, annotator=name, cycle=self._cycle, scores=scores, key=key)
+            self._state.read_labels()
+        self._notify_labels(ids, annotator)
+        return action
 
     def _notify_labels(self, ids: Sequence[str], annotator: str) -> None:
         self._tell(Change("labels", tuple(ids), annotator))
