@@ -93,6 +93,16 @@ class TestTiles:
         page.until(lambda: score.inner_text() != "score 0.00 to 1.00", "the range is told beside the slider")
 
 
+def pinch(page, apart):
+    """Put two fingers on the large view at a distance, and move them to another one."""
+    at, devtools = box(page, "stage"), page.page.context.new_cdp_session(page.page)
+    x, y = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+    for kind, distance in zip(("touchStart", "touchMove"), apart, strict=True):
+        points = [{"x": x + side * distance / 2, "y": y, "id": id_} for id_, side in enumerate((-1, 1))]
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
 class TestLight:
     def test_light_of_all_tiles_is_remembered(self, sky, opened):
         page = opened(sky)
@@ -129,7 +139,7 @@ class TestLight:
 
     @pytest.mark.parametrize("ratio", [1, 2])
     def test_scale_is_true_and_stays_from_image_to_image(self, sky, opened, ratio):
-        page = opened(sky, device_scale_factor=ratio, viewport={"width": 1280, "height": 800})
+        page = opened(sky, device_scale_factor=ratio, has_touch=True, viewport={"width": 1280, "height": 800})
         page.press(" ")
         full = page.get("full")
         page.until(lambda: "%" in page.get("zoom-fit").inner_text(), "the scale is shown")
@@ -167,6 +177,9 @@ class TestLight:
         page.until(lambda: real() == pytest.approx(1.4, abs=1e-3), "the same scale")
         page.press("0")
         page.until(lambda: shown() > 3, "it fits")
+        before = shown()
+        pinch(page, apart=(100, 200))
+        page.until(lambda: shown() == pytest.approx(2 * before, rel=0.02), "two fingers")
 
     def test_parts_of_the_side_panel_do_not_overlap(self, sky, opened):
         page = opened(sky, viewport={"width": 1280, "height": 700})

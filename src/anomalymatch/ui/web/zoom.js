@@ -14,7 +14,7 @@ export default {
            :style="{ '--across': Math.ceil(Math.sqrt(panes.length)) }" data-testid="stage" @wheel.prevent="wheel"
            @pointerdown="down" @pointermove="drag" @pointerup="up" @pointercancel="up" @dblclick="reset">
         <figure v-for="(pane, place) in panes" :key="panes.length > 1 ? pane.name : place" class="am-pane" :data-name="pane.name"
-                :class="{ 'am-at': several && pane.name === at }" :aria-current="several && pane.name === at"
+                :class="{ 'am-at': several && pane.name === marked }" :aria-current="several && pane.name === marked"
                 :data-label="pane.label" data-testid="pane">
           <div v-if="broken[pane.src]" class="am-broken">{{ broken[pane.src] }}</div>
           <img v-else :src="prefix + pane.src" :alt="pane.alt" draggable="false" :style="look(pane)" data-testid="full"
@@ -60,7 +60,7 @@ export default {
   },
   computed: {
     several() { return new Set(this.panes.map((pane) => pane.alt)).size > 1; },
-    at() { return this.panes.some((pane) => pane.name === this.mark) ? this.mark : this.chosen; },
+    marked() { return this.panes.some((pane) => pane.name === this.mark) ? this.mark : this.chosen; },
     // Screen pixels for each pixel of the (first) image.
     scale() { return this.zoom ?? this.fitted(this.panes[0]); },
     size() {
@@ -134,7 +134,7 @@ export default {
     point(event) {
       if (document.activeElement?.tagName === "TEXTAREA") return; // a person writes a note on the marked one
       const name = event.target.closest?.(".am-pane")?.dataset.name;
-      if (this.several && name && name !== this.at) document.dispatchEvent(new CustomEvent("am-pane", { detail: name }));
+      if (this.several && name && name !== this.marked) document.dispatchEvent(new CustomEvent("am-pane", { detail: name }));
     },
     measure() {
       const pane = this.$refs.stage?.querySelector(".am-pane");
