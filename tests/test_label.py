@@ -117,6 +117,14 @@ def test_settings_of_the_page_may_change_and_do_not_hinder_the_main_job(open_it,
     assert config.data.root == str(tmp_path / "archive")
 
 
+def test_kinds_of_a_team_have_groups_from_the_start(open_it, words):
+    service = open_it(*words, "ui.kinds={lens: l, bright arc: e}")
+    assert [group.name for group in service.groups.all()] == ["lens", "bright arc"]
+    assert service.groups.keys == {"lens": "l", "bright arc": "e"}
+    with pytest.raises(ConfigError, match=r"ui\.kinds: .*'a', which means 'anomaly' already"):
+        open_it(*words, "ui.kinds={lens: a}")
+
+
 def test_a_score_file_may_change_from_visit_to_visit(open_it, words, tmp_path):
     scores = tmp_path / "my scores.csv"
     scores.write_text("filename,value\nim000030.png,2\nim000020.png,3\n")

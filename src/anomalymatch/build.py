@@ -232,9 +232,11 @@ def build_label_service(
     from anomalymatch.ui import FirstOrder, LabelService, LiveRanking, build_feature_store, compute_novelty
     from anomalymatch.ui.columns import read_scores
     from anomalymatch.ui.features import EXACT_BYTES, check_compression
+    from anomalymatch.ui.keys import read_kinds
     from anomalymatch.ui.preparation import SETTLE_S
 
     check_compression(page.compression, page.dimensions)
+    kinds = read_kinds(page.kinds)
     scores = None if page.scores is None else read_scores(Path(page.scores).expanduser(), source.ids)
     task = Task(source, source.ids, [], None)
     text = build_image_text(config, task)
@@ -291,6 +293,7 @@ def build_label_service(
         trust=trust,
     )
     try:
+        service.groups.bind(kinds)
         service.add_given_labels(source.labels)
         service.preparation.settle(SETTLE_S)
     except BaseException:

@@ -8,7 +8,7 @@ pytestmark = [pytest.mark.ui, pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def demo(demo_words, tmp_path_factory):
-    with running(tmp_path_factory.mktemp("compare"), *demo_words) as command:
+    with running(tmp_path_factory.mktemp("compare"), *demo_words, "ui.kinds={lens: l}") as command:
         yield command
 
 
@@ -45,6 +45,11 @@ def test_keys_label_the_image_under_the_pointer_or_the_marked_one(demo, opened):
     page.press("Escape")
     page.get("viewer").wait_for(state="detached")
     page.until(lambda: page.get("selection").inner_text() == "3 selected", "the selection stays")
+    page.press("Home", "End", "l")
+    last = page.tile(page.ids[-1])
+    page.until(lambda: last.get_attribute("data-label") == "anomaly" and last.get_by_test_id("kind").count(), "a lens")
+    page.press("z")
+    page.until(lambda: not last.get_attribute("data-label") and not last.get_by_test_id("kind").count(), "it is undone")
     assert page.complaints == []
 
 

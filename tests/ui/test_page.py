@@ -15,6 +15,7 @@ from visitor import on_page
 from anomalymatch.errors import StorageError
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
 from anomalymatch.types import Label
+from anomalymatch.ui.keys import KEYS
 from anomalymatch.ui.state import WANTED
 from anomalymatch.ui.training import TrainingStatus
 from anomalymatch.ui.views import Change, Query, Show, Sort
@@ -22,7 +23,6 @@ from anomalymatch.ui.web import charts
 from anomalymatch.ui.web import session as session_module
 from anomalymatch.ui.web.gallery import DropZone
 from anomalymatch.ui.web.light import Light
-from anomalymatch.ui.web.page import KEYS
 from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.theme import SHAPES, label_colours
 from anomalymatch.ui.web.training import header_text

@@ -70,6 +70,9 @@ class Groups:
 
     Methods raise a `DataError` for the number of a group that does not exist.
 
+    Attributes:
+        keys: the key on the page of each group that has one of its own, by its name.
+
     Args:
         path: the file.
         divide: see `Divide`.
@@ -92,6 +95,7 @@ class Groups:
         self.path, self._divide, self._state, self._on_change = path, divide, state, on_change
         self._lock = threading.RLock()
         self._groups, self._moves = _read(path, known)
+        self.keys: dict[str, str] = {}
 
     def all(self) -> Sequence[Group]:
         """Return all groups."""
@@ -128,11 +132,12 @@ class Groups:
 
     def rename(self, number: int, name: str) -> None:
         """Name a group; an empty name restores the default, and removes an empty group."""
-        clean = _clean(name)
+        clean = clean_name(name)
         with self._lock:
             group = self.get(number)
             new = Group(clean or _default_name(number), group.ids, named=bool(clean))
             groups = _replace(self._groups, number, [new] if clean or group.ids else [])
+            self.keys = {new.name if name == group.name else name: key for name, key in self.keys.items()}
             self._save(groups, _renamed(self._moves, {group.name: new}))
 
     def add(self, name: str) -> int:
@@ -141,7 +146,7 @@ class Groups:
         Raises:
             DataError: if the name is empty.
         """
-        clean = _clean(name)
+        clean = clean_name(name)
         if not clean:
             raise DataError("a new group needs a name")
         with self._lock:
@@ -150,6 +155,12 @@ class Groups:
                 self._save([*self._groups, Group(clean, (), named=True)])
                 return len(names)
             return names.index(clean)
+
+    def bind(self, keys: Mapping[str, str]) -> None:
+        """Give groups keys of their own, by name; those that do not exist are added."""
+        for name in keys:
+            self.add(name)
+        self.keys = dict(keys)
 
     def assign(self, number: int, ids: Sequence[str], action: int | None = None) -> None:
         """Move images into a group, to its end; groups without a name that lose all their images vanish.
@@ -324,7 +335,8 @@ def _normals(labels: Mapping[str, Label]) -> list[str]:
     return [id_ for id_, label in labels.items() if label == Label.NORMAL]
 
 
-def _clean(name: str) -> str:
+def clean_name(name: str) -> str:
+    """Return a name without control characters and superfluous spaces, of at most `MAX_NAME` characters."""
     return " ".join(printable(name, " ").split())[:MAX_NAME]
 
 

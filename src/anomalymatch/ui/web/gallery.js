@@ -89,6 +89,7 @@ export default {
     panes: Object, // ids of several images in the large view, and whether the first is pinned beside the others
     grouped: Boolean, // true if the tiles are those of one group
     groups: Number, // number of groups, which have the keys 1, 2, 3, …
+    kinds: Object, // numbers of groups from 0, by their own keys
     search: String, // name of the search, for the keys that wait for its server
     version: String, // version of the images, for the browser's cache
     shapes: Object,
@@ -462,7 +463,7 @@ export default {
         this.chosen = new Set(this.tiles.map((tile) => tile.id));
         return true;
       }
-      const group = /^[1-9]$/.test(key) ? Number(key) - 1 : null;
+      const group = /^[1-9]$/.test(key) ? Number(key) - 1 : event.shiftKey ? null : (this.kinds[key] ?? null);
       if (group !== null && group >= this.groups) return false;
       // Holding a key down labels one image only.
       if (event.repeat && (LABELS[key] || COMMANDS[key] || key === "s" || key === "c" || group !== null)) return true;

@@ -31,6 +31,7 @@ class GalleryElement(ui.element, component="gallery.js"):
         self._props["page"] = {"tiles": None, "total": 0, "page": 0, "pages": 1, "note": "", "empty": "", "serial": -1}
         self._props.update({"count": 48, "dense": False, "light": {}, "version": version})
         self._props.update({"advance": True, "viewing": "", "grouped": False, "groups": 0})
+        self._props["kinds"] = {}
         self._props["panes"] = {"ids": [], "pinned": False}
 
     @property
@@ -116,7 +117,8 @@ class GalleryElement(ui.element, component="gallery.js"):
         """Set a property of the browser side.
 
         They are `count` (tiles of a full page), `dense`, `light` (see `LightControls.set`), `advance`, `viewing` (id in
-        the large view, or empty), `panes` (see `gallery.js`), `grouped` and `groups`.
+        the large view, or empty), `panes`, `grouped`, `groups` and `kinds` (see
+        `gallery.js`).
         """
         if self._props[name] != value:
             self._props[name] = value

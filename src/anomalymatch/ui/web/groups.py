@@ -64,13 +64,16 @@ class GroupsPanel:
         self._shown = (groups, query.group, query.kind)
         self._hint.text = GROUPS_HINT if groups else HINT
         self.session.gallery.set_option("groups", len(groups))
+        keys = self.session.service.groups.keys
+        found = {keys[group.name]: number for number, group in enumerate(groups) if group.name in keys}
+        self.session.gallery.set_option("kinds", found)
         self._merge.set_visibility(len(groups) > 1)
         while len(self._rows) > len(groups):
             self._rows.pop().delete()
         with self._list:
             self._rows += [_GroupRow(self, number) for number in range(len(self._rows), len(groups))]
         for number, (row, group) in enumerate(zip(self._rows, groups, strict=True)):
-            row.show(group, is_shown=number in (query.group, query.kind))
+            row.show(group, is_shown=number in (query.group, query.kind), key=keys.get(group.name, ""))
             row.is_ticked &= not is_regrouped
 
     async def _group(self) -> None:
@@ -131,14 +134,14 @@ class _GroupRow:
     def is_ticked(self, is_on: bool) -> None:
         self._tick.value = is_on
 
-    def show(self, group: Group, *, is_shown: bool) -> None:
-        """Show a group; `is_shown` marks the one in the gallery."""
+    def show(self, group: Group, *, is_shown: bool, key: str) -> None:
+        """Show a group, with its own key if there is one; `is_shown` marks the one in the gallery."""
         self._row.classes(**{"add" if is_shown else "remove": "am-on"})
         self._picture.set_visibility(bool(group.ids))
         if group.ids:
             self._picture.props["src"] = "/thumb?" + urlencode({"id": group.ids[0], "side": THUMBNAIL})
         self._picture.update()
-        self._size.text = many(len(group.ids), "image")
+        self._size.text = many(len(group.ids), "image") + f" · key {key}" * bool(key)
         if group.name != self._name:  # otherwise a person may be writing
             self._name = self._field.value = group.name
             words = {self._tick: "tick", self._look: "show", self._field: "name of"}

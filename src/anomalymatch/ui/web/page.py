@@ -1,7 +1,7 @@
 """The page: header, toolbar, gallery, large view, side panel, and the table of keys."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.errors import LabelError
 from anomalymatch.types import Label
+from anomalymatch.ui.keys import KEYS
 from anomalymatch.ui.labels import MAX_NAME, clean_name
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import MAX_TILES, MIN_TILES, UNFILTERED, Page, Query, Show, Sort, Summary
@@ -30,59 +31,17 @@ from anomalymatch.ui.web.theme import ACCENT, drop_down, heat_colours, kind_colo
 from anomalymatch.ui.web.training import TrainingProgress, TrainingQuestion
 from anomalymatch.ui.web.viewer import Viewer
 
-KEYS = {
-    "Label": {
-        "a": "anomaly",
-        "n": "normal",
-        "u": "unsure",
-        "x": "artefact",
-        "1 to 9": "anomaly, of that group",
-        "Shift + a, n, u, x": "label the whole group, or all images found in an area of the map",
-        "Backspace, Delete": "remove the label",
-        "z, Ctrl + z": "undo, any number of times",
-        "Shift + z, Ctrl + y": "redo",
-        "s": "star, on or off",
-    },
-    "Move and select": {
-        "← → ↑ ↓": "move; at the end, go to the next page",
-        "Home, End, Page Up, Page Down": "first, last, a screen up, a screen down",
-        "Shift + arrows, Shift + click": "select a range, which one key labels",
-        "Ctrl + click, Ctrl + a": "add one, select all",
-        "Esc": "clear the selection, close, leave a field",
-    },
-    "Large view": {
-        "Space, Enter, double click": "open, close",
-        "+ - wheel, pinch": "zoom; drag to move",
-        "o, 0": "original size: one image pixel for each screen pixel; fit",
-        "← →": "next and previous image",
-        "h": "heat map: what made the score high",
-        "v": "picture of a sky survey beside the image, on or off",
-        "b, Shift + b": "next and previous stretch; hold to blink",
-        "w, Shift + w": "next and previous channel",
-        "c": "compare the selected images, two to four, side by side; a, n, u, x label the marked one",
-        "arrows, pointer": "of several images, mark one",
-    },
-    "Search": {
-        "/": "filter by text",
-        "r": "re-rank now",
-        "t": "train in the background",
-        "g": "next group",
-        "m": "map: show or hide",
-        "?": "show the keys",
-    },
-}
-"""Sections of keys with what they do."""
-
 TOUCH = (
     "On a touch screen: tap to select, press long to add to the selection, double tap to open, and label with the "
     "buttons below."
 )
 
 
-def help_dialog() -> ui.dialog:
-    """Create the dialog with the table of keys."""
+def help_dialog(kinds: Mapping[str, str]) -> ui.dialog:
+    """Create the dialog with the table of keys; `kinds` are the keys of groups by name."""
+    own = {"Kinds": {key: f"anomaly, {name}" for name, key in kinds.items()}} if kinds else {}
     with ui.dialog().props("aria-label='Keys'") as dialog, ui.card().classes("am-help").props("data-testid=help"):
-        for section, keys in KEYS.items():
+        for section, keys in (own | KEYS).items():
             ui.label(section).classes("am-heading")
             with ui.element("dl").classes("am-table"):
                 for key, meaning in keys.items():
@@ -339,7 +298,7 @@ class _Page:
         self.session.viewed = lambda: self.viewer.id
         self.session.compare = self.viewer.compare
         self.map.element.on("look", lambda event: self.viewer.open(event.args["id"]))
-        self.help = help_dialog()
+        self.help = help_dialog(service.groups.keys)
         self.session.ask_training = TrainingQuestion(self.session).ask
         self._header(service.name)
         self._wire(gallery)
