@@ -29,7 +29,8 @@ class Page:
         self.complaints, self.foreign = [], []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._record_console)
-        self.page.on("request", lambda request: self._record_request(request.url, url))
+        own = url.partition("?")[0]
+        self.page.on("request", lambda request: self._record_request(request.url, own))
         self.page.goto(url + path)
         self.page.wait_for_selector("[data-testid=tile].am-cursor")
         if ready and self.get("preparation").is_visible():  # the features are being computed

@@ -1,15 +1,19 @@
 """Tests of the tools for the sky in a real browser."""
 
+import io
+import queue
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
+from urllib.request import urlopen
 
 import cv2
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.io.votable import parse_single_table
 from astropy.wcs import WCS
 from browser import SMALL, running
 
@@ -55,12 +59,15 @@ def survey():
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory, cache_word, survey):
+    """Command that needs a token, with a folder for the lock file of a SAMP hub."""
     folder = tmp_path_factory.mktemp("command")
     write_images(folder / "sky")
     rest = [word for word in SMALL if not word.startswith("dataset")]
     words = ["dataset=fits", f"data.root={folder / 'sky'}", "dataset.image_size=32", cache_word, *rest]
-    with running(folder, *words, f"ui.survey={survey.address}") as command:
-        yield command
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMP_HUB", f"std-lockurl:file://{folder / 'samp'}")
+        with running(folder, *words, f"ui.survey={survey.address}", "ui.token=a-token-of-the-test") as command:
+            yield command
 
 
 def test_a_survey_picture_is_requested_only_when_asked_for(opened, command, survey):
@@ -123,3 +130,40 @@ def test_position_scale_and_values_of_an_image(opened, command):
     page.until(lambda: pixel.count() and "20, 20:" in pixel.inner_text(), "the value is shown")
     assert float(pixel.inner_text().split()[3]) == pytest.approx(2000, abs=5)
     assert page.complaints == []
+
+
+@pytest.mark.filterwarnings("ignore:No client was able", "ignore:astropy.samp was deprecated")
+def test_the_table_and_an_image_are_sent_to_other_applications(opened, command):
+    samp = pytest.importorskip("astropy.samp")
+    page = opened(command)
+    page.label("a", "anomaly")
+    button = page.get("send-table")
+    page.until(button.is_enabled, "the table can be sent")
+    button.click()
+    page.until(lambda: "no SAMP hub runs" in page.get("status-error").first.inner_text(), "it is refused")
+    taken = queue.Queue()
+    with samp.conf.set_temp("use_internet", False):
+        hub = samp.SAMPHubServer(addr="127.0.0.1", web_profile=False, mode="single")
+        hub.start()
+        application = samp.SAMPIntegratedClient(name="TOPCAT", addr="127.0.0.1")
+        application.connect(hub)
+    try:
+        for kind in ("table.load.votable", "image.load.fits"):
+            application.bind_receive_notification(kind, lambda a, b, c, words, d: taken.put(words))
+        button.click()
+        first, *_ = parse_single_table(io.BytesIO(download(taken))).to_table()
+        assert (first["ra"], first["dec"], first["label"]) == (pytest.approx(150), pytest.approx(2), "anomaly")
+        page.tile(page.cursor).dblclick()
+        page.get("send-image").click()
+        with fits.open(io.BytesIO(download(taken))) as file:
+            assert file[0].data.shape == (40, 40)
+        page.until(lambda: "to TOPCAT" in page.get("status").last.inner_text(), "the page says so")
+    finally:
+        application.disconnect()
+        hub.stop()
+
+
+def download(taken):
+    """Download what the next message names, as another application does: without the cookie."""
+    with urlopen(taken.get(timeout=60)["url"]) as answer:
+        return answer.read()

@@ -200,6 +200,28 @@ def test_pictures_of_one_other_server_are_allowed_and_nothing_else(browser):
     assert "example" not in str(plain)
 
 
+def test_a_pass_opens_one_address_without_the_token(guarded):
+    from anomalymatch.ui.web.security import Passes
+
+    passes = Passes()
+    app = guarded(TOKEN, passes=passes)
+
+    def status(address, **options):
+        path, _, query = address.partition("?")
+        return ask(app, path=path, query=query.encode(), **options)[0]
+
+    plain, image = passes.sign("/export/votable"), passes.sign("/original", "id=a%26b.fits&x=%C3%BC")
+    assert status(plain) == status(image) == 200
+    assert status(plain, method="POST", headers=[(b"origin", OWN.encode())]) == 401
+    assert status(plain, headers=[(b"origin", b"http://evil.example")]) == 403
+    for wrong in (
+        *(plain[:-1], plain + "0", plain.upper(), plain.replace("votable", "zip"), plain + "&x=1"),
+        *(plain.replace("?", "?x=1&"), image.replace("a%26b", "c"), "/export/votable", "/export/votable?pass="),
+        Passes().sign("/export/votable"),
+    ):
+        assert status(wrong) == 401, wrong
+
+
 class TestToken:
     def test_token_is_exchanged_for_a_strict_cookie(self, browser):
         client = browser(TOKEN)

@@ -16,6 +16,7 @@ from anomalymatch.data.sources.fits import FitsSource
 from anomalymatch.data.sources.sky import Sky
 from anomalymatch.errors import ConfigError
 from anomalymatch.types import Orientation
+from anomalymatch.ui.originals import has_fits
 from anomalymatch.ui.sky import (
     SURVEYS,
     check_survey,
@@ -147,6 +148,19 @@ def test_values_of_pixels(service):
     for wrong in ({}, {"x": 0.5}, {"x": "nan", "y": 0.5}, {"x": 1.01, "y": 0.5}, {"x": 0.5, "y": "-0.1"}):
         assert ask(**wrong).status_code == 400
     assert ask(id="c.fits", x=0.5, y=0.5).status_code in (400, 404)
+
+
+def test_original_files(service, tmp_path):
+    client = TestClient(Starlette(routes=routes(service)))
+    answer = client.get("/original", params={"id": "a.fits"})
+    assert answer.content == (tmp_path / "fits" / "a.fits").read_bytes()
+    assert answer.headers["content-disposition"] == 'attachment; filename="a.fits"'
+    assert client.get("/original", params={"id": "../fits/a.fits"}).status_code == 400
+    assert has_fits(service.source, "a.fits")
+    (tmp_path / "fits" / "b.fits").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "fits" / "a.fits").unlink()
+    assert not has_fits(service.source, "a.fits")
+    assert not has_fits(service.source, "b.fits")
 
 
 @pytest.mark.parametrize("survey", [None, CDS])

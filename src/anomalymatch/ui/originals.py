@@ -74,6 +74,15 @@ def original(source: ImageSource, id_: str) -> tuple[bytes, str] | None:
     return data, suffix_of(data)
 
 
+def has_fits(source: ImageSource, id_: str) -> bool:
+    """Return True if the archive has a FITS file of an image."""
+    with suppress(UnreadableImageError, OSError), guarded(source, id_) as path:
+        if path is not None and not source.encoded:
+            with path.open("rb") as file:
+                return suffix_of(file.read(16)).startswith(".fits")
+    return False
+
+
 def suffix_of(data: bytes) -> str:
     """Return the file suffix that the first bytes indicate; `.bin` if unknown."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":

@@ -26,7 +26,7 @@ from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.sky import check_survey, origin_of
 from anomalymatch.ui.web.page import build_page
 from anomalymatch.ui.web.routes import LIMITS, routes
-from anomalymatch.ui.web.security import Guard, HostNames, check_token, host_names, is_loopback
+from anomalymatch.ui.web.security import Guard, HostNames, Passes, check_token, host_names, is_loopback
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -142,7 +142,8 @@ def build_app(
     """Build the guarded ASGI application. Call it once per process, since NiceGUI is global."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.extend(routes(service))
-    build_page(service, survey=survey)
+    passes = Passes()
+    build_page(service, survey=survey, passes=passes)
     ui.run_with(
         app,
         title=f"{service.name} · anomalymatch",
@@ -154,7 +155,9 @@ def build_app(
         show_welcome_message=False,
     )
     images = "" if survey is None else origin_of(survey)
-    return Guard(app, names=names, token=token, cookie=cookie, limits=LIMITS, frames=frames, images=images)
+    return Guard(
+        app, names=names, token=token, cookie=cookie, limits=LIMITS, frames=frames, images=images, passes=passes
+    )
 
 
 class _Connection(H11Protocol):

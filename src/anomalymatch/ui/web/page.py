@@ -24,6 +24,8 @@ from anomalymatch.ui.web.panel import Panel
 from anomalymatch.ui.web.preparation import PreparationLine
 from anomalymatch.ui.web.ranges import RangeFilters, sorts
 from anomalymatch.ui.web.routes import version
+from anomalymatch.ui.web.security import Passes
+from anomalymatch.ui.web.sending import Sending
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.survey import SurveyPicture
@@ -254,22 +256,24 @@ def search_name(service: LabelService) -> str:
     return hashlib.sha256(f"{service.run.resolve()}\n{service.source.fingerprint}".encode()).hexdigest()[:16]
 
 
-def build_page(service: LabelService, *, survey: str | None = None) -> None:
+def build_page(service: LabelService, *, survey: str | None = None, passes: Passes | None = None) -> None:
     """Register the page `/` of a service. Each visit creates a page of its own.
 
     Args:
         service: what the page shows.
         survey: address of a HiPS cut-out service for survey pictures; None offers none.
+        passes: signs the addresses that other applications download.
     """
+    passes = passes or Passes()
 
     @ui.page("/", response_timeout=30)
     async def index() -> None:
         await run.io_bound(lambda: (service.stretches, service.columns.kinds))  # they read images and columns once
-        _Page(service, survey)
+        _Page(service, survey, passes)
 
 
 class _Page:
-    def __init__(self, service: LabelService, survey: str | None) -> None:
+    def __init__(self, service: LabelService, survey: str | None, passes: Passes) -> None:
         ui.add_css(f":root {{{label_colours()}{heat_colours()}}}")
         ui.add_css(kind_colours())
         ui.add_css(STYLE)
@@ -282,6 +286,7 @@ class _Page:
             with ui.element("div").classes("am-split") as split:
                 gallery = GalleryElement(version=known_as, search=search_name(service))
         self.session = Session(service, gallery, ui.context.client)
+        sending = Sending(self.session, passes)
         with gallery:
             StatusBar(self.session, known_as)
         with split:
@@ -291,9 +296,10 @@ class _Page:
         # Not value=None: NiceGUI would ask the browser and time out after a second, too early for a slow one.
         drawer = ui.right_drawer(value=False, bordered=True).props(f"width=340 breakpoint={NARROW} show-if-above")
         with drawer as self.drawer:
-            self.panel = Panel(self.session)
+            self.panel = Panel(self.session, sending)
         self.drawer.classes("am-panel").props("data-testid=panel aria-label='State of the search'")
-        self.viewer = Viewer(self.session, known_as, self.toolbar.light, SurveyPicture(self.session, survey))
+        picture = SurveyPicture(self.session, survey)
+        self.viewer = Viewer(self.session, known_as, self.toolbar.light, picture, sending)
         self.session.view = lambda id_: self.viewer.open(id_) if id_ else self.viewer.close()
         self.session.viewed = lambda: self.viewer.id
         self.session.compare = self.viewer.compare

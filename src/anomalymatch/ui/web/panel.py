@@ -20,6 +20,7 @@ from anomalymatch.ui.web.description import DescriptionPanel
 from anomalymatch.ui.web.gallery import DropZone
 from anomalymatch.ui.web.groups import GroupsPanel
 from anomalymatch.ui.web.routes import version
+from anomalymatch.ui.web.sending import TARGETS, Sending
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.theme import SHAPES, many
 
@@ -136,7 +137,7 @@ EXPORTS = {
 class Panel:
     """The side panel."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, sending: Sending) -> None:
         self.session = session
         self._is_waiting = False
         self._mode = ""
@@ -176,6 +177,8 @@ class Panel:
             self._examples = ui.row().classes("am-examples").props("data-testid=examples")
         with _section("Export and import", "exchange"):
             self._exports()
+            self._send = ui.button("Send the table to TOPCAT, Aladin …", on_click=sending.send_table)
+            self._send.props("dense outline no-caps size=sm data-testid=send-table").tooltip(TARGETS)
             text = "Import labels: a CSV with the columns filename,label"
             self._zones.append(DropZone("import", text, accept=".csv,text/csv", many=False, on_sent=self._sent))
         session.watchers.append(self.watch)
@@ -341,6 +344,7 @@ class Panel:
             link.props["aria-disabled"] = "true" if kind in refused else "false"
             link.props["title"] = refused.get(kind, "")
             link.update()
+        self._send.set_enabled("votable" not in refused)
         return refused
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError, DataError, UnreadableImageError
+from anomalymatch.text import safe_name
 from anomalymatch.ui.labels import MAX_NAME, clean_name
 from anomalymatch.ui.pictures import AS_TRAINED, FULL_TYPE, STRETCHES, THUMBNAIL_TYPE
 from anomalymatch.ui.service import LabelService
@@ -46,7 +47,7 @@ def routes(service: LabelService, *, workers: int | None = None) -> list[Route]:
     """Create all routes of a service; `workers` threads draw pictures, by default two more than there are cores."""
     handlers = _Handlers(service, workers or (os.cpu_count() or 1) + 2)
     get = {"/thumb": handlers.thumb, "/full": handlers.full, "/heat": handlers.heat, "/example": handlers.example}
-    get |= {"/pixel": handlers.pixel}
+    get |= {"/pixel": handlers.pixel, "/original": handlers.original}
     get |= {"/map": handlers.map_places, "/map/marks": handlers.map_marks, "/map/tile": handlers.map_tile}
     post = {"/examples": handlers.add_examples, "/import": handlers.import_labels}
     return [
@@ -91,6 +92,14 @@ class _Handlers:
         plain = {band: f"{value:.6g}" for band, value in values.items()}
         units = self.service.source.units or ""
         return JSONResponse({"x": x, "y": y, "values": plain, "units": units}, headers={"cache-control": "no-store"})
+
+    async def original(self, request: Request) -> Response:
+        """Return the original file of an image, or a PNG where the archive has none."""
+        id_ = _id(request)
+        data, suffix = await self._slowly(partial(self.service.pictures.original, id_))
+        name = safe_name(PurePosixPath(id_).name.rsplit(".", 1)[0]) + suffix
+        headers = {"cache-control": "no-store", "content-disposition": f'attachment; filename="{name}"'}
+        return Response(data, media_type="application/octet-stream", headers=headers)
 
     async def map_places(self, request: Request) -> Response:
         """Return x and y of all images on the map, each as float32 in little-endian order."""

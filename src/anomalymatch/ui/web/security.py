@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import math
 import re
+import secrets
 import socket
 import time
 from collections.abc import Mapping
@@ -96,6 +97,27 @@ def check_token(token: str) -> str:
     return token
 
 
+class Passes:
+    """Signatures of addresses that another application may download without the cookie, until the server ends."""
+
+    _SIGNED = re.compile(r"(.*?)&?pass=([0-9a-f]{64})", re.DOTALL)
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+
+    def sign(self, path: str, query: str = "") -> str:
+        """Return the signed address of a path with a query."""
+        return f"{path}?{query}{'&' * bool(query)}pass={self._signature(path, query)}"
+
+    def allow(self, path: str, query: str) -> bool:
+        """Return True if a query has the signature of its address."""
+        match = self._SIGNED.fullmatch(query)
+        return match is not None and hmac.compare_digest(match[2], self._signature(path, match[1]))
+
+    def _signature(self, path: str, query: str) -> str:
+        return hmac.new(self._key, _bytes(f"{path}?{query}"), hashlib.sha256).hexdigest()
+
+
 class Attempts:
     """Times of the wrong tokens of each visitor; an IPv6 network of 64 bits is one visitor."""
 
@@ -129,6 +151,7 @@ class Guard:
         limits: largest body in bytes by path; `MAX_BODY` for other paths.
         frames: let pages on this machine, such as a notebook, show the page in a frame.
         images: scheme and host of another server whose images the page may show; empty for none.
+        passes: signatures that replace the cookie for what they sign; None for none.
     """
 
     def __init__(
@@ -141,12 +164,13 @@ class Guard:
         limits: Mapping[str, int] | None = None,
         frames: bool = False,
         images: str = "",
+        passes: Passes | None = None,
     ) -> None:
         self.app, self.names, self.cookie, self.limits, self.frames = app, names, cookie, dict(limits or {}), frames
         policy = _PAGE_POLICY.replace("img-src 'self'", f"img-src 'self' {images}") if images else _PAGE_POLICY
         self._policy = policy.replace("frame-ancestors 'none'", _NOTEBOOKS) if frames else policy
         self._token = None if token is None else _bytes(check_token(token))
-        self._attempts = Attempts()
+        self._attempts, self._passes = Attempts(), passes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an allowed request on, refuse others."""
@@ -206,7 +230,7 @@ class Guard:
 
     def _check_cookie(self, scope: Scope, headers: Headers) -> Response | None:
         """Exchange the token for a cookie, or refuse; None if the cookie is valid."""
-        if self._token is None:
+        if self._token is None or self._has_pass(scope):
             return None
         cookies = [cookie_parser(line).get(self.cookie, "") for line in headers.getlist("cookie")]
         secret = hmac.new(self._token, b"cookie", hashlib.sha256).hexdigest()
@@ -231,6 +255,11 @@ class Guard:
         if any(hmac.compare_digest(_bytes(value), secret.encode()) for value in cookies):
             return None
         return refusal(401, "The page needs a token: open the address that the terminal shows.")
+
+    def _has_pass(self, scope: Scope) -> bool:
+        if self._passes is None or scope["type"] != "http" or scope["method"] not in _SAFE:
+            return False
+        return self._passes.allow(scope["path"], scope["query_string"].decode("latin-1"))
 
 
 class _Limited:

@@ -13,6 +13,7 @@ from anomalymatch.ui.notes import MAX_NOTE
 from anomalymatch.ui.sky import decimal, field_of_view, sexagesimal, sky_links
 from anomalymatch.ui.views import ColumnOrder, Details, Tile
 from anomalymatch.ui.web.light import ALL_CHANNELS, Light, LightControls
+from anomalymatch.ui.web.sending import TARGETS, Sending
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.status import StatusBar
 from anomalymatch.ui.web.survey import SurveyPicture
@@ -68,7 +69,9 @@ class Viewer:
         survey: the survey picture beside it.
     """
 
-    def __init__(self, session: Session, version: str, light: LightControls, survey: SurveyPicture) -> None:
+    def __init__(
+        self, session: Session, version: str, light: LightControls, survey: SurveyPicture, sending: Sending
+    ) -> None:
         self.session, self._version, self._light = session, version, light
         self.id = self._noted = ""
         self.survey = survey
@@ -129,6 +132,8 @@ class Viewer:
                 self._note.on("blur", self._write_note)
                 self._position = ui.element("div").classes("am-position").props("data-testid=position")
                 self._links = ui.row().classes("am-line").props("data-testid=links")
+                self._send = ui.button("Send to Aladin, DS9 …", on_click=lambda: sending.send_image(self.id))
+                self._send.props("dense flat no-caps size=sm data-testid=send-image").tooltip(TARGETS)
                 ui.label("More like this").classes("am-heading")
                 self._near = ui.element("div").classes("am-near").props("data-testid=neighbours")
                 button = ui.button("Show all neighbours in the gallery", on_click=self._show_like)
@@ -349,6 +354,8 @@ class Viewer:
                 link.props.update({"href": address, "target": "_blank", "rel": "noopener noreferrer"})
                 link.props["data-testid"] = f"link-{name.split()[0].lower()}"
         self._links.set_visibility(details.coordinates is not None)
+        has_headers = self.session.service.pictures.metadata_of.has_headers
+        self._send.set_visibility(details.coordinates is not None or has_headers)
         self._zoom.show_sky(details.orientation, details.size)
         self._position.clear()
         with self._position:
