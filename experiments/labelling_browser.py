@@ -90,7 +90,6 @@ def measure(count: int, labels: int) -> list[Row]:
             to_order = [press(page, is_gone=True) for _ in range(labels)]
             status = Path(f"/proc/{process.pid}/status").read_text()
             memory = int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
-    print(to_tile, to_order, before[:300], file=sys.stderr)
     seconds = {"page to first picture, s": [first], "key to tile, s": to_tile, "key to new order, s": to_order}
     figures = {**seconds, "tiles moved by the labels": [moved], "memory of the server, MB": [memory]}
     return [

@@ -180,6 +180,7 @@ class TestLight:
         before = shown()
         pinch(page, apart=(100, 200))
         page.until(lambda: shown() == pytest.approx(2 * before, rel=0.02), "two fingers")
+        page.until(lambda: real() == pytest.approx(shown(), abs=0.01), "on the screen")
 
     def test_parts_of_the_side_panel_do_not_overlap(self, sky, opened):
         page = opened(sky, viewport={"width": 1280, "height": 700})
