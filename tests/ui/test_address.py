@@ -23,6 +23,8 @@ QUERIES = st.fixed_dictionaries(
         "area": st.just(()) | st.lists(st.tuples(*[st.sampled_from([0.0, -0.5, 12.25])] * 2), min_size=3).map(tuple),
         "kind": st.none() | st.integers(0, 20),
         "ranges": st.lists(RANGES, max_size=3, unique_by=lambda limits: limits.column).map(tuple),
+        "audit": st.integers(0, 10**6),
+        "share": st.sampled_from([(1, 1), (1, 2), (20, 20)]),
         "size": st.integers(12, 200),
         "page": st.integers(1, 10**6),
         "shift": st.integers(0, 11),
@@ -58,6 +60,7 @@ def test_image_selection_and_large_view():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        *(("share", "0of2"), ("share", "3of2"), ("share", "2"), ("share", "1of2of3"), ("audit", "2000000")),
         *(("order", "best"), ("show", ""), ("score", "0.4"), ("score", "1-0"), ("score", "a-b"), ("score", "nan-1")),
         *(("page", "0"), ("page", "-1"), ("page", "1e3"), ("page", "9" * 40), ("size", "11"), ("size", "5000")),
         *(

@@ -389,8 +389,8 @@ async def test_labels_of_others_and_conflicts(page, service):
     assert page.gallery.tiles[5]["annotator"] == "bob"
     page.label([id_], "normal")
     await page.until(lambda: page.gallery.tiles[5]["conflict"])
-    await page.sees("1 conflict")
-    page.act("conflicts")
+    await page.sees("1 to review")
+    page.act("review")
     await page.until(lambda: page.ids == [id_])
 
 

@@ -53,6 +53,20 @@ class StoppingRule:
             labels, found = labels + spent, found + gained
         return Yield(found, labels)
 
+    def audit_advice(self, left: Count, *, found: int) -> str:
+        """Write in one sentence what a random audit says of the search, whatever the search has found last.
+
+        Args:
+            left: estimated number of anomalies not found yet.
+            found: number of anomalies found.
+        """
+        most = f"{left.high:,.0f} anomalies (90 %)"
+        if left.high <= self.limit(found):
+            return f"at most {most} are left: you may stop" if left.high else "no anomaly is left: stop labelling"
+        if left.low > self.limit(found):
+            return f"between {left.low:,.0f} and {most} are left: go on with the search"
+        return f"between {left.low:,.0f} and {most} are left: go on, or audit more images to know better"
+
     def advice(self, left: Count, recent: Yield, *, found: int, above: Count | None = None) -> str:
         """Write the advice as one sentence; empty without an estimate.
 

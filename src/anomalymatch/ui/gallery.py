@@ -1,5 +1,6 @@
 """Gallery: sorts, filters and pages the images of an archive of millions by position."""
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -8,14 +9,14 @@ from functools import cache, cached_property, partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float32, Float64, Int8, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int8, Int32, Int64, UInt64
 from scipy.special import expit
 
 from anomalymatch.evaluation.discovery import audit_order
 from anomalymatch.lru import LRU
 from anomalymatch.types import Label
 from anomalymatch.ui.columns import Columns
-from anomalymatch.ui.views import Area, ColumnOrder, Query, Show, Sort
+from anomalymatch.ui.views import QUEUES, Area, ColumnOrder, Query, Show, Sort
 
 logger = logging.getLogger(__name__)
 DiverseFirst = Callable[[Int64[np.ndarray, " c"], int], Int64[np.ndarray, " k"]]
@@ -70,6 +71,7 @@ class Gallery:
         self.version = 0
         self.text, self._within = TextFilter(ids, metadata, classes, header), within
         self.columns = Columns(metadata)
+        self._parts = cache(partial(share_numbers, ids))
         # Independent of the scores, so that an audit continues where it stopped.
         audit = cache(lambda: audit_order(len(ids), seed).astype(np.int32))
         orders = _Orders(len(ids), None, audit)
@@ -113,7 +115,8 @@ class Gallery:
 
         Args:
             query: what to show.
-            like: neighbours of an image, nearest first; those that pass the filters are shown, not the whole archive.
+            like: neighbours of an image, nearest first, or the images of one of `QUEUES`; those that pass the filters
+                are shown, not the whole archive.
         """
         snapshot = self._snapshot  # one state for the whole page, whatever other threads do
         found = self._found(snapshot, query, like)
@@ -172,12 +175,14 @@ class Gallery:
     def _mask(self, snapshot: "_Snapshot", query: Query) -> Bool[np.ndarray, " n"] | None:
         """Return the images that pass the filters; None for all."""
         masks = []
-        if query.show is not Show.ALL:
+        if query.show is not Show.ALL and query.show not in QUEUES:
             masks.append(snapshot.shown(query.show))
         if query.low > 0 or query.high < 1:
             masks.append((snapshot.orders.scores >= query.low) & (snapshot.orders.scores <= query.high))
         if query.text:
             masks.append(self.text.matches(query.text))
+        if query.share[1] > 1:
+            masks.append(self._parts() % query.share[1] == query.share[0] - 1)
         if query.area:
             masks.append(np.zeros(snapshot.orders.count, dtype=bool))
             masks[-1][self._within(query.area) if self._within else []] = True
@@ -330,8 +335,18 @@ class _Snapshot:
         return self.labels == (0 if show is Show.UNLABELLED else CODES[Label(show)])
 
 
+def share_numbers(ids: Sequence[str]) -> UInt64[np.ndarray, " n"]:
+    """Return a number of each image by a hash of its id; its remainder by n is the part of n in which the image is.
+
+    A part is a random sample, so that it is ranked as well as the whole archive. A hash does not depend on the order:
+    with every n-th image of a ranking, an image would change its part with each new ranking.
+    """
+    digests = (hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=8).digest() for id_ in ids)
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
 def _key(query: Query) -> tuple[object, ...]:
-    return query.sort, query.show, query.low, query.high, query.text, query.area, query.ranges
+    return query.sort, query.show, query.low, query.high, query.text, query.area, query.ranges, query.share
 
 
 def _select(order: np.ndarray, mask: Bool[np.ndarray, " n"] | None) -> np.ndarray:

@@ -45,6 +45,7 @@ KEYS = {
         "r": "re-rank now",
         "t": "train in the background",
         "g": "next group",
+        "q": "queue of images in conflict and unsure ones: open, leave",
         "m": "map: show or hide",
         "?": "show the keys",
     },

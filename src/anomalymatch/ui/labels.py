@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from anomalymatch.data.label_log import LabelEvent, LabelLog
+from anomalymatch.data.label_log import AUTOMATIC, LabelEvent, LabelLog
 from anomalymatch.errors import LabelError
 from anomalymatch.text import printable
 from anomalymatch.types import Label
@@ -84,6 +84,19 @@ class LabelIndex:
     def annotators(self) -> dict[str, int]:
         """Count the images that each annotator has labelled."""
         return dict(Counter(name for opinions in self._all_opinions() for name in opinions))
+
+    def people(self, id_: str) -> list[str]:
+        """Return who has labelled an image, without labels files and oracles."""
+        return [name for name in self._opinions(self._events.get(id_, ())) if name not in AUTOMATIC]
+
+    def second_opinions(self, annotator: str) -> list[str]:
+        """Return the images that exactly one other person has labelled, longest ago first."""
+        found = []
+        for id_, events in self._events.items():
+            people = self.people(id_) if self.current(id_) else ()
+            if len(people) == 1 and annotator not in people:
+                found.append((events[-1].sequence, id_))
+        return [id_ for _, id_ in sorted(found)]
 
     def discovery(self) -> list[int]:
         """Count the anomalies among the first 1, 2, 3, … images, in the order of their first labels."""

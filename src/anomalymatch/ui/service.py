@@ -32,11 +32,14 @@ from anomalymatch.ui.labels import LabelIndex, clean_name
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.map import ArchiveMap
 from anomalymatch.ui.notes import Notes
+from anomalymatch.ui.people import People
 from anomalymatch.ui.pictures import Pictures
 from anomalymatch.ui.preparation import Preparation, Prepare
 from anomalymatch.ui.reranking import Reranking
-from anomalymatch.ui.state import Logits, SearchState, summarise_search
+from anomalymatch.ui.state import Logits, SearchState
+from anomalymatch.ui.summary import summarise_search
 from anomalymatch.ui.training import Training
+from anomalymatch.ui.veil import NO_VEIL, Veil
 from anomalymatch.ui.views import Change, Details, Page, Query, Summary, Tile
 
 logger = logging.getLogger(__name__)
@@ -105,14 +108,10 @@ class LabelService:
         self.examples = Examples(run / "examples", lambda image: encode([image])[0], source)
         told = partial(self._tell, Change("map"))
         self.map = ArchiveMap(self._full_store, cache / "maps", seed=seed, on_change=told)
-        self._metadata = self.pictures.metadata_of
+        self._metadata = known = self.pictures.metadata_of
+        header, within = known.header if known.has_headers else None, self.map.within
         gallery = Gallery(
-            source.ids,
-            seed=seed,
-            metadata=self._metadata.table,
-            within=self.map.within,
-            classes=source.truth,
-            header=self._metadata.header if self._metadata.has_headers else None,
+            source.ids, seed=seed, metadata=known.table, within=within, classes=source.truth, header=header
         )
         self.columns = gallery.columns
         self.notes = Notes(run / "notes.json", self._update_note)
@@ -120,6 +119,8 @@ class LabelService:
         self.heat_maps = HeatMaps(self.pictures, self._fitted, self._reader, locate)
         self.preparation = Preparation(prepare, on_live=self._use, on_change=partial(self._tell, Change("features")))
         self._has_restored_examples = False
+        self.audit_progress = self._state.audit_progress
+        self.people = People(partial(self._tell, Change("people")))
         self._cycle = self._reader.finished_cycles()
         self._state.add_trainings(self._reader, range(1, self._cycle + 1))
         changed = partial(self._tell, Change("groups"))
@@ -174,9 +175,9 @@ class LabelService:
         """Return the value of each image in the column that orders a query; None if no column does."""
         return self._state.values(query, ids)
 
-    def map_marks(self) -> bytes:
+    def map_marks(self, veil: Veil = NO_VEIL) -> bytes:
         """Return the scores of the images on the map, 0 to 254 or 255 for none, then their labels as `CODES`."""
-        scores, codes = self._state.marks(self.map.positions)
+        scores, codes = self._state.marks(self.map.positions, veil)
         return np.where(np.isnan(scores), 255, scores * 254).astype(np.uint8).tobytes() + codes.tobytes()
 
     def map_tile(self, number: int, version: str) -> Tile | None:

@@ -1,4 +1,4 @@
-"""State of a search: labels, scores and their orders by position, joined under one lock; its summary."""
+"""State of a search: labels, scores and their orders by position, joined under one lock."""
 
 import logging
 import threading
@@ -19,11 +19,13 @@ from anomalymatch.evaluation.ranks import interleave
 from anomalymatch.lru import LRU
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label
+from anomalymatch.ui.audit import AuditProgress, measure_audit
 from anomalymatch.ui.gallery import CODES, Gallery
 from anomalymatch.ui.labels import LabelIndex
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.notes import Notes
-from anomalymatch.ui.views import ColumnOrder, Estimate, FirstOrder, Histogram, Page, Query, Show, Sort, Summary, Tile
+from anomalymatch.ui.veil import NO_VEIL, Veil
+from anomalymatch.ui.views import ColumnOrder, Estimate, FirstOrder, Histogram, Page, Query, Show, Sort, Tile
 
 logger = logging.getLogger(__name__)
 Logits = Float32[np.ndarray, " n"]
@@ -275,16 +277,21 @@ class SearchState:
         return self._values(query, self.positions(ids))
 
     def _values(self, query: Query, positions: Int64[np.ndarray, " k"]) -> dict[str, str] | None:
-        if not isinstance(query.sort, ColumnOrder):
+        if query.audit or not isinstance(query.sort, ColumnOrder):
             return None
         texts = self.gallery.columns.texts(query.sort.column, positions)
         return {self.ids[i]: text for i, text in zip(positions.tolist(), texts, strict=True)}
 
-    def marks(self, positions: Int64[np.ndarray, " k"]) -> tuple[Float64[np.ndarray, " k"], Int8[np.ndarray, " k"]]:
-        """Return the score of each image, NaN without one, and its label as one of `CODES`."""
+    def marks(
+        self, positions: Int64[np.ndarray, " k"], veil: Veil = NO_VEIL
+    ) -> tuple[Float64[np.ndarray, " k"], Int8[np.ndarray, " k"]]:
+        """Return the score of each image, NaN without one, and its label as one of `CODES`, as far as a veil lets."""
         with self.lock:
-            logits = np.full(len(positions), np.nan) if self._logits is None else self._logits[positions]
-            return expit(logits.astype(np.float64)), self._codes[positions]
+            every = None if veil.scores else self._logits
+            logits = np.full(len(positions), np.nan) if every is None else every[positions]
+            codes = self._codes.copy()
+            codes[self.unseen(veil.blind) if veil.blind else []] = 0
+            return expit(logits.astype(np.float64)), codes[positions]
 
     def _resolve(
         self, query: Query, group: Sequence[str], ranked: Int64[np.ndarray, " n"] | None
@@ -294,6 +301,12 @@ class SearchState:
         if query.group is not None:
             like = self.positions([id_ for id_ in group if id_ in self.index])
         like = like if ranked is None else ranked
+        if query.show is Show.REVIEW:
+            like = self.to_review()
+        elif query.show is Show.SECOND:
+            like = self._known(self.labels.second_opinions(query.annotator))
+        elif query.audit:
+            like = self._audit_order()[: query.audit].astype(np.int64)
         note = ""
         if self._logits is None and like is None and query.sort is Sort.SCORE and query.show is Show.UNLABELLED:
             first = IN_FILE_ORDER if self.live is None else self.live.first
@@ -368,14 +381,37 @@ class SearchState:
 
         The random audit has a fixed order: its labelled beginning is a random sample, whatever led to the labels.
         """
-        codes = self._codes.copy()
-        order = self.gallery.audit()
-        if len(self.unreadable):
-            order = order[~np.isin(order, self.unreadable)]
+        codes, order = self._codes.copy(), self._audit_order()
         unlabelled = codes[order] == 0
         sample = order[: int(unlabelled.argmax())] if unlabelled.any() else order
         labels = {code: label for label, code in CODES.items()}
         return {self.ids[i]: labels[int(codes[i])] for i in sample.tolist()}
+
+    def _audit_order(self) -> Int32[np.ndarray, " r"]:
+        """Return the positions of the readable images in the order of the random audit."""
+        order = self.gallery.audit()
+        return order[~np.isin(order, self.unreadable)] if len(self.unreadable) else order
+
+    def audit_progress(self, goal: int) -> AuditProgress:
+        """Measure the progress of the random audit towards a number of images."""
+        progress = measure_audit(self._codes[self._audit_order()], goal)
+        advice = self.stopping.audit_advice(progress.left, found=progress.found)
+        return progress._replace(advice=advice) if progress.is_done else progress
+
+    def unseen(self, annotator: str) -> Int64[np.ndarray, " k"]:
+        """Return the positions of the labelled images that an annotator has not labelled."""
+        with self.lock:
+            return self._known([id_ for id_ in self.labels.labels() if annotator not in self.labels.people(id_)])
+
+    def to_review(self) -> Int64[np.ndarray, " k"]:
+        """Return the positions of the images in conflict or labelled unsure, newest label first."""
+        with self.lock:
+            found = np.union1d(self._known(self.labels.conflicts()), np.flatnonzero(self._codes == CODES[Label.UNSURE]))
+            return found[np.argsort(-self._sequence[found], kind="stable")].astype(np.int64)
+
+    def _known(self, ids: Sequence[str]) -> Int64[np.ndarray, " k"]:
+        """Return the positions of the images that are in the archive."""
+        return self.positions([id_ for id_ in ids if id_ in self.index])
 
     def counts(self) -> dict[Label, int]:
         """Count the images of the archive with each label."""
@@ -444,29 +480,10 @@ class SearchState:
                 event = self.labels.current(id_)
                 label, annotator = (None, None) if event is None else (event.label, event.annotator)
                 note, conflict = self.notes.get(id_), self.labels.has_conflict(id_)
-                tiles.append(Tile(id_, score, rank or None, label, annotator, conflict, star=note.star, note=note.text))
+                people = [] if event is None else self.labels.people(id_)
+                place = id_, score, rank or None
+                tiles.append(Tile(*place, label, annotator, conflict, None, note.star, note.text, people))
         return tiles
-
-
-def summarise_search(state: SearchState, *, cycle: int, seconds: float) -> Summary:
-    """Summarise a search after `cycle` trainings; the last re-ranking took `seconds`."""
-    histogram, estimate, labels = state.histogram(), state.estimate_left(), state.labels
-    with state.lock:  # only for what is fast: a label must not wait
-        return Summary(
-            images=len(state.ids),
-            unreadable=len(state.unreadable),
-            counts=state.counts(),
-            found=labels.discovery(),
-            histogram=histogram,
-            estimate=estimate,
-            agreements=labels.agreements(),
-            conflicts=labels.conflicts(),
-            annotators=labels.annotators(),
-            mode=state.scores.mode,
-            modes=state.scores.modes,
-            cycle=cycle,
-            seconds=seconds,
-        )
 
 
 def recent_yield(events: Sequence[LabelEvent], audit: dict[str, Label], count: int) -> Yield:

@@ -16,6 +16,7 @@ from anomalymatch.types import Label, Orientation
 
 MIN_TILES, MAX_TILES = 12, 200
 MAX_CORNERS, MAX_RANGES = 200, 20
+MAX_AUDIT, MAX_PARTS = 1_000_000, 100
 Area = tuple[tuple[float, float], ...]
 """Corners of a polygon on the map."""
 
@@ -69,8 +70,14 @@ class Show(StrEnum):
     UNSURE = "unsure"
     ARTEFACT = "artefact"
     CONFLICTS = "conflicts"
+    REVIEW = "to review"
+    SECOND = "second opinion"
     STARRED = "starred"
     NOTED = "with a note"
+
+
+QUEUES = (Show.REVIEW, Show.SECOND)
+"""Filters with an order of their own: to review, the newest label comes first; for a second opinion, the oldest."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,9 @@ class Query:
             other labelled images; `sort` is ignored.
         area: corners of a polygon on the map, whose images are shown; empty shows all.
         ranges: ranges of columns, one for each column; an image has to be in all of them.
+        audit: size of the guided random audit whose images are shown, in its order; 0 for none. `sort` is ignored.
+        share: part k of n of the images to show, as (k, n). The parts are disjoint, and an image stays in its part.
+        annotator: who asks for second opinions, with `Show.SECOND`; not part of an address.
         size: tiles of a page, 12 to 200.
         page: number of the page, from 0.
         shift: by how many images the page begins earlier: as many as labels have moved from the pages before it.
@@ -106,6 +116,9 @@ class Query:
     kind: int | None = None
     area: Area = ()
     ranges: tuple[ColumnRange, ...] = ()
+    audit: int = 0
+    share: tuple[int, int] = (1, 1)
+    annotator: str = ""
     size: int = 48
     page: int = 0
     shift: int = 0
@@ -114,6 +127,10 @@ class Query:
         check_range("images per page", self.size, low=MIN_TILES, high=MAX_TILES)
         check_range("page", self.page, low=0)
         check_range("shift of the page", self.shift, low=0, high=self.size if self.page else 0)
+        check_range("size of the audit", self.audit, low=0, high=MAX_AUDIT)
+        part, parts = self.share
+        check_range("number of parts", parts, low=1, high=MAX_PARTS)
+        check_range("part", part, low=1, high=parts)
         if self.area and not 3 <= len(self.area) <= MAX_CORNERS:
             raise ConfigError(f"an area of the map has 3 to {MAX_CORNERS} corners, not {len(self.area)}")
         if len(self.ranges) > MAX_RANGES or len({one.column for one in self.ranges}) < len(self.ranges):
@@ -151,6 +168,10 @@ class Query:
             return True
         if self.show is Show.CONFLICTS:
             return tile.conflict
+        if self.show is Show.REVIEW:
+            return tile.conflict or tile.label is Label.UNSURE
+        if self.show is Show.SECOND:
+            return len(tile.people) == 1 and self.annotator not in tile.people
         if self.show in (Show.STARRED, Show.NOTED):
             return tile.star if self.show is Show.STARRED else bool(tile.note)
         if self.show in (Show.LABELLED, Show.UNLABELLED):
@@ -159,7 +180,7 @@ class Query:
 
 
 UNFILTERED: dict[str, Any] = {
-    name: getattr(Query(), name) for name in ("low", "high", "text", "like", "group", "kind", "area", "ranges")
+    name: getattr(Query(), name) for name in ("low", "high", "text", "like", "group", "kind", "area", "ranges", "audit")
 }
 """Parts of a query without any filter other than that of the labels."""
 
@@ -176,6 +197,7 @@ class Tile:
         group: number of its group; None if it is in none.
         star: True if a person gave it a star.
         note: what a person wrote about it; mostly empty.
+        people: who has given it a label, without labels files and oracles.
     """
 
     id: str
@@ -187,6 +209,7 @@ class Tile:
     group: int | None = None
     star: bool = False
     note: str = ""
+    people: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -254,6 +277,7 @@ class Summary:
         histogram: None before the first ranking.
         agreements: of all pairs of annotators that labelled an image in common.
         conflicts: images on which annotators disagree, newest first.
+        reviews: number of images that are in conflict or labelled unsure.
         annotators: number of current labels by annotator.
         mode: the ranking in use: "live", "trained" or "both".
         modes: the rankings available.
@@ -269,6 +293,7 @@ class Summary:
     estimate: Estimate
     agreements: Sequence[Agreement]
     conflicts: Sequence[str]
+    reviews: int
     annotators: Mapping[str, int]
     mode: str
     modes: Sequence[str]
@@ -279,7 +304,7 @@ class Summary:
 class Change(NamedTuple):
     """Change for listeners.
 
-    `kind` is labels, notes, ranking, training, examples, groups, description, map or features.
+    `kind` is labels, notes, ranking, training, examples, groups, description, map, people or features.
 
     "features" means that the preparation of the ranking has ended, or began again after a failure.
     """

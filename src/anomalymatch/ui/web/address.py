@@ -64,7 +64,8 @@ def write_address(query: Query) -> str:
         number = getattr(query, name)
         if number != getattr(PLAIN, name):
             words[name] = str(number + 1)
-    for name in ("shift", "size"):
+    words |= {"share": "{}of{}".format(*query.share)} if query.share != PLAIN.share else {}
+    for name in ("audit", "shift", "size"):
         if getattr(query, name) != getattr(PLAIN, name):
             words[name] = str(getattr(query, name))
     ranges = [("range", f"{column}:{_limit(low)}..{_limit(high)}") for column, low, high in query.ranges]
@@ -91,7 +92,8 @@ def read_address(words: Iterable[tuple[str, str]], columns: Container[str] = ())
             except (KeyError, ValueError):
                 refused.append(f"{name}={value}")
     query = PLAIN
-    checked = ({"size", "page", "shift"}, {"low", "high"}, {"area"}, {"ranges"})  # each of them together
+    together = ({"size", "page", "shift"}, {"low", "high"})
+    checked = (*together, {"area"}, {"ranges"}, {"audit"}, {"share"})
     for names in (*checked, set(parts).difference(*checked)):
         try:
             query = replace(query, **{name: value for name, value in parts.items() if name in names})
@@ -133,6 +135,11 @@ def _area(value: str) -> dict[str, Any]:
     return {"area": tuple(corners)}
 
 
+def _share(value: str) -> tuple[int, int]:
+    part, parts = value.split("of")
+    return _number(part), _number(parts)
+
+
 _DIRECTIONS = ("ascending", "descending")
 _SORTS, _SHOWS = {_word(sort): sort for sort in Sort}, {_word(show): show for show in Show}
 _READ: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -148,6 +155,8 @@ _READ: dict[str, Callable[[str], dict[str, Any]]] = {
     "group": lambda value: {"group": _number(value, 1)},
     "kind": lambda value: {"kind": _number(value, 1)},
     "page": lambda value: {"page": _number(value, 1)},
+    "audit": lambda value: {"audit": _number(value)},
+    "share": lambda value: {"share": _share(value)},
     "shift": lambda value: {"shift": _number(value)},
     "size": lambda value: {"size": _number(value)},
 }

@@ -1,6 +1,8 @@
 // Gallery of tiles; keyboard, mouse and touch work without a round trip to the server.
 const LABELS = { a: "anomaly", n: "normal", u: "unsure", x: "artefact" };
-const COMMANDS = { z: "undo", r: "rerank", t: "train", g: "group", m: "map", h: "heat", v: "survey", "?": "help" };
+const COMMANDS = {
+  z: "undo", r: "rerank", t: "train", g: "group", m: "map", h: "heat", v: "survey", q: "review", "?": "help",
+};
 const SIDES = [64, 96, 128, 192, 256, 384, 512]; // sides of the thumbnails in the server's cache
 const CAPTION = 17; // height of a tile's caption in CSS pixels
 const SMALLEST = [112, 64]; // smallest side of a comfortable and of a dense tile in CSS pixels
@@ -27,7 +29,7 @@ export default {
         <div ref="grid" class="am-grid" role="listbox" aria-multiselectable="true" aria-label="Images"
              :class="{ 'am-dense': dense }" :style="grid" data-testid="grid">
           <div v-for="(item, place) in tiles" :key="item.id" role="option" class="am-tile"
-               :class="[item.label ? 'am-' + item.label : '', { 'am-done': item.label && (item.label !== item.before || isUnlabelled), 'am-cursor': place === cursor,
+               :class="[item.label ? 'am-' + item.label : '', { 'am-done': item.label && (item.label !== item.before || isUnlabelled || (item.split && !item.conflict)), 'am-cursor': place === cursor,
                         'am-chosen': chosen.has(item.id), 'am-pending': pending.has(item.id) }]"
                :tabindex="place === cursor ? 0 : -1" :aria-selected="chosen.size ? chosen.has(item.id) : place === cursor"
                :aria-label="spoken(item, place)" :title="item.id + (broken[item.id] ? ': ' + broken[item.id] : '')" data-testid="tile" :data-id="item.id"
@@ -159,7 +161,7 @@ export default {
       if (page.serial === this.serial || page.tiles === null) return;
       this.serial = page.serial;
       const [before, seen] = [this.tiles, this.tiles[this.cursor]];
-      this.tiles = page.tiles.map((tile) => ({ ...tile, before: tile.label }));
+      this.tiles = page.tiles.map((tile) => ({ ...tile, before: tile.label, split: tile.conflict }));
       this.ended = false;
       this.note = page.note;
       this.hasNote = !!page.note;

@@ -1,6 +1,7 @@
 """Sentences above the images: how they were chosen, and what is missing for a ranking."""
 
 from anomalymatch.types import Label
+from anomalymatch.ui.audit import AuditProgress, describe_audit
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import Page, Query, Show, Sort, Summary
 
@@ -10,25 +11,42 @@ DROP_HINT = ", or drop images of what you look for anywhere on this page."
 NORMAL_HINT = "No image is labelled normal yet: label one normal image (n), which a training needs."
 RANKED_HINT = "The images are ranked now: press r to see the highest scores first."
 AREA_NOTE = "The gallery shows an area of the map. Shift with a, n, u or x labels all images that are found there."
+SECOND_NOTE = "One other person has labelled these images. Their label shows once you have given yours."
 EMPTY = {
     Show.UNLABELLED: "Every image has a label.",
     Show.ALL: "The archive is empty.",
     Show.LABELLED: "No image has a label yet: show the unlabelled ones and press a, n, u or x.",
     Show.CONFLICTS: "There are no conflicts: all annotators agree.",
+    Show.REVIEW: "There is nothing to review: no image is in conflict or unsure.",
+    Show.SECOND: "No image waits for your second opinion.",
     Show.STARRED: "No image has a star yet: s gives one.",
     Show.NOTED: "No image has a note yet: write one in the large view.",
 }
 
 
-def empty_text(query: Query) -> str:
+def empty_text(query: Query, progress: AuditProgress | None = None) -> str:
     """Say why a query finds no image."""
     if query.is_narrowed:
         return "No image matches these filters."
+    if query.show is Show.UNLABELLED and query.audit and progress is not None and progress.is_done:
+        return f"The audit is complete: {progress.advice}."
+    if query.show is Show.UNLABELLED and query.share != (1, 1):
+        return "Every image of this part has a label."
     return EMPTY.get(query.show, f"No image is labelled {query.show} yet.")
 
 
-def note(service: LabelService, query: Query, page: Page | None, summary: Summary | None) -> str:
+def note(
+    service: LabelService,
+    query: Query,
+    page: Page | None,
+    summary: Summary | None,
+    progress: AuditProgress | None = None,
+) -> str:
     """Say how the images of a page were chosen, and what is missing for a ranking."""
+    if query.audit and progress is not None:
+        return f"Random audit, {progress.labelled:,} of {progress.goal:,}. {describe_audit(progress)}"
+    if query.show is Show.SECOND:
+        return SECOND_NOTE
     obstacle = service.preparation.obstacle
     is_unranked = bool(page and page.note)
     needs = is_unranked or query.like is not None or query.sort in (Sort.NOVELTY, Sort.DIVERSE)

@@ -59,6 +59,7 @@ export default {
     area: Array, // corners of the selection
     page: Object, // number on the map of the images in the gallery, by id
     shapes: Object,
+    veil: String, // words for the server on what is hidden
     thumbs: String, // version of the images, for the browser's cache
   },
   data() {
@@ -78,6 +79,7 @@ export default {
   watch: {
     points: { handler: "load", deep: true },
     serial() { this.colour(); },
+    veil() { this.colour(); },
     area() { this.count_selected(); this.draw(); },
     page() { this.draw(); },
   },
@@ -163,7 +165,7 @@ export default {
     async colour() {
       if (!this.places || this.isFetching) return void (this.isStale = Boolean(this.places));
       this.isFetching = true;
-      const looks = await this.fetched("/map/marks", Uint8Array);
+      const looks = await this.fetched("/map/marks?" + this.veil, Uint8Array);
       this.isFetching = false;
       if (looks?.length === this.places.length) this.looks = looks;
       this.paint();
@@ -370,7 +372,7 @@ export default {
     async tile(number) {
       try {
         const query = new URLSearchParams({ number, version: this.version });
-        const answer = await fetch(`${window.path_prefix || ""}/map/tile?${query}`);
+        const answer = await fetch(`${window.path_prefix || ""}/map/tile?${query}&${this.veil}`);
         return answer.ok ? await answer.json() : null;
       } catch { return null; }
     },

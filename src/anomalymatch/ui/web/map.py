@@ -1,6 +1,7 @@
 """Map beside the gallery: points of similar images, a lasso that selects them; `map.js` is its browser side."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 from nicegui import ui
 
@@ -18,7 +19,8 @@ class MapElement(ui.element, component="map.js"):
     def __init__(self, thumbs: str) -> None:
         super().__init__()
         self._props["shapes"] = {str(label): shape for label, shape in SHAPES.items()}
-        self._props.update({"points": None, "message": "", "serial": 0, "area": [], "page": {}, "thumbs": thumbs})
+        self._props.update({"points": None, "message": "", "serial": 0, "area": [], "page": {}})
+        self._props.update({"thumbs": thumbs, "veil": ""})
 
     def set(self, **values: Any) -> None:
         """Set properties, see `map.js`."""
@@ -74,11 +76,18 @@ class MapPanel:
     def _watch(self, kinds: set[str], ids: set[str]) -> None:
         if self.element.visible:
             self._refresh()
+            self._show_veil()
             if kinds & {"labels", "ranking"}:
                 self.element.recolour()
 
     def _show_query(self) -> None:
+        self._show_veil()
         self.element.set(area=[list(corner) for corner in self.session.query.area])
+
+    def _show_veil(self) -> None:
+        veil = self.session.veil
+        words = {"veiled": "1"} if veil.scores else {}
+        self.element.set(veil=urlencode(words | ({"blind": veil.blind} if veil.blind else {})))
 
     def _show_page(self, page: Page) -> None:
         if self.element.visible:

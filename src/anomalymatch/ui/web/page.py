@@ -1,7 +1,7 @@
-"""The page: header, toolbar, gallery, large view, side panel, and the table of keys."""
+"""The page: header, toolbar, gallery, large view and side panel."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from anomalymatch.errors import LabelError
 from anomalymatch.types import Label
 from anomalymatch.ui.keys import KEYS
 from anomalymatch.ui.labels import MAX_NAME, clean_name
+from anomalymatch.ui.people import DEFAULT_NAME
 from anomalymatch.ui.service import LabelService
-from anomalymatch.ui.views import MAX_TILES, MIN_TILES, UNFILTERED, Page, Query, Show, Sort, Summary
+from anomalymatch.ui.views import MAX_TILES, MIN_TILES, UNFILTERED, Page, Query, Show, Sort, Summary, Tile
 from anomalymatch.ui.web.address import read_address
 from anomalymatch.ui.web.gallery import GalleryElement
 from anomalymatch.ui.web.light import LightControls
 from anomalymatch.ui.web.map import MapPanel
 from anomalymatch.ui.web.panel import Panel
+from anomalymatch.ui.web.people import NameRequest, share_text
 from anomalymatch.ui.web.preparation import PreparationLine
 from anomalymatch.ui.web.ranges import RangeFilters, sorts
 from anomalymatch.ui.web.routes import version
@@ -75,7 +77,7 @@ class Toolbar:
             self._sorts = sorts(session.service.columns)
             self.sort = drop_down(list(self._sorts), Sort.SCORE, "order", "sort", self._chosen)
             self.show = drop_down(list(Show), Show.UNLABELLED, "labels", "show", self._chosen)
-            with ui.element("label").classes("am-field am-range"):
+            with ui.element("label").classes("am-field am-range") as self.range:
                 self._range = ui.label().classes("am-figures")
                 self.scores = ui.range(min=0, max=1, step=0.01, value={"min": 0, "max": 1}, on_change=self._tell_range)
                 self.scores.props("dense role=group aria-label='score range' data-testid=scores")
@@ -129,6 +131,12 @@ class Toolbar:
                 "dense flat no-caps size=sm icon-right=close data-testid=area-off"
             )
             RangeFilters(session)
+            self.audit = ui.button("random audit", on_click=lambda: session.change(audit=0), color=None).props(
+                "dense flat no-caps size=sm icon-right=close data-testid=audit-off"
+            )
+            self.part = ui.button(on_click=lambda: session.change(share=(1, 1)), color=None).props(
+                "dense flat no-caps size=sm icon-right=close data-testid=part-off"
+            )
         self.update()
         session.on_query.append(self.update)
         session.on_page.append(self._count_found)
@@ -152,6 +160,11 @@ class Toolbar:
         self.kind.set_visibility(query.kind is not None)
         self.kind.text = f"ranked for group {(query.kind or 0) + 1}"
         self.like.text = f"like {shorten(query.like or '')}"
+        self.audit.set_visibility(bool(query.audit))
+        self.part.set_visibility(query.share != (1, 1))
+        self.part.text = share_text(query.share)
+        for element in (self.sort, self.range, self.text):
+            element.set_visibility(not query.audit)  # nothing tells the score of an image
 
     def _count_found(self, page: Page) -> None:
         unread, query = self.session.service.unread_headers, self.session.query
@@ -166,7 +179,7 @@ class Toolbar:
         """Say where the images are that the text finds, but the other filters hide."""
         found = await self.session.call(self.session.service.page, Query(show=Show.ALL, text=query.text))
         if found is not None and found.total and query == self.session.query:
-            self.elsewhere.text = elsewhere_text(found)
+            self.elsewhere.text = elsewhere_text(self.session.veil.tiles(found.tiles), found.total)
             self.elsewhere.set_visibility(True)
 
     async def _show_elsewhere(self) -> None:
@@ -221,11 +234,11 @@ class Toolbar:
         self.session.gallery.remember("advance", str(bool(self.advance.value)).lower())
 
 
-def elsewhere_text(found: Page) -> str:
+def elsewhere_text(tiles: Sequence[Tile], total: int) -> str:
     """Say where the images are that a text finds, although no image is shown."""
-    if found.total > 1:
-        return f"{found.total:,} images with this text are hidden by the other filters: show them"
-    (tile,) = found.tiles
+    if total > 1:
+        return f"{total:,} images with this text are hidden by the other filters: show them"
+    (tile,) = tiles
     return f"{shorten(tile.id)} is {f'labelled {tile.label}' if tile.label else 'hidden by the other filters'}: show it"
 
 
@@ -327,11 +340,13 @@ class _Page:
                 button = ui.button(text, icon=icon, on_click=act, color=None).classes("am-command")
                 button.props(f"flat dense no-caps size=sm data-testid={text.lower()} aria-label='{text} ({key})'")
                 button.tooltip(f"{text} ({key})")
-            self.name = ui.input(value="me", on_change=self._name_chosen).classes("am-name-field")
+            self.request = NameRequest(self.session)
+            self.name = ui.input(value=DEFAULT_NAME, on_change=self._name_chosen).classes("am-name-field")
             self.name.props(
                 f"dense borderless maxlength={MAX_NAME} debounce=400 aria-label='your name' data-testid=annotator"
             )
             self.name.tooltip("Your name, stored with each of your labels")
+            self.request.field = self.name
             self.theme_button = _icon("brightness_auto", "theme", "theme: auto", self._next_theme)
             _icon("keyboard", "help-button", "keys (?)", lambda: self.help.open())
             _icon("view_sidebar", "panel-button", "side panel", self.drawer.toggle)
@@ -355,6 +370,7 @@ class _Page:
         gallery.on_event("map", lambda _: self.map.toggle())
         gallery.on_event("star", lambda words: session.toggle_stars(words["ids"]))
         gallery.on_event("rerank", lambda _: session.rerank())
+        gallery.on_event("review", lambda _: session.review())
         gallery.on_event("train", lambda _: session.ask_training())
         gallery.on_event("help", lambda _: self.help.open())
         gallery.on_event("clear", lambda _: self.toolbar.clear())
@@ -397,6 +413,8 @@ class _Page:
             self.name.value = kept["annotator"][:MAX_NAME]
         if kept.get("theme") in THEMES:
             self._set_theme(kept["theme"])
+        self.panel.people.restore(kept)
+        self.request.join(kept.get("browser", ""))
         if kept.get("map") == "true" and not self.map.element.visible:
             self.map.toggle()
         self.viewer.survey.restore(kept)
@@ -422,10 +440,13 @@ class _Page:
         try:
             name = clean_name(self.name.value or "")
         except LabelError:
-            name = "me"
+            name = DEFAULT_NAME
         self.session.annotator = name
         self.panel.set_annotator(name)
         self.session.gallery.remember("annotator", name)
+        self.request.refresh()
+        if self.session.veil.blind:
+            background_tasks.create(self.session.look_again(), name="labels of others")
         background_tasks.create(self.session.fetch_recent(), name="last labels")
 
     def _next_theme(self) -> None:

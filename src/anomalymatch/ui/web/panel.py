@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -14,15 +14,16 @@ from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.types import Label
 from anomalymatch.ui.training import TrainingStatus
-from anomalymatch.ui.views import Agreement, Estimate, Show, Summary
+from anomalymatch.ui.views import Summary
 from anomalymatch.ui.web import charts
+from anomalymatch.ui.web.audit import AuditPanel
 from anomalymatch.ui.web.description import DescriptionPanel
 from anomalymatch.ui.web.gallery import DropZone
 from anomalymatch.ui.web.groups import GroupsPanel
-from anomalymatch.ui.web.routes import version
+from anomalymatch.ui.web.people import PeoplePanel
 from anomalymatch.ui.web.sending import TARGETS, Sending
 from anomalymatch.ui.web.session import Session
-from anomalymatch.ui.web.theme import SHAPES, many
+from anomalymatch.ui.web.theme import SHAPES
 
 LOG_LINES = 8
 STATES = {
@@ -120,9 +121,7 @@ def _state(status: TrainingStatus) -> str:
 
 REFRESH_S = 0.5
 """Shortest time between two updates of the panel."""
-CONFLICTS, EXAMPLE_SIDE = 12, 96
-COMMON = 10
-"""Smallest number of common images for which the agreement of two annotators says anything."""
+EXAMPLE_SIDE = 96
 EXPORTS = {
     "csv": "Labels (CSV)",
     "parquet": "Labels and scores (Parquet)",
@@ -145,8 +144,7 @@ class Panel:
             with ui.row().classes("am-counts").props("data-testid=counts"):
                 self._figures = {label: _count(label) for label in Label}
                 self._labelled = ui.label().classes("am-hint am-whole")
-            self._estimate = ui.label().classes("am-hint").props("data-testid=estimate")
-            self._advice = ui.label().classes("am-hint").props("data-testid=advice")
+            AuditPanel(session)
         with _section("Description", "description"):
             DescriptionPanel(session)
         with _section("Ranking", "ranking"):
@@ -167,11 +165,7 @@ class Panel:
         with _section("Training", "training"):
             self.training = TrainingPanel(session)
         with _section("Annotators", "annotators"):
-            self._nobody = ui.label("There are no labels yet.").classes("am-hint")
-            self._people = ui.column().classes("am-stack").props("data-testid=annotators")
-            self._conflicts = ui.column().classes("am-stack")
-            self._lines: dict[str, ui.label] = {}
-            self._conflicting: Sequence[str] = ()
+            self.people = PeoplePanel(session)
         with _section("Examples", "examples"):
             self._zones = [self._drop_examples()]
             self._examples = ui.row().classes("am-examples").props("data-testid=examples")
@@ -213,9 +207,6 @@ class Panel:
 
     def _show(self, summary: Summary) -> None:
         self._show_counts(summary)
-        self._estimate.text = _estimate_text(summary.estimate)
-        self._advice.text = summary.estimate.advice[:1].upper() + summary.estimate.advice[1:]
-        self._advice.set_visibility(bool(summary.estimate.advice))
         self._mode = summary.mode
         self._modes.set_options(list(summary.modes), value=summary.mode if summary.mode in summary.modes else None)
         self._modes.set_visibility(len(summary.modes) > 1)
@@ -230,7 +221,7 @@ class Panel:
             hint.set_visibility(not is_there)
         self._histogram.update_figure(charts.histogram(summary.histogram))
         self._discovery.update_figure(charts.discovery(summary.found))
-        self._show_people(summary)
+        self.people.show(summary)
 
     def _show_counts(self, summary: Summary) -> None:
         for label, figure in self._figures.items():
@@ -238,43 +229,6 @@ class Panel:
         rest = f"{sum(summary.counts.values()):,} of {summary.images:,} labelled"
         unreadable = f" · {summary.unreadable:,} unreadable" if summary.unreadable else ""
         self._labelled.text = rest + unreadable
-
-    def _show_people(self, summary: Summary) -> None:
-        lines = {name: many(labels, "label") for name, labels in summary.annotators.items()}
-        for pair in summary.agreements:
-            if pair.images >= COMMON:
-                lines[f"{pair.first} and {pair.second}"] = _agreement_text(pair)
-        if lines.keys() != self._lines.keys():
-            self._people.clear()
-            with self._people:
-                self._lines = {name: _pair(name) for name in lines}
-        for name, text in lines.items():
-            self._lines[name].text = text
-        self._nobody.set_visibility(not lines)
-        if summary.conflicts != self._conflicting:
-            self._conflicting = summary.conflicts
-            self._show_conflicting(summary.conflicts)
-
-    def _show_conflicting(self, ids: Sequence[str]) -> None:
-        self._conflicts.clear()
-        if not ids:
-            return
-        with self._conflicts:
-            button = ui.button(f"≠ {many(len(ids), 'conflict')}: show", on_click=self._show_conflicts)
-            button.props("dense flat no-caps size=sm data-testid=conflicts")
-            ui.label("The next label of such an image settles it: a click opens it.").classes("am-hint")
-            with ui.row().classes("am-examples"):
-                for id_ in ids[:CONFLICTS]:
-                    look = ui.element("button").classes("am-example")
-                    look.on("click", lambda _, id_=id_: self.session.view(id_))
-                    look.props.update({"title": id_, "aria-label": f"show {id_}", "data-testid": "conflict"})
-                    with look:
-                        picture = ui.element("img")
-                        words = {"id": id_, "side": EXAMPLE_SIDE, "v": version(self.session.service.source)}
-                        picture.props.update({"src": "/thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
-
-    async def _show_conflicts(self) -> None:
-        await self.session.change(show=Show.CONFLICTS, low=0.0, high=1.0, text="", like=None)
 
     async def _choose_mode(self) -> None:
         if self._modes.value and self._modes.value != self._mode:
@@ -359,22 +313,3 @@ def _count(label: Label) -> ui.label:
         figure = ui.label("0").classes("am-figure")
         ui.label(f"{SHAPES[label][0]} {label}").classes("am-hint")
     return figure
-
-
-def _pair(name: str) -> ui.label:
-    """Create a line with a name; return the label beside it."""
-    with ui.row().classes("am-line"):
-        ui.label(name).classes("am-grow am-id")
-        return ui.label().classes("am-hint")
-
-
-def _estimate_text(estimate: Estimate) -> str:
-    if math.isnan(estimate.left):
-        return f"Anomalies left: {estimate.reason}"
-    low, high = f"{estimate.low:,.0f}", f"{estimate.high:,.0f}"
-    return f"About {estimate.left:,.0f} anomalies are left (90 %: {low} to {high})"
-
-
-def _agreement_text(agreement: Agreement) -> str:
-    kappa = "" if math.isnan(agreement.kappa) else f", κ {agreement.kappa:.2f}"
-    return f"agree on {agreement.share:.0%} of {agreement.images:,}{kappa}"

@@ -24,6 +24,7 @@ from anomalymatch.text import safe_name
 from anomalymatch.ui.labels import MAX_NAME, clean_name
 from anomalymatch.ui.pictures import AS_TRAINED, FULL_TYPE, STRETCHES, THUMBNAIL_TYPE
 from anomalymatch.ui.service import LabelService
+from anomalymatch.ui.veil import Veil
 from anomalymatch.ui.web.security import refusal, without_folders
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class _Handlers:
 
     async def map_marks(self, request: Request) -> Response:
         """Return scores and labels of the images on the map, see `LabelService.map_marks`."""
-        return _binary(await to_thread.run_sync(self.service.map_marks, limiter=self._drawing))
+        return _binary(await to_thread.run_sync(self.service.map_marks, _veil(request), limiter=self._drawing))
 
     async def map_tile(self, request: Request) -> Response:
         """Return one image of the map as JSON, see `Tile`."""
@@ -118,7 +119,7 @@ class _Handlers:
         tile = self.service.map_tile(int(number), version) if number.isdecimal() and len(number) < 10 else None
         if tile is None:
             raise HTTPException(404, "There is no such image on the map.")
-        return JSONResponse(asdict(tile), headers={"cache-control": "no-store"})
+        return JSONResponse(asdict(_veil(request).tiles([tile])[0]), headers={"cache-control": "no-store"})
 
     async def _picture(self, request: Request, draw: Callable[[], bytes], media_type: str) -> Response:
         try:
@@ -239,6 +240,11 @@ def _annotator(request: Request) -> str:
     if len(given) > MAX_NAME:
         raise HTTPException(400, f"The name of the annotator has more than {MAX_NAME} characters.")
     return clean_name(given)
+
+
+def _veil(request: Request) -> Veil:
+    words = request.query_params
+    return Veil("veiled" in words, words.get("blind", "")[:MAX_NAME])
 
 
 def _files(items: Sequence[tuple[str, UploadFile | str]]) -> list[UploadFile]:

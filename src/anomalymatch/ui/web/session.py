@@ -13,8 +13,11 @@ from nicegui import Client, background_tasks, run
 
 from anomalymatch.errors import AnomalyMatchError
 from anomalymatch.types import Label
+from anomalymatch.ui.audit import AuditProgress
+from anomalymatch.ui.people import DEFAULT_NAME
 from anomalymatch.ui.service import CROWD, LabelService
-from anomalymatch.ui.views import UNFILTERED, Change, Page, Query, Show, Sort, Summary
+from anomalymatch.ui.veil import Veil
+from anomalymatch.ui.views import QUEUES, UNFILTERED, Change, Page, Query, Show, Sort, Summary
 from anomalymatch.ui.web import hints
 from anomalymatch.ui.web.address import Address, write_address
 from anomalymatch.ui.web.gallery import GalleryElement
@@ -46,6 +49,8 @@ class Session:
     Attributes:
         query: the query of the gallery.
         annotator: name of the person at this page.
+        blind: True if the labels of others are hidden until this person has given one.
+        progress: of the random audit, while one is on.
         follow: True if the page is loaded again after each ranking; otherwise its images stay where they are.
         has_new_order: True if there is a newer ranking than that of the page.
         summary: the last summary; None before the first.
@@ -65,7 +70,9 @@ class Session:
     def __init__(self, service: LabelService, gallery: GalleryElement, client: Client) -> None:
         self.service, self.gallery, self.client = service, gallery, client
         self.query = Query()
-        self.annotator = "me"
+        self.annotator = DEFAULT_NAME
+        self.blind = False
+        self.progress: AuditProgress | None = None
         self.follow = False
         self.has_new_order = False
         self.summary: Summary | None = None
@@ -153,12 +160,12 @@ class Session:
         if page.page != self.query.page:  # fewer images than thought
             self.query = replace(self.query, page=page.page, shift=0)
         self._page = page
-        if self.summary is None:
+        if self.summary is None or self.query.audit:
             await self.fetch_summary()
-        page = replace(page, note=self._note())
+        page = replace(page, note=self._note(), tiles=self.veil.tiles(page.tiles))
         self.gallery.show(
             page,
-            empty=hints.empty_text(self.query),
+            empty=hints.empty_text(self.query, self.progress),
             filtered=self.query.is_filtered,
             keep=keep,
             at=at,
@@ -193,8 +200,31 @@ class Session:
         elif self.viewed() != (address.image if known else ""):
             self.view(address.image if known else "")
 
+    @property
+    def veil(self) -> Veil:
+        """What this page hides. Whoever gives a second opinion does not see the first one."""
+        is_blind = self.blind or self.query.show is Show.SECOND
+        return Veil(bool(self.query.audit), self.annotator if is_blind else "")
+
+    async def set_blind(self, blind: bool) -> None:
+        """Hide or show the labels of others."""
+        self.blind = blind
+        await self.look_again()
+
+    async def look_again(self) -> None:
+        """Show all images again, of which others may be hidden now."""
+        if self.query.show is Show.SECOND and self.query.annotator != self.annotator:
+            await self.change()
+        await self._patch(self.gallery.ids)
+        self._notify_watchers({"labels"}, {*self.gallery.ids, self.viewed()})
+
+    async def review(self) -> None:
+        """Show the images to review, newest label first; if they are shown, the unlabelled ones."""
+        show = Show.UNLABELLED if self.query.show is Show.REVIEW else Show.REVIEW
+        await self.change(**UNFILTERED | {"show": show})
+
     def _use(self, query: Query) -> None:
-        self.query = query
+        self.query = replace(query, annotator=self.annotator if query.show is Show.SECOND else "")
         self.gallery.set_option("grouped", query.group is not None or bool(query.area))
         for listener in self.on_query:
             listener()
@@ -402,7 +432,7 @@ class Session:
     async def _patch(self, ids: Sequence[str]) -> None:
         tiles = await self.call(self.service.tiles, list(ids)) if ids else None
         if tiles and not self.client.is_deleted:
-            self.gallery.patch(tiles)
+            self.gallery.patch(self.veil.tiles(tiles))
 
     def _offer(self, *, is_regrouped: bool) -> None:
         """Note that there is a newer ranking than that of the page, or that its group has changed."""
@@ -413,15 +443,18 @@ class Session:
 
     @property
     def _is_ranked(self) -> bool:
-        return self.query.sort in RANKED and self.query.like is None and self.query.group is None
+        query = self.query
+        is_fixed = query.like is not None or query.group is not None or query.audit or query.show in QUEUES
+        return query.sort in RANKED and not is_fixed
 
     def _note(self) -> str:
         """Return the text above the images."""
-        return hints.note(self.service, self.query, self._page, self.summary)
+        return hints.note(self.service, self.query, self._page, self.summary, self.progress)
 
     async def fetch_summary(self) -> Summary | None:
         """Fetch the summary of the search and store it in `summary`."""
-        summary = await self.call(self.service.summary)
+        summary, goal = await self.call(self.service.summary), self.query.audit
+        self.progress = await self.call(self.service.audit_progress, goal) if goal else None
         if summary is not None and not self.client.is_deleted:
             self.summary = summary
             for listener in self.on_summary:

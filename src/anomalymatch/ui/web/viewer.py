@@ -144,6 +144,7 @@ class Viewer:
                 self._metadata = ui.element("dl").classes("am-table").props("data-testid=metadata")
             StatusBar(session, version)
         session.watchers.append(self._watch)
+        session.on_query.append(self._veil)
         light.on_change.append(self._use)
 
     def open(self, id_: str) -> None:
@@ -204,12 +205,19 @@ class Viewer:
         images = self._images
         tiles = await self.session.call(self.session.service.tiles, list(images))
         if tiles is not None and images == self._images and not self.session.client.is_deleted:
-            self._tiles = {tile.id: tile for tile in tiles}
+            self._tiles = {tile.id: tile for tile in self.session.veil.tiles(tiles)}
             self._draw()
+
+    def _veil(self) -> None:
+        """Hide the heat maps during a random audit: they would tell the score."""
+        is_audit = bool(self.session.query.audit)
+        self._heat.set_visibility(not is_audit)
+        if is_audit:
+            self._heat.value = False
 
     def toggle_heat(self) -> None:
         """Show or hide heat maps; nothing happens while the view is closed."""
-        if self.id:
+        if self.id and not self.session.query.audit:  # it would tell the score
             self._heat.value = not self._heat.value
 
     def toggle_survey(self) -> None:
@@ -322,7 +330,7 @@ class Viewer:
         details = await self.session.call(self.session.service.details, id_)
         if details is None or not self._is_at(id_):
             return
-        self._show_details(details)
+        self._show_details(self.session.veil.details(details))
         if not with_neighbours:
             return
         self._near.clear()
@@ -332,13 +340,14 @@ class Viewer:
         self.survey.show(details.coordinates, details.orientation, details.size)
         tiles = await self.session.call(self.session.service.neighbours, id_, NEIGHBOURS)
         if tiles is not None and self._is_at(id_):
-            self._show_neighbours(tiles)
+            self._show_neighbours(self.session.veil.tiles(tiles))
 
     def _is_at(self, id_: str) -> bool:
         return self.id == id_ and not self.session.client.is_deleted
 
     def _show_details(self, details: Details) -> None:
-        self._state.text = state_text(details.tile) + self._ordering_value(details.tile.id)
+        text = state_text(details.tile, is_audit=self.session.veil.scores)
+        self._state.text = text + self._ordering_value(details.tile.id)
         self._star.text = "★" if details.tile.star else "☆"
         self._star.props(f"aria-pressed={'true' if details.tile.star else 'false'}")
         if details.tile.note != self._noted:  # otherwise a person may be writing
@@ -401,10 +410,10 @@ def caption(tile: Tile) -> str:
     return " · ".join([*words, f"{SHAPES[tile.label][0]} {tile.label}" if tile.label else "no label"])
 
 
-def state_text(tile: Tile) -> str:
-    """Describe rank, score and label."""
+def state_text(tile: Tile, *, is_audit: bool = False) -> str:
+    """Describe rank, score and label; a random audit hides the score."""
     words = [f"rank {tile.rank:,}"] if tile.rank else []
-    words += [f"score {tile.score:.4f}"] if tile.score is not None else ["no score"]
+    words += [f"score {tile.score:.4f}"] if tile.score is not None else ["score hidden" if is_audit else "no score"]
     words += [f"{tile.label} (by {tile.annotator})" if tile.label else "no label"]
     return " · ".join(words + ["starred"] * tile.star + ["annotators disagree"] * tile.conflict)
 
