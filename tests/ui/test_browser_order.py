@@ -49,3 +49,71 @@ def test_order_and_ranges_of_a_score_file(demo, opened):
     page.get("range-off").click()
     page.until(lambda: page.ids[:20] == TOP[:20], "the filter is off")
     assert page.complaints == []
+
+
+def test_a_drag_over_the_scores_is_the_filter(demo, opened):
+    page = opened(demo, viewport={"width": 1440, "height": 900})
+    for key, label in (("a", "anomaly"), ("n", "normal")):
+        page.label(key, label)
+    plot = page.get("histogram").locator(".nsewdrag").first
+    plot.wait_for()
+    plot.scroll_into_view_if_needed()
+    text = page.page.locator(".am-range .am-figures")
+
+    def drag():
+        box = plot.bounding_box()
+        start, end, middle = (box["x"] + share * box["width"] for share in (0.25, 0.75, 0.5))
+        page.page.mouse.move(start, box["y"] + 5)
+        page.page.mouse.down()
+        page.page.mouse.move(middle, box["y"] + 20)
+        page.page.mouse.move(end, box["y"] + 20)
+        page.page.mouse.up()
+        page.page.wait_for_timeout(200)
+        return text.inner_text() == "score 0.25 to 0.75"
+
+    page.until(drag, "the filter is that of the drag")  # a ranking that arrives meanwhile draws the plot again
+    page.until(lambda: "score=0.25-0.75" in page.page.url, "also in the address")
+    shades = page.get("histogram").locator(".shapelayer path")
+    page.until(lambda: shades.count() == 2, "the rest is shaded")
+
+    def double_click():
+        plot.dblclick()
+        page.page.wait_for_timeout(200)
+        return text.inner_text() == "score 0.00 to 1.00"
+
+    page.until(double_click, "a double click shows all scores")
+    page.until(lambda: shades.count() == 0, "nothing is shaded")
+    assert page.complaints == []
+
+
+def test_go_to_a_page_a_rank_and_an_image(demo, opened):
+    page = opened(demo)
+
+    def go(text, key=":"):
+        page.press(key) if key else page.get("page-number").click()
+        page.get("goto").wait_for()
+        page.until(lambda: page.get("goto").evaluate("field => field === document.activeElement"), "it has the focus")
+        page.page.keyboard.type(text)
+        page.press("Enter")
+        page.until(lambda: page.page.locator(".am-goto").count() == 0, "the dialog is closed")
+
+    go("3")
+    page.until(lambda: page.get("page-number").inner_text().startswith("3 /"), "page 3")
+    go("#50", "Control+g")
+    page.until(lambda: page.get("page-number").inner_text().startswith("2 /"), "rank 50 is on page 2")
+    page.until(lambda: page.cursor == page.ids[1], "under the cursor")
+    chosen = page.ids[5]
+    go("1")
+    page.until(lambda: chosen not in page.ids, "page 1")
+    go(chosen[-6:], None)
+    page.until(lambda: chosen in page.ids and page.cursor == chosen, "the image with this end")
+    go("99")
+    page.until(lambda: "pages" in page.get("status-error").first.inner_text(), "there is no page 99")
+    done = page.label("n", "normal")
+    go(done)  # it stays on the page until the next order
+    page.until(lambda: page.cursor == done, "the image is on this page")
+    page.page.goto(demo.url)
+    page.page.wait_for_selector("[data-testid=tile].am-cursor")
+    go(done)
+    page.until(lambda: page.get("view-id").is_visible() and page.get("view-id").inner_text() == done, "no page has it")
+    assert page.complaints == []

@@ -47,6 +47,8 @@ KEYS = {
         "g": "next group",
         "q": "queue of images in conflict and unsure ones: open, leave",
         "m": "map: show or hide",
+        ":, Ctrl + g": "go to a page (12), to a rank (#1234), or to an id or its end",
+        "drag over the scores": "filter by score, in the panel; a double click shows all",
         "?": "show the keys",
     },
 }

@@ -19,8 +19,11 @@ RUG_POINTS = 400
 """Most marks of one label below the histogram; more are slow and unreadable."""
 
 
-def histogram(scores: Histogram | None) -> dict[str, Any]:
-    """Plot the scores of the unlabelled images on a logarithmic scale, with marks of the labelled ones below."""
+def histogram(scores: Histogram | None, limits: tuple[float, float] = (0.0, 1.0)) -> dict[str, Any]:
+    """Plot the scores of the unlabelled images on a logarithmic scale, with marks of the labelled ones below.
+
+    Scores outside of `limits` are shaded. Dragging selects a range.
+    """
     if scores is None:
         return _figure([], note="no ranking yet")
     traces: list[dict[str, Any]] = [
@@ -47,12 +50,23 @@ def histogram(scores: Histogram | None) -> dict[str, Any]:
             }
         )
     layout = {
-        "yaxis": AXIS | _title("images") | {"type": "log", "domain": [0.3, 1], "dtick": 1, "exponentformat": "power"},
+        "yaxis": AXIS
+        | _title("images")
+        | {"type": "log", "domain": [0.3, 1], "dtick": 1, "exponentformat": "power", "fixedrange": True},
         "yaxis2": AXIS | {"domain": [0, 0.2], "range": [-3.6, 0.6], "visible": False, "fixedrange": True},
-        "xaxis": AXIS | _title("score") | {"range": [0, 1], "anchor": "free", "position": 0},
+        "xaxis": AXIS | _title("score") | {"range": [0, 1], "anchor": "free", "position": 0, "fixedrange": True},
         "bargap": 0,
+        "dragmode": "select",
+        "selectdirection": "h",
+        "selections": [],
+        "shapes": [_shade(start, end) for start, end in ((0.0, limits[0]), (limits[1], 1.0)) if start < end],
     }
     return _figure(traces, layout)
+
+
+def _shade(start: float, end: float) -> dict[str, Any]:
+    box = {"type": "rect", "x0": start, "x1": end, "xref": "x", "y0": 0, "y1": 1, "yref": "paper"}
+    return box | {"fillcolor": "rgba(138,148,163,0.4)", "line": {"width": 0}}
 
 
 def discovery(found: Sequence[int]) -> dict[str, Any]:

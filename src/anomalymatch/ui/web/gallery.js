@@ -2,6 +2,7 @@
 const LABELS = { a: "anomaly", n: "normal", u: "unsure", x: "artefact" };
 const COMMANDS = {
   z: "undo", r: "rerank", t: "train", g: "group", m: "map", h: "heat", v: "survey", q: "review", "?": "help",
+  ":": "goto",
 };
 const SIDES = [64, 96, 128, 192, 256, 384, 512]; // sides of the thumbnails in the server's cache
 const CAPTION = 17; // height of a tile's caption in CSS pixels
@@ -73,8 +74,8 @@ export default {
         <span class="am-paging">
           <button class="am-key" aria-label="previous page" data-testid="page-previous" :disabled="page.page === 0"
                   @click="turn(-1, 'first')"><span class="am-shape">‹</span></button>
-          <span class="am-where" data-testid="page-number">{{ (page.page + 1).toLocaleString("en") }} /
-            {{ page.pages.toLocaleString("en") }}</span>
+          <button class="am-key am-where" title="go to a page, a rank or an id (:)" data-testid="page-number" @click="$emit('goto')">
+            {{ (page.page + 1).toLocaleString("en") }} / {{ page.pages.toLocaleString("en") }}</button>
           <button class="am-key" aria-label="next page" data-testid="page-next"
                   :disabled="page.page + 1 >= page.pages" @click="turn(1, 'first')">
             <span class="am-shape">›</span></button>
@@ -461,6 +462,7 @@ export default {
       const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
       if (event.ctrlKey || event.metaKey) {
         if (key === "z" || key === "y") return this.revert(key === "y" || event.shiftKey, event.repeat);
+        if (key === "g") return this.$emit("goto"), true;
         if (key !== "a" || this.viewing) return false;
         this.chosen = new Set(this.tiles.map((tile) => tile.id));
         return true;

@@ -19,6 +19,7 @@ from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.views import MAX_TILES, MIN_TILES, UNFILTERED, Page, Query, Show, Sort, Summary, Tile
 from anomalymatch.ui.web.address import read_address
 from anomalymatch.ui.web.gallery import GalleryElement
+from anomalymatch.ui.web.goto import GoTo
 from anomalymatch.ui.web.light import LightControls
 from anomalymatch.ui.web.map import MapPanel
 from anomalymatch.ui.web.panel import Panel
@@ -318,6 +319,7 @@ class _Page:
         self.session.compare = self.viewer.compare
         self.map.element.on("look", lambda event: self.viewer.open(event.args["id"]))
         self.help = help_dialog(service.groups.keys)
+        self.goto = GoTo(self.session)
         self.session.ask_training = TrainingQuestion(self.session).ask
         self._header(service.name)
         self._wire(gallery)
@@ -372,6 +374,7 @@ class _Page:
         gallery.on_event("rerank", lambda _: session.rerank())
         gallery.on_event("review", lambda _: session.review())
         gallery.on_event("train", lambda _: session.ask_training())
+        gallery.on_event("goto", lambda _: self.goto.open())
         gallery.on_event("help", lambda _: self.help.open())
         gallery.on_event("clear", lambda _: self.toolbar.clear())
         session.client.on_connect(gallery.resume)

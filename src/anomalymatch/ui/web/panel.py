@@ -20,6 +20,7 @@ from anomalymatch.ui.web.audit import AuditPanel
 from anomalymatch.ui.web.description import DescriptionPanel
 from anomalymatch.ui.web.gallery import DropZone
 from anomalymatch.ui.web.groups import GroupsPanel
+from anomalymatch.ui.web.histogram import ScoreHistogram
 from anomalymatch.ui.web.people import PeoplePanel
 from anomalymatch.ui.web.sending import TARGETS, Sending
 from anomalymatch.ui.web.session import Session
@@ -154,7 +155,7 @@ class Panel:
                 )
                 self._speed = ui.label().classes("am-hint am-grow am-right").props("data-testid=speed")
             self._unranked = ui.label("Nothing is ranked yet.").classes("am-hint")
-            self._histogram = ui.plotly(charts.histogram(None)).classes("am-chart").props("data-testid=histogram")
+            self._histogram = ScoreHistogram(session).plot
             self._histogram.set_visibility(False)
         with _section("Discovery", "discovery"):
             self._unlabelled = ui.label("There are no labels yet.").classes("am-hint")
@@ -219,7 +220,6 @@ class Panel:
         ):
             chart.set_visibility(is_there)
             hint.set_visibility(not is_there)
-        self._histogram.update_figure(charts.histogram(summary.histogram))
         self._discovery.update_figure(charts.discovery(summary.found))
         self.people.show(summary)
 
