@@ -18,8 +18,8 @@ class GalleryElement(ui.element, component="gallery.js"):
     It emits `hello` (stored settings, and the view before a reload, once), `address` (of the browser's history),
     `label` (ids, label, and number of a group or None), `look` (id for the large view), `shut`, `turn` (page, and
     whether the cursor goes to its first or last tile), `whole` (label for the whole current group), `group` (show the
-    next), `map`, `heat` and `survey` (show or hide the map, heat maps, the survey picture), `star` (ids),
-    `review` (show or leave what is to review), `undo`, `redo`, `rerank`, `train`, `help`, `goto` (ask where to go), `compare`
+    next), `map`, `heat` and `survey` (show or hide the map, heat maps, the survey picture), `star` (ids), `review`
+    (show or leave what is to review), `undo`, `redo`, `rerank`, `train`, `help`, `goto` (ask where to go), `compare`
     (ids, and the one under the cursor), `pane` (id of the chosen one of several images in the large view), `clear`
     (the filters) and `end` (a label key after the last tile has its label). `label`, `whole`, `undo` and `redo` have a
     `key`, and are sent again until `acknowledge`.
