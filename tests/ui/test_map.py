@@ -194,6 +194,11 @@ def test_routes_of_the_map(mapped):
     assert marks[:40].tolist() == [int(score * 254) for score in scores]
     assert np.flatnonzero(marks[40:]).tolist() == [3, 5]
     assert marks[[43, 45]].tolist() == [CODES[Label.ANOMALY], CODES[Label.ARTEFACT]]
+    veiled = client.get("/map/marks?veiled=1&blind=me").content
+    assert veiled == bytes([255] * 40) + marks[40:].tobytes(), "without scores, with own labels"
+    assert client.get("/map/marks?blind=ada").content == marks[:40].tobytes() + bytes(40), "without others' labels"
+    seen = client.get(f"/map/tile?number=3&version={points.version}&veiled=1&blind=ada").json()
+    assert (seen["id"], seen["score"], seen["label"]) == (ids[3], None, None)
     answer = client.get("/map/tile", params={"number": 3, "version": points.version})
     assert answer.json() == asdict(mapped.tiles(ids[3:4])[0])
     assert mapped.map_numbers(ids[:5]) == {id_: k for k, id_ in enumerate(ids[:5])}

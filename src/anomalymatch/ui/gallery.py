@@ -71,7 +71,8 @@ class Gallery:
         self.version = 0
         self.text, self._within = TextFilter(ids, metadata, classes, header), within
         self.columns = Columns(metadata)
-        self._parts = cache(partial(share_numbers, ids))
+        self._numbers = cache(partial(share_numbers, ids))
+        self._parts: LRU[tuple[int, int], Bool[np.ndarray, " n"]] = LRU(CACHED_RESULTS)
         # Independent of the scores, so that an audit continues where it stopped.
         audit = cache(lambda: audit_order(len(ids), seed).astype(np.int32))
         orders = _Orders(len(ids), None, audit)
@@ -182,7 +183,8 @@ class Gallery:
         if query.text:
             masks.append(self.text.matches(query.text))
         if query.share[1] > 1:
-            masks.append(self._parts() % query.share[1] == query.share[0] - 1)
+            part, parts = query.share
+            masks.append(self._parts.get(query.share, lambda: self._numbers() % parts == part - 1))
         if query.area:
             masks.append(np.zeros(snapshot.orders.count, dtype=bool))
             masks[-1][self._within(query.area) if self._within else []] = True

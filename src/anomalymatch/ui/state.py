@@ -124,6 +124,7 @@ class SearchState:
         self._sequence: Int32[np.ndarray, " n"] = np.zeros(len(ids), dtype=np.int32)  # of the current labels
         self._logits: Logits | None = None
         self._trained_novelty: Logits | None = None
+        self._conflicts: Int64[np.ndarray, " c"] = np.array([], np.int64)
         self.described: Logits | None = None
         self._first: Int64[np.ndarray, " n"] | None = None  # the order before the first ranking, on first use
         self._kinds: LRU[tuple[bytes, ...], Int64[np.ndarray, " n"]] = LRU(CACHED_KINDS)
@@ -306,7 +307,7 @@ class SearchState:
         elif query.show is Show.SECOND:
             like = self._known(self.labels.second_opinions(query.annotator))
         elif query.audit:
-            like = self._audit_order()[: query.audit].astype(np.int64)
+            like = self._audit_order(query.audit).astype(np.int64)
         note = ""
         if self._logits is None and like is None and query.sort is Sort.SCORE and query.show is Show.UNLABELLED:
             first = IN_FILE_ORDER if self.live is None else self.live.first
@@ -387,10 +388,11 @@ class SearchState:
         labels = {code: label for label, code in CODES.items()}
         return {self.ids[i]: labels[int(codes[i])] for i in sample.tolist()}
 
-    def _audit_order(self) -> Int32[np.ndarray, " r"]:
-        """Return the positions of the readable images in the order of the random audit."""
-        order = self.gallery.audit()
-        return order[~np.isin(order, self.unreadable)] if len(self.unreadable) else order
+    def _audit_order(self, count: int | None = None) -> Int32[np.ndarray, " r"]:
+        """Return the positions of the readable images in the order of the random audit, all or the first `count`."""
+        unreadable = self.unreadable
+        order = self.gallery.audit()[: None if count is None else count + len(unreadable)]
+        return order[~np.isin(order, unreadable)][:count] if len(unreadable) else order
 
     def audit_progress(self, goal: int) -> AuditProgress:
         """Measure the progress of the random audit towards a number of images."""
@@ -406,7 +408,7 @@ class SearchState:
     def to_review(self) -> Int64[np.ndarray, " k"]:
         """Return the positions of the images in conflict or labelled unsure, newest label first."""
         with self.lock:
-            found = np.union1d(self._known(self.labels.conflicts()), np.flatnonzero(self._codes == CODES[Label.UNSURE]))
+            found = np.union1d(self._conflicts, np.flatnonzero(self._codes == CODES[Label.UNSURE]))
             return found[np.argsort(-self._sequence[found], kind="stable")].astype(np.int64)
 
     def _known(self, ids: Sequence[str]) -> Int64[np.ndarray, " k"]:
@@ -453,10 +455,11 @@ class SearchState:
     def _update_gallery(self) -> None:
         newest = np.flatnonzero(self._codes)
         notes = self.notes.all()
-        marked: dict[Show, list[str]] = {
-            Show.CONFLICTS: self.labels.conflicts(),
-            Show.STARRED: [id_ for id_, note in notes.items() if note.star],
-            Show.NOTED: [id_ for id_, note in notes.items() if note.text],
+        self._conflicts = self._known(self.labels.conflicts())
+        marked = {
+            Show.CONFLICTS: self._conflicts,
+            Show.STARRED: self._known([id_ for id_, note in notes.items() if note.star]),
+            Show.NOTED: self._known([id_ for id_, note in notes.items() if note.text]),
         }
         self.gallery.update(
             logits=self._logits,
@@ -464,7 +467,7 @@ class SearchState:
             described=self.described,
             labels=self._codes,
             newest=newest[np.argsort(-self._sequence[newest])],
-            marked={show: self.positions([id_ for id_ in ids if id_ in self.index]) for show, ids in marked.items()},
+            marked=marked,
             diverse=(lambda candidates, _: candidates) if self.live is None else self.live.diverse,
         )
 

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from nicegui import ui
 
 from anomalymatch.data.label_log import AUTOMATIC
+from anomalymatch.ui.labels import MAX_NAME
 from anomalymatch.ui.people import needs_name
 from anomalymatch.ui.views import QUEUES, Agreement, Summary
 from anomalymatch.ui.web.routes import version
@@ -49,6 +50,7 @@ class NameRequest:
     def join(self, browser: str) -> None:
         """Note that the page is open in a browser, which gets a random name at its first visit."""
         people, client = self.session.service.people, self.session.client
+        browser = browser[:MAX_NAME]
         if not browser:
             browser = secrets.token_hex(8)
             self.session.gallery.remember("browser", browser)
