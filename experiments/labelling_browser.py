@@ -28,6 +28,8 @@ SIZES = (6_664, 30_000, 1_000_000)
 LABELS = 40
 SEEN = """([id, isGone]) => new Promise((resolve) => {
   const begin = performance.now();
+  const before = document.querySelector(`[data-testid=tile][data-id="${id}"]`);
+  if (before.dataset.label) throw new Error(`${id} has a label already`);
   const look = () => {
     const tile = document.querySelector(`[data-testid=tile][data-id="${id}"]`);
     const isDone = isGone ? !tile : tile.dataset.label;

@@ -1,5 +1,6 @@
 import csv
 import importlib
+import json
 import os
 import re
 from functools import partial
@@ -125,6 +126,22 @@ def test_benchmark_fills_its_tables_and_resumes(experiment, tmp_path, monkeypatc
     words[2] = tmp_path / "elsewhere"
     assert experiment("benchmark", *words, "--algorithms", *several) == everything  # restored from the table
     assert len(list((tmp_path / "elsewhere" / "quick" / "benchmark").glob("*.csv"))) == len(several)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
+def test_gpu_measures_its_parts_once(experiment, tmp_path):
+    """All parts but the compiler, which takes minutes without saying more than PyTorch's own tests."""
+    words = ["--tiny", "--runs", tmp_path / "runs", "--results", tmp_path]
+    quick = ("forward", "decoding", "end_to_end", "reranking")
+    experiment("gpu", *words, "--parts", *quick)
+    experiment("gpu", *words, "--parts", *quick, "msc", "protocol")
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(line["part"] for line in lines)) == [*quick, "msc", "protocol"]
+    assert len({json.dumps(line) for line in lines}) == len(lines) == 4 + 1 + 2 + 1 + 1 + 2
+    assert all(line["per_second"] > 0 for line in lines if "per_second" in line)
+    assert [line["what"] for line in lines if line["part"] == "protocol"] == ["fixmatch_reference", "fixmatch"]
+    assert all(0 <= line["ap"] <= 1 for line in lines if line["part"] == "protocol")
 
 
 def test_augmentations_draws_a_row_for_each_image(experiment, tmp_path):
