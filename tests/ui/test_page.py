@@ -457,8 +457,11 @@ async def test_a_finished_training_offers_its_order(page, service, finish_traini
     page.act("train-yes")
     await page.until(lambda: page.get("training-header").text == "Training: starting …")
     finish_training(service.run, 2, service.source.ids, range(60), cold=False)
+    assert not page.get("report").visible
+    (service.run / "report.html").write_text("cycle 2")
     service.training._process.kill()
     await page.says("Training 2 has finished: press r")
+    await page.until(lambda: page.get("report").visible)
     await page.until(lambda: page.status["offered"])
     assert page.ids == before
     assert math.isnan(service.training.estimate())

@@ -300,6 +300,22 @@ class TestExport:
         assert ("/export/csv failed" in caplog.text) == (status == 500)
 
 
+def test_report_of_the_run(client, service, tmp_path):
+    assert client.get("/report").status_code == 404
+    report = service.run / "report.html"
+    report.write_text("<h1>cycle 1</h1>")
+    answer = client.get("/report")
+    assert (answer.status_code, answer.text) == (200, "<h1>cycle 1</h1>")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert answer.headers["cache-control"] == "no-store"
+    report.write_text("<h1>cycle 2</h1>")
+    assert "cycle 2" in client.get("/report").text
+    report.unlink()
+    (tmp_path / "secret").write_text("secret")
+    report.symlink_to(tmp_path / "secret")
+    assert client.get("/report").status_code == 404
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "POST"])
 @pytest.mark.parametrize("path", ["/thumb?id=a.jpg", "/full?id=a.jpg", "/export/csv"])
 def test_other_methods_are_refused(client, exported, method, path):

@@ -222,6 +222,16 @@ def test_a_pass_opens_one_address_without_the_token(guarded):
         assert status(wrong) == 401, wrong
 
 
+def test_the_report_of_a_run_runs_no_code(browser):
+    policy = browser(frames=True, images="https://sky.example").get("/report").headers["content-security-policy"]
+    parts = dict(part.partition(" ")[::2] for part in policy.split("; "))
+    assert parts["default-src"] == "'none'"
+    assert (parts["img-src"], parts["style-src"], parts["sandbox"]) == ("data:", "'unsafe-inline'", "")
+    assert parts["frame-ancestors"] == "'none'"
+    assert "script-src" not in parts
+    assert "sandbox" not in browser().get("/reports").headers["content-security-policy"]  # only there
+
+
 class TestToken:
     def test_token_is_exchanged_for_a_strict_cookie(self, browser):
         client = browser(TOKEN)

@@ -7,7 +7,7 @@ import numpy as np
 from omegaconf import ListConfig, OmegaConf
 
 from anomalymatch.active.audit import advise
-from anomalymatch.active.run_folder import CONFIG, RunFolder
+from anomalymatch.active.run_folder import CONFIG, REPORT, RunFolder
 from anomalymatch.algorithms.base import WEIGHTS
 from anomalymatch.backbones.checkpoint import load_network
 from anomalymatch.backbones.evidence import write_evidence_sheet
@@ -98,7 +98,7 @@ class RunReport:
         if task.anomalies is not None:
             worst = f"Highest-scored normal images of cycle {last}."
             figures.append(ReportFigure("Worst false positives", worst, folder.cycle(last) / FALSE_POSITIVES))
-        path = folder.path / "report.html"
+        path = folder.path / REPORT
         notes = _left_notes(rows, advise(folder, rows, self.stopping)) + _notes(task, rows) + _guard_notes(folder, rows)
         write_report(path, _report(folder, task, rows, figures, notes))
         return path

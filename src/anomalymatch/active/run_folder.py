@@ -23,6 +23,7 @@ from anomalymatch.types import Row
 
 CONFIG, SCORES, METRICS, STEPS = "config.yaml", "scores.parquet", "metrics.json", "steps.csv"
 LABELS, SCORES_CSV, LIVE, LOCK = "labels.csv", "scores.csv", "live.jsonl", ".lock"
+REPORT = "report.html"
 
 
 class LiveSteps:
@@ -83,6 +84,11 @@ class RunReader:
         names = [p.name for p in (self.path / "cycles").glob("*") if re.fullmatch(r"\d+", p.name)]
         done = {int(name) for name in names}
         return next(number for number in range(len(done) + 1) if number + 1 not in done)
+
+    def report(self) -> Path | None:
+        """Return the path of the report; None if there is none, or if it is a link that leaves the folder."""
+        path = (self.path / REPORT).resolve()
+        return path if path.parent == self.path.resolve() and path.is_file() else None
 
     def ranking(self, cycle: int) -> Ranking:
         """Read the scores of a finished cycle."""

@@ -1,12 +1,15 @@
 """Plotly figures of the side panel, readable on dark and light backgrounds."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS
 from anomalymatch.types import Label
+from anomalymatch.ui.sky_map import SkyView
 from anomalymatch.ui.views import Histogram
 from anomalymatch.ui.web.theme import ACCENT, GREY
 
@@ -87,6 +90,45 @@ def discovery(found: Sequence[int]) -> dict[str, Any]:
     xaxis = AXIS | _title("labels") | _whole(end) | {"range": [0, end]}
     yaxis = AXIS | _title("anomalies found") | _whole(top) | {"range": [0, top]}
     return _figure([ideal, curve], {"xaxis": xaxis, "yaxis": yaxis})
+
+
+def sky(view: SkyView) -> dict[str, Any]:
+    """Plot what was found over the archive, on a map of the sky; its points have the ids as `customdata`."""
+    x, y = _joined(view.lines)
+    grid = LINE | {"x": x, "y": y, "line": {"color": AXIS["gridcolor"], "width": 1}, "hoverinfo": "skip"}
+    points = {"type": "scatter", "mode": "markers"}
+    archive = points | _places(view.archive) | {"marker": {"color": ACCENT, "size": 3, "opacity": 0.5}}
+    found = points | _places(view.found) | {"customdata": list(view.ids), "text": [escape(id_) for id_ in view.ids]}
+    found |= {"marker": {"color": FRAME_COLOURS[Label.ANOMALY], "size": 8, "line": {"color": "#101317", "width": 1}}}
+    names: dict[str, Any] = {"type": "scatter", "mode": "text", "hoverinfo": "skip", "textposition": "bottom center"}
+    names |= dict(zip(("text", "x", "y"), zip(*view.names, strict=True), strict=True))
+    names["textfont"] = {"size": 9, "color": GREY}
+    left, right, low, high = view.limits
+    hidden = {"visible": False, "zeroline": False}
+    layout = {
+        "height": HEIGHT + 12,
+        "margin": {"l": 2, "r": 2, "t": 2, "b": 2},
+        "hovermode": "closest",
+        "xaxis": hidden | {"range": [left, right], "constrain": "domain"},
+        "yaxis": hidden | {"range": [low, high], "scaleanchor": "x"},
+    }
+    archive |= {"hoverinfo": "skip"}
+    found |= {"hovertemplate": "%{text}<extra></extra>"}
+    return _figure([grid, archive, names, found], layout)
+
+
+def _places(places: Float64[np.ndarray, "n 2"]) -> dict[str, Any]:
+    return {"x": places[:, 0].tolist(), "y": places[:, 1].tolist()}
+
+
+def _joined(lines: Sequence[Float64[np.ndarray, "_ 2"]]) -> tuple[list[float | None], list[float | None]]:
+    """Join lines to one, with a gap after each."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for line in lines:
+        x += [*line[:, 0].tolist(), None]
+        y += [*line[:, 1].tolist(), None]
+    return x, y
 
 
 def _title(text: str) -> dict[str, Any]:

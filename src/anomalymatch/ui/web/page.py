@@ -16,6 +16,7 @@ from anomalymatch.ui.keys import KEYS
 from anomalymatch.ui.labels import MAX_NAME, clean_name
 from anomalymatch.ui.people import DEFAULT_NAME
 from anomalymatch.ui.service import LabelService
+from anomalymatch.ui.sky_map import SkyMap
 from anomalymatch.ui.views import MAX_TILES, MIN_TILES, UNFILTERED, Page, Query, Show, Sort, Summary, Tile
 from anomalymatch.ui.web.address import read_address
 from anomalymatch.ui.web.gallery import GalleryElement
@@ -279,15 +280,16 @@ def build_page(service: LabelService, *, survey: str | None = None, passes: Pass
         passes: signs the addresses that other applications download.
     """
     passes = passes or Passes()
+    sky = SkyMap(service.source.ids, service.pictures.coordinates, lambda: service.labels)
 
     @ui.page("/", response_timeout=30)
     async def index() -> None:
         await run.io_bound(lambda: (service.stretches, service.columns.kinds))  # they read images and columns once
-        _Page(service, survey, passes)
+        _Page(service, survey, passes, sky)
 
 
 class _Page:
-    def __init__(self, service: LabelService, survey: str | None, passes: Passes) -> None:
+    def __init__(self, service: LabelService, survey: str | None, passes: Passes, sky: SkyMap) -> None:
         ui.add_css(f":root {{{label_colours()}{heat_colours()}}}")
         ui.add_css(kind_colours())
         ui.add_css(STYLE)
@@ -310,7 +312,7 @@ class _Page:
         # Not value=None: NiceGUI would ask the browser and time out after a second, too early for a slow one.
         drawer = ui.right_drawer(value=False, bordered=True).props(f"width=340 breakpoint={NARROW} show-if-above")
         with drawer as self.drawer:
-            self.panel = Panel(self.session, sending)
+            self.panel = Panel(self.session, sending, sky)
         self.drawer.classes("am-panel").props("data-testid=panel aria-label='State of the search'")
         picture = SurveyPicture(self.session, survey)
         self.viewer = Viewer(self.session, known_as, self.toolbar.light, picture, sending)

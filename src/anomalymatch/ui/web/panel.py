@@ -12,7 +12,9 @@ from nicegui import background_tasks, ui
 from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
+from anomalymatch.active.run_folder import RunReader
 from anomalymatch.types import Label
+from anomalymatch.ui.sky_map import SkyMap
 from anomalymatch.ui.training import TrainingStatus
 from anomalymatch.ui.views import Summary
 from anomalymatch.ui.web import charts
@@ -24,6 +26,7 @@ from anomalymatch.ui.web.histogram import ScoreHistogram
 from anomalymatch.ui.web.people import PeoplePanel
 from anomalymatch.ui.web.sending import TARGETS, Sending
 from anomalymatch.ui.web.session import Session
+from anomalymatch.ui.web.sky import SkyPanel
 from anomalymatch.ui.web.theme import SHAPES
 
 LOG_LINES = 8
@@ -62,6 +65,8 @@ class TrainingPanel:
         self._plot: ui.plotly | None = None
         self._log = ui.label().classes("am-log")
         self._log.props("tabindex=0 role=log aria-label='Output of the training' data-testid=training-log")
+        self._report = TextElement(tag="a", text="Report of the run ↗").classes("am-link")
+        self._report.props("href=report target=_blank rel=noopener data-testid=report")
         self._timer = ui.timer(1.0, self.refresh, immediate=False)
         self.refresh()
 
@@ -83,6 +88,7 @@ class TrainingPanel:
             self._draw(charts.training(status.losses))
         self._log.text = "\n".join(status.log[-LOG_LINES:])
         self._log.set_visibility(bool(status.log))
+        self._report.set_visibility(RunReader(self.session.service.run).report() is not None)
         self._tell_end(status)
         for listener in self.on_status:
             listener(status)
@@ -137,7 +143,7 @@ EXPORTS = {
 class Panel:
     """The side panel."""
 
-    def __init__(self, session: Session, sending: Sending) -> None:
+    def __init__(self, session: Session, sending: Sending, sky: SkyMap) -> None:
         self.session = session
         self._is_waiting = False
         self._mode = ""
@@ -161,6 +167,8 @@ class Panel:
             self._unlabelled = ui.label("There are no labels yet.").classes("am-hint")
             self._discovery = ui.plotly(charts.discovery([])).classes("am-chart").props("data-testid=discovery")
             self._discovery.set_visibility(False)
+        with _section("Sky", "sky") as section:
+            SkyPanel(session, sky, section)
         with _section("Groups", "groups"):
             self._groups = GroupsPanel(session)
         with _section("Training", "training"):

@@ -18,6 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from anomalymatch.active.run_folder import RunReader
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError, DataError, UnreadableImageError
 from anomalymatch.text import safe_name
@@ -25,7 +26,7 @@ from anomalymatch.ui.labels import MAX_NAME, clean_name
 from anomalymatch.ui.pictures import AS_TRAINED, FULL_TYPE, STRETCHES, THUMBNAIL_TYPE
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.veil import Veil
-from anomalymatch.ui.web.security import refusal, without_folders
+from anomalymatch.ui.web.security import REPORT_PATH, refusal, without_folders
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def routes(service: LabelService, *, workers: int | None = None) -> list[Route]:
     """Create all routes of a service; `workers` threads draw pictures, by default two more than there are cores."""
     handlers = _Handlers(service, workers or (os.cpu_count() or 1) + 2)
     get = {"/thumb": handlers.thumb, "/full": handlers.full, "/heat": handlers.heat, "/example": handlers.example}
-    get |= {"/pixel": handlers.pixel, "/original": handlers.original}
+    get |= {"/pixel": handlers.pixel, "/original": handlers.original, REPORT_PATH: handlers.report}
     get |= {"/map": handlers.map_places, "/map/marks": handlers.map_marks, "/map/tile": handlers.map_tile}
     post = {"/examples": handlers.add_examples, "/import": handlers.import_labels}
     return [
@@ -101,6 +102,14 @@ class _Handlers:
         name = safe_name(PurePosixPath(id_).name.rsplit(".", 1)[0]) + suffix
         headers = {"cache-control": "no-store", "content-disposition": f'attachment; filename="{name}"'}
         return Response(data, media_type="application/octet-stream", headers=headers)
+
+    async def report(self, request: Request) -> Response:
+        """Return the report of the run, which has its pictures in it; the security headers let it run no code."""
+        path = RunReader(self.service.run).report()
+        if path is None:
+            raise HTTPException(404, "There is no report yet: a training writes it.")
+        data = await to_thread.run_sync(path.read_bytes, limiter=self._slow)
+        return Response(data, media_type="text/html; charset=utf-8", headers={"cache-control": "no-store"})
 
     async def map_places(self, request: Request) -> Response:
         """Return x and y of all images on the map, each as float32 in little-endian order."""

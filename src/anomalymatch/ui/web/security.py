@@ -33,6 +33,9 @@ ATTEMPTS, ATTEMPTS_S = 10, 60.0
 MAX_VISITORS = 10_000  # whose attempts are counted
 BODY_S = 20.0  # longest wait for the next part of a body
 
+REPORT_PATH = "/report"
+"""Path of the report of the run."""
+
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -47,6 +50,8 @@ _PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _FILE_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
+# A run folder may come from a stranger: its report runs no code and reaches nothing.
+_REPORT_POLICY = _FILE_POLICY.replace("sandbox", "img-src data:; style-src 'unsafe-inline'; sandbox")
 _NOTEBOOKS = "frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -177,7 +182,7 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        send = self._with_headers(send)
+        send = self._with_headers(send, is_report=scope["path"] == REPORT_PATH)
         answer = self._refuse(scope, Headers(scope=scope))
         if answer is not None:
             await _send(answer, scope, receive, send)
@@ -187,13 +192,14 @@ class Guard:
         else:
             await self.app(scope, receive, send)
 
-    def _with_headers(self, send: Send) -> Send:
+    def _with_headers(self, send: Send, *, is_report: bool) -> Send:
         async def sending(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 message.setdefault("headers", [])
                 headers = MutableHeaders(scope=message)
-                is_page = headers.get("content-type", "").startswith("text/html")
-                headers["content-security-policy"] = self._policy if is_page else _FILE_POLICY
+                is_page = headers.get("content-type", "").startswith("text/html") and not is_report
+                other = _REPORT_POLICY if is_report else _FILE_POLICY
+                headers["content-security-policy"] = self._policy if is_page else other
                 headers.update(_HEADERS)
                 if self.frames and is_page:  # the browser checks who shows it
                     del headers["x-frame-options"]

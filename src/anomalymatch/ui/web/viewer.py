@@ -134,6 +134,7 @@ class Viewer:
                 self._links = ui.row().classes("am-line").props("data-testid=links")
                 self._send = ui.button("Send to Aladin, DS9 …", on_click=lambda: sending.send_image(self.id))
                 self._send.props("dense flat no-caps size=sm data-testid=send-image").tooltip(TARGETS)
+                self._send.set_visibility(False)
                 ui.label("More like this").classes("am-heading")
                 self._near = ui.element("div").classes("am-near").props("data-testid=neighbours")
                 button = ui.button("Show all neighbours in the gallery", on_click=self._show_like)
