@@ -68,6 +68,10 @@ def test_whole_sky():
     labels["i5"] = A
     assert sky.view().ids == ["i3", "i5"]
     assert len(asked) == count + 1  # positions are kept
+    one = sky.view().without({"i3"})
+    assert one.ids == ["i5"]
+    assert (one.found == sky.view().found[1:]).all()
+    assert len(one.without({"i5"}).found) == 0
 
 
 def test_a_part_of_the_sky_fills_the_map():

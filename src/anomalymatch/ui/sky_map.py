@@ -3,8 +3,8 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
@@ -59,6 +59,11 @@ class SkyView:
     lines: Sequence[Places]
     names: Sequence[tuple[str, float, float]]
     limits: tuple[float, float, float, float]
+
+    def without(self, hidden: Collection[str]) -> "SkyView":
+        """Return the view without some of what was found."""
+        kept = [k for k, id_ in enumerate(self.ids) if id_ not in hidden]
+        return replace(self, found=self.found[kept], ids=[self.ids[k] for k in kept])
 
 
 class SkyMap:

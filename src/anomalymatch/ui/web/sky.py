@@ -3,7 +3,7 @@
 from nicegui import background_tasks, ui
 from nicegui.element import Element
 
-from anomalymatch.ui.sky_map import SkyMap
+from anomalymatch.ui.sky_map import SkyMap, SkyView
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.session import Session
 
@@ -22,6 +22,7 @@ class SkyPanel:
         ui.label(HINT).classes("am-hint")
         section.set_visibility(False)
         session.on_summary.append(lambda _: self._update())
+        session.on_page.append(lambda _: self._update())  # the labels of others may be hidden now
 
     def _update(self) -> None:
         """Draw what was found, if that has changed."""
@@ -34,13 +35,19 @@ class SkyPanel:
         try:
             while self._is_stale and not self.session.client.is_deleted:
                 self._is_stale = False
-                view = await self.session.call(self._sky.view)
+                view = await self.session.call(self._view)
                 if view is None or self.session.client.is_deleted or list(view.ids) == self._ids:
                     continue
                 self._ids = list(view.ids)
                 self._show(charts.sky(view))
         finally:
             self._is_busy = False
+
+    def _view(self) -> SkyView | None:
+        view, veil = self._sky.view(), self.session.veil
+        if view is None or not veil.blind:
+            return view
+        return view.without({tile.id for tile in self.session.service.tiles(view.ids) if veil.hides_label(tile)})
 
     def _show(self, figure: dict[str, object]) -> None:
         if self._chart is not None:
