@@ -1,5 +1,6 @@
 import logging
 import math
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -199,6 +200,8 @@ def test_the_service_orders_and_filters_by_scores(make_service):
     assert service.place(query, ids[0]) == len(known)
     assert service.values(query, [ids[0], ids[1]]) == {ids[0]: "", ids[1]: "9.25"}
     assert service.values(Query(), ids) is None
+    for instead in ({"audit": 20}, {"like": ids[0]}, {"group": 0}, {"kind": 0}, {"show": Show.REVIEW}):
+        assert service.values(replace(query, **instead), ids) is None, "something else orders the images"
     assert service.page(Query()).values is None
     inside = Query(sort=ColumnOrder("value"), show=Show.ALL, ranges=(ColumnRange("value", 2, 3.5),))
     assert service.found(inside) == [ids[i] for i in known[::-1] if 2 <= values[i] <= 3.5]

@@ -25,7 +25,7 @@ from anomalymatch.ui.labels import LabelIndex
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.notes import Notes
 from anomalymatch.ui.veil import NO_VEIL, Veil
-from anomalymatch.ui.views import ColumnOrder, Estimate, FirstOrder, Histogram, Page, Query, Show, Sort, Tile
+from anomalymatch.ui.views import Estimate, FirstOrder, Histogram, Page, Query, Show, Sort, Tile
 
 logger = logging.getLogger(__name__)
 Logits = Float32[np.ndarray, " n"]
@@ -278,9 +278,9 @@ class SearchState:
         return self._values(query, self.positions(ids))
 
     def _values(self, query: Query, positions: Int64[np.ndarray, " k"]) -> dict[str, str] | None:
-        if query.audit or not isinstance(query.sort, ColumnOrder):
+        if query.column is None:
             return None
-        texts = self.gallery.columns.texts(query.sort.column, positions)
+        texts = self.gallery.columns.texts(query.column, positions)
         return {self.ids[i]: text for i, text in zip(positions.tolist(), texts, strict=True)}
 
     def marks(

@@ -152,6 +152,12 @@ class Query:
         return replace(self, page=page, shift=page * self.size - start)
 
     @property
+    def column(self) -> str | None:
+        """Column that orders the images; None if something else does."""
+        instead = self.audit or self.show in QUEUES or (self.like, self.group, self.kind) != (None, None, None)
+        return self.sort.column if isinstance(self.sort, ColumnOrder) and not instead else None
+
+    @property
     def is_narrowed(self) -> bool:
         """True if a filter other than that of the labels is set."""
         instead = self.text or self.like or self.group is not None or self.kind is not None or self.area or self.ranges

@@ -11,7 +11,7 @@ from anomalymatch.types import Label, Orientation
 from anomalymatch.ui.labels import history_row
 from anomalymatch.ui.notes import MAX_NOTE
 from anomalymatch.ui.sky import decimal, field_of_view, sexagesimal, sky_links
-from anomalymatch.ui.views import ColumnOrder, Details, Tile
+from anomalymatch.ui.views import Details, Tile
 from anomalymatch.ui.web.light import ALL_CHANNELS, Light, LightControls
 from anomalymatch.ui.web.sending import TARGETS, Sending
 from anomalymatch.ui.web.session import Session
@@ -378,8 +378,9 @@ class Viewer:
 
     def _ordering_value(self, id_: str) -> str:
         """Return the value of the column that orders the gallery; empty if no column does."""
-        sort, values = self.session.query.sort, self.session.service.values(self.session.query, [id_])
-        return f" · {sort.column} {values[id_] or 'missing'}" if values and isinstance(sort, ColumnOrder) else ""
+        query = self.session.query
+        values = self.session.service.values(query, [id_])
+        return f" · {query.column} {values[id_] or 'missing'}" if values else ""
 
     def _show_neighbours(self, tiles: Sequence[Tile]) -> None:
         self._near.clear()
