@@ -117,3 +117,20 @@ def test_go_to_a_page_a_rank_and_an_image(demo, opened):
     go(done)
     page.until(lambda: page.get("view-id").is_visible() and page.get("view-id").inner_text() == done, "no page has it")
     assert page.complaints == []
+
+
+def test_a_view_is_saved_for_everybody(demo, opened):
+    page, other = opened(demo, path="?descending=flux&show=all&range=flux:20..100&size=24"), opened(demo)
+    page.get("views").click()
+    page.get("view-name").fill("bright ones")
+    page.get("view-save").click()
+    other.get("views").click()
+    other.get("view-show").get_by_text("bright ones").click()
+    other.until(lambda: other.ids[:24] == page.ids, "the same images")
+    assert len(other.ids) == 48, "on pages of the size that this person has chosen"
+    other.until(lambda: other.get("range-off").inner_text().startswith("flux 20 to 100"), "with the same filter")
+    other.until(lambda: other.page.locator(".q-menu").count() == 0, "the menu is closed")
+    other.get("views").click()
+    other.get("view-remove").click()
+    page.until(lambda: page.get("view-show").count() == 0, "it is gone for all")
+    assert page.complaints == other.complaints == []

@@ -36,6 +36,7 @@ from anomalymatch.ui.people import People
 from anomalymatch.ui.pictures import Pictures
 from anomalymatch.ui.preparation import Preparation, Prepare
 from anomalymatch.ui.reranking import Reranking
+from anomalymatch.ui.saved_views import SavedViews
 from anomalymatch.ui.state import Logits, SearchState
 from anomalymatch.ui.summary import summarise_search
 from anomalymatch.ui.training import Training
@@ -115,6 +116,7 @@ class LabelService:
         )
         self.columns = gallery.columns
         self.notes = Notes(run / "notes.json", self._update_note)
+        self.views = SavedViews(run / "views.json", partial(self._tell, Change("views")))
         self._state = SearchState(source.ids, source.name, LabelIndex(self._log), gallery, stopping, self.notes)
         self.heat_maps = HeatMaps(self.pictures, self._fitted, self._reader, locate)
         self.preparation = Preparation(prepare, on_live=self._use, on_change=partial(self._tell, Change("features")))

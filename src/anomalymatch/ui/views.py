@@ -310,7 +310,8 @@ class Summary:
 class Change(NamedTuple):
     """Change for listeners.
 
-    `kind` is labels, notes, ranking, training, examples, groups, description, map, people or features.
+    `kind` is labels, notes, ranking, training, examples, groups, description, map, people, views or
+    features.
 
     "features" means that the preparation of the ranking has ended, or began again after a failure.
     """

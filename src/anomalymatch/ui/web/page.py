@@ -28,6 +28,7 @@ from anomalymatch.ui.web.people import NameRequest, share_text
 from anomalymatch.ui.web.preparation import PreparationLine
 from anomalymatch.ui.web.ranges import RangeFilters, sorts
 from anomalymatch.ui.web.routes import version
+from anomalymatch.ui.web.saved_views import SavedViewsMenu
 from anomalymatch.ui.web.security import Passes
 from anomalymatch.ui.web.sending import Sending
 from anomalymatch.ui.web.session import Session
@@ -116,6 +117,8 @@ class Toolbar:
         # A row of its own: a filter that appears here moves no tile.
         with ui.element("div").classes("am-filters").props("data-testid=filters"):
             self.found = ui.label().classes("am-hint").props("data-testid=found aria-live=polite")
+            SavedViewsMenu(session)
+            RangeFilters(session)
             self.elsewhere = ui.button(on_click=self._show_elsewhere, color=None).props(
                 "dense flat no-caps size=sm data-testid=elsewhere"
             )
@@ -132,7 +135,6 @@ class Toolbar:
             self.area = ui.button("map area", on_click=lambda: session.change(area=()), color=None).props(
                 "dense flat no-caps size=sm icon-right=close data-testid=area-off"
             )
-            RangeFilters(session)
             self.audit = ui.button("random audit", on_click=lambda: session.change(audit=0), color=None).props(
                 "dense flat no-caps size=sm icon-right=close data-testid=audit-off"
             )
