@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
+from visitor import on_page
 
 from anomalymatch.types import Label
 from anomalymatch.ui.audit import describe_audit, explain_goal, measure_audit, percent
 from anomalymatch.ui.gallery import CODES
 from anomalymatch.ui.veil import Veil
-from anomalymatch.ui.views import Query, Show, Sort
+from anomalymatch.ui.views import UNFILTERED, Query, Show, Sort
 
 A, N, U = CODES[Label.ANOMALY], CODES[Label.NORMAL], CODES[Label.UNSURE]
 
@@ -112,6 +113,35 @@ def test_an_audit_hides_scores_also_in_the_history_and_on_the_map(service):
     scores, labels = service._state.marks(positions, Veil(scores=True))
     assert np.isnan(scores).all()
     assert labels.tolist() == service._state.marks(positions)[1].tolist()
+
+
+def test_an_order_or_a_filter_ends_an_audit_and_labels_do_not():
+    query = Query(audit=200, page=3, shift=2)
+    for parts in ({"low": 0.5}, {"sort": Sort.LOWEST}, {"text": "m31"}, {"like": "i1"}, {"area": ((0.0, 0.0),) * 3}):
+        assert query.changed(**parts) == Query(**parts), parts
+    assert query.changed(show=Show.ALL, low=0.0, sort=Sort.SCORE) == Query(audit=200, show=Show.ALL)
+    assert Query().changed(**UNFILTERED | {"audit": 50}) == Query(audit=50)
+    assert query.changed(share=(1, 2), page=1) == Query(audit=200, share=(1, 2), page=1)
+    assert Query(show=Show.REVIEW).changed(like="i1") == Query(show=Show.ALL, like="i1")
+    assert Query(show=Show.ANOMALY).changed(like="i1") == Query(show=Show.ANOMALY, like="i1")
+
+
+@on_page
+async def test_the_page_in_an_audit(page, service):
+    page.act("audit-start")
+    await page.until(lambda: page.page["address"] == "audit=60" and len(page.ids) == 48)
+    assert {tile["score"] for tile in page.gallery.tiles} == {None}
+    assert not page.get("sort").visible
+    page.send("look", id=page.ids[0])
+    await page.until(lambda: "score hidden" in page.get("view-state").text)
+    page.send("heat")
+    assert not page.get("heat").value
+    page.label(page.ids[:48], "normal")
+    await page.until(lambda: "48 of 60" in page.page["note"])
+    page.act("like")  # shows neighbours with their scores
+    await page.until(lambda: page.page["address"].startswith("like=") and page.page["note"] == "")
+    assert {tile["score"] for tile in page.gallery.tiles} != {None}
+    await page.until(lambda: page.get("audit-start").visible)
 
 
 def test_the_advice_at_the_goal(service):

@@ -151,6 +151,19 @@ class Query:
         page = -(-start // self.size)
         return replace(self, page=page, shift=page * self.size - start)
 
+    def changed(self, **parts: Any) -> "Query":
+        """Return the query with other parts, from its first image.
+
+        Neighbours replace groups and areas, and are shown whatever their labels if a queue was. An order or a filter
+        other than that of the labels ends a random audit.
+        """
+        if parts.get("like"):
+            parts |= {"group": None, "kind": None, "area": ()}
+            parts |= {"show": Show.ALL} if self.show in QUEUES else {}
+        if any(getattr(self, name) != parts[name] for name in (UNFILTERED.keys() | {"sort"}) & parts.keys()):
+            parts = {"audit": 0} | parts
+        return replace(self, **{"page": 0, "shift": 0} | parts)
+
     @property
     def column(self) -> str | None:
         """Column that orders the images; None if something else does."""

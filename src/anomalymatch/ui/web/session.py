@@ -244,10 +244,8 @@ class Session:
 
     async def change(self, at: str = "first", page: int = 0, *, push: bool = True, **parts: Any) -> None:
         """Change parts of the query and show its first page, or `page`; `push` adds it to the browser's history."""
-        if parts.get("like"):
-            parts |= {"group": None, "kind": None, "area": ()}
         try:
-            query = replace(self.query, page=page, shift=0, **parts)
+            query = self.query.changed(page=page, **parts)
         except AnomalyMatchError as error:
             self.say(str(error), is_error=True)
             return
