@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from visitor import on_page
 
 from anomalymatch.data.label_log import FROM_FILE
 from anomalymatch.types import Label
@@ -146,3 +147,59 @@ def test_a_name_is_asked_for_when_another_browser_is_there():
     assert needs_name("me", 1)
     assert not needs_name("me", 0)
     assert not needs_name("ada", 1)
+
+
+@on_page
+async def test_the_page_asks_for_a_name_while_another_browser_is_there(page, service):
+    page.send("hello", browser="mine", address="", ids=[])
+    await page.until(lambda: service.people._browsers)
+    service.people.join("my other page", "mine")
+    service.people.join("another page", "theirs")
+    await page.until(lambda: page.get("who").visible)
+    await page.says("write your name")
+    service.people.leave("another page")
+    await page.until(lambda: not page.get("who").visible)
+    service.people.join("another page", "theirs")
+    await page.until(lambda: page.get("who").visible)
+    page.get("annotator").value = "ada"
+    assert not page.get("who").visible
+    page.user.client.delete()
+    service.people.leave("another page")
+
+
+@on_page
+async def test_second_opinions_follow_the_name_and_hide_the_first(page, service):
+    mine, other = page.ids[:2]
+    service.label([mine], A, "me")
+    service.label([other], A, "bob")
+    page.get("show").value = "second opinion"
+    await page.until(lambda: page.ids == [other])
+    assert page.gallery.tiles[0]["label"] is None
+    page.get("annotator").value = "bob"
+    await page.until(lambda: page.ids == [mine])
+    page.label([mine], "normal")
+    await page.until(lambda: page.gallery.tiles[0]["label"] == "normal" and page.gallery.tiles[0]["conflict"])
+    await page.until(lambda: page.get("review").text == "1 to review (q)")
+    page.act("review")
+    await page.until(lambda: page.page["address"] == "show=to-review")
+    page.send("review")
+    await page.until(lambda: page.page["address"] == "")
+
+
+@on_page
+async def test_blind_mode_and_the_part_are_settings_of_the_page(page, service):
+    id_ = page.ids[0]
+    service.label([id_], A, "ada")
+    await page.until(lambda: page.gallery.tiles[0]["label"] == "anomaly")
+    assert not page.get("team").visible
+    service.label([page.ids[1]], N, "bob")
+    await page.until(lambda: page.get("team").visible)
+    page.send("hello", blind="true", address="", ids=[])
+    await page.until(lambda: page.gallery.tiles[0]["label"] is None)
+    page.get("blind").value = False
+    await page.until(lambda: page.gallery.tiles[0]["label"] == "anomaly")
+    page.get("part").value = "part 2 of 3"
+    await page.until(lambda: page.page["address"] == "share=2of3")
+    assert page.get("part-off").text == "part 2 of 3"
+    page.act("part-off")
+    await page.until(lambda: page.page["address"] == "" and page.get("part").value == "all images")
