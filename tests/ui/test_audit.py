@@ -46,6 +46,13 @@ def test_the_interval_is_the_exact_binomial_one_for_a_large_archive():
     assert whole.total == (2, 2, 2)
 
 
+@pytest.mark.parametrize("anomalies", [0, 1, 7, 40, 200])
+def test_the_interval_at_the_goal_holds_the_truth_in_at_least_90_percent_of_all_audits(anomalies):
+    chances = {k: stats.hypergeom.pmf(k, 500, anomalies, 60) for k in range(min(60, anomalies) + 1)}
+    totals = {k: measure_audit(codes(500, *[A] * k, *[N] * (60 - k)), 60).total for k in chances}
+    assert sum(chance for k, chance in chances.items() if totals[k].low <= anomalies <= totals[k].high) >= 0.9
+
+
 def test_the_words():
     progress = measure_audit(codes(6664, *[A] * 2, *[N] * 57, U), 200)
     counts = np.arange(6665)

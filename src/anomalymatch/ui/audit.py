@@ -14,6 +14,12 @@ GOAL = 200
 """Size of an audit unless a person chooses another: without an anomaly among them, at most 1.5 % are (95 %)."""
 
 
+START = (
+    "Label each image, whatever it shows: scores are hidden, and the order is random. Go on to the goal: to stop early at "
+    "a number that one likes makes the interval less sure."
+)
+
+
 class AuditProgress(NamedTuple):
     """Progress of a random audit.
 
@@ -69,7 +75,7 @@ def describe_audit(progress: AuditProgress) -> str:
     """Say in one sentence what an audit has shown so far."""
     _, _, sample, anomalies, unsure, images, total, *_ = progress
     if not sample or math.isnan(total.high):
-        return "Label each image, whatever it shows: its score is hidden, and the order is random."
+        return START
     share = f"that is {percent(total.low / images)} to {percent(total.high / images)} % of the archive"
     doubt = f" and {unsure:,} unsure" if unsure else ""
     verb = "is an anomaly" if anomalies == 1 else "are anomalies"
