@@ -157,6 +157,9 @@ def test_undo_and_the_last_labels_go_to_their_image(demo, opened):
 
 def test_keys_wait_for_a_server_that_is_away(demo, opened):
     page, other = opened(demo), opened(demo)
+    other.get("annotator").fill("other")  # an undo is of the last label of that name
+    other.until(lambda: other.page.evaluate("localStorage['anomalymatch.annotator']") == "other", "the name is stored")
+    other.tile(other.cursor).focus()
     before, ids, others = page.exported(), page.ids[:4], other.ids[-3:]
     port = int(re.search(r":(\d+)/", demo.url)[1])
     demo.end(signal.SIGKILL)

@@ -70,7 +70,7 @@ class NameRequest:
         if self.field is not None:
             self.field.classes(**{"add" if is_asking else "remove": "am-asked"})
         self._text.set_visibility(is_asking)
-        if is_asking and not self.session.status.is_error:
+        if is_asking and not self.session.status.text:  # what is said there is more urgent
             self.session.say(WHO)
 
 
