@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -118,16 +119,19 @@ class LabelPage:
         return f'<p><a href="{url}" target="_blank">{url}</a></p>{frame}</iframe>'
 
 
-def label(*overrides: str, folder: Path | str, height: int = 800) -> LabelPage:
+def label(*overrides: str, folder: Path | str, height: int = 800, proxy: str | None = None) -> LabelPage:
     """Open the labelling page, for a notebook: the last value of a cell is shown as the page in a frame.
 
     `label("dataset=folder", "data.root=photos", folder="runs/photos")` does what `python -m anomalymatch.label` does,
-    in a process of its own. The same call continues a search. The notebook must run on the machine of the browser.
+    in a process of its own. The same call continues a search. If the notebook runs on another machine than the browser,
+    its server needs jupyter-server-proxy.
 
     Args:
         overrides: keys of the configuration, as in the command: `python -m anomalymatch.label --help` explains them.
         folder: run folder.
         height: height of the frame in pixels.
+        proxy: base URL of the notebook's server if it has jupyter-server-proxy, "/" for most; None takes that of
+            JupyterHub, if the notebook runs there. An empty text shows the page without a proxy.
 
     Returns:
         The page, with `labels`, `url` and `close()`.
@@ -136,7 +140,9 @@ def label(*overrides: str, folder: Path | str, height: int = 800) -> LabelPage:
         ConfigError: if the page cannot be opened; the message is that of the command.
     """
     run = Path(folder).expanduser().resolve()
+    base = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "") if proxy is None else proxy
     words = [*overrides, f"ui.run={run}", "ui.port=0", "ui.show=false", "ui.frames=true"]
+    words += [f"ui.prefix={base.rstrip('/')}/proxy/PORT"] if base else []
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", "anomalymatch.label", *words], stdout=subprocess.PIPE, stderr=said, text=True
@@ -168,6 +174,7 @@ def _serve(config: DictConfig) -> None:
             show=page.show,
             frames=page.frames,
             survey=page.survey,
+            prefix=page.prefix,
         )
     finally:
         service.close()

@@ -232,6 +232,48 @@ def test_the_report_of_a_run_runs_no_code(browser):
     assert "sandbox" not in browser().get("/reports").headers["content-security-policy"]  # only there
 
 
+class TestPrefix:
+    def test_token_and_cookie_are_those_of_the_path(self, guarded):
+        from anomalymatch.ui.web.security import ANY_NAME, Guard
+
+        app = Guard(echo, names=ANY_NAME, token=TOKEN, prefix="/user/me/proxy/8765")
+        client = TestClient(app, base_url="https://hub.example", follow_redirects=False)
+        answer = client.get("/", params={"token": TOKEN, "a": "1"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/user/me/proxy/8765/?a=1")
+        assert {"HttpOnly", "SameSite=strict", "Path=/user/me/proxy/8765/"} <= set(
+            answer.headers["set-cookie"].split("; ")
+        )
+        cookie = {"cookie": answer.headers["set-cookie"].split(";")[0]}
+        assert client.get("/thumb").status_code == 401
+        assert client.get("/thumb", headers=cookie).status_code == 200
+        assert client.get("/", headers=cookie | {"host": "[::1"}).status_code == 403
+        own = cookie | {"origin": "https://hub.example"}
+        assert client.post("/import", headers=own).status_code == 200
+        assert is_refused(client, host="hub.example", origin="https://hub.example")
+        assert not is_refused(client, host="hub.example", **own)
+        assert client.post("/import", headers=own | {"origin": "https://evil.example"}).status_code == 403
+
+    @pytest.mark.parametrize("prefix", ["", "/user/me/proxy/8765"])
+    def test_only_the_own_prefix_reaches_the_page(self, guarded, prefix):
+        found = []
+
+        async def app(scope, receive, send):
+            found.extend(value for name, value in scope["headers"] if name == b"x-forwarded-prefix")
+            await echo(scope, receive, send)
+
+        ask(guarded(app=app, prefix=prefix), headers=[(b"x-forwarded-prefix", b"//evil.example")])
+        assert found == ([prefix.encode()] if prefix else [])
+
+    @pytest.mark.parametrize("prefix", ["", "/", "//evil", "user/me", "/a b", "/a?b", "/a;b", "https://a.org/b", "/ü"])
+    def test_a_prefix_is_a_path(self, prefix):
+        from anomalymatch.errors import ConfigError
+        from anomalymatch.ui.web.security import check_prefix
+
+        assert check_prefix("/user/me%40x.org/proxy/PORT/", 8000) == "/user/me%40x.org/proxy/8000"
+        with pytest.raises(ConfigError, match=r"ui\.prefix"):
+            check_prefix(prefix, 8000)
+
+
 class TestToken:
     def test_token_is_exchanged_for_a_strict_cookie(self, browser):
         client = browser(TOKEN)

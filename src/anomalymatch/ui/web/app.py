@@ -26,7 +26,16 @@ from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.sky import check_survey, origin_of
 from anomalymatch.ui.web.page import build_page
 from anomalymatch.ui.web.routes import LIMITS, routes
-from anomalymatch.ui.web.security import Guard, HostNames, Passes, check_token, host_names, is_loopback
+from anomalymatch.ui.web.security import (
+    ANY_NAME,
+    Guard,
+    HostNames,
+    Passes,
+    check_prefix,
+    check_token,
+    host_names,
+    is_loopback,
+)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -83,6 +92,7 @@ def serve(
     show: bool,
     frames: bool = False,
     survey: str | None = None,
+    prefix: str | None = None,
 ) -> None:
     """Serve the page until Ctrl-C or SIGTERM; the caller closes the service.
 
@@ -94,9 +104,11 @@ def serve(
         show: open the page in a browser.
         frames: let notebooks on this machine show the page in a frame.
         survey: address of a HiPS cut-out service for survey pictures; None offers none.
+        prefix: path of a reverse proxy that shows the page and removes the path, in which PORT stands for the port.
+            Then the token is always needed, and the address is a path. None without a proxy.
 
     Raises:
-        ConfigError: if the port is not available, the token is too short, or `survey` is no address.
+        ConfigError: if the port is not available, the token is too short, `survey` is no address or `prefix` no path.
     """
     if token is not None:
         check_token(token)
@@ -104,21 +116,23 @@ def serve(
         check_survey(survey)
     with listen(host, port) as listening:
         address, port = listening.getsockname()[:2]
-        if token is None and not is_loopback(address):
+        path = "" if prefix is None else check_prefix(prefix, port)
+        if token is None and (path or not is_loopback(address)):
             token = secrets.token_urlsafe(32)
-        url = address_of(host, address, port, token)
+        url = f"{path}/?{urlencode({'token': token})}" if path else address_of(host, address, port, token)
         app = build_app(
             service,
-            names=host_names(host, address),
+            names=ANY_NAME if path else host_names(host, address),
             token=token,
             frames=frames,
             cookie=f"anomalymatch_{port}",
             survey=survey,
+            prefix=path,
         )
 
         def ready() -> None:
             print(f"{printable(service.name)}: {url}", flush=True)
-            if show:
+            if show and not path:
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
         # All present objects live until the end. NiceGUI inspects all collectable objects, and some of PyTorch's emit
@@ -138,6 +152,7 @@ def build_app(
     frames: bool = False,
     cookie: str = "anomalymatch",
     survey: str | None = None,
+    prefix: str = "",
 ) -> ASGIApp:
     """Build the guarded ASGI application. Call it once per process, since NiceGUI is global."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -156,7 +171,15 @@ def build_app(
     )
     images = "" if survey is None else origin_of(survey)
     return Guard(
-        app, names=names, token=token, cookie=cookie, limits=LIMITS, frames=frames, images=images, passes=passes
+        app,
+        names=names,
+        token=token,
+        cookie=cookie,
+        limits=LIMITS,
+        frames=frames,
+        images=images,
+        passes=passes,
+        prefix=prefix,
     )
 
 

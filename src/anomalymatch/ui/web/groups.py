@@ -139,7 +139,7 @@ class _GroupRow:
         self._row.classes(**{"add" if is_shown else "remove": "am-on"})
         self._picture.set_visibility(bool(group.ids))
         if group.ids:
-            self._picture.props["src"] = "/thumb?" + urlencode({"id": group.ids[0], "side": THUMBNAIL})
+            self._picture.props["src"] = "thumb?" + urlencode({"id": group.ids[0], "side": THUMBNAIL})
         self._picture.update()
         self._size.text = many(len(group.ids), "image") + f" · key {key}" * bool(key)
         if group.name != self._name:  # otherwise a person may be writing

@@ -257,7 +257,7 @@ class Panel:
             for example in examples or ():
                 with ui.element("div").classes("am-example").props("data-testid=example"):
                     picture = ui.element("img")
-                    picture.props["src"] = "/example?" + urlencode({"id": example.id, "side": EXAMPLE_SIDE})
+                    picture.props["src"] = "example?" + urlencode({"id": example.id, "side": EXAMPLE_SIDE})
                     picture.props["alt"] = "example"
                     button = ui.button(icon="close", on_click=partial(self._remove_example, example.id), color=None)
                     button.props("dense flat size=sm aria-label='remove the example' data-testid=example-remove")
@@ -275,7 +275,7 @@ class Panel:
         with ui.element("div").classes("am-exports"):
             for kind, text in EXPORTS.items():
                 self._links[kind] = link = TextElement(tag="a", text=text).classes("am-export")
-                link.props["href"], link.props["download"] = f"/export/{kind}", ""
+                link.props["href"], link.props["download"] = f"export/{kind}", ""
                 link.props["data-testid"] = f"export-{kind}"
                 link.on("click.prevent", partial(self._export, kind))
 

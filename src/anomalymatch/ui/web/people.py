@@ -135,7 +135,7 @@ class PeoplePanel:
                 with look:
                     picture = ui.element("img")
                     words = {"id": id_, "side": SIDE, "v": version(self.session.service.source)}
-                    picture.props.update({"src": "/thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
+                    picture.props.update({"src": "thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
 
     def _show_query(self) -> None:
         share = self.session.query.share

@@ -37,6 +37,7 @@ REPORT_PATH = "/report"
 """Path of the report of the run."""
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
+_PREFIX = re.compile(r"(/[\w.~%@+-]+)+", re.ASCII)
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -63,15 +64,25 @@ _HEADERS = {
 
 
 class HostNames(NamedTuple):
-    """Allowed host names, in lower case; `numbers` also allows all IP addresses, which cannot be rebound."""
+    """Allowed host names, in lower case; `numbers` also allows all IP addresses, which cannot be rebound.
+
+    `any_name` allows all names, for a server that needs a token in any case: a page that rebinds a name has no cookie.
+    """
 
     names: frozenset[str]
     numbers: bool
+    any_name: bool = False
 
     def __contains__(self, host: object) -> bool:
         """Return True if a `Host` header is allowed, with any port, since a tunnel changes it."""
         match = _HOST.fullmatch(host.lower()) if isinstance(host, str) else None
-        return match is not None and (match[1] in self.names or (self.numbers and _is_number(match[1])))
+        if match is None:
+            return False
+        return self.any_name or match[1] in self.names or (self.numbers and _is_number(match[1]))
+
+
+ANY_NAME = HostNames(frozenset(), numbers=True, any_name=True)
+"""Names of a server behind a reverse proxy, whose name only the browser knows."""
 
 
 def host_names(host: str, address: str) -> HostNames:
@@ -89,6 +100,18 @@ def host_names(host: str, address: str) -> HostNames:
 def is_loopback(address: str) -> bool:
     """Return True if only this machine can reach `address`."""
     return ip_address(address.split("%")[0]).is_loopback
+
+
+def check_prefix(prefix: str, port: int) -> str:
+    """Return the path of a reverse proxy with its port, and without a slash at its end.
+
+    Raises:
+        ConfigError: if it is not a path.
+    """
+    path = prefix.rstrip("/").replace("PORT", str(port))
+    if not _PREFIX.fullmatch(path):
+        raise ConfigError(f"ui.prefix is {prefix}: it needs a path such as /user/me/proxy/PORT, or null")
+    return path
 
 
 def check_token(token: str) -> str:
@@ -157,6 +180,7 @@ class Guard:
         frames: let pages on this machine, such as a notebook, show the page in a frame.
         images: scheme and host of another server whose images the page may show; empty for none.
         passes: signatures that replace the cookie for what they sign; None for none.
+        prefix: path of a reverse proxy, which removes it from the addresses; empty without one.
     """
 
     def __init__(
@@ -170,18 +194,23 @@ class Guard:
         frames: bool = False,
         images: str = "",
         passes: Passes | None = None,
+        prefix: str = "",
     ) -> None:
         self.app, self.names, self.cookie, self.limits, self.frames = app, names, cookie, dict(limits or {}), frames
         policy = _PAGE_POLICY.replace("img-src 'self'", f"img-src 'self' {images}") if images else _PAGE_POLICY
         self._policy = policy.replace("frame-ancestors 'none'", _NOTEBOOKS) if frames else policy
         self._token = None if token is None else _bytes(check_token(token))
-        self._attempts, self._passes = Attempts(), passes
+        self._attempts, self._passes, self._prefix = Attempts(), passes, prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an allowed request on, refuse others."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        # NiceGUI puts this header before all its addresses, whoever has sent it.
+        own = [(b"x-forwarded-prefix", self._prefix.encode())] if self._prefix else []
+        others = [pair for pair in scope["headers"] if pair[0].lower() != b"x-forwarded-prefix"]
+        scope = {**scope, "headers": [*others, *own]}
         send = self._with_headers(send, is_report=scope["path"] == REPORT_PATH)
         answer = self._refuse(scope, Headers(scope=scope))
         if answer is not None:
@@ -254,9 +283,10 @@ class Guard:
                     self._attempts.add(address)
                     return refusal(401, "The page needs a token: open the address that the terminal shows.")
                 rest = urlencode([pair for pair in query if pair[0] != "token"], errors="surrogateescape")
-                answer = RedirectResponse(f"/?{rest}" if rest else "/", status_code=303)
+                home = f"{self._prefix}/"
+                answer = RedirectResponse(f"{home}?{rest}" if rest else home, status_code=303)
                 answer.headers["cache-control"] = "no-store"
-                answer.set_cookie(self.cookie, secret, httponly=True, samesite="strict", path="/")
+                answer.set_cookie(self.cookie, secret, httponly=True, samesite="strict", path=home)
                 return answer
         if any(hmac.compare_digest(_bytes(value), secret.encode()) for value in cookies):
             return None

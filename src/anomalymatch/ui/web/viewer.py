@@ -397,7 +397,7 @@ class Viewer:
                     picture = ui.element("img")
                     words = {"id": tile.id, "side": str(NEIGHBOUR_SIDE), "v": self._version}
                     words |= self._light.light.parameters
-                    picture.props.update({"src": "/thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
+                    picture.props.update({"src": "thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
 
 
 def _after(control: ui.select, step: int) -> str:
