@@ -15,8 +15,8 @@ GOAL = 200
 
 
 START = (
-    "Label each image, whatever it shows: scores are hidden, and the order is random. Go on to the goal: to stop early at "
-    "a number that one likes makes the interval less sure."
+    "Label each image, whatever it shows: scores are hidden, and the order is random. Go on to the goal: to stop early "
+    "at a number that one likes makes the interval less sure."
 )
 
 
