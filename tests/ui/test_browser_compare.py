@@ -3,6 +3,8 @@
 import pytest
 from browser import running
 
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
+
 pytestmark = [pytest.mark.ui, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -73,3 +75,43 @@ def test_blinking_moves_no_zoom(demo, opened):
     assert image.evaluate("image => image.isConnected"), "the picture is changed in place, and does not flash"
     assert full.get_attribute("style") == look
     assert page.complaints == []
+
+
+def faults(page):
+    """Return the serious and critical faults that axe finds, and where, once nothing fades in or out."""
+    page.page.wait_for_function("!document.querySelector('[class*=-enter-active], [class*=-leave-active]')")
+    found = axe.Axe().run(page.page).response["violations"]
+    return [
+        (fault["id"], node["html"][:200], node["any"][:1])
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_accessibility(demo, opened, scheme):
+    page = opened(demo, viewport={"width": 1280, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
+    page.until(lambda: page.page.locator(".am-section").count() > 5, "the panel is there")
+    page.label("a", "anomaly")
+    page.label("n", "normal")
+    page.get("discovery").wait_for()
+    assert faults(page) == []
+    page.press("m")
+    page.get("map-stage").wait_for()
+    assert faults(page) == []
+    page.press("m")
+    page.get("map-stage").wait_for(state="hidden")
+    page.press("Home", "Shift+ArrowRight", "c")
+    page.until(lambda: page.get("neighbour").count() > 0, "the large view is complete")
+    assert faults(page) == []
+    page.press("Escape")
+    page.get("viewer").wait_for(state="detached")
+    page.get("look").click()
+    page.get("light-default").wait_for()
+    assert faults(page) == []
+    page.get("look").click()
+    page.until(lambda: page.page.locator(".q-menu").count() == 0, "the menu is closed")
+    page.get("help-button").click()
+    page.get("help").wait_for()
+    assert faults(page) == []

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import h11
 import uvicorn
 from fastapi import FastAPI
+from nicegui import app as nicegui_app
 from nicegui import ui
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -159,6 +160,7 @@ def build_app(
     app.router.routes.extend(routes(service))
     passes = Passes()
     build_page(service, survey=survey, passes=passes)
+    nicegui_app.config.quasar_config["loadingBar"]["skipHijack"] = True  # a bar at each request tells nothing
     ui.run_with(
         app,
         title=f"{service.name} · anomalymatch",

@@ -36,6 +36,11 @@ class DescriptionPanel:
         self._timer = ui.timer(1.0, self.refresh, immediate=False)
         self.refresh()
 
+    @property
+    def is_available(self) -> bool:
+        """True if there is a model that ranks by a description."""
+        return self.session.service.description.status().state != "unavailable"
+
     def refresh(self) -> None:
         """Show the current state."""
         status = self.session.service.description.status()

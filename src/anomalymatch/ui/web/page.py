@@ -47,7 +47,8 @@ TOUCH = (
 def help_dialog(kinds: Mapping[str, str]) -> ui.dialog:
     """Create the dialog with the table of keys; `kinds` are the keys of groups by name."""
     own = {"Kinds": {key: f"anomaly, {name}" for name, key in kinds.items()}} if kinds else {}
-    with ui.dialog().props("aria-label='Keys'") as dialog, ui.card().classes("am-help").props("data-testid=help"):
+    with ui.dialog().props("aria-label='Keys'") as dialog, ui.card().classes("am-help") as card:
+        card.props("data-testid=help tabindex=0")  # arrow keys scroll it
         for section, keys in (own | KEYS).items():
             ui.label(section).classes("am-heading")
             with ui.element("dl").classes("am-table"):
@@ -96,6 +97,7 @@ class Toolbar:
             with ui.button("View", icon="tune", color=None) as view:
                 view.props("flat dense no-caps size=sm aria-label='light and size of the tiles' data-testid=look")
                 with ui.menu().props("no-refocus anchor='bottom right' self='top right'").classes("am-popup") as menu:
+                    menu.props("role=dialog aria-label=View")
                     menu.on("before-hide", js_handler="() => document.activeElement?.blur()")  # returns the keys
                     self.light = LightControls(session, version)
                     with ui.element("div").classes("am-look"):
@@ -331,7 +333,7 @@ class _Page:
 
     def _header(self, name: str) -> None:
         with ui.header().classes("am-header"):
-            ui.label(name).classes("am-name").props("data-testid=name")
+            ui.label(name).classes("am-name").props("role=heading aria-level=1 data-testid=name")
             progress = TrainingProgress()
             self.panel.training.on_status.append(progress.show)
             self.panel.training.refresh()
@@ -425,6 +427,7 @@ class _Page:
         if kept.get("map") == "true" and not self.map.element.visible:
             self.map.toggle()
         self.viewer.survey.restore(kept)
+        self.panel.sections.restore(kept)
         parts = self.toolbar.restore(kept)
         if kept.get("ids"):
             await self._travel(kept)

@@ -24,6 +24,7 @@ from anomalymatch.ui.web.gallery import DropZone
 from anomalymatch.ui.web.groups import GroupsPanel
 from anomalymatch.ui.web.histogram import ScoreHistogram
 from anomalymatch.ui.web.people import PeoplePanel
+from anomalymatch.ui.web.sections import Sections
 from anomalymatch.ui.web.sending import TARGETS, Sending
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.sky import SkyPanel
@@ -147,14 +148,15 @@ class Panel:
         self.session = session
         self._is_waiting = False
         self._mode = ""
+        self.sections = Sections(session)
         with ui.element("section").classes("am-section"):
             with ui.row().classes("am-counts").props("data-testid=counts"):
                 self._figures = {label: _count(label) for label in Label}
                 self._labelled = ui.label().classes("am-hint am-whole")
             AuditPanel(session)
-        with _section("Description", "description"):
-            DescriptionPanel(session)
-        with _section("Ranking", "ranking"):
+        with self.sections.add("Description", "description"):
+            self._description = DescriptionPanel(session)
+        with self.sections.add("Ranking", "ranking"):
             with ui.row().classes("am-line"):
                 self._modes = ui.toggle([], on_change=self._choose_mode).props(
                     "dense no-caps unelevated size=sm data-testid=mode"
@@ -163,22 +165,22 @@ class Panel:
             self._unranked = ui.label("Nothing is ranked yet.").classes("am-hint")
             self._histogram = ScoreHistogram(session).plot
             self._histogram.set_visibility(False)
-        with _section("Discovery", "discovery"):
+        with self.sections.add("Discovery", "discovery"):
             self._unlabelled = ui.label("There are no labels yet.").classes("am-hint")
             self._discovery = ui.plotly(charts.discovery([])).classes("am-chart").props("data-testid=discovery")
             self._discovery.set_visibility(False)
-        with _section("Sky", "sky") as section:
+        with self.sections.add("Sky", "sky") as section:
             SkyPanel(session, sky, section)
-        with _section("Groups", "groups"):
+        with self.sections.add("Groups", "groups"):
             self._groups = GroupsPanel(session)
-        with _section("Training", "training"):
+        with self.sections.add("Training", "training"):
             self.training = TrainingPanel(session)
-        with _section("Annotators", "annotators"):
+        with self.sections.add("Annotators", "annotators"):
             self.people = PeoplePanel(session)
-        with _section("Examples", "examples"):
+        with self.sections.add("Examples", "examples"):
             self._zones = [self._drop_examples()]
             self._examples = ui.row().classes("am-examples").props("data-testid=examples")
-        with _section("Export and import", "exchange"):
+        with self.sections.add("Export and import", "exchange"):
             self._exports()
             self._send = ui.button("Send the table to TOPCAT, Aladin …", on_click=sending.send_table)
             self._send.props("dense outline no-caps size=sm data-testid=send-table").tooltip(TARGETS)
@@ -189,6 +191,8 @@ class Panel:
 
     def watch(self, kinds: set[str], ids: set[str]) -> None:
         """Update after changes, with a delay."""
+        if "description" in kinds:
+            self.sections.fill("description", self._description.is_available)
         if "training" in kinds:
             self.training.refresh()
         if not kinds <= {"training", "description"} and not self._is_waiting:
@@ -202,6 +206,7 @@ class Panel:
 
     async def refresh(self, *, examples: bool = True) -> None:
         """Fetch and show the summary and the examples."""
+        self.sections.fill("description", self._description.is_available)
         await self.session.fetch_summary()
         await self._update_refusals()
         if examples and not self.session.client.is_deleted:
@@ -222,12 +227,13 @@ class Panel:
         self._speed.text = (
             "" if summary.histogram is None or math.isnan(summary.seconds) else f"ranked in {summary.seconds:.2f} s"
         )
-        for chart, hint, is_there in (
-            (self._histogram, self._unranked, summary.histogram is not None),
-            (self._discovery, self._unlabelled, bool(summary.found)),
+        for name, chart, hint, is_there in (
+            ("ranking", self._histogram, self._unranked, summary.histogram is not None),
+            ("discovery", self._discovery, self._unlabelled, bool(summary.found)),
         ):
             chart.set_visibility(is_there)
             hint.set_visibility(not is_there)
+            self.sections.fill(name, is_there)
         self._discovery.update_figure(charts.discovery(summary.found))
         self.people.show(summary)
 
@@ -308,11 +314,6 @@ class Panel:
             link.update()
         self._send.set_enabled("votable" not in refused)
         return refused
-
-
-def _section(title: str, name: str) -> Element:
-    section = ui.expansion(title, value=True).classes("am-section")
-    return section.props(f"dense dense-toggle switch-toggle-side data-testid=section-{name}")
 
 
 def _count(label: Label) -> ui.label:

@@ -40,7 +40,7 @@ class RangeFilters:
             return
         with ui.button("range", icon="filter_alt", color=None) as button:
             button.props("flat dense no-caps size=sm aria-label='filter by a column' data-testid=range")
-            with ui.menu().props("no-refocus").classes("am-popup") as self._menu:
+            with ui.menu().props("no-refocus role=dialog aria-label=Ranges").classes("am-popup") as self._menu:
                 self._menu.on("before-show", self._show_column)
                 self._menu.on("before-hide", js_handler="() => document.activeElement?.blur()")  # returns the keys
                 with ui.element("div").classes("am-look"):

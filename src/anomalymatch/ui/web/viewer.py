@@ -110,7 +110,7 @@ class Viewer:
                 survey.add_pane()
             self._zoom.on("pick", lambda event: self._pick(str(event.args)))
             self._zoom.on("blink", lambda event: self._blink(str(event.args["of"]), int(event.args["step"])))
-            with ui.element("aside").classes("am-view-side"):
+            with ui.element("aside").classes("am-view-side").props("aria-label='Details of the image'"):
                 self._title = ui.label().classes("am-title am-id").props("data-testid=view-id")
                 self._state = ui.label().classes("am-hint").props("data-testid=view-state aria-live=polite")
                 with ui.row().classes("am-view-labels"):
