@@ -23,7 +23,7 @@ class SavedViewsMenu:
         self._shown: dict[str, str] | None = None
         with ui.button("views", icon="bookmark_border", color=None) as button:
             button.props("flat dense no-caps size=sm aria-label='saved views' data-testid=views")
-            with ui.menu().props("no-refocus").classes("am-popup") as self._menu:
+            with ui.menu().props("no-refocus role=dialog aria-label='Saved views'").classes("am-popup") as self._menu:
                 self._menu.on("before-hide", js_handler="() => document.activeElement?.blur()")  # returns the keys
                 self._list = ui.element("div").classes("am-views")
                 with ui.row().classes("am-line"):
