@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalymatch.errors import ConfigError, DataError
+from anomalymatch.ranking import Ranking
 from anomalymatch.ui.columns import Columns, Kind, add_scores, read_scores
 from anomalymatch.ui.views import ColumnOrder, ColumnRange, Query, Show
 
@@ -149,6 +150,13 @@ class TestScoreFile:
         assert scores.to_pydict() == {"x": ["1", "2"]}
         pq.write_table(pa.table({"id": [10, 7], "x": [1, 2]}), tmp_path / "scores.parquet")
         assert read_scores(tmp_path / "scores.parquet", ["7", "10"]).to_pydict() == {"x": ["2", "1"]}
+
+    def test_scores_of_another_run(self, tmp_path):
+        ranking = Ranking(["=1.png", *IDS[::-1]], np.arange(7.0) - 3)
+        ranking.write_csv(tmp_path / "scores.csv")
+        columns = Columns(read_scores(tmp_path / "scores.csv", IDS))
+        assert set(columns.kinds) == {"rank", "score", "logit"}
+        np.testing.assert_allclose(columns.values("logit"), np.arange(3.0, -3, -1))
 
     @pytest.mark.parametrize(
         ("text", "words"),

@@ -1,9 +1,12 @@
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.ui.saved_views import MAX_VIEWS, SavedViews
+from anomalymatch.ui.views import Query, Show, Sort
+from anomalymatch.ui.web.saved_views import parts_to_share
 
 
 @pytest.fixture
@@ -37,6 +40,13 @@ def test_a_view_needs_a_name_and_room(views, changes):
         views.save("one more", "")
     views.save("v0", "show=all")
     assert len(views.all()) == MAX_VIEWS == len(changes) - 1
+
+
+def test_a_view_is_order_and_filters_but_nobodys_page_or_share():
+    query = Query(sort=Sort.AUDIT, show=Show.ALL, low=0.2, text="ring", size=24, page=3, share=(2, 3))
+    parts = parts_to_share(query)
+    assert Query(**parts) == replace(query, size=48, page=0, share=(1, 1))
+    assert Query(size=100, share=(1, 2)).changed(**parts) == replace(query, size=100, page=0, share=(1, 2))
 
 
 def test_many_threads_lose_no_view(views):

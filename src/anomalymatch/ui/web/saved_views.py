@@ -1,18 +1,24 @@
 """Menu of the views that the people of a run have saved."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
+from typing import Any
 from urllib.parse import parse_qsl
 
 from nicegui import ui
 
 from anomalymatch.ui.groups import MAX_NAME
 from anomalymatch.ui.views import Query
-from anomalymatch.ui.web.address import PLAIN, read_address, write_address
+from anomalymatch.ui.web.address import read_address, write_address
 from anomalymatch.ui.web.session import Session
 
-OWN = ("annotator", "page", "shift", "size")
-"""Parts of a query that are not part of a saved view."""
+OWN = ("annotator", "page", "share", "shift", "size")
+"""Parts of a query that each person has for themselves."""
+
+
+def parts_to_share(query: Query) -> dict[str, Any]:
+    """Return the parts of a query that a saved view consists of."""
+    return {field.name: getattr(query, field.name) for field in fields(query) if field.name not in OWN}
 
 
 class SavedViewsMenu:
@@ -54,18 +60,14 @@ class SavedViewsMenu:
     async def _open(self, address: str) -> None:
         self._menu.close()
         view = read_address(parse_qsl(address, keep_blank_values=True), self.session.service.columns.kinds)
-        await self.session.change(**{field.name: getattr(view.query, field.name) for field in _FIELDS})
+        await self.session.change(**parts_to_share(view.query))
         if view.complaint:
             self.session.say(view.complaint)
 
     async def _save(self) -> None:
-        query = replace(self.session.query, **{name: getattr(PLAIN, name) for name in OWN})
-        name = self._name.value or ""
-        await self.session.call(self._views.save, name, write_address(query))
+        address = write_address(Query(**parts_to_share(self.session.query)))
+        await self.session.call(self._views.save, self._name.value or "", address)
         self._name.value = ""
 
     async def _remove(self, name: str) -> None:
         await self.session.call(self._views.remove, name)
-
-
-_FIELDS = [field for field in fields(Query) if field.name not in OWN]
