@@ -45,7 +45,7 @@ def test_keys_label_the_image_under_the_pointer_or_the_marked_one(demo, opened):
     page.until(lambda: marked(page) == [ids[2]], "a reload shows the same images")
     page.until(lambda: pane(page, ids[0]).get_attribute("data-label") == "normal", "with their labels")
     page.press("Escape")
-    page.get("viewer").wait_for(state="detached")
+    page.page.locator(".q-dialog").wait_for(state="detached")  # until then, it gets the keys
     page.until(lambda: page.get("selection").inner_text() == "3 selected", "the selection stays")
     page.press("Home", "End", "l")
     last = page.tile(page.ids[-1])
@@ -106,7 +106,7 @@ def test_accessibility(demo, opened, scheme):
     page.until(lambda: page.get("neighbour").count() > 0, "the large view is complete")
     assert faults(page) == []
     page.press("Escape")
-    page.get("viewer").wait_for(state="detached")
+    page.page.locator(".q-dialog").wait_for(state="detached")  # until then, it gets the keys
     page.get("look").click()
     page.get("light-default").wait_for()
     assert faults(page) == []
