@@ -1,5 +1,6 @@
 """Map of the sky: the places of what was found, over a sample of the archive, in the Hammer-Aitoff projection."""
 
+import asyncio
 import math
 import threading
 import time
@@ -73,6 +74,9 @@ class SkyMap:
         ids: all images.
         coordinates: returns the position of an image, or None.
         labels: returns the label of each labelled image.
+
+    Attributes:
+        turn: lock of the coroutines that call `view`: while the sample is taken, waiting pages hold no thread.
     """
 
     def __init__(
@@ -82,7 +86,7 @@ class SkyMap:
         labels: Callable[[], Mapping[str, Label]],
     ) -> None:
         self._ids, self._coordinates, self._labels = ids, coordinates, labels
-        self._lock = threading.Lock()
+        self._lock, self.turn = threading.Lock(), asyncio.Lock()
         self._archive: Places | None = None
         self._known: dict[str, Coordinates | None] = {}
 
@@ -91,12 +95,14 @@ class SkyMap:
         with self._lock:  # all open pages share the work
             if self._archive is None:
                 self._archive = self._sample()
+            if len(self._archive) < LEAST:
+                return None
             found = [id_ for id_, label in self._labels().items() if label is Label.ANOMALY][-MOST_FOUND:]
             for id_ in found:
                 if id_ not in self._known:
                     self._known[id_] = self._coordinates(id_)
             places = {id_: place for id_ in found if (place := self._known[id_]) is not None}
-        return _view(self._archive, places) if len(self._archive) >= LEAST else None
+        return _view(self._archive, places)
 
     def _sample(self) -> Places:
         rng, end = np.random.default_rng(0), time.monotonic() + PATIENCE_S

@@ -118,7 +118,7 @@ def sky(view: SkyView) -> dict[str, Any]:
 
 
 def _places(places: Float64[np.ndarray, "n 2"]) -> dict[str, Any]:
-    return {"x": places[:, 0].tolist(), "y": places[:, 1].tolist()}
+    return dict(zip("xy", np.round(places, 6).T.tolist(), strict=True))
 
 
 def _joined(lines: Sequence[Float64[np.ndarray, "_ 2"]]) -> tuple[list[float | None], list[float | None]]:
@@ -126,8 +126,8 @@ def _joined(lines: Sequence[Float64[np.ndarray, "_ 2"]]) -> tuple[list[float | N
     x: list[float | None] = []
     y: list[float | None] = []
     for line in lines:
-        x += [*line[:, 0].tolist(), None]
-        y += [*line[:, 1].tolist(), None]
+        for axis, values in zip((x, y), np.round(line, 6).T.tolist(), strict=True):
+            axis += [*values, None]
     return x, y
 
 

@@ -1,5 +1,7 @@
 """Map of the sky in the side panel: what was found, over the archive; a click on a point opens its image."""
 
+import asyncio
+
 from nicegui import background_tasks, ui
 from nicegui.element import Element
 
@@ -7,6 +9,8 @@ from anomalymatch.ui.sky_map import SkyMap, SkyView
 from anomalymatch.ui.web import charts
 from anomalymatch.ui.web.session import Session
 
+START_S = 2.0
+"""Delay of the first map, which reads headers of files: the first images come first."""
 HINT = "A click on an orange point opens its image. Drag to zoom in, double-click to zoom out."
 
 
@@ -16,7 +20,7 @@ class SkyPanel:
     def __init__(self, session: Session, sky: SkyMap, section: Element) -> None:
         self.session, self._sky, self._section = session, sky, section
         self._chart: ui.plotly | None = None
-        self._is_busy = self._is_stale = False
+        self._is_busy = self._is_stale = self._is_off = False
         self._ids: list[str] | None = None
         self._place = ui.element("div")
         ui.label(HINT).classes("am-hint")
@@ -27,7 +31,7 @@ class SkyPanel:
     def _update(self) -> None:
         """Draw what was found, if that has changed."""
         self._is_stale = True
-        if not self._is_busy:
+        if not self._is_busy and not self._is_off:
             self._is_busy = True
             background_tasks.create(self._draw(), name="map of the sky")
 
@@ -35,7 +39,11 @@ class SkyPanel:
         try:
             while self._is_stale and not self.session.client.is_deleted:
                 self._is_stale = False
-                view = await self.session.call(self._view)
+                if self._ids is None:
+                    await asyncio.sleep(START_S)
+                async with self._sky.turn:
+                    view = await self.session.call(self._view)
+                self._is_off = view is None  # no image has a position
                 if view is None or self.session.client.is_deleted or list(view.ids) == self._ids:
                     continue
                 self._ids = list(view.ids)
