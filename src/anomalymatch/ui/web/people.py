@@ -98,7 +98,8 @@ class PeoplePanel:
 
     def restore(self, kept: dict[str, str]) -> None:
         """Restore the settings of the last visit."""
-        self._blind.value = kept.get("blind") == "true"
+        self.session.blind = kept.get("blind") == "true"  # at once: what follows may bring images
+        self._blind.value = self.session.blind
 
     def show(self, summary: Summary) -> None:
         """Show a summary."""
