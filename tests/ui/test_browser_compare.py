@@ -3,8 +3,6 @@
 import pytest
 from browser import running
 
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
-
 pytestmark = [pytest.mark.ui, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -80,7 +78,9 @@ def test_blinking_moves_no_zoom(demo, opened):
 def faults(page):
     """Return the serious and critical faults that axe finds, and where, once nothing fades in or out."""
     page.page.wait_for_function("!document.querySelector('[class*=-enter-active], [class*=-leave-active]')")
-    found = axe.Axe().run(page.page).response["violations"]
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page.page).response["violations"]
     return [
         (fault["id"], node["html"][:200], node["any"][:1])
         for fault in found
@@ -91,6 +91,7 @@ def faults(page):
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_accessibility(demo, opened, scheme):
+    pytest.importorskip("axe_playwright_python", reason="pip install axe-playwright-python")
     page = opened(demo, viewport={"width": 1280, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
     page.until(lambda: page.page.locator(".am-section").count() > 5, "the panel is there")
     page.label("a", "anomaly")
