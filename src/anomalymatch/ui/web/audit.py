@@ -4,13 +4,13 @@ import math
 
 from nicegui import ui
 
-from anomalymatch.ui.audit import GOAL, AuditProgress, describe_audit, explain_goal
+from anomalymatch.ui.audit import GOAL, AuditProgress, explain_goal
 from anomalymatch.ui.views import MAX_AUDIT, UNFILTERED, Estimate, Show, Sort, Summary
 from anomalymatch.ui.web.session import Session
 
 
 class AuditPanel:
-    """Estimate with advice, and the random audit: start, goal, progress, what it has shown, and advice at the goal.
+    """Estimate with advice, and the random audit: start, goal, progress, and advice at the goal; what it has shown stands above the images.
 
     The audit is on while the query has a size for it.
     """
@@ -38,7 +38,6 @@ class AuditPanel:
                     stop = ui.button("Leave", on_click=lambda: session.change(audit=0))
                     stop.props("dense outline no-caps size=sm data-testid=audit-stop")
                 self._bar = ui.linear_progress(value=0, show_value=False).props("aria-label='progress of the audit'")
-                self._words = ui.label().props("data-testid=audit-words")
                 self._verdict = ui.label().classes("am-title").props("data-testid=audit-advice")
         self._show_query()
         session.on_query.append(self._show_query)
@@ -74,7 +73,6 @@ class AuditPanel:
             return
         self._count.text = f"{progress.labelled:,} of {progress.goal:,}"
         self._bar.value = progress.labelled / max(1, progress.goal)
-        self._words.text = describe_audit(progress)
         self._verdict.text = f"{progress.advice[:1].upper()}{progress.advice[1:]}."
         self._verdict.set_visibility(progress.is_done)
         self._more.text = f"{GOAL} more"
