@@ -10,9 +10,9 @@ from anomalymatch.ui.web.session import Session
 
 
 class AuditPanel:
-    """Estimate with advice, and the random audit: start, goal, progress, and advice at the goal; what it has shown stands above the images.
+    """Estimate with advice, and the random audit: start, goal, progress, and advice at the goal.
 
-    The audit is on while the query has a size for it.
+    The audit is on while the query has a size for it. What it has shown stands above the images, see `hints`.
     """
 
     def __init__(self, session: Session) -> None:
