@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # CI runs every test that can run; at home the slow ones wait for `make test MARKERS=`.
 MARKERS ?= $(if $(CI),,not slow)
-# Processes that test, a file each; every one needs 2.5 GB. Tests in a browser wait most of the time, so that three keep two
-# cores busy. One that dies ends the run and its test is named: started
-# again, it would wait for ever (pytest-xdist 3.8, whose `loadfile` gives it no work).
+# Processes that test, a file each; every one needs 2.5 GB. Tests in a browser wait most of the time, so that three keep
+# two cores busy. One that dies ends the run and its test is named: started again, it would wait for ever (pytest-xdist
+# 3.8, whose `loadfile` gives it no work).
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
