@@ -19,6 +19,7 @@ import nicegui
 import numpy as np
 import plotly.graph_objects  # noqa: F401
 import pytest
+from nicegui import background_tasks
 from nicegui.storage import Storage
 from nicegui.testing import User, general, user_simulation
 
@@ -222,6 +223,8 @@ def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None
             asyncio.run(simulate(service, act, options))
         finally:
             sys.modules.update(kept)  # the simulation removes the modules of pages
+            # A thread may have created one after NiceGUI's end; the next simulation would wait for its end for ever.
+            background_tasks.running_tasks.clear()
 
     return run
 
