@@ -196,6 +196,12 @@ def make_service(
 
 
 @pytest.fixture
+def service(make_service: Callable[..., Any]) -> Any:
+    """60 images, ranked by position."""
+    return make_service(60, trained=True)
+
+
+@pytest.fixture
 def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """Open the page of a service as a simulated user: `visit(service, act)` awaits `act(user)`.
 

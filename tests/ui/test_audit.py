@@ -76,11 +76,6 @@ def test_the_goal_is_explained_by_the_rule_of_three(goal):
     assert f" {percent(3 / goal)} %" in explain_goal(goal)
 
 
-@pytest.fixture
-def service(make_service):
-    return make_service(60, trained=True)
-
-
 def shown(service, query):
     """Return the ids on all pages of a query."""
     pages = range(service.page(query).pages)

@@ -8,12 +8,6 @@ from anomalymatch.ui.views import Tile
 from anomalymatch.ui.web.viewer import Zoom, caption
 
 
-@pytest.fixture
-def service(make_service):
-    """60 images, ranked by position."""
-    return make_service(60, trained=True)
-
-
 def panes(page):
     (zoom,) = page.user.find(kind=Zoom).elements
     return zoom._props["panes"]

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from visitor import on_page
@@ -16,11 +15,6 @@ from anomalymatch.ui.veil import NO_VEIL, Veil
 from anomalymatch.ui.views import Query, Show, Sort
 
 A, N, U = Label.ANOMALY, Label.NORMAL, Label.UNSURE
-
-
-@pytest.fixture
-def service(make_service):
-    return make_service(60, trained=True)
 
 
 def ids(service, **words):
