@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int8, Int32, Int64
@@ -14,7 +14,7 @@ from anomalymatch.data.label_log import LabelEvent
 from anomalymatch.data.source import IdIndex
 from anomalymatch.errors import DataError, LabelError
 from anomalymatch.evaluation.advice import StoppingRule, Yield
-from anomalymatch.evaluation.discovery import UNKNOWN, WANTED, anomalies_left
+from anomalymatch.evaluation.discovery import UNKNOWN, WANTED
 from anomalymatch.evaluation.ranks import interleave
 from anomalymatch.lru import LRU
 from anomalymatch.ranking import Ranking
@@ -377,17 +377,6 @@ class SearchState:
         """Positions of the images that cannot be read, as far as known."""
         return np.array([], dtype=np.int64) if self.live is None else self.live.store.unreadable
 
-    def audited(self) -> dict[str, Label]:
-        """Return the labels of a random sample of the archive.
-
-        The random audit has a fixed order: its labelled beginning is a random sample, whatever led to the labels.
-        """
-        codes, order = self._codes.copy(), self._audit_order()
-        unlabelled = codes[order] == 0
-        sample = order[: int(unlabelled.argmax())] if unlabelled.any() else order
-        labels = {code: label for label, code in CODES.items()}
-        return {self.ids[i]: labels[int(codes[i])] for i in sample.tolist()}
-
     def _audit_order(self, count: int | None = None) -> Int32[np.ndarray, " r"]:
         """Return the positions of the readable images in the order of the random audit, all or the first `count`."""
         unreadable = self.unreadable
@@ -422,17 +411,16 @@ class SearchState:
 
     def estimate_left(self) -> Estimate:
         """Estimate the number of unlabelled anomalies from the random audit, with advice on whether to continue."""
-        audit, codes = self.audited(), np.delete(self._codes, self.unreadable)
+        order = self._audit_order()
+        audit = measure_audit(self._codes[order], WANTED)
         with self.lock:
             events = self.labels.current_events()
-        if len(audit) < min(WANTED, len(codes)):
-            reason = f"label {WANTED} images of the random audit for an estimate; so far {len(audit)}"
+        if audit.sample < audit.goal:
+            reason = f"label {WANTED} images of the random audit for an estimate; so far {audit.sample}"
             return Estimate(*UNKNOWN, reason, "")
-        found, unlabelled = int((codes == CODES[Label.ANOMALY]).sum()), int((codes == 0).sum())
-        audited = sum(label is Label.ANOMALY for label in audit.values())
-        left = anomalies_left(len(codes), len(audit), audited, found=found, unlabelled=unlabelled)
-        recent = recent_yield(events, audit, self.stopping.recent_labels)
-        return Estimate(*left, "", self.stopping.advice(left, recent, found=found))
+        sample = {self.ids[i] for i in order[: audit.sample].tolist()}
+        recent = recent_yield(events, sample, self.stopping.recent_labels)
+        return Estimate(*audit.left, "", self.stopping.advice(audit.left, recent, found=audit.found))
 
     def check_trainable(self) -> None:
         """Raise a `LabelError` unless an anomaly and a normal are labelled."""
@@ -489,7 +477,7 @@ class SearchState:
         return tiles
 
 
-def recent_yield(events: Sequence[LabelEvent], audit: dict[str, Label], count: int) -> Yield:
+def recent_yield(events: Sequence[LabelEvent], audit: Container[str], count: int) -> Yield:
     """Count the anomalies among the last `count` labels (`events`, oldest first), without those of the random audit."""
     recent = [event.label for event in events if event.id not in audit][-count:]
     return Yield(sum(label is Label.ANOMALY for label in recent), len(recent))
