@@ -1,10 +1,10 @@
-"""Measure one GPU in about eight minutes, without network: `gpu.py [--tiny]` (README, 17).
+"""Measure one GPU in about eight minutes, without network: `gpu.py [--quick]` (README, 17).
 
 Forward passes by size, precision and compiler; JPEG decoding on the device; scoring end to end from arrays and from
 JPEG; a step of FixMatch; the reference protocol against ours; MSC with a ResNet-152; the re-ranking of a million
 images. One JSON line for each result goes to standard output and to `gpu.jsonl` in the folder of the results, as it is
-measured; a part whose lines are there is not measured again. `--tiny` is the smallest form of each part, on any device.
-Needs no package beyond those of anomalymatch; `ANOMALYMATCH_DATA` names the folder of miniImageNet for the protocol.
+measured; a part whose lines are there is not measured again. Only the packages of anomalymatch are needed, and for the
+protocol miniImageNet in the folder `ANOMALYMATCH_DATA`. `--quick` runs on any device.
 """
 
 import argparse
@@ -42,12 +42,10 @@ STREAMS = 3
 
 def main() -> None:
     """Measure all parts that are not measured yet, until the time is over."""
-    parser = make_parser(__doc__, quick="the same as --tiny")
-    parser.add_argument("--tiny", action="store_true", help="the smallest form of each part")
+    parser = make_parser(__doc__)
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds after which no further part begins")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parse_options(parser)
-    options.tiny |= options.quick
     options.results.mkdir(parents=True, exist_ok=True)
     path, begin = options.results / "gpu.jsonl", time.perf_counter()
     done = {json.loads(line)["part"] for line in path.read_text().splitlines()} if path.exists() else set()
@@ -60,7 +58,7 @@ def main() -> None:
             lines.append(json.dumps({"part": name, "device": device_name(), **row}))
             print(lines[-1], flush=True)
         with path.open("a") as file:  # a part that was interrupted is measured again
-            file.write("\n".join(lines) + "\n")
+            file.writelines(f"{line}\n" for line in lines)
 
 
 def device() -> torch.device:
@@ -83,7 +81,7 @@ class Bench:
     """Sizes of the measurement, and what several parts need."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.tiny, self.folder = options.tiny, options.runs / "gpu"
+        self.tiny = options.quick
         self.model = "test_efficientnet" if self.tiny else "tf_efficientnet_lite0"
         self.sizes: Sequence[int] = (32,) if self.tiny else SIZES
         self.size = self.sizes[-1] if self.tiny else 150
@@ -222,40 +220,25 @@ def trained(words: Sequence[str], folder: Path, steps: int) -> Row:
     return {"steps": steps, "run_s": time.perf_counter() - begin, **{name: row[name] for name in ("ap", "found")}}
 
 
+def demo(bench: Bench, size: int, *words: str) -> list[str]:
+    """Return the words of a run of one cycle on rendered galaxies, with random weights."""
+    source = [f"dataset.source.size={size}", "dataset.source.count=600", "dataset.source.rare_fraction=0.3"]
+    model = [f"model.name={bench.model}", "model.weights=none", f"model.image_size={size}"]
+    few = ["algorithm.learner.batch.labelled=2"] if bench.tiny else []
+    return ["dataset=demo", *source, *model, "al.cycles=1", *words, *few]
+
+
 def fixmatch(bench: Bench) -> Iterator[Row]:
-    """Measure a training step of FixMatch at 224 px: the difference of a long and a short run."""
+    """Measure a training step of FixMatch at 224 px."""
     size = 32 if bench.tiny else 224
-    words = [
-        "dataset=demo",
-        f"dataset.source.size={size}",
-        "dataset.source.count=600",
-        "dataset.source.rare_fraction=0.3",
-        "al.cycles=1",
-        "algorithm=fixmatch",
-    ]
-    words += [f"model.name={bench.model}", "model.weights=none", f"model.image_size={size}"]
-    if bench.tiny:
-        words += ["algorithm.learner.batch.labelled=2"]
-    yield from steps("FixMatch", words, (1, 3) if bench.tiny else (20, 120), size)
+    yield from steps("FixMatch", demo(bench, size, "algorithm=fixmatch"), (1, 3) if bench.tiny else (20, 120), size)
 
 
 def msc(bench: Bench) -> Iterator[Row]:
-    """Measure a training step of Mean-Shifted Contrastive loss with the paper's network."""
+    """Measure a training step of Mean-Shifted Contrastive loss with the paper's network at 224 px."""
     size = 32 if bench.tiny else 224
-    words = [
-        "dataset=demo",
-        f"dataset.source.size={size}",
-        "dataset.source.count=600",
-        "dataset.source.rare_fraction=0.3",
-        "al.cycles=1",
-        "algorithm=msc",
-    ]
-    words += [
-        f"model.name={bench.model if bench.tiny else 'resnet152'}",
-        "model.weights=none",
-        f"model.image_size={size}",
-    ]
-    yield from steps("MSC", words, (1, 3) if bench.tiny else (10, 60), size)
+    words = ["algorithm=msc"] if bench.tiny else ["algorithm=msc", "model.name=resnet152"]
+    yield from steps("MSC", demo(bench, size, *words), (1, 3) if bench.tiny else (10, 60), size)
 
 
 def steps(what: str, words: Sequence[str], counts: tuple[int, int], size: int) -> Iterator[Row]:
@@ -269,22 +252,16 @@ def steps(what: str, words: Sequence[str], counts: tuple[int, int], size: int) -
 
 def protocol(bench: Bench) -> Iterator[Row]:
     """Compare the paper's recipe with ours on one class of miniImageNet: 5 + 495 labels, three cycles, 224 px."""
-    words = ["+experiment=miniimagenet_1pct", *dataset_overrides("miniimagenet")]
-    if bench.tiny or not (DATA / "miniimagenet").is_dir():
-        words = [
-            "dataset=demo",
-            "dataset.source.size=32",
-            "dataset.source.count=300",
-            "dataset.source.rare_fraction=0.3",
-            "model.image_size=32",
-            "al.cycles=2",
-        ]
-        words += [f"model.name={bench.model}", "model.weights=none", "al.initial.anomalies=3", "al.initial.normals=9"]
+    if not bench.tiny and not (DATA / "miniimagenet").is_dir():
+        console.print(f"protocol: left out, since {DATA} has no miniImageNet", style="dim")
+        return
     for algorithm, count in (("fixmatch_reference", 100), ("fixmatch", 500)):
-        chosen = [*words, f"algorithm={algorithm}"]
+        words = ["+experiment=miniimagenet_1pct", *dataset_overrides("miniimagenet"), f"algorithm={algorithm}"]
         if bench.tiny:
-            chosen += ["algorithm.learner.batch.labelled=2"]
-        yield {"what": algorithm, **trained(chosen, bench.folder / algorithm, 2 if bench.tiny else count)}
+            words = demo(bench, 32, f"algorithm={algorithm}", "al.initial.anomalies=3", "al.initial.normals=9")
+        with tempfile.TemporaryDirectory() as name:
+            row = trained(words, Path(name) / algorithm, 2 if bench.tiny else count)
+        yield {"what": algorithm, "data": "demo" if bench.tiny else "miniImageNet", **row}
 
 
 def reranking(bench: Bench) -> Iterator[Row]:

@@ -132,7 +132,7 @@ def test_benchmark_fills_its_tables_and_resumes(experiment, tmp_path, monkeypatc
 @pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 def test_gpu_measures_its_parts_once(experiment, tmp_path):
     """All parts but the compiler, which takes minutes without saying more than PyTorch's own tests."""
-    words = ["--tiny", "--runs", tmp_path / "runs", "--results", tmp_path]
+    words = ["--quick", "--runs", tmp_path / "runs", "--results", tmp_path]
     quick = ("forward", "decoding", "end_to_end", "reranking")
     experiment("gpu", *words, "--parts", *quick)
     experiment("gpu", *words, "--parts", *quick, "msc", "protocol")
