@@ -270,6 +270,7 @@ class TestPrefix:
         from anomalymatch.ui.web.security import check_prefix
 
         assert check_prefix("/user/me%40x.org/proxy/PORT/", 8000) == "/user/me%40x.org/proxy/8000"
+        assert check_prefix("/REPORTS/proxy/PORT", 8000) == "/REPORTS/proxy/8000"
         with pytest.raises(ConfigError, match=r"ui\.prefix"):
             check_prefix(prefix, 8000)
 

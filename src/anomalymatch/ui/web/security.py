@@ -108,7 +108,7 @@ def check_prefix(prefix: str, port: int) -> str:
     Raises:
         ConfigError: if it is not a path.
     """
-    path = prefix.rstrip("/").replace("PORT", str(port))
+    path = re.sub(r"\bPORT\b", str(port), prefix.rstrip("/"))
     if not _PREFIX.fullmatch(path):
         raise ConfigError(f"ui.prefix is {prefix}: it needs a path such as /user/me/proxy/PORT, or null")
     return path
