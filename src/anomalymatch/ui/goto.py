@@ -52,7 +52,10 @@ def find_target(service: LabelService, query: Query, text: str) -> Target:
 
 
 def ends_with(ids: Sequence[str], text: str) -> list[str]:
-    """Return the ids that end in a text, in any case; if there are none, those that do without their extension."""
+    """Return the ids that end in a text, ignoring case.
+
+    If there is none, the file extension is left out: "123" finds "galaxy_123.jpg".
+    """
     end = text.lower()
     return [id_ for id_ in ids if id_.lower().endswith(end)] or [
         id_ for id_ in ids if id_.lower().rpartition(".")[0].endswith(end)

@@ -157,7 +157,7 @@ class Groups:
             return names.index(clean)
 
     def bind(self, keys: Mapping[str, str]) -> None:
-        """Give groups keys of their own, by name; those that do not exist are added."""
+        """Assign keys of the page to groups by name; add the groups that do not exist."""
         for name in keys:
             self.add(name)
         self.keys = dict(keys)
@@ -176,9 +176,10 @@ class Groups:
                 self._save(groups, [*self._moves, *move])
 
     def follow(self, valid: Container[int]) -> None:
-        """Take back the moves of labels that were undone, and repeat those that were redone.
+        """Make group membership follow the label log after an undo or a redo.
 
-        Images that have left the group in another way stay where they are. Groups that have vanished appear again.
+        If the label that moved images into a group was undone, they go back to their earlier places, in groups that are
+        restored if needed. If it was redone, they move again. Images that have left the group otherwise stay.
 
         Args:
             valid: actions of the labels that are not undone.

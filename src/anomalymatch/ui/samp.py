@@ -62,7 +62,7 @@ def image_messages(id_: str, address: str, coordinates: Coordinates | None) -> l
 
 
 def broadcast(messages: Sequence[Message]) -> list[str]:
-    """Send messages to all applications at the hub of this machine; return the names of those that take one of them.
+    """Send messages through the SAMP hub of this machine; return the names of the applications that receive one.
 
     Raises:
         DataError: if no hub runs, or no application takes such a message.

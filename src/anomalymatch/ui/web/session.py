@@ -202,7 +202,7 @@ class Session:
 
     @property
     def veil(self) -> Veil:
-        """What this page hides. Whoever gives a second opinion does not see the first one."""
+        """Veil of this page: over scores during an audit; over others' labels in blind mode and for second opinions."""
         is_blind = self.blind or self.query.show is Show.SECOND
         return Veil(bool(self.query.audit), self.annotator if is_blind else "")
 
