@@ -154,7 +154,7 @@ def _agreement(first: str, second: str, both: Sequence[tuple[Label, Label]]) -> 
     return Agreement(first, second, n, share, (share - chance) / (1 - chance) if chance < 1 else math.nan)
 
 
-def clean_name(annotator: str) -> str:
+def clean_annotator(annotator: str) -> str:
     """Return an annotator's name without control characters, of at most `MAX_NAME` characters.
 
     Raises:

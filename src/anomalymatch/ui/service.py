@@ -28,7 +28,7 @@ from anomalymatch.ui.exports import KINDS, Export, export, import_labels, refusa
 from anomalymatch.ui.features import FeatureStore
 from anomalymatch.ui.gallery import Gallery
 from anomalymatch.ui.groups import Divide, Groups
-from anomalymatch.ui.labels import LabelIndex, clean_name
+from anomalymatch.ui.labels import LabelIndex, clean_annotator
 from anomalymatch.ui.live import LiveRanking
 from anomalymatch.ui.map import ArchiveMap
 from anomalymatch.ui.notes import Notes
@@ -279,7 +279,7 @@ class LabelService:
         self, revert: Callable[..., dict[str, Label | None]], annotator: str, key: str
     ) -> dict[str, Label | None]:
         with self._writing:
-            labels = revert(annotator=clean_name(annotator), key=key)
+            labels = revert(annotator=clean_annotator(annotator), key=key)
             self._state.read_labels()
             self.groups.follow(self._log.valid_actions())
         if labels:
@@ -359,7 +359,7 @@ class LabelService:
         if not labels:
             return None
         ids = list(labels)
-        name, scores = clean_name(annotator), self._state.probabilities(ids)
+        name, scores = clean_annotator(annotator), self._state.probabilities(ids)
         with self._writing:  # a page must not wait for the disk, nor a label for a page
             action = self._log.append(labels, annotator=name, cycle=self._cycle, scores=scores, key=key)
             self._state.read_labels()

@@ -8,6 +8,7 @@ from typing import Any
 from nicegui import ui
 from nicegui.events import GenericEventArguments
 
+from anomalymatch.ui.people import DEFAULT_NAME
 from anomalymatch.ui.views import Page, Tile
 from anomalymatch.ui.web.theme import SHAPES, many
 
@@ -147,8 +148,8 @@ class DropZone(ui.element, component="drop.js"):
 
     def __init__(self, name: str, text: str, *, accept: str, many: bool, on_sent: Callable[[bool, str], Any]) -> None:
         super().__init__()
-        self._props.update({"name": name, "url": f"/{name}", "text": text, "accept": accept, "annotator": "me"})
-        self._props.update({"multiple": many, "everywhere": many})
+        self._props.update({"name": name, "url": f"/{name}", "text": text, "accept": accept})
+        self._props.update({"annotator": DEFAULT_NAME, "multiple": many, "everywhere": many})
         self.on("sent", lambda event: on_sent(*_outcome(event)))
 
     def set_annotator(self, name: str) -> None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode
 
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from anomalymatch.ui.groups import MAX_NAME, SELECTIONS, Group
+from anomalymatch.ui.web.routes import thumbnail_address, version
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.theme import KIND_COLOURS, drop_down, many
 
@@ -139,7 +139,8 @@ class _GroupRow:
         self._row.classes(**{"add" if is_shown else "remove": "am-on"})
         self._picture.set_visibility(bool(group.ids))
         if group.ids:
-            self._picture.props["src"] = "thumb?" + urlencode({"id": group.ids[0], "side": THUMBNAIL})
+            known_as = version(self._panel.session.service.source)
+            self._picture.props["src"] = thumbnail_address(group.ids[0], THUMBNAIL, known_as)
         self._picture.update()
         self._size.text = many(len(group.ids), "image") + f" · key {key}" * bool(key)
         if group.name != self._name:  # otherwise a person may be writing

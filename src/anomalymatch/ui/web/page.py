@@ -13,7 +13,7 @@ from nicegui.elements.mixins.text_element import TextElement
 from anomalymatch.errors import LabelError
 from anomalymatch.types import Label
 from anomalymatch.ui.keys import KEYS
-from anomalymatch.ui.labels import MAX_NAME, clean_name
+from anomalymatch.ui.labels import MAX_NAME, clean_annotator
 from anomalymatch.ui.people import DEFAULT_NAME
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.sky_map import SkyMap
@@ -448,7 +448,7 @@ class _Page:
 
     def _name_chosen(self) -> None:
         try:
-            name = clean_name(self.name.value or "")
+            name = clean_annotator(self.name.value or "")
         except LabelError:
             name = DEFAULT_NAME
         self.session.annotator = name

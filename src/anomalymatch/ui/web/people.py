@@ -3,7 +3,6 @@
 import math
 import secrets
 from collections.abc import Sequence
-from urllib.parse import urlencode
 
 from nicegui import ui
 
@@ -11,7 +10,7 @@ from anomalymatch.data.label_log import AUTOMATIC
 from anomalymatch.ui.labels import MAX_NAME
 from anomalymatch.ui.people import needs_name
 from anomalymatch.ui.views import QUEUES, Agreement, Summary
-from anomalymatch.ui.web.routes import version
+from anomalymatch.ui.web.routes import thumbnail_address, version
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.theme import drop_down, many
 
@@ -135,18 +134,15 @@ class PeoplePanel:
                 look.props.update({"title": id_, "aria-label": f"show {id_}, in conflict", "data-testid": "conflict"})
                 with look:
                     picture = ui.element("img")
-                    words = {"id": id_, "side": SIDE, "v": version(self.session.service.source)}
-                    picture.props.update({"src": "thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
+                    address = thumbnail_address(id_, SIDE, version(self.session.service.source))
+                    picture.props.update({"src": address, "alt": "", "loading": "lazy"})
 
     def _show_query(self) -> None:
         share = self.session.query.share
         if share not in SHARES.values():  # an address may have more parts
             self._part.set_options([*SHARES, share_text(share)])
         self._part.value = share_text(share)
-        if self.session.query.show in QUEUES:
-            self._review.props("aria-pressed=true")
-        else:
-            self._review.props("aria-pressed=false")
+        self._review.props(f"aria-pressed={'true' if self.session.query.show in QUEUES else 'false'}")
 
     async def _choose_part(self) -> None:
         share = SHARES.get(str(self._part.value), self.session.query.share)

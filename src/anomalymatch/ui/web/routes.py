@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import UploadFile
@@ -22,7 +23,7 @@ from anomalymatch.active.run_folder import RunReader
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import AnomalyMatchError, DataError, UnreadableImageError
 from anomalymatch.text import safe_name
-from anomalymatch.ui.labels import MAX_NAME, clean_name
+from anomalymatch.ui.labels import MAX_NAME, clean_annotator
 from anomalymatch.ui.pictures import AS_TRAINED, FULL_TYPE, STRETCHES, THUMBNAIL_TYPE
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.veil import Veil
@@ -43,6 +44,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 def version(source: ImageSource) -> str:
     """Return the version `v` in the addresses of pictures, with which the browser may cache them permanently."""
     return hashlib.sha256(source.fingerprint.encode()).hexdigest()[:16]
+
+
+def thumbnail_address(id_: str, side: int, version: str, **light: str) -> str:
+    """Return the address of a thumbnail, relative to that of the page."""
+    return "thumb?" + urlencode({"id": id_, "side": side, "v": version, **light})
 
 
 def routes(service: LabelService, *, workers: int | None = None) -> list[Route]:
@@ -248,7 +254,7 @@ def _annotator(request: Request) -> str:
     given = request.query_params.get("annotator", "")
     if len(given) > MAX_NAME:
         raise HTTPException(400, f"The name of the annotator has more than {MAX_NAME} characters.")
-    return clean_name(given)
+    return clean_annotator(given)
 
 
 def _veil(request: Request) -> Veil:

@@ -13,6 +13,7 @@ from anomalymatch.ui.notes import MAX_NOTE
 from anomalymatch.ui.sky import decimal, field_of_view, sexagesimal, sky_links
 from anomalymatch.ui.views import Details, Tile
 from anomalymatch.ui.web.light import ALL_CHANNELS, Light, LightControls
+from anomalymatch.ui.web.routes import thumbnail_address
 from anomalymatch.ui.web.sending import TARGETS, Sending
 from anomalymatch.ui.web.session import Session
 from anomalymatch.ui.web.status import StatusBar
@@ -88,7 +89,9 @@ class Viewer:
                 self._stretch = drop_down(stretches, stretches[0], "stretch", "stretch", self._draw)
                 self._channel = drop_down(channels, ALL_CHANNELS, "channel", "channel", self._draw)
                 self._channel.set_visibility(len(service.channels) > 1)
-                self._compare = ui.switch("all stretches", on_change=self._draw).props("dense data-testid=compare")
+                self._all_stretches = ui.switch("all stretches", on_change=self._draw).props(
+                    "dense data-testid=compare"
+                )
                 self._pin = ui.switch("pinned image", value=True, on_change=self._pin_chosen)
                 self._pin.props("dense data-testid=pin").tooltip("The image whose neighbours these are stays in sight")
                 self._heat = ui.switch("heat map", on_change=self._draw).props("dense data-testid=heat")
@@ -145,7 +148,7 @@ class Viewer:
                 self._metadata = ui.element("dl").classes("am-table").props("data-testid=metadata")
             StatusBar(session, version)
         session.watchers.append(self._watch)
-        session.on_query.append(self._veil)
+        session.on_query.append(self._hide_scores)
         light.on_change.append(self._use)
 
     def open(self, id_: str) -> None:
@@ -178,7 +181,7 @@ class Viewer:
         is_pinned = len(images) > 1 and images[0] == self.session.query.like
         several = list(images) if len(images) > 1 else []
         self.session.gallery.set_option("panes", {"ids": several, "pinned": is_pinned})
-        self._compare.set_visibility(not several)
+        self._all_stretches.set_visibility(not several)
         self._pin.set_visibility(self.session.query.like is not None)
         self._go_to(id_)
         self._draw()
@@ -209,7 +212,7 @@ class Viewer:
             self._tiles = {tile.id: tile for tile in self.session.veil.tiles(tiles)}
             self._draw()
 
-    def _veil(self) -> None:
+    def _hide_scores(self) -> None:
         """Hide the heat maps during a random audit: they would tell the score."""
         is_audit = bool(self.session.query.audit)
         self._heat.set_visibility(not is_audit)
@@ -246,7 +249,7 @@ class Viewer:
         if not self.id:
             return
         chosen, is_one = str(self._stretch.value), len(self._images) == 1
-        stretches = list(self.session.service.stretches) if self._compare.value and is_one else [chosen]
+        stretches = list(self.session.service.stretches) if self._all_stretches.value and is_one else [chosen]
         panes = [
             {"name": name if is_one else id_, "src": self._address(id_, name), "alt": id_} | self._caption(id_)
             for id_ in self._images
@@ -272,7 +275,7 @@ class Viewer:
         if len(control.options) < 2:
             self.session.say(f"There is only one {of} to show.")
             return
-        self._compare.value, self._blinking = False, (of, step)
+        self._all_stretches.value, self._blinking = False, (of, step)
         control.value = _after(control, step)
 
     def _address(self, id_: str, stretch: str, channel: str | None = None) -> str:
@@ -289,7 +292,7 @@ class Viewer:
         if len(self._images) > 1:
             self._show((name,), name)
         else:
-            self._compare.value = False
+            self._all_stretches.value = False
             self._stretch.value = name
 
     def _step(self, step: int) -> None:
@@ -395,9 +398,9 @@ class Viewer:
                 button.on("click", lambda _, id_=tile.id: self.open(id_))
                 with button:
                     picture = ui.element("img")
-                    words = {"id": tile.id, "side": str(NEIGHBOUR_SIDE), "v": self._version}
-                    words |= self._light.light.parameters
-                    picture.props.update({"src": "thumb?" + urlencode(words), "alt": "", "loading": "lazy"})
+                    light = self._light.light.parameters
+                    address = thumbnail_address(tile.id, NEIGHBOUR_SIDE, self._version, **light)
+                    picture.props.update({"src": address, "alt": "", "loading": "lazy"})
 
 
 def _after(control: ui.select, step: int) -> str:
