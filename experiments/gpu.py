@@ -86,6 +86,7 @@ class Bench:
         self.sizes: Sequence[int] = (32,) if self.tiny else SIZES
         self.size = self.sizes[-1] if self.tiny else 150
         self.batch, self.seconds = (4, 0.05) if self.tiny else (1024, 1.0)
+        self.few = ["algorithm.learner.batch.labelled=2"] if self.tiny else []  # labelled images in a FixMatch batch
 
     def network(self, size: int, precision: torch.dtype) -> nn.Module:
         """Build the network that scoring uses, with random weights, on the device."""
@@ -224,14 +225,15 @@ def demo(bench: Bench, size: int, *words: str) -> list[str]:
     """Return the words of a run of one cycle on rendered galaxies, with random weights."""
     source = [f"dataset.source.size={size}", "dataset.source.count=600", "dataset.source.rare_fraction=0.3"]
     model = [f"model.name={bench.model}", "model.weights=none", f"model.image_size={size}"]
-    few = ["algorithm.learner.batch.labelled=2"] if bench.tiny else []
-    return ["dataset=demo", *source, *model, "al.cycles=1", *words, *few]
+    return ["dataset=demo", *source, *model, "al.cycles=1", *words]
 
 
 def fixmatch(bench: Bench) -> Iterator[Row]:
     """Measure a training step of FixMatch at 224 px."""
     size = 32 if bench.tiny else 224
-    yield from steps("FixMatch", demo(bench, size, "algorithm=fixmatch"), (1, 3) if bench.tiny else (20, 120), size)
+    yield from steps(
+        "FixMatch", demo(bench, size, "algorithm=fixmatch", *bench.few), (1, 3) if bench.tiny else (20, 120), size
+    )
 
 
 def msc(bench: Bench) -> Iterator[Row]:
@@ -258,7 +260,9 @@ def protocol(bench: Bench) -> Iterator[Row]:
     for algorithm, count in (("fixmatch_reference", 100), ("fixmatch", 500)):
         words = ["+experiment=miniimagenet_1pct", *dataset_overrides("miniimagenet"), f"algorithm={algorithm}"]
         if bench.tiny:
-            words = demo(bench, 32, f"algorithm={algorithm}", "al.initial.anomalies=3", "al.initial.normals=9")
+            words = demo(
+                bench, 32, f"algorithm={algorithm}", "al.initial.anomalies=3", "al.initial.normals=9", *bench.few
+            )
         with tempfile.TemporaryDirectory() as name:
             row = trained(words, Path(name) / algorithm, 2 if bench.tiny else count)
         yield {"what": algorithm, "data": "demo" if bench.tiny else "miniImageNet", **row}
