@@ -81,12 +81,12 @@ class Bench:
     """Sizes of the measurement, and what several parts need."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.tiny = options.quick
-        self.model = "test_efficientnet" if self.tiny else "tf_efficientnet_lite0"
-        self.sizes: Sequence[int] = (32,) if self.tiny else SIZES
-        self.size = self.sizes[-1] if self.tiny else 150
-        self.batch, self.seconds = (4, 0.05) if self.tiny else (1024, 1.0)
-        self.few = ["algorithm.learner.batch.labelled=2"] if self.tiny else []  # labelled images in a FixMatch batch
+        self.quick = options.quick
+        self.model = "test_efficientnet" if self.quick else "tf_efficientnet_lite0"
+        self.sizes: Sequence[int] = (32,) if self.quick else SIZES
+        self.size = self.sizes[-1] if self.quick else 150
+        self.batch, self.seconds = (4, 0.05) if self.quick else (1024, 1.0)
+        self.few = ["algorithm.learner.batch.labelled=2"] if self.quick else []  # labelled images in a FixMatch batch
 
     def network(self, size: int, precision: torch.dtype) -> nn.Module:
         """Build the network that scoring uses, with random weights, on the device."""
@@ -195,7 +195,7 @@ def end_to_end(bench: Bench) -> Iterator[Row]:
         "arrays": lambda number: arrays[number % len(arrays)].to(device(), non_blocking=True),
         "JPEG": lambda number: decode(files),
     }
-    batches = 2 * STREAMS if bench.tiny else 20 * STREAMS
+    batches = 2 * STREAMS if bench.quick else 20 * STREAMS
     for name, load in sources.items():
         rate = bench.rate(lambda load=load: overlapped(network, load, batches), batches * count)
         yield {"what": f"end to end, {name}", "px": size, "batch": count, "per_second": rate, "goal": GOALS[name]}
@@ -230,17 +230,17 @@ def demo(bench: Bench, size: int, *words: str) -> list[str]:
 
 def fixmatch(bench: Bench) -> Iterator[Row]:
     """Measure a training step of FixMatch at 224 px."""
-    size = 32 if bench.tiny else 224
+    size = 32 if bench.quick else 224
     yield from steps(
-        "FixMatch", demo(bench, size, "algorithm=fixmatch", *bench.few), (1, 3) if bench.tiny else (20, 120), size
+        "FixMatch", demo(bench, size, "algorithm=fixmatch", *bench.few), (1, 3) if bench.quick else (20, 120), size
     )
 
 
 def msc(bench: Bench) -> Iterator[Row]:
     """Measure a training step of Mean-Shifted Contrastive loss with the paper's network at 224 px."""
-    size = 32 if bench.tiny else 224
-    words = ["algorithm=msc"] if bench.tiny else ["algorithm=msc", "model.name=resnet152"]
-    yield from steps("MSC", demo(bench, size, *words), (1, 3) if bench.tiny else (10, 60), size)
+    size = 32 if bench.quick else 224
+    words = ["algorithm=msc"] if bench.quick else ["algorithm=msc", "model.name=resnet152"]
+    yield from steps("MSC", demo(bench, size, *words), (1, 3) if bench.quick else (10, 60), size)
 
 
 def steps(what: str, words: Sequence[str], counts: tuple[int, int], size: int) -> Iterator[Row]:
@@ -254,23 +254,23 @@ def steps(what: str, words: Sequence[str], counts: tuple[int, int], size: int) -
 
 def protocol(bench: Bench) -> Iterator[Row]:
     """Compare the paper's recipe with ours on one class of miniImageNet: 5 + 495 labels, three cycles, 224 px."""
-    if not bench.tiny and not (DATA / "miniimagenet").is_dir():
+    if not bench.quick and not (DATA / "miniimagenet").is_dir():
         console.print(f"protocol: left out, since {DATA} has no miniImageNet", style="dim")
         return
     for algorithm, count in (("fixmatch_reference", 100), ("fixmatch", 500)):
         words = ["+experiment=miniimagenet_1pct", *dataset_overrides("miniimagenet"), f"algorithm={algorithm}"]
-        if bench.tiny:
+        if bench.quick:
             words = demo(
                 bench, 32, f"algorithm={algorithm}", "al.initial.anomalies=3", "al.initial.normals=9", *bench.few
             )
         with tempfile.TemporaryDirectory() as name:
-            row = trained(words, Path(name) / algorithm, 2 if bench.tiny else count)
-        yield {"what": algorithm, "data": "demo" if bench.tiny else "miniImageNet", **row}
+            row = trained(words, Path(name) / algorithm, 2 if bench.quick else count)
+        yield {"what": algorithm, "data": "demo" if bench.quick else "miniImageNet", **row}
 
 
 def reranking(bench: Bench) -> Iterator[Row]:
     """Measure logits and full order of many images whose features are on the device."""
-    count = 10_000 if bench.tiny else 1_000_000
+    count = 10_000 if bench.quick else 1_000_000
     precision = torch.float16 if device().type == "cuda" else torch.float32
     features = torch.randn(count, 256, device=device(), dtype=precision)
     direction = torch.randn(256, device=device(), dtype=precision)
