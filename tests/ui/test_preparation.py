@@ -134,7 +134,7 @@ def test_the_audit_of_a_part_is_that_of_the_archive(service, steps, wait_for):
     wait_for(lambda: service._state.live is not None, 10)
     order = shown(service, sort=Sort.AUDIT)
     service.label(order[:30], N, "ada")
-    assert list(service._state.audited()) == order[:30]
+    assert service.audit_progress(50).sample == 30
 
 
 def test_progress_with_rate_and_time_left(service, steps, wait_for):

@@ -1,6 +1,7 @@
 """Tests of messages to other applications, at a hub of their own."""
 
 import threading
+import time
 import warnings
 
 import pytest
@@ -51,7 +52,8 @@ def application(hub):
         client.disconnect()
 
 
-def test_messages_reach_the_applications_that_take_them(hub, application):
+def test_messages_reach_the_applications_that_take_them(hub, application, monkeypatch):
+    monkeypatch.setattr("anomalymatch.ui.samp.LINGER_S", 3)
     tables, positions = application("TOPCAT", "table.load.votable"), application("Aladin", "coord.pointAt.sky")
     assert broadcast([table_message("http://127.0.0.1:1/x", "found")]) == ["TOPCAT"]
     assert tables.has_taken.wait(20)
@@ -60,8 +62,18 @@ def test_messages_reach_the_applications_that_take_them(hub, application):
     assert broadcast(image_messages("a.fits", "http://127.0.0.1:1/y", (10.5, -5.25))) == ["Aladin"]
     assert positions.has_taken.wait(20)
     assert positions.taken == [{"ra": "10.500000", "dec": "-5.250000"}]
-    ids = hub._private_keys  # the sender has left
-    assert len(ids) == 3, ids
+    end = time.monotonic() + 30
+    while len(tables.get_registered_clients()) > 2:  # the hub and the other application
+        assert time.monotonic() < end, "the sender does not leave"
+        time.sleep(0.1)
+
+
+def test_a_hub_may_pass_a_message_on_late(hub, application, monkeypatch):
+    tables = application("TOPCAT", "table.load.votable")
+    launch = hub._launch_thread
+    monkeypatch.setattr(hub, "_launch_thread", lambda **words: threading.Timer(0.5, launch, (), words).start())
+    broadcast([table_message("http://127.0.0.1:1/x", "found")])
+    assert tables.has_taken.wait(20)
 
 
 def test_what_an_image_has_is_sent():

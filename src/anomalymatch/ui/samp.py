@@ -5,8 +5,10 @@ The sender is written with the standard library, since astropy gives up its own 
 
 import http.client
 import os
+import threading
 import xmlrpc.client
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -19,6 +21,8 @@ from anomalymatch.ui.sky import Coordinates
 
 PATIENCE_S = 10.0
 """Longest wait for an answer of the hub."""
+LINGER_S = 20.0
+"""Time for which a sender stays registered: a hub passes on messages of registered senders only, and may be late."""
 NO_HUB = "no SAMP hub runs on the machine of the server: start TOPCAT, Aladin or DS9 there, and send again"
 
 
@@ -75,7 +79,9 @@ def broadcast(messages: Sequence[Message]) -> list[str]:
             try:
                 names = _notify(hub.samp.hub, key, messages)
             finally:
-                hub.samp.hub.unregister(key)
+                leaving = threading.Timer(LINGER_S, _unregister, (address, key))
+                leaving.daemon = True  # the end of the program does not wait for it
+                leaving.start()
     except (OSError, http.client.HTTPException) as error:
         raise DataError(NO_HUB) from error
     except (xmlrpc.client.Error, ExpatError, LookupError, TypeError, ValueError) as error:
@@ -92,6 +98,13 @@ def _notify(hub: Any, key: str, messages: Sequence[Message]) -> list[str]:
     for kind, parameters in messages:
         takers |= dict.fromkeys(hub.notifyAll(key, {"samp.mtype": kind, "samp.params": parameters}))
     return [str(hub.getMetadata(key, id_).get("samp.name", id_)) for id_ in takers]
+
+
+def _unregister(address: str, key: str) -> None:
+    over = suppress(OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError)  # the hub may have ended
+    with over, xmlrpc.client.ServerProxy(address, transport=_Transport()) as proxy:
+        hub: Any = proxy
+        hub.samp.hub.unregister(key)
 
 
 def _read_lock_file() -> tuple[str, str]:
