@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 MARKERS ?= $(if $(CI),,not slow)
 # Processes that test, a file each; every one needs 2.5 GB. Tests in a browser wait most of the time, so that three keep
 # two cores busy. One that dies ends the run and its test is named: started again, it would wait for ever (pytest-xdist
-# 3.8, whose `loadfile` gives it no work).
+# 3.8, whose `loadfile` gives it no work). What fails among the others is run again alone, since a busy machine can make
+# a test in a browser late; both runs are printed.
 JOBS ?= 3
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "$(MARKERS)"
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format types experiments ui test-ui clean
@@ -19,7 +21,9 @@ run: $(VENV)/installed ## Run the main job on the built-in galaxies: train, rank
 	$(BIN)/python -m anomalymatch.run +experiment=demo_quick
 
 test: $(VENV)/installed ## Run the tests (MARKERS= runs the slow ones too)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --max-worker-restart=0 --durations=20 -m "$(MARKERS)"
+	$(PYTEST) -n $(JOBS) --dist loadfile --max-worker-restart=0 --durations=20 || { \
+		test $$? -eq 1 && echo "What failed beside other tests is run again alone." && \
+		$(PYTEST) --last-failed --last-failed-no-failures none; }
 
 lint: $(VENV)/installed ## Check style, formatting and types
 	$(BIN)/ruff check .

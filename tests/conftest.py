@@ -35,10 +35,24 @@ if os.environ.get("CI"):
 
 STDERR = pytest.StashKey[int]()
 """File descriptor of the terminal, while pytest captures the output."""
+DEAD = pytest.StashKey[bool]()
+"""True once a process of a parallel run has died."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STDERR] = os.dup(sys.__stderr__.fileno())
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any, error: object) -> None:
+    if error:
+        node.config.stash[DEAD] = True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell a run in which tests are missing, because a process died, from one in which tests failed."""
+    if session.config.stash.get(DEAD, False):
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
