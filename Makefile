@@ -12,7 +12,7 @@ JOBS ?= 3
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "$(MARKERS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format types experiments ui test-ui clean
+.PHONY: help run test docs lint format types experiments ui test-ui clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,10 @@ test: $(VENV)/installed ## Run the tests (MARKERS= runs the slow ones too)
 	$(PYTEST) -n $(JOBS) --dist loadfile --max-worker-restart=0 --durations=20 || { \
 		test $$? -eq 1 && echo "What failed beside other tests is run again alone." && \
 		$(PYTEST) --last-failed --last-failed-no-failures none; }
+
+docs: $(VENV)/installed ## Build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -q -n -W --keep-going -d docs/_build/doctrees docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 lint: $(VENV)/installed ## Check style, formatting and types
 	$(BIN)/ruff check .
@@ -69,7 +73,7 @@ test-ui: $(VENV)/installed ## Test the page in a real browser, which is installe
 	$(BIN)/python -m pytest -q -m ui
 
 clean: ## Remove the environment, caches and build products; runs are kept
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/installed: pyproject.toml constraints.txt
