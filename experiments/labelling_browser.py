@@ -41,8 +41,11 @@ SEEN = """([id, isGone]) => new Promise((resolve) => {
 """Press n and wait, frame by frame, until a tile has its label or has gone; return the seconds."""
 BOXES = """() => JSON.stringify([...document.querySelectorAll("[data-testid=tile]")].map((tile) => {
   const { x, y, width } = tile.getBoundingClientRect();
-  return [tile.dataset.id, x, y, width];
+  let scrolled = 0;
+  for (let around = tile.parentElement; around; around = around.parentElement) scrolled += around.scrollTop;
+  return [tile.dataset.id, x, y + scrolled, width];
 }))"""
+"""Where the tiles are, wherever the cursor has scrolled the page to."""
 
 
 def main() -> None:
@@ -91,9 +94,10 @@ def measure(count: int, labels: int) -> list[Row]:
             page.locator("[data-testid=follow]").click()
             to_order = [press(page, is_gone=True) for _ in range(labels)]
             status = Path(f"/proc/{process.pid}/status").read_text()
-            memory = int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
+            sizes = {name: int(kib) / 1024 for name, kib in re.findall(r"(\w+):\s+(\d+) kB", status)}
     seconds = {"page to first picture, s": [first], "key to tile, s": to_tile, "key to new order, s": to_order}
-    figures = {**seconds, "tiles moved by the labels": [moved], "memory of the server, MB": [memory]}
+    memory = {"memory of the server, MiB": [sizes["VmRSS"]], "mapped files in it, MiB": [sizes["RssFile"]]}
+    figures = {**seconds, "tiles moved by the labels": [moved], **memory}
     return [
         {"images": count, "what": what, "p50": np.percentile(values, 50), "p95": np.percentile(values, 95)}
         for what, values in figures.items()

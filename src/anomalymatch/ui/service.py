@@ -203,7 +203,7 @@ class LabelService:
 
     def _with_groups(self, tiles: Sequence[Tile]) -> list[Tile]:
         numbers = self.groups.numbers()
-        return [replace(tile, group=numbers.get(tile.id)) for tile in tiles]
+        return [replace(tile, group=numbers[tile.id]) if tile.id in numbers else tile for tile in tiles]
 
     def details(self, id_: str) -> Details:
         """Return the details of an image for the large view."""

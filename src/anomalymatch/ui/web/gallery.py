@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from nicegui import ui
@@ -37,9 +36,13 @@ class GalleryElement(ui.element, component="gallery.js"):
         self._props["panes"] = {"ids": [], "pinned": False}
 
     @property
-    def tiles(self) -> list[dict[str, Any]]:
-        """The tiles on the page as dictionaries, see `Tile`."""
-        return self._props["page"]["tiles"] or []
+    def tiles(self) -> Sequence[dict[str, Any]]:
+        """The tiles on the page as dictionaries, see `Tile`.
+
+        They are a tuple, since NiceGUI would wrap each value of a list to observe it, which takes most of the time of
+        an update when many pages are open.
+        """
+        return self._props["page"]["tiles"] or ()
 
     @property
     def ids(self) -> list[str]:
@@ -75,14 +78,14 @@ class GalleryElement(ui.element, component="gallery.js"):
         self._serial += 1
         extra = {"empty": empty, "filtered": filtered, "serial": self._serial, "keep": keep, "at": at}
         extra |= {"address": address, "push": push, "selected": list(selected), "start": start}
-        self._props["page"] = asdict(page) | extra
+        self._props["page"] = vars(page) | {"tiles": tuple(dict(vars(tile)) for tile in page.tiles)} | extra
         self.update()
 
     def patch(self, tiles: Sequence[Tile]) -> None:
         """Update score, rank and label of tiles where they are."""
-        fresh = {tile.id: asdict(tile) for tile in tiles}
+        fresh = {tile.id: dict(vars(tile)) for tile in tiles}
         # Stored here as well, for browsers that reconnect.
-        self._props["page"]["tiles"] = [fresh.get(tile["id"], tile) for tile in self.tiles]
+        self._props["page"]["tiles"] = tuple(fresh.get(tile["id"], tile) for tile in self.tiles)
         self.run_method("patch", list(fresh.values()))
 
     def acknowledge(self, key: str) -> None:
