@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from sklearn import semi_supervised
 
-from anomalymatch.algorithms.lightning import StepListener, ignore_step
+from anomalymatch.algorithms.base import StepListener, ignore_step
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.data.labels import training_ids
 from anomalymatch.ranking import Ranking

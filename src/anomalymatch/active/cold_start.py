@@ -11,8 +11,7 @@ from jaxtyping import Float64
 from scipy.special import logit
 
 from anomalymatch.active.strategies import k_centres
-from anomalymatch.algorithms.base import COLD, Learner, Truth
-from anomalymatch.algorithms.lightning import StepListener, ignore_step
+from anomalymatch.algorithms.base import COLD, Learner, StepListener, Truth, ignore_step
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.checks import check_range
 from anomalymatch.data.labels import have_both_classes

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from anomalymatch.algorithms.base import COLD, GUARD
-from anomalymatch.algorithms.lightning import ignore_step
+from anomalymatch.algorithms.base import COLD, GUARD, ignore_step
 from anomalymatch.checksums import check_file, write_checksums
 from anomalymatch.data.label_log import LabelLog
 from anomalymatch.errors import StorageError

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import logit
 
-from anomalymatch.algorithms.lightning import StepListener, ignore_step
+from anomalymatch.algorithms.base import StepListener, ignore_step
 from anomalymatch.backbones.image_text import ImageTextEmbedding
 from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.evaluation.ranks import midranks

@@ -6,11 +6,12 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from anomalymatch.algorithms.lightning import StepListener
 from anomalymatch.ranking import Ranking
 
 Truth = Callable[[Sequence[str]], np.ndarray]
 """Function that returns for each id of a benchmark True if the image is an anomaly."""
+StepListener = Callable[[dict[str, float]], None]
+"""Function that is called with the metrics of each training step."""
 WEIGHTS, NOVELTY, BACKBONE = "weights.safetensors", "novelty.safetensors", "backbone.safetensors"
 """Files of a cycle: the network that scores, a fitted novelty detector, and a fine-tuned backbone."""
 GUARD = "guard.txt"
@@ -67,6 +68,10 @@ class Learner(Protocol):
     def restore(self, folder: Path) -> None:
         """Read the files that `save` wrote."""
         ...
+
+
+def ignore_step(row: dict[str, float]) -> None:
+    """Do nothing with the metrics of a step: the default listener."""
 
 
 def require_fitted(state: T | None) -> T:

@@ -24,15 +24,10 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim import Optimizer
 
 from anomalymatch import errors
+from anomalymatch.algorithms.base import StepListener
 from anomalymatch.errors import ConfigError
 from anomalymatch.progress import progress
 from anomalymatch.terminal import LEVELS, set_up_logging
-
-StepListener = Callable[[dict[str, float]], None]
-
-
-def ignore_step(row: dict[str, float]) -> None:
-    """Do nothing with the metrics of a step: the default listener."""
 
 
 def filter_lightning_warnings() -> None:

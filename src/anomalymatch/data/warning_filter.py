@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
+ASTROPY = r"astropy\."
+"""Modules whose warnings are ignored: they are about the contents of single files."""
+
 
 @contextmanager
 def ignore_warnings(module: str) -> Iterator[None]:

@@ -7,12 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Real
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    binary_precision_recall_curve,
-    binary_roc,
-)
 
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation.ranks import expected_hits, midranks, top_fraction_count
@@ -95,13 +89,15 @@ def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray,
         return RankingMetrics(
             **dict.fromkeys(MEASURES, math.nan), images=images, anomalies=anomalies, undefined=undefined
         )
+    from torchmetrics.functional import classification as areas  # late: its import takes as long as that of PyTorch
+
     preds, target = _tensors(ranks, is_anomaly)
-    precision, recall, _ = binary_precision_recall_curve(preds, target, validate_args=False)
+    precision, recall, _ = areas.binary_precision_recall_curve(preds, target, validate_args=False)
     k_01, k_1 = (top_fraction_count(images, fraction) for fraction in (0.001, 0.01))
     hits_01, hits_1 = (expected_hits(ranks, is_anomaly, k) for k in (k_01, k_1))
     return RankingMetrics(
-        auroc=float(binary_auroc(preds, target, validate_args=False)),
-        ap=float(binary_average_precision(preds, target, validate_args=False)),
+        auroc=float(areas.binary_auroc(preds, target, validate_args=False)),
+        ap=float(areas.binary_average_precision(preds, target, validate_args=False)),
         # The curve runs from recall 1 down to 0, hence the sign.
         auprc=-float(np.trapezoid(precision.double().numpy(), recall.double().numpy())),
         precision_at_0_1pct=hits_01 / k_01,
@@ -129,14 +125,16 @@ def curves(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"], *
     if _why_undefined(scores.size, anomalies):
         none = np.empty(0, dtype=np.float64)
         return Curves(none, none, none, none, math.nan, math.nan, math.nan)
+    from torchmetrics.functional import classification as areas
+
     preds, target = _tensors(ranks, is_anomaly)
-    fpr, tpr, _ = binary_roc(preds, target, validate_args=False)
-    precision, recall, _ = binary_precision_recall_curve(preds, target, validate_args=False)
+    fpr, tpr, _ = areas.binary_roc(preds, target, validate_args=False)
+    precision, recall, _ = areas.binary_precision_recall_curve(preds, target, validate_args=False)
     return Curves(
         *_thin(fpr.double().numpy(), tpr.double().numpy(), max_points),
         *_thin(recall.double().numpy()[::-1], precision.double().numpy()[::-1], max_points),
-        auroc=float(binary_auroc(preds, target, validate_args=False)),
-        ap=float(binary_average_precision(preds, target, validate_args=False)),
+        auroc=float(areas.binary_auroc(preds, target, validate_args=False)),
+        ap=float(areas.binary_average_precision(preds, target, validate_args=False)),
         prevalence=anomalies / scores.size,
     )
 

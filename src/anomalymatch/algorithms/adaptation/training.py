@@ -30,16 +30,14 @@ from anomalymatch.algorithms.adaptation.methods import Method, Teacher
 from anomalymatch.algorithms.adaptation.module import Adaptation, AdaptationSpec
 from anomalymatch.algorithms.augmentation.pairs import PairedViews, TwoViewBatches
 from anomalymatch.algorithms.augmentation.view import View
-from anomalymatch.algorithms.base import WEIGHTS, derive_seed
+from anomalymatch.algorithms.base import WEIGHTS, StepListener, derive_seed, ignore_step
 from anomalymatch.algorithms.layer_groups import batch_norms, freeze_lower_groups
 from anomalymatch.algorithms.lightning import (
     AfterEpochs,
-    StepListener,
     StepLogger,
     StepProgress,
     build_trainer,
     check_optimizer,
-    ignore_step,
     quiet_lightning,
     training_processes,
 )

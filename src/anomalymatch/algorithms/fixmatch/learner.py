@@ -13,12 +13,20 @@ from pytorch_lightning import Trainer
 from torch.optim import Optimizer
 
 from anomalymatch.algorithms.augmentation.view import Augmentation
-from anomalymatch.algorithms.base import GUARD, WEIGHTS, Truth, derive_seed, require_fitted
+from anomalymatch.algorithms.base import (
+    GUARD,
+    WEIGHTS,
+    StepListener,
+    Truth,
+    derive_seed,
+    ignore_step,
+    require_fitted,
+)
 from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches
 from anomalymatch.algorithms.fixmatch.guard import GuardLimits, ScoreArray, TrainingGuard, require_finite
 from anomalymatch.algorithms.fixmatch.module import FixMatchSpec
 from anomalymatch.algorithms.fixmatch.training import Recipe, Snapshots, Trained, spawns_processes, train
-from anomalymatch.algorithms.lightning import StepListener, check_optimizer, ignore_step
+from anomalymatch.algorithms.lightning import check_optimizer
 from anomalymatch.algorithms.probe.learner import fit_probe, probe_network, rank_by_probe
 from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, SelfTraining, self_train
 from anomalymatch.backbones.checkpoint import describe_input, load_description, load_network, save_network

@@ -14,16 +14,15 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from anomalymatch.algorithms.base import StepListener, ignore_step
 from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches
 from anomalymatch.algorithms.fixmatch.module import FixMatch, FixMatchSpec
 from anomalymatch.algorithms.layer_groups import freeze_lower_groups
 from anomalymatch.algorithms.lightning import (
     StepFile,
-    StepListener,
     StepLogger,
     StepProgress,
     build_trainer,
-    ignore_step,
     quiet_lightning,
     training_processes,
 )

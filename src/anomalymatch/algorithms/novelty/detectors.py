@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
-from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
 from torch import Tensor
 
 from anomalymatch.algorithms.novelty import distances as maths
@@ -154,6 +153,12 @@ class Mahalanobis:
 
     def fit(self, rows: FeatureRows) -> dict[str, Tensor]:
         """Compute mean and whitening matrix."""
+        from sklearn.covariance import (
+            empirical_covariance,
+            ledoit_wolf,
+            shrunk_covariance,
+        )  # late: others do not use it
+
         features = rows.astype(np.float64)
         mean = maths.trimmed_mean(features, self.trim)
         centred = features - mean

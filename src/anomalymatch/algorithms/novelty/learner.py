@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from anomalymatch.algorithms.base import NOVELTY, Truth, require_fitted
-from anomalymatch.algorithms.lightning import StepListener, ignore_step
+from anomalymatch.algorithms.base import NOVELTY, StepListener, Truth, ignore_step, require_fitted
 from anomalymatch.algorithms.novelty.detectors import Detector, FittedDetector, fit_detector
 from anomalymatch.backbones.checkpoint import load_tensors, save_tensors
 from anomalymatch.backbones.embedding import Embedding

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from anomalymatch.algorithms.base import WEIGHTS, Truth, require_fitted
-from anomalymatch.algorithms.lightning import StepListener, ignore_step
+from anomalymatch.algorithms.base import WEIGHTS, StepListener, Truth, ignore_step, require_fitted
 from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, SelfTraining, self_train
 from anomalymatch.backbones.checkpoint import describe_input, load_network, save_network
 from anomalymatch.backbones.embedding import Embedding

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from astropy.modeling.models import Sersic2D
 from jaxtyping import Float, Float32, UInt8
 from scipy.ndimage import gaussian_filter
 from scipy.special import gamma, gammaincinv
@@ -217,6 +216,8 @@ def profile(grid: Grid, shape: Shape, brightness: float) -> Plane:
 
     Source: Graham & Driver 2005, PASA 22, 118, equations 1 (profile), 4 and 9 (mean over effective brightness).
     """
+    from astropy.modeling.models import Sersic2D  # late: rendered images are read from the cache without it
+
     n = shape.index
     b = gammaincinv(2 * n, 0.5)
     effective = brightness / (n * np.exp(b) * b ** (-2 * n) * gamma(2 * n))

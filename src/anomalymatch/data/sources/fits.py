@@ -19,7 +19,6 @@ from anomalymatch.data.labels import read_labels
 from anomalymatch.data.rendering import Rendering, band_names
 from anomalymatch.data.source import EIGHT_BITS, ImageSource, hash_rows
 from anomalymatch.data.sources.fits_file import (
-    ASTROPY,
     Extensions,
     FitsFile,
     Layout,
@@ -29,7 +28,7 @@ from anomalymatch.data.sources.fits_file import (
     image_shape,
 )
 from anomalymatch.data.sources.sky import Sky
-from anomalymatch.data.warning_filter import ignore_warnings
+from anomalymatch.data.warning_filter import ASTROPY, ignore_warnings
 from anomalymatch.errors import ConfigError, DataError, UnreadableImageError
 from anomalymatch.text import listed
 from anomalymatch.types import Orientation, Pixels

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from astropy.io import fits
 
-from anomalymatch.data.warning_filter import ignore_warnings
+from anomalymatch.data.warning_filter import ASTROPY, ignore_warnings
 from anomalymatch.errors import UnreadableImageError
 from anomalymatch.text import reason
 
@@ -25,8 +25,6 @@ SMALL, MAX_PACKING = 2**26, 200
 BUFFER = 2**16
 """Bytes read at once, so that a small file takes one system call."""
 _GZIP = b"\x1f\x8b"
-ASTROPY = r"astropy\."
-"""Modules whose warnings are ignored: they are about the contents of single files."""
 
 
 @contextmanager

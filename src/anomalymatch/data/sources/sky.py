@@ -9,8 +9,7 @@ from astropy.wcs.utils import proj_plane_pixel_area, wcs_to_celestial_frame
 from jaxtyping import Float64, Int64
 from scipy.spatial import cKDTree
 
-from anomalymatch.data.sources.fits_file import ASTROPY
-from anomalymatch.data.warning_filter import ignore_warnings
+from anomalymatch.data.warning_filter import ASTROPY, ignore_warnings
 from anomalymatch.types import Orientation
 
 Degrees = Float64[np.ndarray, " n"]

@@ -11,13 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from astropy.io import fits
-from astropy.io.votable import parse_single_table
 from jaxtyping import Float64, Int32
 
 from anomalymatch.data.find import damaged_file
-from anomalymatch.data.sources.fits_file import ASTROPY, FitsFile, Place
-from anomalymatch.data.warning_filter import ignore_warnings
+from anomalymatch.data.warning_filter import ASTROPY, ignore_warnings
 from anomalymatch.errors import DataError
 from anomalymatch.text import listed, reason
 
@@ -146,6 +143,10 @@ def _open_parquet(path: Path) -> tuple[list[str], _Reader]:
 
 
 def _open_fits(path: Path) -> tuple[list[str], _Reader]:
+    from astropy.io import fits  # late, as below: a start of most commands has no need of astropy
+
+    from anomalymatch.data.sources.fits_file import FitsFile, Place
+
     def table(file: FitsFile) -> Any:
         first = next((hdu for hdu in file.hdus if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)), None)
         if first is None:
@@ -163,6 +164,8 @@ def _open_fits(path: Path) -> tuple[list[str], _Reader]:
 
 
 def _open_votable(path: Path) -> tuple[list[str], _Reader]:
+    from astropy.io.votable import parse_single_table
+
     table = parse_single_table(path).to_table(use_names_over_ids=True)
 
     def read(columns: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
