@@ -6,16 +6,18 @@ Each draw takes 50 random images of each class (README, 8). The default of tau w
 import argparse
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from bench import DATA, Row, make_parser, parse_options, run_once, table, write_csv
+from jaxtyping import Float16
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
+from torch import Tensor
 
 from anomalymatch import compose, make_task
 from anomalymatch.build import build_embedding
@@ -38,6 +40,7 @@ DEFAULT = ((3, 4), 224)
 VARIANTS = [((2, 3), 224), ((3,), 224), ((4,), 224), ((2, 3, 4), 224), ((3, 4), 320)]
 """Levels and image sizes that `--variants` adds."""
 MEASURES = ("nmi", "ari", "f1")
+COSTS = ("all", "default", "ward")
 
 
 def main() -> None:
@@ -51,16 +54,17 @@ def main() -> None:
     parser.add_argument("--references", action="store_true", help="measure only NMI by number of references")
     parser.add_argument("--scores", action="store_true", help="measure only NMI by neighbourhoods and lowest share")
     parser.add_argument("--cost", action="store_true", help="measure only seconds by number of images")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 1000, 2000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 1000, 2000], help="of --cost")
+    parser.add_argument("--parts", nargs="+", default=list(COSTS), choices=COSTS, help="of --cost")
     options = parse_options(parser)
     if options.quick:
         options.datasets, options.draws, options.per_class, options.sizes = ["neu_steel"], 1, 8, [50, 100]
     if options.choose_tau:
         options.datasets = ["neu_steel"]
     if options.cost:
-        rows = list(measure_cost(options.sizes))
+        rows = list(measure_cost(options.sizes, options.parts))
         write_csv(options.results / "clustering_cost.csv", rows)
-        print(table(rows, ("images", "threads"), ("all_s", "default_s", "ward_s")))
+        print(table(rows, ("images", "threads"), [f"{part}_{unit}" for part in options.parts for unit in ("s", "cpu")]))
         return
     if options.references:
         rows = [row for name in options.datasets for row in measure_draws(name, *DEFAULT, options, by_references)]
@@ -229,26 +233,37 @@ def shared_ids(patches: PatchEmbedding, ids: list[str]) -> list[str]:
     return sorted(source.ids) if len(source.ids) <= EXACT_IMAGES else ids
 
 
-def measure_cost(sizes: Sequence[int]) -> Iterator[Row]:
-    """Yield seconds by the number of images, for random patches of the default number and depth.
+def measure_cost(sizes: Sequence[int], parts: Sequence[str]) -> Iterator[Row]:
+    """Yield seconds on the clock and of processor time by the number of images, for random patches as by default.
 
-    The weights are those of the defaults, and of all images as references with a single neighbourhood.
+    The parts: `all` weighs with all images as references and a single neighbourhood, `default` as the command does, and
+    `ward` builds the tree.
     """
     for count in sizes:
         generator = torch.Generator().manual_seed(0)
-        bags = Bags([str(i) for i in range(count)], torch.randn(count, 196, 64, generator=generator).half(), [])
+        bags = Bags([str(i) for i in range(count)], random_patches(count, generator), [])
+        specs = {"all": default_spec(references=count, neighbourhoods=[1]), "default": default_spec()}
+        work: dict[str, Callable[[], object]] = {
+            name: partial(weigh, bags, None, specs[name], seed=0) for name in specs
+        }
+        work["ward"] = partial(ward_tree, embed(bags, torch.full((count, 196), 1 / 196)))
         row: Row = {"images": count, "threads": torch.get_num_threads()}
-        exact = default_spec(references=count, neighbourhoods=[1])
-        for name, spec in (("all_s", exact), ("default_s", default_spec())):
-            start = time.monotonic()
-            weigh(bags, None, spec, seed=0)
-            row[name] = round(time.monotonic() - start, 1)
-        embeddings = embed(bags, torch.full((count, 196), 1 / 196))
-        start = time.monotonic()
-        ward_tree(embeddings)
-        row["ward_s"] = round(time.monotonic() - start, 2)
+        for name in parts:
+            start, used = time.monotonic(), time.process_time()
+            work[name]()
+            row |= {
+                f"{name}_s": round(time.monotonic() - start, 2),
+                f"{name}_cpu": round(time.process_time() - used, 2),
+            }
         console.print(f"{row}", highlight=False)
         yield row
+
+
+def random_patches(count: int, generator: torch.Generator) -> Float16[Tensor, "n 196 64"]:
+    """Draw normal patches, a thousand images at once: single precision takes twice the memory."""
+    return torch.cat([
+        torch.randn(min(1000, count - start), 196, 64, generator=generator).half() for start in range(0, count, 1000)
+    ])  # fmt: skip
 
 
 def choose_tau(rows: Sequence[Row]) -> float:

@@ -45,6 +45,16 @@ for word in ("--help", "al.cylces=3"):
     assert python(code).splitlines()[-1] == "1 False"
 
 
+def test_scoring_and_the_page_start_without_what_they_do_not_use():
+    code = """
+import sys
+import anomalymatch.build, anomalymatch.scoring.job, anomalymatch.ui
+unused = {"pytorch_lightning", "torchmetrics", "albumentations", "astropy", "scipy.stats", "sklearn.linear_model"}
+print("torch" in sys.modules, sorted(unused & set(sys.modules)))
+"""
+    assert python(code).splitlines()[-1] == "True []"
+
+
 def test_every_public_name_can_be_imported():
     assert dir(am) == sorted(am.__all__)
     assert 8 <= len(am.__all__) <= 27

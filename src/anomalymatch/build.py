@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -269,6 +270,7 @@ def build_label_service(
                 use(LiveRanking(store, probe, seed=config.seed, first=first))
 
         store = store_of(embedding.load_features(show, use_part), compression=page.compression)
+        import_module("sklearn.linear_model")  # here, in the background, so that the first label does not wait for it
         novelty = compute_novelty(store, detector, folder=folder, show=show)
         turned = partial(reorient, store)
         return LiveRanking(store, probe, seed=config.seed, novelty=novelty, first=first, reorient=turned)

@@ -3,7 +3,6 @@
 from anomalymatch.clustering.analysis import Clusters, ClusterSpec, ImageGrouper, cluster_images
 from anomalymatch.clustering.groups import UNGROUPED, Grouping, choose_count, clustering_metrics
 from anomalymatch.clustering.patches import Bags, PatchEmbedding, PatchSpec
-from anomalymatch.clustering.report import write_clusters
 
 __all__ = [
     "UNGROUPED",
@@ -17,5 +16,4 @@ __all__ = [
     "choose_count",
     "cluster_images",
     "clustering_metrics",
-    "write_clusters",
 ]

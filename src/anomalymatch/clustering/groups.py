@@ -10,11 +10,6 @@ from jaxtyping import Float64, Int64
 from scipy.cluster.hierarchy import linkage
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import pdist, squareform
-from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
-from sklearn.metrics.cluster import contingency_matrix
-from sklearn.neighbors import kneighbors_graph
 
 from anomalymatch.checks import check_range
 
@@ -92,6 +87,9 @@ def ward_tree(embeddings: Embeddings, *, exact_images: int = EXACT_IMAGES) -> Tr
     """Compute Ward's linkage, from all pairs or, with more than `exact_images`, from a nearest-neighbour graph."""
     if len(embeddings) <= exact_images:
         return linkage(embeddings, "ward")
+    from sklearn.cluster import AgglomerativeClustering  # late, as below: the page starts without scikit-learn
+    from sklearn.neighbors import kneighbors_graph
+
     graph = kneighbors_graph(embeddings, NEIGHBOURS, include_self=False)
     model = AgglomerativeClustering(None, connectivity=graph, linkage="ward", distance_threshold=0.0)
     with warnings.catch_warnings():  # scikit-learn joins the components of the graph, which is wanted here
@@ -116,6 +114,9 @@ def cut_tree(tree: Tree, count: int) -> GroupNumbers:
 
 
 def _kmeans(embeddings: Embeddings, count: int, seed: int) -> GroupNumbers:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():  # a subsample may have fewer distinct images than groups
         warnings.simplefilter("ignore", ConvergenceWarning)
         return KMeans(count, n_init=10, random_state=seed).fit_predict(embeddings).astype(np.int64)
@@ -123,6 +124,9 @@ def _kmeans(embeddings: Embeddings, count: int, seed: int) -> GroupNumbers:
 
 def _spectral(embeddings: Embeddings, count: int, seed: int, exact_images: int) -> GroupNumbers:
     """Cluster by the affinity exp(-2 (distance / median distance)^2), or by a nearest-neighbour graph."""
+    from sklearn.cluster import SpectralClustering
+    from sklearn.neighbors import kneighbors_graph
+
     if len(embeddings) <= exact_images:
         distances = squareform(pdist(embeddings))
         affinity = np.exp(-2.0 * (distances / np.median(distances[distances > 0.0])) ** 2)
@@ -141,6 +145,8 @@ def hdbscan(embeddings: Embeddings, smallest: int) -> GroupNumbers:
     Raises:
         ConfigError: if there are fewer than `smallest` images.
     """
+    from sklearn.cluster import HDBSCAN
+
     check_range("clustering.spec.smallest_group", smallest, low=2, high=len(embeddings))
     return number_by_size(HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(embeddings).astype(np.int64))
 
@@ -183,6 +189,8 @@ def choose_count(embeddings: Embeddings, method: str, *, criterion: str, most: i
 
 
 def _silhouettes(rows: Embeddings, method: str, most: int, seed: int) -> tuple[dict[int, float], int]:
+    from sklearn.metrics import silhouette_score
+
     cut = make_cut(rows, method, seed=seed)
     curve = {}
     for count in range(2, min(most, len(rows) - 1) + 1):
@@ -247,6 +255,9 @@ def clustering_metrics(truth: Sequence[str], groups: Int64[np.ndarray, " n"]) ->
     Raises:
         ValueError: if the lengths differ or there is no image.
     """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix
+
     if len(truth) != len(groups) or not len(groups):
         raise ValueError(f"expected one group for each of at least one image, got {len(truth)} and {len(groups)}")
     classes = np.unique(np.asarray(truth, dtype=str), return_inverse=True)[1]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # which imports `scipy.stats` at its first use
 
 
 class Interval(NamedTuple):
@@ -34,7 +34,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         return Interval(math.nan, math.nan, math.nan)
     mean, half = float(array.mean()), math.nan
     if array.size > 1:
-        half = float(stats.t.ppf((1 + level) / 2, array.size - 1) * stats.sem(array))
+        half = float(scipy.stats.t.ppf((1 + level) / 2, array.size - 1) * scipy.stats.sem(array))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -51,8 +51,8 @@ def proportion_interval(share: float, count: int, level: float = 0.95) -> tuple[
     if not (0 <= share <= 1 and count >= 1 and 0 < level < 1):
         raise ValueError(f"expected 0 <= share <= 1, count >= 1 and 0 < level < 1, got {share}, {count}, {level}")
     hits, tail = share * count, (1 - level) / 2
-    low = float(stats.beta.ppf(tail, hits, count - hits + 1)) if hits > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
+    low = float(scipy.stats.beta.ppf(tail, hits, count - hits + 1)) if hits > 0 else 0.0
+    high = float(scipy.stats.beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
     return low, high
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # which imports `scipy.stats` at its first use
 from jaxtyping import Bool, Int64
-from scipy import stats
 
 LEVEL = 0.9
 """Default coverage of the intervals."""
@@ -67,10 +67,11 @@ def anomalies_among(images: int, audited: int, anomalies: int, *, level: float =
     # TIE: a probability that equals the tail up to rounding is rejected.
     tail, least, most = (1 - level) / 2 * (1 + TIE), anomalies, images - (audited - anomalies)
     enough, too_many = range(least, most), range(least + 1, most + 1)
-    low = least + bisect_left(enough, True, key=lambda n: stats.hypergeom.sf(anomalies - 1, images, n, audited) > tail)
+    hypergeom = scipy.stats.hypergeom
+    low = least + bisect_left(enough, True, key=lambda n: hypergeom.sf(anomalies - 1, images, n, audited) > tail)
     over = least + 1
-    over += bisect_left(too_many, True, key=lambda n: stats.hypergeom.cdf(anomalies, images, n, audited) <= tail)
-    share = stats.beta.ppf(0.5, anomalies + 0.5, audited - anomalies + 0.5)
+    over += bisect_left(too_many, True, key=lambda n: hypergeom.cdf(anomalies, images, n, audited) <= tail)
+    share = scipy.stats.beta.ppf(0.5, anomalies + 0.5, audited - anomalies + 0.5)
     middle = anomalies + (images - audited) * float(share)
     return Count(min(max(middle, low), over - 1), float(low), float(over - 1))
 

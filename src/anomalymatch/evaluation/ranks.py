@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
+import scipy  # which imports `scipy.stats` at its first use
 from jaxtyping import Bool, Float64, Int, Real
-from scipy.stats import rankdata
 
 
 def midranks(scores: Real[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
@@ -17,7 +17,7 @@ def midranks(scores: Real[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         ValueError: if a score is NaN.
     """
     _refuse_nan(scores)
-    return (rankdata(scores, method="average").astype(np.float64) - 0.5) / max(scores.size, 1)
+    return (scipy.stats.rankdata(scores, method="average").astype(np.float64) - 0.5) / max(scores.size, 1)
 
 
 def top_fraction_count(n: int, fraction: float) -> int:

@@ -16,7 +16,6 @@ from PIL import PngImagePlugin
 
 from anomalymatch.data.codecs import FORMATS, MODES, decode
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.sources.fits import FitsImages
 from anomalymatch.data.tiff import MAGIC
 from anomalymatch.errors import DataError, UnreadableImageError
 from anomalymatch.files import atomic_file, make_folder, remove_leftovers, storage_errors
@@ -169,6 +168,8 @@ class Examples:
         return _smaller(pixels)
 
     def _decoded_fits(self, data: bytes) -> Image:
+        from anomalymatch.data.sources.fits import FitsImages  # late: the page starts without the wait for astropy
+
         if _COMPRESSED in data:  # the size of an unpacked tile has no limit
             raise UnreadableImageError("it is a compressed FITS file: unpack it by funpack")
         extensions = self.source.extensions

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import scipy
 from jaxtyping import Float64
 from scipy.special import expit
-from scipy.stats import spearmanr
 
 from anomalymatch.algorithms.probe.learner import probe_network, rank_by_probe
 from anomalymatch.algorithms.probe.regression import SelfTraining
@@ -117,7 +117,10 @@ def check_scores(network: ScoreArray, probe: ScoreArray, limits: GuardLimits) ->
     if float(np.std(network)) < limits.spread:
         return ["all scores are the same"]
     findings = []
-    if np.ptp(probe) > 0 and (correlation := float(spearmanr(network, probe).statistic)) < limits.correlation:
+    if (
+        np.ptp(probe) > 0
+        and (correlation := float(scipy.stats.spearmanr(network, probe).statistic)) < limits.correlation
+    ):
         findings.append(f"the ranking has little in common with the probe's (rank correlation {correlation:.2f})")
     ours, theirs = (float(np.mean(expit(logits) > 0.5)) for logits in (network, probe))
     if ours > limits.high_share and ours > limits.high_ratio * theirs:

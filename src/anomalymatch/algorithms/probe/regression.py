@@ -8,9 +8,6 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.special import logit
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
-from sklearn.model_selection import StratifiedKFold
 
 from anomalymatch.backbones.features import Scaling
 from anomalymatch.backbones.tta import ORIENTATIONS
@@ -111,7 +108,7 @@ class SelfTraining:
         """Average precision of the labels alone by cross-validation; NaN if a class has a single image."""
         gain = np.float32(1.0) if self.gain is None else self.gain.astype(np.float32)
         held_out = _cross_validate_labels(self.anomalies * gain, self.normals * gain, self.spec)
-        return math.nan if held_out is None else float(average_precision_score(held_out[1], held_out[0]))
+        return math.nan if held_out is None else _average_precision(held_out)
 
 
 def self_train(
@@ -203,6 +200,8 @@ def fit_logistic(
         gain: factor of each column before the regularisation of its coefficient; None for one.
         share: weight of a row of `anomalies`, where they are several views of each image.
     """
+    from sklearn.linear_model import LogisticRegression  # late, as below: the page starts without it
+
     extra = anomalies[:0] if pseudo_labelled is None else pseudo_labelled
     features = np.concatenate([anomalies, extra, normals]).astype(np.float64)
     if gain is not None:
@@ -234,7 +233,7 @@ def column_gain(
         return gain
     rare, common = anomalies * scaling.scale, normals * scaling.scale
     own = [_cross_validate_labels(rare[:, part], common[:, part], spec) for part in scaling.blocks]
-    trust = np.array([1.0 if each is None else average_precision_score(each[1], each[0]) for each in own])
+    trust = np.array([1.0 if each is None else _average_precision(each) for each in own])
     for part, share in zip(scaling.blocks, trust / np.linalg.norm(trust), strict=True):
         gain[part] *= share
     return gain
@@ -247,6 +246,8 @@ def platt(logits: Float64[np.ndarray, " n"], targets: Bool[np.ndarray, " n"]) ->
     each class: logits that separate the labels do not become infinitely steep. The logits are of images that were not
     in the fit; both classes must be among the targets (True for anomalies).
     """
+    from sklearn.linear_model import LogisticRegression
+
     positive, negative = int(targets.sum()), int((~targets).sum())
     certain = np.where(targets, (positive + 1) / (positive + 2), 1 / (negative + 2))
     middle, spread = float(np.mean(logits)), max(float(np.std(logits)), 1e-12)
@@ -258,6 +259,13 @@ def platt(logits: Float64[np.ndarray, " n"], targets: Bool[np.ndarray, " n"]) ->
     return slope, float(model.intercept_[0]) - slope * middle
 
 
+def _average_precision(held_out: HeldOut) -> float:
+    from sklearn.metrics import average_precision_score
+
+    logits, targets = held_out
+    return float(average_precision_score(targets, logits))
+
+
 def _cross_validate(
     anomalies: Float32[np.ndarray, "a d"], normals: Float32[np.ndarray, "n d"], spec: ProbeSpec, fit: FitOnSome
 ) -> HeldOut | None:
@@ -265,6 +273,8 @@ def _cross_validate(
 
     With a single image of a class there are no folds, and the result is None.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     folds = min(spec.folds, len(anomalies), len(normals))
     if folds < 2:
         return None
