@@ -40,13 +40,13 @@ def unsupervised_scores(
     if (is_reference.any() and count < 2) or (not is_reference.all() and count < 1):
         raise ValueError("an image has no other image to be compared with")
     scores = torch.empty(patches.shape[:2])
-    compared = patches[references]
-    among = _nearest(compared, compared)  # r p r: half of the work of two different sets
+    left, right = _left_factor(patches[references]), _right_factor(patches[references])
+    among = _nearest(left, right, symmetric=True)  # r p r: half of the work of two different sets
     among.diagonal(dim1=0, dim2=2).fill_(torch.inf)
     scores[references] = _lowest_mean(among, lowest, count - 1)
-    del among
+    del among, left
     for rows in torch.nonzero(~is_reference)[:, 0].split(QUERY_IMAGES):
-        scores[rows] = _lowest_mean(_nearest(patches[rows], compared), lowest, count)
+        scores[rows] = _lowest_mean(_nearest(_left_factor(patches[rows]), right), lowest, count)
     return scores
 
 
@@ -65,9 +65,9 @@ def normal_scores(
     """
     if len(patches) and int((len(normals) - (own >= 0).long()).min()) < 1:
         raise ValueError("an image has no other image to be compared with")
-    scores = []
+    scores, right = [], _right_factor(normals)
     for some, mine in zip(patches.split(QUERY_IMAGES), own.split(QUERY_IMAGES), strict=True):
-        nearest = _nearest(some, normals)
+        nearest = _nearest(_left_factor(some), right)
         among = torch.nonzero(mine >= 0)[:, 0]
         nearest[among, :, mine[among]] = torch.inf
         scores.append(nearest.amin(2))
@@ -119,16 +119,20 @@ def _lowest_mean(nearest: Float[Tensor, "n p r"], lowest: float, others: int) ->
     return torch.cat([block.topk(count, dim=2, largest=False, sorted=False).values.mean(2) for block in blocks])
 
 
-def _nearest(patches: Float[Tensor, "n p d"], references: Float[Tensor, "r q d"]) -> Float[Tensor, "n p r"]:
+def _nearest(
+    left: Float[Tensor, "n p e"], right: Float[Tensor, "r q e"], *, symmetric: bool = False
+) -> Float[Tensor, "n p r"]:
     """Compute the Euclidean distance from each patch to the nearest patch of each reference image.
 
-    If both are the same tensor, each block of products serves both of its sides. Squared distances are one matrix
-    product, (-2 z, |z|^2, 1) . (w, 1, |w|^2), which near zero is accurate to about 1e-3 of the patches' length; the
-    softmax does not notice. Half precision is widened here.
+    Squared distances are one matrix product, (-2 z, |z|^2, 1) . (w, 1, |w|^2), which near zero is accurate to about
+    1e-3 of the patches' length; the softmax does not notice.
+
+    Args:
+        left: `_left_factor` of the patches.
+        right: `_right_factor` of the patches of the references.
+        symmetric: True if both are of the same patches: each block of products then serves both of its sides.
     """
-    symmetric = patches is references
-    left, right = _factors(patches)[0], _factors(references)[1]
-    (n, p, d), (r, q, _) = left.shape, right.shape
+    (n, p, e), (r, q, _) = left.shape, right.shape
     result = torch.empty(n, p, r)
     step = max(1, math.isqrt(BLOCK_ELEMENTS // (p * q)))
     buffer = torch.empty(min(step, n) * p * min(step, r) * q)  # new memory for each block takes as long as the products
@@ -137,7 +141,7 @@ def _nearest(patches: Float[Tensor, "n p d"], references: Float[Tensor, "r q d"]
         for column in range(row if symmetric else 0, r, step):
             b = right[column : column + step]
             products = buffer[: len(a) * p * len(b) * q].view(len(a) * p, len(b) * q)
-            torch.mm(a.view(-1, d), b.view(-1, d).T, out=products)
+            torch.mm(a.view(-1, e), b.view(-1, e).T, out=products)
             result[row : row + step, :, column : column + step] = products.view(len(a), p, len(b), q).amin(3)
             if symmetric and column > row:
                 other_side = products.view(len(a), p, len(b) * q).amin(1).view(len(a), len(b), q)
@@ -145,12 +149,18 @@ def _nearest(patches: Float[Tensor, "n p d"], references: Float[Tensor, "r q d"]
     return result.clamp_min_(0.0).sqrt_()
 
 
-def _factors(patches: Float[Tensor, "n p d"]) -> tuple[Float[Tensor, "n p e"], Float[Tensor, "n p e"]]:
-    """Return the two factors whose product of two patches is their squared distance."""
+def _left_factor(patches: Float[Tensor, "n p d"]) -> Float[Tensor, "n p e"]:
+    """Return (-2 z, |z|^2, 1) for each patch z, in single precision."""
     patches = patches.float()
     squared = patches.square().sum(2, keepdim=True)
-    one = torch.ones_like(squared)
-    return torch.cat([-2.0 * patches, squared, one], 2), torch.cat([patches, one, squared], 2)
+    return torch.cat([-2.0 * patches, squared, torch.ones_like(squared)], 2)
+
+
+def _right_factor(patches: Float[Tensor, "n p d"]) -> Float[Tensor, "n p e"]:
+    """Return (w, 1, |w|^2) for each patch w, in single precision."""
+    patches = patches.float()
+    squared = patches.square().sum(2, keepdim=True)
+    return torch.cat([patches, torch.ones_like(squared), squared], 2)
 
 
 def patch_projection(
