@@ -48,6 +48,7 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/warm_start.py
 	$(BIN)/python experiments/speed.py
 	$(BIN)/python experiments/throughput.py
+	$(BIN)/python experiments/startup.py
 	$(BIN)/python experiments/labelling_speed.py
 	$(BIN)/python experiments/labelling_browser.py
 	$(BIN)/python experiments/labelling_people.py
