@@ -7,7 +7,11 @@ on tiny images. A command that can't run in a test ends with a comment that says
 `# needs a network`, `# needs a cluster`, `# needs an account` or `# needs several GPUs`.
 """
 
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "anomalymatch"
 author = "the anomalymatch contributors"
@@ -15,18 +19,25 @@ project_copyright = "2026, the anomalymatch contributors"
 release = version = version_of("anomalymatch")
 
 extensions = [
+    "generated_reference",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "architecture.md"]
+exclude_patterns = ["_build"]
 nitpicky = True
+# Types of other packages, and inner ones of this package, have no page to link to.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!anomalymatch\.).*"),
+    (r"py:.*", r"anomalymatch\.(algorithms|backbones|notebook)\..*"),
+]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 
+default_role = "code"  # single backticks in docstrings are code
 autodoc_typehints = "description"
 napoleon_numpy_docstring = False
 

@@ -8,11 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "anomalymatch"
 FILES = sorted(path for path in ROOT.rglob("*.py"))
-PAGE = ROOT.parents[1] / "docs" / "architecture.md"
+PAGE = ROOT.parents[1] / "docs" / "explanation" / "architecture.md"
 
 
 def read_floors():
-    """The table of floors in docs/architecture.md, from the lowest to the highest."""
+    """The table of floors in docs/explanation/architecture.md, from the lowest to the highest."""
     table = PAGE.read_text(encoding="utf-8").split("| Floor | Modules |")[1].split("\n\n")[0]
     rows = [re.findall(r"`(\w+)`", line.split("|")[2]) for line in table.splitlines()[2:]]
     return rows[::-1]

@@ -49,6 +49,11 @@ def adapt(*overrides: str) -> Path:
 
     Raises:
         AnomalyMatchError: with a message of one line.
+
+    Example:
+        >>> words = ["dataset=folder", "data.root=photos", "adapt.image_size=32", "adapt.epochs=1", "logger=none"]
+        >>> am.adapt(*words, "output=adapted/photos").name
+        'weights.safetensors'
     """
     return execute(compose(*overrides, name=NAME))[0]
 

@@ -59,6 +59,12 @@ def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
 
     Raises:
         ConfigError: if a key or value is wrong.
+
+    Example:
+        >>> learner = am.make_learner("probe", task)
+        >>> ranking = learner.fit(labels).rank([id_ for id_ in task.pool if id_ not in labels])
+        >>> len(ranking)
+        125
     """
     dataset = () if any(word.startswith("dataset=") for word in overrides) else (f"dataset={task.dataset}",)
     config = compose(*dataset, f"algorithm={algorithm}", *overrides)
@@ -89,6 +95,11 @@ def make_text_ranker(task: Task, descriptions: str | Sequence[str], *overrides: 
 
     Raises:
         ConfigError: if a key or value is wrong, or open_clip is not installed.
+
+    Example:
+        >>> ranker = am.make_text_ranker(task, "a ring galaxy", "text.model=local-dir:models/mine")
+        >>> len(ranker.rank().top(20))
+        20
     """
     return TextRanker(build_image_text(compose(*overrides), task), descriptions)
 

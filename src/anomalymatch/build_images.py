@@ -30,6 +30,12 @@ def open_task(dataset: str, *overrides: str) -> Task:
     Raises:
         ConfigError: if a key or value is wrong.
         DataError: if the images are missing.
+
+    Example:
+        >>> am.open_task("demo", "dataset.source.count=200", "dataset.source.rare_fraction=0.1")
+        <Task demo: 160 images in the pool, 40 held out, 20 true anomalies>
+        >>> am.open_task("folder", "data.root=photos")
+        <Task photos: 20 images in the pool, 5 labels>
     """
     return replace(build_task(compose(f"dataset={dataset}", *overrides)), dataset=dataset)
 

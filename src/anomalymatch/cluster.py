@@ -47,6 +47,11 @@ def cluster(*overrides: str) -> Path:
 
     Raises:
         AnomalyMatchError: with a message of one line.
+
+    Example:
+        >>> folder = am.cluster("run=runs/mine", "top=20", "clusters=2", "logger=none")
+        >>> (folder / "report.html").is_file()
+        True
     """
     return execute(compose(*overrides, name=NAME))[0]
 

@@ -162,6 +162,11 @@ def compose(*overrides: str, name: str = "config") -> DictConfig:
 
     Raises:
         ConfigError: if a key or value is wrong.
+
+    Example:
+        >>> config = am.compose("dataset=folder", "data.root=photos", "al.cycles=5")
+        >>> config.al.cycles, config.algorithm.name
+        (5, 'fixmatch')
     """
     return check_overrides(overrides, name=name)
 

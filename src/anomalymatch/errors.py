@@ -8,7 +8,15 @@ from anomalymatch.types import Reject
 
 
 class AnomalyMatchError(Exception):
-    """Base class of all errors with a message for the user."""
+    """Base class of all errors with a message for the user.
+
+    Example:
+        >>> try:
+        ...     am.open_task("folder", "data.root=nowhere")
+        ... except am.AnomalyMatchError as error:
+        ...     print(type(error).__name__)
+        DataError
+    """
 
 
 class ConfigError(AnomalyMatchError):

@@ -5,6 +5,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig
@@ -22,8 +23,25 @@ OPTIONS = {
 }
 _KEY = re.compile(r"( *)([\w-]+):(?:\s|$)")
 _COMMENT = re.compile(r"(?:^|\s)# ?(.*)")
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 COLUMN = 36
 """Width of the column of options, groups and keys."""
+
+
+class Key(NamedTuple):
+    """Key of a configuration, as `--help` and the reference show it.
+
+    Attributes:
+        name: dotted key.
+        value: its value, as YAML; a value that follows another key is resolved.
+        default: its value in Python, before that.
+        text: what it means.
+    """
+
+    name: str
+    value: str
+    default: Any
+    text: str
 
 
 def help_text(composed: Composed, folder: Path | None, name: str) -> str:
@@ -35,36 +53,54 @@ def help_text(composed: Composed, folder: Path | None, name: str) -> str:
         name: name of the primary configuration.
     """
     folders = config_folders(folder)
-    comments = dict(_comments(folders, name))
-    for group, choice in composed.choices.items():
-        prefix = group.replace("/", ".")
-        comments |= {f"{prefix}.{key}": text for key, text in _comments(folders, f"{group}/{choice}")}
     sections = {
         "Options": OPTIONS,
         "Choices (GROUP=NAME)": {
-            f"{group}={choice}": ", ".join(_names(folders, group)) for group, choice in composed.choices.items()
+            f"{group}={choice}": ", ".join(names_of_group(folders, group)) for group, choice in composed.choices.items()
         },
-        "Keys (KEY=VALUE)": {
-            f"{key}={value}": comments.get(key, "") for key, value in _values(composed.config).items()
-        },
+        "Keys (KEY=VALUE)": {f"{key.name}={key.value}": key.text for key in describe_keys(composed, folders, name)},
     }
     body = [f"{title}:\n" + "\n".join(_lines(rows)) for title, rows in sections.items()]
-    return "\n\n".join([_head(folders, name), *body])
+    return "\n\n".join([describe_file(folders, name), *body])
 
 
-def _head(folders: Sequence[Path], name: str) -> str:
-    """Return the comment at the top of a file."""
-    lines = _read(folders, name)
+def describe_keys(composed: Composed, folders: Sequence[Path], name: str) -> list[Key]:
+    """List all keys that a user may set, with the comments of the files that a configuration is composed of.
+
+    A key without a comment that follows another key has the text of that key. A `name` without a comment is that of a
+    choice, which sets it, and is left out.
+    """
+    texts = dict(file_comments(folders, name))
+    for group, choice in composed.choices.items():
+        prefix = group.rpartition("@")[2].replace("/", ".")
+        texts |= {
+            f"{prefix}.{key}": text for key, text in file_comments(folders, f"{group.partition('@')[0]}/{choice}")
+        }
+    raw = flatten(composed.config, resolve=False)
+    keys = [Key(key, value, raw[key], _text(key, raw, texts)) for key, value in _values(composed.config).items()]
+    return [key for key in keys if key.text or not key.name.endswith(".name")]
+
+
+def _text(key: str, raw: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+    """Return the text of a key, or of the key that it follows."""
+    followed = _REFERENCE.fullmatch(str(raw.get(key)))
+    if texts.get(key) or not followed:
+        return texts.get(key, "")
+    return _text(followed[1], raw, texts) or f"follows {followed[1]}"
+
+
+def describe_file(folders: Sequence[Path], name: str) -> str:
+    """Return the comment at the top of a configuration file."""
+    lines = [line for line in _read(folders, name) if not line.startswith("# @package")]
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[: _header_length(lines)])
 
 
-def _comments(folders: Sequence[Path], name: str) -> Iterator[tuple[str, str]]:
+def file_comments(folders: Sequence[Path], name: str) -> Iterator[tuple[str, str]]:
     """Yield each dotted key of a file with its comment; the files in its defaults list come first."""
     lines = _read(folders, name)
     for base in (yaml.safe_load("\n".join(lines)) or {}).get("defaults", []):
-        if isinstance(base, str) and base != "_self_":
-            path = base.partition("@")[0]
-            yield from _comments(folders, path[1:] if path.startswith("/") else str(Path(name).with_name(path)))
+        if base != "_self_":
+            yield from _comments_of_base(folders, name, base)
     parents: list[tuple[int, str]] = []
     key = text = ""
     for line in lines[_header_length(lines) :]:
@@ -79,6 +115,21 @@ def _comments(folders: Sequence[Path], name: str) -> Iterator[tuple[str, str]]:
             yield key, text
 
 
+def _comments_of_base(
+    folders: Sequence[Path], name: str, base: str | dict[str, str | None]
+) -> Iterator[tuple[str, str]]:
+    """Yield the comments of an entry of a defaults list: `file`, `file@node` or `group@node: choice`."""
+    ((path, choice),) = base.items() if isinstance(base, dict) else [(base, None)]
+    path, _, node = path.partition("@")
+    if isinstance(base, dict):
+        if path.startswith("override ") or not node:
+            return  # a choice of a group, whose comments are read for its node
+        path = f"{path}/{choice}"
+    prefix = "" if node in ("", "_here_") else f"{node}."
+    file = path[1:] if path.startswith("/") else str(Path(name).with_name(path))
+    yield from ((f"{prefix}{key}", text) for key, text in file_comments(folders, file))
+
+
 def _header_length(lines: Sequence[str]) -> int:
     return next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
 
@@ -90,7 +141,9 @@ def _read(folders: Sequence[Path], name: str) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines() if file else []
 
 
-def _names(folders: Sequence[Path], group: str) -> list[str]:
+def names_of_group(folders: Sequence[Path], group: str) -> list[str]:
+    """Return the choices of a config group; of `group@node`, those of the group."""
+    group = group.partition("@")[0]
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
@@ -104,10 +157,11 @@ def _values(config: DictConfig) -> dict[str, str]:
     # A node that repeats another one is shown as `${other}`.
     shown = {key: value if isinstance(resolved[key], dict) else resolved[key] for key, value in raw.items()}
     leaves = {key: value for key, value in shown.items() if not isinstance(value, dict) or not value}
-    return {key: _as_yaml(value) for key, value in leaves.items() if not key.rpartition(".")[2].startswith("_")}
+    return {key: as_yaml(value) for key, value in leaves.items() if not key.rpartition(".")[2].startswith("_")}
 
 
-def _as_yaml(value: object) -> str:
+def as_yaml(value: object) -> str:
+    """Write a value as YAML in one line."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     return text.removesuffix("\n...\n").strip()
 

@@ -138,6 +138,12 @@ def label(*overrides: str, folder: Path | str, height: int = 800, proxy: str | N
 
     Raises:
         ConfigError: if the page cannot be opened; the message is that of the command.
+
+    Example:
+        >>> page = am.label("dataset=folder", "data.root=photos", folder="runs/photos")
+        >>> len(page.labels)
+        5
+        >>> page.close()
     """
     run = Path(folder).expanduser().resolve()
     base = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "") if proxy is None else proxy

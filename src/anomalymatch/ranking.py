@@ -34,6 +34,13 @@ class Ranking:
         logits: log-odds of being an anomaly, which stay distinct where the probability saturates.
         rejects: images that could not be read; they have no score.
         source: reader of the images, for the pictures in a notebook; None shows none.
+
+    Example:
+        >>> ranking = am.Ranking(["a", "b", "c"], np.array([-1.0, 2.0, 0.0]))
+        >>> ranking.top(2)
+        ['b', 'c']
+        >>> ranking.ranks.tolist()
+        [3, 1, 2]
     """
 
     ids: Sequence[str]

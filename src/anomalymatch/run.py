@@ -66,6 +66,12 @@ def run(*overrides: str, folder: Path | str) -> list[dict[str, float | int | str
 
     Raises:
         AnomalyMatchError: with a message of one line.
+
+    Example:
+        >>> words = ["dataset=demo", "dataset.source.count=200", "dataset.source.rare_fraction=0.1"]
+        >>> rows = am.run(*words, "algorithm=probe", "al.cycles=1", "logger=none", folder="runs/demo")
+        >>> rows[0]["labels"], rows[0]["found"]
+        (100, 5)
     """
     return execute(compose(*overrides), Path(folder))
 

@@ -49,6 +49,11 @@ def score(*overrides: str) -> Path:
 
     Raises:
         AnomalyMatchError: with a message of one line.
+
+    Example:
+        >>> folder = am.score("run=runs/mine", "data.root=photos")
+        >>> sorted(path.name for path in folder.glob("*.csv"))
+        ['scores.csv', 'top.csv']
     """
     return execute(compose(*map(expand_data, overrides), name=NAME))[0]
 

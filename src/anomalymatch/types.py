@@ -36,7 +36,12 @@ class Orientation(NamedTuple):
 
 
 class Label(StrEnum):
-    """Label that a person or an oracle gives to an image. Training uses the first two."""
+    """Label that a person or an oracle gives to an image. Training uses the first two.
+
+    Example:
+        >>> am.Label.ANOMALY == "anomaly"
+        True
+    """
 
     ANOMALY = "anomaly"
     NORMAL = "normal"

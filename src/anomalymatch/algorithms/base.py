@@ -29,6 +29,11 @@ class Learner(Protocol):
 
     A learner that `algorithm=` names also says, as class attributes, `is_detector` (it has a `detector` that measures
     the distance to normal images) and `trains` (fitting changes the network by gradient steps, which takes minutes).
+
+    Example:
+        >>> learner = am.make_learner("probe", task)
+        >>> isinstance(learner, am.Learner), learner.needs_labels
+        (True, True)
     """
 
     needs_labels: bool

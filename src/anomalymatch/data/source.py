@@ -107,6 +107,17 @@ class ImageSource(ABC):
         encoded: whether each image is a whole JPEG, PNG or similar file that `raw_bytes` returns.
         extensions: FITS extensions that hold the bands of an image, see `FitsSource`; None takes the first image.
         cube_layout: order of the axes of FITS cubes, see `FitsSource`.
+
+    Example:
+        >>> class Noise(am.ImageSource):
+        ...     def __init__(self, count):
+        ...         ids = [f"image-{number}" for number in range(count)]
+        ...         super().__init__(name="noise", ids=ids, fingerprint=f"noise {count}")
+        ...
+        ...     def load(self, position):
+        ...         return np.random.default_rng(position).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        >>> am.make_task(Noise(100))
+        <Task noise: 100 images in the pool>
     """
 
     encoded: ClassVar[bool] = False

@@ -29,6 +29,12 @@ class Task:
         holdout: ids that are only evaluated on, the same in each cycle.
         anomalies: ids of the true anomalies of both in a benchmark; None for a user's own archive.
         dataset: entry of `conf/dataset` that it was opened with; its settings are the defaults of `make_learner`.
+
+    Example:
+        >>> task
+        <Task demo: 160 images in the pool, 40 held out, 20 true anomalies>
+        >>> int(task.truth(task.pool).sum())
+        16
     """
 
     source: ImageSource
@@ -98,6 +104,10 @@ def make_task(
     Raises:
         ConfigError: if a share is out of range or the class does not exist.
         DataError: if `source` is none, or has no truth though `anomaly` is given.
+
+    Example:
+        >>> am.make_task(task.source, anomaly="lens_arc", holdout=0.5)
+        <Task demo: 102 images in the pool, 98 held out, 20 true anomalies>
     """
     if not isinstance(source, ImageSource):
         raise DataError(
@@ -129,6 +139,11 @@ def initial_labels(task: Task, *, anomalies: int, normals: int, seed: int) -> di
 
     Raises:
         LabelError: if the pool has fewer anomalies or normals than asked for.
+
+    Example:
+        >>> labels = am.initial_labels(task, anomalies=5, normals=30, seed=0)
+        >>> len(labels)
+        35
     """
     truth = task.truth(task.pool)
     rng = np.random.default_rng([seed, 0x1AB])

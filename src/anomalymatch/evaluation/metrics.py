@@ -144,6 +144,12 @@ def evaluate(ranking: Ranking, task: Task) -> RankingMetrics:
 
     Raises:
         DataError: if the truth is unknown.
+
+    Example:
+        >>> perfect = am.Ranking(list(task.pool), task.truth(task.pool).astype(float))
+        >>> metrics = am.evaluate(perfect, task)
+        >>> metrics.ap, metrics.anomalies
+        (1.0, 16)
     """
     return ranking_metrics(ranking.logits, task.truth(ranking.ids))
 

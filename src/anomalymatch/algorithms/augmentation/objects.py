@@ -79,6 +79,11 @@ class ObjectAugmentation:
     """Hyper-parameters of the views of objects: the keys of `conf/augment/objects.yaml`, after FixMatch's appendix D.
 
     The defaults are those of the paper (`algorithm=fixmatch_reference`).
+
+    Example:
+        >>> strong = am.ObjectAugmentation().strong(channels=3)
+        >>> strong(np.zeros((32, 32, 3), np.uint8), 0).shape
+        (32, 32, 3)
     """
 
     flip: float = 0.5

@@ -47,6 +47,10 @@ class BatchSpec:
 
     `labelled` counts the images of all processes; `workers` is for each of them; `iterations` is the number of batches
     in an epoch. The defaults are those of the paper (`algorithm=fixmatch_reference`), without worker processes.
+
+    Example:
+        >>> am.BatchSpec(labelled=8).unlabelled
+        40
     """
 
     labelled: int = 16
@@ -194,7 +198,7 @@ class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w
 
 @dataclass(frozen=True)
 class MixedLoader:
-    """Iterable of the `MixedBatch`es of an epoch; each epoch of the trainer has other draws and views."""
+    """Iterable of the batches of an epoch, each a `MixedBatch`; each epoch of the trainer has other draws and views."""
 
     data: "MixedBatches"
 
@@ -218,7 +222,7 @@ class MixedLoader:
 
 
 class MixedBatches(LightningDataModule):
-    """LightningDataModule of `MixedBatch`es.
+    """LightningDataModule whose batches are those of FixMatch, `MixedBatch`.
 
     Draws and views follow from `seed` and the epoch alone, so the batches depend neither on the number of workers nor
     on the number of training processes: of each batch, process `r` of `n` gets the draws r, r + n, r + 2n, …
@@ -233,6 +237,13 @@ class MixedBatches(LightningDataModule):
         seed: seed of this training.
         candidates: ids of the pool that are likely anomalies, for `BatchSpec.candidate_share`. Batches drawn evenly
             from a pool with one anomaly in a hundred images have too few anomalies to learn from.
+
+    Example:
+        >>> spec = am.BatchSpec(labelled=4, unlabelled_ratio=2, iterations=3)
+        >>> batches = am.MixedBatches(task.source, labels, task.pool, image_size=32, spec=spec)
+        >>> batch = next(iter(batches.train_dataloader()))
+        >>> batch.x_lb.shape, batch.x_ulb_w.shape
+        (torch.Size([4, 3, 32, 32]), torch.Size([8, 3, 32, 32]))
     """
 
     def __init__(

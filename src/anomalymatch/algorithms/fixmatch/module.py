@@ -50,6 +50,10 @@ class FixMatchSpec:
     strong views pass through the network as one batch with gradients, as in the paper; without it, the weak views,
     which need no gradient, are a batch of their own: same loss, less time. The defaults are those of the paper
     (`algorithm=fixmatch_reference`).
+
+    Example:
+        >>> am.FixMatchSpec(threshold=0.9).threshold
+        0.9
     """
 
     threshold: float | None = 0.95
@@ -149,6 +153,12 @@ class FixMatch(LightningModule):
         truth: for each image of the pool, True if it is an anomaly; only for the logged precision of pseudo-labels.
         pool: number of images in the pool, for weightings that remember each of them.
         weights: weight of each image of the pool, for alignment (see `pool_weights`).
+
+    Example:
+        >>> network = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 2))
+        >>> model = am.FixMatch(network)
+        >>> model.predict_step(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), 0).shape
+        torch.Size([4])
     """
 
     memory_format = torch.channels_last

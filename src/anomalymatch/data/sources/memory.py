@@ -56,6 +56,11 @@ def from_arrays(
     Raises:
         DataError: if `images` is a single image or has no images, or a length differs.
         LabelError: if a label or its id is unknown.
+
+    Example:
+        >>> images = np.zeros((20, 32, 32, 3), np.uint8)
+        >>> am.from_arrays(images, labels={"17": "anomaly", "3": "normal"})
+        <Task arrays: 20 images in the pool, 2 labels>
     """
     stack = isinstance(images, np.ndarray) or hasattr(images, "detach")
     if stack and (images.ndim not in (3, 4) or (images.ndim == 3 and images.shape[2] in MODES)):
@@ -97,6 +102,11 @@ def from_paths(
     Raises:
         DataError: if a file is missing.
         LabelError: if a label or its id is unknown.
+
+    Example:
+        >>> paths = sorted(Path("photos").glob("*.png"))
+        >>> am.from_paths(paths, labels={paths[0]: "anomaly", paths[1]: "normal"})
+        <Task paths: 20 images in the pool, 2 labels>
     """
     if isinstance(paths, str | os.PathLike):
         raise DataError(
@@ -130,6 +140,11 @@ def from_dataframe(
     Raises:
         DataError: if a column or a file is missing.
         LabelError: if a label is unknown.
+
+    Example:
+        >>> table = pd.DataFrame({"file": ["000.png", "001.png"], "label": ["anomaly", None]})
+        >>> am.from_dataframe(table, path="file", label="label", root="photos")
+        <Task table: 2 images in the pool, 1 labels>
     """
     for column in (path, label, classes):
         if column is not None and column not in list(frame.columns):
@@ -172,6 +187,13 @@ def from_dataset(
     Raises:
         DataError: if there is no such column, or the data set has no length.
         LabelError: if a label or its id is unknown.
+
+    Example:
+        >>> from torchvision.datasets import FakeData
+        >>> dataset = FakeData(size=20, image_size=(3, 32, 32), num_classes=2)
+        >>> dataset.classes, dataset.targets = ["cat", "dog"], [number % 2 for number in range(20)]
+        >>> am.from_dataset(dataset, anomaly="dog")
+        <Task dataset: 16 images in the pool, 4 held out, 10 true anomalies>
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError("the data set has no length or no numbered items: expected a map-style one, no stream")
