@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from anomalymatch.config import compose_partly, config_folder, config_folders
-from anomalymatch.help import describe_keys, file_comments
+from anomalymatch.config import compose_partly
+from anomalymatch.help import config_folders, describe_keys, file_comments
 
 ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,12 @@ def test_every_key_has_a_type_a_default_and_a_meaning(pages):
 
 
 def test_every_group_of_the_configuration_has_a_page(pages):
-    groups = {path.parent.relative_to(config_folder()) for path in config_folder().rglob("*.yaml")}
+    groups = {path.parent.relative_to(CONF) for path in CONF.rglob("*.yaml")}
     for group in groups - {Path("."), Path("base"), Path("sweep")}:
         text = pages[f"configuration/{'-'.join(group.parts)}.md"]
-        for path in (config_folder() / group).glob("*.yaml"):
+        for path in (CONF / group).glob("*.yaml"):
             assert f"\n## {path.stem}\n" in text
-    index = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
+    index = pages["configuration.md"]
     listed = {f"{line}.md" for line in index.splitlines() if line.startswith("configuration/")}
     assert listed == {page for page in pages if page.startswith("configuration/")}
 

@@ -13,43 +13,89 @@ from hydra import compose, initialize_config_dir
 from sphinx.application import Sphinx
 
 from anomalymatch.__main__ import COMMANDS
-from anomalymatch.config import NULLABLE, compose_partly, config_folder, flatten
-from anomalymatch.help import OPTIONS, Key, as_yaml, describe_file, describe_keys, file_comments, names_of_group
+from anomalymatch.config import NULLABLE, compose_partly, flatten
+from anomalymatch.help import (
+    OPTIONS,
+    Key,
+    as_yaml,
+    config_folders,
+    describe_file,
+    describe_keys,
+    file_comments,
+    names_of_group,
+)
 
-FOLDERS = [config_folder()]
-HYDRA = {"run": "config", "label": "label", "score": "score", "cluster": "cluster", "adapt": "adapt"}
-"""Primary configuration of each command that has one."""
+FOLDERS = config_folders(None)[:1]
+HYDRA = {name: "config" if name == "run" else name for name in COMMANDS}
+"""Primary configuration of each command, where there is such a file."""
 TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text", list: "list", dict: "keys"}
-GROUPS = {
-    "dataset": "Where images come from: `dataset=NAME`.",
-    "stretch": "How pixels become 8 bits: `stretch=NAME`.",
-    "model": "The backbone: `model=NAME`.",
-    "probe": "The probe, which ranks and is the bar for everything that trains.",
-    "algorithm": "What learns from the labels: `algorithm=NAME`.",
-    "augment": "Random views of a training: `augment=NAME`.",
-    "optimizer": "The optimiser of a training: `optimizer=NAME`.",
-    "trainer": "Length and devices of a training.",
-    "al": "The active-learning protocol.",
-    "al/strategy": "What `oracle=top_k` labels: `al.strategy.name=NAME`.",
-    "al/cold_start": "What ranks without labels: `al.cold_start=NAME`.",
-    "oracle": "What answers in a benchmark: `oracle=NAME`.",
-    "text": "The image-text model of a description: `text=NAME`.",
-    "inference": "Forward passes for features and rankings.",
-    "scoring": "Scoring of an archive: `anomalymatch.score`.",
-    "clustering": "Grouping by kind.",
-    "adapt": "Self-supervised adaptation of the backbone: `adapt=NAME`.",
-    "ui": "The labelling page: `anomalymatch.label`.",
-    "logger": "Where results are logged: `logger=NAME`.",
-    "experiment": "Predefined experiments: `+experiment=NAME`.",
+CAPTIONS = {
+    "Images": {
+        "dataset": "Where images come from: `dataset=NAME`.",
+        "stretch": "How pixels become 8 bits: `stretch=NAME`.",
+    },
+    "Network and training": {
+        "model": "The backbone: `model=NAME`.",
+        "probe": "The probe, which ranks and is the bar for everything that trains.",
+        "algorithm": "What learns from the labels: `algorithm=NAME`.",
+        "augment": "Random views of a training: `augment=NAME`.",
+        "optimizer": "The optimiser of a training: `optimizer=NAME`.",
+        "trainer": "Length and devices of a training.",
+        "adapt": "Self-supervised adaptation of the backbone: `adapt=NAME`.",
+        "inference": "Forward passes for features and rankings.",
+        "text": "The image-text model of a description: `text=NAME`.",
+    },
+    "Search": {
+        "al": "The active-learning protocol.",
+        "al/strategy": "What `oracle=top_k` labels: `al.strategy.name=NAME`.",
+        "al/cold_start": "What ranks without labels: `al.cold_start=NAME`.",
+        "oracle": "What answers in a benchmark: `oracle=NAME`.",
+        "ui": "The labelling page: `anomalymatch.label`.",
+        "scoring": "Scoring of an archive: `anomalymatch.score`.",
+        "clustering": "Grouping by kind.",
+        "logger": "Where results are logged: `logger=NAME`.",
+    },
+    "Predefined": {"experiment": "Predefined experiments: `+experiment=NAME`."},
 }
-"""Groups in the order of the reference, with what they choose."""
+"""Groups in the order of the reference, with what they choose; others come last."""
+NO_GROUPS = {"base", "sweep"}
+GLOBAL = {
+    path.parent.name for path in FOLDERS[0].glob("*/*.yaml") if path.read_text().startswith("# @package _global_")
+}
+"""Groups whose files change keys of other groups."""
+
+
+def all_groups() -> dict[str, dict[str, str]]:
+    """Return the captions with their groups, and those of conf/ that have no caption under the last one."""
+    known = {group for groups in CAPTIONS.values() for group in groups}
+    found = {path.parent.relative_to(FOLDERS[0]).as_posix() for path in FOLDERS[0].glob("*/**/*.yaml")}
+    *_, last = CAPTIONS
+    return CAPTIONS | {last: CAPTIONS[last] | dict.fromkeys(sorted(found - known - NO_GROUPS), "")}
+
+
+GROUPS = {group: text for groups in all_groups().values() for group, text in groups.items()}
+INDEX = """# Configuration
+
+Every default stands in a YAML file of `conf/`, once. These pages are made from the files: each group is a folder,
+each choice a file in it. `${…}` stands for the value of another key. A folder of your own, given by `--config-dir`,
+[adds choices](../how-to/extend.md).
+"""
+
+
+def index_page() -> str:
+    """Write the page that lists the groups."""
+    parts = [INDEX]
+    for caption, groups in all_groups().items():
+        pages = [f"configuration/{file_of_group(group).removesuffix('.md')}" for group in groups]
+        parts += ["```{toctree}", ":maxdepth: 1", f":caption: {caption}", "", *pages, "```", ""]
+    return "\n".join(parts)
 
 
 def command_page(name: str) -> str:
     """Write the page of a command: what it does, its options, the choices and the keys."""
     module, summary = COMMANDS[name]
     title = [f"# {name}", "", f"{summary[0].upper()}{summary[1:]}.", ""]
-    if name not in HYDRA:
+    if not (FOLDERS[0] / f"{HYDRA[name]}.yaml").is_file():
         program = [sys.executable, "-m", module, "--help"]
         said = run(program, capture_output=True, text=True, check=True, env={"COLUMNS": "100"}).stdout
         return "\n".join([*title, "```text", said.strip(), "```", ""])
@@ -118,7 +164,7 @@ def group_page(group: str) -> str:
 
 def _choice_keys(group: str, choice: str) -> Iterator[Key]:
     """Yield the keys of a choice, by the names that they have where the group is chosen."""
-    if group == "experiment":  # its keys are those of the groups that it changes
+    if group in GLOBAL:
         return
     prefix = {"optimizer": "algorithm.learner.optimizer"}.get(group, group.replace("/", "."))
     texts = dict(file_comments(FOLDERS, f"{group}/{choice}"))
@@ -153,8 +199,9 @@ def write_pages(app: Sphinx) -> None:
     """Write all pages that have changed."""
     folder = Path(app.srcdir) / "reference"
     pages = {folder / "commands" / f"{name}.md": command_page(name) for name in COMMANDS}
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with initialize_config_dir(str(FOLDERS[0]), version_base="1.3"):
         pages |= {folder / "configuration" / file_of_group(group): group_page(group) for group in GROUPS}
+    pages[folder / "configuration.md"] = index_page()
     for path, text in pages.items():
         path.parent.mkdir(exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
