@@ -66,3 +66,13 @@ def test_a_key_that_follows_another_one_has_its_text():
     assert (keys["stretch.fit"].value, keys["stretch.fit"].default) == ("stretch", "${dataset.fit}")
     assert "algorithm.name" not in keys
     assert "model.name" in keys
+
+
+@pytest.mark.parametrize("name", ["results", "benchmarks", "how-it-finds"])
+def test_the_figures_of_a_page_stand_in_the_notebook(name):
+    """A table that is measured again leaves no old figure behind."""
+    notebook = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"https?://\S+", "", (ROOT / "docs" / "explanation" / f"{name}.md").read_text(encoding="utf-8"))
+    figures = set(re.findall(r"\d[\d,]*\.\d+(?: ± \d+\.\d+)?", text))
+    assert figures
+    assert sorted(figure for figure in figures if figure not in notebook) == []
