@@ -74,7 +74,8 @@ test-ui: $(VENV)/installed ## Test the page in a real browser, which is installe
 	$(BIN)/python -m pytest -q -m ui
 
 clean: ## Remove the environment, caches and build products; runs are kept
-	rm -rf $(VENV) build dist docs/_build docs/reference/commands docs/reference/configuration docs/reference/configuration.md .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) build dist docs/_build docs/tutorials/_notebooks docs/reference/commands docs/reference/configuration
+	rm -rf docs/reference/configuration.md .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -11,7 +11,11 @@ import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent / "experiments")]
+from tutorials import write_notebooks  # noqa: E402
+
+write_notebooks(DOCS / "tutorials" / "_notebooks")
 
 project = "anomalymatch"
 author = "the anomalymatch contributors"
