@@ -40,7 +40,7 @@ DEFAULT = ((3, 4), 224)
 VARIANTS = [((2, 3), 224), ((3,), 224), ((4,), 224), ((2, 3, 4), 224), ((3, 4), 320)]
 """Levels and image sizes that `--variants` adds."""
 MEASURES = ("nmi", "ari", "f1")
-COSTS = ("all", "default", "ward")
+COSTS = ("all", "default", "ward", "ward_groups")
 
 
 def main() -> None:
@@ -236,8 +236,8 @@ def shared_ids(patches: PatchEmbedding, ids: list[str]) -> list[str]:
 def measure_cost(sizes: Sequence[int], parts: Sequence[str]) -> Iterator[Row]:
     """Yield seconds on the clock and of processor time by the number of images, for random patches as by default.
 
-    The parts: `all` weighs with all images as references and a single neighbourhood, `default` as the command does, and
-    `ward` builds the tree.
+    The parts: `all` weighs with all images as references and a single neighbourhood, and `default` as the command does.
+    `ward` builds the tree of their embeddings, which are noise, and `ward_groups` that of twenty separate groups.
     """
     for count in sizes:
         generator = torch.Generator().manual_seed(0)
@@ -246,7 +246,10 @@ def measure_cost(sizes: Sequence[int], parts: Sequence[str]) -> Iterator[Row]:
         work: dict[str, Callable[[], object]] = {
             name: partial(weigh, bags, None, specs[name], seed=0) for name in specs
         }
-        work["ward"] = partial(ward_tree, embed(bags, torch.full((count, 196), 1 / 196)))
+        noise = embed(bags, torch.full((count, 196), 1 / 196))
+        centres = 4 * noise.std() * torch.randn(20, 64, generator=generator).double().numpy()
+        work["ward"] = partial(ward_tree, noise)
+        work["ward_groups"] = partial(ward_tree, noise + centres[np.arange(count) % len(centres)])
         row: Row = {"images": count, "threads": torch.get_num_threads()}
         for name in parts:
             start, used = time.monotonic(), time.process_time()

@@ -274,6 +274,42 @@ def test_clustering_writes_a_row_for_every_method(experiment, tmp_path):
     assert "| neu_steel | 3+4 | 64 | pooled |" in printed
 
 
+def test_cost_of_clustering_has_the_parts_that_are_asked_for(experiment, tmp_path):
+    experiment("clustering", "--cost", "--sizes", 12, "--parts", "all", "ward_groups", "--results", tmp_path)
+    (row,) = read(tmp_path / "clustering_cost.csv")
+    assert list(row) == ["images", "threads", "all_s", "all_cpu", "ward_groups_s", "ward_groups_cpu"]
+    assert float(row["all_cpu"]) > 0
+
+
+def test_startup_takes_the_time_of_a_process_and_sees_whether_it_failed(tmp_path):
+    startup = importlib.import_module("startup")
+    busy = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    row = startup.measure(startup.Command(("-c", busy)), tmp_path)
+    assert 0.3 <= row["processor"] <= row["seconds"] + 0.1
+    fails = ("-c", "raise SystemExit('no such file')")
+    assert startup.measure(startup.Command(fails, fails=True), tmp_path)["seconds"] > 0
+    for command in (startup.Command(fails), startup.Command(("-c", ""), fails=True)):
+        with pytest.raises(RuntimeError, match="ended with"):
+            startup.measure(command, tmp_path)
+    talks = "import time; print(); print('first', flush=True); time.sleep(60)"
+    assert startup.measure(startup.Command(("-c", talks), until=startup.first_line), tmp_path)["seconds"] < 30
+    with pytest.raises(RuntimeError, match="no such file"):
+        startup.measure(startup.Command(fails, until=startup.first_line), tmp_path)
+    rows = [
+        {"what": what, "seconds": s, "processor": 1.0} for what, s in (("import torch", 2.0), ("x", 3.0), ("x", 5.0))
+    ]
+    assert startup.summary(rows, {"import torch": None, "x": 9.0}).endswith("| x | 4.00 | 1.00 | 2.00 | 1.00 | 9 |")
+
+
+@pytest.mark.slow
+def test_startup_measures_every_command(experiment, tmp_path):
+    printed = experiment("startup", "--quick", "--results", tmp_path)
+    seconds = {row["what"]: float(row["seconds"]) for row in read(tmp_path / "startup.csv")}
+    assert seconds["import anomalymatch"] < seconds["import torch"] < seconds["score"]
+    assert len(seconds) == 7
+    assert "| page, first picture |" in printed
+
+
 @pytest.mark.slow
 def test_all_labels_finds_more_than_random_and_no_more_than_exists(experiment, tmp_path):
     words = ["dataset.source.count=400", "dataset.source.size=32", "dataset.source.rare_fraction=0.1"]
