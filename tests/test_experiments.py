@@ -294,7 +294,7 @@ def test_startup_takes_the_time_of_a_process_and_sees_whether_it_failed(tmp_path
     talks = "import time; print(); print('first', flush=True); time.sleep(60)"
     assert startup.measure(startup.Command(("-c", talks), until=startup.first_line), tmp_path)["seconds"] < 30
     with pytest.raises(RuntimeError, match="no such file"):
-        startup.measure(startup.Command(fails, until=startup.first_line), tmp_path)
+        startup.measure(startup.Command(fails, until=partial(startup.first_line, holding="http")), tmp_path)
     rows = [
         {"what": what, "seconds": s, "processor": 1.0} for what, s in (("import torch", 2.0), ("x", 3.0), ("x", 5.0))
     ]
