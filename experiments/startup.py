@@ -5,6 +5,7 @@ process and of those it waited for.
 """
 
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def measure(command: Command, work: Path) -> Row:
                 command.until(process)
         finally:
             if command.until is not None:
-                process.kill()
+                os.kill(process.pid, signal.SIGKILL)  # `process.kill` would wait for it, if it has ended
             _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
