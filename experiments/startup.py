@@ -141,10 +141,10 @@ def measure(command: Command, work: Path) -> Row:
             if command.until is not None:
                 os.kill(process.pid, signal.SIGKILL)  # `process.kill` would wait for it, if it has ended
             _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.stdout is not None:
-            process.stdout.close()
+            process.returncode = os.waitstatus_to_exitcode(status)
+            seconds = time.perf_counter() - start
+            if process.stdout is not None:
+                process.stdout.close()
         if command.until is None and (process.returncode != 0) != command.fails:
             said.seek(0)
             raise RuntimeError(f"{words} ended with {process.returncode}: {said.read()}")
