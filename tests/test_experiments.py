@@ -354,3 +354,29 @@ def test_patch_heads_find_planted_patches_and_choose_their_weight_on_other_draws
     plain = [{"class": "crack", "draw": k, "head": "none", "weight": 0.0, "ap": 0.5} for k in (0, 1)]
     table = module.gains([*plain, *measured], draws=2).splitlines()
     assert table[-1] == "| crack | x | 1.0 |  | +0.100 |"  # better on draw 0, so it counts on draw 1
+
+
+def test_shares_of_a_first_look_by_hand():
+    shares = importlib.import_module("int8").shares
+    full = np.arange(200.0)  # the top 1 % are 199 and 198, the top 15 % are 170 to 199
+    assert shares(full, full, 0.25) == {
+        "Spearman": pytest.approx(1),
+        "share for the top 1 %": 0.01,
+        "speed for the top 1 %": pytest.approx(1 / 0.26),
+        "share for the top 15 %": 0.15,
+        "speed for the top 15 %": pytest.approx(2.5),
+    }
+    cheap = full.copy()
+    cheap[198] = 99.5  # 101 images are higher
+    found = shares(cheap, full, 0.25)
+    assert (found["share for the top 1 %"], found["share for the top 15 %"]) == (0.5, 0.5)
+
+
+def test_ridge_of_the_cascade_predicts_a_linear_score_and_ignores_noise():
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(300, 40)), rng.normal(size=40)
+    y = x @ weights + 3
+    ridge = importlib.import_module("int8").ridge
+    np.testing.assert_allclose(ridge(x[:200], y[:200], x[200:]), y[200:], atol=0.1)
+    noise = ridge(x[:200], rng.normal(size=200), x[200:])
+    assert noise.std() < 0.3

@@ -130,7 +130,7 @@ def test_interrupted_computation_continues_after_the_finished_shards(cache, make
     monkeypatch.setattr(
         Inference,
         "prepare",
-        lambda self, module, *, size, count: counts.append(count) or prepare(self, module, size=size, count=count),
+        lambda self, module, *, count, **rest: counts.append(count) or prepare(self, module, count=count, **rest),
     )
     features = cache.features(source, *tiny_backbone)
     assert source.reads == 5

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,10 +14,14 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from scipy.special import expit
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 
+from anomalymatch.backbones import inference as inference_module
+from anomalymatch.backbones.inference import Inference
+from anomalymatch.backbones.int8 import Agreement
 from anomalymatch.errors import ConfigError, DataError, StorageError
-from anomalymatch.scoring import backends, find_model, job
+from anomalymatch.scoring import backends, find_model, job, run_job
+from anomalymatch.scoring.backends import make_scorer
 from anomalymatch.scoring.parts import PartFolder
 
 BAD = ["im000003", "im000016", "im000017", "im000018", "im000019", "im000020", "im000021", "im000022", "im000023"]
@@ -247,3 +252,66 @@ def test_backend_that_does_not_work_leaves_no_manifest(run_scoring, make_source,
     with pytest.raises(ConfigError, match=r"scoring\.backend=compile"):
         run_scoring(make_source(4), backend="compile")
     assert run_scoring(make_source(4))
+
+
+@pytest.fixture
+def small(make_source):
+    """A hundred images, too few for `auto` to try int8."""
+    return make_source(100)
+
+
+@pytest.mark.skipif(find_spec("nncf") is None, reason="nncf is not installed")
+def test_int8_is_quantised_once_for_all_shares_and_never_mixed(save_run, spec, small, tmp_path):
+    model, spec = find_model(save_run()), replace(spec, backend="auto", batch_size=16, part_images=32, features=True)
+    folder = tmp_path / "out"
+
+    def run(precision, shard, **changes):
+        return run_job(model, small, replace(spec, shard=shard, **changes), Inference("cpu", precision), folder)
+
+    with pytest.raises(ConfigError, match=r"precision=int8 needs scoring.backend=openvino, not torch"):
+        run("int8", "1/2", backend="torch")
+    assert not run("int8", "1/2")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["precision"], manifest["backend"]) == ("int8", "openvino")
+    assert manifest["agreement"].keys() == {"spearman", "overlap", "speedup", "images"}
+    assert manifest["agreement"]["images"] == 50
+    with pytest.raises(ConfigError, match="precision=int8, not fp32"):
+        run("fp32", "2/2")
+    assert run("auto", "2/2")  # the choice of the first share is kept
+    assert json.loads((folder / "manifest.json").read_text()) == manifest
+    assert not (folder / "int8").exists()
+    logits = pq.read_table(folder / "scores")["logit"].to_numpy()
+    whole = tmp_path / "whole"
+    assert run_job(model, small, spec, Inference("cpu", "int8"), whole)
+    np.testing.assert_array_equal(pq.read_table(whole / "scores")["logit"].to_numpy(), logits)
+    exact = tmp_path / "exact"
+    assert run_job(model, small, spec, Inference("cpu", "fp32"), exact)
+    assert json.loads((exact / "manifest.json").read_text())["agreement"] is None
+    expected = pq.read_table(exact / "scores")["logit"].to_numpy()
+    assert 0.7 < spearmanr(expected, logits).statistic < 1
+
+
+@pytest.mark.parametrize("spearman", [1.0, 0.9])
+def test_manifest_tells_what_auto_took(run_scoring, spec, save_run, small, tmp_path, monkeypatch, spearman):
+    model, found = find_model(save_run()), Agreement(spearman, 1.0, 1.5, 50)
+    plain = make_scorer(
+        model.network(), Inference("cpu", "fp32"), backend="torch", count=1, batch_size=3, features=False
+    )[1]
+    monkeypatch.setattr(backends, "openvino_forward", lambda *args, **options: plain)
+    monkeypatch.setattr(backends, "int8_forward", lambda cache: lambda images: 2 * plain(images))
+    monkeypatch.setattr(backends, "fastest_backend", lambda *args, **options: "openvino")
+    monkeypatch.setattr(inference_module, "quantise", lambda *args, **options: found)
+    for name in ("has_openvino", "has_nncf"):
+        monkeypatch.setattr(inference_module, name, lambda: True)
+    monkeypatch.setattr(backends, "require_openvino", lambda *args: None)
+    monkeypatch.setattr(inference_module, "INT8_PIXELS", 100 * 32**2)
+    monkeypatch.setattr(Inference, "computes_bf16", False)
+    auto = replace(spec, backend="auto")
+    assert run_job(model, small, auto, Inference("cpu"), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["precision"] == ("int8" if spearman == 1.0 else "fp32")
+    assert manifest["agreement"] == (found._asdict() if spearman == 1.0 else None)
+    logits = pq.read_table(tmp_path / "out" / "scores")["logit"].to_numpy()
+    run_scoring(small, "plain")
+    exact = pq.read_table(tmp_path / "plain" / "scores")["logit"].to_numpy()
+    np.testing.assert_allclose(logits, exact * (2 if spearman == 1.0 else 1), atol=1e-5)

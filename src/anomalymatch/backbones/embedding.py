@@ -135,7 +135,7 @@ class Embedding:
 
     @cached_property
     def _forward(self) -> Forward:
-        return self.inference.prepare(self._built[1], size=self.spec.image_size, count=1)
+        return self._cache.forward(self.source, *self._built)
 
     def backbone(self) -> Backbone:
         """Return a copy of the pretrained backbone without stage features, which may be trained."""

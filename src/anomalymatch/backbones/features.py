@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -12,6 +12,7 @@ from jaxtyping import Float16, Float32, Float64, Int64
 
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone
+from anomalymatch.backbones.openvino import Forward
 from anomalymatch.backbones.tokens import has_class_token
 from anomalymatch.backbones.weights import fingerprint
 from anomalymatch.cache import Cache, CacheEntry, cache_key
@@ -22,6 +23,8 @@ from anomalymatch.progress import ShowProgress, progress
 from anomalymatch.types import Reject
 
 SHARD_IMAGES = 4096
+PROBES = 16
+"""Rankings by which features in int8 are compared with those in higher precision."""
 RETRIED = 64
 """Number of rejects of a shard that are tried again, approximately."""
 SAMPLE = 4096
@@ -215,8 +218,9 @@ class FeatureCache:
             on_part: called with the features of the first images while others are missing: with those on disk, then
                 whenever their number of shards reaches a power of two.
         """
-        cache = Cache(self.folder / self.key(source, spec, backbone))
-        chunks = {f"{k:09d}": source.ids[k : k + SHARD_IMAGES] for k in range(0, len(source.ids), SHARD_IMAGES)}
+        int8 = self._int8(source, spec, backbone)
+        cache = Cache(self.folder / _key(self._depends(source, spec, backbone), int8 is not None))
+        chunks = {_name(k): source.ids[k : k + SHARD_IMAGES] for k in range(0, len(source.ids), SHARD_IMAGES)}
         size, empty = spec.image_size, np.empty((0, backbone.width), np.float16)
         with cache.locked():
             found = {name: read_entry(cache, name, source) for name in chunks}
@@ -226,7 +230,7 @@ class FeatureCache:
                 on_part(Features(_first(found), stage_width=backbone.stage_features))
             if missing:
                 # For all images: work that goes on after a kill has the same backend, whose rounding may be another's.
-                forward = self.inference.prepare(backbone, size=size, count=len(source.ids))
+                forward = self.inference.prepare(backbone, size=size, count=len(source.ids), int8=int8)
                 with show("Features", sum(len(chunks[name]) for name in missing)) as advance:
                     for name in missing:
                         batches = self.inference.run(forward, source, chunks[name], size=size)
@@ -239,22 +243,56 @@ class FeatureCache:
                             on_part(Features(_first(found), stage_width=backbone.stage_features))
         return Features(_first(found), stage_width=backbone.stage_features)
 
+    def forward(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> Forward:
+        """Return the function that computes features of a few other images, in the precision of those of a source."""
+        int8 = self._int8(source, spec, backbone)
+        return self.inference.prepare(backbone, size=spec.image_size, count=1, int8=int8)
+
     def key(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> str:
         """Return the name of the subfolder: a hash of everything that the features depend on."""
-        return cache_key(
-            {
-                "source": source.fingerprint,
-                "weights": fingerprint(backbone),
-                "name": spec.name,
-                "size": spec.image_size,
-                "bf16": self.inference.computes_bf16,
-                "stages": backbone.stage_features,
-                "orientations": backbone.orientations,
-                "crops": backbone.crops,
-            }
-            # Class token and mean of the patch tokens instead of what timm pools.
-            | ({"tokens": True} if any(map(has_class_token, backbone.body.modules())) else {})
+        return _key(self._depends(source, spec, backbone), self._int8(source, spec, backbone) is not None)
+
+    def _int8(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> Cache | None:
+        """Return the cache with the int8 model of the features; None if they are computed in higher precision.
+
+        Its place is that of the features in higher precision. If these exist, `auto` keeps them.
+        """
+        cache = Cache(self.folder / _key(self._depends(source, spec, backbone), False))
+        if self.inference.precision == "auto" and (cache.folder / _name(0)).exists():
+            return None
+        if not self.inference.tries_int8(len(source.ids) * backbone.inputs_per_image * spec.image_size**2):
+            return None
+        agreement = self.inference.int8_agreement(
+            backbone.fused(),
+            source,
+            cache,
+            size=spec.image_size,
+            batch_size=self.inference.batch_size(spec.image_size),
+            scores=partial(probe_scores, width=backbone.features),
         )
+        return None if agreement is None else cache
+
+    def _depends(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> dict[str, object]:
+        return {
+            "source": source.fingerprint,
+            "weights": fingerprint(backbone),
+            "name": spec.name,
+            "size": spec.image_size,
+            "bf16": self.inference.computes_bf16,
+            "stages": backbone.stage_features,
+            "orientations": backbone.orientations,
+            "crops": backbone.crops,
+            # Class token and mean of the patch tokens instead of what timm pools.
+        } | ({"tokens": True} if any(map(has_class_token, backbone.body.modules())) else {})
+
+
+def _key(depends: dict[str, object], int8: bool) -> str:
+    return cache_key(depends | ({"int8": True} if int8 else {}))
+
+
+def _name(first: int) -> str:
+    """Return the name of the entry whose first image has this number."""
+    return f"{first:09d}"
 
 
 def _first(found: Mapping[str, CacheEntry | None]) -> list[Shard]:
@@ -285,3 +323,15 @@ def normalise_last(outputs: Float32[np.ndarray, "n d"], width: int) -> Float32[n
     with np.errstate(over="ignore"):  # of a diverged training
         norms = np.linalg.norm(outputs[:, :width], axis=1, keepdims=True)
     return np.concatenate([outputs[:, :width] / np.maximum(norms, 1e-12), outputs[:, width:]], axis=1)
+
+
+def probe_scores(outputs: Float32[np.ndarray, "n d"], width: int) -> Float32[np.ndarray, "n s"]:
+    """Rank images as nearest-mean probes do, each fitted on five random images against twenty others.
+
+    Args:
+        outputs: outputs of a backbone.
+        width: number of features of the last layer.
+    """
+    rows, rng = normalise_last(outputs, width), np.random.default_rng(0)
+    picks = [np.array_split(rng.permutation(len(rows))[:25], [5]) for _ in range(PROBES)]
+    return np.stack([rows @ (rows[few].mean(axis=0) - rows[many].mean(axis=0)) for few, many in picks], axis=1)

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
+from anomalymatch.backbones.int8 import Agreement, Scores, has_nncf, int8_forward, is_quantised, quantise, require_int8
 from anomalymatch.backbones.network import Backbone, Network
 from anomalymatch.backbones.openvino import Forward, has_openvino, openvino_forward, require_openvino
+from anomalymatch.cache import Cache
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import stream
@@ -22,10 +24,12 @@ from anomalymatch.errors import ConfigError
 from anomalymatch.types import Reject
 
 logger = logging.getLogger(__name__)
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 BACKENDS = ("auto", "torch", "openvino")
 OPENVINO_PIXELS = 64 * 1024**2
 """Pixels from which OpenVINO saves more time than the seconds that its conversion takes."""
+INT8_PIXELS = 200 * OPENVINO_PIXELS
+"""Pixels from which the minute in which a model is quantised and compared does not matter."""
 COMPILE_PIXELS = {"cpu": 10 * OPENVINO_PIXELS, "cuda": 50 * 1000**3}
 """Pixels from which `torch.compile` saves more time than the minute that it takes."""
 
@@ -44,7 +48,8 @@ class Inference:
 
     Attributes:
         device: `auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`.
-        precision: `auto` takes bf16 where the hardware computes in it, else fp32.
+        precision: `auto` takes bf16 where the hardware computes in it, else fp32; for large archives it takes int8 if
+            the scores agree and it is faster. `int8` is for features and scoring; all else is computed as with `auto`.
         batch_pixels: pixels in a batch; the batch size follows from the image size.
         workers: decoding threads.
         backend: `torch`, or `openvino` on a CPU; `auto` takes OpenVINO for many images, if it is installed.
@@ -71,6 +76,10 @@ class Inference:
             )
         if self.backend == "openvino":
             require_openvino("inference.backend", device)
+        if self.precision == "int8":
+            require_int8("inference.precision", device)
+            if self.backend == "torch":
+                raise ConfigError("inference.precision=int8 needs inference.backend=openvino: set it to auto")
 
     @property
     def torch_device(self) -> torch.device:
@@ -82,7 +91,7 @@ class Inference:
     @property
     def computes_bf16(self) -> bool:
         """True if forward passes run in bf16. Where the hardware only emulates it, fp32 is faster."""
-        return self.precision == "bf16" or (self.precision == "auto" and _has_bf16(self.torch_device))
+        return self.precision == "bf16" or (self.precision != "fp32" and _has_bf16(self.torch_device))
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a bf16 autocast, or an empty context for fp32."""
@@ -97,14 +106,53 @@ class Inference:
         for batch in stream(source, ids, size=size, batch_size=self.batch_size(size), workers=self.workers):
             yield OutputBatch(batch.ids, forward(batch.images), batch.rejects)
 
-    def prepare(self, module: Backbone | Network, *, size: int, count: int) -> Forward:
+    def tries_int8(self, pixels: int) -> bool:
+        """Tell whether int8 is to be tried for an archive of so many pixels."""
+        usable = self.torch_device.type == "cpu" and self.backend != "torch" and has_openvino() and has_nncf()
+        return self.precision == "int8" or (self.precision == "auto" and usable and pixels >= INT8_PIXELS)
+
+    def int8_agreement(
+        self, module: nn.Module, source: ImageSource, cache: Cache, *, size: int, batch_size: int, scores: Scores
+    ) -> Agreement | None:
+        """Quantise a module for an archive and log how well it agrees; None if int8 is not to be taken.
+
+        Args:
+            module: 8-bit images in, one tensor out, as `quantise` takes it.
+            source: the archive.
+            cache: gets the int8 model, for `int8_forward`.
+            size: side of the images in pixels.
+            batch_size: number of images that are computed at once.
+            scores: rankings by the outputs.
+
+        Raises:
+            ConfigError: if `precision` asks for int8 and the model cannot be quantised.
+        """
+        asked, known = self.precision == "int8", is_quantised(cache)
+        try:
+            found = quantise(
+                module, source, cache, size=size, batch_size=batch_size, bf16=self.computes_bf16, scores=scores
+            )
+        except ConfigError as error:
+            if asked:
+                raise
+            logger.info("int8 is not taken. %s", error)
+            return None
+        taken = asked or found.suffices
+        if not known:
+            logger.info("int8 is %s: %s", "taken" if taken else "not taken", found)
+        return found if taken else None
+
+    def prepare(self, module: Backbone | Network, *, size: int, count: int, int8: Cache | None = None) -> Forward:
         """Return a copy of a module, optimised for prediction, as a function of 8-bit images.
 
         Args:
             module: stays as it is.
             size: side of the images in pixels.
             count: approximate number of images to come.
+            int8: cache with the int8 copy of the module, which is taken instead (see `int8_agreement`).
         """
+        if int8 is not None:
+            return int8_forward(int8)
         fused = module.fused().to(self.torch_device).to(memory_format=torch.channels_last)
         backbone = fused.backbone if isinstance(fused, Network) else fused
         converted = self.convert(

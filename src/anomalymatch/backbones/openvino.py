@@ -24,16 +24,16 @@ def has_openvino() -> bool:
     return find_spec("openvino") is not None
 
 
-def require_openvino(key: str, device: torch.device) -> None:
-    """Check that OpenVINO, which the configuration key asks for, is installed and the device is a CPU.
+def require_openvino(key: str, device: torch.device, value: str = "openvino") -> None:
+    """Check that OpenVINO, which `value` of the configuration key needs, is installed and the device is a CPU.
 
     Raises:
         ConfigError: if not.
     """
     if not has_openvino():
-        raise ConfigError(f'{key}=openvino needs: pip install "anomalymatch[openvino]"')
+        raise ConfigError(f'{key}={value} needs: pip install "anomalymatch[{value}]"')
     if device.type != "cpu":
-        raise ConfigError(f"{key}=openvino runs on a CPU, not on {device}: set {key}=torch")
+        raise ConfigError(f"{key}={value} runs on a CPU, not on {device}: set {key}=auto")
 
 
 def openvino_forward(module: nn.Module, *, channels: int, size: int, batch_size: int, bf16: bool) -> Forward:
@@ -49,25 +49,42 @@ def openvino_forward(module: nn.Module, *, channels: int, size: int, batch_size:
     Raises:
         ConfigError: if OpenVINO cannot convert it.
     """
+    with conversion_errors():
+        return compiled_forward(openvino_model(module, channels, size, batch_size), batch_size, bf16=bf16)
+
+
+@contextmanager
+def conversion_errors() -> Iterator[None]:
+    """Turn every error into a ConfigError: the export runs the model's own code, which may fail in any way."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"OpenVINO cannot convert this model, set backend=torch: {error}") from error
+
+
+def openvino_model(module: nn.Module, channels: int, size: int, batch_size: int) -> Any:
+    """Convert a module to a model of OpenVINO, which takes batches of 8-bit images with the channels last."""
     import openvino as ov
 
     example = torch.zeros(batch_size, channels, size, size, dtype=torch.uint8)
-    try:
-        own = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
-        with root_logger_kept():
-            converted = ov.convert_model(torch.export.export(own, (example,)))
-        prepared = ov.preprocess.PrePostProcessor(converted)
-        # The decoder's memory is channels-last; the transpose becomes part of the graph.
-        prepared.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-        prepared.input().model().set_layout(ov.Layout("NCHW"))
-        options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        compiled = _core().compile_model(prepared.build(), "CPU", options)
-    except Exception as error:  # the export runs the model's own code, which may fail in any way
-        raise ConfigError(f"OpenVINO cannot convert this model, set backend=torch: {error}") from error
+    own = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+    with root_logger_kept():
+        converted = ov.convert_model(torch.export.export(own, (example,)))
+    prepared = ov.preprocess.PrePostProcessor(converted)
+    # The decoder's memory is channels-last; the transpose becomes part of the graph.
+    prepared.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    prepared.input().model().set_layout(ov.Layout("NCHW"))
+    return prepared.build()
+
+
+def compiled_forward(model: Any, batch_size: int, *, bf16: bool) -> Forward:
+    """Compile a model of OpenVINO for batches of this size; the function takes any number of images."""
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = runtime().compile_model(model, "CPU", options)
 
     def forward(images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b d"]:
         pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
@@ -94,7 +111,7 @@ def in_batches(forward: Forward, batch_size: int) -> Forward:
 
 
 @cache
-def _core() -> Any:
+def runtime() -> Any:
     """Return the one OpenVINO runtime of the process; it is never dropped.
 
     A runtime gives the thread that made it a stack for signal handlers, and frees the stack with itself. If another

@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalymatch.backbones.inference import Inference, fastest_backend
+from anomalymatch.backbones.int8 import int8_forward
 from anomalymatch.backbones.network import Network, anomaly_logit
 from anomalymatch.backbones.openvino import Forward, in_batches, openvino_forward, require_openvino
+from anomalymatch.cache import Cache
 from anomalymatch.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -23,7 +25,14 @@ Scorer = Forward
 
 
 def make_scorer(
-    network: Network, inference: Inference, *, backend: str, count: int, batch_size: int, features: bool
+    network: Network,
+    inference: Inference,
+    *,
+    backend: str,
+    count: int,
+    batch_size: int,
+    features: bool,
+    int8: Cache | None = None,
 ) -> tuple[str, Scorer]:
     """Build the name of the backend and the function that scores batches of up to `batch_size` images.
 
@@ -34,10 +43,13 @@ def make_scorer(
         count: number of images to score.
         batch_size: images in a batch.
         features: also return the pooled features.
+        int8: cache with the int8 copy of the network, which is taken instead of it.
 
     Raises:
         ConfigError: if the backend is not installed, or not for this device.
     """
+    if int8 is not None:
+        return "openvino", int8_forward(int8)
     module, chosen, spec = ScoringNetwork(network, inference, features=features), backend, network.spec
     if backend == "auto":
         pixels = count * network.backbone.inputs_per_image * spec.image_size**2

@@ -25,7 +25,7 @@ from anomalymatch.evaluation.plots import histogram_figure, save
 from anomalymatch.files import atomic_file, write_csv, write_text
 from anomalymatch.ranking import write_rejects
 from anomalymatch.scoring.model import TrainedModel
-from anomalymatch.scoring.parts import PartFolder, read_manifest
+from anomalymatch.scoring.parts import INT8, PartFolder, read_manifest
 from anomalymatch.text import csv_cell, printable
 from anomalymatch.types import Reject
 from anomalymatch.votable import write_votable
@@ -138,7 +138,8 @@ def finish(
         _write_pictures(path, ordered, best, source, model.network().to(device))
         counts = {"images": manifest.images, "scored": len(ordered), "rejects": len(rejects)}
         write_text(path / SUMMARY, json.dumps({"run": manifest.run_id, **counts}, indent=2))
-    shutil.rmtree(path / "parts", ignore_errors=True)
+    for finished in ("parts", INT8):
+        shutil.rmtree(path / finished, ignore_errors=True)
     for file in path.glob("top-*.csv"):
         file.unlink(missing_ok=True)
     return True

@@ -12,17 +12,19 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
 from anomalymatch.backbones.inference import Inference
+from anomalymatch.backbones.network import Network
+from anomalymatch.cache import Cache
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.stream import collect, stream_batches
 from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.files import make_folder, remove_leftovers, storage_errors
 from anomalymatch.progress import Advance, progress
-from anomalymatch.scoring.backends import BACKENDS, Scorer, find_batch_size, make_scorer
+from anomalymatch.scoring.backends import BACKENDS, Scorer, ScoringNetwork, find_batch_size, make_scorer
 from anomalymatch.scoring.finish import TopK, finish, is_finished
 from anomalymatch.scoring.gpu_decode import check_gpu_decode, stream_on_device
 from anomalymatch.scoring.model import TrainedModel
-from anomalymatch.scoring.parts import Manifest, PartFolder, open_manifest, read_manifest, share_of
+from anomalymatch.scoring.parts import INT8, Manifest, PartFolder, open_manifest, read_manifest, share_of
 from anomalymatch.scoring.ray_engine import score_parts_on_ray
 from anomalymatch.text import safe_name
 
@@ -115,13 +117,20 @@ def _open(
     model: TrainedModel, source: ImageSource, spec: ScoringSpec, inference: Inference, output: Path
 ) -> tuple[Manifest, Scorer | None]:
     """Return the manifest of a new or continued job, which keeps what `auto` chose once, and the scorer if built."""
-    saved, scorer = read_manifest(output), None
-    backend, batch_size = spec.backend, spec.batch_size
+    saved, scorer, network = read_manifest(output), None, model.network()
+    backend, batch_size, asked = spec.backend, spec.batch_size, inference.precision
+    precision = "int8" if asked == "int8" else "bf16" if inference.computes_bf16 else "fp32"
+    if asked == "int8":
+        if backend not in ("auto", "openvino"):
+            raise ConfigError(f"inference.precision=int8 needs scoring.backend=openvino, not {backend}: set it to auto")
+        backend = "openvino"
     if saved is not None:
         backend = saved.backend if backend == "auto" else backend
         batch_size = batch_size or saved.batch_size
+        if asked == "auto" and saved.precision == "int8":
+            precision = "int8"
     if batch_size is None:
-        batch_size = find_batch_size(model.network(), inference)
+        batch_size = find_batch_size(network, inference)
     manifest = Manifest(
         run_id=model.run_id,
         archive=source.name,
@@ -130,15 +139,40 @@ def _open(
         part_images=spec.part_images,
         batch_size=min(batch_size, spec.part_images),
         backend=backend,
-        precision="bf16" if inference.computes_bf16 else "fp32",
+        precision=precision,
         decode=spec.decode,
         features=spec.features,
+        agreement=None if saved is None else saved.agreement,
     )
     if saved is None and (backend == "auto" or spec.engine == "local"):  # only building shows that a backend works
-        chosen, scorer = make_scorer(model.network(), inference, **manifest.scorer_options)
+        chosen, scorer = make_scorer(network, inference, **manifest.scorer_options)
         manifest = replace(manifest, backend=chosen)
+    if saved is None and manifest.backend == "openvino":
+        manifest, scorer = _try_int8(manifest, scorer, network, source, inference, output)
     open_manifest(output, manifest)
     return manifest, scorer
+
+
+def _try_int8(
+    manifest: Manifest, scorer: Scorer | None, network: Network, source: ImageSource, inference: Inference, output: Path
+) -> tuple[Manifest, Scorer | None]:
+    """Return the manifest and the scorer for int8 if it is to be taken, else those that are given."""
+    size = network.spec.image_size
+    if not inference.tries_int8(manifest.images * network.backbone.inputs_per_image * size**2):
+        return manifest, scorer
+    agreement = inference.int8_agreement(
+        ScoringNetwork(network, inference, features=manifest.features),
+        source,
+        Cache(output / INT8),
+        size=size,
+        batch_size=manifest.batch_size,
+        scores=lambda outputs: outputs[:, :1],
+    )
+    if agreement is None:
+        return manifest, scorer
+    manifest = replace(manifest, precision="int8", agreement=agreement._asdict())
+    int8 = PartFolder(output, manifest).int8
+    return manifest, make_scorer(network, inference, **manifest.scorer_options, int8=int8)[1]
 
 
 def _score(
@@ -161,7 +195,7 @@ def _score(
             return
         network = model.network()
         if scorer is None:
-            _, scorer = make_scorer(network, inference, **manifest.scorer_options)
+            _, scorer = make_scorer(network, inference, **manifest.scorer_options, int8=folder.int8)
         score_parts(
             source,
             scorer,

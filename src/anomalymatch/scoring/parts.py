@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
+from anomalymatch.cache import Cache
 from anomalymatch.data.stream import Collected
 from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.files import atomic_file, write_text
 
-MANIFEST = "manifest.json"
+MANIFEST, INT8 = "manifest.json", "int8"
 FORMAT = 1
 SCHEMA = pa.schema([("id", pa.string()), ("logit", pa.float32()), ("reason", pa.string())])
 
@@ -27,7 +28,8 @@ class Manifest:
     Attributes:
         run_id: run, cycle and hash of the weights.
         fingerprint: hash of the archive's ids, pixels and rendering.
-        precision: fp32 or bf16.
+        precision: fp32, bf16 or int8.
+        agreement: that of int8 with the network itself, see `Agreement`; None in any other precision.
         format: version of the folder's layout.
     """
 
@@ -41,6 +43,7 @@ class Manifest:
     precision: str
     decode: str
     features: bool
+    agreement: dict[str, float] | None = None
     format: int = FORMAT
 
     @property
@@ -73,6 +76,11 @@ class PartFolder:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
+
+    @property
+    def int8(self) -> Cache | None:
+        """Cache with the int8 network that all processes share; None in any other precision."""
+        return Cache(self.path / INT8) if self.manifest.precision == "int8" else None
 
     def file(self, part: int) -> Path:
         """Return the path of the scores of a part."""

@@ -141,7 +141,7 @@ class _Score:
         self.folder = PartFolder(Path(folder), manifest)
         network = model.network()
         self.width = network.backbone.features if manifest.features else 0
-        _, self.score = make_scorer(network, inference, **manifest.scorer_options)
+        _, self.score = make_scorer(network, inference, **manifest.scorer_options, int8=self.folder.int8)
 
     def __call__(self, item: _Item) -> _Item:
         part, images = int(item["part"]), np.asarray(item["images"])

@@ -1,0 +1,199 @@
+"""Compare int8 with higher precision, layer by layer, and measure what a cheap first look would keep (README, 18)."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from bench import DATA, NO_CROPS, Row, interleaved_rates, make_parser, markdown, parse_options, write_csv
+from jaxtyping import Float64
+from scipy.stats import spearmanr
+
+from anomalymatch import initial_labels, make_learner, open_task
+from anomalymatch.algorithms.base import WEIGHTS
+from anomalymatch.backbones import int8
+from anomalymatch.backbones.checkpoint import load_network
+from anomalymatch.backbones.inference import Inference
+from anomalymatch.backbones.network import Network
+from anomalymatch.backbones.openvino import compiled_forward, openvino_model
+from anomalymatch.data.source import ImageSource
+from anomalymatch.scoring.backends import ScoringNetwork
+
+TRAINED, LABELS = 150, {"anomalies": 15, "normals": 200, "seed": 0}
+DRAWS, COMPARED = 4, 1024
+
+
+def main() -> None:
+    """Measure the parts and print a table for each."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    options = parse_options(parser)
+    for name in options.parts:
+        rows = PARTS[name](options.quick)
+        write_csv(options.results / f"int8_{name}.csv", rows)
+        print(markdown(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows]), flush=True)
+
+
+def sizes(quick: bool) -> list[Row]:
+    """Compare bf16 and int8 with fp32 by image size: speed in turns, and the scores of a probe fitted at 150 px."""
+    source, network = _trained("merger", quick)
+    rows: list[Row] = []
+    for size in (32,) if quick else (64, 84, 128, 150, 224):
+        module, batch = _module(network), Inference().batch_size(size)
+        model = openvino_model(module, source.channels, size, batch)
+        images = int8.sample_images(source, size)
+        first, others = images[: int8.CALIBRATION_IMAGES], images[int8.CALIBRATION_IMAGES :][:COMPARED]
+        small = int8.quantised_model(model, int8.full_batches(first, batch))
+        exact, half = compiled_forward(model, batch, bf16=False), compiled_forward(model, batch, bf16=True)
+        mixed = {f"int8, the rest {'bf16' if bf16 else 'fp32'}": compiled_forward(small, batch, bf16=bf16)
+                 for bf16 in (False, True)}  # fmt: skip
+        rows += _compared(exact, {"bf16": half, **mixed}, others, size=size)
+    return rows
+
+
+def layers(quick: bool) -> list[Row]:
+    """Compare which layers are quantised, and how, at 150 px."""
+    import nncf
+
+    source, network = _trained("merger", quick)
+    size = 32 if quick else TRAINED
+    module, batch = _module(network), Inference().batch_size(size)
+    model = openvino_model(module, source.channels, size, batch)
+    images = int8.sample_images(source, size)
+    first, others = images[: int8.CALIBRATION_IMAGES], images[int8.CALIBRATION_IMAGES :][:COMPARED]
+    batches = nncf.Dataset(int8.full_batches(first, batch))
+    layers = [(op.get_friendly_name(), op.get_type_name()) for op in model.get_ordered_ops()
+              if op.get_type_name() in int8.LAYERS]  # fmt: skip
+    names = [name for name, _ in layers]
+    depthwise = {name for name, kind in layers if kind == "GroupConvolution"}
+    smooth = nncf.AdvancedQuantizationParameters(
+        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.5)
+    )
+    slow = {"fast_bias_correction": False}
+    pointwise = [name for name in names[1:-1] if name not in depthwise]
+    chosen: dict[str, tuple[list[str], dict[str, Any]]] = {
+        "all": (names, {}),
+        "all but the first and the last": (names[1:-1], {}),
+        "the same, slow bias correction": (names[1:-1], slow),
+        "pointwise": (pointwise, {}),
+        "pointwise, slow bias correction": (pointwise, slow),
+        "the same, asymmetric": (pointwise, slow | {"preset": nncf.QuantizationPreset.MIXED}),
+        "the same, SmoothQuant": (pointwise, slow | {"advanced_parameters": smooth}),
+        "pointwise of the last half, slow": (pointwise[len(pointwise) // 2 :], slow),
+    }
+    exact, rows = compiled_forward(model, batch, bf16=False), list[Row]()
+    for name, (wanted, changes) in chosen.items():
+        scope = nncf.IgnoredScope(names=[each for each in names if each not in wanted])
+        small = nncf.quantize(model, batches, subset_size=len(images), ignored_scope=scope, **changes)
+        rows += _compared(exact, {name: compiled_forward(small, batch, bf16=False)}, others, size=size)
+    return rows
+
+
+def cascade(quick: bool) -> list[Row]:
+    """Measure the share of images that a cheap first look must pass on, for 99 % of the full ranking's top.
+
+    The first look is the run's own probe at a smaller size, or a ridge regression from these features to the full
+    scores of a sample. It is measured on the images that are not in the sample.
+    """
+    rows: list[Row] = []
+    for anomaly in ("merger",) if quick else ("merger", "dont_know"):
+        full = {crops: _probe(anomaly, 32 if quick else TRAINED, crops) for crops in ((0,) if quick else (0, 5))}
+        for size in (24,) if quick else (64, 84, TRAINED):
+            ids, own, features = _probe(anomaly, size, 0)
+            for crops, (_, logits, _) in full.items():
+                if size == TRAINED and not crops:
+                    continue
+                work = (size / TRAINED) ** 2 / (1 + crops)
+                name = {"anomaly": anomaly, "full look": f"{crops} crops", "first look": f"{size} px, probe"}
+                rows.append(name | shares(own, logits, work))
+                for count in (500,) if quick else (2000,):
+                    found = []
+                    for draw in range(DRAWS):
+                        order = np.random.default_rng(draw).permutation(len(ids))
+                        taught, rest = order[:count], order[count:]
+                        student = ridge(features[taught], logits[taught], features[rest])
+                        found.append(shares(student, logits[rest], work))
+                    means = {key: float(np.mean([each[key] for each in found])) for key in found[0]}
+                    rows.append(name | {"first look": f"{size} px, taught by {count:,}"} | means)
+    return rows
+
+
+def shares(cheap: np.ndarray, full: np.ndarray, work: float) -> dict[str, float]:
+    """Measure a first look that needs `work` times the full look.
+
+    Returns:
+        The rank correlation; the share of images that holds 99 % of the top 1 %, and of the top 15 %; and how many
+        times as fast a cascade with this share is, the forward passes alone.
+    """
+    place = np.empty(len(full))
+    place[np.argsort(-cheap, kind="stable")] = np.arange(1, len(full) + 1)
+    order, found = np.argsort(-full, kind="stable"), {"Spearman": float(spearmanr(cheap, full).statistic)}
+    for percent in (1, 15):
+        top = np.sort(place[order[: max(1, round(len(full) * percent / 100))]])
+        share = float(top[int(np.ceil(0.99 * len(top))) - 1] / len(full))
+        found |= {f"share for the top {percent} %": share, f"speed for the top {percent} %": 1 / (work + share)}
+    return found
+
+
+def ridge(x: np.ndarray, y: np.ndarray, others: np.ndarray) -> Float64[np.ndarray, " n"]:
+    """Fit a ridge regression, its penalty chosen by leaving one out, and predict."""
+    mean, scale = x.mean(axis=0), np.sqrt(x.std(axis=0)) + 1e-3
+    a, b = ((rows - mean) / scale for rows in (x, others))
+    values, vectors = np.linalg.eigh((a @ a.T).astype(np.float64))
+    rotated = vectors.T @ (y - y.mean())
+    best = (np.inf, rotated)
+    for penalty in np.logspace(-4, 1, 11) * values.mean():
+        dual = vectors @ (rotated / (values + penalty))
+        left_out = dual / (vectors**2 @ (1 / (values + penalty)))
+        best = min(best, (float(np.mean(left_out**2)), dual), key=lambda pair: pair[0])
+    return b @ (a.T @ best[1]) + y.mean()
+
+
+def _probe(anomaly: str, size: int, crops: int) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
+    """Fit the probe; return all ids, their logits and features."""
+    task, learner = _fitted(anomaly, size, crops)
+    ids = learner.rank(task.source.ids).ids
+    return ids, learner.rank(task.source.ids).logits, learner.embedding.probe_features.take(ids)
+
+
+def _fitted(anomaly: str, size: int, crops: int) -> tuple[Any, Any]:
+    words = [f"data.root={DATA / 'galaxyzoo1'}", f"dataset.anomaly={anomaly}", f"model.image_size={size}",
+             "model.weights=bundled", *NO_CROPS, f"model.crops={crops}"]  # fmt: skip
+    task = open_task("galaxyzoo1", *words)
+    return task, make_learner("probe", task, *words).fit(initial_labels(task, **LABELS))
+
+
+def _trained(anomaly: str, quick: bool) -> tuple[ImageSource, Network]:
+    task, learner = _fitted(anomaly, 32 if quick else TRAINED, 0)
+    with TemporaryDirectory() as folder:
+        learner.save(Path(folder))
+        return task.source, load_network(Path(folder) / WEIGHTS)
+
+
+def _module(network: Network) -> ScoringNetwork:
+    return ScoringNetwork(copy.deepcopy(network), Inference("cpu", "fp32"), features=False)
+
+
+def _compared(exact: Callable[..., Any], others: dict[str, Any], images: torch.Tensor, *, size: int) -> list[Row]:
+    expected, rows = exact(images), list[Row]()
+    few = images[: 2 * Inference().batch_size(size)]
+    rates = interleaved_rates({name: lambda f=f: len(f(few)) for name, f in {"fp32": exact, **others}.items()}, 5)
+    for name, forward in others.items():
+        spearman, overlap = int8.agreement(expected, forward(images))
+        rows.append({"px": size, "what": name, "speed": rates[name] / rates["fp32"], "Spearman": spearman,
+                     "top 1 %": overlap})  # fmt: skip
+    return rows
+
+
+def _cell(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+PARTS = {"sizes": sizes, "layers": layers, "cascade": cascade}
+
+
+if __name__ == "__main__":
+    main()
