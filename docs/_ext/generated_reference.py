@@ -106,12 +106,15 @@ def command_page(name: str) -> str:
         for group, choice in composed.choices.items()
         if choice is not None
     }
+    table = [
+        "## Choices", "", "`GROUP=NAME` replaces the settings of a whole group.", "",
+        *_table(("group", "default", "choices"), ((group, *cells) for group, cells in choices.items())), "",
+    ]  # fmt: skip
     return "\n".join([
         *title,
         *_paragraphs(describe_file(FOLDERS, HYDRA[name])),
         "## Options", "", *_table(("option", "effect"), ((f"`{key}`", text) for key, text in OPTIONS.items())), "",
-        "## Choices", "", "`GROUP=NAME` replaces the settings of a whole group.", "",
-        *_table(("group", "default", "choices"), ((group, *cells) for group, cells in choices.items())), "",
+        *(table if choices else []),
         "## Keys", "", "`KEY=VALUE` sets one key. The values below are the defaults of the default choices above.", "",
         *_entries(keys),
     ])  # fmt: skip
