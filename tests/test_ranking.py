@@ -1,3 +1,5 @@
+import csv
+import io
 import os
 
 import numpy as np
@@ -6,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anomalymatch import ranking as module
 from anomalymatch.errors import StorageError
 from anomalymatch.ranking import Ranking, write_rejects
+from anomalymatch.text import csv_cell
 from anomalymatch.types import Reject
 
 LOGITS = st.lists(st.floats(-50, 50, width=32), max_size=30)
@@ -37,6 +41,17 @@ def test_the_order_is_unique_whatever_order_the_images_came_in(logits, random):
     assert first.top(len(first)) == second.top(len(second)) == slow
 
 
+SPECIAL = [0.0, -0.0, 1.5, np.nan, np.inf, -np.inf]
+
+
+@given(st.lists(st.sampled_from(SPECIAL), max_size=12), st.permutations("abcdefghijkl"))
+def test_equal_undefined_and_infinite_scores_are_ordered_by_id(logits, ids):
+    result = Ranking(ids[: len(logits)], np.array(logits, dtype=np.float64))
+    slow = np.lexsort((np.array(result.ids, dtype=object), -result.logits))
+    assert result.order.tolist() == slow.tolist()
+    assert result.top(3, without=set("abc")) == [result.ids[i] for i in slow if result.ids[i] not in "abc"][:3]
+
+
 def test_saturated_probabilities_keep_their_order():
     result = ranking([40.0, 60.0, 50.0])
     assert np.unique(result.scores).size == 1
@@ -50,6 +65,8 @@ def test_restrict_keeps_order_and_rejects():
     assert part.logits.tolist() == [1.0, 3.0]
     assert part.rejects == [Reject("y", "torn")]
     assert len(result.restrict([])) == 0
+    others = result.without({"im2": 1, "x": 2, "never seen": 3})
+    assert (others.ids, others.logits.tolist(), others.rejects) == (["im0", "im1"], [1.0, 2.0], [Reject("y", "torn")])
 
 
 def test_write_and_read(tmp_path):
@@ -69,6 +86,22 @@ def test_csv_is_rounded_and_best_first(tmp_path):
     Ranking(["b", "a,", "c"], np.array([0.123456789, 3.0, -np.inf])).write_csv(tmp_path / "scores.csv")
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert lines == ["rank,id,score,logit", '1,"a,",0.952574,3.0000', "2,b,0.530825,0.1235", "3,c,0.000000,-inf"]
+
+
+def test_csv_has_the_text_of_the_module_csv(tmp_path, monkeypatch):
+    """Also of ids with quotes or formulas, of negative zeros and of numbers that Arrow would round otherwise."""
+    monkeypatch.setattr(module, "CSV_ROWS", 7)
+    odd = ["a,b", 'say "x"', "two\nlines", "=1+1", "'=1", "-5", "@x", "", "ä b", "-"]
+    special = [0.0, -0.0, -1e-9, -3e-5, -5e-5, 1e-5, np.nan, np.inf, -np.inf, 1e12, 123456789.00005, -2.00005, 0.03125]
+    logits = np.concatenate([special, np.random.default_rng(0).normal(0, 20, 200)])
+    result = Ranking([*odd, *(f"field/{i}.fits" for i in range(len(logits) - len(odd)))], logits)
+    result.write_csv(tmp_path / "scores.csv")
+    slow = io.StringIO()
+    rows = csv.writer(slow, lineterminator="\n")
+    rows.writerow(["rank", "id", "score", "logit"])
+    for rank, i in enumerate(result.order, 1):
+        rows.writerow([rank, csv_cell(result.ids[i]), f"{result.scores[i]:.6f}", f"{result.logits[i]:.4f}"])
+    assert (tmp_path / "scores.csv").read_bytes().decode() == slow.getvalue()
 
 
 def test_repr_is_short_and_a_notebook_shows_pictures(make_source):

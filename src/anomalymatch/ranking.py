@@ -1,21 +1,26 @@
 """Result of a ranking: one score for each image, and the images that could not be read."""
 
+import csv
+import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from scipy.special import expit
 
 from anomalymatch.checksums import check_file
 from anomalymatch.errors import StorageError
-from anomalymatch.files import atomic_file, write_csv
+from anomalymatch.files import atomic_file
 from anomalymatch.notebook import Readable, html_table
+from anomalymatch.text import csv_cell
 from anomalymatch.types import Reject
 
 logger = logging.getLogger(__name__)
@@ -23,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 REPR_IMAGES, SHOWN = 3, 10
 """Number of images that `repr` and a notebook show."""
+CSV_ROWS = 2**17
+"""Rows of a CSV file that are formatted at once."""
+EXACT_DECIMALS = 1e9
+"""Numbers up to which Arrow rounds decimals as Python does."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,7 +80,16 @@ class Ranking:
     @cached_property
     def order(self) -> Int64[np.ndarray, " n"]:
         """Positions from the most to the least anomalous; ties are ordered by id, so the order is unique."""
-        return np.lexsort((np.asarray(self.ids, dtype=object), -self.logits)).astype(np.int64)
+        negative = -self.logits
+        order = np.argsort(negative).astype(np.int64)
+        ordered = negative[order]
+        same = (ordered[1:] == ordered[:-1]) | (np.isnan(ordered[1:]) & np.isnan(ordered[:-1]))
+        if same.any():  # few scores are equal, and comparing all ids would take ten times as long as all numbers
+            joins, joined = np.append(False, same), np.append(same, False)
+            tied = order[joins | joined]
+            run = np.cumsum(~joins)[joins | joined]
+            order[joins | joined] = tied[np.lexsort((self._ids_at(tied), run))]
+        return order
 
     @cached_property
     def ranks(self) -> Int64[np.ndarray, " n"]:
@@ -80,40 +98,70 @@ class Ranking:
         ranks[self.order] = np.arange(1, len(self) + 1)
         return ranks
 
-    def top(self, k: int) -> list[str]:
-        """Return the `k` most anomalous ids, best first."""
-        return [self.ids[i] for i in self.order[:k]]
+    def top(self, k: int, *, without: Set[str] = frozenset()) -> list[str]:
+        """Return the `k` most anomalous ids that are not in `without`, best first."""
+        found: list[str] = []
+        step = max(k, 1)
+        for start in range(0, len(self), step):
+            if len(found) >= k:
+                break
+            rows = self.order[start : start + step].tolist()
+            found += [id_ for i in rows if (id_ := self.ids[i]) not in without]
+        return found[:k]
 
     def score_of_top(self, k: int) -> dict[str, float]:
         """Return the probabilities of the `k` most anomalous ids, best first."""
-        return {self.ids[i]: float(self.scores[i]) for i in self.order[:k]}
+        return {self.ids[i]: float(expit(self.logits[i])) for i in self.order[:k]}
 
     def restrict(self, keep: Iterable[str]) -> "Ranking":
         """Return the ranking of `keep` only, with the same scores and in the same order; unknown ids are ignored."""
-        wanted = set(keep)
-        rows = [i for i, id_ in enumerate(self.ids) if id_ in wanted]
-        rejects = [reject for reject in self.rejects if reject.id in wanted]
-        return Ranking([self.ids[i] for i in rows], self.logits[rows], rejects, self.source)
+        wanted = keep if isinstance(keep, Set) else set(keep)
+        return self._part(self._among(wanted), [reject for reject in self.rejects if reject.id in wanted])
+
+    def without(self, drop: Collection[str]) -> "Ranking":
+        """Return the ranking of all images but `drop`, with the same scores and in the same order."""
+        kept = [reject for reject in self.rejects if reject.id not in drop]
+        return self._part(~self._among(frozenset(drop)), kept)
 
     def score_of(self, ids: Iterable[str]) -> dict[str, float]:
         """Return the probabilities by id; ids without a score are left out."""
-        wanted = set(ids)
-        return {id_: float(s) for id_, s in zip(self.ids, self.scores, strict=True) if id_ in wanted}
+        some = self._part(self._among(frozenset(ids)), ())
+        return dict(zip(some.ids, some.scores.tolist(), strict=True))
+
+    def _among(self, ids: Set[str]) -> Bool[np.ndarray, " n"]:
+        """Return True for each image of `ids`."""
+        return np.fromiter(map(ids.__contains__, self.ids), bool, len(self))
+
+    def _part(self, mask: Bool[np.ndarray, " n"], rejects: Sequence[Reject]) -> "Ranking":
+        return Ranking(list(compress(self.ids, mask.tobytes())), self.logits[mask], rejects, self.source)
+
+    def _ids_at(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
+        ids = np.empty(len(positions), dtype=object)
+        ids[:] = [self.ids[i] for i in positions.tolist()]
+        return ids
 
     def write(self, path: Path) -> None:
         """Write `id, score, rank, logit` to a Parquet file, atomically."""
         ids = pa.array(self.ids, pa.string())
         columns = {"id": ids, "score": self.scores, "rank": self.ranks, "logit": self.logits}
         with atomic_file(path) as temporary:
-            pq.write_table(pa.table(columns), temporary)
+            pq.write_table(pa.table(columns), temporary, use_dictionary=False)  # no value occurs often
 
     def write_csv(self, path: Path) -> None:
         """Write `rank, id, score, logit` to a CSV file, best first and rounded, atomically."""
-        rows = (
-            (k, self.ids[i], f"{self.scores[i]:.6f}", f"{self.logits[i]:.4f}")
-            for k, i in enumerate(self.order.tolist(), 1)
-        )
-        write_csv(path, ["rank", "id", "score", "logit"], rows)
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            file.write(b"rank,id,score,logit\n")
+            for start in range(0, len(self), CSV_ROWS):
+                rows = self.order[start : start + CSV_ROWS]
+                columns = [
+                    pc.cast(pa.array(np.arange(start + 1, start + 1 + len(rows))), pa.string()),
+                    _csv_ids(pa.array([self.ids[i] for i in rows.tolist()], pa.string())),
+                    _decimals(self.scores[rows], 6),
+                    _decimals(self.logits[rows], 4),
+                ]
+                lines = pc.binary_join_element_wise(*columns, ",")
+                file.write(pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "\n")[0].as_buffer())
+                file.write(b"\n")
 
     @classmethod
     def read(cls, path: Path) -> "Ranking":
@@ -128,6 +176,26 @@ class Ranking:
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"the scores in {path} are missing or corrupt: delete that cycle's folder") from error
         return cls(table["id"].to_pylist(), table["logit"].to_numpy().astype(np.float64))
+
+
+def _csv_ids(ids: pa.Array) -> pa.Array:
+    """Format ids as cells of a CSV file: quoted where needed, and as `csv_cell` where they look like formulas."""
+    special = pc.match_substring_regex(ids, r"""^'*[=+\-@\t\r\n]|[",\r\n]""")
+    cells = []
+    for id_ in ids.filter(special).to_pylist():
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow([csv_cell(id_)])
+        cells.append(text.getvalue()[:-1])
+    return pc.replace_with_mask(ids, special, pa.array(cells, pa.string()))
+
+
+def _decimals(values: Float64[np.ndarray, " n"], digits: int) -> pa.Array:
+    """Format numbers with `digits` digits after the point, as `format` does."""
+    negative_zero = np.signbit(values) & (values > -(10.0**-digits))
+    special = negative_zero | ~(np.abs(values) < EXACT_DECIMALS)
+    rounded = pc.cast(pa.array(np.where(special, 0.0, values)), pa.decimal128(38, digits))
+    texts = [f"{value:.{digits}f}" for value in values[special].tolist()]
+    return pc.replace_with_mask(pc.cast(rounded, pa.string()), pa.array(special), pa.array(texts, pa.string()))
 
 
 def write_rejects(rejects: Iterable[Reject], path: Path) -> None:

@@ -34,6 +34,16 @@ def test_each_cycle_trains_on_the_labels_given_before_it(task, loop_of, run_in, 
     assert [cycle for cycle, _ in tracker.steps] == [cycle for cycle, _ in tracker.cycles] == [1, 2, 3]
 
 
+def test_scores_are_read_by_a_resumed_run_only(task, loop_of, run_in, tmp_path, monkeypatch):
+    read = []
+    from_file = Ranking.read
+    monkeypatch.setattr(Ranking, "read", lambda path: read.append(path.parent.name) or from_file(path))
+    run_in(loop_of(task, cycles=3, budget=5), tmp_path / "run")
+    assert read == []
+    run_in(loop_of(task, cycles=5, budget=5), tmp_path / "run")
+    assert read == ["03"]
+
+
 def test_the_label_log_records_annotator_cycle_and_score(task, loop_of, run_in, tmp_path, events):
     run_in(loop_of(task, cycles=3, budget=5), tmp_path / "run")
     log = events(tmp_path / "run")

@@ -74,8 +74,9 @@ def test_scores_are_read_back(folder):
     assert folder.ranking(1).top(2) == ["a", "b"]
     assert folder.ranking(1).logits.tolist() == [1.5, -2.0]
     (folder.cycle(1) / SCORES).write_bytes(b"PAR1")
+    assert folder.ranking(1).top(2) == ["a", "b"]  # read once
     with pytest.raises(StorageError, match=r"scores\.parquet"):
-        folder.ranking(1)
+        RunReader(folder.path).ranking(1)
 
 
 def test_a_folder_that_another_holds_is_refused_until_it_is_closed(folder, tmp_path):

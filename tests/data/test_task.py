@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from anomalymatch.data.source import ImageSource
 from anomalymatch.data.task import initial_labels, make_task
 from anomalymatch.errors import ConfigError, DataError, LabelError
-from anomalymatch.types import Label
+from anomalymatch.ranking import Ranking
+from anomalymatch.types import Label, Reject
 
 
 class Source(ImageSource):
@@ -183,3 +184,20 @@ def test_all_but_the_normal_class_are_anomalies(make_source):
         make_task(source, anomaly="crack", normal="Good")
     with pytest.raises(ConfigError, match=r"no class 'bad' for dataset\.normal: choose from Good, crack, scratch"):
         make_task(source, normal="bad")
+
+
+def test_unlabelled_images_of_a_ranking(make_source):
+    """Those of the pool without a label; asked again for the same ones, the same object."""
+    task = make_task(make_source(50), anomaly="rare", holdout=0.2)
+    ids = [*task.pool[1:], "gone from the archive", *task.holdout]
+    ranking = Ranking(ids, np.arange(len(ids), dtype=np.float64), [Reject(task.pool[0], "torn"), Reject("x", "torn")])
+    labels = {task.pool[3]: Label.NORMAL, task.holdout[0]: Label.ANOMALY}
+    rest = task.unlabelled(ranking, labels)
+    slow = ranking.restrict([id_ for id_ in task.pool if id_ not in labels])
+    assert (rest.ids, rest.logits.tolist(), rest.rejects) == (slow.ids, slow.logits.tolist(), slow.rejects)
+    assert task.unlabelled(ranking, dict(labels)) is rest
+    assert task.unlabelled(ranking, labels | {task.pool[4]: Label.UNSURE}).ids == [
+        id_ for id_ in rest.ids if id_ != task.pool[4]
+    ]
+    assert task.unlabelled(Ranking(ids, -ranking.logits), labels).logits.tolist() == [-x for x in rest.logits]
+    assert task.rare == sum(id_ in task.anomalies for id_ in task.pool)

@@ -12,7 +12,7 @@ total can be estimated.
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 
 import numpy as np
 
@@ -31,10 +31,9 @@ ALL = "all"
 
 def sealed_labels(task: Task, count: int, seed: int) -> dict[str, Label]:
     """Draw the audit of a benchmark: the true labels of `count` random images of the pool."""
-    ids, pool = task.source.ids, set(task.pool)
+    ids, pool = task.source.ids, task.members[0]
     order = (ids[i] for i in audit_order(len(ids), seed).tolist())
-    drawn = [id_ for id_ in order if id_ in pool][:count]
-    return {id_: task.label(id_) for id_ in drawn}
+    return {id_: task.label(id_) for id_ in islice(filter(pool.__contains__, order), count)}
 
 
 def left_by_rank(rest: Ranking, sealed: Mapping[str, Label], tops: Sequence[int], score: float) -> list[Row]:
@@ -43,9 +42,10 @@ def left_by_rank(rest: Ranking, sealed: Mapping[str, Label], tops: Sequence[int]
     `rest` ranks the images that the search has not labelled.
     """
     order = rest.order
-    labels = [sealed.get(rest.ids[i]) for i in order.tolist()]
-    audited = np.array([label is not None for label in labels], dtype=bool)
-    is_anomaly = np.array([label is Label.ANOMALY for label in labels], dtype=bool)
+    anomalies = {id_ for id_, label in sealed.items() if label is Label.ANOMALY}
+    audited, is_anomaly = (
+        np.fromiter(map(some.__contains__, rest.ids), bool, len(rest))[order] for some in (sealed, anomalies)
+    )
     sizes = {f"top {top}": top for top in tops if top < len(rest)}
     sizes |= {above(score): int(np.count_nonzero(rest.scores > score)), ALL: len(rest)}
     counts = anomalies_in_tops(audited, is_anomaly, list(sizes.values()))

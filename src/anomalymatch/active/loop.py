@@ -155,7 +155,8 @@ class ActiveLoop:
             labels = self.folder.labels.current(until_cycle=cycle - 1)
             if set(damaged) <= {STEPS, LEFT, TOP, EVIDENCE, FALSE_POSITIVES}:
                 logger.warning("%s is damaged: written again", path / damaged[0])
-                self._write_derived(path, self._present(labels), self.folder.ranking(cycle))
+                present, ranking = self._present(labels), self.folder.ranking(cycle)
+                self._write_derived(path, present, ranking, self._left(present, ranking))
                 write_checksums(path)
                 continue
             logger.warning("%s is damaged: cycle %d is computed again", path / damaged[0], cycle)
@@ -197,8 +198,7 @@ class ActiveLoop:
         if cycle == 1:
             return self._start()
         known = self.folder.labels.current()
-        unlabelled = [id_ for id_ in self.task.pool if id_ not in known]
-        ranking = self.folder.ranking(cycle - 1).restrict(unlabelled)
+        ranking = self.task.unlabelled(self.folder.ranking(cycle - 1), known)
         pool = frozenset(self._pool(cycle - 1, self.folder.labels.current(until_cycle=cycle - 2)))
         rng = np.random.default_rng([self.seed, cycle, 0x0AC])
         budget, remaining = self.spec.budget, (self.spec.cycles - cycle) * self.spec.budget
@@ -219,12 +219,12 @@ class ActiveLoop:
 
     def _pool(self, cycle: int, labels: dict[str, Label]) -> list[str]:
         """Draw the unlabelled images that `cycle` trains on."""
-        unlabelled = [id_ for id_ in self.task.pool if id_ not in labels]
-        size = self.spec.pool_size
-        if size is None or size >= len(unlabelled):
-            return unlabelled
-        rng = np.random.default_rng([self.seed, cycle, 0x900])
-        return [unlabelled[i] for i in np.sort(rng.choice(len(unlabelled), size, replace=False))]
+        pool, size = self.task.pool, self.spec.pool_size
+        unlabelled = np.flatnonzero(~np.fromiter(map(labels.__contains__, pool), bool, len(pool)))
+        if size is not None and size < len(unlabelled):
+            rng = np.random.default_rng([self.seed, cycle, 0x900])
+            unlabelled = unlabelled[np.sort(rng.choice(len(unlabelled), size, replace=False))]
+        return [pool[i] for i in unlabelled.tolist()]
 
     def _nothing_left(self, cycle: int) -> None:
         if cycle == 1:
@@ -233,8 +233,9 @@ class ActiveLoop:
 
     def _present(self, given: dict[str, Label]) -> dict[str, Label]:
         """Return the labels of the images that are still in the archive; the others rest until they are back."""
-        known = {*self.task.pool, *self.task.holdout}
-        gone = [id_ for id_ in given if id_ not in known]
+        pool, holdout = self.task.members
+        present = {id_: label for id_, label in given.items() if id_ in pool or id_ in holdout}
+        gone = [id_ for id_ in given if id_ not in present]
         if gone:
             logger.warning(
                 "%d labelled images are not in %s: their labels are kept but not used; the first is %s",
@@ -242,7 +243,7 @@ class ActiveLoop:
                 self.task.source.name,
                 gone[0],
             )
-        return {id_: label for id_, label in given.items() if id_ in known} if gone else given
+        return present
 
     def _cycle(self, cycle: int, labels: dict[str, Label], pool: list[str]) -> None:
         self._compute(cycle, labels, pool)
@@ -271,12 +272,13 @@ class ActiveLoop:
             self.learner.save(path)
             export_csv(given, path / LABELS)
             write_text(path / STEPS, to_csv(steps))
-            self._write_derived(path, labels, ranking)
+            self._write_derived(path, labels, ranking, left)
             write_text(path / METRICS, to_json(row))
+        self.folder.keep(cycle, ranking)
 
-    def _write_derived(self, path: Path, labels: dict[str, Label], ranking: Ranking) -> None:
+    def _write_derived(self, path: Path, labels: dict[str, Label], ranking: Ranking, left: list[Row]) -> None:
         """Write the files of a cycle that follow from its ranking."""
-        write_text(path / LEFT, to_csv(self._left(labels, ranking)))
+        write_text(path / LEFT, to_csv(left))
         write_sheets(path, self.task, labels, ranking)
 
     def _publish(self, cycle: int) -> None:
@@ -296,7 +298,7 @@ class ActiveLoop:
     def _left(self, labels: dict[str, Label], ranking: Ranking) -> list[Row]:
         if self.task.anomalies is None:
             return [left_in_all(self.task, labels, ranking, self.seed)]
-        rest = ranking.restrict(id_ for id_ in self.task.pool if id_ not in labels)
+        rest = self.task.unlabelled(ranking, labels)
         return left_by_rank(rest, self._sealed, self.spec.audit_tops, self.spec.stopping.score)
 
     def _baseline_ranking(self, labels: dict[str, Label], pool: list[str]) -> Ranking | None:

@@ -48,7 +48,7 @@ class PaperOracle:
         self, ranking: Ranking, pool: frozenset[str], budget: int, *, rng: Rng, **_: object
     ) -> dict[str, Label]:
         """See `Oracle`."""
-        order = [ranking.ids[i] for i in ranking.order if ranking.ids[i] in pool]
+        order = ranking.restrict(pool).top(len(pool))
         truth = self.task.truth(order)
         half = budget // 2
         anomalies = [id_ for id_, rare in zip(order, truth, strict=True) if rare][: budget - half]

@@ -1,6 +1,6 @@
 """Figures, contact sheets and report.html of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +62,15 @@ def write_sheets(path: Path, task: Task, labels: Mapping[str, Label], ranking: R
 
     If `path` has the weights of the network that ranked, another sheet shows the evidence in the top-ranked images.
     """
-    rest = ranking.restrict(id_ for id_ in task.pool if id_ not in labels)
-    images, captions, frames = _top_tiles(task, rest)
+    rest = task.unlabelled(ranking, labels)
+    images, captions, frames = _top_tiles(task, rest, rest.top(SHEET_IMAGES))
     save_sheet(contact_sheet(images, captions, frames=frames), path / TOP)
     if (path / WEIGHTS).exists():
         network = load_network(path / WEIGHTS)
         write_evidence_sheet(path / EVIDENCE, network, images, captions, task.source.rendering.fit, frames)
     if task.anomalies is not None:
-        normals = rest.restrict(id_ for id_ in rest.ids if id_ not in task.anomalies)
-        images, captions, frames = _top_tiles(task, normals)
+        normals = rest.top(SHEET_IMAGES, without=task.anomalies)
+        images, captions, frames = _top_tiles(task, rest, normals)
         save_sheet(contact_sheet(images, captions, frames=frames), path / FALSE_POSITIVES)
 
 
@@ -131,7 +131,7 @@ class RunReport:
         if task.anomalies is not None:
             points = {cycle: self.curves(cycle) for cycle in range(1, last + 1)}
             spent, found = [int(row["labels"]) for row in rows], [int(row["found"]) for row in rows]
-            discovery = plots.discovery_figure(spent, found, total=_anomalies(task), images=len(task.pool))
+            discovery = plots.discovery_figure(spent, found, total=task.rare, images=len(task.pool))
             each = "On the unlabelled images, one curve for each cycle."
             figures |= {
                 "pr": (plots.pr_figure(points), "Precision and recall", each),
@@ -141,7 +141,7 @@ class RunReport:
             }
         if not np.isnan([float(row.get("left_high", np.nan)) for row in rows]).all():
             caption = "Anomalies found, and with those that remain by the random audit (90 % interval)."
-            figures["left"] = (left_figure(rows, total=_anomalies(task)), "Remaining anomalies", caption)
+            figures["left"] = (left_figure(rows, total=task.rare), "Remaining anomalies", caption)
         figures["scores"] = (_histogram(folder, task, last), "Scores", f"Cycle {last}; counts are logarithmic.")
         panels = self.panels(last)
         if panels:
@@ -168,11 +168,10 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
         "Unreadable images": f"{rows[-1]['rejects']:,}",
         "Seed": str(config.seed),
     }
-    if task.anomalies is not None:
-        rare = sum(id_ in task.anomalies for id_ in task.pool)
+    if task.rare is not None:
         normal = config.dataset.get("normal")
         named = _names(config.dataset.anomaly) if normal is None else f"all but {_names(normal)}"
-        facts["Anomaly"] = f"{named}: {rare:,} of the pool ({rare / len(task.pool):.2%})"
+        facts["Anomaly"] = f"{named}: {task.rare:,} of the pool ({task.rare / len(task.pool):.2%})"
     further = f" al.cycles={len(rows) + 1}" if len(rows) >= config.al.cycles else ""  # all configured cycles are done
     return Report(
         title=f"{task.source.name}, {config.algorithm.name}",
@@ -250,23 +249,18 @@ def _loss_to_probe(rows: list[Row]) -> float:
     return float(rows[0].get("probe_ap", np.nan)) - float(rows[0].get("ap", np.nan))
 
 
-def _anomalies(task: Task) -> int | None:
-    """Count the true anomalies of the pool; None if the truth is unknown."""
-    return None if task.anomalies is None else sum(id_ in task.anomalies for id_ in task.pool)
-
-
 def unlabelled_rest(folder: RunFolder, task: Task, cycle: int) -> Ranking:
     """Return the ranking of a finished cycle without the images labelled before it and the held-out split."""
     labelled = folder.labels.current(until_cycle=cycle - 1)
-    return folder.ranking(cycle).restrict(id_ for id_ in task.pool if id_ not in labelled)
+    return task.unlabelled(folder.ranking(cycle), labelled)
 
 
 def _histogram(folder: RunFolder, task: Task, cycle: int) -> plots.Figure:
     ranking, labels = folder.ranking(cycle), folder.labels.current(until_cycle=cycle - 1)
-    rest = ranking.restrict(id_ for id_ in task.pool if id_ not in labels)
+    rest, scores = task.unlabelled(ranking, labels), ranking.score_of(labels)
 
     def labelled(label: Label) -> np.ndarray:
-        return ranking.restrict(id_ for id_, given in labels.items() if given == label).scores
+        return np.array([score for id_, score in scores.items() if labels[id_] == label])
 
     return plots.histogram_figure(
         rest.scores,
@@ -276,9 +270,8 @@ def _histogram(folder: RunFolder, task: Task, cycle: int) -> plots.Figure:
     )
 
 
-def _top_tiles(task: Task, ranking: Ranking) -> tuple[list[Image], list[str], list[str]]:
-    """Return the top-ranked images with their captions and, if the truth is known, their frames."""
-    ids = ranking.top(SHEET_IMAGES)
+def _top_tiles(task: Task, ranking: Ranking, ids: Sequence[str]) -> tuple[list[Image], list[str], list[str]]:
+    """Return images with their captions and, if the truth is known, their frames."""
     scores = ranking.score_of(ids)
     shown = read_images(task.source, ids)
     truth = None if task.anomalies is None else task.truth(shown.ids)

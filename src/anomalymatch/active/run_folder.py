@@ -155,6 +155,7 @@ class RunFolder(RunReader):
                 ) from None
         for folder in (path, path / "cycles", path / "plots"):
             remove_leftovers(folder)
+        self._newest: tuple[int, Ranking] | None = None
         try:
             self.labels = LabelLog.of_run(path)
         except StorageError:
@@ -177,6 +178,16 @@ class RunFolder(RunReader):
         with atomic_folder(self.cycle(number)) as temporary:
             yield temporary
             write_checksums(temporary)
+
+    def ranking(self, cycle: int) -> Ranking:
+        """Return the scores of a finished cycle; those of the last one asked for, or kept, are in memory."""
+        if self._newest is None or self._newest[0] != cycle:
+            self._newest = cycle, super().ranking(cycle)
+        return self._newest[1]
+
+    def keep(self, cycle: int, ranking: Ranking) -> None:
+        """Keep in memory the ranking that was written as that of a cycle, so that it need not be read."""
+        self._newest = cycle, ranking
 
     def rows(self) -> list[Row]:
         """Read the metrics of the finished cycles; undefined values are NaN.

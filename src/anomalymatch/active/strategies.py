@@ -84,7 +84,7 @@ class Mixture:
     def __call__(self, ranking: Ranking, count: int, *, rng: Rng, **_: object) -> list[str]:
         """See `Strategy`."""
         best = ranking.top(count - round(self.explore * count))
-        return [*best, *Uncertain()(_without(ranking, best), count - len(best), rng=rng)]
+        return [*best, *Uncertain()(ranking.without(best), count - len(best), rng=rng)]
 
 
 class Diverse:
@@ -148,7 +148,7 @@ class Auto:
         if not last or Label.ANOMALY in last.values():
             return self.distinct(ranking, count, rng=rng)
         best = self.distinct(ranking, count - count // 2, rng=rng)
-        return [*best, *self.diverse(_without(ranking, best), count - len(best), rng=rng)]
+        return [*best, *self.diverse(ranking.without(best), count - len(best), rng=rng)]
 
 
 class PerCluster:
@@ -289,7 +289,3 @@ def _updated(
 ) -> np.ndarray:
     """Average predicted probabilities with an answer: `prior` labelled images against `weights`."""
     return (prior * probability + weights * answer) / (prior + weights)
-
-
-def _without(ranking: Ranking, ids: Sequence[str]) -> Ranking:
-    return ranking.restrict(set(ranking.ids).difference(ids))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float16, Float32, Float64, Int64
 
 from anomalymatch.backbones.inference import Inference
@@ -29,6 +30,8 @@ RETRIED = 64
 """Number of rejects of a shard that are tried again, approximately."""
 SAMPLE = 4096
 """Images from which the spread of a feature is measured."""
+BLOCK_NUMBERS = 2**20
+"""Numbers that are converted and multiplied at once; PyTorch converts half precision ten times as fast as NumPy."""
 MIN_SPREAD = 1e-4
 """Features with a smaller spread hold only the rounding of half precision."""
 
@@ -137,8 +140,9 @@ class Features:
 
     def split(self, ids: Iterable[str]) -> tuple[list[str], list[Reject]]:
         """Separate ids of the source into those of readable images and the rejects, each in their order."""
-        ids = list(ids)
-        rejected = self._rejected
+        ids, rejected = list(ids), self._rejected
+        if not rejected:
+            return ids, []
         return [id_ for id_ in ids if id_ not in rejected], [rejected[id_] for id_ in ids if id_ in rejected]
 
     @cached_property
@@ -152,7 +156,7 @@ class Features:
             DataError: if an image has no features, because it is unknown or could not be read.
         """
         try:
-            return np.fromiter((self._position[id_] for id_ in ids), dtype=np.int64)
+            return np.fromiter(map(self._position.__getitem__, ids), dtype=np.int64)
         except KeyError as error:
             reject = self._rejected.get(error.args[0], Reject(error.args[0], "it is not in the source"))
             raise DataError(f"there are no features of image {reject.id!r}: {reject.reason}") from None
@@ -170,8 +174,13 @@ class Features:
 
     def project(self, direction: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, " n"]:
         """Return the inner product of every row with `direction`, such as the weights of a linear head."""
-        weights = direction.astype(np.float32)
-        return np.concatenate([shard.rows.astype(np.float32) @ weights for shard in self.shards]).astype(np.float64)
+        weights, step = direction.astype(np.float32), 64 * max(1, BLOCK_NUMBERS // (64 * self.dimensions))
+        products = [
+            torch.from_numpy(np.array(shard.rows[start : start + step])).float().numpy() @ weights
+            for shard in self.shards
+            for start in range(0, len(shard.rows), step)
+        ]
+        return np.concatenate([np.empty(0, np.float32), *products]).astype(np.float64)
 
 
 @runtime_checkable

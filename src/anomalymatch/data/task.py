@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from anomalymatch.checks import check_range
 from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import ConfigError, DataError, LabelError
 from anomalymatch.notebook import html_table
+from anomalymatch.ranking import Ranking
 from anomalymatch.text import listed
 from anomalymatch.types import Label
 
@@ -69,7 +71,33 @@ class Task:
                 f"{self.source.name}: the true anomalies are unknown: set dataset.anomaly=CLASS for a dataset with "
                 "classes, or label images yourself"
             )
-        return np.fromiter((id_ in self.anomalies for id_ in ids), dtype=bool)
+        return np.fromiter(map(self.anomalies.__contains__, ids), dtype=bool)
+
+    @cached_property
+    def members(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Ids of the pool and of the held-out split, to look them up."""
+        return frozenset(self.pool), frozenset(self.holdout)
+
+    @cached_property
+    def rare(self) -> int | None:
+        """Number of true anomalies of the pool; None if the truth is unknown."""
+        return None if self.anomalies is None else len(self.anomalies & self.members[0])
+
+    def unlabelled(self, ranking: Ranking, labels: Mapping[str, Label]) -> Ranking:
+        """Return the ranking of the images of the pool without a label; that of the last call is kept.
+
+        The steps of a round ask for the same one, which takes a second for ten million images.
+        """
+        given = frozenset(labels)
+        for known, ids, rest in self._last:
+            if known is ranking and ids == given:
+                return rest
+        self._last[:] = [(ranking, given, ranking.restrict(self.members[0]).without(given))]
+        return self._last[0][2]
+
+    @cached_property
+    def _last(self) -> list[tuple[Ranking, frozenset[str], Ranking]]:
+        return []
 
     def label(self, id_: str) -> Label:
         """Return the true label of an image.

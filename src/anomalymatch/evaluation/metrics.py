@@ -166,15 +166,15 @@ def cycle_metrics(
     row: Row = {"cycle": cycle, "labels": len(labels), "found": found, "rejects": len(ranking.rejects)}
     if task.anomalies is None:
         return row
-    rest = [id_ for id_ in task.pool if id_ not in labels]
-    row |= evaluate(ranking.restrict(rest), task).as_dict()
+    rest = task.unlabelled(ranking, labels)
+    row |= evaluate(rest, task).as_dict()
     if task.holdout:
-        held_out = evaluate(ranking.restrict(task.holdout), task)
+        held_out = evaluate(ranking.restrict(task.members[1]), task)
         row |= _measures("heldout", held_out) | {"heldout_anomalies": held_out.anomalies}
     if baseline is not None:
-        row |= _measures("probe", evaluate(baseline.restrict(rest), task))
+        row |= _measures("probe", evaluate(baseline.restrict(rest.ids), task))
         if task.holdout:
-            row |= _measures("probe_heldout", evaluate(baseline.restrict(task.holdout), task))
+            row |= _measures("probe_heldout", evaluate(baseline.restrict(task.members[1]), task))
     return row
 
 
