@@ -84,7 +84,7 @@ def throughput(folder: Path, size: int, count: int, names: Sequence[str] = BACKE
     forward = interleaved_rates({name: _forward(scorer, images, 4 * batch) for name, scorer in backends.items()}, 3)
     best = max(forward, key=forward.__getitem__)
     rows: list[Row] = [_row(f"forward, {name}", size, rate, rate / forward[best]) for name, rate in forward.items()]
-    sources = _formats(folder, original, original.ids[:count], size)
+    sources = write_formats(folder, original, original.ids[:count], size)
     work = {
         "plain loop": _plain_loop(network, folder / "folder", size, batch),
         "forward": _forward(backends[best], images, count),
@@ -126,7 +126,7 @@ def _forward(scorer: Scorer, images: torch.Tensor, count: int) -> Callable[[], i
     return run
 
 
-def _formats(folder: Path, original: ImageSource, ids: Sequence[str], size: int) -> dict[str, ImageSource]:
+def write_formats(folder: Path, original: ImageSource, ids: Sequence[str], size: int) -> dict[str, ImageSource]:
     """Write the same images, `size` pixels a side, in every format and open them."""
     stack = np.stack(images := [resize(image, size, "stretch") for image in original.read(ids)])
     (folder / "folder").mkdir(parents=True)

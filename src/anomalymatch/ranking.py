@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 from collections.abc import Collection, Iterable, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress
@@ -149,19 +150,23 @@ class Ranking:
 
     def write_csv(self, path: Path) -> None:
         """Write `rank, id, score, logit` to a CSV file, best first and rounded, atomically."""
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
+        _ = self.order, self.scores  # computed once, before the threads ask
+        with atomic_file(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor() as pool:
             file.write(b"rank,id,score,logit\n")
-            for start in range(0, len(self), CSV_ROWS):
-                rows = self.order[start : start + CSV_ROWS]
-                columns = [
-                    pc.cast(pa.array(np.arange(start + 1, start + 1 + len(rows))), pa.string()),
-                    _csv_ids(pa.array([self.ids[i] for i in rows.tolist()], pa.string())),
-                    _decimals(self.scores[rows], 6),
-                    _decimals(self.logits[rows], 4),
-                ]
-                lines = pc.binary_join_element_wise(*columns, ",")
-                file.write(pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "\n")[0].as_buffer())
-                file.write(b"\n")
+            for lines in pool.map(self._csv_lines, range(0, len(self), CSV_ROWS)):
+                file.write(lines)
+
+    def _csv_lines(self, start: int) -> pa.Buffer:
+        """Format `CSV_ROWS` lines of a CSV file from the rank `start` + 1 on."""
+        rows = self.order[start : start + CSV_ROWS]
+        columns = [
+            pc.cast(pa.array(np.arange(start + 1, start + 1 + len(rows))), pa.string()),
+            _csv_ids(pa.array([self.ids[i] for i in rows.tolist()], pa.string())),
+            _decimals(self.scores[rows], 6),
+            pc.binary_join_element_wise(_decimals(self.logits[rows], 4), "\n", ""),
+        ]
+        lines = pc.binary_join_element_wise(*columns, ",")
+        return pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "")[0].as_buffer()
 
     @classmethod
     def read(cls, path: Path) -> "Ranking":

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Real
+from torch import Tensor
 
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation.ranks import expected_hits, midranks, top_fraction_count
@@ -89,17 +91,14 @@ def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray,
         return RankingMetrics(
             **dict.fromkeys(MEASURES, math.nan), images=images, anomalies=anomalies, undefined=undefined
         )
-    from torchmetrics.functional import classification as areas  # late: its import takes as long as that of PyTorch
-
-    preds, target = _tensors(ranks, is_anomaly)
-    precision, recall, _ = areas.binary_precision_recall_curve(preds, target, validate_args=False)
+    points = _points(ranks, is_anomaly)
     k_01, k_1 = (top_fraction_count(images, fraction) for fraction in (0.001, 0.01))
     hits_01, hits_1 = (expected_hits(ranks, is_anomaly, k) for k in (k_01, k_1))
     return RankingMetrics(
-        auroc=float(areas.binary_auroc(preds, target, validate_args=False)),
-        ap=float(areas.binary_average_precision(preds, target, validate_args=False)),
+        auroc=points.auroc,
+        ap=points.ap,
         # The curve runs from recall 1 down to 0, hence the sign.
-        auprc=-float(np.trapezoid(precision.double().numpy(), recall.double().numpy())),
+        auprc=-float(np.trapezoid(points.precision.double().numpy(), points.recall.double().numpy())),
         precision_at_0_1pct=hits_01 / k_01,
         recall_at_0_1pct=hits_01 / anomalies,
         precision_at_1pct=hits_1 / k_1,
@@ -125,16 +124,12 @@ def curves(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"], *
     if _why_undefined(scores.size, anomalies):
         none = np.empty(0, dtype=np.float64)
         return Curves(none, none, none, none, math.nan, math.nan, math.nan)
-    from torchmetrics.functional import classification as areas
-
-    preds, target = _tensors(ranks, is_anomaly)
-    fpr, tpr, _ = areas.binary_roc(preds, target, validate_args=False)
-    precision, recall, _ = areas.binary_precision_recall_curve(preds, target, validate_args=False)
+    points = _points(ranks, is_anomaly)
     return Curves(
-        *_thin(fpr.double().numpy(), tpr.double().numpy(), max_points),
-        *_thin(recall.double().numpy()[::-1], precision.double().numpy()[::-1], max_points),
-        auroc=float(areas.binary_auroc(preds, target, validate_args=False)),
-        ap=float(areas.binary_average_precision(preds, target, validate_args=False)),
+        *_thin(points.fpr.double().numpy(), points.tpr.double().numpy(), max_points),
+        *_thin(points.recall.double().numpy()[::-1], points.precision.double().numpy()[::-1], max_points),
+        auroc=points.auroc,
+        ap=points.ap,
         prevalence=anomalies / scores.size,
     )
 
@@ -203,10 +198,32 @@ def _why_undefined(images: int, anomalies: int) -> str:
     return ""
 
 
-def _tensors(ranks: Float64[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"]) -> tuple[torch.Tensor, torch.Tensor]:
+class _Points(NamedTuple):
+    """All points of both curves of torchmetrics, and the areas that follow from them without another sort."""
+
+    fpr: Tensor
+    tpr: Tensor
+    recall: Tensor
+    precision: Tensor
+
+    @property
+    def auroc(self) -> float:
+        return float(torch.trapezoid(self.tpr, self.fpr))
+
+    @property
+    def ap(self) -> float:
+        return -float(torch.sum((self.recall[1:] - self.recall[:-1]) * self.precision[:-1]))
+
+
+def _points(ranks: Float64[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"]) -> _Points:
+    from torchmetrics.functional import classification as areas  # late: its import takes as long as that of PyTorch
+
     # Ranks in [0, 1]: torchmetrics applies a sigmoid if any score lies outside, which merges large logits. float64:
     # float32 merges neighbours from about ten million ranks on.
-    return torch.from_numpy(ranks), torch.from_numpy(is_anomaly.astype(np.int64))
+    preds, target = torch.from_numpy(ranks), torch.from_numpy(is_anomaly.astype(np.int64))
+    fpr, tpr, _ = areas.binary_roc(preds, target, validate_args=False)
+    precision, recall, _ = areas.binary_precision_recall_curve(preds, target, validate_args=False)
+    return _Points(fpr, tpr, recall, precision)
 
 
 def _thin(

@@ -1,0 +1,216 @@
+"""Measure a round of the loop with the probe on up to ten million images with synthetic features (README, 19).
+
+A round asks the oracle, fits, ranks, measures, and writes scores and report. `--against SRC` measures the package in
+another folder `src`, too, in turn.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import wraps
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench import Row, group_by, make_parser, markdown, parse_options, write_csv
+from omegaconf import DictConfig, OmegaConf
+from synthetic import PlantedFeatures, SyntheticSource, image_ids
+
+from anomalymatch import compose
+from anomalymatch.active import loop as loop_module
+from anomalymatch.active.loop import ActiveLoop
+from anomalymatch.active.report import RunReport
+from anomalymatch.active.run_folder import RunFolder
+from anomalymatch.active.tracking import Tracker
+from anomalymatch.algorithms.probe.learner import ProbeLearner
+from anomalymatch.build import build_embedding, build_loop
+from anomalymatch.cache import Cache
+from anomalymatch.data.task import Task
+from anomalymatch.ranking import Ranking
+from anomalymatch.terminal import console
+
+WIDE_IMAGES = 2_000_000
+"""Images up to which the features are those of the shipped backbone, 2,848 columns; those of more fill the disk."""
+NARROW = ("model.name=test_efficientnet", "model.weights=none", "model.stages=false")
+"""Backbone with 256 columns."""
+CYCLES = 3
+SIZES = (100_000, 1_000_000, 10_000_000)
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "query": [(ActiveLoop, "_labels"), (ActiveLoop, "_pool")],
+    "fit": [(ProbeLearner, "fit")],
+    "rank": [(ProbeLearner, "rank")],
+    "metrics": [(loop_module, "cycle_metrics"), (ActiveLoop, "_left")],
+    "scores.parquet": [(Ranking, "write")],
+    "contact sheets": [(loop_module, "write_sheets")],
+    "scores.csv": [(Ranking, "write_csv")],
+    "report": [(RunReport, "write")],
+    "other files": [(ActiveLoop, "_cycle")],
+}
+"""Functions of the loop by part; the time of a function is without that of the functions in it."""
+
+
+def main() -> None:
+    """Measure all sizes and print a table for each."""
+    parser = make_parser(__doc__, quick="5,000 images")
+    parser.add_argument("--images", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--against", type=Path, help="folder src of another version")
+    parser.add_argument("--repeats", type=int, default=1, help="measurements of each version")
+    parser.add_argument("--cycles", type=int, default=CYCLES, help="cycles of a run; the first is not measured")
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    options = parse_options(parser)
+    if options.cache is not None:
+        print(json.dumps(measure(options.cache, options.images[0], options.cycles)))
+        return
+    rows: list[Row] = []
+    here = Path(loop_module.__file__).parents[2]
+    versions = {"now": here} if options.against is None else {"before": options.against.resolve(), "now": here}
+    options.runs.mkdir(parents=True, exist_ok=True)
+    for images in (5_000,) if options.quick else options.images:
+        with tempfile.TemporaryDirectory(dir=options.runs) as name:
+            console.print(f"rounds: {images:,} images", highlight=False)
+            width = write_features(Path(name), images)
+            for repeat, (version, source) in product(range(options.repeats), versions.items()):
+                known = {"images": images, "width": width, "version": version, "repeat": repeat}
+                rows += [known | row for row in run_child(Path(name), images, options.cycles, source)]
+        print(show([row for row in rows if row["images"] == images], list(versions)), flush=True)
+    write_csv(options.results / "rounds.csv", rows)
+
+
+def settings(cache: Path, images: int, *, narrow: bool = False) -> tuple[DictConfig, Task, PlantedFeatures]:
+    """Compose the configuration of a run, and define its images, of which every fifth is held out."""
+    narrow = narrow or images > WIDE_IMAGES or images < SIZES[0]
+    small = NARROW if narrow else ("model.weights=bundled",)
+    config = compose(
+        "dataset=demo", "algorithm=probe", "oracle=top_k", "logger=none", *small,
+        "al.initial.normals=195", f"data.cache_dir={cache}",
+    )  # fmt: skip
+    ids = image_ids(images)
+    backbone = build_embedding(config, Task(SyntheticSource(ids[:1], 64), ids[:1], [], None))._built[1]
+    planted = PlantedFeatures(images, backbone.width, backbone.features, share=0.01 if images < SIZES[0] else 0.001)
+    pool = [id_ for i, id_ in enumerate(ids) if i % 5]
+    return config, Task(SyntheticSource(ids, 64), pool, ids[::5], frozenset(ids[i] for i in planted.rare)), planted
+
+
+def write_features(cache: Path, images: int, *, narrow: bool = False) -> int:
+    """Write features where the run looks for them; return the number of columns."""
+    config, task, planted = settings(cache, images, narrow=narrow)
+    store = Cache(build_embedding(config, task).features_folder)
+    for k, shard in enumerate(planted.shards()):
+        start = k * planted.SHARD
+        info = {"ids": task.source.ids[start : start + planted.SHARD], "rejects": []}
+        store.write(f"{start:09d}", {"rows": shard}, info)
+    return planted.width
+
+
+def run_child(cache: Path, images: int, cycles: int, source: Path) -> list[Row]:
+    """Measure the package in the folder `source` in a process of its own."""
+    path = os.pathsep.join([str(source), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    words = [sys.executable, __file__, "--images", str(images), "--cycles", str(cycles), "--cache", str(cache)]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    return json.loads(done.stdout)
+
+
+class Stopwatch:
+    """Wall time and processor time of functions, each without that of the measured functions that it calls."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, np.ndarray] = {}
+        self._inner = [np.zeros(2)]
+
+    def watch(self, owner: Any, name: str, part: str) -> None:
+        """Measure the function `name` of a class or module as `part`."""
+        function: Callable[..., Any] = getattr(owner, name)
+
+        @wraps(function)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(np.zeros(2))
+            start = now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                total = now() - start
+                self.spent[part] = self.spent.get(part, np.zeros(2)) + total - self._inner.pop()
+                self._inner[-1] += total
+
+        setattr(owner, name, measured)
+
+
+def now() -> np.ndarray:
+    """Return wall time and processor time of this process, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def measure(cache: Path, images: int, cycles: int) -> list[Row]:
+    """Run all cycles; return the seconds by part and cycle, from the second on, which are complete rounds."""
+    config, task, _ = settings(cache, images)
+    config.al.cycles = cycles
+    watch = Stopwatch()
+    for part, functions in PARTS.items():
+        for owner, name in functions:
+            watch.watch(owner, name, part)
+    loop, run = build_loop(config, task), cache / "run"
+    begin = now()
+    loop.learner.embedding.scaling  # noqa: B018 (reads the features and checks their checksums)
+    rows: list[Row] = [{"cycle": 0, "part": "start", "wall": (now() - begin)[0], "processor": (now() - begin)[1]}]
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir()
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(config))
+
+    class Rounds(Tracker):
+        def log_cycle(self, cycle: int, *args: Any) -> None:
+            """Take the times of the cycle; its own function is still running."""
+            watch.spent.setdefault("other files", np.zeros(2))
+            done.append(dict(watch.spent))
+
+    done: list[dict[str, np.ndarray]] = []
+    with closing(RunFolder(run)) as folder:
+        loop.run(folder, Rounds(run, {}, "rounds", None))
+    done.append(watch.spent)
+    found = [json.loads((run / f"cycles/{c:02d}/metrics.json").read_text())["found"] for c in range(1, cycles + 1)]
+    for cycle in range(2, cycles + 1):
+        for part in PARTS:
+            before, after = (done[at].get(part, np.zeros(2)) for at in (cycle - 2, cycle - 1))
+            if part == "other files":  # counted when the function returns, after `log_cycle`
+                before, after = (done[at].get(part, np.zeros(2)) for at in (cycle - 1, cycle))
+            wall, processor = (after - before).tolist()
+            rows.append({"cycle": cycle, "part": part, "wall": wall, "processor": processor, "found": found[-1]})
+    return rows
+
+
+def show(rows: list[Row], versions: list[str]) -> str:
+    """Format the median seconds of a round by part, for each version, and the ratio of the first to the last."""
+    lines = []
+    for (part,), members in group_by(rows, ("part",)).items():
+        lines.append([part, *_cells(members, versions)])
+    rounds = group_by([row for row in rows if row["part"] != "start"], ("version", "cycle", "repeat"))
+    totals: list[Row] = [
+        {"version": key[0], **{kind: sum(float(row[kind]) for row in some) for kind in ("wall", "processor")}}
+        for key, some in rounds.items()
+    ]
+    lines.append(["a round", *_cells(totals, versions)])
+    head = [f"{rows[0]['images']:,} images, {rows[0]['width']} columns"]
+    for version in versions:
+        head += [f"{version}, s", f"{version}, s of processor"]
+    return markdown([*head, *(["ratio of processor"] if len(versions) > 1 else [])], lines)
+
+
+def _cells(rows: list[Row], versions: list[str]) -> list[str]:
+    medians = [
+        [statistics.median(float(r[kind]) for r in rows if r["version"] == v) for kind in ("wall", "processor")]
+        for v in versions
+    ]
+    cells = [f"{value:.2f}" for pair in medians for value in pair]
+    return [*cells, *([f"{medians[0][1] / medians[-1][1]:.1f}"] if len(versions) > 1 else [])]
+
+
+if __name__ == "__main__":
+    main()
