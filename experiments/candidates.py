@@ -57,7 +57,7 @@ def main() -> None:
         source = build_task(config).source
         task = make_task(source, anomaly="merger", holdout=0.0)
         rows += compare("galaxyzoo1, mergers", build_embedding(config, task), task, options.draws)
-    write_csv(options.results / "candidates.csv", rows)
+    write_csv(options.results / f"candidates{'_galaxies' if options.galaxies else ''}.csv", rows)
 
 
 def compare(archive: str, embedding: Embedding, task: Task, draws: int) -> list[Row]:
