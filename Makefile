@@ -12,7 +12,7 @@ JOBS ?= 3
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "$(MARKERS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test docs lint format types experiments ui test-ui clean
+.PHONY: help run test docs lint format types experiments ui test-ui minimum clean
 
 help: ## List all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -72,6 +72,11 @@ ui: $(VENV)/installed ## Open the labelling page on the built-in galaxies
 test-ui: $(VENV)/installed ## Test the page in a real browser, which is installed if there is none
 	command -v chromium >/dev/null || $(BIN)/python -m playwright install chromium
 	$(BIN)/python -m pytest -q -m ui
+
+minimum: ## Write constraints-minimum.txt again: the stated minima, and what they need (needs uv)
+	{ echo "# The minima that pyproject.toml states, and what they need: make minimum. CI runs a job with them."; \
+	uv pip compile --quiet --resolution lowest-direct --python-version 3.11 --no-annotate --no-header pyproject.toml; \
+	} > constraints-minimum.txt
 
 clean: ## Remove the environment, caches and build products; runs are kept
 	rm -rf $(VENV) build dist docs/_build docs/tutorials/_notebooks docs/reference/commands docs/reference/configuration

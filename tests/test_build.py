@@ -1,9 +1,15 @@
+import re
 from functools import cache, partial
 from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from omegaconf import open_dict
+from PIL import Image
+from torch.utils.data import TensorDataset
 
 import anomalymatch as am
 from anomalymatch.active.oracles import PaperOracle, TopKOracle
@@ -316,3 +322,50 @@ def test_every_key_of_the_protocol_changes_the_run(knob, tiny_job, probe_job, re
     shared = tiny_job if knob in ("compare_probe", "pool_size") else probe_job
     shared = [*shared, "oracle=paper_oracle" if knob == "pool_size" else "oracle=top_k", "al.audit=20"]
     assert result_of(*shared) != result_of(*shared, PROTOCOL[knob])
+
+
+# --- one call --------------------------------------------------------------------------------------------------
+
+
+def test_rank_takes_whatever_holds_images_and_leaves_out_those_with_labels(image_folder, tiny_model, tmp_path):
+    paths = sorted(map(str, image_folder(20).iterdir()))
+    arrays = [np.asarray(Image.open(path)) for path in paths]
+    words = [word for word in tiny_model if word.startswith(("model.", "inference.", "data.cache_dir"))]
+    labels = ["anomaly", None, "normal", *[None] * 17]
+    by_path = {paths[0]: "anomaly", paths[2]: "normal"}
+    frame = pd.DataFrame({"size": 1, "file": paths, "mine": labels})
+    torchvision = TensorDataset(torch.from_numpy(np.stack(arrays)), torch.zeros(20))
+    stack = np.stack(arrays)
+    rankings = [
+        am.rank(paths, by_path, *words),
+        am.rank(frame, "mine", *words),
+        am.rank(frame, labels, *words),
+        am.rank(tmp_path / "archive", {Path(id_).name: label for id_, label in by_path.items()}, *words),
+        am.rank(am.from_paths(paths), labels, *words),
+        am.rank(arrays, labels, *words),
+        am.rank(stack, {"0": "anomaly", "2": "normal"}, *words),
+        am.rank(torch.from_numpy(stack), labels, *words),
+        am.rank(torchvision, labels, *words),
+    ]
+    numbers = [[i for i in range(20) if i not in (0, 2)]] * len(rankings)
+    assert [[int(re.search(r"(\d+)(\.png)?$", id_)[1]) for id_ in r.ids] for r in rankings] == numbers
+    for ranking in rankings[1:]:
+        np.testing.assert_allclose(ranking.logits, rankings[0].logits, atol=1e-5)
+
+
+def test_rank_without_labels_puts_the_unusual_first_and_refuses_what_it_cannot_open(tiny_model):
+    words = [word for word in tiny_model if word.startswith(("model.", "inference.", "data.cache_dir"))]
+    rng = np.random.default_rng(0)
+    images = rng.integers(100, 110, (20, 32, 32), dtype=np.uint8)
+    images[7] = rng.integers(0, 256, (32, 32))
+    ranking = am.rank(images, None, *words)
+    assert len(ranking) == 20
+    assert ranking.top(1) == ["7"]
+    with pytest.raises(am.AnomalyMatchError, match="none of the 1 labels is 'normal'"):
+        am.rank(images, {"7": "anomaly"}, *words)
+    with pytest.raises(am.AnomalyMatchError, match="the name of a column, but the images are no data frame"):
+        am.rank(images, "label")
+    with pytest.raises(am.AnomalyMatchError, match="has no length or no numbered items"):
+        am.rank(7)
+    with pytest.raises(am.AnomalyMatchError, match="columns size"):
+        am.rank(pd.DataFrame({"size": [1]}))

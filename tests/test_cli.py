@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import anomalymatch as am
-from anomalymatch import __main__, adapt, cluster, label, run, score
+from anomalymatch import __main__, adapt, cluster, export, label, run, score
 from anomalymatch.config import PATHS, compose, compose_partly, config_folder, expand
 from anomalymatch.errors import ConfigError, describe_missing_package
 from anomalymatch.terminal import errors_in_a_line
@@ -177,10 +177,33 @@ def test_completion_is_printed(command):
     assert "complete" in command("-sc", "install=bash").out
 
 
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("anomalymatch ", list(__main__.COMMANDS)),
+        ("anomalymatch cl", ["cluster"]),
+        ("anomalymatch run al.cyc", ["al.cycles="]),
+        ("anomalymatch score scoring.eng", ["scoring.engine="]),
+        ("anomalymatch run logger=c", ["logger=csv"]),
+        ("anomalymatch convert pho", []),  # a file
+        ("anomalymatch rnu al.cyc", []),
+    ],
+)
+def test_the_umbrella_completes_commands_and_what_each_command_completes(call_main, monkeypatch, line, answer):
+    monkeypatch.setenv("COMP_LINE", line)
+    assert call_main(__main__.main, "-sc", "query=bash").out.split() == answer
+
+
+def test_the_umbrella_installs_the_completion_of_its_own_name(call_main):
+    assert "hydra_bash_completion anomalymatch" in call_main(__main__.main, "--shell-completion", "install=bash").out
+
+
 # --- help and version -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("main", [run.main, label.main, score.main, cluster.main, adapt.main, __main__.main])
+@pytest.mark.parametrize(
+    "main", [run.main, label.main, score.main, cluster.main, adapt.main, export.main, __main__.main]
+)
 def test_version(call_main, main):
     assert call_main(main, "--version").out.split() == ["anomalymatch", am.__version__]
     assert am.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -210,7 +233,7 @@ def test_overview_names_every_command(call_main):
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].values()
     for name, (module, _) in __main__.COMMANDS.items():
         assert f"  {name} " in outcome.out
-        assert name in ("convert", "crossmatch") or f"{module}:main" in scripts
+        assert name in __main__.OTHERS or f"{module}:main" in scripts
     assert "did you mean run?" in call_main(__main__.main, "rum").error_line
     assert "al.cycles" in call_main(__main__.main, "run", "al.cylces=3").error_line
 

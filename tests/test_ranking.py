@@ -116,6 +116,27 @@ def test_repr_is_short_and_a_notebook_shows_pictures(make_source):
     assert "&lt;b&gt;" in Ranking(["<b>"], np.zeros(1))._repr_html_()
 
 
+def test_pandas_has_the_ranking_best_first():
+    frame = Ranking(["b", "a", "c"], np.array([0.0, 3.0, -np.inf])).to_pandas()
+    assert frame.to_dict("list") == {
+        "rank": [1, 2, 3],
+        "id": ["a", "b", "c"],
+        "score": pytest.approx([0.952574, 0.5, 0.0]),
+        "logit": [3.0, 0.0, -np.inf],
+    }
+
+
+def test_a_plot_shows_the_top_and_the_histogram_of_all_scores(make_source, tmp_path):
+    source = make_source(14, unreadable=["im000012"])
+    figure = Ranking(source.ids, np.linspace(-3, 3, 14), source=source).plot(7)
+    *pictures, histogram = figure.axes
+    assert [axes.get_xlabel() for axes in pictures[:2]] == ["im000013", "im000012"]
+    assert [bool(axes.images) for axes in pictures] == [True, False, *[True] * 5]
+    assert sum(bar.get_height() for bar in histogram.patches) == 14
+    figure.savefig(tmp_path / "ranking.png")
+    assert len(Ranking(["$a", "b"], np.zeros(2)).plot().axes) == 1
+
+
 def test_an_empty_ranking(tmp_path):
     ranking([]).write(tmp_path / "scores.parquet")
     back = Ranking.read(tmp_path / "scores.parquet")

@@ -53,9 +53,12 @@ CAPTIONS = {
         "ui": "The labelling page: `anomalymatch.label`.",
         "scoring": "Scoring of an archive: `anomalymatch.score`.",
         "clustering": "Grouping by kind.",
-        "logger": "Where results are logged: `logger=NAME`.",
+        "logger": "Where results are logged: `logger=NAME`, or several: `logger=[wandb,csv]`.",
     },
-    "Predefined": {"experiment": "Predefined experiments: `+experiment=NAME`."},
+    "Predefined": {
+        "experiment": "Predefined experiments: `+experiment=NAME`.",
+        "debug": "Short runs that look at a training: `+debug=NAME`.",
+    },
 }
 """Groups in the order of the reference, with what they choose; others come last."""
 NO_GROUPS = {"base", "sweep"}

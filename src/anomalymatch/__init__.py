@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anomalymatch.algorithms.base import Learner
     from anomalymatch.algorithms.fixmatch.batches import BatchSpec, MixedBatches
     from anomalymatch.algorithms.fixmatch.module import FixMatch, FixMatchSpec
-    from anomalymatch.build import make_learner, make_text_ranker
+    from anomalymatch.build import make_learner, make_text_ranker, rank
     from anomalymatch.build_images import open_task
     from anomalymatch.cluster import cluster
     from anomalymatch.config import compose
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anomalymatch.data.task import Task, initial_labels, make_task
     from anomalymatch.errors import AnomalyMatchError
     from anomalymatch.evaluation.metrics import evaluate
+    from anomalymatch.export import export
     from anomalymatch.label import label
     from anomalymatch.ranking import Ranking
     from anomalymatch.run import run
@@ -49,6 +50,7 @@ _HOMES = {
     "cluster": "cluster",
     "compose": "config",
     "evaluate": "evaluation.metrics",
+    "export": "export",
     "from_arrays": "data.sources.memory",
     "from_dataframe": "data.sources.memory",
     "from_dataset": "data.sources.memory",
@@ -59,6 +61,7 @@ _HOMES = {
     "make_task": "data.task",
     "make_text_ranker": "build",
     "open_task": "build_images",
+    "rank": "build",
     "run": "run",
     "score": "score",
 }
@@ -78,6 +81,7 @@ __all__ = [
     "cluster",
     "compose",
     "evaluate",
+    "export",
     "from_arrays",
     "from_dataframe",
     "from_dataset",
@@ -88,6 +92,7 @@ __all__ = [
     "make_task",
     "make_text_ranker",
     "open_task",
+    "rank",
     "run",
     "score",
 ]

@@ -1,5 +1,6 @@
-"""Overview of the commands, and dispatch to them: `python -m anomalymatch run dataset=demo`."""
+"""Overview of the commands, and dispatch to them: `anomalymatch run dataset=demo`."""
 
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -13,15 +14,25 @@ COMMANDS = {
     "score": ("anomalymatch.score", "rank an archive of any size with a trained run"),
     "adapt": ("anomalymatch.adapt", "adapt the backbone to an archive, without labels"),
     "cluster": ("anomalymatch.cluster", "group images by the kind of their anomaly"),
+    "export": ("anomalymatch.export", "write a trained network for other programs: ONNX, OpenVINO, TorchScript"),
     "convert": ("anomalymatch.data.convert", "pack images of any kind into Parquet shards, which are read faster"),
     "crossmatch": ("anomalymatch.scoring.crossmatch", "find known objects at the positions of the top-ranked images"),
 }
 """Module and description of each command."""
 
+OTHERS = ("convert", "crossmatch")
+"""Commands with options, such as --size, instead of configuration keys."""
+
+COMPLETION = ("-sc", "--shell-completion")
+"""Options by which a shell asks for completion, with `install=bash` or `query=bash`, as of each command."""
+
 
 def main() -> None:
     """Run the command that the first word names, or print the overview."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in COMPLETION and len(sys.argv) > 2:
+        _complete(sys.argv[2])
+        return
     if name in COMMANDS:
         sys.argv[1:2] = []
         import_module(COMMANDS[name][0]).main()
@@ -37,18 +48,34 @@ def main() -> None:
             fail(f"there is no command {name!r}: {meant}")
 
 
+def _complete(request: str) -> None:
+    """Answer a shell: the names of the commands, and behind a name what that command answers."""
+    words = os.environ.get("COMP_LINE", "").split(maxsplit=2)
+    if request.startswith("query=") and (len(words) < 2 or words[1] not in COMMANDS):
+        typed = words[1] if len(words) == 2 else ""
+        print("\n".join(name for name in COMMANDS if len(words) < 3 and name.startswith(typed)))
+        return
+    command = words[1] if request.startswith("query=") else "run"  # installing is the same for all
+    if command in OTHERS:
+        return
+    os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]]) if words else ""
+    import_module(COMMANDS[command][0]).main()
+
+
 def overview() -> str:
     """Describe the commands, a line each."""
     rows = [f"  {name:<12}{description}" for name, (_, description) in COMMANDS.items()]
     return "\n".join([
         "Find rare objects in very large sets of images, starting from about five examples.",
         "",
-        "Usage: python -m anomalymatch COMMAND [KEY=VALUE]...",
+        "Usage: anomalymatch COMMAND [KEY=VALUE]...",
         "",
         *rows,
         "",
-        "Begin with: python -m anomalymatch run dataset=demo algorithm=probe",
-        "Details:    python -m anomalymatch COMMAND --help",
+        "Begin with: anomalymatch run dataset=demo algorithm=probe",
+        "Details:    anomalymatch COMMAND --help",
+        'Completion: eval "$(anomalymatch --shell-completion install=bash)"',
+        "Without the script on the path: python -m anomalymatch COMMAND",
     ])  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Build objects from a composed configuration: the one place that knows how the parts fit together."""
 
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -19,7 +20,7 @@ from anomalymatch.active.oracles import Oracle, PaperOracle
 from anomalymatch.active.run_folder import RunReader
 from anomalymatch.active.strategies import Strategy, Top
 from anomalymatch.active.text_ranker import TextRanker
-from anomalymatch.active.tracking import Tracker
+from anomalymatch.active.tracking import Tracker, Trackers
 from anomalymatch.algorithms.base import Learner
 from anomalymatch.algorithms.novelty.detectors import Detector
 from anomalymatch.algorithms.probe.learner import ProbeLearner, probe_network
@@ -27,15 +28,18 @@ from anomalymatch.algorithms.probe.regression import Probe
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.evidence import evidence_map
 from anomalymatch.backbones.image_text import ImageTextEmbedding
-from anomalymatch.build_images import build, build_task
+from anomalymatch.build_images import build, build_task, open_task
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.clustering.analysis import ImageGrouper
 from anomalymatch.clustering.patches import PatchEmbedding
 from anomalymatch.config import compose
 from anomalymatch.data.label_log import LabelLog
+from anomalymatch.data.labels import given_labels
 from anomalymatch.data.source import ImageSource
+from anomalymatch.data.sources.memory import from_images
 from anomalymatch.data.task import Task
 from anomalymatch.errors import ConfigError, StorageError
+from anomalymatch.ranking import Ranking
 from anomalymatch.types import Image, Label
 
 if TYPE_CHECKING:
@@ -69,6 +73,40 @@ def make_learner(algorithm: str, task: Task, *overrides: str) -> Learner:
     dataset = () if any(word.startswith("dataset=") for word in overrides) else (f"dataset={task.dataset}",)
     config = compose(*dataset, f"algorithm={algorithm}", *overrides)
     return build_learner(config, task, build_embedding(config, task))
+
+
+def rank(images: Any, labels: Any = None, *overrides: str, algorithm: str | None = None) -> Ranking:
+    """Rank images by a few labels: `rank(paths, {"a.jpg": "anomaly", "b.jpg": "normal"}).top(10)`.
+
+    Args:
+        images: an array (n, h, w) or (n, h, w, bands), a list of arrays or paths, a data frame with a column of paths,
+            a data set of torchvision or Hugging Face, a task, or the path of a folder or archive.
+        labels: anomaly, normal, unsure or artefact, by id, or one for each image, with None for images without a label;
+            of a data frame also the name of the column. Without labels, the most unusual images come first.
+        overrides: as on the command line, see `make_learner`.
+        algorithm: see `make_learner`; None takes `probe`, and `knn` if there are no labels.
+
+    Returns:
+        The ranking of the images without a label.
+
+    Raises:
+        DataError: if the images are of no known kind, or missing.
+        LabelError: if a label is unknown, or all images with labels are of one class.
+
+    Example:
+        >>> images = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
+        >>> ranking = am.rank(images, {"3": "anomaly", "5": "normal", "8": "normal"})
+        >>> len(ranking)
+        17
+    """
+    if isinstance(images, Task | str | os.PathLike):
+        task = images if isinstance(images, Task) else open_task("auto", f"data.root={os.fspath(images)}")
+        known = task.labels | given_labels(labels, task.source.ids)
+    else:
+        task = from_images(images, labels)
+        known = task.labels
+    learner = make_learner(algorithm or ("probe" if known else "knn"), task, *overrides)
+    return learner.fit(known).rank([id_ for id_ in task.pool if id_ not in known])
 
 
 def build_embedding(config: DictConfig, task: Task) -> Embedding:
@@ -370,9 +408,19 @@ def select_images(config: DictConfig, source: ImageSource) -> Selection:
 
 
 def build_tracker(config: DictConfig, folder: Path, *, name: str = "", sweep: str | None = None) -> Tracker:
-    """Build the tracker, W&B or none, for a run with a name (default: that of the folder), perhaps of a sweep."""
+    """Build the tracker of all loggers, for a run with a name (default: that of the folder), perhaps of a sweep."""
+    if "_target_" in config.logger:
+        raise ConfigError("logger: the folder is of a version with a single logger: add logger=wandb, or another")
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return build(config.logger)(folder=folder, config=plain, name=name or folder.name, sweep=sweep)
+    start = {"folder": folder, "config": plain, "name": name or folder.name, "sweep": sweep}
+    trackers: list[Tracker] = []
+    try:
+        for node in config.logger.values():
+            trackers.append(build(node)(**start))
+    except BaseException:
+        Trackers(trackers).finish()
+        raise
+    return Trackers(trackers)
 
 
 def _settings(config: DictConfig, node: DictConfig) -> DictConfig:

@@ -17,7 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from anomalymatch.config import check_complete, compose_partly, config_folder, expand
+from anomalymatch.config import check_complete, compose_partly, expand
+from anomalymatch.config_folders import config_folder, plugin_folders, search_path
 from anomalymatch.errors import ConfigError
 from anomalymatch.help import help_text
 from anomalymatch.terminal import errors_in_a_line, set_up_logging
@@ -74,7 +75,7 @@ def launch(job: Callable[[DictConfig], object], *, name: str = "config", stopped
                 set_up_logging(composed.config.log_level)
                 logger.info("anomalymatch %s: opening the images", version("anomalymatch"))
         by_word = dict(zip(overrides, expanded, strict=True))
-        sys.argv[1:] = [by_word.get(word, word) for word in sys.argv[1:]]
+        sys.argv[1:] = [by_word.get(word, word) for word in sys.argv[1:]] + search_path(list(plugin_folders()))
         # Inside of the block, because Hydra makes the run folder, which may fail.
         hydra.main(config_path=str(config_folder()), config_name=name, version_base="1.3")(report_errors)()
 

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from importlib import resources, util
+from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from anomalymatch.checks import nearest
+from anomalymatch.config_folders import config_folder, config_folders, search_path
 from anomalymatch.errors import ConfigError, MissingValueError, StorageError
 from anomalymatch.saved_config import read_config
 from anomalymatch.text import listed, printable
@@ -71,6 +72,12 @@ SHORT_FORMS = {
 OWN_SHORT_FORMS = {"adapt": {"optimizer": "optimizer@adapt.optimizer"}}
 """Short forms of one command."""
 
+SEVERAL = ("logger",)
+"""Groups of which several entries may be chosen: `logger=[wandb,csv]`."""
+
+ADDED = ("experiment", "debug")
+"""Groups without a default, which are added: `+experiment=demo_quick`."""
+
 PATHS = (
     "al.describe",
     "data.cache_dir",
@@ -107,17 +114,6 @@ PLUGINS = {
 FILE = "config.yaml"
 
 OmegaConf.register_new_resolver("first", lambda *values: next(v for v in values if v is not None), replace=True)
-
-
-def config_folder() -> Path:
-    """Return the folder `conf`: in an installed package, or at the top of a checkout."""
-    installed = Path(str(resources.files("anomalymatch"))) / "conf"
-    return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "conf"
-
-
-def config_folders(own: Path | None) -> list[Path]:
-    """Return the folders of configurations: that of the package and, if there is one, that of the user."""
-    return [config_folder(), *([own] if own else [])]
 
 
 def expand(word: str, *, multirun: bool = False, name: str = "config") -> str:
@@ -218,7 +214,7 @@ def check_complete(config: DictConfig) -> None:
 
 
 class Composed(NamedTuple):
-    """Configuration, and the name chosen in each of its groups."""
+    """Configuration, and the name chosen in each of its groups; several names are `[a,b]`."""
 
     config: DictConfig
     choices: dict[str, str]
@@ -269,6 +265,9 @@ def resumed(folder: Path, config: DictConfig, overrides: Sequence[str]) -> DictC
                 f"{override.input_line} cannot change on resume: only {', '.join(CHANGEABLE_ON_RESUME)} can; "
                 f"start a new run for anything else"
             )
+        if OmegaConf.select(saved, key.rpartition(".")[0]) is None:
+            group = key.partition(".")[0]
+            raise ConfigError(f"{override.input_line}: the run has no such {group}; choose it by {group}=NAME")
         OmegaConf.update(saved, key, OmegaConf.select(config, key), merge=False)
     return saved
 
@@ -365,9 +364,8 @@ def _compose(overrides: Sequence[str], folder: Path | None, name: str) -> Compos
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            path = QuotedString(f"file://{folder.resolve()}", Quote.single).with_quotes() if folder else ""
-            own = [f"hydra.searchpath=[{path}]"] if folder else []
-            composed = hydra_compose(name, overrides=[*overrides, *own], return_hydra_config=True)
+            others = search_path(config_folders(folder)[1:])
+            composed = hydra_compose(name, overrides=[*overrides, *others], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
     finally:
@@ -379,7 +377,9 @@ def _compose(overrides: Sequence[str], folder: Path | None, name: str) -> Compos
         named = OmegaConf.select(composed, name_key, throw_on_resolution_failure=False)
         if "@" not in group and group in choices and named != choices[group]:
             raise ConfigError(f"a file sets {key}: choose it in the file's defaults list, as `override /{group}: NAME`")
-    return Composed(composed, {group: choice for group, choice in choices.items() if not group.startswith("hydra/")})
+    several = {group: f"[{','.join(map(str, composed[group]))}]" for group in SEVERAL if group in composed}
+    chosen = {group: choice for group, choice in {**several, **choices}.items() if not group.startswith("hydra/")}
+    return Composed(composed, chosen)
 
 
 def _choices(override: Override, folders: Sequence[Path]) -> list[str]:
@@ -407,10 +407,12 @@ def _check_group(override: Override, choices: Sequence[str]) -> None:
     singles = list(_single(override, choices))
     for single in singles or [override.input_line or ""]:
         choice = single.partition("=")[2]
-        if override.is_delete() or choice not in choices:
-            raise ConfigError(f"there is no {group}={choice}: choose one of {listed(choices, most=40)}")
-        if group == "experiment" and not override.is_add():
-            raise ConfigError(f"an experiment is added to the configuration: write +{group}={choice}")
+        several = group in SEVERAL and choice.startswith("[") and choice.endswith("]")
+        for one in choice[1:-1].split(",") if several else [choice]:
+            if override.is_delete() or one.strip() not in choices:
+                raise ConfigError(f"there is no {group}={one.strip()}: choose one of {listed(choices, most=40)}")
+        if group in ADDED and not override.is_add():
+            raise ConfigError(f"{group} is added to the configuration: write +{group}={choice}")
 
 
 def _check_value(override: Override, default: DictConfig) -> None:

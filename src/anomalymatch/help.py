@@ -11,7 +11,8 @@ import yaml
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from anomalymatch.config import Composed, config_folders, flatten
+from anomalymatch.config import Composed, flatten
+from anomalymatch.config_folders import config_folders
 
 OPTIONS = {
     "--cfg job": "print every key with its value, and do nothing else",
@@ -72,10 +73,9 @@ def describe_keys(composed: Composed, folders: Sequence[Path], name: str) -> lis
     """
     texts = dict(file_comments(folders, name))
     for group, choice in composed.choices.items():
-        prefix = group.rpartition("@")[2].replace("/", ".")
-        texts |= {
-            f"{prefix}.{key}": text for key, text in file_comments(folders, f"{group.partition('@')[0]}/{choice}")
-        }
+        prefix, place = group.rpartition("@")[2].replace("/", "."), group.partition("@")[0]
+        for each in str(choice).strip("[]").split(","):
+            texts |= {f"{prefix}.{key}": text for key, text in file_comments(folders, f"{place}/{each}")}
     raw = flatten(composed.config, resolve=False)
     keys = [Key(key, value, raw[key], _text(key, raw, texts)) for key, value in _values(composed.config).items()]
     return [key for key in keys if key.text or not key.name.endswith(".name")]

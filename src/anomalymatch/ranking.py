@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +28,8 @@ from anomalymatch.types import Reject
 logger = logging.getLogger(__name__)
 
 
-REPR_IMAGES, SHOWN = 3, 10
-"""Number of images that `repr` and a notebook show."""
+REPR_IMAGES, SHOWN, COLUMNS = 3, 10, 5
+"""Number of images that `repr` and a notebook show, and of those in a row of a plot."""
 CSV_ROWS = 2**17
 """Rows of a CSV file that are formatted at once."""
 EXACT_DECIMALS = 1e9
@@ -140,6 +141,45 @@ class Ranking:
         ids = np.empty(len(positions), dtype=object)
         ids[:] = [self.ids[i] for i in positions.tolist()]
         return ids
+
+    def to_pandas(self) -> Any:
+        """Return a data frame of pandas with the columns rank, id, score and logit, best first.
+
+        Raises:
+            ModuleNotFoundError: if pandas is not installed.
+        """
+        import pandas as pd
+
+        ids = [self.ids[i] for i in self.order]
+        columns = {"rank": np.arange(1, len(self) + 1), "id": ids, "score": self.scores[self.order]}
+        return pd.DataFrame(columns | {"logit": self.logits[self.order]})
+
+    def plot(self, k: int = 10) -> Any:
+        """Draw the `k` most anomalous images, if their source is known, above the histogram of all scores.
+
+        Returns:
+            A figure of Matplotlib, which a notebook shows: `ranking.plot().savefig("ranking.png")`.
+        """
+        import matplotlib.pyplot as plt
+
+        top = self.score_of_top(k if self.source is not None else 0)
+        images = self.source.read(list(top)) if self.source is not None else []
+        columns = min(len(top), COLUMNS) or 1
+        rows = -(-len(top) // columns)
+        figure = plt.figure(figsize=(10, 2.2 * rows + 2.5), layout="constrained")
+        grid = figure.add_gridspec(rows + 1, columns)
+        for place, (id_, image) in enumerate(zip(top, images, strict=True)):
+            axes = figure.add_subplot(grid[place // columns, place % columns], xticks=[], yticks=[])
+            axes.set_title(f"{place + 1}: {top[id_]:.3f}", fontsize="small")
+            axes.set_xlabel(f"…{id_[-18:]}" if len(id_) > 20 else id_, fontsize="x-small", parse_math=False)
+            if isinstance(image, Reject):
+                axes.text(0.5, 0.5, "unreadable", ha="center", va="center")
+            else:
+                axes.imshow(image[..., :3] if image.shape[2] >= 3 else image[..., 0], cmap="gray")
+        axes = figure.add_subplot(grid[rows, :], xlabel="score", ylabel="images", yscale="log")
+        axes.hist(self.scores, bins=50, range=(0, 1))
+        plt.close(figure)  # a notebook shows the returned figure, and no second time that of pyplot
+        return figure
 
     def write(self, path: Path) -> None:
         """Write `id, score, rank, logit` to a Parquet file, atomically."""

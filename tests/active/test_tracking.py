@@ -21,7 +21,10 @@ from anomalymatch.errors import ConfigError
 from anomalymatch.evaluation.metrics import cycle_metrics
 from anomalymatch.ranking import Ranking
 
-OFFLINE = ("logger=wandb", "logger.mode=offline", "logger.project=trial", "logger.tags=[tiny]", "logger.group=trials")
+OFFLINE = (
+    "logger=wandb",
+    *(f"logger.wandb.{word}" for word in ("mode=offline", "project=trial", "tags=[tiny]", "group=trials")),
+)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb", "ignore::ResourceWarning")
 
 
@@ -138,7 +141,7 @@ def test_the_mode_follows_the_key_unless_it_is_set(mode, key, variable, expected
     monkeypatch.setattr(wandb, "login", lambda **options: logins.append(options) or key)
     if variable:
         monkeypatch.setenv("WANDB_MODE", variable)
-    build_tracker(compose("logger=wandb", f"logger.mode={mode}"), tmp_path)
+    build_tracker(compose("logger=wandb", f"logger.wandb.mode={mode}"), tmp_path)
     (settings,) = fake.settings
     assert settings["mode"] == expected
     assert settings["resume"] == "allow"
@@ -167,7 +170,7 @@ def test_a_server_out_of_reach_makes_the_run_offline(server, fake, tmp_path, cap
     listener, url = server
     if listens:
         listener.listen()
-    tracker = build_tracker(compose("logger=wandb", f"logger.mode={mode}", "logger.timeout=0.3"), tmp_path)
+    tracker = build_tracker(compose("logger=wandb", f"logger.wandb.mode={mode}", "logger.wandb.timeout=0.3"), tmp_path)
     assert fake.settings[-1]["mode"] == "offline"
     assert url in caplog.text
     tracker.log_step(1, {"loss": 1.0})
@@ -183,32 +186,32 @@ def test_an_error_of_the_server_makes_the_run_offline(fake, monkeypatch, tmp_pat
         return start(**settings)
 
     monkeypatch.setattr(wandb, "init", refuse)
-    build_tracker(compose("logger=wandb", "logger.mode=online"), tmp_path)
+    build_tracker(compose("logger=wandb", "logger.wandb.mode=online"), tmp_path)
     assert fake.settings[-1]["mode"] == "offline"
     assert "the server is full" in caplog.text
 
 
 def test_the_address_or_how_to_upload_is_told(fake, tmp_path, caplog):
     caplog.set_level("INFO")
-    build_tracker(compose("logger=wandb", "logger.mode=offline"), tmp_path).finish()
+    build_tracker(compose("logger=wandb", "logger.wandb.mode=offline"), tmp_path).finish()
     assert "wandb sync wandb/offline-run-x" in caplog.text
     fake.url = "https://server/run"
     caplog.clear()
-    build_tracker(compose("logger=wandb", "logger.mode=online"), tmp_path).finish()
+    build_tracker(compose("logger=wandb", "logger.wandb.mode=online"), tmp_path).finish()
     assert "https://server/run" in caplog.text
     assert "wandb sync" not in caplog.text
 
 
 def test_pictures_can_be_kept_here(fake, probe_job, tmp_path):
     job = [*(word for word in probe_job if word != "logger=none"), *OFFLINE]
-    am.run(*job, "al.cycles=1", "logger.media=false", folder=tmp_path / "run")
+    am.run(*job, "al.cycles=1", "logger.wandb.media=false", folder=tmp_path / "run")
     (cycle,) = fake.rows
     assert not any(isinstance(value, wandb.Image) for value in cycle.values())
     assert {"labels", "cycle/ap", "curves/ROC"} <= set(cycle)
 
 
 def test_jobs_of_a_sweep_are_named_by_their_arguments_and_grouped(fake, command, probe_job, tmp_path):
-    words = [*(word for word in probe_job if word != "logger=none"), "logger=wandb", "logger.mode=offline"]
+    words = [*(word for word in probe_job if word != "logger=none"), "logger=wandb", "logger.wandb.mode=offline"]
     outcome = command("-m", *words, "al.cycles=1", "seed=0,1", "hydra.sweep.dir=sweep")
     assert outcome.code == 0, outcome.err
     assert [settings["group"] for settings in fake.settings] == ["sweep", "sweep"]
@@ -226,8 +229,8 @@ def test_groups_are_logged_as_table_and_pictures(fake, tmp_path):
 
 
 def test_a_wrong_mode_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"logger\.mode is 'loud': choose one of auto, online, offline"):
-        build_tracker(compose("logger=wandb", "logger.mode=loud"), tmp_path)
+    with pytest.raises(ConfigError, match=r"logger\.wandb\.mode is 'loud': choose one of auto, online, offline"):
+        build_tracker(compose("logger=wandb", "logger.wandb.mode=loud"), tmp_path)
 
 
 # --- the sweep -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Logging to Weights & Biases: metrics, curves, contact sheets, labels and weights, without any prompt."""
+"""Trackers of runs; that of Weights & Biases logs metrics, curves, pictures, labels and weights, without any prompt."""
 
 import logging
 import os
@@ -45,6 +45,33 @@ class Tracker:
         """Finish the run."""
 
 
+class Trackers(Tracker):
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+
+    def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        for tracker in self._trackers:
+            tracker.log_step(cycle, row)
+
+    def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
+        """See `Tracker`."""
+        for tracker in self._trackers:
+            tracker.log_cycle(cycle, row, folder, points)
+
+    def log_groups(self, rows: Sequence[Row], pictures: Sequence[Path]) -> None:
+        """See `Tracker`."""
+        for tracker in self._trackers:
+            tracker.log_groups(rows, pictures)
+
+    def finish(self) -> None:
+        """See `Tracker`."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
 class WandbTracker(Tracker):
     """Tracker that logs to a W&B run; a resumed run folder continues the same one.
 
@@ -81,8 +108,8 @@ class WandbTracker(Tracker):
     ) -> None:
         import wandb
 
-        check_choice("logger.mode", mode, MODES)
-        check_range("logger.timeout", timeout, above=0)
+        check_choice("logger.wandb.mode", mode, MODES)
+        check_range("logger.wandb.timeout", timeout, above=0)
         os.environ.setdefault("WANDB_SILENT", "true")
         self._wandb, self._media = wandb, media
         start = partial(
@@ -111,7 +138,7 @@ class WandbTracker(Tracker):
             logger.info("W&B: %s", self._run.url)
         self._run.define_metric("train/*", step_metric="train/step")
         self._run.define_metric("cycle/*", step_metric="cycle/cycle")
-        self._steps = _steps_done(folder)
+        self._steps = steps_done(folder)
 
     def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
         """See `Tracker`; steps are counted over all cycles."""
@@ -121,11 +148,9 @@ class WandbTracker(Tracker):
 
     def log_cycle(self, cycle: int, row: Row, folder: RunFolder, points: Curves | None) -> None:
         """See `Tracker`."""
-        known = {k: v for k, v in row.items() if v == v}  # without an audit, the remaining anomalies are NaN
+        known = known_metrics(row)
         values: dict[str, Any] = {f"cycle/{k}": v for k, v in known.items()}
-        sheets = [folder.cycle(cycle) / name for name in (TOP, EVIDENCE, FALSE_POSITIVES)]
-        pictures = sorted(folder.plots.glob("*.png")) + sheets
-        values |= self._pictures("figures", [path for path in pictures if path.exists()])
+        values |= self._pictures("figures", cycle_pictures(folder, cycle))
         events = [
             [e.id, str(e.label or ""), e.annotator, e.at.isoformat(), e.cycle, e.score] for e in folder.labels.events()
         ]
@@ -133,10 +158,8 @@ class WandbTracker(Tracker):
         values["labels"] = self._wandb.Table(columns=columns, data=events)
         self._run.log(values | self._curves(points))
         artifact = self._wandb.Artifact(f"weights-{self._run.id}", type="model", metadata=known)
-        for path in (folder.cycle(cycle) / name for name in (WEIGHTS, NOVELTY, BACKBONE)):
-            for file in (path, path.with_suffix(".json")):
-                if file.exists():
-                    artifact.add_file(str(file), policy="immutable")
+        for file in cycle_weights(folder, cycle):
+            artifact.add_file(str(file), policy="immutable")
         self._run.log_artifact(artifact, aliases=["latest", f"cycle-{cycle}"])
 
     def _curves(self, points: Curves | None) -> dict[str, Any]:
@@ -176,7 +199,24 @@ def _run_id(folder: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _steps_done(folder: Path) -> int:
+def known_metrics(row: Row) -> Row:
+    """Leave out undefined metrics: without an audit, the remaining anomalies are NaN."""
+    return {k: v for k, v in row.items() if v == v}
+
+
+def cycle_pictures(folder: RunFolder, cycle: int) -> list[Path]:
+    """List the plots of a run and the contact sheets of a cycle that exist."""
+    sheets = [folder.cycle(cycle) / name for name in (TOP, EVIDENCE, FALSE_POSITIVES)]
+    return [path for path in sorted(folder.plots.glob("*.png")) + sheets if path.exists()]
+
+
+def cycle_weights(folder: RunFolder, cycle: int) -> list[Path]:
+    """List the files of the trained model of a cycle."""
+    files = [folder.cycle(cycle) / name for name in (WEIGHTS, NOVELTY, BACKBONE)]
+    return [file for path in files for file in (path, path.with_suffix(".json")) if file.exists()]
+
+
+def steps_done(folder: Path) -> int:
     """Count the training steps of the finished cycles."""
     files = (folder / "cycles").glob(f"[0-9]*/{STEPS}")
     return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in files)

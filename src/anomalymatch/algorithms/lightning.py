@@ -17,6 +17,7 @@ from jaxtyping import Shaped
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.profilers import SimpleProfiler
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -176,6 +177,11 @@ def check_optimizer(optimizer: Callable[..., Optimizer], key: str = "algorithm.l
             f"{key}: {error}. Another optimiser comes with its own keys: optimizer=adamw, or a "
             f"file optimizer/NAME.yaml in a folder that --config-dir names"
         ) from error
+
+
+def training_profiler() -> SimpleProfiler:
+    """Make a profiler of a training, which writes `profile/fit-training.txt` in the working folder."""
+    return SimpleProfiler("profile", "training")
 
 
 @quiet_lightning()

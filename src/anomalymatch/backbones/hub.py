@@ -48,6 +48,41 @@ def hub_file(repository: str, names: Sequence[str], *, otherwise: str) -> Path:
     raise ConfigError(f"{repository} on the hub has no {' and no '.join(names)}: it holds no model of timm")
 
 
+def check_repository(repository: str) -> None:
+    """Check the name of a repository.
+
+    Raises:
+        ConfigError: if it is not OWNER/NAME.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        if "/" not in repository:
+            raise HFValidationError("there is no owner")
+    except HFValidationError as error:
+        raise ConfigError(f"{repository!r} is no repository of the hub: its name must be OWNER/NAME") from error
+
+
+def push_folder(folder: Path, repository: str) -> None:
+    """Upload a folder to a repository, which is made if there is none; then it is private.
+
+    Raises:
+        DownloadError: if the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import HfApi, constants
+
+    try:
+        require_hub()
+        api = HfApi(endpoint=constants.ENDPOINT)
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Network exported by anomalymatch")
+    except Exception as error:  # see `hub_file`
+        why = _explained(error, repository, f"upload {folder} later")
+        raise DownloadError(f"cannot upload to {repository} on the hub {why}") from error
+
+
 def _explained(error: Exception, repository: str, otherwise: str) -> str:
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError

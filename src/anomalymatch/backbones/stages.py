@@ -17,7 +17,7 @@ def stage_statistics(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, 
     blocks = []
     for m in maps:
         # PyTorch warns about the variance of an empty batch, in which no image can be read.
-        variance = m.float().var((2, 3), correction=0) if len(m) else m.float().sum((2, 3))
+        variance = m.float().var((2, 3), correction=0) if m.shape[0] else m.float().sum((2, 3))
         deviation = (variance + VARIANCE_FLOOR).sqrt()  # with a gradient where it vanishes
         blocks += [F.normalize(deviation, dim=1), F.normalize(m.float().amax((2, 3)), dim=1)]
     return torch.cat(blocks, dim=1)

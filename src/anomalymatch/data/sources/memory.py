@@ -226,6 +226,33 @@ def from_dataset(
     return make_task(source, anomaly=anomaly)
 
 
+def from_images(images: Any, labels: LabelsGiven | str = None) -> Task:
+    """Open images of any kind that a program holds: arrays, paths, a data frame of paths, or a data set.
+
+    Args:
+        images: what `from_arrays`, `from_paths`, `from_dataframe` or `from_dataset` takes; the paths of a data frame
+            are in its first column that is named path, file, filename or image.
+        labels: see `from_arrays`; of a data frame also the name of the column.
+
+    Raises:
+        DataError: if it is none of these, or an image is missing.
+        LabelError: if a label or its id is unknown.
+    """
+    if hasattr(images, "columns") and hasattr(images, "shape"):
+        column = _column(list(map(str, images.columns)), None, ("path", "file", "filename", "image"), "column ")
+        if isinstance(labels, str):
+            return from_dataframe(images, column, label=labels)
+        return from_paths(list(images[column]), labels=labels, name="table")
+    if isinstance(labels, str):
+        raise DataError(f"labels is {labels!r}, the name of a column, but the images are no data frame")
+    if isinstance(images, np.ndarray) or hasattr(images, "detach"):
+        return from_arrays(images, labels=labels)
+    if not isinstance(images, list | tuple):
+        return from_dataset(images, labels=labels)
+    paths = bool(images) and all(isinstance(image, str | os.PathLike) for image in images)
+    return from_paths(images, labels=labels) if paths else from_arrays(images, labels=labels)
+
+
 class MemorySource(ImageSource):
     """Images that a function gives by number.
 
