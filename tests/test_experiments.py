@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 from tiny_clip import write_tiny_clip
 
 from anomalymatch.algorithms.probe.regression import fit_logistic, self_train
-from anomalymatch.backbones.features import Scaling
+from anomalymatch.backbones.features import Features, Scaling, Shard
 from anomalymatch.config import check_overrides, compose, config_folder
 
 FOLDER = config_folder() / "experiment"
@@ -380,3 +380,30 @@ def test_ridge_of_the_cascade_predicts_a_linear_score_and_ignores_noise():
     np.testing.assert_allclose(ridge(x[:200], y[:200], x[200:]), y[200:], atol=0.1)
     noise = ridge(x[:200], rng.normal(size=200), x[200:])
     assert noise.std() < 0.3
+
+
+def test_scratches_are_all_that_distinguishes_surfaces_with_them():
+    module = importlib.import_module("large_images")
+    with_one, without = (module.surface(400, has, np.random.default_rng(3)).astype(int) for has in (True, False))
+    rows, columns = np.nonzero(np.abs(with_one - without) > 20)
+    assert 20 <= np.hypot(np.ptp(rows), np.ptp(columns)) <= 34  # 30 px, without the faint ends
+    assert (with_one <= without).all()
+
+
+def test_mosaics_show_the_pasted_tile_as_it_is_on_tiles_without_a_defect():
+    module = importlib.import_module("large_images")
+    free = [np.full((300, 200), 10 * k, np.uint8) for k in range(1, 4)]
+    pasted = np.full((120, 285), 255, np.uint8)
+    image = module.mosaic(free, pasted, 768, np.random.default_rng(0))
+    assert image.shape == (768, 768)
+    assert set(np.unique(image)) <= {10, 20, 30, 255}
+    rows, columns = np.nonzero(image == 255)
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1, len(rows)) == (120, 285, 120 * 285)
+
+
+def test_parts_of_features_with_tiles_are_chosen_from_both_layers():
+    module = importlib.import_module("large_images")
+    rows = np.arange(15, dtype=np.float16)[None]
+    features = Features([Shard(["a"], rows, [])], stage_width=9)
+    assert module.columns_of(features, (1,)).tolist() == [2, 3, 9, 10, 11]
+    assert module.columns_of(features, (0, 2)).tolist() == [0, 1, 4, 5, 6, 7, 8, 12, 13, 14]

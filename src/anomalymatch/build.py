@@ -178,7 +178,7 @@ def build_adaptation(config: DictConfig, task: Task) -> "Callable[..., Adapted]"
         seed=config.seed,
     )
     embedding = build_embedding(config, task)
-    embedding = replace(embedding, stages=False, orientations=1, crops=0)
+    embedding = replace(embedding, stages=False, orientations=1, crops=0, tiles=1)
     return partial(adapt, embedding, task.pool, known_anomalies(task, config.seed), recipe)
 
 

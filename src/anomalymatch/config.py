@@ -59,8 +59,9 @@ NULLABLE = (
 )
 """Keys that have a default and accept null."""
 
-ANY_TYPE = ("dataset.anomaly", "dataset.normal", "trainer.lightning.")
-"""Prefixes of keys whose type is not checked: class names may be numbers or a list, Lightning checks its arguments."""
+ANY_TYPE = ("dataset.anomaly", "dataset.normal", "model.tiles", "trainer.lightning.")
+"""Prefixes of keys whose type is not checked: class names may be numbers or a list, tiles a number or `auto`, and
+Lightning checks its arguments."""
 
 SHORT_FORMS = {
     "al.strategy.name": "al/strategy",

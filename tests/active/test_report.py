@@ -21,7 +21,8 @@ from anomalymatch.types import Label
 def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
     (folder.path / CONFIG).write_text(
-        "algorithm: {name: fixmatch}\nmodel: {name: tiny, image_size: '${dataset.image_size}', crops: 5}\nseed: 7\n"
+        "algorithm: {name: fixmatch}\nmodel: {name: tiny, image_size: '${dataset.image_size}', crops: 5, tiles: auto}\n"
+        "seed: 7\n"
         "dataset: {anomaly: rare, image_size: 32}\nal: {cycles: 3}\noracle: {name: top_k}\n"
     )
     yield folder
@@ -64,7 +65,7 @@ def test_the_report_shows_every_figure_of_a_benchmark(folder, task):
     names = {path.stem for path in folder.plots.glob("*.png")}
     assert names == {"pr", "roc", "metrics", "discovery", "scores", "training"}
     assert html.count("data:image/png;base64,") == len(names) + 2
-    expected = ("The top 64", "Worst false positives", "fixmatch", "tiny at 32 px, 5 crops", "2 of 3 cycles, top_k")
+    expected = ("The top 64", "Worst false positives", "fixmatch", "5 crops, model.tiles=auto", "2 of 3 cycles, top_k")
     assert [text for text in (*expected, "rare: 8 of", f"resume={folder.path}") if text not in html] == []
     assert "al.cycles=" not in html  # of three cycles one is left
     assert "orange frames are true anomalies" in html

@@ -34,16 +34,20 @@ def with_random_head(spec, backbone, *, normalised=True, seed=0):
         ("test_resnet", {"stages": True, "crops": 5}),
         ("test_vit", {"stages": True, "orientations": 4}),
         ("test_vit2", {"stages": True, "crops": 1}),
+        ("test_efficientnet", {"stages": True, "orientations": 2, "crops": 1, "tiles": 2}),
+        ("test_vit", {"tiles": 2}),
+        ("test_efficientnet+test_resnet", {"tiles": 2}),
     ],
 )
 @pytest.mark.parametrize("normalised", [True, False])
 def test_parts_add_up_to_the_log_odds(name, changes, normalised):
     network = with_random_head(*built(name, **changes), normalised=normalised)
-    for image in some_images(2):
+    side = network.spec.input_size
+    for image in some_images(2, size=side):
         with torch.inference_mode():
             logit = anomaly_logit(network(image[None])).item()
         found = locate_evidence(network, image)
-        assert found.cells.shape == (32, 32)
+        assert found.cells.shape == (side, side)
         assert found.cells.sum(dtype=np.float64) + found.rest + found.intercept == pytest.approx(logit, abs=2e-4)
         assert found.logit == pytest.approx(logit, abs=2e-4)
         assert found.local.mean(dtype=np.float64) == pytest.approx(logit, abs=1e-3)

@@ -239,6 +239,19 @@ def test_columns_of_the_last_layer_and_of_the_stages():
     assert features.scaling.blocks == (slice(0, 6), slice(6, 10))
 
 
+def test_parts_with_tiles_are_blocks_of_their_own():
+    values = np.random.default_rng(0).normal(size=(20, 15)).astype(np.float16)
+    shard = Shard([f"i{k}" for k in range(20)], values, [])
+    together, apart = (Features([shard], stage_width=9, parts=parts).scaling for parts in (1, 3))
+    np.testing.assert_array_equal(apart.scale, together.scale)
+    assert [(part.start, part.stop) for part in together.blocks] == [(0, 6), (6, 15)]
+    edges = [(0, 2), (2, 4), (4, 6), (6, 9), (9, 12), (12, 15)]
+    assert [(part.start, part.stop) for part in apart.blocks] == edges
+    last = Features([shard], parts=3).scaling
+    assert [(part.start, part.stop) for part in last.blocks] == [(0, 5), (5, 10), (10, 15)]
+    assert set(last.scale) == {1.0}
+
+
 def test_features_without_stages_are_not_scaled():
     rows = normal_rows(400)
     features = features_of(rows)

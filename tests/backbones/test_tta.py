@@ -60,7 +60,7 @@ def test_features_are_the_mean_over_the_inputs(crops, orientations):
     with torch.inference_mode():
         normalised = (images.float() - one.mean) / one.std
         each = [one(x * one.std + one.mean) for x in tta_inputs(normalised, orientations, crops)]
-        assert len(each) == several.inputs_per_image == orientations * (1 + crops)
+        assert len(each) == several.pixels_per_pixel == orientations * (1 + crops)
         torch.testing.assert_close(several(images), sum(each) / len(each), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(several.fused()(images), several(images), atol=1e-4, rtol=1e-4)
 

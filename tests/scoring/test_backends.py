@@ -22,9 +22,9 @@ STAGES_MIRRORED = {"stages": True, "orientations": 2}
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 
 
-def images(count, seed=0):
+def images(count, seed=0, size=32):
     rng = np.random.default_rng(seed)
-    smooth = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    smooth = rng.integers(0, 256, (count, size // 4, size // 4, 3), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2)
     return torch.from_numpy(smooth).permute(0, 3, 1, 2)
 
 
@@ -39,7 +39,8 @@ def network_of(name, **options):
 
 
 def check_ranking(network, backend, precision):
-    batches = [images(16, seed) for seed in range(12)] + [images(5, 99)]  # the last one is not full
+    size = network.spec.input_size
+    batches = [images(16, seed, size) for seed in range(12)] + [images(5, 99, size)]  # the last one is not full
     _, plain = make_scorer(network, FP32, backend="torch", count=1, batch_size=16, features=True)
     name, other = make_scorer(
         network, Inference("cpu", precision), backend=backend, count=1, batch_size=16, features=True
@@ -61,6 +62,7 @@ def check_ranking(network, backend, precision):
             "openvino", "fp32", "test_efficientnet", {"stages": True, "orientations": 2}, marks=needs_openvino
         ),
         pytest.param("openvino", "fp32", "test_efficientnet+test_resnet", {}, marks=needs_openvino),
+        pytest.param("openvino", "fp32", "test_efficientnet", {"stages": True, "tiles": 2}, marks=needs_openvino),
         pytest.param("openvino", "bf16", "test_efficientnet", {}, marks=needs_openvino),
         ("torch", "bf16", "test_efficientnet", {}),
     ],

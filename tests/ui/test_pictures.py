@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -106,6 +107,21 @@ def test_thumbnails_of_a_folder(photos: Path, make: Any) -> None:
         for call in (one.full, one.metadata, one.coordinates, one.original, lambda i: one.thumbnail(i, 64)):
             with pytest.raises(DataError, match=r"photos"):
                 call(unknown)
+
+
+def test_thumbnails_of_large_jpegs_are_decoded_at_a_reduced_scale(tmp_path: Path, make: Any, monkeypatch: Any) -> None:
+    coarse = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    whole = cv2.resize(coarse, (800, 600), interpolation=cv2.INTER_CUBIC)
+    save(tmp_path / "in" / "a.jpg", whole)
+    source = FolderSource(tmp_path / "in")
+    decoded, decode = [], source.decode
+    monkeypatch.setattr(source, "decode", lambda *args: decoded.append(decode(*args)) or decoded[-1])
+    small = opened(make(source).thumbnail("a.jpg", 64))
+    assert decoded[-1].shape == (150, 200, 3)
+    assert small.shape == (48, 64, 3)
+    assert np.abs(small.astype(int) - fitted(whole, 64)).mean() < 3
+    make(source).thumbnail("a.jpg", 64, stretch="sqrt")
+    assert decoded[-1].shape == (600, 800, 3), "another stretch depends on all pixels"
 
 
 def test_thumbnails_are_cached(make: Any, make_source: Any, tmp_path: Path) -> None:

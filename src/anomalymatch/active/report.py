@@ -160,10 +160,11 @@ def _report(folder: RunFolder, task: Task, rows: list[Row], figures: list[Report
         for row, y in zip(rows, yields, strict=True)
     ]
     crops = f", {config.model.crops} crops" if config.model.get("crops") else ""
+    tiles = f", model.tiles={config.model.tiles}" if config.model.get("tiles", 1) != 1 else ""
     facts = {
         "Dataset": f"{task.source.name}: {len(task.pool):,} images in the pool, {len(task.holdout):,} held out",
         "Algorithm": str(config.algorithm.name),
-        "Backbone": f"{config.model.name} at {config.model.image_size} px{crops}",
+        "Backbone": f"{config.model.name} at {config.model.image_size} px{crops}{tiles}",
         "Labels": f"{rows[-1]['labels']:,}, of them {rows[-1]['found']:,} anomalies",
         "Unreadable images": f"{rows[-1]['rejects']:,}",
         "Seed": str(config.seed),

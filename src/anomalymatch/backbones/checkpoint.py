@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anomalymatch.backbones.architectures import MIN_SIZE, Architecture
 from anomalymatch.backbones.network import Head, Network, NetworkSpec, empty_backbone
-from anomalymatch.backbones.tta import CROPS, ORIENTATIONS
+from anomalymatch.backbones.tta import CROPS, MAX_TILES, ORIENTATIONS
 from anomalymatch.backbones.weights import first_not_finite
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.checksums import check_file
@@ -68,7 +68,8 @@ def save_network(network: Network, path: Path, **extra: Any) -> None:
             "normalised": network.head.normalised,
         },
         "classes": ["normal", "anomaly"],
-        "pixels": "8-bit images, channels first; resized to image_size; the network normalises by mean and std",
+        "pixels": f"8-bit images, channels first; resized to {network.spec.input_size} pixels along both sides; the "
+        "network normalises by mean and std",
         "score": "sigmoid(logit[1] - logit[0]): probability of an anomaly where both classes are equally frequent",
         **extra,
     }
@@ -171,6 +172,7 @@ def _check_ranges(stored: Mapping[str, Any]) -> None:
     for name, value, low, high in (
         ("channels", stored["channels"], 1, MAX_CHANNELS),
         ("image_size", stored["image_size"], MIN_SIZE, MAX_SIZE),
+        ("tiles", stored.get("tiles", 1), 1, MAX_TILES),
         ("architectures, number of models", len(stored["architectures"]), 1, MAX_MODELS),
     ):
         check_range(f"network.{name}", value, low=low, high=high)

@@ -14,11 +14,17 @@ from anomalymatch.backbones.features import FeatureCache, Features, Scaling, nor
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone, Head, Network, NetworkSpec, Statistic, build_backbone
 from anomalymatch.backbones.openvino import Forward
-from anomalymatch.backbones.tta import reoriented
+from anomalymatch.backbones.tta import MAX_TILES, Tiling, reoriented
+from anomalymatch.checks import check_choice
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import read_images, resize, to_tensor
+from anomalymatch.data.stream import none_readable, read_images, resize, to_tensor
 from anomalymatch.progress import ShowProgress, progress
 from anomalymatch.types import Image
+
+REDUCTION = 2
+"""Factor by which `model.tiles=auto` may shrink images along each side: details of twice as many pixels stay."""
+SAMPLED = 16
+"""Images whose sizes decide about `model.tiles=auto`."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class Embedding:
 
     Attributes:
         name, weights, image_size, bn_momentum, stages, orientations, crops, mean, std: see `build_backbone`. The images
-            have the size `spec.image_size`.
+            have the size `spec.input_size`.
+        tiles: see `build_backbone`; `auto` takes as many as `fitting_tiles` of the images.
         source: the images.
         cache_dir: folder of the feature cache.
         inference: device, precision and batch size.
@@ -45,12 +52,15 @@ class Embedding:
     stages: bool = False
     orientations: int = 1
     crops: int = 0
+    tiles: int | str = 1
     mean: Statistic = None
     std: Statistic = None
     pool: Sequence[str] | None = None
 
     @cached_property
     def _built(self) -> tuple[NetworkSpec, Backbone]:
+        check_choice("model.tiles", self.tiles, ("auto", *range(1, MAX_TILES + 1)))
+        tiles = fitting_tiles(self.source, self.image_size) if self.tiles == "auto" else int(self.tiles)
         return build_backbone(
             name=self.name,
             weights=self.weights,
@@ -60,6 +70,7 @@ class Embedding:
             stages=self.stages,
             orientations=self.orientations,
             crops=self.crops,
+            tiles=tiles,
             mean=self.mean,
             std=self.std,
         )
@@ -106,7 +117,7 @@ class Embedding:
 
     def encode(self, images: Sequence[Image]) -> Float32[np.ndarray, "n d"]:
         """Compute the probe features of images that are not in the source."""
-        batch = to_tensor([resize(image, self.spec.image_size, self.source.rendering.fit) for image in images])
+        batch = to_tensor([resize(image, self.spec.input_size, self.source.rendering.fit) for image in images])
         return normalise_last(self._forward(batch), self._built[1].features)
 
     def reoriented_features(self, ids: Sequence[str], orientations: int) -> Float32[np.ndarray, "v d"]:
@@ -118,9 +129,9 @@ class Embedding:
         wanted = ids if orientations > 1 else []
         missing = [id_ for id_ in dict.fromkeys(wanted) if (id_, orientations) not in self._reoriented]
         if missing:
-            found = read_images(self.source, missing, self.spec.image_size)
+            found = read_images(self.source, missing, self.spec.input_size)
             for id_, image in zip(found.ids, found.images, strict=True):
-                batch = to_tensor([resize(image, self.spec.image_size, self.source.rendering.fit)])
+                batch = to_tensor([resize(image, self.spec.input_size, self.source.rendering.fit)])
                 turned = torch.cat([reoriented(batch, i) for i in range(1, orientations)])
                 self._reoriented[id_, orientations] = normalise_last(self._forward(turned), self._built[1].features)
             for reject in found.rejects:
@@ -156,3 +167,21 @@ class Embedding:
             generator=generator or torch.Generator(),
         )
         return Network(spec, backbone, head)
+
+
+def fitting_tiles(source: ImageSource, size: int) -> int:
+    """Return the smallest number of tiles of `size` squared pixels that shrink a typical image by `REDUCTION` at most.
+
+    That is 1 for images that are not larger than `REDUCTION` tiles. The typical image has the median of the longer
+    sides of `SAMPLED` images, evenly spaced in the archive. With `fit=crop` the shorter sides count.
+
+    Raises:
+        NoReadableImageError: if none of them can be read.
+    """
+    found = read_images(source, source.ids[:: -(-len(source.ids) // SAMPLED)])
+    if not found.images:
+        raise none_readable(source, found.rejects)
+    side = min if source.rendering.fit == "crop" else max
+    typical = float(np.median([side(image.shape[:2]) for image in found.images]))
+    fitting = (count for count in range(1, MAX_TILES) if REDUCTION * Tiling(count, size).side >= typical)
+    return next(fitting, MAX_TILES)

@@ -12,9 +12,9 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
 from anomalymatch.backbones.network import Backbone, FeatureEnsemble, Network
-from anomalymatch.backbones.stages import stage_evidence, stage_options
+from anomalymatch.backbones.stages import stage_evidence, stage_options, stage_statistics
 from anomalymatch.backbones.tokens import pool
-from anomalymatch.backbones.tta import crop_box, restored, tta_inputs
+from anomalymatch.backbones.tta import crop_box, cut_tiles, restored, shrunk, tta_inputs
 from anomalymatch.data.stream import resize, to_tensor
 from anomalymatch.errors import ConfigError
 from anomalymatch.evaluation.contact_sheet import save_sheet
@@ -28,6 +28,8 @@ TOLERANCE = 1e-3
 NORM_FLOOR = 1e-12
 SHEET_IMAGES = 24
 LEGEND = "against an anomaly", "for an anomaly"
+Box = tuple[int, int, int]
+"""Top, left and side of a square part of an image."""
 
 
 class Evidence(NamedTuple):
@@ -60,32 +62,76 @@ def locate_evidence(network: Network, image: UInt8[Tensor, "c s s"]) -> Evidence
 
     The head is linear, so the log-odds are a sum over features. The mean of a feature map is divided among the cells of
     the map, and the statistics of the stages as in `stage_evidence`. Norms are taken as constants, as in layer-wise
-    relevance propagation (Ali et al., ICML 2022). A cell is spread over its rectangle of the image; cells of crops and
-    turned images are mapped back. The parts add up exactly, but a cell also sees its surroundings.
+    relevance propagation (Ali et al., ICML 2022). A cell is spread over its rectangle of the image; cells of crops,
+    tiles and turned images are mapped back. The largest feature over the tiles belongs to the tile that has it. The
+    parts add up exactly, but a cell also sees its surroundings.
 
     Args:
         network: a network in evaluation mode.
-        image: an 8-bit image of the size that the network takes, on any device.
+        image: an 8-bit image of `input_size`, on any device.
 
     Raises:
         ConfigError: if the backbone gives no feature maps.
     """
     backbone, head, size = network.backbone, network.head, image.shape[-1]
     pixels = backbone.normalise(image[None].to(backbone.mean.device))
-    inputs = torch.cat(list(tta_inputs(pixels, backbone.orientations, backbone.crops)))
+    inputs, boxes = _inputs(backbone, pixels)
     weight, bias = (each[1] - each[0] for each in (head.linear.weight, head.linear.bias))
-    last, stages = weight.split([head.features, head.stage_features])
     views = _views(backbone, inputs)
-    pooled = torch.cat([view.pooled for view in views], dim=1).mean(dim=0)
+    pooled = torch.cat([view.pooled for view in views], dim=1)
+    statistics = [stage_statistics(view.stages) for view in views if view.stages]
+    rows = torch.cat([pooled, *statistics], dim=1)
+    last, stages = _input_weights(backbone, rows, weight).split([pooled.shape[1], rows.shape[1] - pooled.shape[1]], 1)
     if head.normalised:
-        last = last / pooled.norm().clamp_min(NORM_FLOOR)
-    rest, evidence = float(pooled @ last), []
-    for view, part in zip(views, last.split([view.pooled.shape[1] for view in views]), strict=True):
-        evidence.append(torch.einsum("bchw,c->bhw", view.cells, part) / len(inputs))
+        joined = _join(backbone, rows)[: head.features]
+        last = last / joined.norm().clamp_min(NORM_FLOOR)
+    rest, evidence = float((pooled * last).sum()), []
+    for view, part in zip(views, last.split([view.pooled.shape[1] for view in views], dim=1), strict=True):
+        evidence.append(torch.einsum("bchw,bc->bhw", view.cells, part))
         rest -= float(evidence[-1].sum())
-        evidence += [each / len(inputs) for each in stage_evidence(view.stages, stages)]
-    cells = torch.stack([_spread(each, size, backbone.orientations) for each in evidence]).sum(dim=0)
+        evidence += stage_evidence(view.stages, stages)
+    cells = torch.stack([_spread(each, size, boxes, backbone.orientations) for each in evidence]).sum(dim=0)
     return Evidence(cells.cpu().numpy(), rest, float(bias))
+
+
+def _inputs(backbone: Backbone, pixels: Float[Tensor, "1 c h h"]) -> tuple[Float[Tensor, "n c s s"], list[Box]]:
+    """Return all that the body sees of an image, and the place of each in it, for every orientation once."""
+    size, tiling = pixels.shape[-1], backbone.tiling
+    whole = pixels if tiling is None else shrunk(pixels, tiling.size)
+    inputs = list(tta_inputs(whole, backbone.orientations, backbone.crops))
+    boxes = [(0, 0, size), *(crop_box(size, crop) for crop in range(backbone.crops))]
+    if tiling is not None:
+        tiles = torch.stack(list(tta_inputs(cut_tiles(pixels, tiling), backbone.orientations, 0)), dim=1)
+        inputs.append(tiles.flatten(0, 1))
+        boxes += [(top, left, tiling.size) for top, left in tiling.boxes]
+    return torch.cat(inputs), boxes
+
+
+def _averages(backbone: Backbone, rows: Float[Tensor, "n e"]) -> tuple[Float[Tensor, " e"], Float[Tensor, "t e"]]:
+    """Return the features of the whole image, and those of each tile."""
+    first = backbone.orientations * (1 + backbone.crops)
+    return rows[:first].mean(dim=0), rows[first:].unflatten(0, (-1, backbone.orientations)).mean(dim=1)
+
+
+def _join(backbone: Backbone, rows: Float[Tensor, "n e"]) -> Float[Tensor, " d"]:
+    """Compute the output of the backbone from the features of all inputs."""
+    whole, tiles = _averages(backbone, rows)
+    parts = [whole] if backbone.tiling is None else [whole, tiles.amax(dim=0), tiles.mean(dim=0)]
+    return backbone.join_parts([part[None] for part in parts])[0]
+
+
+def _input_weights(backbone: Backbone, rows: Float[Tensor, "n e"], weight: Float[Tensor, " d"]) -> Float[Tensor, "n e"]:
+    """Divide the weights of a head among all inputs: those of the largest go to the tile that has it."""
+    if backbone.tiling is None:
+        return (weight / len(rows)).expand_as(rows)
+    width, narrow = rows.shape[1], backbone.features // backbone.parts
+    last, stages = weight[: backbone.features].view(3, -1), weight[backbone.features :].view(3, width - narrow)
+    whole, largest, mean = torch.cat([last, stages], dim=1)
+    tiles = _averages(backbone, rows)[1]
+    first, count = len(rows) - len(tiles) * backbone.orientations, len(tiles)
+    own = mean / count + largest * (torch.arange(count, device=rows.device)[:, None] == tiles.argmax(dim=0))
+    shared = own.repeat_interleave(backbone.orientations, dim=0) / backbone.orientations
+    return torch.cat([(whole / first).expand(first, -1), shared])
 
 
 def evidence_map(network: Network, image: Image, fit: str) -> Float32[np.ndarray, "s s"]:
@@ -94,7 +140,7 @@ def evidence_map(network: Network, image: Image, fit: str) -> Float32[np.ndarray
     Raises:
         ConfigError: if the backbone gives no feature maps.
     """
-    return locate_evidence(network, to_tensor([resize(image, network.spec.image_size, fit)])[0]).local
+    return locate_evidence(network, to_tensor([resize(image, network.spec.input_size, fit)])[0]).local
 
 
 def write_evidence_sheet(
@@ -176,11 +222,12 @@ def _as_map(model: Any, final: Float[Tensor, "b ..."]) -> Float[Tensor, "b d _ _
     return final.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else final
 
 
-def _spread(maps: Float[Tensor, "b h w"], size: int, orientations: int) -> Float[Tensor, "{size} {size}"]:
-    """Add up the maps of all inputs (see `tta_inputs`) on the pixels of the image; the sum stays the same."""
+def _spread(
+    maps: Float[Tensor, "b h w"], size: int, boxes: Sequence[Box], orientations: int
+) -> Float[Tensor, "{size} {size}"]:
+    """Add up the maps of all inputs (see `_inputs`) on the pixels of the image; the sum stays the same."""
     total = maps.new_zeros(size, size)
-    for number, own in enumerate(maps.split(orientations)):
-        top, left, side = crop_box(size, number - 1) if number else (0, 0, size)
+    for (top, left, side), own in zip(boxes, maps.split(orientations), strict=True):
         upright = torch.stack([restored(each[None], i)[0] for i, each in enumerate(own)]).sum(dim=0)
         rows = _overlaps(upright.shape[0], top, side, size).to(maps)
         columns = _overlaps(upright.shape[1], left, side, size).to(maps)

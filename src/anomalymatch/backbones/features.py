@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property, partial
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -50,7 +50,7 @@ class Scaling:
     """Blocks of feature columns, and the factor of each column before a probe is fitted.
 
     Attributes:
-        blocks: columns of the last layer, and of the stages if there are any.
+        blocks: columns of each part of the last layer, and of the stages if there are any.
         scale: factor of each of the `d` columns; a centred row of a block then has length one or less on average.
     """
 
@@ -70,10 +70,13 @@ class Features:
     Attributes:
         shards: shards in the order of the source.
         stage_width: number of columns that belong to the stages, the last ones.
+        parts: number of equal parts of the columns of the last layer, and of those of the stages: 1, or 3 with tiles
+            (see `Backbone.join_parts`).
     """
 
     shards: Sequence[Shard]
     stage_width: int = field(default=0, kw_only=True)
+    parts: int = field(default=1, kw_only=True)
 
     @property
     def dimensions(self) -> int:
@@ -111,14 +114,19 @@ class Features:
         Args:
             ids: images on which the spread is measured; up to about `SAMPLE` of them are used.
         """
-        if not self.stage_width:
+        if not self.stage_width and self.parts == 1:
             return Scaling.plain(self.dimensions)
         sample = self.stages.take(ids[:: max(1, len(ids) // SAMPLE)])
         spread = sample.std(axis=0) if len(sample) else np.zeros(self.stage_width, np.float32)
         varies = spread > MIN_SPREAD
         scale = np.zeros(self.stage_width, np.float32)
         scale[varies] = 1.0 / np.sqrt(spread[varies] * spread[varies].sum())
-        blocks = slice(0, self.last_width), slice(self.last_width, self.dimensions)
+        # The labels tell whether whole images or their tiles show the anomalies, so that each part has its own weight.
+        widths = [
+            width // self.parts for width in (self.last_width, self.stage_width) if width for _ in range(self.parts)
+        ]
+        ends = np.cumsum([0, *widths]).tolist()
+        blocks = tuple(slice(start, end) for start, end in pairwise(ends))
         return Scaling(blocks, np.concatenate([np.ones(self.last_width, np.float32), scale]))
 
     @cached_property
@@ -230,13 +238,17 @@ class FeatureCache:
         int8 = self._int8(source, spec, backbone)
         cache = Cache(self.folder / _key(self._depends(source, spec, backbone), int8 is not None))
         chunks = {_name(k): source.ids[k : k + SHARD_IMAGES] for k in range(0, len(source.ids), SHARD_IMAGES)}
-        size, empty = spec.image_size, np.empty((0, backbone.width), np.float16)
+        size, empty = _input_size(spec, backbone), np.empty((0, backbone.width), np.float16)
+
+        def made() -> Features:
+            return Features(_first(found), stage_width=backbone.stage_features, parts=backbone.parts)
+
         with cache.locked():
             found = {name: read_entry(cache, name, source) for name in chunks}
             missing = [name for name in chunks if found[name] is None]
             ready = len(_first(found))
             if missing and ready and on_part is not None:
-                on_part(Features(_first(found), stage_width=backbone.stage_features))
+                on_part(made())
             if missing:
                 # For all images: work that goes on after a kill has the same backend, whose rounding may be another's.
                 forward = self.inference.prepare(backbone, size=size, count=len(source.ids), int8=int8)
@@ -249,13 +261,13 @@ class FeatureCache:
                         found[name] = cache.write(name, {"rows": shard.rows}, info)
                         before, ready = ready, len(_first(found))
                         if on_part is not None and ready < len(chunks) and ready.bit_length() > before.bit_length():
-                            on_part(Features(_first(found), stage_width=backbone.stage_features))
-        return Features(_first(found), stage_width=backbone.stage_features)
+                            on_part(made())
+        return made()
 
     def forward(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> Forward:
         """Return the function that computes features of a few other images, in the precision of those of a source."""
         int8 = self._int8(source, spec, backbone)
-        return self.inference.prepare(backbone, size=spec.image_size, count=1, int8=int8)
+        return self.inference.prepare(backbone, size=_input_size(spec, backbone), count=1, int8=int8)
 
     def key(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> str:
         """Return the name of the subfolder: a hash of everything that the features depend on."""
@@ -269,14 +281,15 @@ class FeatureCache:
         cache = Cache(self.folder / _key(self._depends(source, spec, backbone), False))
         if self.inference.precision == "auto" and (cache.folder / _name(0)).exists():
             return None
-        if not self.inference.tries_int8(len(source.ids) * backbone.inputs_per_image * spec.image_size**2):
+        size = _input_size(spec, backbone)
+        if not self.inference.tries_int8(round(len(source.ids) * backbone.pixels_per_pixel * size**2)):
             return None
         agreement = self.inference.int8_agreement(
             backbone.fused(),
             source,
             cache,
-            size=spec.image_size,
-            batch_size=self.inference.batch_size(spec.image_size),
+            size=size,
+            batch_size=self.inference.batch_size(size),
             scores=partial(probe_scores, width=backbone.features),
         )
         return None if agreement is None else cache
@@ -292,7 +305,14 @@ class FeatureCache:
             "orientations": backbone.orientations,
             "crops": backbone.crops,
             # Class token and mean of the patch tokens instead of what timm pools.
-        } | ({"tokens": True} if any(map(has_class_token, backbone.body.modules())) else {})
+            **({"tokens": True} if any(map(has_class_token, backbone.body.modules())) else {}),
+            **({"tiles": backbone.tiling.count, "starts": backbone.tiling.starts} if backbone.tiling else {}),
+        }
+
+
+def _input_size(spec: ModelSpec, backbone: Backbone) -> int:
+    """Return the side of the images that features are computed from, in pixels."""
+    return spec.image_size if backbone.tiling is None else backbone.tiling.side
 
 
 def _key(depends: dict[str, object], int8: bool) -> str:

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from anomalymatch.backbones.architectures import MIN_SIZE, Architecture, find_origin, fitting_size, split_names
 from anomalymatch.backbones.stages import stage_options, stage_statistics, stage_width
 from anomalymatch.backbones.tokens import feature_width, pool, pooled_features
-from anomalymatch.backbones.tta import CROPS, ORIENTATIONS, tta_inputs
+from anomalymatch.backbones.tta import CROPS, MAX_TILES, ORIENTATIONS, Tiling, cut_tiles, shrunk, tta_inputs
 from anomalymatch.backbones.weights import pretrained_config, pretrained_model
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import ConfigError
@@ -37,6 +37,7 @@ class NetworkSpec:
     Attributes are the arguments of `build_backbone`, and:
         architectures: that of each model, one of an ensemble: with them, neither the hub nor a folder is needed.
         image_size: that which the models take.
+        tiles: number along each side, already chosen where the configuration says `auto`.
         mean, std: statistics of the pixels that the backbone was trained on, by channel; white is 1.
         weights: origin of the pretrained weights, in words.
     """
@@ -52,6 +53,17 @@ class NetworkSpec:
     stages: bool
     orientations: int
     crops: int
+    tiles: int = 1  # checkpoints from before tiles have none
+
+    @property
+    def tiling(self) -> Tiling:
+        """Tiles that the network sees of an image."""
+        return Tiling(self.tiles, self.image_size)
+
+    @property
+    def input_size(self) -> int:
+        """Side of the images that features and scores are computed from: `image_size`, or that which tiles cover."""
+        return self.tiling.side
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -63,12 +75,16 @@ class Backbone(nn.Module):
 
     It normalises pixels itself: a checkpoint carries mean and deviation, and no caller can forget them.
 
+    With tiles, it takes the image that they cover, and the output has three parts for each feature: that of the whole
+    image, shrunk to the size of a tile, and the largest and the mean over the tiles.
+
     Args:
         body: the timm model.
         mean, std: statistics of the pixels that it was trained on, by channel; white is 1.
-        stage_features: number of `stage_statistics` in the output; 0 for none.
+        stage_features: number of features of the stages in the output (see `stage_statistics`); 0 for none.
         orientations: number of orientations over which features are averaged in prediction (see `tta`).
         crops: number of crops that are averaged with the whole image.
+        tiling: tiles that are seen in prediction; None for none.
     """
 
     mean: Tensor
@@ -83,12 +99,14 @@ class Backbone(nn.Module):
         stage_features: int = 0,
         orientations: int = 1,
         crops: int = 0,
+        tiling: Tiling | None = None,
     ) -> None:
         super().__init__()
         self.body, self.stage_features = body, stage_features
         self.orientations, self.crops, self.averages = orientations, crops, True
+        self.tiling = tiling if tiling is not None and tiling.count > 1 else None
         self.shortcut: Callable[[Tensor], Tensor] | None = None
-        self.features = feature_width(body)
+        self.features = feature_width(body) * self.parts
         self._stage_options = stage_options(body) if stage_features else {}
         self.register_buffer("mean", torch.as_tensor(mean).view(1, -1, 1, 1) * 255.0)
         self.register_buffer("std", torch.as_tensor(std).view(1, -1, 1, 1) * 255.0)
@@ -96,18 +114,43 @@ class Backbone(nn.Module):
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Compute pooled features of 8-bit images (0 to 255, any dtype), followed by those of the stages.
 
-        In training mode, or with `averages` set to False, nothing is averaged: there augmentation turns the images. A
-        `shortcut` that computes the same features takes over then (see `frozen_stages`).
+        In training mode, or with `averages` set to False, nothing is averaged: there augmentation turns the images, and
+        each is one tile or a whole image in the size of a tile, whose three parts are equal. A `shortcut` that computes
+        the same features takes over then (see `frozen_stages`).
         """
         if self.training or not self.averages:
-            return self._features(self.normalise(images)) if self.shortcut is None else self.shortcut(images)
-        inputs = tta_inputs(self.normalise(images), self.orientations, self.crops)
+            rows = self._features(self.normalise(images)) if self.shortcut is None else self.shortcut(images)
+            return self.join_parts([rows] * self.parts)
+        pixels = self.normalise(images)
+        if self.tiling is None:
+            return self._averaged(pixels, self.crops)
+        whole = self._averaged(shrunk(pixels, self.tiling.size), self.crops)
+        tiles = self._averaged(cut_tiles(pixels, self.tiling), 0).unflatten(0, (len(self.tiling.boxes), len(whole)))
+        return self.join_parts([whole, tiles.amax(dim=0), tiles.mean(dim=0)])
+
+    @property
+    def parts(self) -> int:
+        """Number of parts of the output: 1, or whole, largest and mean with tiles."""
+        return 1 if self.tiling is None else 3
+
+    def join_parts(self, rows: Sequence[Float[Tensor, "b e"]]) -> Float[Tensor, "b d"]:
+        """Join the features of each part: first all of the last layer, then all of the stages."""
+        if len(rows) == 1:
+            return rows[0]
+        width = self.features // self.parts
+        return torch.cat([*(row[:, :width] for row in rows), *(row[:, width:] for row in rows)], dim=1)
+
+    def _averaged(self, images: Float[Tensor, "b c s s"], crops: int) -> Float[Tensor, "b e"]:
+        inputs = tta_inputs(images, self.orientations, crops)
         return torch.stack([self._features(x) for x in inputs]).mean(dim=0)
 
     @property
-    def inputs_per_image(self) -> int:
-        """Number of forward passes of the body for one image in prediction."""
-        return self.orientations * (1 + self.crops)
+    def pixels_per_pixel(self) -> float:
+        """Number of pixels that pass through the body for each pixel of an image in prediction."""
+        if self.tiling is None:
+            return float(self.orientations * (1 + self.crops))
+        inputs = self.orientations * (1 + self.crops + len(self.tiling.boxes))
+        return inputs * (self.tiling.size / self.tiling.side) ** 2
 
     @property
     def width(self) -> int:
@@ -128,7 +171,15 @@ class Backbone(nn.Module):
         """Return a backbone with another body of the same architecture and the same settings."""
         mean, std = self.mean.flatten() / 255.0, self.std.flatten() / 255.0
         width = self.stage_features if stages else 0
-        return Backbone(body, mean, std, stage_features=width, orientations=self.orientations, crops=self.crops)
+        return Backbone(
+            body,
+            mean,
+            std,
+            stage_features=width,
+            orientations=self.orientations,
+            crops=self.crops,
+            tiling=self.tiling,
+        )
 
     def fused(self) -> "Backbone":
         """Return a copy with batch norms fused into the convolutions, in evaluation mode; for prediction only."""
@@ -254,6 +305,7 @@ def build_backbone(
     stages: bool = False,
     orientations: int = 1,
     crops: int = 0,
+    tiles: int = 1,
     mean: Statistic = None,
     std: Statistic = None,
 ) -> tuple[NetworkSpec, Backbone]:
@@ -270,6 +322,8 @@ def build_backbone(
         stages: also output the features of the stages, if the model has any.
         orientations: 1, 2, 4 or 8, over which features are averaged in prediction (see `tta`).
         crops: 0, 1 or 5, which are averaged with the whole image.
+        tiles: number of overlapping tiles along each side, which are seen beside the whole image in prediction; 1 for
+            none.
         mean: of the pixels that the weights were trained on, for all channels or for each; white is 1. None takes that
             which belongs to the weights.
         std: standard deviation of these pixels, in the same way.
@@ -281,6 +335,7 @@ def build_backbone(
     check_range("model.image_size", image_size, low=MIN_SIZE)
     check_choice("model.orientations", orientations, ORIENTATIONS)
     check_choice("model.crops", crops, CROPS)
+    check_choice("model.tiles", tiles, range(1, MAX_TILES + 1))
     names = split_names(name)
     origins = [find_origin(each) for each in names]
     donors, found = zip(*(pretrained_model(origin, weights) for origin in origins), strict=True)
@@ -315,6 +370,7 @@ def build_backbone(
         stages=stages,
         orientations=orientations,
         crops=crops,
+        tiles=tiles,
     )
     backbone = _assembled(spec, bodies)
     if isinstance(backbone.body, FeatureEnsemble):
@@ -358,9 +414,16 @@ def _assembled(spec: NetworkSpec, bodies: Sequence[nn.Module]) -> Backbone:
         width = stage_width(body, spec.channels, spec.image_size) if spec.stages else 0
     except RuntimeError as error:  # a stage without pixels
         raise ConfigError(f"model.image_size is {spec.image_size}, too small for {spec.name}: {error}") from error
-    return Backbone(
-        body, spec.mean, spec.std, stage_features=width, orientations=spec.orientations, crops=spec.crops
-    ).to(memory_format=torch.channels_last)
+    backbone = Backbone(
+        body,
+        spec.mean,
+        spec.std,
+        stage_features=width * (3 if spec.tiles > 1 else 1),
+        orientations=spec.orientations,
+        crops=spec.crops,
+        tiling=spec.tiling,
+    )
+    return backbone.to(memory_format=torch.channels_last)
 
 
 def _checked_statistics(**given: Statistic) -> dict[str, tuple[float, ...]]:

@@ -24,14 +24,18 @@ def stage_statistics(maps: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, 
 
 
 def stage_evidence(
-    maps: Sequence[Float[Tensor, "b _ _ _"]], weights: Float[Tensor, " e"]
+    maps: Sequence[Float[Tensor, "b _ _ _"]], weights: Float[Tensor, "*b e"]
 ) -> Iterator[Float[Tensor, "b _ _"]]:
     """Divide the inner product of `stage_statistics` with `weights` among the cells of each map, exactly.
 
     Each cell has its share of the variance of a channel, which is its squared distance to the mean. The maximum belongs
     to the cell where it lies, or in equal parts to all such cells. The norms of the blocks are taken as constants.
+
+    Args:
+        maps: maps of each stage.
+        weights: the same for all images, or those of each.
     """
-    blocks = iter(weights.split([m.shape[1] for m in maps for _ in range(2)]))
+    blocks = iter(weights.split([m.shape[1] for m in maps for _ in range(2)], dim=-1))
     for m in map(Tensor.float, maps):
         squares = (m - m.mean((2, 3), keepdim=True)).square() + VARIANCE_FLOOR
         deviation = squares.mean((2, 3)).sqrt()

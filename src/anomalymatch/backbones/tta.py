@@ -1,6 +1,7 @@
-"""Test-time augmentation: an image whole and in magnified crops, each in several orientations."""
+"""Test-time augmentation: an image whole, in magnified crops and in tiles, each in several orientations."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
@@ -13,6 +14,50 @@ CROPS = (0, 1, 5)
 """Numbers of crops that can be added to the whole image: none, the centre, or the centre and the four corners."""
 CROP_SIDE = 0.75
 """Side of a crop as a share of the side of the image."""
+MAX_TILES = 16
+"""Largest number of tiles along a side."""
+TILE_STEP = 0.75
+"""Distance of neighbouring tiles as a share of their side; they overlap by the rest."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Grid of overlapping tiles of a square image; one tile is the whole image.
+
+    Attributes:
+        count: number of tiles along each side.
+        size: side of a tile in pixels.
+    """
+
+    count: int
+    size: int
+
+    @property
+    def side(self) -> int:
+        """Side of the image in pixels."""
+        return self.starts[-1] + self.size
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First row of each row of tiles, which is also the first column of each column of tiles."""
+        step = round(TILE_STEP * self.size)
+        return tuple(step * i for i in range(self.count))
+
+    @property
+    def boxes(self) -> tuple[tuple[int, int], ...]:
+        """Top and left of each tile, row by row; none where the whole image is the only tile."""
+        return tuple((top, left) for top in self.starts for left in self.starts) if self.count > 1 else ()
+
+
+def cut_tiles(images: Shaped[Tensor, "b c h w"], tiling: Tiling) -> Shaped[Tensor, "t c s s"]:
+    """Cut all tiles out of images, in the order of `Tiling.boxes`; each tile of all images, then the next."""
+    size = tiling.size
+    return torch.cat([images[..., top : top + size, left : left + size] for top, left in tiling.boxes])
+
+
+def shrunk(images: Float[Tensor, "b c h w"], size: int) -> Float[Tensor, "b c s s"]:
+    """Shrink square images to the size of a tile, averaged over areas."""
+    return images if images.shape[-1] == size else F.interpolate(images, size=(size, size), mode="area")
 
 
 def tta_inputs(images: Float[Tensor, "b c s s"], orientations: int, crops: int) -> Iterator[Float[Tensor, "b c s s"]]:

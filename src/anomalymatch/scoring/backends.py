@@ -52,8 +52,8 @@ def make_scorer(
         return "openvino", int8_forward(int8)
     module, chosen, spec = ScoringNetwork(network, inference, features=features), backend, network.spec
     if backend == "auto":
-        pixels = count * network.backbone.inputs_per_image * spec.image_size**2
-        chosen = fastest_backend(inference.torch_device, pixels, compiler=_has_compiler())
+        pixels = count * network.backbone.pixels_per_pixel * spec.input_size**2
+        chosen = fastest_backend(inference.torch_device, round(pixels), compiler=_has_compiler())
     if chosen == "compile":
         return chosen, in_batches(inference.torch_forward(_compiled(module, inference)), batch_size)
     if chosen == "openvino":
@@ -62,7 +62,7 @@ def make_scorer(
             return chosen, openvino_forward(
                 module,
                 channels=spec.channels,
-                size=spec.image_size,
+                size=spec.input_size,
                 batch_size=batch_size,
                 bf16=inference.computes_bf16,
             )
@@ -103,7 +103,7 @@ def _compiled(module: nn.Module, inference: Inference) -> Callable[[Tensor], Ten
 
 def find_batch_size(network: Network, inference: Inference) -> int:
     """Choose the batch size: on a CPU what fits its caches, on a GPU the smallest that reaches its full rate."""
-    size = network.spec.image_size
+    size = network.spec.input_size
     if inference.torch_device.type != "cuda":
         return inference.batch_size(size)
     score = inference.torch_forward(ScoringNetwork(network, inference, features=False))

@@ -157,8 +157,8 @@ def _try_int8(
     manifest: Manifest, scorer: Scorer | None, network: Network, source: ImageSource, inference: Inference, output: Path
 ) -> tuple[Manifest, Scorer | None]:
     """Return the manifest and the scorer for int8 if it is to be taken, else those that are given."""
-    size = network.spec.image_size
-    if not inference.tries_int8(manifest.images * network.backbone.inputs_per_image * size**2):
+    size = network.spec.input_size
+    if not inference.tries_int8(round(manifest.images * network.backbone.pixels_per_pixel * size**2)):
         return manifest, scorer
     agreement = inference.int8_agreement(
         ScoringNetwork(network, inference, features=manifest.features),
@@ -201,7 +201,7 @@ def _score(
             scorer,
             folder,
             missing,
-            size=network.spec.image_size,
+            size=network.spec.input_size,
             width=network.backbone.features if manifest.features else 0,
             workers=inference.workers,
             decode_on=inference.torch_device if spec.decode == "gpu" else None,

@@ -65,7 +65,7 @@ def score_parts_on_ray(
         resources = ray.cluster_resources()
         cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
         actors = min(len(parts), actors or gpus or max(1, cores // CORES_PER_ACTOR))
-        decode = _Decode(source, folder.manifest, model.network().spec.image_size)
+        decode = _Decode(source, folder.manifest, model.network().spec.input_size)
         threads = max(1, cores // actors)
         items = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
         # Actors ask for less than a core, so that decoders get the cores and Ray does not merge the two.

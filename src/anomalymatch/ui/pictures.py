@@ -24,7 +24,7 @@ from anomalymatch.data.source import ImageSource
 from anomalymatch.errors import UnreadableImageError
 from anomalymatch.evaluation.contact_sheet import as_rgb
 from anomalymatch.lru import LRU
-from anomalymatch.types import Image, Orientation, Pixels
+from anomalymatch.types import Image, Orientation, Pixels, Reject
 from anomalymatch.ui.originals import Metadata, guarded, original
 
 logger = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ class Pictures:
         if data is None:
             self._check(stretch, channel)
             with self._slots:
-                data = jpeg(fitted(self._rendered(self._read(id_), stretch, channel), key[2]))
+                data = jpeg(fitted(self._small(id_, key[2]) if not look else self._look(id_, stretch, channel), key[2]))
             self._cache.put(key, data)
         return data
 
@@ -328,7 +328,20 @@ class Pictures:
         check_choice("channel", channel, self.channels, null=True)
 
     def _trained(self, id_: str) -> Image:
-        return self._rendered(self._read(id_), AS_TRAINED, None)
+        return self._look(id_, AS_TRAINED, None)
+
+    def _look(self, id_: str, stretch: str, channel: str | None) -> Image:
+        return self._rendered(self._read(id_), stretch, channel)
+
+    def _small(self, id_: str, side: int) -> Image:
+        """Return an image as trained on, a large JPEG at the scale that a thumbnail needs."""
+        if not self.source.encoded:
+            return self._trained(id_)
+        with guarded(self.source, id_):
+            image = self.source.read_for([id_], side)[0]
+        if isinstance(image, Reject):
+            raise UnreadableImageError(image.reason, temporary=image.temporary)
+        return _reduced(image, self.source.rendering)
 
     def _native(self, id_: str) -> Pixels:
         """Return the original pixels; several threads that ask for the same image read it once."""

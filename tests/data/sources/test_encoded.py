@@ -166,6 +166,18 @@ def test_an_image_without_memory_is_a_reject(tmp_path: Path, monkeypatch: pytest
     assert second[0, 0, 0] == 2
 
 
+def test_every_kind_of_archive_decodes_large_jpegs_at_a_reduced_scale(opened: Callable[..., Any]) -> None:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(np.zeros((640, 800, 3), np.uint8)).save(buffer, "JPEG")
+    source = opened({"a.jpg": buffer.getvalue()})
+    assert [source.read_for(source.ids, size)[0].shape[:2] for size in (321, 160, 80, 40)] == [
+        (640, 800),
+        (320, 400),
+        (160, 200),
+        (80, 100),
+    ]
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_large_jpegs_are_decoded_at_a_reduced_scale_everywhere(tmp_path: Path, turned: bool) -> None:
     """Features, training and scoring see the same pixels, which a full decoding hardly changes."""

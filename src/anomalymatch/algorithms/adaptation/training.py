@@ -46,6 +46,7 @@ from anomalymatch.backbones.checkpoint import describe_input, load_description, 
 from anomalymatch.backbones.embedding import Embedding
 from anomalymatch.backbones.frozen_stages import accelerate_frozen_stages
 from anomalymatch.backbones.network import Backbone
+from anomalymatch.backbones.tta import Tiling
 from anomalymatch.backbones.weights import first_not_finite
 from anomalymatch.checks import Number
 from anomalymatch.data.stream import collect
@@ -318,7 +319,7 @@ class _Run:
         """Two views of each image kept aside, the same at each check."""
         seed = derive_seed(self.recipe.seed, _CHECK)
         places = np.arange(len(self.held))
-        views = PairedViews(self.embedding.source, self.held, places, self.recipe.view, self.size, seed)
+        views = PairedViews(self.embedding.source, self.held, places, self.recipe.view, Tiling(1, self.size), seed)
         pairs = [views[i] for i in range(len(views))]
         return torch.stack([pair.x_a for pair in pairs]), torch.stack([pair.x_b for pair in pairs])
 

@@ -1,4 +1,4 @@
-"""Loading of views: the order of the images, tensors, and loaders with worker processes."""
+"""Loading of views: the order of the images, tiles, tensors, and loaders with worker processes."""
 
 import cv2
 import numpy as np
@@ -7,6 +7,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from anomalymatch.backbones.tta import Tiling
+from anomalymatch.data.stream import scale
 from anomalymatch.types import Image
 
 
@@ -14,6 +16,23 @@ def epoch_draws(pool: int, count: int, rng: np.random.Generator) -> Int64[np.nda
     """Draw positions in 0 … pool-1 in passes, each of which has every position once, in random order."""
     passes = -(-count // pool)
     return np.concatenate([rng.permutation(pool) for _ in range(passes)])[:count]
+
+
+def whole_or_tile(image: Image, tiling: Tiling, seed: int) -> UInt8[np.ndarray, "s s c"]:
+    """Return a square image in the size of a tile, or one of its tiles, with the same probability.
+
+    Args:
+        image: an image of `tiling.side` squared pixels.
+        tiling: its tiles; the image itself is returned where it is the only tile.
+        seed: decides which.
+    """
+    if tiling.count == 1:
+        return image
+    rng = np.random.default_rng(seed)
+    if rng.random() < 0.5:
+        return scale(image, tiling.size, tiling.size)
+    top, left = tiling.boxes[rng.integers(len(tiling.boxes))]
+    return np.ascontiguousarray(image[top : top + tiling.size, left : left + tiling.size])
 
 
 def view_loader(views: Dataset, batch_size: int, workers: int) -> DataLoader:

@@ -12,10 +12,11 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from anomalymatch.algorithms.augmentation.loading import epoch_draws, image_tensor, view_loader
+from anomalymatch.algorithms.augmentation.loading import epoch_draws, image_tensor, view_loader, whole_or_tile
 from anomalymatch.algorithms.augmentation.objects import ObjectAugmentation
 from anomalymatch.algorithms.augmentation.view import Augmentation, View
 from anomalymatch.algorithms.base import derive_seed
+from anomalymatch.backbones.tta import Tiling
 from anomalymatch.checks import check_range
 from anomalymatch.data.labels import training_ids
 from anomalymatch.data.source import ImageSource
@@ -140,11 +141,14 @@ def pool_weights(pool: int, candidates: Int64[np.ndarray, " c"], spec: BatchSpec
 
 REFERENCE_VIEWS, REFERENCE_BATCHES = ObjectAugmentation(), BatchSpec()
 """Views and batches of the paper."""
-_WEAK, _STRONG, _LABELLED = 1, 2, 3
+_WEAK, _STRONG, _LABELLED, _TILE = 1, 2, 3, 4
 
 
 class LabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], int]]):
-    """Dataset of weak views of the labelled images, which stay in memory; one item for each draw."""
+    """Dataset of weak views of the labelled images, or of their tiles; one item for each draw.
+
+    The images stay in memory, in the size that their tiles cover.
+    """
 
     def __init__(
         self,
@@ -152,24 +156,27 @@ class LabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], int]]):
         targets: Int64[np.ndarray, " n"],
         draws: Int64[np.ndarray, " m"],
         weak: View,
+        tiling: Tiling,
         seed: int,
     ) -> None:
         self.images, self.targets, self.draws = images, targets, draws
-        self.weak, self.seed = weak, seed
+        self.weak, self.tiling, self.seed = weak, tiling, seed
 
     def __len__(self) -> int:
         return len(self.draws)
 
     def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], int]:
         position = self.draws[draw]
-        view = self.weak(self.images[position], derive_seed(self.seed, _LABELLED, draw))
+        image = whole_or_tile(self.images[position], self.tiling, derive_seed(self.seed, _LABELLED, draw, _TILE))
+        view = self.weak(image, derive_seed(self.seed, _LABELLED, draw))
         return image_tensor(view), int(self.targets[position])
 
 
 class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]]):
     """Dataset of a weak and a strong view of an unlabelled image and its position; one item for each draw.
 
-    An image that cannot be read is replaced by the next one in the pool.
+    With tiles, both are views of the whole image, or both of the same tile. An image that cannot be read is replaced
+    by the next one in the pool.
     """
 
     def __init__(
@@ -179,18 +186,19 @@ class UnlabelledViews(Dataset[tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w
         draws: Int64[np.ndarray, " n"],
         weak: View,
         strong: View,
-        size: int,
+        tiling: Tiling,
         seed: int,
     ) -> None:
         self.source, self.pool, self.draws = source, pool, draws
-        self.weak, self.strong, self.size, self.seed = weak, strong, size, seed
+        self.weak, self.strong, self.tiling, self.seed = weak, strong, tiling, seed
 
     def __len__(self) -> int:
         return len(self.draws)
 
     def __getitem__(self, draw: int) -> tuple[UInt8[Tensor, "c h w"], UInt8[Tensor, "c h w"], int]:
-        image, position = next_readable(self.source, self.pool, int(self.draws[draw]), self.size)
-        image = resize(image, self.size, self.source.rendering.fit)
+        image, position = next_readable(self.source, self.pool, int(self.draws[draw]), self.tiling.side)
+        image = resize(image, self.tiling.side, self.source.rendering.fit)
+        image = whole_or_tile(image, self.tiling, derive_seed(self.seed, _TILE, draw))
         weak = self.weak(image, derive_seed(self.seed, _WEAK, draw))
         strong = self.strong(image, derive_seed(self.seed, _STRONG, draw))
         return image_tensor(weak), image_tensor(strong), position
@@ -232,6 +240,7 @@ class MixedBatches(LightningDataModule):
         labels: labelled ids; only anomaly and normal are used.
         pool: unlabelled ids to learn from.
         image_size: side of the views in pixels.
+        tiles: number of tiles along each side of an image, of which views are taken beside those of the whole image.
         augmentation: the views.
         spec: the composition of the batches.
         seed: seed of this training.
@@ -253,6 +262,7 @@ class MixedBatches(LightningDataModule):
         pool: Sequence[str],
         *,
         image_size: int,
+        tiles: int = 1,
         augmentation: Augmentation = REFERENCE_VIEWS,
         spec: BatchSpec = REFERENCE_BATCHES,
         seed: int = 0,
@@ -265,7 +275,7 @@ class MixedBatches(LightningDataModule):
         chosen = frozenset(candidates)
         self.labels = labels
         self.candidates = np.array([i for i, id_ in enumerate(pool) if id_ in chosen], dtype=np.int64)
-        self.image_size = image_size
+        self.tiling = Tiling(tiles, image_size)
         self.weak = augmentation.weak(source.channels)
         self.strong = augmentation.strong(source.channels)
 
@@ -282,17 +292,18 @@ class MixedBatches(LightningDataModule):
         )
         ulb = pool_draws(len(self.pool), self.candidates, self.spec, np.random.default_rng([seed, _WEAK]))
         return (
-            LabelledViews(images, targets, lb, self.weak, seed),
-            UnlabelledViews(self.source, self.pool, ulb, self.weak, self.strong, self.image_size, seed),
+            LabelledViews(images, targets, lb, self.weak, self.tiling, seed),
+            UnlabelledViews(self.source, self.pool, ulb, self.weak, self.strong, self.tiling, seed),
         )
 
     @cached_property
     def _labelled_images(self) -> tuple[list[Image], Int64[np.ndarray, " n"]]:
         """Labelled images and their classes; images that cannot be read are left out."""
-        found = read_images(self.source, sorted(self.labels), self.image_size)
+        side = self.tiling.side
+        found = read_images(self.source, sorted(self.labels), side)
         if found.rejects and not found.ids:
             raise none_readable(self.source, found.rejects)
-        images = [resize(image, self.image_size, self.source.rendering.fit) for image in found.images]
+        images = [resize(image, side, self.source.rendering.fit) for image in found.images]
         readable = dict(zip(found.ids, images, strict=True))
         anomalies, normals = training_ids({id_: self.labels[id_] for id_ in readable})
         targets = np.repeat(np.array([1, 0]), [len(anomalies), len(normals)])

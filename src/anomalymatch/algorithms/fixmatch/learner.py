@@ -194,6 +194,7 @@ class FixMatchLearner:
             augmentation=self.augmentation,
             spec=self.batch,
             image_size=self.embedding.spec.image_size,
+            tiles=self.embedding.spec.tiles,
             seed=derive_seed(self.seed, cycle),
             candidates=candidates.ids if self.batch.wants_candidates else [],
         )
@@ -271,7 +272,7 @@ def rank_by_network(
     network: Network, embedding: Embedding, ids: Sequence[str], advance: Advance = ignore_progress
 ) -> Ranking:
     """Rank images of an embedding by the logits of a network, which may have been trained since."""
-    inference, size = embedding.inference, embedding.spec.image_size
+    inference, size = embedding.inference, embedding.spec.input_size
     forward = inference.prepare(network, size=size, count=len(ids))
     batches = inference.run(forward, embedding.source, ids, size=size)
     logits = ((b.ids, anomaly_logit(torch.from_numpy(b.outputs)).numpy(), b.rejects) for b in batches)
@@ -312,7 +313,7 @@ def refit_head(
         features have seen the labels: a low value shows that they were damaged, a high value alone proves nothing.
     """
     backbone, scaling = network.backbone, embedding.scaling
-    size, inference = embedding.spec.image_size, embedding.inference
+    size, inference = embedding.spec.input_size, embedding.inference
     unlabelled = candidates.ids if candidates is not None and spec.rounds else []
     forward = inference.prepare(backbone, size=size, count=len(labels) + len(unlabelled))
     batch_size = inference.batch_size(size)

@@ -100,7 +100,7 @@ class MscLearner(DistanceLearner):
 
     def features(self, ids: Sequence[str]) -> Iterator[OutputBatch]:
         """Compute the features of the trained backbone, see `DistanceLearner.features`."""
-        inference, size = self.embedding.inference, self.embedding.spec.image_size
+        inference, size = self.embedding.inference, self.embedding.spec.input_size
         forward = inference.prepare(require_fitted(self._backbone), size=size, count=len(ids))
         for batch in inference.run(forward, self.embedding.source, ids, size=size):
             norms = np.linalg.norm(batch.outputs, axis=1, keepdims=True)
@@ -127,6 +127,7 @@ class MscLearner(DistanceLearner):
             ids,
             view=self.two_views.view(self.embedding.source.channels, self.embedding.spec.image_size),
             image_size=self.embedding.spec.image_size,
+            tiles=self.embedding.spec.tiles,
             batch_size=self.batch_size,
             epochs=self.epochs,
             workers=self.workers,
