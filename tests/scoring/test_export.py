@@ -15,10 +15,11 @@ import openvino as ov
 import pytest
 import torch
 import yaml
+from networks import network_of, some_images
 
 import anomalymatch as am
 from anomalymatch import export as module
-from anomalymatch.backbones.checkpoint import load_network
+from anomalymatch.backbones.checkpoint import describe_input, load_network, save_network
 from anomalymatch.data.rendering import Rendering
 from anomalymatch.errors import ConfigError, DownloadError, StorageError
 from anomalymatch.scoring import export as scoring_export
@@ -69,6 +70,21 @@ def test_other_programs_compute_the_same_scores_for_any_number_of_images(program
         with torch.inference_mode():
             logits = network(torch.from_numpy(images)).numpy()
         np.testing.assert_allclose(program(folder, images), logits[:, 1] - logits[:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("seen", [{"crops": 1}, {"orientations": 2}, {"tiles": 2}])
+def test_all_that_a_network_sees_of_an_image_is_written(seen, make_source, tmp_path):
+    network = network_of(**seen).eval()
+    path = tmp_path / "run" / "cycles" / "01"
+    path.mkdir(parents=True)
+    save_network(network, path / "weights.safetensors", input=describe_input(make_source()))
+    folder = module.export(f"run={tmp_path / 'run'}", "format=openvino", f"output={tmp_path / 'model'}")
+    _, _, *sides = json.loads((folder / "model.json").read_text())["input"]["shape"]
+    assert sides == [network.spec.input_size] * 2
+    images = some_images(3, size=network.spec.input_size)
+    with torch.inference_mode():
+        logits = network(images).numpy()
+    np.testing.assert_allclose(openvino(folder, images.numpy()), logits[:, 1] - logits[:, 0], atol=1e-4)
 
 
 def test_wrong_words_are_one_sentence(save_run, tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ class Backbone(nn.Module):
         if self.tiling is None:
             return self._averaged(pixels, self.crops)
         whole = self._averaged(shrunk(pixels, self.tiling.size), self.crops)
-        tiles = self._averaged(cut_tiles(pixels, self.tiling), 0).unflatten(0, (len(self.tiling.boxes), len(whole)))
+        tiles = self._averaged(cut_tiles(pixels, self.tiling), 0).unflatten(0, (len(self.tiling.boxes), whole.shape[0]))
         return self.join_parts([whole, tiles.amax(dim=0), tiles.mean(dim=0)])
 
     @property

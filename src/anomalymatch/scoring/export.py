@@ -77,7 +77,7 @@ def export_model(model: TrainedModel, folder: Path, kind: str, settings: Mapping
     module = AnomalyLogit(network.fused()).to(memory_format=torch.contiguous_format).eval()
     module.requires_grad_(False)
     spec, rng = network.spec, np.random.default_rng(0)
-    shape = (3, spec.channels, spec.image_size, spec.image_size)
+    shape = (3, spec.channels, spec.input_size, spec.input_size)
     images = torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
     with torch.inference_mode():
         expected = module(images).numpy()
@@ -142,7 +142,7 @@ def _describe(model: TrainedModel, network: Network, kind: str) -> dict[str, Any
         "input": {
             "name": "images",
             "type": "uint8",
-            "shape": ["batch", spec.channels, spec.image_size, spec.image_size],
+            "shape": ["batch", spec.channels, spec.input_size, spec.input_size],
             "channels": list(rendering.channels(model.input.bands)),
             "bands": list(model.input.bands),
             "units": model.input.units,

@@ -36,7 +36,7 @@ def model_card(model: TrainedModel, spec: NetworkSpec, file: str, settings: Mapp
     channels = ", ".join(model.input.rendering.channels(model.input.bands))
     rows = {
         "Network": f"{spec.name}, starting from {spec.weights}",
-        "Images": f"{spec.channels} channels ({channels}), {spec.image_size} x {spec.image_size} pixels",
+        "Images": f"{spec.channels} channels ({channels}), {spec.input_size} x {spec.input_size} pixels",
         "Bands": ", ".join(model.input.bands),
         "Labels": ", ".join(f"{count:,} {label}" for label, count in labels.items()) or "unknown",
     } | {name.capitalize(): value for name, value in settings.items() if value is not None}
