@@ -7,6 +7,7 @@ import pytest
 import tutorials
 
 from anomalymatch.__main__ import COMMANDS
+from anomalymatch.terminal import console
 
 PAGES = tutorials.pages()
 
@@ -22,7 +23,7 @@ def cache(tmp_path_factory):
 def test_a_tutorial_prints_what_its_page_shows(page, cache, call_main, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ANOMALYMATCH_CACHE", str(cache))
-    monkeypatch.setenv("COLUMNS", "300")  # a log line is not wrapped, however long the path is
+    monkeypatch.setattr(console, "width", 300)  # a log line is not wrapped, however long the path is
     monkeypatch.setattr("anomalymatch.ui.web.app.serve", lambda service, **options: label_by_eye(service))
 
     def command(name, *words):
