@@ -4,8 +4,8 @@
 #     label dataset=folder data.root=/images ui.host=0.0.0.0 ui.show=false
 # It prints an address with a token; open it with localhost as the name of the machine.
 #
-# With CUDA, of the ordinary index:
-#   docker build -t anomalymatch:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
+# With CUDA, from the ordinary index:
+#   docker build -t anomalymatch:cuda --build-arg TORCH_INDEX= .
 #   docker run --rm --gpus all -v "$PWD/photos:/images:ro" -v "$PWD/runs:/work/runs" anomalymatch:cuda \
 #     run dataset=folder data.root=/images
 ARG PYTHON=3.11
@@ -23,7 +23,7 @@ ARG EXTRAS=ui,openvino
 COPY constraints.txt /dist/
 COPY --from=build /dist /dist
 # torch and torchvision first and from one index, so that they fit together; then the rest, which keeps them.
-RUN pip install --no-cache-dir --constraint /dist/constraints.txt --index-url ${TORCH_INDEX} torch torchvision \
+RUN pip install --no-cache-dir --constraint /dist/constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch torchvision \
     && pip install --no-cache-dir --constraint /dist/constraints.txt "$(ls /dist/*.whl)[${EXTRAS}]" \
     && useradd --create-home --uid 1000 user \
     && mkdir -p /work/runs /cache \

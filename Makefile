@@ -65,6 +65,12 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/probe_variants.py
 	$(BIN)/python experiments/configured_sizes.py --trainings 99
 	$(BIN)/python experiments/all_labels.py
+	$(BIN)/python experiments/int8.py
+	$(BIN)/python experiments/rounds.py
+	$(BIN)/python experiments/candidates.py
+	$(BIN)/python experiments/candidates.py --galaxies
+	$(BIN)/python experiments/reads.py
+	$(BIN)/python experiments/large_images.py
 
 ui: $(VENV)/installed ## Open the labelling page on the built-in galaxies
 	$(BIN)/python -m anomalymatch.label

@@ -46,7 +46,7 @@ class Command:
 
 
 def main() -> None:
-    """Measure the commands by turns and print the table; results of each round are kept."""
+    """Measure the commands in turn and print the table."""
     parser = make_parser(__doc__, quick="one round, without the demo run, on 64 images with the smallest network")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="measure these only, beside the reference")

@@ -138,9 +138,10 @@ def write_formats(folder: Path, original: ImageSource, ids: Sequence[str], size:
     convert(files, folder / "parquet", encoding="keep")
     _pack(folder)
     np.save(folder / "array.npy", stack)
+    chunks = (min(64, len(stack)), *stack.shape[1:])
     with h5py.File(folder / "array.h5", "w") as file:
-        file.create_dataset("images", data=stack, chunks=(64, *stack.shape[1:]))
-    zarr.create_array(str(folder / "array.zarr"), data=stack, chunks=(64, *stack.shape[1:]))
+        file.create_dataset("images", data=stack, chunks=chunks)
+    zarr.create_array(str(folder / "array.zarr"), data=stack, chunks=chunks)
     names = {"JPEG folder": "folder", "zip": "images.zip", "WebDataset": "images.tar", "Parquet": "parquet"}
     names |= {"npy": "array.npy", "HDF5": "array.h5", "Zarr": "array.zarr", "FITS folder": "fits"}
     return {name: open_path(folder / path, cache_dir=folder) for name, path in names.items()}

@@ -22,8 +22,8 @@ def main() -> None:
 def export(*overrides: str) -> Path:
     """Write the network of a trained run for other programs.
 
-    `export("run=runs/mine", "format=onnx")` does what `python -m anomalymatch.export` does. The input of the network
-    are 8-bit images; `model.json` beside it describes how they are made. The output are log-odds of an anomaly.
+    `export("run=runs/mine", "format=onnx")` does what `python -m anomalymatch.export` does. The network takes
+    8-bit images, which `model.json` beside it describes, and returns the log-odds of an anomaly for each.
 
     Keys; `python -m anomalymatch.export --cfg job` prints all with their defaults:
         run=FOLDER: run folder, or a .safetensors file in one.

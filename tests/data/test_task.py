@@ -187,7 +187,7 @@ def test_all_but_the_normal_class_are_anomalies(make_source):
 
 
 def test_unlabelled_images_of_a_ranking(make_source):
-    """Those of the pool without a label; asked again for the same ones, the same object."""
+    """The ranking has the images of the pool without a label; a second call with the same labels returns it again."""
     task = make_task(make_source(50), anomaly="rare", holdout=0.2)
     ids = [*task.pool[1:], "gone from the archive", *task.holdout]
     ranking = Ranking(ids, np.arange(len(ids), dtype=np.float64), [Reject(task.pool[0], "torn"), Reject("x", "torn")])

@@ -1,6 +1,7 @@
 """Trackers that log through the loggers of Lightning: CSV files, TensorBoard, MLflow."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 MLFLOW_RUN_ID = "mlflow_run_id"
 
 
-class LightningTracker(Tracker):
+class LightningTracker(Tracker, ABC):
     """Base of the trackers that log configuration and numbers to a logger of Lightning.
 
     Numbers of training steps are logged by step, counted over all cycles, and those of a cycle by its number. Loggers
@@ -48,9 +49,9 @@ class LightningTracker(Tracker):
         self._steps, self._media = steps_done(folder), media
         self._logger: Any = self._start(folder, config, name, sweep)
 
+    @abstractmethod
     def _start(self, folder: Path, config: dict[str, Any], name: str, sweep: str | None) -> "Logger":
         """Make the logger, and log the configuration."""
-        raise NotImplementedError
 
     def log_step(self, cycle: int, row: Mapping[str, float]) -> None:
         """See `Tracker`; steps are counted over all cycles."""

@@ -235,8 +235,9 @@ class FeatureCache:
             on_part: called with the features of the first images while others are missing: with those on disk, then
                 whenever their number of shards reaches a power of two.
         """
-        int8 = self._int8(source, spec, backbone)
-        cache = Cache(self.folder / _key(self._depends(source, spec, backbone), int8 is not None))
+        depends = self._depends(source, spec, backbone)
+        int8 = self._int8(depends, source, spec, backbone)
+        cache = Cache(self.folder / _key(depends, int8 is not None))
         chunks = {_name(k): source.ids[k : k + SHARD_IMAGES] for k in range(0, len(source.ids), SHARD_IMAGES)}
         size, empty = _input_size(spec, backbone), np.empty((0, backbone.width), np.float16)
 
@@ -266,19 +267,22 @@ class FeatureCache:
 
     def forward(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> Forward:
         """Return the function that computes features of a few other images, in the precision of those of a source."""
-        int8 = self._int8(source, spec, backbone)
+        int8 = self._int8(self._depends(source, spec, backbone), source, spec, backbone)
         return self.inference.prepare(backbone, size=_input_size(spec, backbone), count=1, int8=int8)
 
     def key(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> str:
         """Return the name of the subfolder: a hash of everything that the features depend on."""
-        return _key(self._depends(source, spec, backbone), self._int8(source, spec, backbone) is not None)
+        depends = self._depends(source, spec, backbone)
+        return _key(depends, self._int8(depends, source, spec, backbone) is not None)
 
-    def _int8(self, source: ImageSource, spec: ModelSpec, backbone: Backbone) -> Cache | None:
+    def _int8(
+        self, depends: dict[str, object], source: ImageSource, spec: ModelSpec, backbone: Backbone
+    ) -> Cache | None:
         """Return the cache with the int8 model of the features; None if they are computed in higher precision.
 
         Its place is that of the features in higher precision. If these exist, `auto` keeps them.
         """
-        cache = Cache(self.folder / _key(self._depends(source, spec, backbone), False))
+        cache = Cache(self.folder / _key(depends, False))
         if self.inference.precision == "auto" and (cache.folder / _name(0)).exists():
             return None
         size = _input_size(spec, backbone)

@@ -156,7 +156,7 @@ def _open(
 def _try_int8(
     manifest: Manifest, scorer: Scorer | None, network: Network, source: ImageSource, inference: Inference, output: Path
 ) -> tuple[Manifest, Scorer | None]:
-    """Return the manifest and the scorer for int8 if it is to be taken, else those that are given."""
+    """Quantise the network if int8 is asked for or pays; return its manifest and scorer, or else the given ones."""
     size = network.spec.input_size
     if not inference.tries_int8(round(manifest.images * network.backbone.pixels_per_pixel * size**2)):
         return manifest, scorer

@@ -153,11 +153,8 @@ class Mahalanobis:
 
     def fit(self, rows: FeatureRows) -> dict[str, Tensor]:
         """Compute mean and whitening matrix."""
-        from sklearn.covariance import (
-            empirical_covariance,
-            ledoit_wolf,
-            shrunk_covariance,
-        )  # late: others do not use it
+        # Imported here, because the other detectors do not use it.
+        from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
 
         features = rows.astype(np.float64)
         mean = maths.trimmed_mean(features, self.trim)
