@@ -48,8 +48,8 @@ def sizes(quick: bool) -> list[Row]:
         first, others = images[: int8.CALIBRATION_IMAGES], images[int8.CALIBRATION_IMAGES :][:COMPARED]
         small = int8.quantised_model(model, int8.full_batches(first, batch))
         exact, half = compiled_forward(model, batch, bf16=False), compiled_forward(model, batch, bf16=True)
-        mixed = {f"int8, the rest {'bf16' if bf16 else 'fp32'}": compiled_forward(small, batch, bf16=bf16)
-                 for bf16 in (False, True)}  # fmt: skip
+        rests = {"fp32": False, "bf16": True}
+        mixed = {f"int8, the rest {name}": compiled_forward(small, batch, bf16=bf16) for name, bf16 in rests.items()}
         rows += _compared(exact, {"bf16": half, **mixed}, others, size=size)
     return rows
 
@@ -65,10 +65,9 @@ def layers(quick: bool) -> list[Row]:
     images = int8.sample_images(source, size)
     first, others = images[: int8.CALIBRATION_IMAGES], images[int8.CALIBRATION_IMAGES :][:COMPARED]
     batches = nncf.Dataset(int8.full_batches(first, batch))
-    layers = [(op.get_friendly_name(), op.get_type_name()) for op in model.get_ordered_ops()
-              if op.get_type_name() in int8.LAYERS]  # fmt: skip
-    names = [name for name, _ in layers]
-    depthwise = {name for name, kind in layers if kind == "GroupConvolution"}
+    kinds = {op.get_friendly_name(): op.get_type_name() for op in model.get_ordered_ops()}
+    names = [name for name, kind in kinds.items() if kind in int8.LAYERS]
+    depthwise = {name for name in names if kinds[name] == "GroupConvolution"}
     smooth = nncf.AdvancedQuantizationParameters(
         smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.5)
     )

@@ -86,7 +86,7 @@ class Ranking:
         order = np.argsort(negative).astype(np.int64)
         ordered = negative[order]
         same = (ordered[1:] == ordered[:-1]) | (np.isnan(ordered[1:]) & np.isnan(ordered[:-1]))
-        if same.any():  # few scores are equal, and comparing all ids would take ten times as long as all numbers
+        if same.any():  # few scores are equal, and sorting all ids as well takes more than ten times as long
             joins, joined = np.append(False, same), np.append(same, False)
             tied = order[joins | joined]
             run = np.cumsum(~joins)[joins | joined]

@@ -31,7 +31,7 @@ RETRIED = 64
 SAMPLE = 4096
 """Images from which the spread of a feature is measured."""
 BLOCK_NUMBERS = 2**20
-"""Numbers that are converted and multiplied at once; PyTorch converts half precision ten times as fast as NumPy."""
+"""Numbers that are converted and multiplied at once; PyTorch converts half precision several times as fast as NumPy."""
 MIN_SPREAD = 1e-4
 """Features with a smaller spread hold only the rounding of half precision."""
 

@@ -86,7 +86,7 @@ class Task:
     def unlabelled(self, ranking: Ranking, labels: Mapping[str, Label]) -> Ranking:
         """Return the ranking of the images of the pool without a label; that of the last call is kept.
 
-        The steps of a round ask for the same one, which takes a second for ten million images.
+        The steps of a round ask for the same one, which takes 0.2 s for a million images.
         """
         given = frozenset(labels)
         for known, ids, rest in self._last:
