@@ -12,7 +12,16 @@ from anomalymatch.backbones import inference as inference_module
 from anomalymatch.backbones import int8
 from anomalymatch.backbones.features import FeatureCache, probe_scores
 from anomalymatch.backbones.inference import Inference
-from anomalymatch.backbones.int8 import Agreement, agreement, has_nncf, int8_forward, quantise
+from anomalymatch.backbones.int8 import (
+    Agreement,
+    agreement,
+    full_batches,
+    has_nncf,
+    int8_forward,
+    quantise,
+    quantised_model,
+)
+from anomalymatch.backbones.openvino import openvino_model
 from anomalymatch.cache import Cache
 from anomalymatch.errors import ConfigError
 
@@ -87,6 +96,19 @@ def test_int8_model_is_stored_once_and_close_to_the_model(tiny_backbone, make_so
     cosines = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
     assert 0.95 < cosines.min() < 0.999999
     np.testing.assert_array_equal(got, int8_forward(Cache(tmp_path))(images))
+
+
+@needs_nncf
+def test_nothing_that_others_print_meanwhile_is_lost(tiny_backbone, capsys):
+    class Batches(list):
+        def __iter__(self):
+            print("the address of the page")
+            return super().__iter__()
+
+    images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = openvino_model(tiny_backbone[1].fused(), 3, 32, 16)
+    quantised_model(plain, Batches(full_batches(images, 16)))
+    assert set(capsys.readouterr().out.splitlines()) == {"the address of the page"}
 
 
 @needs_nncf

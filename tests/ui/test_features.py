@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,11 +176,32 @@ def test_half_matrix_across_blocks():
     values = np.random.default_rng(0).normal(size=(2 * BLOCK_ROWS + 30, 3)).astype(np.float16)
     stored = HalfMatrix([values[:10], values[10:10], values[10:]])
     assert len(stored) == len(values)
-    assert max(len(block) for block in stored.blocks) == BLOCK_ROWS
+    assert [len(block) for block in stored.singles()] == [10, BLOCK_ROWS, BLOCK_ROWS, 20]
     index = np.array([len(values) - 1, 0, 9, 10, BLOCK_ROWS + 10, 0])
     np.testing.assert_array_equal(stored.take(index), values[index].astype(np.float32))
     direction = np.array([1, -2, 0.5], np.float32)
     np.testing.assert_allclose(stored.multiply(direction), values.astype(np.float32) @ direction, atol=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells the memory of a mapped file")
+def test_a_product_leaves_no_mapped_features_in_memory(tmp_path):
+    values = np.random.default_rng(0).normal(size=(2 * BLOCK_ROWS + 30, 64)).astype(np.float16)
+    for name, part in {"a": values[:BLOCK_ROWS], "b": values[BLOCK_ROWS:]}.items():
+        np.save(tmp_path / name, part)
+    mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "ab"]
+    stored = HalfMatrix(mapped)
+
+    def in_memory() -> list[int]:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        at = [i for i, line in enumerate(lines) if str(tmp_path) in line]
+        return [int(next(line for line in lines[i:] if line.startswith("Rss:")).split()[1]) for i in at]
+
+    assert mapped[0].any()
+    assert sum(in_memory()) > 200  # KiB
+    direction = np.linspace(-1, 1, 64, dtype=np.float32)
+    for _ in range(2):
+        np.testing.assert_allclose(stored.multiply(direction), values.astype(np.float32) @ direction, atol=1e-4)
+        assert in_memory() == [0, 0]
 
 
 def test_stages_are_further_columns(build, rows, make_features):

@@ -3,14 +3,15 @@
 import io
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+import rich
 import scipy  # which imports `scipy.stats` at its first use
 import torch
 from jaxtyping import Float, Float32, UInt8
@@ -174,7 +175,7 @@ def quantised_model(model: Any, batches: Sequence[UInt8[np.ndarray, "b h w c"]])
     """
     usual = logging.getLoggerClass()
     # nncf draws a progress bar for every step, and changes the class of all loggers that are made after its import.
-    with root_logger_kept(), redirect_stdout(io.StringIO()):
+    with root_logger_kept(), _no_progress_bars():
         import nncf
 
         logging.setLoggerClass(usual)
@@ -188,6 +189,17 @@ def quantised_model(model: Any, batches: Sequence[UInt8[np.ndarray, "b h w c"]])
             fast_bias_correction=False,  # the fast one: 0.950 instead of 0.989 (README, 18, Lite0)
             ignored_scope=nncf.IgnoredScope(names=list({op.get_friendly_name() for op in kept})),
         )
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Silence rich's shared console, but nothing that other threads print: the page says its address meanwhile."""
+    console = rich.get_console()
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def _speedup(usual: Forward, quick: Forward, images: UInt8[Tensor, "b c h w"]) -> float:

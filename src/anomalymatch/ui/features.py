@@ -1,17 +1,15 @@
 """Feature store of the labelling page: features of all images by position, exact or as principal components."""
 
+import mmap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from threading import RLock
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float16, Float32, Float64, Int32, Int64
-from threadpoolctl import ThreadpoolController
 
-from anomalymatch.backbones.features import Features, Scaling
+from anomalymatch.backbones.features import Features, Scaling, one_thread
 from anomalymatch.cache import Blocks, Cache, cache_key
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import DataError
@@ -25,7 +23,6 @@ SAMPLE = 20_000
 BLOCK_ROWS = 2048
 _CHUNK = 2048
 _SEED = 0
-_thread_lock = RLock()  # overlapping blocks would restore each other's limits
 
 
 class HalfMatrix:
@@ -41,8 +38,8 @@ class HalfMatrix:
     ) -> None:
         self.dimensions, self.components = int(blocks[0].shape[1]), components
         # Blocks that fit into the processor's cache are converted and multiplied ten times as fast as the whole.
-        self.blocks = [block[i : i + BLOCK_ROWS] for block in blocks for i in range(0, len(block), BLOCK_ROWS)]
-        self._starts = np.cumsum([0] + [len(block) for block in self.blocks])
+        self._blocks = [block[i : i + BLOCK_ROWS] for block in blocks for i in range(0, len(block), BLOCK_ROWS)]
+        self._starts = np.cumsum([0] + [len(block) for block in self._blocks])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -53,7 +50,7 @@ class HalfMatrix:
         owner = np.searchsorted(self._starts, index, side="right") - 1
         for k in np.unique(owner):
             mine = owner == k
-            rows[mine] = self.blocks[k][index[mine] - self._starts[k]]
+            rows[mine] = self._blocks[k][index[mine] - self._starts[k]]
         return rows
 
     def multiply(self, direction: Float32[np.ndarray, " d"]) -> Float32[np.ndarray, " m"]:
@@ -61,9 +58,17 @@ class HalfMatrix:
         products = torch.empty(len(self))
         weights = torch.from_numpy(np.array(direction))
         with one_thread():
-            for block, start in zip(self.blocks, self._starts, strict=False):
-                torch.mv(torch.from_numpy(_single(block)), weights, out=products[start : start + len(block)])
+            for block, start in zip(self.singles(), self._starts, strict=False):
+                torch.mv(torch.from_numpy(block), weights, out=products[start : start + len(block)])
         return products.numpy()
+
+    def singles(self) -> Iterator[Float32[np.ndarray, "b d"]]:
+        """Convert one block after the other; what is mapped from disk is taken out of this process's memory again."""
+        files = [_mapped_file(block) for block in self._blocks]
+        for block, file, following in zip(self._blocks, files, [*files[1:], None], strict=False):
+            yield _single(block)
+            if file is not None and file is not following and hasattr(mmap, "MADV_DONTNEED"):
+                file.madvise(mmap.MADV_DONTNEED)  # the system keeps it in its cache while there is room
 
     def encode(self, pooled: Float32[np.ndarray, "k D"]) -> Float32[np.ndarray, "k d"]:
         """Map pooled features of other images to the space of these vectors."""
@@ -285,8 +290,8 @@ def _project_blocks(
     exact: HalfMatrix, components: Float32[np.ndarray, "D d"], show: ShowProgress
 ) -> Iterator[Float16[np.ndarray, "_ d"]]:
     with show("Compressing features", len(exact)) as advance:
-        for block in exact.blocks:
-            yield (_single(block) @ components).astype(np.float16)
+        for block in exact.singles():
+            yield (block @ components).astype(np.float16)
             advance(len(block))
 
 
@@ -306,20 +311,11 @@ def principal_directions(sample: Float32[np.ndarray, "n D"], dimensions: int) ->
     return np.ascontiguousarray(vectors * np.sign(largest), dtype=np.float32)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit NumPy and PyTorch to one thread within this block.
-
-    Their threads wait for each other after every small product. While a training uses the same cores, one such wait
-    lasts until the scheduler runs the other thread again: one second of work took nine.
-    """
-    with _thread_lock, _thread_pools().limit(limits=1):
-        yield
-
-
-@cache
-def _thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()
+def _mapped_file(array: np.ndarray) -> mmap.mmap | None:
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def _single(block: Float16[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:

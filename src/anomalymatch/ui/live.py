@@ -15,7 +15,7 @@ from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, self_trai
 from anomalymatch.cache import Cache, cache_key
 from anomalymatch.errors import DataError
 from anomalymatch.progress import ShowProgress, progress
-from anomalymatch.ui.features import FeatureStore, one_thread
+from anomalymatch.ui.features import FeatureStore
 from anomalymatch.ui.views import FirstOrder
 
 logger = logging.getLogger(__name__)
@@ -118,9 +118,8 @@ class LiveRanking:
             return None
         unlabelled = ~np.isin(self._pool, taken) if self.probe.rounds else np.zeros(len(self._pool), dtype=bool)
         views = self.reorient(anomalies) if self.reorient else None
-        with one_thread():
-            pool, known = self._pool_rows[unlabelled], self.store.rows(normals)
-            return self_train(positive, known, pool, self.probe, self.store.scaling, turned=views).probe
+        pool, known = self._pool_rows[unlabelled], self.store.rows(normals)
+        return self_train(positive, known, pool, self.probe, self.store.scaling, turned=views).probe
 
     def first_batch(self, count: int) -> Int64[np.ndarray, " k"]:
         """Return positions of up to `count` diverse images to start with."""

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.special import logit
 
-from anomalymatch.backbones.features import Scaling
+from anomalymatch.backbones.features import Scaling, one_thread
 from anomalymatch.backbones.tta import ORIENTATIONS
 from anomalymatch.checks import check_choice, check_range
 
@@ -142,6 +142,7 @@ def self_train(
     turned = anomalies[:0] if turned is None else turned
     owner = np.arange(len(turned)) // max(1, spec.orientations - 1)
 
+    @one_thread()
     def train(
         some: Int64[np.ndarray, " a"], others: Int64[np.ndarray, " n"]
     ) -> tuple[list[Probe], Probe, Float64[np.ndarray, " d"] | None]:
