@@ -22,6 +22,7 @@ from labelling_speed import image_ids, start_service, write_features
 from playwright.sync_api import Page
 from synthetic import SyntheticSource
 
+from anomalymatch.listening import open_site
 from anomalymatch.ui.web.app import serve
 
 SIZES = (6_664, 30_000, 1_000_000)
@@ -58,7 +59,7 @@ def main() -> None:
     if options.serve is not None:
         service = start_service(options.serve, SyntheticSource(image_ids(options.sizes[0]), 64), "auto")
         try:
-            serve(service, host="127.0.0.1", port=0, token=None, show=False)
+            serve(service, open_site("127.0.0.1", 0, token=None), show=False)
         finally:
             service.close()
         return

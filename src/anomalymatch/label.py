@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from html import escape
 from importlib import import_module, util
 from pathlib import Path
@@ -19,6 +20,7 @@ from anomalymatch.cli import launch, make_callable
 from anomalymatch.config import FILE, check_same_run, config_folder, resumed
 from anomalymatch.errors import ConfigError
 from anomalymatch.files import write_text
+from anomalymatch.listening import OpeningPage, open_site
 from anomalymatch.saved_config import has_foreign_targets
 
 if TYPE_CHECKING:
@@ -167,23 +169,16 @@ def label(*overrides: str, folder: Path | str, height: int = 800, proxy: str | N
 def _serve(config: DictConfig) -> None:
     if util.find_spec("nicegui") is None:
         raise ConfigError('the page needs NiceGUI: pip install "anomalymatch[ui]"')
-    service = open_service(config, list(HydraConfig.get().overrides.task))
-    from anomalymatch.ui.web.app import serve
-
     page = config.ui
-    try:
-        serve(
-            service,
-            host=page.host,
-            port=page.port,
-            token=page.token,
-            show=page.show,
-            frames=page.frames,
-            survey=page.survey,
-            prefix=page.prefix,
-        )
-    finally:
-        service.close()
+    site = open_site(page.host, page.port, token=page.token, prefix=page.prefix)
+    with closing(site.listening):
+        with OpeningPage(site, show=page.show) as opening:
+            service = open_service(config, list(HydraConfig.get().overrides.task))
+        with closing(service):
+            from anomalymatch.ui.web.app import serve
+
+            show = page.show and not opening.is_shown
+            serve(service, site, show=show, frames=page.frames, survey=page.survey)
     logger.info("Labels, trainings and rankings are in %s", service.run)
 
 

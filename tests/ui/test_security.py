@@ -135,7 +135,7 @@ class TestNames:
         assert not any(name in names for name in foreign)
 
     def test_is_loopback(self):
-        from anomalymatch.ui.web.security import is_loopback
+        from anomalymatch.listening import is_loopback
 
         assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "::1%lo")))
         assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "192.168.0.1")))
@@ -267,7 +267,7 @@ class TestPrefix:
     @pytest.mark.parametrize("prefix", ["", "/", "//evil", "user/me", "/a b", "/a?b", "/a;b", "https://a.org/b", "/ü"])
     def test_a_prefix_is_a_path(self, prefix):
         from anomalymatch.errors import ConfigError
-        from anomalymatch.ui.web.security import check_prefix
+        from anomalymatch.listening import check_prefix
 
         assert check_prefix("/user/me%40x.org/proxy/PORT/", 8000) == "/user/me%40x.org/proxy/8000"
         assert check_prefix("/REPORTS/proxy/PORT", 8000) == "/REPORTS/proxy/8000"

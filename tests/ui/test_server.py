@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from http.client import HTTPConnection
 
 import pytest
@@ -36,6 +37,8 @@ stub("anomalymatch.ui.service", LabelService=object)
 stub("anomalymatch.ui.web.page", build_page=build_page)
 
 from anomalymatch.errors import AnomalyMatchError
+from anomalymatch import listening
+from anomalymatch.listening import OpeningPage, open_site
 from anomalymatch.ui.web import app, security
 from anomalymatch.ui.web.app import serve
 
@@ -45,12 +48,16 @@ class Source:
 class Service:
     name, source, stretches, channels = "stub", Source(), ("as trained",), ()
 
-for module, name in ((security, "BODY_S"), (app, "HEADERS_S")):
-    setattr(module, name, 2.0)
+for module, name in ((security, "BODY_S"), (app, "HEADERS_S"), (listening, "OPENING_S")):
+    setattr(module, name, 2.0 if module is not listening else 0.1)
 logging.basicConfig(level="INFO")
 host, port, token = sys.argv[1], int(sys.argv[2]), sys.argv[3] or None
 try:
-    serve(Service(), host=host, port=port, token=token, show=False)
+    site = open_site(host, port, token=token)
+    with OpeningPage(site, show=False):
+        if "wait" in sys.argv:  # for a line, as for images that are being opened
+            sys.stdin.readline()
+    serve(Service(), site, show=False)
 except AnomalyMatchError as error:
     sys.exit(f"error: {error}")
 print("closed", flush=True)
@@ -60,18 +67,20 @@ print("closed", flush=True)
 class Server:
     """`serve` in a process of its own, on a page that needs no service."""
 
-    def __init__(self, folder, host=LISTEN, port=0, token=""):
+    def __init__(self, folder, host=LISTEN, port=0, token="", words=(), while_opening=lambda _: None):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
         self.errors = folder / "errors.txt"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", SERVER, host, str(port), token],
+                [sys.executable, "-W", "error", "-c", SERVER, host, str(port), token, *words],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 cwd=folder,
                 env=environment,
             )
+        while_opening(self)
         self.line = self.process.stdout.readline()
         match = re.fullmatch(r"stub: (http://[^/]+:(\d+)/(?:\?token=(\S+))?)\n", self.line)
         self.port, self.token = (int(match[2]), match[3]) if match else (0, None)
@@ -216,9 +225,73 @@ class TestServer:
                 connection.sendall(chunk * 200)
 
 
+def test_browsers_are_answered_while_the_images_are_being_opened(tmp_path):
+    answers = []
+
+    def look(server):
+        while not (match := re.search(r"The page opens at http://[^/]+:(\d+)/\?token=", server.errors.read_text())):
+            assert server.process.poll() is None
+            time.sleep(0.05)
+        server.port = int(match[1])
+        answers.extend(server.get(path) for path in ("/?token=wrong", "/any"))
+        server.process.stdin.write("\n")
+        server.process.stdin.flush()
+
+    server = Server(tmp_path, token="0123456789abcdef", words=["wait"], while_opening=look)
+    try:
+        for status, headers, body in answers:
+            assert (status, headers["retry-after"], headers["cache-control"]) == (503, "1", "no-store")
+            assert b'http-equiv="refresh"' in body
+            assert b"stub" not in body
+            assert b"0123456789abcdef" not in body
+        assert server.get("/")[0] == 401
+        assert server.get("/", cookie=cookie_of(server))[0] == 200
+    finally:
+        assert server.end()[0] == 0
+
+
+def test_the_browser_is_opened_before_the_images(monkeypatch):
+    from anomalymatch import listening
+    from anomalymatch.listening import OpeningPage, open_site
+
+    opened = []
+    monkeypatch.setattr(listening, "OPENING_S", 0.05)
+    monkeypatch.setattr(listening.webbrowser, "open", opened.append)
+    for host, prefix, show, expected in (
+        ("127.0.0.1", None, True, 1),
+        ("127.0.0.1", None, False, 0),
+        ("127.0.0.1", "/user/proxy/PORT", True, 0),
+    ):
+        opened.clear()
+        site = open_site(host, 0, token=None, prefix=prefix)
+        with closing(site.listening), OpeningPage(site, show=show) as opening:
+            connection = socket.create_connection((host, site.port), timeout=20)
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b"503" in connection.recv(100)
+            connection.close()
+            while len(opened) < expected:
+                time.sleep(0.01)
+        assert opened == [site.url] * expected
+        assert opening.is_shown == bool(expected)
+
+
+def test_no_browser_is_opened_if_a_mistake_is_found_at_once(monkeypatch):
+    from anomalymatch import listening
+    from anomalymatch.listening import OpeningPage, open_site
+
+    opened = []
+    monkeypatch.setattr(listening, "OPENING_S", 0.3)
+    monkeypatch.setattr(listening.webbrowser, "open", opened.append)
+    site = open_site("127.0.0.1", 0, token=None)
+    with pytest.raises(ZeroDivisionError), closing(site.listening), OpeningPage(site, show=True):
+        raise ZeroDivisionError
+    time.sleep(0.5)
+    assert opened == []
+
+
 def test_wrong_addresses_and_a_port_in_use():
     from anomalymatch.errors import ConfigError
-    from anomalymatch.ui.web.app import listen
+    from anomalymatch.listening import listen
 
     for host, port, message in (
         ("203.0.113.9", 0, "ui.host is 203.0.113.9"),

@@ -1,16 +1,12 @@
 """Web server of the page: prints its address, serves until Ctrl-C."""
 
 import asyncio
-import errno
 import gc
-import os
-import secrets
 import socket
 import threading
 import webbrowser
 from collections.abc import Callable
 from types import FrameType
-from urllib.parse import urlencode
 
 import h11
 import uvicorn
@@ -20,129 +16,56 @@ from nicegui import ui
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from anomalymatch.checks import check_range
-from anomalymatch.errors import ConfigError
+from anomalymatch.listening import Site
 from anomalymatch.text import printable
 from anomalymatch.ui.service import LabelService
 from anomalymatch.ui.sky import check_survey, origin_of
 from anomalymatch.ui.web.page import build_page
 from anomalymatch.ui.web.routes import LIMITS, routes
-from anomalymatch.ui.web.security import (
-    ANY_NAME,
-    Guard,
-    HostNames,
-    Passes,
-    check_prefix,
-    check_token,
-    host_names,
-    is_loopback,
-)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open a socket on `host` and `port`.
-
-    Raises:
-        ConfigError: with the reason, if that is impossible.
-    """
-    check_range("ui.port", port, low=0, high=65_535)
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"ui.host is {host}, which is not an address of this machine: {error}") from None
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":  # restart at once after a crash; on other systems this would share a port in use
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(128)  # two servers that start together must not both get the port
-    except OSError as error:
-        listening.close()
-        raise ConfigError(_listen_error(error, host, port)) from None
-    return listening
-
-
-def address_of(host: str, address: str, port: int, token: str | None) -> str:
-    """Return the URL of the page."""
-    name = socket.gethostname() if address in ("0.0.0.0", "::") else host
-    query = "" if token is None else "?" + urlencode({"token": token})
-    return f"http://{f'[{name}]' if ':' in name else name}:{port}/{query}"
-
-
-def _listen_error(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"ui.port is {port}, which is in use on {host}: choose another one, or 0 for any free port"
-    if error.errno == errno.EACCES:
-        return f"ui.port is {port}, which needs administrator rights: choose one from 1024"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"ui.host is {host}, which is not an address of this machine: choose 127.0.0.1, or 0.0.0.0 for all"
-    return f"cannot listen on port {port} of {host}: {error.strerror}"
-
+from anomalymatch.ui.web.security import ANY_NAME, Guard, HostNames, Passes, host_names
 
 RECONNECT_S = 30.0  # a page that was disconnected for less time continues: a closed lid, a weak network
 HEADERS_S = 20.0  # longest wait for the headers of a request
 GRACE_S = 2  # time that a running response gets at the end
 
 
-def serve(
-    service: LabelService,
-    *,
-    host: str,
-    port: int,
-    token: str | None,
-    show: bool,
-    frames: bool = False,
-    survey: str | None = None,
-    prefix: str | None = None,
-) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; the caller closes the service.
+def serve(service: LabelService, site: Site, *, show: bool, frames: bool = False, survey: str | None = None) -> None:
+    """Serve the page until Ctrl-C or SIGTERM; the caller closes the service and the socket.
 
     Args:
         service: what the page shows.
-        host: name or address to listen on.
-        port: port to listen on; 0 takes any free one.
-        token: secret that visitors need; None generates one, unless only this machine can reach the page.
+        site: where it is served.
         show: open the page in a browser.
         frames: let notebooks on this machine show the page in a frame.
         survey: address of a HiPS cut-out service for survey pictures; None offers none.
-        prefix: path of a reverse proxy that shows the page and removes the path, in which PORT stands for the port.
-            Then the token is always needed, and the address is a path. None without a proxy.
 
     Raises:
-        ConfigError: if the port is not available, the token is too short, `survey` is no address or `prefix` no path.
+        ConfigError: if `survey` is no address.
     """
-    if token is not None:
-        check_token(token)
     if survey is not None:
         check_survey(survey)
-    with listen(host, port) as listening:
-        address, port = listening.getsockname()[:2]
-        path = "" if prefix is None else check_prefix(prefix, port)
-        if token is None and (path or not is_loopback(address)):
-            token = secrets.token_urlsafe(32)
-        url = f"{path}/?{urlencode({'token': token})}" if path else address_of(host, address, port, token)
-        app = build_app(
-            service,
-            names=ANY_NAME if path else host_names(host, address),
-            token=token,
-            frames=frames,
-            cookie=f"anomalymatch_{port}",
-            survey=survey,
-            prefix=path,
-        )
+    app = build_app(
+        service,
+        names=ANY_NAME if site.path else host_names(site.host, site.address),
+        token=site.token,
+        frames=frames,
+        cookie=f"anomalymatch_{site.port}",
+        survey=survey,
+        prefix=site.path,
+    )
 
-        def ready() -> None:
-            print(f"{printable(service.name)}: {url}", flush=True)
-            if show and not path:
-                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+    def ready() -> None:
+        print(f"{printable(service.name)}: {site.url}", flush=True)
+        if show and not site.path:
+            threading.Thread(target=webbrowser.open, args=(site.url,), daemon=True).start()
 
-        # All present objects live until the end. NiceGUI inspects all collectable objects, and some of PyTorch's emit
-        # warnings when inspected.
-        gc.freeze()
-        try:
-            _Server(_settings(app), ready).run(sockets=[listening])
-        finally:
-            gc.unfreeze()
+    # All present objects live until the end. NiceGUI inspects all collectable objects, and some of PyTorch's emit
+    # warnings when inspected.
+    gc.freeze()
+    try:
+        _Server(_settings(app), ready).run(sockets=[site.listening])
+    finally:
+        gc.unfreeze()
 
 
 def build_app(

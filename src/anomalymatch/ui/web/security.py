@@ -23,11 +23,10 @@ from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from anomalymatch.errors import ConfigError
+from anomalymatch.listening import check_token, is_loopback
 
 MAX_URL = 16_384
 MAX_BODY = 2 << 20  # for messages of the page; uploads have their own limits
-MIN_TOKEN = 16
 ATTEMPTS, ATTEMPTS_S = 10, 60.0
 """Wrong tokens that a visitor may try in a time."""
 MAX_VISITORS = 10_000  # whose attempts are counted
@@ -37,7 +36,6 @@ REPORT_PATH = "/report"
 """Path of the report of the run."""
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
-_PREFIX = re.compile(r"(/[\w.~%@+-]+)+", re.ASCII)
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -95,34 +93,6 @@ def host_names(host: str, address: str) -> HostNames:
     if ip_address(address).is_unspecified:
         return HostNames(frozenset({*names, *_LOOPBACK}), numbers=True)
     return HostNames(frozenset(names), numbers=False)
-
-
-def is_loopback(address: str) -> bool:
-    """Return True if only this machine can reach `address`."""
-    return ip_address(address.split("%")[0]).is_loopback
-
-
-def check_prefix(prefix: str, port: int) -> str:
-    """Return the path of a reverse proxy with its port, and without a slash at its end.
-
-    Raises:
-        ConfigError: if it is not a path.
-    """
-    path = re.sub(r"\bPORT\b", str(port), prefix.rstrip("/"))
-    if not _PREFIX.fullmatch(path):
-        raise ConfigError(f"ui.prefix is {prefix}: it needs a path such as /user/me/proxy/PORT, or null")
-    return path
-
-
-def check_token(token: str) -> str:
-    """Check the length of a token and return it.
-
-    Raises:
-        ConfigError: if it is too short.
-    """
-    if len(token) < MIN_TOKEN:
-        raise ConfigError(f"ui.token has {len(token)} characters: it needs at least {MIN_TOKEN}")
-    return token
 
 
 class Passes:
