@@ -39,24 +39,18 @@ class Site:
     Attributes:
         listening: the socket.
         host: name that was asked for.
+        address: address of the socket.
+        port: its port.
         token: secret that visitors need; None if only this machine can reach the page.
         path: path of a reverse proxy; empty without one.
     """
 
     listening: socket.socket
     host: str
+    address: str
+    port: int
     token: str | None
     path: str
-
-    @property
-    def address(self) -> str:
-        """Address of the socket."""
-        return str(self.listening.getsockname()[0])
-
-    @property
-    def port(self) -> int:
-        """Port of the socket."""
-        return int(self.listening.getsockname()[1])
 
     @property
     def url(self) -> str:
@@ -92,7 +86,7 @@ def open_site(host: str, port: int, *, token: str | None, prefix: str | None = N
         raise
     if token is None and (path or not is_loopback(address)):
         token = secrets.token_urlsafe(32)
-    return Site(listening, host, token, path)
+    return Site(listening, host, address, port, token, path)
 
 
 class OpeningPage:
