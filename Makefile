@@ -71,6 +71,7 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/candidates.py --galaxies
 	$(BIN)/python experiments/reads.py
 	$(BIN)/python experiments/large_images.py
+	$(BIN)/python experiments/result_plots.py
 
 ui: $(VENV)/installed ## Open the labelling page on the built-in galaxies
 	$(BIN)/python -m anomalymatch.label

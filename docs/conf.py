@@ -59,7 +59,10 @@ html_theme_options = {
     "logo": {"text": "anomalymatch"},
     "navbar_align": "left",
     "navbar_persistent": ["search-button"],
-    "navbar_end": ["theme-switcher"],
+    "navbar_end": ["version-switcher", "theme-switcher"],
+    # Each released version is an entry of the file with the URL of its site. "#" stays on the page.
+    "switcher": {"json_url": "_static/switcher.json", "version_match": release},
+    "check_switcher": False,
     "footer_start": ["copyright"],
     "footer_end": ["release"],
     "secondary_sidebar_items": ["page-toc"],

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import result_plots
 from omegaconf import OmegaConf
 from PIL import Image
 from probes import SELF_TRAINING
@@ -20,6 +21,7 @@ from tiny_clip import write_tiny_clip
 from anomalymatch.algorithms.probe.regression import fit_logistic, self_train
 from anomalymatch.backbones.features import Features, Scaling, Shard
 from anomalymatch.config import check_overrides, compose, config_folder
+from anomalymatch.evaluation.confidence import Interval
 
 FOLDER = config_folder() / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -407,3 +409,32 @@ def test_parts_of_features_with_tiles_are_chosen_from_both_layers():
     features = Features([Shard(["a"], rows, [])], stage_width=9)
     assert module.columns_of(features, (1,)).tolist() == [2, 3, 9, 10, 11]
     assert module.columns_of(features, (0, 2)).tolist() == [0, 1, 4, 5, 6, 7, 8, 12, 13, 14]
+
+
+def test_plots_of_the_results_show_the_intervals_of_the_page_and_cut_nothing():
+    page = (ROOT / "docs" / "explanation" / "results.md").read_text(encoding="utf-8")
+    assert re.findall(r"results/result_(\w+)\.png\)", page) == list(result_plots.PLOTS)
+    assert re.findall(r"^## (\d+)\. ", page, flags=re.MULTILINE) == [str(place) for place in range(1, 11)]
+    for name, panels in result_plots.PLOTS.items():
+        figure = result_plots.draw(panels())
+        figure.canvas.draw()
+        box = figure.get_tightbbox()
+        assert box.min.min() >= 0, name
+        assert (box.max <= figure.get_size_inches()).all(), name
+    (found,), (gain,) = result_plots.found(), result_plots.fixmatch()
+    hourglass = found.series["probe, as configured"][0]
+    assert [round(1.95 * end, 1) for end in hourglass] == [170.3, 169.8, 170.8]  # of 195, and 170.3 ± 0.5 on the page
+    over_draws, over_tasks = gain.series["fixmatch"][-2:]
+    assert [round(i.high - i.mean, 3) for i in (over_draws, over_tasks)] == [0.028, 0.053]
+    assert round(over_draws.mean, 3) == 0.06
+
+
+def test_points_of_a_plot_are_means_with_their_intervals_from_the_top():
+    first, second = Interval(2.0, 1.0, 4.0), Interval(5.0, 5.0, 5.0)
+    panel = result_plots.Panel("found", ["top", "bottom"], {"a": [first, second], "b": [None, second]}, start=0)
+    (axes,) = result_plots.draw([panel]).axes
+    (a, _, (bars,)), (b, _, _) = axes.containers
+    assert [line.get_xdata().tolist() for line in (a, b)] == [[2, 5], [5]]
+    assert [segment[:, 0].tolist() for segment in bars.get_segments()] == [[1, 4], [5, 5]]
+    heights = axes.transData.transform([(0, y) for y in (*a.get_ydata(), *b.get_ydata())])[:, 1]
+    assert heights[0] > heights[1] > heights[2]  # the series of a row have places of their own

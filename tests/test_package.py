@@ -1,3 +1,4 @@
+import json
 import pydoc
 import re
 import subprocess
@@ -158,6 +159,8 @@ def test_classifiers_extras_and_versions_agree():
     assert set(re.findall(r"\w+", dev)[1:]) <= set(project["optional-dependencies"])
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert (str(citation["version"]), citation["license"]) == (project["version"], project["license"])
+    switcher = json.loads((ROOT / "docs" / "_static" / "switcher.json").read_text(encoding="utf-8"))
+    assert project["version"] in [entry["version"] for entry in switcher]
     first = re.search(r"^## \[(.+?)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert first[1] == project["version"]
     assert str(citation.get("date-released", "unreleased")) == first[2]
