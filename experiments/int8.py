@@ -8,8 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import DATA, NO_CROPS, Row, interleaved_rates, make_parser, markdown, parse_options, write_csv
+from adaptation import measure
+from bench import (
+    DATA,
+    NO_CROPS,
+    Row,
+    format_interval,
+    interleaved_rates,
+    make_parser,
+    markdown,
+    parse_options,
+    write_csv,
+)
 from jaxtyping import Float64
+from recipes import PROBLEMS
 from scipy.stats import spearmanr
 
 from anomalymatch import initial_labels, make_learner, open_task
@@ -20,6 +32,7 @@ from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Network
 from anomalymatch.backbones.openvino import compiled_forward, openvino_model
 from anomalymatch.data.source import ImageSource
+from anomalymatch.evaluation.confidence import mean_interval
 from anomalymatch.scoring.backends import ScoringNetwork
 
 TRAINED, LABELS = 150, {"anomalies": 15, "normals": 200, "seed": 0}
@@ -120,6 +133,18 @@ def cascade(quick: bool) -> list[Row]:
     return rows
 
 
+def search(quick: bool) -> list[Row]:
+    """Search with 200 labels by the probe on features of each precision: what rounding costs in anomalies found."""
+    rows: list[Row] = []
+    for name in ("demo lenses",) if quick else ("merger", "don't know"):
+        for precision in ("fp32", "bf16", "int8"):
+            words = ["model.weights=bundled", "model.crops=0", f"inference.precision={precision}"]
+            draws = [measure(PROBLEMS[name], draw, words)[0] for draw in range(1 if quick else 10)]
+            means = {key: format_interval(mean_interval([float(row[key]) for row in draws])) for key in draws[0]}
+            rows.append({"anomaly": name, "precision": precision, "draws": len(draws), **means})
+    return rows
+
+
 def shares(cheap: np.ndarray, full: np.ndarray, work: float) -> dict[str, float]:
     """Measure a first look that needs `work` times the full look.
 
@@ -191,7 +216,7 @@ def _cell(value: float | int | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-PARTS = {"sizes": sizes, "layers": layers, "cascade": cascade}
+PARTS = {"sizes": sizes, "layers": layers, "cascade": cascade, "search": search}
 
 
 if __name__ == "__main__":
