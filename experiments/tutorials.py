@@ -240,10 +240,12 @@ def main() -> None:
     for page in [TUTORIALS / f"{name}.md" for name in sys.argv[1:]] or pages():
         text = page.read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            results = list(run_page(page, in_a_process))
-            for file, name in FROM_FILES.items():
-                if Path(file).is_file():
-                    picture(Path(file), name)
+            results, missing = [], dict(FROM_FILES)
+            for result in run_page(page, in_a_process):
+                results.append(result)
+                # At once: a later block may write the file again.
+                for file in [file for file in missing if Path(file).is_file()]:
+                    picture(Path(file), missing.pop(file))
         for block, output in reversed(results):
             if block.shown is not None:
                 text = text[: block.span[0]] + output + text[block.span[1] :]

@@ -219,7 +219,7 @@ def pages(kind):
 
 @pages("bash")
 def test_the_commands_of_a_page_run_in_their_order(page, workplace, call_main, monkeypatch, without_pictures):
-    monkeypatch.setattr("anomalymatch.ui.web.app.serve", lambda service, **options: service.preparation.wait())
+    monkeypatch.setattr("anomalymatch.ui.web.app.serve", lambda service, site, **options: service.preparation.wait())
     every = [command for language, text in blocks(page) if language == "bash" for command in commands(text)]
     for words, needs in every:
         module, rest = module_and_words(words)

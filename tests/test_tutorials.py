@@ -24,7 +24,7 @@ def test_a_tutorial_prints_what_its_page_shows(page, cache, call_main, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ANOMALYMATCH_CACHE", str(cache))
     monkeypatch.setattr(console, "width", 300)  # a log line is not wrapped, however long the path is
-    monkeypatch.setattr("anomalymatch.ui.web.app.serve", lambda service, **options: label_by_eye(service))
+    monkeypatch.setattr("anomalymatch.ui.web.app.serve", lambda service, site, **options: label_by_eye(service))
 
     def command(name, *words):
         outcome = call_main(import_module(COMMANDS[name][0]).main, *words)

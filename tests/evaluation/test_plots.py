@@ -96,6 +96,9 @@ def test_discovery_with_its_bounds():
     assert by_name["every label an anomaly"].get_ydata()[-1] == 45
     assert by_name["random labels (expected)"].get_ydata()[-1] == pytest.approx(5 + 40 * 95 / 9500)
     assert by_name["all 100 anomalies"].get_ydata()[0] == 100
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0  # no point is hidden
 
 
 def test_discovery_without_a_truth_or_with_a_far_ceiling():

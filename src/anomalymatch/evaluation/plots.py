@@ -127,7 +127,8 @@ def discovery_figure(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(PLAIN)
-    legend(axes, loc="best")
+    # Below the axes: a legend inside would hide points and their numbers.
+    legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return figure
 
 
