@@ -127,7 +127,7 @@ def tiny(name, words, cache):
     sizes = {} if "resume" in given else TINY | LIMITS | (DEMO if config.dataset.name == "demo" else {})
     if name == "score":  # image size and network are those of the run
         sizes = {key: value for key, value in sizes.items() if key.startswith(("inference", "scoring"))}
-    added = [f"data.cache_dir={cache}"]
+    added = [f"data.cache_dir={cache}", *(["ui.port=0", "ui.show=false"] if name == "label" else [])]
     for key, value in sizes.items():
         present = given.get(key) if key.startswith("hydra.") else OmegaConf.select(config, key)
         if key == "model.weights":  # those that a command before has made remain

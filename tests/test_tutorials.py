@@ -27,7 +27,8 @@ def test_a_tutorial_prints_what_its_page_shows(page, cache, call_main, monkeypat
     monkeypatch.setattr("anomalymatch.ui.web.app.serve", lambda service, site, **options: label_by_eye(service))
 
     def command(name, *words):
-        outcome = call_main(import_module(COMMANDS[name][0]).main, *words)
+        page = ["ui.port=0", "ui.show=false"] if name == "label" else []
+        outcome = call_main(import_module(COMMANDS[name][0]).main, *words, *page)
         assert outcome.code == 0, outcome.err
         return outcome.err + outcome.out if name != "label" else ""
 
