@@ -69,6 +69,28 @@ def test_restrict_keeps_order_and_rejects():
     assert (others.ids, others.logits.tolist(), others.rejects) == (["im0", "im1"], [1.0, 2.0], [Reject("y", "torn")])
 
 
+@given(st.lists(st.sampled_from(SPECIAL), max_size=12), st.permutations("abcdefghijkl"), st.data())
+def test_parts_have_the_images_and_the_order_of_the_whole(logits, ids, data):
+    """Whichever form the wanted ids have: the first or last images as they are in the ranking, a set, any other."""
+    rejects = [Reject(id_, "torn") for id_ in "xy"]
+    whole = Ranking(list(ids[: len(logits)]), np.array(logits, dtype=np.float64), rejects)
+    start, stop = (data.draw(st.integers(0, len(logits))) for _ in range(2))
+    some = data.draw(st.sampled_from([whole.ids[:stop], whole.ids[start:], whole.ids[start:stop]]))
+    for keep in (some, ["y", *some], [*some, "z"], some[::-1], [*some, *some], frozenset({"y", *some}), iter(some)):
+        wanted = {*some, "y"} if isinstance(keep, list | frozenset) and "y" in keep else set(some)
+        part = whole.restrict(keep)
+        others = whole.without(wanted)
+        for each, positions in (
+            (part, [i for i, id_ in enumerate(whole.ids) if id_ in wanted]),
+            (others, [i for i, id_ in enumerate(whole.ids) if id_ not in wanted]),
+        ):
+            assert each.ids == [whole.ids[i] for i in positions]
+            np.testing.assert_array_equal(each.logits, whole.logits[positions])
+            assert each.order.tolist() == Ranking(each.ids, each.logits).order.tolist()
+        assert [reject.id for reject in part.rejects] == [id_ for id_ in "xy" if id_ in wanted]
+        assert [reject.id for reject in others.rejects] == [id_ for id_ in "xy" if id_ not in wanted]
+
+
 def test_write_and_read(tmp_path):
     result = Ranking(["b", "a", "ä,\n", "z"], np.array([0.5, 0.5, 700.0, -np.inf]))
     result.write(tmp_path / "cycle" / "scores.parquet")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,11 @@ class Ranking:
         order = np.argsort(negative).astype(np.int64)
         ordered = negative[order]
         same = (ordered[1:] == ordered[:-1]) | (np.isnan(ordered[1:]) & np.isnan(ordered[:-1]))
-        if same.any():  # few scores are equal, and sorting all ids as well takes more than ten times as long
-            joins, joined = np.append(False, same), np.append(same, False)
-            tied = order[joins | joined]
-            run = np.cumsum(~joins)[joins | joined]
-            order[joins | joined] = tied[np.lexsort((self._ids_at(tied), run))]
+        if same.any():
+            tied = np.append(False, same) | np.append(same, False)
+            # Python sorts in one pass what ascends already, as the ids of most archives do.
+            by_id = np.array(sorted(np.sort(order[tied]).tolist(), key=self.ids.__getitem__))
+            order[tied] = by_id[np.argsort(negative[by_id], kind="stable")]
         return order
 
     @cached_property
@@ -117,8 +117,11 @@ class Ranking:
 
     def restrict(self, keep: Iterable[str]) -> "Ranking":
         """Return the ranking of `keep` only, with the same scores and in the same order; unknown ids are ignored."""
-        wanted = keep if isinstance(keep, Set) else set(keep)
-        return self._part(self._among(wanted), [reject for reject in self.rejects if reject.id in wanted])
+        wanted = keep if isinstance(keep, Set) else list(keep)
+        rejected = {reject.id for reject in self.rejects}
+        missing = rejected.intersection(wanted) if rejected else rejected
+        readable = [id_ for id_ in wanted if id_ not in missing] if missing else wanted
+        return self._part(self._among(readable), [reject for reject in self.rejects if reject.id in missing])
 
     def without(self, drop: Collection[str]) -> "Ranking":
         """Return the ranking of all images but `drop`, with the same scores and in the same order."""
@@ -127,20 +130,25 @@ class Ranking:
 
     def score_of(self, ids: Iterable[str]) -> dict[str, float]:
         """Return the probabilities by id; ids without a score are left out."""
-        some = self._part(self._among(frozenset(ids)), ())
-        return dict(zip(some.ids, some.scores.tolist(), strict=True))
+        mask = self._among(frozenset(ids))
+        return dict(zip(compress(self.ids, mask.tobytes()), expit(self.logits[mask]).tolist(), strict=True))
 
-    def _among(self, ids: Set[str]) -> Bool[np.ndarray, " n"]:
+    def _among(self, ids: Set[str] | list[str]) -> Bool[np.ndarray, " n"]:
         """Return True for each image of `ids`."""
+        if isinstance(ids, list):  # a run's rankings begin with its pool and end with its held-out split
+            for block in (slice(len(ids)), slice(len(self) - len(ids), len(self))):
+                if self.ids[block] == ids:
+                    mask = np.zeros(len(self), bool)
+                    mask[block] = True
+                    return mask
+            ids = frozenset(ids)
         return np.fromiter(map(ids.__contains__, self.ids), bool, len(self))
 
     def _part(self, mask: Bool[np.ndarray, " n"], rejects: Sequence[Reject]) -> "Ranking":
-        return Ranking(list(compress(self.ids, mask.tobytes())), self.logits[mask], rejects, self.source)
-
-    def _ids_at(self, positions: Int64[np.ndarray, " m"]) -> np.ndarray:
-        ids = np.empty(len(positions), dtype=object)
-        ids[:] = [self.ids[i] for i in positions.tolist()]
-        return ids
+        part = Ranking(list(compress(self.ids, mask.tobytes())), self.logits[mask], rejects, self.source)
+        kept = self.order[mask[self.order]]
+        part.__dict__["order"] = (np.cumsum(mask) - 1)[kept]  # which need not be sorted
+        return part
 
     def to_pandas(self) -> Any:
         """Return a data frame of pandas with the columns rank, id, score and logit, best first.
@@ -191,22 +199,24 @@ class Ranking:
     def write_csv(self, path: Path) -> None:
         """Write `rank, id, score, logit` to a CSV file, best first and rounded, atomically."""
         _ = self.order, self.scores  # computed once, before the threads ask
+        ids = pa.array(self.ids, pa.large_string())
         with atomic_file(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor() as pool:
             file.write(b"rank,id,score,logit\n")
-            for lines in pool.map(self._csv_lines, range(0, len(self), CSV_ROWS)):
+            for lines in pool.map(partial(self._csv_lines, ids), range(0, len(self), CSV_ROWS)):
                 file.write(lines)
+                file.write(b"\n")
 
-    def _csv_lines(self, start: int) -> pa.Buffer:
+    def _csv_lines(self, ids: pa.LargeStringArray, start: int) -> pa.Buffer:
         """Format `CSV_ROWS` lines of a CSV file from the rank `start` + 1 on."""
         rows = self.order[start : start + CSV_ROWS]
         columns = [
             pc.cast(pa.array(np.arange(start + 1, start + 1 + len(rows))), pa.string()),
-            _csv_ids(pa.array([self.ids[i] for i in rows.tolist()], pa.string())),
+            _csv_ids(ids.take(pa.array(rows)).cast(pa.string())),
             _decimals(self.scores[rows], 6),
-            pc.binary_join_element_wise(_decimals(self.logits[rows], 4), "\n", ""),
+            _decimals(self.logits[rows], 4),
         ]
         lines = pc.binary_join_element_wise(*columns, ",")
-        return pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "")[0].as_buffer()
+        return pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "\n")[0].as_buffer()
 
     @classmethod
     def read(cls, path: Path) -> "Ranking":

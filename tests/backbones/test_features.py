@@ -191,6 +191,16 @@ def test_take_positions_and_project(rows):
     assert 3 not in features
 
 
+def test_rows_of_the_last_ids_are_kept_and_no_others(computed):
+    _, source, features = computed
+    for wanted in (list(source.ids), source.ids[3:9], source.ids[3:8], source.ids[8:2:-1], [], source.ids[3:9]):
+        for _ in range(2):
+            readable, rejects, rows = features.rows(iter(wanted))
+            assert (readable, rejects) == features.split(wanted)
+            assert rows.tolist() == features.positions(readable).tolist()
+    assert features.rows(source.ids)[2] is features.rows(list(source.ids))[2]
+
+
 def test_image_without_features_is_an_error_with_the_reason(computed):
     _, _, features = computed
     with pytest.raises(DataError, match="no features of image 'im000004': the file is truncated"):

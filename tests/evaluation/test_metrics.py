@@ -2,15 +2,18 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
 from anomalymatch.data.task import make_task
 from anomalymatch.errors import DataError
 from anomalymatch.evaluation.metrics import (
     MEASURES,
+    ascending,
     curves,
     cycle_metrics,
     evaluate,
@@ -121,6 +124,20 @@ def test_curves_are_those_of_scikit_learn(ranking):
     np.testing.assert_allclose(result.recall, recall[::-1], atol=1e-6)
     np.testing.assert_allclose(result.precision, precision[::-1], atol=1e-6)
     assert result.prevalence == truth.mean()
+
+
+@pytest.mark.parametrize("levels", [2, 7, 10**9])
+def test_the_curves_of_a_ranking_are_those_of_torchmetrics_on_its_scores(task, levels):
+    """Exactly, also with ties: nothing changes because the images come sorted."""
+    ids, rng = [*task.pool, *task.holdout], np.random.default_rng(levels)
+    scores, truth = rng.integers(0, levels, len(ids)) / levels, task.truth(ids)
+    result = curves(*ascending(Ranking(ids, scores), task))
+    plain = torch.from_numpy(scores), torch.from_numpy(truth.astype(np.int64))
+    expected = [*binary_roc(*plain)[:2], *(values.flip(0) for values in binary_precision_recall_curve(*plain)[1::-1])]
+    found = (result.fpr, result.tpr, result.recall, result.precision)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs.numpy())
+    assert evaluate(Ranking(ids, scores), task) == ranking_metrics(scores, truth)
 
 
 def test_thinned_curves_keep_their_shape():

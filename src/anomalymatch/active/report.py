@@ -17,7 +17,7 @@ from anomalymatch.evaluation import plots
 from anomalymatch.evaluation.advice import StoppingRule
 from anomalymatch.evaluation.confidence import proportion_interval
 from anomalymatch.evaluation.contact_sheet import FRAME_COLOURS, contact_sheet, save_sheet
-from anomalymatch.evaluation.metrics import Curves, curves, yield_per_label
+from anomalymatch.evaluation.metrics import Curves, ascending, curves, yield_per_label
 from anomalymatch.evaluation.plots import left_figure, training_figure
 from anomalymatch.evaluation.report import Report, ReportFigure, write_report
 from anomalymatch.ranking import Ranking
@@ -107,7 +107,7 @@ class RunReport:
         """Return precision, recall and ROC of a cycle on the unlabelled images; the task must have a truth."""
         if cycle not in self._curves:
             rest = unlabelled_rest(self.folder, self.task, cycle)
-            self._curves[cycle] = curves(rest.logits, self.task.truth(rest.ids))
+            self._curves[cycle] = curves(*ascending(rest, self.task))
         return self._curves[cycle]
 
     def panels(self, cycles: int) -> dict[str, dict[str, list[float]]]:

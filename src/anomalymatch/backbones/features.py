@@ -157,6 +157,24 @@ class Features:
             return ids, []
         return [id_ for id_ in ids if id_ not in rejected], [rejected[id_] for id_ in ids if id_ in rejected]
 
+    def rows(self, ids: Iterable[str]) -> tuple[list[str], list[Reject], Int64[np.ndarray, " m"]]:
+        """Return the ids of readable images, the rejects, and the row numbers of the readable images.
+
+        Those of the last call are kept: a run ranks the same images in each round.
+        """
+        ids = list(ids)
+        for known, found in self._last:
+            if known == ids:
+                return found
+        readable, rejects = self.split(ids)
+        found = readable, rejects, self.positions(readable)
+        self._last[:] = [(ids, found)]
+        return found
+
+    @cached_property
+    def _last(self) -> list[tuple[list[str], tuple[list[str], list[Reject], Int64[np.ndarray, " m"]]]]:
+        return []
+
     @cached_property
     def _rejected(self) -> dict[str, Reject]:
         return {reject.id: reject for reject in self.rejects}

@@ -146,7 +146,13 @@ def evaluate(ranking: Ranking, task: Task) -> RankingMetrics:
         >>> metrics.ap, metrics.anomalies
         (1.0, 16)
     """
-    return ranking_metrics(ranking.logits, task.truth(ranking.ids))
+    return ranking_metrics(*ascending(ranking, task))
+
+
+def ascending(ranking: Ranking, task: Task) -> tuple[Float64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Return the logits, lowest first, and the truth of the same images; the metrics need not sort them again."""
+    order = ranking.order[::-1]
+    return ranking.logits[order], task.truth(ranking.ids)[order]
 
 
 def cycle_metrics(
@@ -164,12 +170,12 @@ def cycle_metrics(
     rest = task.unlabelled(ranking, labels)
     row |= evaluate(rest, task).as_dict()
     if task.holdout:
-        held_out = evaluate(ranking.restrict(task.members[1]), task)
+        held_out = evaluate(ranking.restrict(task.holdout), task)
         row |= _measures("heldout", held_out) | {"heldout_anomalies": held_out.anomalies}
     if baseline is not None:
         row |= _measures("probe", evaluate(baseline.restrict(rest.ids), task))
         if task.holdout:
-            row |= _measures("probe_heldout", evaluate(baseline.restrict(task.members[1]), task))
+            row |= _measures("probe_heldout", evaluate(baseline.restrict(task.holdout), task))
     return row
 
 
@@ -220,7 +226,8 @@ def _points(ranks: Float64[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"]
 
     # Ranks in [0, 1]: torchmetrics applies a sigmoid if any score lies outside, which merges large logits. float64:
     # float32 merges neighbours from about ten million ranks on.
-    preds, target = torch.from_numpy(ranks), torch.from_numpy(is_anomaly.astype(np.int64))
+    # Highest first, as torchmetrics sorts them: ranks that are sorted already take it a quarter of the time.
+    preds, target = (torch.from_numpy(values[::-1].copy()) for values in (ranks, is_anomaly.astype(np.int64)))
     fpr, tpr, _ = areas.binary_roc(preds, target, validate_args=False)
     precision, recall, _ = areas.binary_precision_recall_curve(preds, target, validate_args=False)
     return _Points(fpr, tpr, recall, precision)

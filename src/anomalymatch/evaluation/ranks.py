@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import scipy  # which imports `scipy.stats` at its first use
 from jaxtyping import Bool, Float64, Int, Real
 
 
@@ -17,7 +16,13 @@ def midranks(scores: Real[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         ValueError: if a score is NaN.
     """
     _refuse_nan(scores)
-    return (scipy.stats.rankdata(scores, method="average").astype(np.float64) - 0.5) / max(scores.size, 1)
+    order = np.argsort(scores, kind="stable")  # one pass if the scores ascend already
+    ascending = scores[order]
+    starts = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1])[: scores.size])
+    ends = np.append(starts[1:], scores.size)
+    ranks = np.empty(scores.size)
+    ranks[order] = np.repeat((starts + ends) / 2, ends - starts) / max(scores.size, 1)
+    return ranks
 
 
 def top_fraction_count(n: int, fraction: float) -> int:

@@ -92,6 +92,6 @@ def probe_network(embedding: Embedding, probe: Probe, generator: torch.Generator
 
 def rank_by_probe(features: Features, probe: Probe, ids: Sequence[str]) -> Ranking:
     """Rank images by a probe on cached features."""
-    readable, rejects = features.split(ids)
-    logits = features.project(probe.coefficients)[features.positions(readable)] + probe.intercept
+    readable, rejects, rows = features.rows(ids)
+    logits = features.project(probe.coefficients)[rows] + probe.intercept
     return Ranking(readable, logits, rejects)
