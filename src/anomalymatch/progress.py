@@ -58,11 +58,13 @@ class ProgressMeter:
 
     @contextmanager
     def show(self, description: str, total: int) -> Iterator[Advance]:
-        """Measure the progress of `total` items while the block runs; a step after `cancel` ends the work.
+        """Measure the progress of `total` items while the block runs; after `cancel`, a start or a step ends the work.
 
         Raises:
-            CancelledError: from the function that is yielded, after `cancel`.
+            CancelledError: after `cancel`, here or from the function that is yielded.
         """
+        if self._is_cancelled:
+            raise CancelledError
         self._description, self._done, self._total, self._start = description, 0, total, time.monotonic()
 
         def advance(n: int = 1, note: str = "") -> None:

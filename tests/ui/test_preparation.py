@@ -187,6 +187,13 @@ def test_meter_forgets_finished_work():
         advance(3)
         assert meter.status()[:3] == ("Features", 3, 4)
     assert meter.status()[:3] == ("", 0, 0)
-    meter.cancel()
-    with meter.show("Features", 4) as advance, pytest.raises(CancelledError):
-        advance()
+
+
+def test_cancelled_work_ends_at_its_next_step_or_at_its_next_start():
+    meter = ProgressMeter()
+    with meter.show("Features", 4) as advance:
+        meter.cancel()
+        with pytest.raises(CancelledError):
+            advance()
+    with pytest.raises(CancelledError), meter.show("Novelty", 4):
+        pytest.fail("a cancelled meter begins no further work")
