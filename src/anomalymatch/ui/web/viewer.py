@@ -416,8 +416,8 @@ def caption(tile: Tile) -> str:
 
 
 def state_text(tile: Tile, *, is_audit: bool = False) -> str:
-    """Describe rank, score and label; a random audit hides the score."""
-    words = [f"rank {tile.rank:,}"] if tile.rank else []
+    """Describe rank, score and label; a random audit hides the score. A tile has its place among what is shown."""
+    words = [f"rank {tile.rank:,} of all"] if tile.rank else []
     words += [f"score {tile.score:.4f}"] if tile.score is not None else ["score hidden" if is_audit else "no score"]
     words += [f"{tile.label} (by {tile.annotator})" if tile.label else "no label"]
     return " · ".join(words + ["starred"] * tile.star + ["annotators disagree"] * tile.conflict)
