@@ -82,7 +82,7 @@ def prepare(work: Path, *, quick: bool) -> dict[str, Command]:
     first = next(iter(source.ids))
 
     def first_picture(process: Process) -> None:
-        address = first_line(process, holding="http").split()[-1]
+        address = first_line(process, holding=": http").split()[-1]  # the page; a log line tells it before
         for path in ("", f"thumb?id={first}.jpg&side=192&v=1"):
             with urllib.request.urlopen(address + path, timeout=60) as answer:
                 answer.read()

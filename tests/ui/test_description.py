@@ -139,9 +139,14 @@ def test_labels_do_not_wait_for_the_features(make_service, source, embed, wait_f
 
 def test_closing_stops_the_features(make_service, source, embed, wait_for, monkeypatch):
     service = make_service(source=source, text=embed(source))
-    began = threading.Event()
-    service.description._meter.cancel()
-    monkeypatch.setattr(source, "read_for", lambda ids, size, read=source.read_for: (began.set(), read(ids, size))[1])
+    began, read = threading.Event(), source.read_for
+
+    def read_for(ids, size):
+        began.set()
+        service.description._meter.cancel()  # as closing does, but before the few images are ranked
+        return read(ids, size)
+
+    monkeypatch.setattr(source, "read_for", read_for)
     service.description.set("noise")
     assert began.wait(30)
     service.close()

@@ -120,7 +120,8 @@ def test_the_reference_recipe_fills_with_black(algorithm, border):
         assert any((view == 0).any() for view in views(still, kind, light)) == (border == "constant")
     turned = replace(views_of, cutout=0.0, translate=0.0)._operations(3)[-5:-2]  # rotation and shears
     for step in turned:
-        assert (step(image=light)["image"] < 190).any() == (border == "constant")  # at the corners
+        turns = [step(image=light)["image"] for _ in range(20)]  # some are close to none
+        assert any((turn < 190).any() for turn in turns) == (border == "constant")  # at the corners
 
 
 def test_flips_and_shifts_are_drawn_independently():
