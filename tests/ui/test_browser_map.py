@@ -53,8 +53,8 @@ def test_a_lasso_selects_and_one_key_labels(command, opened):
     page.get("map-lasso").click()
     lasso(page, left=0.01, right=0.5)
     page.get("area-off").wait_for()
+    page.until(lambda: 0 < found(page) < 600, "the gallery shows the area")
     count = found(page)
-    assert 0 < count < 600
     assert f"{count:,} selected" in page.get("map-state").inner_text()
     ids = page.ids
     page.press("Shift+N")
