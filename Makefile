@@ -48,6 +48,7 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/warm_start.py
 	$(BIN)/python experiments/speed.py
 	$(BIN)/python experiments/throughput.py
+	$(BIN)/python experiments/throughput.py --sizes 64 84 128 150 224
 	$(BIN)/python experiments/startup.py
 	$(BIN)/python experiments/labelling_speed.py
 	$(BIN)/python experiments/labelling_browser.py
@@ -61,6 +62,8 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/benchmark.py
 	$(BIN)/python experiments/final_head.py
 	$(BIN)/python experiments/adaptation.py --epochs 0 8 --crops 5 model.weights=bundled adapt.image_size=128 "augment.zoom=[0.75,1.3]"
+	$(BIN)/python experiments/adaptation.py --name adaptation_methods --methods simclr vicreg byol dino --epochs 0 10 model.weights=bundled adapt.image_size=64 "augment.zoom=[0.75,1.3]"
+	$(BIN)/python experiments/adaptation.py --name adaptation_photographs --tasks hourglass piano --epochs 0 2 model.weights=bundled model.image_size=84 adapt.image_size=64
 	$(BIN)/python experiments/patch_head.py --tasks crack blowhole
 	$(BIN)/python experiments/probe_variants.py
 	$(BIN)/python experiments/configured_sizes.py --trainings 99

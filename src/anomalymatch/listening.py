@@ -34,7 +34,7 @@ _OPENING = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-eq
 
 @dataclass(frozen=True)
 class Site:
-    """Where the page is served.
+    """Socket and address of the page.
 
     Attributes:
         listening: the socket.
@@ -60,6 +60,10 @@ class Site:
             return f"{self.path}/{query}"
         name = socket.gethostname() if self.address in ("0.0.0.0", "::") else self.host
         return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/{query}"
+
+    def open_browser(self) -> None:
+        """Open the page in a browser, and go on: some browsers return only when they are closed."""
+        threading.Thread(target=webbrowser.open, args=(self.url,), daemon=True).start()
 
 
 def open_site(host: str, port: int, *, token: str | None, prefix: str | None = None) -> Site:
@@ -149,7 +153,7 @@ class OpeningPage:
         logger.info("The page opens at %s", self._site.url)
         if self._show:
             self.is_shown = True
-            webbrowser.open(self._site.url)
+            self._site.open_browser()
 
 
 def listen(host: str, port: int) -> socket.socket:

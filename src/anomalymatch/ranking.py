@@ -147,7 +147,7 @@ class Ranking:
     def _part(self, mask: Bool[np.ndarray, " n"], rejects: Sequence[Reject]) -> "Ranking":
         part = Ranking(list(compress(self.ids, mask.tobytes())), self.logits[mask], rejects, self.source)
         kept = self.order[mask[self.order]]
-        part.__dict__["order"] = (np.cumsum(mask) - 1)[kept]  # which need not be sorted
+        part.__dict__["order"] = (np.cumsum(mask) - 1)[kept]  # the cached property: a part need not be sorted again
         return part
 
     def to_pandas(self) -> Any:

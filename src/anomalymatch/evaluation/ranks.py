@@ -16,7 +16,8 @@ def midranks(scores: Real[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         ValueError: if a score is NaN.
     """
     _refuse_nan(scores)
-    order = np.argsort(scores, kind="stable")  # one pass if the scores ascend already
+    # As scipy.stats.rankdata does, but in one pass if the scores ascend already.
+    order = np.argsort(scores, kind="stable")
     ascending = scores[order]
     starts = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1])[: scores.size])
     ends = np.append(starts[1:], scores.size)

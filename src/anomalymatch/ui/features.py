@@ -3,6 +3,7 @@
 import mmap
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,8 @@ class HalfMatrix:
 
     def singles(self) -> Iterator[Float32[np.ndarray, "b d"]]:
         """Convert one block after the other; what is mapped from disk is taken out of this process's memory again."""
-        files = [_mapped_file(block) for block in self._blocks]
-        for block, file, following in zip(self._blocks, files, [*files[1:], None], strict=False):
+        files = pairwise([*map(_mapped_file, self._blocks), None])
+        for block, (file, following) in zip(self._blocks, files, strict=True):
             yield _single(block)
             if file is not None and file is not following and hasattr(mmap, "MADV_DONTNEED"):
                 file.madvise(mmap.MADV_DONTNEED)  # the system keeps it in its cache while there is room

@@ -3,8 +3,6 @@
 import asyncio
 import gc
 import socket
-import threading
-import webbrowser
 from collections.abc import Callable
 from types import FrameType
 
@@ -34,7 +32,7 @@ def serve(service: LabelService, site: Site, *, show: bool, frames: bool = False
 
     Args:
         service: what the page shows.
-        site: where it is served.
+        site: its socket and address.
         show: open the page in a browser.
         frames: let notebooks on this machine show the page in a frame.
         survey: address of a HiPS cut-out service for survey pictures; None offers none.
@@ -57,7 +55,7 @@ def serve(service: LabelService, site: Site, *, show: bool, frames: bool = False
     def ready() -> None:
         print(f"{printable(service.name)}: {site.url}", flush=True)
         if show and not site.path:
-            threading.Thread(target=webbrowser.open, args=(site.url,), daemon=True).start()
+            site.open_browser()
 
     # All present objects live until the end. NiceGUI inspects all collectable objects, and some of PyTorch's emit
     # warnings when inspected.
