@@ -73,7 +73,7 @@ def discovery_figure(rows: Sequence[Row]) -> Figure:
 
 def gain_figure(rows: Sequence[Row]) -> Figure:
     """Plot the average precision after fine-tuning against that of the probe, one point for each draw."""
-    figure = canvas(4.6)
+    figure = canvas(6.4)
     axes = figure.add_subplot()
     dress(axes, "average precision of the probe", "after fine-tuning")
     axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":", label="no gain")
@@ -83,7 +83,7 @@ def gain_figure(rows: Sequence[Row]) -> Figure:
         ap, probe = ([float(row[key]) for row in own] for key in ("ap", "probe_ap"))
         axes.scatter(probe, ap, color=colour, marker=marker, label=algorithm, s=26, alpha=0.8, linewidth=0)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    figure.legend(loc="outside right upper", frameon=False, labelcolor=INK)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
     return figure
 
 
