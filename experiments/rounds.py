@@ -1,12 +1,14 @@
 """Measure a round of the loop with the probe on up to ten million images with synthetic features (README, 19).
 
 A round asks the oracle, fits, ranks, measures, and writes scores and report. `--against SRC` measures the package in
-another folder `src`, too, in turn.
+another folder `src`, too, in turn. `--neighbours` measures rounds with `al.candidates=neighbours`, too, after the index
+was built in a process of its own.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -46,6 +48,7 @@ CYCLES = 3
 SIZES = (100_000, 1_000_000, 10_000_000)
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "query": [(ActiveLoop, "_labels"), (ActiveLoop, "_pool")],
+    "search for neighbours": [(ActiveLoop, "_candidates")],
     "fit": [(ProbeLearner, "fit")],
     "rank": [(ProbeLearner, "rank")],
     "metrics": [(loop_module, "cycle_metrics"), (ActiveLoop, "_left")],
@@ -65,28 +68,40 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="folder src of another version")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each version")
     parser.add_argument("--cycles", type=int, default=CYCLES, help="cycles of a run; the first is not measured")
+    parser.add_argument("--every", type=int, default=5, help="every so many-th image is held out")
+    parser.add_argument("--neighbours", action="store_true", help="rounds with al.candidates=neighbours, too")
+    parser.add_argument("--narrow", action="store_true", help="256 columns for any number of images")
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--index", action="store_true", help=argparse.SUPPRESS)
     options = parse_options(parser)
     if options.cache is not None:
-        print(json.dumps(measure(options.cache, options.images[0], options.cycles)))
+        print(json.dumps(build_index(options) if options.index else measure(options)))
         return
     rows: list[Row] = []
     here = Path(loop_module.__file__).parents[2]
     versions = {"now": here} if options.against is None else {"before": options.against.resolve(), "now": here}
+    versions |= {"neighbours": here} if options.neighbours else {}
     options.runs.mkdir(parents=True, exist_ok=True)
     for images in (5_000,) if options.quick else options.images:
         with tempfile.TemporaryDirectory(dir=options.runs) as name:
             console.print(f"rounds: {images:,} images", highlight=False)
-            width = write_features(Path(name), images)
+            width = write_features(Path(name), images, narrow=options.narrow)
+            words = ["--images", str(images), "--cycles", str(options.cycles), "--every", str(options.every)]
+            words += ["--cache", name, *(["--narrow"] if options.narrow else [])]
+            if options.neighbours:
+                console.print(run_child(here, *words, "--index"), highlight=False)
             for repeat, (version, source) in product(range(options.repeats), versions.items()):
                 known = {"images": images, "width": width, "version": version, "repeat": repeat}
-                rows += [known | row for row in run_child(Path(name), images, options.cycles, source)]
+                mode = ["--neighbours"] if version == "neighbours" else []
+                rows += [known | row for row in run_child(source, *words, *mode)]
         print(show([row for row in rows if row["images"] == images], list(versions)), flush=True)
     write_csv(options.results / "rounds.csv", rows)
 
 
-def settings(cache: Path, images: int, *, narrow: bool = False) -> tuple[DictConfig, Task, PlantedFeatures]:
-    """Compose the configuration of a run, and define its images, of which every fifth is held out."""
+def settings(
+    cache: Path, images: int, *, narrow: bool = False, every: int = 5
+) -> tuple[DictConfig, Task, PlantedFeatures]:
+    """Compose the configuration of a run, and define its images, of which every fifth, or another part, is held out."""
     narrow = narrow or images > WIDE_IMAGES or images < SIZES[0]
     small = NARROW if narrow else ("model.weights=bundled",)
     config = compose(
@@ -96,8 +111,8 @@ def settings(cache: Path, images: int, *, narrow: bool = False) -> tuple[DictCon
     ids = image_ids(images)
     backbone = build_embedding(config, Task(SyntheticSource(ids[:1], 64), ids[:1], [], None))._built[1]
     planted = PlantedFeatures(images, backbone.width, backbone.features, share=0.01 if images < SIZES[0] else 0.001)
-    pool = [id_ for i, id_ in enumerate(ids) if i % 5]
-    return config, Task(SyntheticSource(ids, 64), pool, ids[::5], frozenset(ids[i] for i in planted.rare)), planted
+    pool = [id_ for i, id_ in enumerate(ids) if i % every]
+    return config, Task(SyntheticSource(ids, 64), pool, ids[::every], frozenset(ids[i] for i in planted.rare)), planted
 
 
 def write_features(cache: Path, images: int, *, narrow: bool = False) -> int:
@@ -111,10 +126,10 @@ def write_features(cache: Path, images: int, *, narrow: bool = False) -> int:
     return planted.width
 
 
-def run_child(cache: Path, images: int, cycles: int, source: Path) -> list[Row]:
-    """Measure the package in the folder `source` in a process of its own."""
+def run_child(source: Path, *options: str) -> Any:
+    """Run this script with the package in the folder `source` in a process of its own, and return what it prints."""
     path = os.pathsep.join([str(source), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    words = [sys.executable, __file__, "--images", str(images), "--cycles", str(cycles), "--cache", str(cache)]
+    words = [sys.executable, __file__, *options]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
     return json.loads(done.stdout)
 
@@ -149,14 +164,34 @@ def now() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def measure(cache: Path, images: int, cycles: int) -> list[Row]:
+def build_index(options: argparse.Namespace) -> Row:
+    """Build the index of neighbours; return the seconds that this takes, its bytes, and the memory of this process."""
+    from anomalymatch.backbones.neighbours import open_search
+
+    config, task, _ = settings(options.cache, options.images[0], narrow=options.narrow, every=options.every)
+    embedding = build_embedding(config, task)
+    features, folder, seconds = embedding.features, embedding.features_folder / "neighbours", []
+    for _ in range(2):
+        begin = time.perf_counter()
+        open_search(features, folder)
+        seconds.append(time.perf_counter() - begin)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"index, s": seconds[0], "open it, s": seconds[1], "GB": size / 1e9, "peak memory, GiB": peak}
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
     """Run all cycles; return the seconds by part and cycle, from the second on, which are complete rounds."""
-    config, task, _ = settings(cache, images)
+    cache, cycles = options.cache, options.cycles
+    config, task, _ = settings(cache, options.images[0], narrow=options.narrow, every=options.every)
     config.al.cycles = cycles
+    if options.neighbours:  # the last cycle, which ranks all images, is not measured
+        config.al.update(cycles=cycles + 1, candidates="neighbours")
     watch = Stopwatch()
     for part, functions in PARTS.items():
         for owner, name in functions:
-            watch.watch(owner, name, part)
+            if hasattr(owner, name):  # another version lacks some
+                watch.watch(owner, name, part)
     loop, run = build_loop(config, task), cache / "run"
     begin = now()
     loop.learner.embedding.scaling  # noqa: B018 (reads the features and checks their checksums)
@@ -174,7 +209,8 @@ def measure(cache: Path, images: int, cycles: int) -> list[Row]:
     done: list[dict[str, np.ndarray]] = []
     with closing(RunFolder(run)) as folder:
         loop.run(folder, Rounds(run, {}, "rounds", None))
-    done.append(watch.spent)
+    if not options.neighbours:
+        done.append(watch.spent)
     found = [json.loads((run / f"cycles/{c:02d}/metrics.json").read_text())["found"] for c in range(1, cycles + 1)]
     for cycle in range(2, cycles + 1):
         for part in PARTS:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from omegaconf import DictConfig, OmegaConf
 
+from anomalymatch.active.candidates import NeighbourCandidates
 from anomalymatch.active.cold_start import AlternatingOrder, ColdStart
 from anomalymatch.active.loop import ActiveLoop, LoopSpec
 from anomalymatch.active.oracles import Oracle, PaperOracle
@@ -209,6 +210,8 @@ def build_loop(config: DictConfig, task: Task | None = None) -> ActiveLoop:
     described = None if config.al.describe is None else TextRanker(build_image_text(config, task), config.al.describe)
     if described is not None:
         cold = described if cold is None else AlternatingOrder(described, cold)
+    check_choice("al.candidates", config.al.candidates, ("all", "neighbours"))
+    candidates = NeighbourCandidates(embedding, config.al.neighbours)  # reports a wrong number in any case
     compare = config.al.compare_probe and not isinstance(learner, ProbeLearner)
     return ActiveLoop(
         task,
@@ -217,6 +220,7 @@ def build_loop(config: DictConfig, task: Task | None = None) -> ActiveLoop:
         given=task.labels,
         baseline=ProbeLearner(embedding, probe=build(config.probe)) if compare else None,
         described=described,
+        candidates=candidates if config.al.candidates == "neighbours" else None,
         spec=LoopSpec(
             cycles=config.al.cycles,
             budget=config.al.budget,

@@ -96,8 +96,21 @@ class Cache:
             logger.warning("The cache entry %s is corrupt (%s): computing it again", path, error)
             return None
 
-    def write(self, name: str, arrays: Mapping[str, np.ndarray | Blocks], info: Mapping[str, Any]) -> CacheEntry:
+    def write(
+        self,
+        name: str,
+        arrays: Mapping[str, np.ndarray | Blocks],
+        info: Mapping[str, Any],
+        *,
+        write_files: Callable[[Path], None] | None = None,
+    ) -> CacheEntry:
         """Store the entry `name`, replacing an old one, and return it as it is read. The caller holds the lock.
+
+        Args:
+            name: name of the entry.
+            arrays: arrays to store.
+            info: JSON values to store.
+            write_files: writes files of other kinds into the folder that it is called with.
 
         Raises:
             StorageError: if the folder cannot be written to.
@@ -107,6 +120,8 @@ class Cache:
         with atomic_folder(path) as temporary:
             for key, array in arrays.items():
                 _write_array(temporary / f"{key}.npy", array)
+            if write_files is not None:
+                write_files(temporary)
             write_text(temporary / _INFO, json.dumps(dict(info)))
             write_checksums(temporary)
         return _load(path)

@@ -20,7 +20,15 @@ from anomalymatch.active.run_folder import RunReader
 from anomalymatch.checksums import damaged_files
 from anomalymatch.data.task import Task
 from anomalymatch.evaluation.advice import StoppingRule
-from anomalymatch.evaluation.discovery import UNKNOWN, WANTED, Count, anomalies_in_tops, anomalies_left, audit_order
+from anomalymatch.evaluation.discovery import (
+    UNKNOWN,
+    WANTED,
+    Count,
+    anomalies_among,
+    anomalies_in_tops,
+    anomalies_left,
+    audit_order,
+)
 from anomalymatch.ranking import Ranking
 from anomalymatch.types import Label, Row
 
@@ -60,6 +68,20 @@ def left_by_rank(rest: Ranking, sealed: Mapping[str, Label], tops: Sequence[int]
         }
         for (name, top), count in zip(sizes.items(), counts, strict=True)
     ]
+
+
+def left_unranked(task: Task, labels: Mapping[str, Label], sealed: Mapping[str, Label]) -> Row:
+    """Estimate from the sealed labels the anomalies among all unlabelled images of the pool, ranked or not."""
+    audited = [label for id_, label in sealed.items() if id_ not in labels]
+    images, anomalies = len(task.pool) - len(task.members[0].intersection(labels)), audited.count(Label.ANOMALY)
+    return {
+        "what": ALL,
+        "images": images,
+        "lowest_score": math.nan,
+        "audited": len(audited),
+        "audited_anomalies": anomalies,
+        **_columns(anomalies_among(images, len(audited), anomalies)),
+    }
 
 
 def left_in_all(task: Task, labels: Mapping[str, Label], ranking: Ranking, seed: int) -> Row:

@@ -9,11 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalymatch.active.audit import AUDIT, LEFT, advise, left_by_rank, left_in_all, sealed_labels
+from anomalymatch.active.audit import (
+    AUDIT,
+    LEFT,
+    advise,
+    left_by_rank,
+    left_in_all,
+    left_unranked,
+    sealed_labels,
+)
+from anomalymatch.active.candidates import Candidates, NeighbourCandidates
 from anomalymatch.active.cold_start import ColdStart
 from anomalymatch.active.oracles import Oracle
 from anomalymatch.active.report import COLD_NOTE, EVIDENCE, FALSE_POSITIVES, TOP, RunReport, write_sheets
 from anomalymatch.active.run_folder import (
+    CANDIDATES,
     LABELS,
     LIVE,
     METRICS,
@@ -80,6 +90,7 @@ class ActiveLoop:
         described: ranks by the description of the run, and the folder keeps that order; None without a description.
         spec: the protocol.
         seed: seed of the random numbers.
+        candidates: chooses the images that are ranked in all cycles but the last; None ranks all images.
     """
 
     def __init__(
@@ -93,13 +104,17 @@ class ActiveLoop:
         spec: LoopSpec,
         seed: int,
         described: TextRanker | None = None,
+        candidates: NeighbourCandidates | None = None,
     ) -> None:
-        self.described = described
+        self.described, self.candidates = described, candidates
         self.task, self.learner, self.oracle, self.given, self.baseline = task, learner, oracle, given, baseline
         self.spec, self.seed = spec, seed
         self._sealed = {} if task.anomalies is None else sealed_labels(task, spec.audit, seed)
         if task.anomalies is None and spec.audit:
             logger.warning('al.audit=%d is not used: label in the order "random audit" on the page instead', spec.audit)
+        if oracle is None and candidates is not None:
+            logger.warning("al.candidates=neighbours is not used: where a person labels, all images are ranked")
+            self.candidates = None
         if oracle is not None and not isinstance(learner, ColdStart):
             self._start()  # reports too few images before anything is written
 
@@ -156,7 +171,8 @@ class ActiveLoop:
             if set(damaged) <= {STEPS, LEFT, TOP, EVIDENCE, FALSE_POSITIVES}:
                 logger.warning("%s is damaged: written again", path / damaged[0])
                 present, ranking = self._present(labels), self.folder.ranking(cycle)
-                self._write_derived(path, present, ranking, self._left(present, ranking))
+                left = self._left(present, ranking, complete=not self.folder.ranked_candidates(cycle))
+                self._write_derived(path, present, ranking, left)
                 write_checksums(path)
                 continue
             logger.warning("%s is damaged: cycle %d is computed again", path / damaged[0], cycle)
@@ -197,9 +213,15 @@ class ActiveLoop:
             return new
         if cycle == 1:
             return self._start()
-        known = self.folder.labels.current()
+        known, before = self.folder.labels.current(), self.folder.labels.current(until_cycle=cycle - 2)
         ranking = self.task.unlabelled(self.folder.ranking(cycle - 1), known)
-        pool = frozenset(self._pool(cycle - 1, self.folder.labels.current(until_cycle=cycle - 2)))
+        ids = None
+        if self.folder.ranked_candidates(cycle - 1):
+            ids = ranking.ids
+        elif (candidates := self._candidates(cycle - 1, before)) is not None:
+            # It was the last cycle, and ranked all images, until al.cycles was raised.
+            ids, ranking = candidates.ids, ranking.restrict(candidates.ids)
+        pool = frozenset(self._pool(cycle - 1, before) if ids is None else ids)
         rng = np.random.default_rng([self.seed, cycle, 0x0AC])
         budget, remaining = self.spec.budget, (self.spec.cycles - cycle) * self.spec.budget
         return self.oracle(ranking, pool, budget, rng=rng, last=self._last_answers(cycle), remaining=remaining)
@@ -225,6 +247,13 @@ class ActiveLoop:
             rng = np.random.default_rng([self.seed, cycle, 0x900])
             unlabelled = unlabelled[np.sort(rng.choice(len(unlabelled), size, replace=False))]
         return [pool[i] for i in unlabelled.tolist()]
+
+    def _candidates(self, cycle: int, labels: dict[str, Label]) -> Candidates | None:
+        """Choose the images that may be labelled after `cycle`; None for all."""
+        if self.candidates is None or not have_both_classes(labels):
+            return None
+        rng = np.random.default_rng([self.seed, cycle, 0x5EA])
+        return self.candidates.choose(labels, self.spec.budget, rng)
 
     def _nothing_left(self, cycle: int) -> None:
         if cycle == 1:
@@ -261,9 +290,16 @@ class ActiveLoop:
             write_rejects(error.rejects, self.folder.path / "rejects.parquet")
             raise
         steps = live.finish()
-        ranking = self.learner.rank([*self.task.pool, *self.task.holdout])
-        row = cycle_metrics(cycle, self.task, labels, ranking, self._baseline_ranking(labels, pool))
-        left = self._left(labels, ranking)
+        candidates = self._candidates(cycle, labels) if cycle < self.spec.cycles else None
+        ids = self.task.pool
+        if candidates is not None:
+            logger.info("Cycle %d: %s", cycle, candidates)
+            ids = [*candidates.ids, *(id_ for id_ in labels if id_ in self.task.members[0])]
+        ranked, complete = [*ids, *self.task.holdout], candidates is None
+        ranking = self.learner.rank(ranked)
+        baseline = self._baseline_ranking(labels, pool, ranked)
+        row = cycle_metrics(cycle, self.task, labels, ranking, baseline, complete=complete)
+        left = self._left(labels, ranking, complete=complete)
         row |= {key: left[-1][key] for key in ("audited", "left", "left_low", "left_high")}
         row["seconds"] = round(time.monotonic() - start, 2)
         write_rejects(ranking.rejects, self.folder.path / "rejects.parquet")
@@ -272,6 +308,8 @@ class ActiveLoop:
             self.learner.save(path)
             export_csv(given, path / LABELS)
             write_text(path / STEPS, to_csv(steps))
+            if candidates is not None:
+                write_text(path / CANDIDATES, f"{candidates}\n")
             self._write_derived(path, labels, ranking, left)
             write_text(path / METRICS, to_json(row))
         self.folder.keep(cycle, ranking)
@@ -295,14 +333,16 @@ class ActiveLoop:
         points = None if self.task.anomalies is None else self.report.curves(cycle)
         self.tracker.log_cycle(cycle, rows[-1], self.folder, points)
 
-    def _left(self, labels: dict[str, Label], ranking: Ranking) -> list[Row]:
+    def _left(self, labels: dict[str, Label], ranking: Ranking, *, complete: bool) -> list[Row]:
         if self.task.anomalies is None:
             return [left_in_all(self.task, labels, ranking, self.seed)]
+        if not complete:
+            return [left_unranked(self.task, labels, self._sealed)]
         rest = self.task.unlabelled(ranking, labels)
         return left_by_rank(rest, self._sealed, self.spec.audit_tops, self.spec.stopping.score)
 
-    def _baseline_ranking(self, labels: dict[str, Label], pool: list[str]) -> Ranking | None:
+    def _baseline_ranking(self, labels: dict[str, Label], pool: list[str], ranked: Sequence[str]) -> Ranking | None:
         if self.baseline is None or not have_both_classes(labels):
             return None
         self.baseline.fit(labels, pool=pool)
-        return self.baseline.rank([*self.task.pool, *self.task.holdout])
+        return self.baseline.rank(ranked)

@@ -99,15 +99,22 @@ class RunReport:
             worst = f"Highest-scored normal images of cycle {last}."
             figures.append(ReportFigure("Worst false positives", worst, folder.cycle(last) / FALSE_POSITIVES))
         path = folder.path / REPORT
-        notes = _left_notes(rows, advise(folder, rows, self.stopping)) + _notes(task, rows) + _guard_notes(folder, rows)
+        notes = _left_notes(rows, advise(folder, rows, self.stopping)) + _notes(task, rows)
+        notes += _candidate_notes(folder, rows) + _guard_notes(folder, rows)
         write_report(path, _report(folder, task, rows, figures, notes))
         return path
 
     def curves(self, cycle: int) -> Curves:
-        """Return precision, recall and ROC of a cycle on the unlabelled images; the task must have a truth."""
+        """Return precision, recall and ROC of a cycle on the unlabelled images, without points if not all were ranked.
+
+        The task must have a truth.
+        """
         if cycle not in self._curves:
-            rest = unlabelled_rest(self.folder, self.task, cycle)
-            self._curves[cycle] = curves(*ascending(rest, self.task))
+            if self.folder.ranked_candidates(cycle):
+                self._curves[cycle] = Curves.unknown()
+            else:
+                rest = unlabelled_rest(self.folder, self.task, cycle)
+                self._curves[cycle] = curves(*ascending(rest, self.task))
         return self._curves[cycle]
 
     def panels(self, cycles: int) -> dict[str, dict[str, list[float]]]:
@@ -213,6 +220,17 @@ def _columns(table: list[Row]) -> list[str]:
 def _left_notes(rows: list[Row], todo: str) -> list[str]:
     audited = rows[-1].get("audited", 0)
     return [f"By a random audit ({audited:,} images that are still unlabelled): {todo}."] if todo else []
+
+
+def _candidate_notes(folder: RunFolder, rows: list[Row]) -> list[str]:
+    cycles = enumerate(rows, 1)
+    partial = [f"{cycle} ({row['images']:,} images)" for cycle, row in cycles if folder.ranked_candidates(cycle)]
+    if not partial:
+        return []
+    return [
+        f"Only neighbours of labelled anomalies were ranked in cycle {', '.join(partial)}: metrics and curves of all "
+        "unlabelled images are unknown there."
+    ]
 
 
 def _guard_notes(folder: RunFolder, rows: list[Row]) -> list[str]:

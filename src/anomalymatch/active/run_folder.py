@@ -23,6 +23,8 @@ from anomalymatch.types import Row
 CONFIG, SCORES, METRICS, STEPS = "config.yaml", "scores.parquet", "metrics.json", "steps.csv"
 LABELS, SCORES_CSV, LIVE, LOCK = "labels.csv", "scores.csv", "live.jsonl", ".lock"
 REPORT = "report.html"
+CANDIDATES = "candidates.txt"
+"""File of a cycle that ranked candidates only, with their number in words."""
 
 
 class LiveSteps:
@@ -65,6 +67,7 @@ class RunReader:
         config.yaml  labels.sqlite  labels.csv  metrics.csv  scores.csv  rejects.parquet  report.html  plots/
         cycles/01/   scores.parquet  weights.safetensors  weights.json  metrics.json  steps.csv  labels.csv  *.png
                      left.csv, estimates of the remaining anomalies; guard.txt, findings of the training's guard, if any
+                     candidates.txt, number of the images that were ranked, if these were not all
                      checksums.json, of all these files
         audit.csv    labels of the random audit, which the search does not use, if there is one
         description.json, description.parquet   what is looked for, in words, and the ranking by it, if there is one
@@ -113,6 +116,10 @@ class RunReader:
     def began_cold(self, cycle: int) -> bool:
         """Tell whether a finished cycle was ranked by the cold start."""
         return (self.cycle(cycle) / COLD).exists()
+
+    def ranked_candidates(self, cycle: int) -> bool:
+        """Tell whether a finished cycle ranked only the neighbours of labelled anomalies, not all images."""
+        return (self.cycle(cycle) / CANDIDATES).exists()
 
     def guard_notes(self, cycle: int) -> list[str]:
         """Read the findings of the guard in a finished cycle."""

@@ -35,6 +35,8 @@ SAMPLE = 4096
 """Images from which the spread of a feature is measured."""
 BLOCK_NUMBERS = 2**20
 """Numbers that are converted and multiplied at once; PyTorch converts half precision several times as fast as NumPy."""
+FEW = 8
+"""Rows are multiplied one by one if they are fewer than one in so many: reading all in order is faster."""
 MIN_SPREAD = 1e-4
 """Features with a smaller spread hold only the rounding of half precision."""
 _thread_lock = RLock()  # overlapping blocks would restore each other's limits
@@ -193,25 +195,53 @@ class Features:
 
     def take(self, ids: Iterable[str]) -> Float32[np.ndarray, "m d"]:
         """Return the features of images in single precision."""
-        positions = self.positions(ids)
-        starts = np.cumsum([0] + [len(shard.ids) for shard in self.shards])
-        rows = np.empty((len(positions), self.dimensions), dtype=np.float32)
-        owner = np.searchsorted(starts, positions, side="right") - 1
-        for k in np.unique(owner):
-            mine = owner == k
-            rows[mine] = self.shards[k].rows[positions[mine] - starts[k]]
-        return rows
+        return self.take_rows(self.positions(ids))
 
-    def project(self, direction: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, " n"]:
-        """Return the inner product of every row with `direction`, such as the weights of a linear head."""
-        weights, step = direction.astype(np.float32), 64 * max(1, BLOCK_NUMBERS // (64 * self.dimensions))
+    def take_rows(self, rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+        """Return the features with these row numbers in single precision."""
+        taken = np.empty((len(rows), self.dimensions), dtype=np.float32)
+        for places, block in self._blocks_of(rows):
+            taken[places] = block
+        return taken
+
+    def project(
+        self, direction: Float64[np.ndarray, " d"], rows: Int64[np.ndarray, " m"] | None = None
+    ) -> Float64[np.ndarray, " m"]:
+        """Return the inner product of every row with `direction`, such as the weights of a linear head.
+
+        Args:
+            direction: one number for each column.
+            rows: numbers of the rows to multiply, if these are not all.
+        """
+        weights = direction.astype(np.float32)
+        if rows is not None and len(rows) * FEW < len(self.ids):
+            products = np.empty(len(rows), np.float32)
+            with one_thread():
+                for places, block in self._blocks_of(rows):
+                    products[places] = single_precision(block) @ weights
+            return products.astype(np.float64)
         with one_thread():
-            products = [
-                torch.from_numpy(np.array(shard.rows[start : start + step])).float().numpy() @ weights
-                for shard in self.shards
-                for start in range(0, len(shard.rows), step)
-            ]
-        return np.concatenate([np.empty(0, np.float32), *products]).astype(np.float64)
+            every = [block @ weights for block in self.blocks()]
+        products = np.concatenate([np.empty(0, np.float32), *every])
+        return (products if rows is None else products[rows]).astype(np.float64)
+
+    def blocks(self) -> Iterator[Float32[np.ndarray, "b d"]]:
+        """Yield all rows in single precision, in blocks of about `BLOCK_NUMBERS` numbers."""
+        step = 64 * max(1, BLOCK_NUMBERS // (64 * self.dimensions))
+        for shard in self.shards:
+            for start in range(0, len(shard.rows), step):
+                yield single_precision(shard.rows[start : start + step])
+
+    def _blocks_of(
+        self, rows: Int64[np.ndarray, " m"]
+    ) -> Iterator[tuple[Int64[np.ndarray, " b"], Float16[np.ndarray, "b d"]]]:
+        """Yield the wanted rows that each shard has, with their places among `rows`."""
+        starts = np.cumsum([0] + [len(shard.ids) for shard in self.shards])
+        order = np.argsort(rows, kind="stable")
+        ends = np.searchsorted(rows[order], starts)
+        for k in np.flatnonzero(np.diff(ends)).tolist():
+            places = order[ends[k] : ends[k + 1]]
+            yield places, self.shards[k].rows[rows[places] - starts[k]]
 
 
 @runtime_checkable
@@ -391,6 +421,11 @@ def probe_scores(outputs: Float32[np.ndarray, "n d"], width: int) -> Float32[np.
     rows, rng = normalise_last(outputs, width), np.random.default_rng(0)
     picks = [np.array_split(rng.permutation(len(rows))[:25], [5]) for _ in range(PROBES)]
     return np.stack([rows @ (rows[few].mean(axis=0) - rows[many].mean(axis=0)) for few, many in picks], axis=1)
+
+
+def single_precision(rows: Float16[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Convert rows to single precision by PyTorch, which takes a fraction of NumPy's time."""
+    return torch.from_numpy(np.array(rows)).float().numpy()
 
 
 @contextmanager

@@ -92,7 +92,9 @@ class Task:
         for known, ids, rest in self._last:
             if known is ranking and ids == given:
                 return rest
-        self._last[:] = [(ranking, given, ranking.restrict(self.pool).without(given))]
+        # In a ranking of all images, the pool is recognised as a list; one of few need not look at all of its ids.
+        pool = self.pool if len(ranking) >= len(self.pool) else self.members[0]
+        self._last[:] = [(ranking, given, ranking.restrict(pool).without(given))]
         return self._last[0][2]
 
     @cached_property

@@ -45,6 +45,12 @@ class RankingMetrics:
     anomalies: int
     undefined: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def unknown(cls, images: int, anomalies: int, reason: str) -> "RankingMetrics":
+        """Return metrics that are all undefined for the same reason."""
+        undefined = dict.fromkeys(MEASURES, reason)
+        return cls(**dict.fromkeys(MEASURES, math.nan), images=images, anomalies=anomalies, undefined=undefined)
+
     def as_dict(self) -> dict[str, float | int]:
         """Return the numbers in the order above, as one row of a table."""
         return {name: value for name, value in asdict(self).items() if name != "undefined"}
@@ -52,6 +58,9 @@ class RankingMetrics:
 
 MEASURES = tuple(each.name for each in fields(RankingMetrics))[:7]
 """Names of the metrics of a ranking, in the order of reports."""
+
+PARTIAL = "only candidates were ranked (al.candidates=neighbours)"
+"""Reason why metrics of the pool are undefined after a cycle that did not rank all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,12 @@ class Curves:
     auroc: float
     ap: float
     prevalence: float
+
+    @classmethod
+    def unknown(cls) -> "Curves":
+        """Return curves without points."""
+        none = np.empty(0, dtype=np.float64)
+        return cls(none, none, none, none, math.nan, math.nan, math.nan)
 
 
 def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"]) -> RankingMetrics:
@@ -87,10 +102,7 @@ def ranking_metrics(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray,
     images, anomalies = scores.size, int(np.count_nonzero(is_anomaly))
     reason = _why_undefined(images, anomalies)
     if reason:
-        undefined = dict.fromkeys(MEASURES, reason)
-        return RankingMetrics(
-            **dict.fromkeys(MEASURES, math.nan), images=images, anomalies=anomalies, undefined=undefined
-        )
+        return RankingMetrics.unknown(images, anomalies, reason)
     points = _points(ranks, is_anomaly)
     k_01, k_1 = (top_fraction_count(images, fraction) for fraction in (0.001, 0.01))
     hits_01, hits_1 = (expected_hits(ranks, is_anomaly, k) for k in (k_01, k_1))
@@ -122,8 +134,7 @@ def curves(scores: Real[np.ndarray, " n"], is_anomaly: Bool[np.ndarray, " n"], *
     ranks = midranks(scores)
     anomalies = int(np.count_nonzero(is_anomaly))
     if _why_undefined(scores.size, anomalies):
-        none = np.empty(0, dtype=np.float64)
-        return Curves(none, none, none, none, math.nan, math.nan, math.nan)
+        return Curves.unknown()
     points = _points(ranks, is_anomaly)
     return Curves(
         *_thin(points.fpr.double().numpy(), points.tpr.double().numpy(), max_points),
@@ -156,24 +167,33 @@ def ascending(ranking: Ranking, task: Task) -> tuple[Float64[np.ndarray, " n"], 
 
 
 def cycle_metrics(
-    cycle: int, task: Task, labels: Mapping[str, Label], ranking: Ranking, baseline: Ranking | None
+    cycle: int,
+    task: Task,
+    labels: Mapping[str, Label],
+    ranking: Ranking,
+    baseline: Ranking | None,
+    *,
+    complete: bool = True,
 ) -> Row:
     """Count labels and, if the truth is known, measure the rankings of the learner and of the probe.
 
     Names without a prefix refer to the unlabelled images of the pool and `heldout_` to the fixed held-out split;
     `probe_` and `probe_heldout_` to the same images, ranked by the probe fitted on the same labels.
+
+    Unless a ranking is `complete`, it lacks images of the pool, and the metrics of the unlabelled ones are undefined.
     """
     found = sum(label == Label.ANOMALY for label in labels.values())
     row: Row = {"cycle": cycle, "labels": len(labels), "found": found, "rejects": len(ranking.rejects)}
     if task.anomalies is None:
         return row
     rest = task.unlabelled(ranking, labels)
-    row |= evaluate(rest, task).as_dict()
+    partial = RankingMetrics.unknown(len(rest), int(task.truth(rest.ids).sum()), PARTIAL)
+    row |= (evaluate(rest, task) if complete else partial).as_dict()
     if task.holdout:
         held_out = evaluate(ranking.restrict(task.holdout), task)
         row |= _measures("heldout", held_out) | {"heldout_anomalies": held_out.anomalies}
     if baseline is not None:
-        row |= _measures("probe", evaluate(baseline.restrict(rest.ids), task))
+        row |= _measures("probe", evaluate(baseline.restrict(rest.ids), task) if complete else partial)
         if task.holdout:
             row |= _measures("probe_heldout", evaluate(baseline.restrict(task.holdout), task))
     return row

@@ -81,12 +81,13 @@ def mean_logits(live: Logits, trained: Logits) -> Logits:
     """Average the standardised logits of two rankings, on the scale of the first.
 
     A trained network is far more confident than the probe: in a mean of plain logits, the network alone would rank.
+    Images that the training did not rank keep their live logits.
     """
     finite = np.isfinite(live) & np.isfinite(trained)
     if not finite.any():
         return live
     (m1, s1), (m2, s2) = (_mean_and_spread(values[finite]) for values in (live, trained))
-    return (live + (trained - m2) * (s1 / s2) + m1) / 2
+    return np.where(np.isfinite(trained), (live + (trained - m2) * (s1 / s2) + m1) / 2, live)
 
 
 def _mean_and_spread(values: Logits) -> tuple[np.float32, np.float32]:

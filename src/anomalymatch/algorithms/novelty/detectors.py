@@ -1,6 +1,5 @@
 """Novelty detectors, which are fitted on normal images alone and score by the distance in feature space."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,14 +11,12 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from anomalymatch.algorithms.novelty import distances as maths
+from anomalymatch.backbones.neighbours import build_index, import_faiss, sample_step
 from anomalymatch.checks import check_range
-from anomalymatch.errors import ConfigError, DataError
+from anomalymatch.errors import DataError
 
 EXACT_ROWS = 1_000_000
 """Number of rows up to which the search is exact; beyond, that takes hours."""
-TRAINING_ROWS_PER_CELL = 40
-PROBES = 32
-"""Number of cells of the index that are searched for each query."""
 
 FeatureRows = Float32[np.ndarray, "n d"]
 Own = Int64[np.ndarray, " n"]
@@ -120,21 +117,9 @@ def _by_index(
 @lru_cache(maxsize=1)
 def _index_of(bank: Tensor) -> Any:
     """Build the index of a tensor, which takes minutes; a ranking asks for the same one for each chunk."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ConfigError(
-            f"{len(bank):,} images to compare with need an index: pip install 'anomalymatch[faiss]', "
-            f"or set al.pool_size to at most {EXACT_ROWS:,}"
-        ) from error
-    cells = max(1, round(4 * math.sqrt(len(bank))))
-    index: Any = faiss.index_factory(bank.shape[1], f"IVF{cells},SQfp16")
-    step = max(1, len(bank) // (TRAINING_ROWS_PER_CELL * cells))
-    index.train(bank[::step].float().numpy())
-    for part in bank.split(65536):
-        index.add(part.float().numpy())
-    index.nprobe = min(PROBES, cells)
-    return index
+    import_faiss(len(bank), f"or set al.pool_size to at most {EXACT_ROWS:,}")
+    sample = bank[:: sample_step(len(bank))].float().numpy()
+    return build_index(sample, (part.float().numpy() for part in bank.split(65536)), len(bank))
 
 
 @dataclass(frozen=True)

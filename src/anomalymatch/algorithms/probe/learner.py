@@ -93,5 +93,5 @@ def probe_network(embedding: Embedding, probe: Probe, generator: torch.Generator
 def rank_by_probe(features: Features, probe: Probe, ids: Sequence[str]) -> Ranking:
     """Rank images by a probe on cached features."""
     readable, rejects, rows = features.rows(ids)
-    logits = features.project(probe.coefficients)[rows] + probe.intercept
+    logits = features.project(probe.coefficients, rows) + probe.intercept
     return Ranking(readable, logits, rejects)
