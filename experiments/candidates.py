@@ -1,25 +1,25 @@
 """Compare two sets of candidates for the next labels: all images, and neighbours of labelled anomalies (README, 19).
 
-The second is SEALS (arXiv 2007.00077): the nearest neighbours, by the cosine of the features, of every labelled
-anomaly, and a random share of the archive. Each round ranks the candidates by the probe and labels the first ones. The
-archives are synthetic features with ten rare kinds, and the mergers of Galaxy Zoo 1.
+The second are those of `al.candidates=neighbours`, the nearest unlabelled images of every labelled anomaly, and for
+comparison those of SEALS (arXiv 2007.00077), whose neighbours are labelled or not. Each round ranks the candidates by
+the probe and labels the first ones. The archives are synthetic features with ten rare kinds, and the mergers of Galaxy
+Zoo 1.
 """
 
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from bench import NO_CROPS, Row, dataset_overrides, group_by, make_parser, markdown, parse_options, write_csv
 from rounds import settings, write_features
 
 from anomalymatch import compose, initial_labels, make_task
-from anomalymatch.algorithms.probe.learner import fit_probe
+from anomalymatch.active.candidates import NeighbourCandidates
+from anomalymatch.algorithms.probe.learner import fit_probe, rank_by_probe
 from anomalymatch.backbones.embedding import Embedding
-from anomalymatch.backbones.features import Features
+from anomalymatch.backbones.neighbours import open_search
 from anomalymatch.build import build_embedding
 from anomalymatch.build_images import build, build_task
 from anomalymatch.data.task import Task
@@ -28,13 +28,13 @@ from anomalymatch.types import Label
 
 LABELS, BUDGET, POOL = 200, 20, 10_000
 CANDIDATES = {
-    "all": (0, 1.0),
-    "10 neighbours": (10, 0.0),
-    "100 neighbours": (100, 0.0),
-    "100 neighbours, 1 % at random": (100, 0.01),
-    "1,000 neighbours, 1 % at random": (1000, 0.01),
+    "all": (0, False),
+    "10 neighbours": (10, False),
+    "100 neighbours": (100, False),
+    "1,000 neighbours": (1000, False),
+    "100 neighbours, labelled or not": (100, True),
 }
-"""Neighbours of each labelled anomaly, and share of the archive at random."""
+"""Neighbours of each labelled anomaly, 0 for all images; True if labelled images are among them."""
 
 
 def main() -> None:
@@ -65,8 +65,8 @@ def compare(archive: str, embedding: Embedding, task: Task, draws: int) -> list[
     rows: list[Row] = []
     everything = Task(task.source, task.source.ids, [], task.anomalies)
     for draw in range(draws):
-        for name, (neighbours, share) in CANDIDATES.items():
-            row = simulate(embedding, everything, neighbours, share, draw)
+        for name, (neighbours, labelled) in CANDIDATES.items():
+            row = simulate(embedding, everything, neighbours, labelled, draw)
             rows.append({"archive": archive, "candidates": name, "draw": draw, **row})
             console.print(rows[-1], highlight=False)
     keys = ("found", "images", "search", "fit", "rank")
@@ -78,51 +78,40 @@ def compare(archive: str, embedding: Embedding, task: Task, draws: int) -> list[
     return rows
 
 
-def simulate(embedding: Embedding, task: Task, neighbours: int, share: float, draw: int) -> Row:
+def simulate(embedding: Embedding, task: Task, neighbours: int, labelled: bool, draw: int) -> Row:
     """Label images; return the anomalies found after the start, and the mean images and seconds of a round."""
     features, ids, spec = embedding.probe_features, task.source.ids, build(compose("probe.orientations=1").probe)
     rng = np.random.default_rng([draw, 0x5EA])
     labels = dict(initial_labels(task, anomalies=5, normals=195, seed=draw))
-    start, is_rare = len(labels), task.truth(ids)
-    chosen = np.zeros(len(ids), bool)
-    chosen[rng.choice(len(ids), round(share * len(ids)), replace=False)] = True
-    searched: set[str] = set()
+    start = len(labels)
+    choice, search = NeighbourCandidates(embedding, max(1, neighbours)), None
+    if labelled:
+        search = open_search(embedding.features, embedding.features_folder / "neighbours")
     spent = {"images": 0.0, "search": 0.0, "fit": 0.0, "rank": 0.0}
     while len(labels) < start + LABELS:
         begin = time.perf_counter()
-        new = [id_ for id_, label in labels.items() if label == Label.ANOMALY and id_ not in searched]
-        if neighbours and new:
-            chosen[nearest(features.last, features.positions(new), neighbours)] = True
-            searched.update(new)
+        wanted = ids
+        if search is not None:
+            queries = features.last.take([id_ for id_, label in labels.items() if label == Label.ANOMALY])
+            near = search(queries, neighbours + 1, np.ones(len(ids), bool))  # an image is its own neighbour
+            wanted = [id_ for i in near.tolist() if (id_ := features.ids[i]) not in labels]
+        elif neighbours and (chosen := choice.choose(labels, BUDGET, rng)) is not None:
+            wanted = chosen.ids
+        if len(wanted) < BUDGET:  # the neighbours are labelled
+            rest = [ids[i] for i in rng.choice(len(ids), min(len(ids), 2 * len(labels)), replace=False).tolist()]
+            wanted = [*wanted, *(i for i in rest if i not in labels and i not in wanted)][:BUDGET]
         spent["search"] += time.perf_counter() - begin
         begin = time.perf_counter()
         pool = [ids[i] for i in rng.choice(len(ids), min(POOL, len(ids)), replace=False).tolist()]
         probe = fit_probe(embedding, labels, [id_ for id_ in pool if id_ not in labels], spec).probe
         spent["fit"] += time.perf_counter() - begin
         begin = time.perf_counter()
-        at = np.flatnonzero(chosen)
-        if share == 1.0:
-            logits = features.project(probe.coefficients)
-        else:
-            logits = probe.logits(features.take([ids[i] for i in at.tolist()]))
-        free = ~np.isin(at, features.positions(labels))
-        at, logits = at[free], logits[free]
-        best = at[np.argsort(-logits)[:BUDGET]]
-        if len(best) < BUDGET:  # the neighbours are all labelled
-            others = np.setdiff1d(np.arange(len(ids)), np.concatenate([best, features.positions(labels)]))
-            best = np.concatenate([best, rng.choice(others, BUDGET - len(best), replace=False)])
+        best = rank_by_probe(features, probe, wanted).without(labels).top(BUDGET)
         spent["rank"] += time.perf_counter() - begin
-        spent["images"] += len(at)
-        labels |= {ids[i]: Label.ANOMALY if is_rare[i] else Label.NORMAL for i in best.tolist()}
+        spent["images"] += len(wanted)
+        labels |= {id_: task.label(id_) for id_ in best}
     found = sum(label == Label.ANOMALY for label in labels.values()) - 5
     return {"found": found, **{key: value * BUDGET / LABELS for key, value in spent.items()}}
-
-
-def nearest(features: Features, queries: Sequence[int], count: int) -> np.ndarray:
-    """Return the positions of the nearest images of each query, found exactly, block by block."""
-    wanted = torch.from_numpy(features.take([features.ids[i] for i in queries])).T.contiguous()
-    products = torch.cat([torch.from_numpy(np.array(shard.rows)).float() @ wanted for shard in features.shards])
-    return np.unique(products.topk(min(count, len(products)), dim=0).indices.numpy())
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="folder src of another version")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each version")
     parser.add_argument("--cycles", type=int, default=CYCLES, help="cycles of a run; the first is not measured")
-    parser.add_argument("--every", type=int, default=5, help="every so many-th image is held out")
+    parser.add_argument("--every", type=int, nargs="+", default=[5], help="every so many-th image is held out")
     parser.add_argument("--neighbours", action="store_true", help="rounds with al.candidates=neighbours, too")
     parser.add_argument("--narrow", action="store_true", help="256 columns for any number of images")
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
@@ -86,15 +86,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.runs) as name:
             console.print(f"rounds: {images:,} images", highlight=False)
             width = write_features(Path(name), images, narrow=options.narrow)
-            words = ["--images", str(images), "--cycles", str(options.cycles), "--every", str(options.every)]
-            words += ["--cache", name, *(["--narrow"] if options.narrow else [])]
+            words = ["--images", str(images), "--cycles", str(options.cycles), "--cache", name]
+            words += ["--narrow"] if options.narrow else []
             if options.neighbours:
-                console.print(run_child(here, *words, "--index"), highlight=False)
-            for repeat, (version, source) in product(range(options.repeats), versions.items()):
-                known = {"images": images, "width": width, "version": version, "repeat": repeat}
-                mode = ["--neighbours"] if version == "neighbours" else []
-                rows += [known | row for row in run_child(source, *words, *mode)]
-        print(show([row for row in rows if row["images"] == images], list(versions)), flush=True)
+                print(json.dumps(run_child(here, *words, "--index")), flush=True)
+            for every in options.every:
+                for repeat, (version, source) in product(range(options.repeats), versions.items()):
+                    known = {"images": images, "width": width, "every": every, "version": version, "repeat": repeat}
+                    mode = ["--neighbours"] if version == "neighbours" else []
+                    rows += [known | row for row in run_child(source, *words, "--every", str(every), *mode)]
+                some = [row for row in rows if (row["images"], row["every"]) == (images, every)]
+                print(f"\nOne image in {every} is held out:\n\n{show(some, list(versions))}", flush=True)
     write_csv(options.results / "rounds.csv", rows)
 
 
@@ -168,7 +170,7 @@ def build_index(options: argparse.Namespace) -> Row:
     """Build the index of neighbours; return the seconds that this takes, its bytes, and the memory of this process."""
     from anomalymatch.backbones.neighbours import open_search
 
-    config, task, _ = settings(options.cache, options.images[0], narrow=options.narrow, every=options.every)
+    config, task, _ = settings(options.cache, options.images[0], narrow=options.narrow, every=options.every[0])
     embedding = build_embedding(config, task)
     features, folder, seconds = embedding.features, embedding.features_folder / "neighbours", []
     for _ in range(2):
@@ -183,7 +185,7 @@ def build_index(options: argparse.Namespace) -> Row:
 def measure(options: argparse.Namespace) -> list[Row]:
     """Run all cycles; return the seconds by part and cycle, from the second on, which are complete rounds."""
     cache, cycles = options.cache, options.cycles
-    config, task, _ = settings(cache, options.images[0], narrow=options.narrow, every=options.every)
+    config, task, _ = settings(cache, options.images[0], narrow=options.narrow, every=options.every[0])
     config.al.cycles = cycles
     if options.neighbours:  # the last cycle, which ranks all images, is not measured
         config.al.update(cycles=cycles + 1, candidates="neighbours")

@@ -72,6 +72,8 @@ def test_a_subclass_with_load_is_a_source(tiny_model):
         ("model.weights=/nowhere.pth", "model.weights=/nowhere.pth"),
         ("al.cycles=0", "al.cycles is 0"),
         ("al.budget=-1", "al.budget is -1"),
+        ("al.candidates=some", "al.candidates is 'some': choose one of all, neighbours"),
+        ("al.neighbours=0", "al.neighbours is 0"),
         ("al.strategy.name=best", "al/strategy=best"),
         ("inference.precision=fp8", "inference.precision is 'fp8'"),
         ("inference.workers=0", "inference.workers is 0"),
@@ -287,6 +289,8 @@ PROTOCOL = {
     "initial": "al.initial.anomalies=4",
     "initial.normals": "al.initial.normals=12",
     "compare_probe": "al.compare_probe=false",
+    "candidates": "al.candidates=neighbours",
+    "neighbours": "al.neighbours=3",
     "audit": "al.audit=30",
     "audit_tops": "al.audit_tops=[7]",
     "stopping": "al.stopping.score=0.5",
@@ -311,7 +315,8 @@ def result_of(tmp_path_factory):
         folder = tmp_path_factory.mktemp("run")
         rows = am.run(*words, folder=folder)
         texts = [(folder / file).read_text() for file in ("labels.csv", "cycles/02/left.csv")]
-        return texts, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        # NaN is no value, and would differ from itself.
+        return texts, [{k: v for k, v in row.items() if k != "seconds" and v == v} for row in rows]
 
     return run
 
@@ -321,6 +326,7 @@ def result_of(tmp_path_factory):
 def test_every_key_of_the_protocol_changes_the_run(knob, tiny_job, probe_job, result_of, without_pictures):
     shared = tiny_job if knob in ("compare_probe", "pool_size") else probe_job
     shared = [*shared, "oracle=paper_oracle" if knob == "pool_size" else "oracle=top_k", "al.audit=20"]
+    shared += ["al.candidates=neighbours"] * (knob == "neighbours")
     assert result_of(*shared) != result_of(*shared, PROTOCOL[knob])
 
 

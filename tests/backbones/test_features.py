@@ -186,6 +186,9 @@ def test_take_positions_and_project(rows):
     direction = np.random.default_rng(1).normal(size=6)
     slow = [sum(float(v) * d for v, d in zip(row, direction, strict=True)) for row in values]
     np.testing.assert_allclose(features.project(direction), slow, rtol=1e-4, atol=1e-5)
+    for wanted_rows in ([22, 0], [22, 0, 10, 9, 0], []):  # few are multiplied one by one
+        some = features.project(direction, np.array(wanted_rows, np.int64))
+        np.testing.assert_allclose(some, np.array(slow)[wanted_rows], rtol=1e-4, atol=1e-5)
     assert "i3" in features
     assert "x" not in features
     assert 3 not in features

@@ -194,6 +194,18 @@ def test_cycle_metrics_are_nan_once_all_anomalies_are_found(task):
     assert not any(key.startswith("probe_") for key in row)
 
 
+def test_metrics_of_a_pool_that_was_not_ranked_completely_are_undefined(task):
+    ranked = [*task.pool[5:30], *task.holdout]
+    ranking, probe = (scored(task, seed).restrict(ranked) for seed in (1, 2))
+    row = cycle_metrics(1, task, {task.pool[5]: Label.NORMAL}, ranking, probe, complete=False)
+    pool = [row[key] for name in MEASURES for key in (name, f"probe_{name}")]
+    assert len(pool) == 14
+    assert all(math.isnan(value) for value in pool)
+    assert (row["images"], row["anomalies"]) == (24, int(task.truth(task.pool[6:30]).sum()))
+    assert row["heldout_ap"] == evaluate(ranking.restrict(task.holdout), task).ap
+    assert row["probe_heldout_ap"] == evaluate(probe.restrict(task.holdout), task).ap
+
+
 def test_cycle_metrics_without_truth_are_counts(make_source):
     task = make_task(make_source(20, truth=None))
     ranking = Ranking(task.pool[1:], np.zeros(19), [Reject(task.pool[0], "the file is empty")])

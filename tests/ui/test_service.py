@@ -370,6 +370,23 @@ def test_a_training_joins_the_ranking(service, open_service, finish_training):
     assert ids(again.page(Query()))[0] == known[-2]
 
 
+def test_images_without_a_score_of_the_last_training_come_last(service, finish_training):
+    """A cycle of `al.candidates=neighbours` that is not the last ranks few images."""
+    service.label([RARE[0]], A, "ada")
+    service.rerank()
+    few = [id_ for id_ in service.source.ids if id_ != BAD][5:9]
+    finish_training(service.run, 1, few, range(len(few)))
+    service._update_training()
+    for mode in ("both", "trained"):
+        service.rank_by(mode)
+        shown = service.page(Query(size=COUNT))
+        assert len(shown.tiles) == COUNT - 1
+        assert service.histogram() is not None
+    assert ids(shown)[:4] == few[::-1]
+    assert [tile.score is None for tile in shown.tiles] == [False] * 4 + [True] * (COUNT - 5)
+    assert set(service.ranking.ids) == set(few)
+
+
 def test_corrupt_scores_of_a_training_are_skipped(service, finish_training, caplog):
     service.label([RARE[0]], A, "ada")
     with pytest.raises(LabelError, match="normal"):

@@ -45,6 +45,15 @@ def test_mean_logits_of_unreadable_and_constant_scores():
     assert mean_logits(live, np.full(3, np.nan, np.float32)) is live
 
 
+def test_images_that_the_training_did_not_rank_keep_their_live_logits():
+    live = np.array([1, 2, 3, 4, np.nan], np.float32)
+    trained = np.array([np.nan, 30, 10, np.nan, np.nan], np.float32)
+    both = mean_logits(live, trained)
+    np.testing.assert_array_equal(both[[0, 3]], live[[0, 3]])
+    np.testing.assert_array_equal(both[1:3], mean_logits(live[1:3], trained[1:3]))
+    assert np.isnan(both[4])
+
+
 def events(*labels):
     return [LabelEvent(n, f"i{n}", label, "ada", datetime.now(UTC), 0, None) for n, label in enumerate(labels)]
 

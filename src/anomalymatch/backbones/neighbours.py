@@ -18,10 +18,12 @@ from anomalymatch.progress import Advance, ignore_progress, progress
 logger = logging.getLogger(__name__)
 EXACT_ROWS = 100_000
 """Number of images up to which the search is exact: one product of all features with those of the queries."""
+CELLS = 1.0
+"""Cells of an index, in units of the root of its rows: more would take longer to build, and save time in a search."""
 TRAINING_ROWS_PER_CELL = 40
 ITERATIONS = 10
 """Iterations of k-means that place the cells of an index."""
-PROBES = 32
+PROBES = 16
 """Number of cells of an index that are searched for each query."""
 FILE = "index.faiss"
 
@@ -86,8 +88,8 @@ class IndexSearch:
 
     def __init__(self, features: Features, cache: Cache) -> None:
         self._faiss = import_faiss(len(features.ids), "or rank all images: al.candidates=all")
-        depends = {"rejects": [reject.id for reject in features.rejects], "probes": PROBES, "kind": "SQfp16"}
-        name = cache_key(depends | {"rows": len(features.ids), "columns": features.dimensions})
+        rejects, settings = [reject.id for reject in features.rejects], [CELLS, TRAINING_ROWS_PER_CELL, ITERATIONS]
+        name = cache_key({"rows": len(features.ids), "rejects": rejects, "settings": settings})
         with cache.locked():
             if cache.read(name) is None:
                 cache.write(name, {}, {}, write_files=partial(self._write, features))
@@ -95,9 +97,10 @@ class IndexSearch:
 
     def _write(self, features: Features, folder: Path) -> None:
         rows = len(features.ids)
-        sample = features.take_rows(np.arange(0, rows, sample_step(rows)))
+        cells = round(CELLS * math.sqrt(rows))
+        sample = features.take_rows(np.arange(0, rows, sample_step(rows, cells)))
         with progress("Index of neighbours", rows) as advance:
-            index = build_index(sample, features.blocks(), rows, advance)
+            index = build_index(sample, features.blocks(), cells, advance)
         self._faiss.write_index(index, str(folder / FILE))
 
     def __call__(
@@ -105,7 +108,7 @@ class IndexSearch:
     ) -> Int64[np.ndarray, " m"]:
         """See `NeighbourSearch`; a neighbour in a cell that is not searched is missed."""
         selector = self._faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        settings = self._faiss.SearchParametersIVF(sel=selector, nprobe=self._index.nprobe)
+        settings = self._faiss.SearchParametersIVF(sel=selector, nprobe=PROBES)
         rows = self._index.search(queries, count, params=settings)[1]
         return np.unique(rows[rows >= 0]).astype(np.int64)
 
@@ -140,15 +143,15 @@ def import_faiss(rows: int, otherwise: str) -> Any:
     return faiss
 
 
-def sample_step(rows: int) -> int:
+def sample_step(rows: int, cells: int) -> int:
     """Return the step between the rows from which the cells of an index are learnt."""
-    return max(1, rows // (TRAINING_ROWS_PER_CELL * _cells(rows)))
+    return max(1, rows // (TRAINING_ROWS_PER_CELL * cells))
 
 
 def build_index(
     sample: Float32[np.ndarray, "s d"],
     blocks: Iterable[Float32[np.ndarray, "_ d"]],
-    rows: int,
+    cells: int,
     advance: Advance = ignore_progress,
 ) -> Any:
     """Build an inverted file of faiss with features in half precision; for millions of rows that takes minutes.
@@ -156,20 +159,15 @@ def build_index(
     Args:
         sample: every `sample_step`-th row.
         blocks: all rows, block by block.
-        rows: number of rows.
+        cells: number of parts of the index, of which a search looks at a few.
         advance: called with the number of rows that were added.
     """
     import faiss
 
-    index: Any = faiss.index_factory(sample.shape[1], f"IVF{_cells(rows)},SQfp16")
+    index: Any = faiss.index_factory(sample.shape[1], f"IVF{cells},SQfp16")
     index.cp.niter = ITERATIONS
     index.train(sample)
     for block in blocks:
         index.add(block)
         advance(len(block))
-    index.nprobe = min(PROBES, _cells(rows))
     return index
-
-
-def _cells(rows: int) -> int:
-    return max(1, round(4 * math.sqrt(rows)))

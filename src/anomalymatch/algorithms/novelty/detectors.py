@@ -1,5 +1,6 @@
 """Novelty detectors, which are fitted on normal images alone and score by the distance in feature space."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,11 @@ from anomalymatch.errors import DataError
 
 EXACT_ROWS = 1_000_000
 """Number of rows up to which the search is exact; beyond, that takes hours."""
+
+CELLS = 4.0
+"""Cells of the index, in units of the root of its rows: many, because every image of an archive is searched."""
+PROBES = 32
+"""Number of cells that are searched for each query."""
 
 FeatureRows = Float32[np.ndarray, "n d"]
 Own = Int64[np.ndarray, " n"]
@@ -118,8 +124,11 @@ def _by_index(
 def _index_of(bank: Tensor) -> Any:
     """Build the index of a tensor, which takes minutes; a ranking asks for the same one for each chunk."""
     import_faiss(len(bank), f"or set al.pool_size to at most {EXACT_ROWS:,}")
-    sample = bank[:: sample_step(len(bank))].float().numpy()
-    return build_index(sample, (part.float().numpy() for part in bank.split(65536)), len(bank))
+    cells = max(1, round(CELLS * math.sqrt(len(bank))))
+    sample = bank[:: sample_step(len(bank), cells)].float().numpy()
+    index = build_index(sample, (part.float().numpy() for part in bank.split(65536)), cells)
+    index.nprobe = min(PROBES, cells)
+    return index
 
 
 @dataclass(frozen=True)
