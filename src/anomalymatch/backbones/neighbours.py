@@ -75,8 +75,8 @@ class ExactSearch:
 class IndexSearch:
     """Approximate search by an index of faiss, which reads a small part of the features for each query.
 
-    The index is on disk, mapped and checked when it is opened. It is built when it is missing or damaged: in memory, in
-    which it takes as much as the features in half precision.
+    The index is on disk, as large as the features in half precision, and is mapped and checked when it is opened. It is
+    built when it is missing or damaged, in up to twice as much memory.
 
     Args:
         features: features of the archive.
