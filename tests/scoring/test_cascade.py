@@ -128,9 +128,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("used", [True, False])
-def test_killed_job_and_shares_give_the_numbers_of_one_job(
-    run_scoring, smooth, cost, tmp_path, monkeypatch, used
-):
+def test_killed_job_and_shares_give_the_numbers_of_one_job(run_scoring, smooth, cost, tmp_path, monkeypatch, used):
     cost(0.1 if used else 0.9)
     source = smooth
     run_scoring(source, "whole", **AUTO)
