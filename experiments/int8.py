@@ -1,12 +1,11 @@
-"""Compare int8 with higher precision, layer by layer, and measure what a cheap first look would keep (README, 18)."""
+"""Compare int8 with higher precision, by size and layer by layer, and what it costs a search (README, 18)."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from adaptation import measure
 from bench import (
@@ -20,9 +19,7 @@ from bench import (
     parse_options,
     write_csv,
 )
-from jaxtyping import Float64
 from recipes import PROBLEMS
-from scipy.stats import spearmanr
 
 from anomalymatch import initial_labels, make_learner, open_task
 from anomalymatch.algorithms.base import WEIGHTS
@@ -36,7 +33,7 @@ from anomalymatch.evaluation.confidence import mean_interval
 from anomalymatch.scoring.backends import ScoringNetwork
 
 TRAINED, LABELS = 150, {"anomalies": 15, "normals": 200, "seed": 0}
-DRAWS, COMPARED = 4, 1024
+COMPARED = 1024
 
 
 def main() -> None:
@@ -104,35 +101,6 @@ def layers(quick: bool) -> list[Row]:
     return rows
 
 
-def cascade(quick: bool) -> list[Row]:
-    """Measure the share of images that a cheap first look must pass on, for 99 % of the full ranking's top.
-
-    The first look is the run's own probe at a smaller size, or a ridge regression from these features to the full
-    scores of a sample. It is measured on the images that are not in the sample.
-    """
-    rows: list[Row] = []
-    for anomaly in ("merger",) if quick else ("merger", "dont_know"):
-        full = {crops: _probe(anomaly, 32 if quick else TRAINED, crops) for crops in ((0,) if quick else (0, 5))}
-        for size in (24,) if quick else (64, 84, TRAINED):
-            ids, own, features = _probe(anomaly, size, 0)
-            for crops, (_, logits, _) in full.items():
-                if size == TRAINED and not crops:
-                    continue
-                work = (size / TRAINED) ** 2 / (1 + crops)
-                name = {"anomaly": anomaly, "full look": f"{crops} crops", "first look": f"{size} px, probe"}
-                rows.append(name | shares(own, logits, work))
-                for count in (500,) if quick else (2000,):
-                    found = []
-                    for draw in range(DRAWS):
-                        order = np.random.default_rng(draw).permutation(len(ids))
-                        taught, rest = order[:count], order[count:]
-                        student = ridge(features[taught], logits[taught], features[rest])
-                        found.append(shares(student, logits[rest], work))
-                    means = {key: float(np.mean([each[key] for each in found])) for key in found[0]}
-                    rows.append(name | {"first look": f"{size} px, taught by {count:,}"} | means)
-    return rows
-
-
 def search(quick: bool) -> list[Row]:
     """Search with 200 labels by the probe on features of each precision: what rounding costs in anomalies found."""
     rows: list[Row] = []
@@ -143,44 +111,6 @@ def search(quick: bool) -> list[Row]:
             means = {key: format_interval(mean_interval([float(row[key]) for row in draws])) for key in draws[0]}
             rows.append({"anomaly": name, "precision": precision, "draws": len(draws), **means})
     return rows
-
-
-def shares(cheap: np.ndarray, full: np.ndarray, work: float) -> dict[str, float]:
-    """Measure a first look that needs `work` times the full look.
-
-    Returns:
-        The rank correlation; the share of images that holds 99 % of the top 1 %, and of the top 15 %; and how many
-        times as fast a cascade with this share is, the forward passes alone.
-    """
-    place = np.empty(len(full))
-    place[np.argsort(-cheap, kind="stable")] = np.arange(1, len(full) + 1)
-    order, found = np.argsort(-full, kind="stable"), {"Spearman": float(spearmanr(cheap, full).statistic)}
-    for percent in (1, 15):
-        top = np.sort(place[order[: max(1, round(len(full) * percent / 100))]])
-        share = float(top[int(np.ceil(0.99 * len(top))) - 1] / len(full))
-        found |= {f"share for the top {percent} %": share, f"speed for the top {percent} %": 1 / (work + share)}
-    return found
-
-
-def ridge(x: np.ndarray, y: np.ndarray, others: np.ndarray) -> Float64[np.ndarray, " n"]:
-    """Fit a ridge regression, its penalty chosen by leaving one out, and predict."""
-    mean, scale = x.mean(axis=0), np.sqrt(x.std(axis=0)) + 1e-3
-    a, b = ((rows - mean) / scale for rows in (x, others))
-    values, vectors = np.linalg.eigh((a @ a.T).astype(np.float64))
-    rotated = vectors.T @ (y - y.mean())
-    best = (np.inf, rotated)
-    for penalty in np.logspace(-4, 1, 11) * values.mean():
-        dual = vectors @ (rotated / (values + penalty))
-        left_out = dual / (vectors**2 @ (1 / (values + penalty)))
-        best = min(best, (float(np.mean(left_out**2)), dual), key=lambda pair: pair[0])
-    return b @ (a.T @ best[1]) + y.mean()
-
-
-def _probe(anomaly: str, size: int, crops: int) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
-    """Fit the probe; return all ids, their logits and features."""
-    task, learner = _fitted(anomaly, size, crops)
-    ids = learner.rank(task.source.ids).ids
-    return ids, learner.rank(task.source.ids).logits, learner.embedding.probe_features.take(ids)
 
 
 def _fitted(anomaly: str, size: int, crops: int) -> tuple[Any, Any]:
@@ -216,7 +146,7 @@ def _cell(value: float | int | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-PARTS = {"sizes": sizes, "layers": layers, "cascade": cascade, "search": search}
+PARTS = {"sizes": sizes, "layers": layers, "search": search}
 
 
 if __name__ == "__main__":

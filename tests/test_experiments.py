@@ -358,30 +358,37 @@ def test_patch_heads_find_planted_patches_and_choose_their_weight_on_other_draws
     assert table[-1] == "| crack | x | 1.0 |  | +0.100 |"  # better on draw 0, so it counts on draw 1
 
 
-def test_shares_of_a_first_look_by_hand():
-    shares = importlib.import_module("int8").shares
-    full = np.arange(200.0)  # the top 1 % are 199 and 198, the top 15 % are 170 to 199
-    assert shares(full, full, 0.25) == {
-        "Spearman": pytest.approx(1),
-        "share for the top 1 %": 0.01,
-        "speed for the top 1 %": pytest.approx(1 / 0.26),
-        "share for the top 15 %": 0.15,
-        "speed for the top 15 %": pytest.approx(2.5),
-    }
-    cheap = full.copy()
-    cheap[198] = 99.5  # 101 images are higher
-    found = shares(cheap, full, 0.25)
-    assert (found["share for the top 1 %"], found["share for the top 15 %"]) == (0.5, 0.5)
+def test_sufficient_share_of_a_first_look_by_hand():
+    sufficient_share = importlib.import_module("cascade").sufficient_share
+    full = np.arange(200.0)  # the top two are 199 and 198
+    assert sufficient_share(full, full, 2) == 0.01
+    first = full.copy()
+    first[198] = 99.5  # 99 images are higher
+    assert sufficient_share(first, full, 2) == 0.5
+    assert sufficient_share(first, full, 100) == 0.495  # one of a hundred may be missed
 
 
-def test_ridge_of_the_cascade_predicts_a_linear_score_and_ignores_noise():
-    rng = np.random.default_rng(0)
-    x, weights = rng.normal(size=(300, 40)), rng.normal(size=40)
-    y = x @ weights + 3
-    ridge = importlib.import_module("int8").ridge
-    np.testing.assert_allclose(ridge(x[:200], y[:200], x[200:]), y[200:], atol=0.1)
-    noise = ridge(x[:200], rng.normal(size=200), x[200:])
-    assert noise.std() < 0.3
+@pytest.mark.slow
+def test_cascade_measures_its_parts_once(experiment, tmp_path):
+    words = ["--quick", "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    experiment("cascade", *words)
+    (row,) = read(tmp_path / "results" / "cascade_jobs.csv")
+    assert row["used"] in ("True", "False")
+    assert 0.9 <= float(row["recall of the top 1 %"]) <= 1
+    rows = read(tmp_path / "results" / "cascade_shares.csv")
+    assert [(row["first look"], row["top"]) for row in rows] == [
+        ("28", "12"),
+        ("28", "1000"),
+        ("36", "12"),
+        ("36", "1000"),
+    ]
+    assert all(float(row["share that suffices"]) <= float(row["share"]) <= 1 for row in rows)
+    assert [row["student"] for row in read(tmp_path / "results" / "cascade_student.csv")] == [
+        "32 px, regression",
+        "32 px, fine-tuned",
+    ]
+    experiment("cascade", *words, "--parts", "jobs")
+    assert read(tmp_path / "results" / "cascade_jobs.csv") == [row]
 
 
 def test_scratches_are_all_that_distinguishes_surfaces_with_them():

@@ -37,6 +37,7 @@ def score(*overrides: str) -> Path:
         output=FOLDER: folder of the scores.
         scoring.top=1000: most anomalous images that are listed.
         scoring.features=true: keep the features of every image.
+        scoring.cascade=auto: look at small images first, if that pays.
         scoring.shard=1/8: share of a job array.
         scoring.engine=ray: score on several machines.
         inference.device=auto: cpu, cuda or another device.

@@ -218,11 +218,11 @@ def test_full_disk_leaves_the_finished_parts(run_scoring, make_source, tmp_path,
     source = make_source(30)
     real, writes = PartFolder.write, []
 
-    def write(self, part, found):
+    def write(self, part, *found):
         if len(writes) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         writes.append(part)
-        real(self, part, found)
+        real(self, part, *found)
 
     monkeypatch.setattr(PartFolder, "write", write)
     with pytest.raises(StorageError, match="the disk is full"):

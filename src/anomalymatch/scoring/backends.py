@@ -50,21 +50,45 @@ def make_scorer(
     """
     if int8 is not None:
         return "openvino", int8_forward(int8)
-    module, chosen, spec = ScoringNetwork(network, inference, features=features), backend, network.spec
+    size = network.spec.input_size
+    return make_forward(
+        ScoringNetwork(network, inference, features=features),
+        inference,
+        backend=backend,
+        pixels=round(count * network.backbone.pixels_per_pixel * size**2),
+        channels=network.spec.channels,
+        size=size,
+        batch_size=batch_size,
+    )
+
+
+def make_forward(
+    module: nn.Module, inference: Inference, *, backend: str, pixels: int, channels: int, size: int, batch_size: int
+) -> tuple[str, Forward]:
+    """Build the name of the backend and the function that computes the outputs of a module.
+
+    Args:
+        module: 8-bit images in, one tensor out; in evaluation mode and on the device.
+        inference: device and precision.
+        backend: see `make_scorer`.
+        pixels: number of pixels to come.
+        channels: channels of the images.
+        size: side of the images in pixels.
+        batch_size: images in a batch.
+
+    Raises:
+        ConfigError: if the backend is not installed, or not for this device.
+    """
+    chosen = backend
     if backend == "auto":
-        pixels = count * network.backbone.pixels_per_pixel * spec.input_size**2
-        chosen = fastest_backend(inference.torch_device, round(pixels), compiler=_has_compiler())
+        chosen = fastest_backend(inference.torch_device, pixels, compiler=_has_compiler())
     if chosen == "compile":
         return chosen, in_batches(inference.torch_forward(_compiled(module, inference)), batch_size)
     if chosen == "openvino":
         try:
             require_openvino("scoring.backend", inference.torch_device)
             return chosen, openvino_forward(
-                module,
-                channels=spec.channels,
-                size=spec.input_size,
-                batch_size=batch_size,
-                bf16=inference.computes_bf16,
+                module, channels=channels, size=size, batch_size=batch_size, bf16=inference.computes_bf16
             )
         except ConfigError as error:
             if backend == "openvino":

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
-from jaxtyping import Float32, Float64
+from jaxtyping import Bool, Float32, Float64
 from pyarrow.csv import CSVWriter
 from scipy.special import expit
 
@@ -25,7 +25,7 @@ from anomalymatch.evaluation.plots import histogram_figure, save
 from anomalymatch.files import atomic_file, write_csv, write_text
 from anomalymatch.ranking import write_rejects
 from anomalymatch.scoring.model import TrainedModel
-from anomalymatch.scoring.parts import INT8, PartFolder, read_manifest
+from anomalymatch.scoring.parts import CASCADE, INT8, PartFolder, read_manifest
 from anomalymatch.text import csv_cell, printable
 from anomalymatch.types import Reject
 from anomalymatch.votable import write_votable
@@ -38,6 +38,8 @@ ROWS_PER_FILE = 262_144
 SHEET_IMAGES = 64
 HISTOGRAM_IMAGES = 1_000_000
 """Largest number of scores in the histogram; a larger archive is thinned out evenly."""
+FULL_LOOK = pa.field("full_look", pa.bool_())
+"""Column of the tables of a cascade: whether the full network has seen the image."""
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -56,39 +58,46 @@ class TopK:
     Args:
         k: number of images to keep.
         path: CSV that is written during the scoring, every half minute; None for none.
+        has_first_looks: also write whether the logit is that of a full look.
     """
 
-    def __init__(self, k: int, path: Path | None = None) -> None:
-        self.k, self.path = k, path
-        self._best: list[tuple[float, str]] = []  # (-logit, id), sorted
+    def __init__(self, k: int, path: Path | None = None, *, has_first_looks: bool = False) -> None:
+        self.k, self.path, self.has_first_looks = k, path, has_first_looks
+        self._best: list[tuple[float, str, bool]] = []  # (-logit, id, full look), sorted
         self._written = time.monotonic()
 
-    def add(self, ids: Sequence[str], logits: Float32[np.ndarray, " n"]) -> None:
-        """Add images with their logits."""
+    def add(
+        self, ids: Sequence[str], logits: Float32[np.ndarray, " n"], full: Bool[np.ndarray, " n"] | None = None
+    ) -> None:
+        """Add images with their logits; `full` tells which are those of a full look, all without it."""
         if self.k and len(ids):
-            self._merge(ids, logits)
+            self._merge(ids, logits, np.ones(len(ids), bool) if full is None else full)
         if self.path is not None and time.monotonic() - self._written > INTERVAL_S:
             self.write(self.path)
             self._written = time.monotonic()
 
-    def _merge(self, ids: Sequence[str], logits: Float32[np.ndarray, " n"]) -> None:
+    def _merge(self, ids: Sequence[str], logits: Float32[np.ndarray, " n"], full: Bool[np.ndarray, " n"]) -> None:
         threshold = -self._best[-1][0] if len(self._best) == self.k else -np.inf
         candidates = np.flatnonzero(logits >= threshold)
         if len(candidates) > self.k:  # of many, only those that can be among the best, ties included
             worst = np.partition(logits[candidates], -self.k)[-self.k]
             candidates = candidates[logits[candidates] >= worst]
         if len(candidates):
-            new = [(-float(logits[i]), ids[int(i)]) for i in candidates]
+            new = [(-float(logits[i]), ids[int(i)], bool(full[i])) for i in candidates]
             self._best = sorted(self._best + new)[: self.k]
 
     def best(self) -> list[tuple[str, float]]:
         """Return ids and logits, best first."""
-        return [(id_, -negative) for negative, id_ in self._best]
+        return [(id_, -negative) for negative, id_, _ in self._best]
 
     def write(self, path: Path) -> None:
-        """Write `rank, id, score, logit` as CSV, atomically."""
-        rows = ((rank, id_, f"{expit(z):.6g}", f"{z:.6g}") for rank, (id_, z) in enumerate(self.best(), 1))
-        write_csv(path, ["rank", "id", "score", "logit"], rows)
+        """Write `rank, id, score, logit` as CSV, atomically, and `full_look` with a cascade."""
+        marks = [(str(full).lower(),) * self.has_first_looks for *_, full in self._best]
+        rows = (
+            (rank, id_, f"{expit(z):.6g}", f"{z:.6g}", *mark)
+            for rank, ((id_, z), mark) in enumerate(zip(self.best(), marks, strict=True), 1)
+        )
+        write_csv(path, ["rank", "id", "score", "logit", *[FULL_LOOK.name] * self.has_first_looks], rows)
 
 
 def is_finished(path: Path, model: TrainedModel, source: ImageSource) -> bool:
@@ -137,7 +146,9 @@ def finish(
         write_top_votable(path / "top.vot", best, source)
         _write_pictures(path, ordered, best, source, model.network().to(device))
         counts = {"images": manifest.images, "scored": len(ordered), "rejects": len(rejects)}
-        write_text(path / SUMMARY, json.dumps({"run": manifest.run_id, **counts}, indent=2))
+        cascade = {} if manifest.cascade is None else {"cascade": manifest.cascade}
+        write_text(path / SUMMARY, json.dumps({"run": manifest.run_id, **counts, **cascade}, indent=2))
+    (path / CASCADE).unlink(missing_ok=True)
     for finished in ("parts", INT8):
         shutil.rmtree(path / finished, ignore_errors=True)
     for file in path.glob("top-*.csv"):
@@ -154,8 +165,9 @@ def quantiles(logits: Float32[np.ndarray, " n"], ordered: Float32[np.ndarray, " 
 
 def _write_tables(folder: PartFolder, ordered: Float32[np.ndarray, " m"], top: int) -> tuple[TopK, list[Reject]]:
     """Write scores/00000.parquet and so on, several parts in a file, in the order of the archive."""
-    best, rejects, row = TopK(top), list[Reject](), 0
     manifest = folder.manifest
+    best, rejects, row = TopK(top, has_first_looks=manifest.has_first_looks), list[Reject](), 0
+    schema = SCHEMA.append(FULL_LOOK) if manifest.has_first_looks else SCHEMA
     parts_per_file = max(1, ROWS_PER_FILE // manifest.part_images)
     for number, first in enumerate(range(0, manifest.parts, parts_per_file)):
         table = pa.concat_tables(
@@ -165,7 +177,7 @@ def _write_tables(folder: PartFolder, ordered: Float32[np.ndarray, " m"], top: i
         bad = table.filter(table["reason"].is_valid())
         rejects += [Reject(r["id"], r["reason"]) for r in bad.select(["id", "reason"]).to_pylist()]
         logits = readable["logit"].to_numpy()
-        best.add(readable["id"].to_pylist(), logits)
+        best.add(readable["id"].to_pylist(), logits, readable["full_look"].to_numpy())
         columns = {
             "id": readable["id"],
             "score": expit(logits.astype(np.float64)).astype(np.float32),
@@ -175,21 +187,26 @@ def _write_tables(folder: PartFolder, ordered: Float32[np.ndarray, " m"], top: i
                 np.arange(row, row + len(logits)) if manifest.features else [None] * len(logits), pa.int64()
             ),
             "run": pa.DictionaryArray.from_arrays(np.zeros(len(logits), np.int32), [manifest.run_id]),
+            "full_look": readable["full_look"],
         }
         row += len(logits)
         with atomic_file(folder.path / "scores" / f"{number:05d}.parquet") as temporary:
-            pq.write_table(pa.table(columns, schema=SCHEMA), temporary)
+            pq.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema), temporary)
     return best, rejects
 
 
 def write_scores_csv(path: Path) -> None:
     """Write scores/*.parquet of a folder as one scores.csv, rounded to six digits after the point."""
-    schema = pa.schema([("id", pa.string()), *((name, pa.float64()) for name in ("score", "quantile", "logit"))])
+    numbers = ("score", "quantile", "logit")
+    files = sorted((path / "scores").glob("*.parquet"))
+    marks = [FULL_LOOK] if files and FULL_LOOK.name in pq.read_schema(files[0]).names else []
+    schema = pa.schema([("id", pa.string()), *((name, pa.float64()) for name in numbers), *marks])
     with atomic_file(path / "scores.csv") as temporary, CSVWriter(temporary, schema) as writer:
-        for file in sorted((path / "scores").glob("*.parquet")):
+        for file in files:
             table = pq.read_table(file, columns=schema.names)
-            numbers = [np.round(table[name].to_numpy().astype(np.float64), 6) for name in schema.names[1:]]
-            writer.write_table(pa.table([list(map(csv_cell, table["id"].to_pylist())), *numbers], schema=schema))
+            columns = {name: np.round(table[name].to_numpy().astype(np.float64), 6) for name in numbers}
+            columns |= {"id": list(map(csv_cell, table["id"].to_pylist())), **{m.name: table[m.name] for m in marks}}
+            writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
 
 
 def write_top_votable(path: Path, best: TopK, source: ImageSource) -> None:

@@ -12,7 +12,15 @@ from torchvision.transforms.v2 import functional as transforms
 
 from anomalymatch.data.codecs import exif_of
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import ImageBatch, central_square, prefetch, read_images, resize, scaled_shape
+from anomalymatch.data.stream import (
+    ImageBatch,
+    central_square,
+    prefetch,
+    read_images,
+    resize,
+    scaled_shape,
+    stream_batches,
+)
 from anomalymatch.errors import ConfigError, UnreadableImageError
 
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -33,6 +41,15 @@ def check_gpu_decode(source: ImageSource, device: torch.device) -> None:
             f"scoring.decode=gpu needs JPEGs in colour without a stretch, which {source.name} has not: "
             "set scoring.decode=cpu"
         )
+
+
+def stream_images(
+    source: ImageSource, chunks: Iterable[Sequence[str]], *, size: int, workers: int, decode_on: torch.device | None
+) -> Iterator[ImageBatch]:
+    """Yield decoded and resized batches: by `stream_on_device`, or by threads alone if `decode_on` is None."""
+    if decode_on is None:
+        return stream_batches(source, chunks, size=size, workers=workers)
+    return stream_on_device(source, chunks, size=size, workers=workers, device=decode_on)
 
 
 def stream_on_device(

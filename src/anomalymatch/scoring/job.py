@@ -1,11 +1,13 @@
 """Scoring job: open or continue its folder, score the missing parts, and make the tables when all are there."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from functools import partial
+from itertools import groupby, tee
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +18,14 @@ from anomalymatch.backbones.network import Network
 from anomalymatch.cache import Cache
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.data.source import ImageSource
-from anomalymatch.data.stream import collect, stream_batches
+from anomalymatch.data.stream import Collected, collect
 from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.files import make_folder, remove_leftovers, storage_errors
 from anomalymatch.progress import Advance, progress
 from anomalymatch.scoring.backends import BACKENDS, Scorer, ScoringNetwork, find_batch_size, make_scorer
+from anomalymatch.scoring.cascade import Cascade, FirstLook, Look, decide, look_at, merged, open_cascade
 from anomalymatch.scoring.finish import TopK, finish, is_finished
-from anomalymatch.scoring.gpu_decode import check_gpu_decode, stream_on_device
+from anomalymatch.scoring.gpu_decode import check_gpu_decode, stream_images
 from anomalymatch.scoring.model import TrainedModel
 from anomalymatch.scoring.parts import INT8, Manifest, PartFolder, open_manifest, read_manifest, share_of
 from anomalymatch.scoring.ray_engine import score_parts_on_ray
@@ -30,7 +33,7 @@ from anomalymatch.text import safe_name
 
 logger = logging.getLogger(__name__)
 
-ENGINES, DECODERS = ("local", "ray"), ("cpu", "gpu")
+ENGINES, DECODERS, CASCADES = ("local", "ray"), ("cpu", "gpu"), ("off", "auto")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class ScoringSpec:
     csv: bool
     actors: int | None
     ray_address: str | None
+    cascade: str
+    sample: int
 
     def __post_init__(self) -> None:
         check_choice("scoring.engine", self.engine, ENGINES)
@@ -55,6 +60,12 @@ class ScoringSpec:
         check_choice("scoring.decode", self.decode, DECODERS)
         if self.decode == "gpu" and self.engine == "ray":
             raise ConfigError("scoring.decode=gpu needs scoring.engine=local: Ray decodes on CPUs")
+        check_choice("scoring.cascade", self.cascade, CASCADES)
+        if self.cascade == "auto" and self.engine == "ray":
+            raise ConfigError("scoring.cascade=auto needs scoring.engine=local: divide the archive by scoring.shard")
+        if self.cascade == "auto" and self.features:
+            raise ConfigError("scoring.cascade=auto needs scoring.features=false: few images get the full look")
+        check_range("scoring.sample", self.sample, low=1)
         check_range("scoring.batch_size", self.batch_size, low=1, null=True)
         check_range("scoring.part_images", self.part_images, low=1)
         check_range("scoring.actors", self.actors, low=1, null=True)
@@ -91,14 +102,15 @@ def run_job(model: TrainedModel, source: ImageSource, spec: ScoringSpec, inferen
         for written in (output, output / "parts", output / "scores"):
             remove_leftovers(written)
         with FileLock(output / ".lock-manifest"):  # the first share decides for all
-            manifest, scorer = _open(model, source, spec, inference, output)
+            manifest, built = _open(model, source, spec, inference, output)
         folder, parts = PartFolder(output, manifest), share_of(manifest.parts, spec.shard)
         missing = folder.missing(parts)
-        top = TopK(spec.top, output / ("top.csv" if spec.shard == "1/1" else f"top-{share}.csv"))
+        listed = output / ("top.csv" if spec.shard == "1/1" else f"top-{share}.csv")
+        top = TopK(spec.top, listed, has_first_looks=manifest.has_first_looks)
         for part in sorted(set(parts) - set(missing)):
             top.add(*folder.logits(part))
         if missing:
-            _score(model, source, spec, inference, folder, missing, top, scorer)
+            _score(model, source, spec, inference, folder, missing, top, built)
         return finish(folder, source, model, device=inference.torch_device, top=spec.top, csv=spec.csv)
 
 
@@ -113,11 +125,18 @@ def _lock_share(path: Path) -> BaseFileLock:
     return lock
 
 
+class _Built(NamedTuple):
+    """What the decisions about a job needed and the job uses, so that it is not built again."""
+
+    scorer: Scorer | None
+    first: FirstLook | None
+
+
 def _open(
     model: TrainedModel, source: ImageSource, spec: ScoringSpec, inference: Inference, output: Path
-) -> tuple[Manifest, Scorer | None]:
-    """Return the manifest of a new or continued job, which keeps what `auto` chose once, and the scorer if built."""
-    saved, scorer, network = read_manifest(output), None, model.network()
+) -> tuple[Manifest, _Built]:
+    """Return the manifest of a new or continued job, which keeps what `auto` chose once, and what was built for it."""
+    saved, scorer, first, network = read_manifest(output), None, None, model.network()
     backend, batch_size, asked = spec.backend, spec.batch_size, inference.precision
     precision = "int8" if asked == "int8" else "bf16" if inference.computes_bf16 else "fp32"
     if asked == "int8":
@@ -143,14 +162,24 @@ def _open(
         decode=spec.decode,
         features=spec.features,
         agreement=None if saved is None else saved.agreement,
+        cascade=saved.cascade if saved is not None and spec.cascade == "auto" else None,
     )
     if saved is None and (backend == "auto" or spec.engine == "local"):  # only building shows that a backend works
         chosen, scorer = make_scorer(network, inference, **manifest.scorer_options)
         manifest = replace(manifest, backend=chosen)
     if saved is None and manifest.backend == "openvino":
         manifest, scorer = _try_int8(manifest, scorer, network, source, inference, output)
+    if saved is None and scorer is not None and spec.cascade == "auto":
+        manifest, first = decide(
+            network, source, scorer, inference, manifest, output,
+            sample=spec.sample, top=spec.top, decode_on=_decoding_device(spec, inference),
+        )  # fmt: skip
     open_manifest(output, manifest)
-    return manifest, scorer
+    return manifest, _Built(scorer, first)
+
+
+def _decoding_device(spec: ScoringSpec, inference: Inference) -> torch.device | None:
+    return inference.torch_device if spec.decode == "gpu" else None
 
 
 def _try_int8(
@@ -183,7 +212,7 @@ def _score(
     folder: PartFolder,
     missing: Sequence[int],
     top: TopK,
-    scorer: Scorer | None,
+    built: _Built,
 ) -> None:
     rows, manifest = (folder.manifest.rows(part) for part in missing), folder.manifest
     with progress("Scoring", sum(stop - start for start, stop in rows)) as advance:
@@ -193,7 +222,7 @@ def _score(
                 actors=spec.actors, address=spec.ray_address, top=top, advance=advance,
             )  # fmt: skip
             return
-        network = model.network()
+        network, scorer = model.network(), built.scorer
         if scorer is None:
             _, scorer = make_scorer(network, inference, **manifest.scorer_options, int8=folder.int8)
         score_parts(
@@ -204,7 +233,8 @@ def _score(
             size=network.spec.input_size,
             width=network.backbone.features if manifest.features else 0,
             workers=inference.workers,
-            decode_on=inference.torch_device if spec.decode == "gpu" else None,
+            decode_on=_decoding_device(spec, inference),
+            cascade=open_cascade(folder.path, manifest, network, inference, built.first),
             top=top,
             advance=advance,
         )
@@ -220,6 +250,7 @@ def score_parts(
     width: int,
     workers: int,
     decode_on: torch.device | None = None,
+    cascade: Cascade | None = None,
     top: TopK,
     advance: Advance,
 ) -> None:
@@ -237,19 +268,43 @@ def score_parts(
         width: number of features of an image that are kept; 0 keeps none.
         workers: decoding threads.
         decode_on: GPU that decodes JPEGs; None decodes in the threads.
+        cascade: what is known of a sample, and the first look at the rest.
         top: gets the ids and logits of every part.
         advance: called with the number of images of every batch.
     """
-    chunks = [(part, rows) for part in parts for rows in folder.manifest.batches(part)]
-    ids = (source.ids[start:stop] for _, (start, stop) in chunks)
-    batches = (
-        stream_batches(source, ids, size=size, workers=workers)
-        if decode_on is None
-        else stream_on_device(source, ids, size=size, workers=workers, device=decode_on)
-    )
-    numbered = zip((part for part, _ in chunks), batches, strict=True)
+    manifest = folder.manifest
+    stream = partial(stream_images, source, workers=workers, decode_on=decode_on)
+    full = Look(score, 1 + width, size, manifest.batch_size)
+    first = full
+    if cascade is not None and cascade.first is not None:
+        first = Look(cascade.first.predict, 1, cascade.first.side, cascade.first.batch_size)
+    known = {} if cascade is None else cascade.known
+    planned = ((part, chunk) for part in parts for chunk in _chunks(source, manifest, part, known, first.batch_size))
+    numbers, chunks = tee(planned)
+    batches = stream((chunk for _, chunk in chunks), size=first.side)
+    numbered = zip((part for part, _ in numbers), batches, strict=True)
     for part, group in groupby(numbered, key=itemgetter(0)):
-        rows = ((b.ids, score(b.images) if len(b.ids) else None, b.rejects) for _, b in group)
-        found = collect(rows, np.empty((0, 1 + width), np.float32), advance)
-        folder.write(part, found)
-        top.add(found.ids, found.rows[:, 0])
+        rows = ((b.ids, first.forward(b.images) if len(b.ids) else None, b.rejects) for _, b in group)
+        found, looked = collect(rows, np.empty((0, first.width), np.float32), advance), None
+        if cascade is not None:
+            start, stop = manifest.rows(part)
+            given = {source.ids[at]: known[at] for at in range(start, stop) if at in known}
+            advance(len(given))
+            again, found = found, Collected([], np.empty((0, 1), np.float32), [])
+            if cascade.first is not None:
+                found = again
+                passed = [id_ for id_, z in zip(found.ids, found.rows[:, 0], strict=True) if z >= cascade.threshold]
+                again = look_at(source, passed, full, workers=workers, decode_on=decode_on)
+            found, looked = merged(source.ids[start:stop], found, again, given)
+        folder.write(part, found, looked)
+        top.add(found.ids, found.rows[:, 0], looked)
+
+
+def _chunks(
+    source: ImageSource, manifest: Manifest, part: int, known: Container[int], batch_size: int
+) -> Iterator[list[str]]:
+    """Yield the ids of each batch of a part, without those that are known; an empty one if all are known."""
+    start, stop = manifest.rows(part)
+    ids = [source.ids[at] for at in range(start, stop) if at not in known]
+    for at in range(0, max(1, len(ids)), batch_size):
+        yield ids[at : at + batch_size]

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from anomalymatch.cache import Cache
 from anomalymatch.data.stream import Collected
 from anomalymatch.errors import ConfigError, StorageError
 from anomalymatch.files import atomic_file, write_text
 
-MANIFEST, INT8 = "manifest.json", "int8"
+MANIFEST, INT8, CASCADE = "manifest.json", "int8", "cascade.safetensors"
 FORMAT = 1
-SCHEMA = pa.schema([("id", pa.string()), ("logit", pa.float32()), ("reason", pa.string())])
+SCHEMA = pa.schema([("id", pa.string()), ("logit", pa.float32()), ("full_look", pa.bool_()), ("reason", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Manifest:
         fingerprint: hash of the archive's ids, pixels and rendering.
         precision: fp32, bf16 or int8.
         agreement: that of int8 with the network itself, see `Agreement`; None in any other precision.
+        cascade: the decision about a cascade, see `Decision`; None if none was measured.
         format: version of the folder's layout.
     """
 
@@ -44,12 +45,18 @@ class Manifest:
     decode: str
     features: bool
     agreement: dict[str, float] | None = None
+    cascade: dict[str, Any] | None = None
     format: int = FORMAT
 
     @property
     def parts(self) -> int:
         """Number of parts."""
         return -(-self.images // self.part_images)
+
+    @property
+    def has_first_looks(self) -> bool:
+        """True if some scores are those of the first look of a cascade."""
+        return self.cascade is not None and bool(self.cascade["used"])
 
     @property
     def scorer_options(self) -> dict[str, Any]:
@@ -92,12 +99,13 @@ class PartFolder:
         done = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
         return [part for part in parts if self.file(part).name not in done]
 
-    def write(self, part: int, found: Collected) -> None:
+    def write(self, part: int, found: Collected, full: Bool[np.ndarray, " n"] | None = None) -> None:
         """Write a part; its scores come last, by one rename.
 
         Args:
             part: number of the part.
             found: rows with the logit in the first column and the features to keep in the others.
+            full: which logits are those of a full look; all without a cascade.
         """
         if self.manifest.features:
             features = found.rows[:, 1:]
@@ -109,12 +117,13 @@ class PartFolder:
         columns = {
             "id": [*found.ids, *(reject.id for reject in found.rejects)],
             "logit": pa.array([*found.rows[:, 0].tolist(), *[None] * m], pa.float32()),
+            "full_look": pa.array([*([True] * n if full is None else full.tolist()), *[None] * m], pa.bool_()),
             "reason": pa.array([*[None] * n, *(reject.reason for reject in found.rejects)], pa.string()),
         }
         with atomic_file(self.file(part)) as temporary:
             pq.write_table(pa.table(columns, schema=SCHEMA), temporary)
 
-    def read(self, part: int, columns: Sequence[str] = ("id", "logit", "reason")) -> pa.Table:
+    def read(self, part: int, columns: Sequence[str] = ("id", "logit", "full_look", "reason")) -> pa.Table:
         """Read the table of a part.
 
         Raises:
@@ -125,10 +134,10 @@ class PartFolder:
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{self.file(part)} is corrupt: delete it and start the same command again") from error
 
-    def logits(self, part: int) -> tuple[list[str], Float32[np.ndarray, " n"]]:
-        """Read ids and logits of the readable images of a part."""
-        table = self.read(part, ["id", "logit"]).drop_null()
-        return table["id"].to_pylist(), table["logit"].to_numpy()
+    def logits(self, part: int) -> tuple[list[str], Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """Read ids and logits of the readable images of a part, and which of them had the full look."""
+        table = self.read(part, ["id", "logit", "full_look"]).drop_null()
+        return table["id"].to_pylist(), table["logit"].to_numpy(), table["full_look"].to_numpy()
 
 
 def share_of(parts: int, share: str) -> range:
