@@ -157,7 +157,7 @@ def fine_tuned(
     _, backbone = build_backbone(
         name="tf_efficientnet_lite0", weights="bundled", channels=images.shape[1], image_size=images.shape[-1]
     )
-    model = torch.nn.Sequential(backbone, torch.nn.Linear(backbone.features, 1))
+    model = torch.nn.Sequential(backbone, torch.nn.Linear(backbone.features, 1)).to(memory_format=torch.channels_last)
     torch.nn.init.zeros_(model[1].weight)
     targets = torch.tensor((logits - logits.mean()) / logits.std(), dtype=torch.float32)
     steps = epochs * -(-len(images) // BATCH)
