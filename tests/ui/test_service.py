@@ -381,7 +381,7 @@ def test_images_without_a_score_of_the_last_training_come_last(service, finish_t
         service.rank_by(mode)
         shown = service.page(Query(size=200))
         assert shown.total == COUNT - 1
-        assert service.histogram() is not None
+        assert service.summary().histogram is not None
     assert ids(shown)[:4] == few[::-1]
     assert [tile.score is None for tile in shown.tiles] == [False] * 4 + [True] * 196
     assert set(service.ranking.ids) == set(few)
