@@ -29,6 +29,8 @@ TIME = re.compile(r"^(\[\d\d:\d\d:\d\d\]| {10}) (INFO|WARNING) +")
 PROGRESS = re.compile(r".+: \d+/\d+, .*/s, ")
 HOME = "/home/ada"
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+RANK, IMAGE = re.compile(r"\s*\d+[ ,]"), re.compile(r"(?<=[a-z])-\d{3,}")
+"""Start of a row of a ranking, and number of an image in its name."""
 TOLERANCE, RELATIVE = 0.02, 0.05
 """Differences between machines that are allowed."""
 
@@ -103,7 +105,8 @@ def differences(shown: str, found: str) -> list[tuple[str, str]]:
     pairs = []
     seconds = False
     for one, other in zip_longest(shown.splitlines(), found.splitlines(), fillvalue=""):
-        words, others = one.split(), other.split()
+        # In a row of a ranking, another machine may swap images with nearly the same score.
+        words, others = (IMAGE.sub("-", line).split() if RANK.match(line) else line.split() for line in (one, other))
         is_row = (len(words) > 1 and words[0].isdigit()) or one.lstrip().startswith("─")
         seconds = words[-1:] == ["s"] or (seconds and is_row)  # the last column of a table
         if seconds and len(words) == len(others):

@@ -60,6 +60,8 @@ def test_the_comparison_allows_other_times_and_small_differences_only():
     assert tutorials.differences(table, table.replace("0.500", "0.700")) != []
     assert tutorials.differences("found 20 of 40", "found 21 of 40") == []  # another machine may swap two images
     assert tutorials.differences("found 20 of 40", "found 24 of 40") != []
+    assert tutorials.differences("3 demo-000001 0.9", "3 demo-000002 0.9") == []
+    assert tutorials.differences("3 demo-000001 0.9", "3 demo-000002 0.7") != []
     assert tutorials.differences("demo-000001", "demo-000002 demo-000003") != []
     log = (
         "[10:00:01] INFO     Report  \n           INFO     Done\n[10:00:09] INFO     Scoring: 5/10, 4.5 images/s, 1 s\n"
