@@ -62,6 +62,8 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/benchmark.py
 	$(BIN)/python experiments/final_head.py
 	$(BIN)/python experiments/adaptation.py --epochs 0 8 --crops 5 model.weights=bundled adapt.image_size=128 "augment.zoom=[0.75,1.3]"
+	$(BIN)/python experiments/adaptation.py --name adaptation_20 --epochs 0 20 --first 10 --crops 5 model.weights=bundled adapt.image_size=128 "augment.zoom=[0.75,1.3]"
+	$(BIN)/python experiments/adaptation.py --name adaptation_40 --epochs 0 40 --first 10 --crops 5 model.weights=bundled adapt.image_size=128 "augment.zoom=[0.75,1.3]"
 	$(BIN)/python experiments/adaptation.py --name adaptation_methods --methods simclr vicreg byol dino --epochs 0 10 model.weights=bundled adapt.image_size=64 "augment.zoom=[0.75,1.3]"
 	$(BIN)/python experiments/adaptation.py --name adaptation_photographs --tasks hourglass piano --epochs 0 2 model.weights=bundled model.image_size=84 adapt.image_size=64
 	$(BIN)/python experiments/patch_head.py --tasks crack blowhole
@@ -69,6 +71,7 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/configured_sizes.py --trainings 99
 	$(BIN)/python experiments/all_labels.py
 	$(BIN)/python experiments/int8.py
+	$(BIN)/python experiments/cascade.py
 	$(BIN)/python experiments/rounds.py
 	$(BIN)/python experiments/candidates.py
 	$(BIN)/python experiments/candidates.py --galaxies

@@ -1,7 +1,8 @@
 """A learner without a network, to look at the loop alone, and the parts around it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,32 @@ def loop_of() -> Callable[..., Any]:
         )
 
     return make
+
+
+class Killed(BaseException):
+    """Like a kill, nothing catches it."""
+
+
+@pytest.fixture
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a context in which the process seems to be killed when a function is called for the `number`-th time."""
+
+    @contextmanager
+    def killed(owner: Any, name: str, number: int) -> Iterator[None]:
+        real, calls = getattr(owner, name), []
+
+        def kill(*args: Any, **kwargs: Any) -> Any:
+            calls.append(None)
+            if len(calls) == number:
+                raise Killed
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, kill)
+            with pytest.raises(Killed):
+                yield
+
+    return killed
 
 
 @pytest.fixture

@@ -114,30 +114,16 @@ def test_the_paper_oracle_chooses_among_the_candidates(near_loop, run_in, tmp_pa
         assert [e.label for e in asked].count(N) == 2
 
 
-class Killed(BaseException):
-    """Like a kill, nothing catches it."""
-
-
 @pytest.mark.parametrize("when", ["fit", "rank", "save"])
 @pytest.mark.parametrize("cycle", [1, 2, 3])
 def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(
-    near_loop, run_in, tmp_path, monkeypatch, comparable, when, cycle
+    near_loop, run_in, tmp_path, killed_at, comparable, when, cycle
 ):
     settings = {"count": 2, "budget": 7}  # so that images are drawn at random, too
     run_in(near_loop(**settings), tmp_path / "whole")
-    loop, calls = near_loop(**settings), []
-    real = getattr(loop.learner, when)
-
-    def kill_in_cycle(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == cycle:
-            raise Killed
-        return real(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.learner, when, kill_in_cycle)
-        with pytest.raises(Killed):
-            run_in(loop, tmp_path / "run")
+    loop = near_loop(**settings)
+    with killed_at(loop.learner, when, cycle):
+        run_in(loop, tmp_path / "run")
     run_in(near_loop(**settings), tmp_path / "run")
     assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")
 
@@ -199,6 +185,10 @@ def test_where_a_person_labels_all_images_are_ranked(make_source, loop_of, run_i
     assert "al.candidates=neighbours is not used" in caplog.text
     run_in(loop, tmp_path / "run")
     assert set(RunReader(tmp_path / "run").ranking(1).ids) == set(task.pool)
+
+
+class Killed(BaseException):
+    """Like a kill, nothing catches it."""
 
 
 NEAR = ["al.candidates=neighbours", "al.neighbours=5", "oracle=top_k"]

@@ -238,35 +238,21 @@ def test_no_labels_and_nothing_but_labels_are_reported(own, loop_of, run_in, tmp
 # --- interrupted runs ------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Like a kill, nothing catches it."""
-
-
 @pytest.mark.parametrize("when", ["fit", "rank", "save", "write_metrics", "write", "log_cycle"])
 @pytest.mark.parametrize("cycle", [1, 2, 3])
 def test_a_resumed_run_ends_with_the_numbers_of_an_uninterrupted_one(
-    task, loop_of, run_in, tmp_path, monkeypatch, when, cycle, comparable
+    task, loop_of, run_in, tmp_path, killed_at, when, cycle, comparable
 ):
     from anomalymatch.active import loop as module
     from anomalymatch.active.run_folder import RunFolder
 
     run_in(loop_of(task, pool_size=30), tmp_path / "whole")
-    loop, calls = loop_of(task, pool_size=30), []
+    loop = loop_of(task, pool_size=30)
     owner = {"write_metrics": RunFolder, "write": module.RunReport}.get(when, loop.learner)
     if when == "log_cycle":
         owner = type(run_in(loop_of(task, cycles=1), tmp_path / "other")[1])
-    real = getattr(owner, when)
-
-    def kill_in_cycle(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == cycle:
-            raise Killed
-        return real(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, when, kill_in_cycle)
-        with pytest.raises(Killed):
-            run_in(loop, tmp_path / "run")
+    with killed_at(owner, when, cycle):
+        run_in(loop, tmp_path / "run")
     again = loop_of(task, pool_size=30)
     rows, tracker = run_in(again, tmp_path / "run")
     assert len(rows) == 3

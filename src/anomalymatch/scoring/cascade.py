@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anomalymatch.backbones.architectures import MIN_SIZE
 from anomalymatch.backbones.checkpoint import load_tensors, save_tensors
+from anomalymatch.backbones.features import normalise_last
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone, Network
 from anomalymatch.data.source import ImageSource
@@ -34,7 +35,7 @@ a fifth and a third. At the whole side it is cheaper only if the full look has c
 MIN_SPEED = 1.5
 """Least expected speed-up of a cascade: for less, scores that are partly estimates are a bad bargain."""
 MIN_SAMPLE = 1000
-"""Fewest images of a sample: the top that is measured is then a tenth of it at most, if `scoring.top` is not more."""
+"""Fewest images of a sample. The top of at least 99 images that a threshold needs is then a tenth of the sample."""
 SAMPLE_DIVISOR = 5
 """A sample has at most a fifth of the archive: its first looks are lost time if the cascade is not used."""
 TOP_DIVISOR = 100
@@ -42,6 +43,7 @@ TOP_DIVISOR = 100
 SLICE = 1024
 """Images of a sample that all looks read before the next ones are read."""
 MAX_BATCH = 512
+"""Largest number of images in a batch of a first look."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Decision:
             f"images of {self.side} px first, {100 * self.share:.1f} % again at {self.size} px; {self.kept} of "
             f"{self.top} of the top kept ({self.low:.2f} to {self.high:.2f}); expected {self.speed:.1f} times as fast"
         )
-        return text if self.used else f"not used, which needs {MIN_SPEED} times. The best would be {text}"
+        return text if self.used else f"not used, which needs {MIN_SPEED} times the speed. The best would be {text}"
 
 
 class Look(NamedTuple):
@@ -96,23 +98,22 @@ class Look(NamedTuple):
 class FirstLook:
     """First look at whole images of a smaller side: features of the run's own backbone, and their student.
 
+    Its `student`, the regression to the full scores, is set once it is fitted or loaded.
+
     Args:
         network: the trained network.
         inference: device and precision.
         manifest: the job, for its backend and its batches.
         side: side of the images in pixels.
-        student: regression to the full scores, once it is fitted.
 
     Raises:
         ConfigError: if the backend cannot convert the backbone.
     """
 
-    def __init__(
-        self, network: Network, inference: Inference, manifest: Manifest, side: int, student: Student | None = None
-    ) -> None:
+    def __init__(self, network: Network, inference: Inference, manifest: Manifest, side: int) -> None:
         backbone = whole_image_backbone(network.backbone)
-        self.side, self.student, self._last = side, student, backbone.features
-        self.width = backbone.width
+        self.side, self.width, self._last = side, backbone.width, backbone.features
+        self.student: Student | None = None
         # As many pixels as in a batch of the full look.
         count = manifest.batch_size * network.spec.input_size**2 // side**2
         self.batch_size = max(1, min(MAX_BATCH, count, manifest.part_images))
@@ -127,11 +128,8 @@ class FirstLook:
         )
 
     def features(self, images: UInt8[Tensor, "b c h w"]) -> Float16[np.ndarray, "b d"]:
-        """Compute features in half precision; like those of the stages, those of the last layer are L2-normalised."""
-        rows = self._forward(images)
-        norms = np.linalg.norm(rows[:, : self._last], axis=1, keepdims=True)
-        rows[:, : self._last] /= np.maximum(norms, 1e-12)
-        return rows.astype(np.float16)
+        """Compute features in half precision, normalised like those of the feature cache."""
+        return normalise_last(self._forward(images), self._last).astype(np.float16)
 
     def predict(self, images: UInt8[Tensor, "b c h w"]) -> Float32[np.ndarray, "b 1"]:
         """Predict the full logits of images."""
@@ -337,25 +335,25 @@ def look_at(
 
 
 def merged(
-    ids: Sequence[str], first: Collected, again: Collected, known: Mapping[str, float]
+    ids: Sequence[str], first: Collected, full: Collected, known: Mapping[str, float]
 ) -> tuple[Collected, Bool[np.ndarray, " n"]]:
     """Merge the looks at some images: each has its full logit if there is one, else that of the first look.
 
     Args:
         ids: the images, in the order of the archive.
         first: logits of the first look, and images that it could not read.
-        again: logits of the full look at some of these images, and images that it could not read.
-        known: full logits of other images.
+        full: logits of the full look, and images that it could not read.
+        known: full logits of other images, those of the sample.
 
     Returns:
         The logits with all rejects, and which logits are those of a full look.
     """
-    full = {**known, **dict(zip(again.ids, again.rows[:, 0].tolist(), strict=True))}
-    unreadable = {reject.id for reject in again.rejects}
+    seen = {**known, **dict(zip(full.ids, full.rows[:, 0].tolist(), strict=True))}
+    unreadable = {reject.id for reject in full.rejects}
     logits = {id_: x for id_, x in zip(first.ids, first.rows[:, 0].tolist(), strict=True) if id_ not in unreadable}
-    logits |= full
+    logits |= seen
     kept = [id_ for id_ in ids if id_ in logits]
-    rejects = {reject.id: reject for reject in (*first.rejects, *again.rejects)}
+    rejects = {reject.id: reject for reject in (*first.rejects, *full.rejects)}
     rows = np.array([[logits[id_]] for id_ in kept], np.float32).reshape(-1, 1)
     ordered = [rejects[id_] for id_ in ids if id_ in rejects]
-    return Collected(kept, rows, ordered), np.array([id_ in full for id_ in kept], bool)
+    return Collected(kept, rows, ordered), np.array([id_ in seen for id_ in kept], bool)

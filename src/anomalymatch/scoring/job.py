@@ -126,7 +126,7 @@ def _lock_share(path: Path) -> BaseFileLock:
 
 
 class _Built(NamedTuple):
-    """What the decisions about a job needed and the job uses, so that it is not built again."""
+    """Forward functions that `_open` has built to decide about a job, and that the job uses, too."""
 
     scorer: Scorer | None
     first: FirstLook | None
@@ -290,12 +290,12 @@ def score_parts(
             start, stop = manifest.rows(part)
             given = {source.ids[at]: known[at] for at in range(start, stop) if at in known}
             advance(len(given))
-            again, found = found, Collected([], np.empty((0, 1), np.float32), [])
-            if cascade.first is not None:
-                found = again
+            if cascade.first is None:
+                estimated, seen = Collected([], np.empty((0, 1), np.float32), []), found
+            else:
                 passed = [id_ for id_, z in zip(found.ids, found.rows[:, 0], strict=True) if z >= cascade.threshold]
-                again = look_at(source, passed, full, workers=workers, decode_on=decode_on)
-            found, looked = merged(source.ids[start:stop], found, again, given)
+                estimated, seen = found, look_at(source, passed, full, workers=workers, decode_on=decode_on)
+            found, looked = merged(source.ids[start:stop], estimated, seen, given)
         folder.write(part, found, looked)
         top.add(found.ids, found.rows[:, 0], looked)
 
@@ -303,7 +303,7 @@ def score_parts(
 def _chunks(
     source: ImageSource, manifest: Manifest, part: int, known: Container[int], batch_size: int
 ) -> Iterator[list[str]]:
-    """Yield the ids of each batch of a part, without those that are known; an empty one if all are known."""
+    """Yield the ids of each batch of a part, without the `known` positions; one empty batch if all are known."""
     start, stop = manifest.rows(part)
     ids = [source.ids[at] for at in range(start, stop) if at not in known]
     for at in range(0, max(1, len(ids)), batch_size):
