@@ -283,8 +283,6 @@ class _Run:
         limits = {name: self.spec.collapse * self.rows[0][name] for name in ("accuracy", "spread")}
         chance = limits["accuracy"] * (1.0 - limits["accuracy"]) / len(self.held)
         limits["accuracy"] -= 2.0 * math.sqrt(chance)  # few images are recognised more or less often by chance
-        if row["accuracy"] > self.rows[0]["accuracy"]:
-            del limits["spread"]  # such features lie closer together, and yet tell images apart
         for name, limit in limits.items():
             before, now = self.rows[0][name], row[name]
             if not now >= limit:
