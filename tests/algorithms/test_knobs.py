@@ -17,6 +17,7 @@ KNOBS = {
     "start_rounds": ["start_rounds=0"],
     "refit": ["refit=false"],
     "refit_confidence": ["refit_confidence=0.5"],
+    "average_with_probe": ["average_with_probe=true"],
     "guard": ["guard=retrain"],  # with so few anomalies nothing can be compared, and the probe stays
     "trainable_groups": ["trainable_groups=null"],
     "loss.threshold": ["loss.threshold=0.999"],

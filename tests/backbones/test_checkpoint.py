@@ -46,6 +46,26 @@ def test_loaded_network_gives_the_same_logits(tmp_path, name, channels, options,
     assert "bn_momentum" not in options or momenta == {options["bn_momentum"]}
 
 
+def test_two_networks_that_are_averaged_are_loaded_together(tmp_path):
+    spec, backbone = built("test_efficientnet", stages=True, orientations=2)
+    head = {"normalised": True, "stage_features": backbone.stage_features}
+    network, second = (
+        Network(spec, each, Head(backbone.features, **head))
+        for each in (backbone, built("test_efficientnet", stages=True, orientations=2)[1])
+    )
+    network.second = second
+    images = some_images(4)
+    with torch.inference_mode():
+        expected = (network.eval().alone()(images) + second(images)) / 2
+        assert torch.equal(network(images), expected)
+        torch.testing.assert_close(network.fused()(images), expected, atol=1e-4, rtol=1e-4)
+        save_network(network, tmp_path / "w.safetensors")
+        loaded = load_network(tmp_path / "w.safetensors")
+        assert torch.equal(loaded(images), expected)
+        assert not torch.equal(loaded.alone()(images), expected)
+    assert loaded.pixels_per_pixel == 2 * loaded.alone().pixels_per_pixel == 4
+
+
 def test_description_beside_the_weights(saved):
     network, path = saved
     description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

@@ -56,6 +56,18 @@ def test_parts_add_up_to_the_log_odds(name, changes, normalised):
         assert (abs(found.rest) < 1e-4) == (name != "test_vit")
 
 
+def test_the_evidence_of_two_networks_that_are_averaged_is_the_mean_of_theirs():
+    words = {"stages": True, "orientations": 2, "crops": 1}
+    network, second = (with_random_head(*built("test_efficientnet", **words), seed=seed) for seed in (0, 1))
+    (image,) = some_images(1)
+    apart = [locate_evidence(each, image) for each in (network, second)]
+    network.second = second
+    both = locate_evidence(network, image)
+    np.testing.assert_allclose(both.cells, (apart[0].cells + apart[1].cells) / 2, atol=1e-6)
+    with torch.inference_mode():
+        assert both.logit == pytest.approx(anomaly_logit(network(image[None])).item(), abs=2e-4)
+
+
 class TwoByTwo(nn.Module):
     """Body whose last map is the image, and whose features are the means of its channels."""
 

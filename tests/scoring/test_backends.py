@@ -71,6 +71,13 @@ def test_all_backends_give_the_same_ranking(backend, precision, name, options):
     check_ranking(network_of(name, **options), backend, precision)
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_two_networks_that_are_averaged_are_scored_together(backend):
+    network = network_of("test_efficientnet", **STAGES_MIRRORED)
+    network.second = network_of("test_efficientnet", **STAGES_MIRRORED)
+    check_ranking(network, backend, "fp32")
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.timeout(600)

@@ -67,6 +67,7 @@ def save_network(network: Network, path: Path, **extra: Any) -> None:
             "stage_features": network.head.stage_features,
             "normalised": network.head.normalised,
         },
+        "averages_two": network.second is not None,
         "classes": ["normal", "anomaly"],
         "pixels": f"8-bit images, channels first; resized to {network.spec.input_size} pixels along both sides; the "
         "network normalises by mean and std",
@@ -152,15 +153,21 @@ def load_network(path: Path) -> Network:
         architectures = tuple(Architecture(**each) for each in stored["architectures"])
         values = {"architectures": architectures, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])}
         spec = NetworkSpec(**stored | values)
-        backbone = empty_backbone(spec)
-        widths = {"features": backbone.features, "stage_features": backbone.stage_features}
-        for name, width in widths.items():
-            check_choice(f"head.{name}", description["head"][name], [width])
-        network = Network(spec, backbone, Head(**description["head"]))
+        network = _empty_network(spec, description["head"])
+        if description.get("averages_two", False):  # checkpoints from before such networks have no word about it
+            network.second = _empty_network(spec, description["head"])
         load_state(network, path)
         return network.eval()
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise StorageError(f"the checkpoint {path} is missing or corrupt ({error})") from error
+
+
+def _empty_network(spec: NetworkSpec, head: Mapping[str, Any]) -> Network:
+    backbone = empty_backbone(spec)
+    widths = {"features": backbone.features, "stage_features": backbone.stage_features}
+    for name, width in widths.items():
+        check_choice(f"head.{name}", head[name], [width])
+    return Network(spec, backbone, Head(**head))
 
 
 def _check_ranges(stored: Mapping[str, Any]) -> None:

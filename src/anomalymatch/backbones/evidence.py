@@ -64,7 +64,7 @@ def locate_evidence(network: Network, image: UInt8[Tensor, "c s s"]) -> Evidence
     the map, and the statistics of the stages as in `stage_evidence`. Norms are taken as constants, as in layer-wise
     relevance propagation (Ali et al., ICML 2022). A cell is spread over its rectangle of the image; cells of crops,
     tiles and turned images are mapped back. The largest feature over the tiles belongs to the tile that has it. The
-    parts add up exactly, but a cell also sees its surroundings.
+    parts add up exactly, but a cell also sees its surroundings. Of two networks that are averaged, so is the evidence.
 
     Args:
         network: a network in evaluation mode.
@@ -73,6 +73,9 @@ def locate_evidence(network: Network, image: UInt8[Tensor, "c s s"]) -> Evidence
     Raises:
         ConfigError: if the backbone gives no feature maps.
     """
+    if network.second is not None:
+        a, b = locate_evidence(network.alone(), image), locate_evidence(network.second, image)
+        return Evidence((a.cells + b.cells) / 2, (a.rest + b.rest) / 2, (a.intercept + b.intercept) / 2)
     backbone, head, size = network.backbone, network.head, image.shape[-1]
     pixels = backbone.normalise(image[None].to(backbone.mean.device))
     inputs, boxes = _inputs(backbone, pixels)

@@ -160,7 +160,7 @@ class Inference:
             channels=backbone.mean.shape[1],
             size=size,
             batch_size=self.batch_size(size),
-            count=round(count * backbone.pixels_per_pixel),
+            count=round(count * fused.pixels_per_pixel),
             bf16=self.computes_bf16,
         )
         return converted or self.torch_forward(fused)

@@ -235,21 +235,44 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """Backbone and head: 8-bit images in, logits of (normal, anomaly) out."""
+    """Backbone and head: 8-bit images in, logits of (normal, anomaly) out.
 
-    def __init__(self, spec: NetworkSpec, backbone: Backbone, head: Head) -> None:
+    Args:
+        spec: the architecture.
+        backbone: the backbone.
+        head: the head on its features.
+        second: another network of the same architecture, whose logits are averaged with its own; None for none.
+    """
+
+    def __init__(self, spec: NetworkSpec, backbone: Backbone, head: Head, second: "Network | None" = None) -> None:
         super().__init__()
         self.spec = spec
         self.backbone = backbone
         self.head = head
+        self.second = second
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
         """Compute logits of (normal, anomaly)."""
-        return self.head(self.backbone(images))
+        return self.logits(self.backbone(images), images)
+
+    def logits(self, features: Float[Tensor, "b d"], images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
+        """Compute logits of (normal, anomaly) from images and the features that the backbone has of them."""
+        own = self.head(features)
+        return own if self.second is None else (own + self.second(images)) / 2
+
+    @property
+    def pixels_per_pixel(self) -> float:
+        """Number of pixels that pass through all bodies for each pixel of an image in prediction."""
+        return self.backbone.pixels_per_pixel + (0.0 if self.second is None else self.second.pixels_per_pixel)
+
+    def alone(self) -> "Network":
+        """Return the network without the second one; they share their weights."""
+        return Network(self.spec, self.backbone, self.head)
 
     def fused(self) -> "Network":
         """Return a copy for prediction; see `Backbone.fused`."""
-        return Network(self.spec, self.backbone.fused(), copy.deepcopy(self.head)).eval()
+        second = None if self.second is None else self.second.fused()
+        return Network(self.spec, self.backbone.fused(), copy.deepcopy(self.head), second).eval()
 
 
 class FeatureEnsemble(nn.Module):

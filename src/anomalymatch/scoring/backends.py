@@ -55,7 +55,7 @@ def make_scorer(
         ScoringNetwork(network, inference, features=features),
         inference,
         backend=backend,
-        pixels=round(count * network.backbone.pixels_per_pixel * size**2),
+        pixels=round(count * network.pixels_per_pixel * size**2),
         channels=network.spec.channels,
         size=size,
         batch_size=batch_size,
@@ -102,15 +102,15 @@ class ScoringNetwork(nn.Module):
 
     def __init__(self, network: Network, inference: Inference, *, features: bool) -> None:
         super().__init__()
-        fused = network.fused()
-        self.backbone, self.head, self.features = fused.backbone, fused.head, features
+        self.network, self.features = network.fused(), features
         self.eval().to(inference.torch_device).to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Float[Tensor, "b d"]:
         """Compute the logit in the first column, and the features of the last layer in the others."""
-        pooled = self.backbone(images)
-        logit = anomaly_logit(self.head(pooled))[:, None]
-        return torch.cat([logit, pooled[:, : self.backbone.features]], dim=1) if self.features else logit
+        backbone = self.network.backbone
+        pooled = backbone(images)
+        logit = anomaly_logit(self.network.logits(pooled, images))[:, None]
+        return torch.cat([logit, pooled[:, : backbone.features]], dim=1) if self.features else logit
 
 
 def _has_compiler() -> bool:

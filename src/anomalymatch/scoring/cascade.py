@@ -261,7 +261,7 @@ def judged(found: Threshold, cost: float, *, sample: int, side: int, size: int) 
 def first_sides(network: Network) -> list[int]:
     """Return the sides of images that are tried for the first look: the network takes them, and has less to compute."""
     spec, backbone = network.spec, whole_image_backbone(network.backbone)
-    pixels = network.backbone.pixels_per_pixel * spec.input_size**2
+    pixels = network.pixels_per_pixel * spec.input_size**2
     sides = sorted({round(share * spec.image_size) for share in SIDES})
     return [side for side in sides if side >= MIN_SIZE and side**2 < pixels and _takes(backbone, spec.channels, side)]
 

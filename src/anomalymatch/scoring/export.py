@@ -83,7 +83,7 @@ def export_model(model: TrainedModel, folder: Path, kind: str, settings: Mapping
         expected = module(images).numpy()
     with atomic_folder(folder) as temporary:
         (temporary / DESCRIPTION).write_text(json.dumps(_describe(model, network, kind), indent=2), encoding="utf-8")
-        card = model_card(model, spec, FILES[kind], settings)
+        card = model_card(model, network, FILES[kind], settings)
         (temporary / CARD).write_text(card, encoding="utf-8")
         path = temporary / FILES[kind]
         try:

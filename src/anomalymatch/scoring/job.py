@@ -187,7 +187,7 @@ def _try_int8(
 ) -> tuple[Manifest, Scorer | None]:
     """Quantise the network if int8 is asked for or pays; return its manifest and scorer, or else the given ones."""
     size = network.spec.input_size
-    if not inference.tries_int8(round(manifest.images * network.backbone.pixels_per_pixel * size**2)):
+    if not inference.tries_int8(round(manifest.images * network.pixels_per_pixel * size**2)):
         return manifest, scorer
     agreement = inference.int8_agreement(
         ScoringNetwork(network, inference, features=manifest.features),

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from anomalymatch.backbones.network import NetworkSpec
+from anomalymatch.backbones.network import Network
 from anomalymatch.scoring.model import TrainedModel
 from anomalymatch.text import printable
 
@@ -22,20 +22,22 @@ tags:
 """
 
 
-def model_card(model: TrainedModel, spec: NetworkSpec, file: str, settings: Mapping[str, object]) -> str:
+def model_card(model: TrainedModel, network: Network, file: str, settings: Mapping[str, object]) -> str:
     """Write the card as Markdown, for the hub and for people; it has no paths and no names of images.
 
     Args:
         model: the trained model; metrics and labels beside its weights are used, if there are any.
-        spec: the architecture.
+        network: its network.
         file: name of the exported file.
         settings: what the run was configured with, such as its data set, by name.
     """
+    spec = network.spec
     numbers = _metrics(model.weights.with_name("metrics.json"))
     labels = _labels(model.weights.with_name("labels.csv"))
     channels = ", ".join(model.input.rendering.channels(model.input.bands))
     rows = {
         "Network": f"{spec.name}, starting from {spec.weights}",
+        **({"Score": "mean of the trained network's and of a probe's log-odds"} if network.second is not None else {}),
         "Images": f"{spec.channels} channels ({channels}), {spec.input_size} x {spec.input_size} pixels",
         "Bands": ", ".join(model.input.bands),
         "Labels": ", ".join(f"{count:,} {label}" for label, count in labels.items()) or "unknown",

@@ -1,12 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit
 
+from anomalymatch.algorithms.base import WEIGHTS
 from anomalymatch.algorithms.fixmatch import learner as fixmatch_learner
-from anomalymatch.algorithms.probe.learner import fit_probe
+from anomalymatch.algorithms.fixmatch.learner import rank_by_network
+from anomalymatch.algorithms.probe.learner import fit_probe, rank_by_probe
+from anomalymatch.backbones.checkpoint import load_network
 from anomalymatch.errors import ConfigError
 
 GUARDLESS = "algorithm.learner.guard=off"
+AVERAGED = "algorithm.learner.average_with_probe=true"
 
 
 @pytest.mark.parametrize(("rounds", "at_most", "taken"), [(3, 1, 1), (0, 1, 0), (2, "null", 2), (3, 0, 0)])
@@ -107,3 +113,97 @@ def test_the_age_of_the_average_counts_its_updates_over_all_cycles(make, small, 
     told = [f"{0.9 ** (steps * k):.0%} of it are the weights from before the first step" for k in (1, 2, 3)]
     assert shares == [text for k, text in enumerate(told, 1) if 0.9 ** (steps * k) > 0.2]
     assert len(shares) >= 2
+
+
+def assert_same(ranking, other, atol=0.0):
+    assert list(ranking.ids) == list(other.ids)
+    np.testing.assert_allclose(ranking.logits, other.logits, rtol=0, atol=atol)
+
+
+def standardised(logits):
+    return (logits - logits.mean()) / logits.std()
+
+
+def averaged_by_hand(make, small, labels):
+    """Return a learner that ranks by the mean, the mean by hand, and the rankings of its parts."""
+    alone, averaged = make("fixmatch", GUARDLESS), make("fixmatch", GUARDLESS, AVERAGED)
+    own = alone.fit(labels, pool=small.pool).rank()
+    ranking = averaged.fit(labels, pool=small.pool).rank()
+    rest = [id_ for id_ in small.pool if id_ not in labels]
+    probe = fit_probe(averaged.embedding, labels, rest, averaged.probe).probe
+    theirs = rank_by_probe(averaged.embedding.probe_features, probe, own.ids)
+    return averaged, ranking, own, theirs, [own.ids.index(id_) for id_ in rest]
+
+
+def test_the_mean_with_the_probe_is_that_of_log_odds_at_the_same_scale(make, small, labels):
+    _, ranking, own, theirs, rest = averaged_by_hand(make, small, labels)
+    assert list(ranking.ids) == list(own.ids) == list(theirs.ids)
+    at, by = own.logits[rest], theirs.logits[rest]  # fewer than the sample, so that it has all of them
+    scaled = at.mean() + (theirs.logits - by.mean()) * at.std() / by.std()
+    np.testing.assert_allclose(ranking.logits, (own.logits + scaled) / 2, atol=1e-3 * at.std())
+    both = standardised(own.logits[rest]) + standardised(by)
+    assert np.corrcoef(ranking.logits[rest], both)[0, 1] > 0.99999
+    assert np.abs(ranking.logits - own.logits).max() > 0.01 * at.std()
+
+
+def test_the_mean_with_the_probe_is_saved_with_both_networks(make, small, labels, tmp_path):
+    averaged, ranking, own, _, _ = averaged_by_hand(make, small, labels)
+    averaged.save(tmp_path)
+    restored = make("fixmatch", GUARDLESS, AVERAGED)
+    restored.restore(tmp_path)
+    assert_same(restored.rank(), ranking)
+    network = load_network(tmp_path / WEIGHTS)
+    whole = rank_by_network(network, averaged.embedding, ranking.ids)
+    np.testing.assert_allclose(whole.logits, ranking.logits, atol=0.01 * ranking.logits.std())
+    alone = rank_by_network(network.alone(), averaged.embedding, ranking.ids)
+    np.testing.assert_allclose(alone.logits, own.logits, atol=1e-5)
+
+
+def test_the_mean_with_the_probe_ends_where_the_guard_keeps_the_probe(make, small, labels, monkeypatch):
+    learner = make("fixmatch", AVERAGED)
+    monkeypatch.setattr(learner.guard, "check_training", lambda *_, **__: True)
+    probe = make("probe").fit(labels, pool=small.pool).rank()
+    assert_same(learner.fit(labels, pool=small.pool).rank(), probe, atol=0.02)  # the features of the cache are rounded
+
+
+def test_the_guard_sees_the_ranking_of_the_trained_network_alone(make, small, labels, monkeypatch):
+    warned = "algorithm.learner.guard=warn"
+    learner, seen = make("fixmatch", warned, AVERAGED), []
+    learner.fit(labels, pool=small.pool)
+    alone = make("fixmatch", warned).fit(labels, pool=small.pool)
+    monkeypatch.setattr(learner.guard, "check_ranking", lambda ranking: bool(seen.append(ranking)))
+    monkeypatch.setattr(alone.guard, "check_ranking", lambda ranking: False)
+    learner.rank()
+    assert_same(*seen, alone.rank())
+
+
+def test_a_training_that_goes_on_begins_with_the_trained_network_alone(make, small, labels, tmp_path):
+    words = (GUARDLESS, "algorithm.learner.carry_over=true")
+    alone, averaged = make("fixmatch", *words), make("fixmatch", *words, AVERAGED)
+    for cycle in (1, 2):
+        alone.fit(labels, pool=small.pool, cycle=cycle)
+        averaged.fit(labels, pool=small.pool, cycle=cycle)
+        averaged.save(tmp_path)
+        averaged = make("fixmatch", *words, AVERAGED)
+        averaged.restore(tmp_path)
+        network = load_network(tmp_path / WEIGHTS).alone()
+        own = rank_by_network(network, averaged.embedding, small.pool)
+        np.testing.assert_allclose(own.logits, alone.rank(small.pool).logits, atol=1e-4)
+
+
+def test_a_mean_of_log_odds_that_are_all_the_same_is_the_trained_network(make, small, labels, monkeypatch):
+    real = fixmatch_learner.rank_by_probe
+
+    def constant(*args):
+        ranking = real(*args)
+        return replace(ranking, logits=np.zeros(len(ranking)))
+
+    averaged = make("fixmatch", GUARDLESS, AVERAGED, "algorithm.learner.batch.candidate_share=0.0")
+    alone = make("fixmatch", GUARDLESS, "algorithm.learner.batch.candidate_share=0.0")
+    monkeypatch.setattr(fixmatch_learner, "rank_by_probe", constant)
+    assert_same(averaged.fit(labels, pool=small.pool).rank(), alone.fit(labels, pool=small.pool).rank())
+
+
+def test_a_mean_with_the_probe_needs_its_start(make):
+    with pytest.raises(ConfigError, match="average_with_probe=true needs start=probe"):
+        make("fixmatch", AVERAGED, "algorithm.learner.start=cold", "algorithm.learner.refit=false")

@@ -27,7 +27,7 @@ from anomalymatch.algorithms.fixmatch.guard import GuardLimits, ScoreArray, Trai
 from anomalymatch.algorithms.fixmatch.module import FixMatchSpec
 from anomalymatch.algorithms.fixmatch.training import Recipe, Snapshots, Trained, spawns_processes, train
 from anomalymatch.algorithms.lightning import check_optimizer
-from anomalymatch.algorithms.probe.learner import fit_probe, probe_network, rank_by_probe
+from anomalymatch.algorithms.probe.learner import fit_probe, probe_network, probe_of, rank_by_probe
 from anomalymatch.algorithms.probe.regression import Probe, ProbeSpec, SelfTraining, self_train
 from anomalymatch.backbones.checkpoint import describe_input, load_description, load_network, save_network
 from anomalymatch.backbones.embedding import Embedding
@@ -45,6 +45,8 @@ from anomalymatch.types import Label
 
 STARTS = ("probe", "cold")
 STUDENT = "student.safetensors"
+SCALE_IMAGES = 256
+"""Images of the pool on which log-odds are brought to the same scale before they are averaged."""
 
 
 class FixMatchLearner:
@@ -68,6 +70,7 @@ class FixMatchLearner:
         start_rounds: int | None,
         refit: bool,
         refit_confidence: float | None,
+        average_with_probe: bool,
         guard: str,
         guard_limits: GuardLimits,
         loss: FixMatchSpec,
@@ -78,13 +81,15 @@ class FixMatchLearner:
         truth: Truth | None = None,
     ) -> None:
         check_choice("algorithm.learner.start", start, STARTS)
-        if refit and start != "probe":
-            raise ConfigError("algorithm.learner.refit=true needs start=probe: a cold head has other features")
+        for name, wanted in (("refit", refit), ("average_with_probe", average_with_probe)):
+            if wanted and start != "probe":
+                raise ConfigError(f"algorithm.learner.{name}=true needs start=probe: a cold head has other features")
         check_range("algorithm.learner.start_rounds", start_rounds, low=0, null=True)
         check_range("algorithm.learner.trainable_groups", trainable_groups, low=0, null=True)
         check_optimizer(optimizer)
         self.embedding, self.seed, self.truth = embedding, seed, truth
         self.start, self.carry_over, self.refit = start, carry_over, refit
+        self.average_with_probe = average_with_probe
         self.probe, self.refit_probe = probe, refit_spec(probe, refit_confidence)
         self.start_rounds = probe.rounds if start_rounds is None else min(start_rounds, probe.rounds)
         self.batch, self.augmentation = batch, augmentation
@@ -124,6 +129,9 @@ class FixMatchLearner:
             steps=self._updates,
         ):
             self._fall_back()
+        elif self.average_with_probe:
+            assert probe is not None
+            self._average.second = self._scaled_probe(probe.probe, self._average, pool, derive_seed(self.seed, cycle))
         return self
 
     def rank(self, ids: Sequence[str] | None = None) -> Ranking:
@@ -133,7 +141,8 @@ class FixMatchLearner:
             self._fall_back()
             ranking = self._rank(ids)
         require_finite(ranking)
-        return ranking
+        second = require_fitted(self._average).second
+        return ranking if second is None else self._averaged(ranking, probe_of(second))
 
     def save(self, folder: Path) -> None:
         """Save the average, the student if the next cycle continues from it, and the findings of the guard."""
@@ -158,9 +167,9 @@ class FixMatchLearner:
 
     def _fit_probe(self, labels: Mapping[str, str], pool: Sequence[str], carried: bool) -> SelfTraining | None:
         """Fit the only probe of a cycle on pretrained features, for the guard, the candidates and the head."""
-        if not self.guard.needs_probe and not self._needs_start_probe(carried):
+        if not self.guard.needs_probe and not self.average_with_probe and not self._needs_start_probe(carried):
             return None
-        rounds = self.probe.rounds if self.guard.needs_probe else self.start_rounds
+        rounds = self.probe.rounds if self.guard.needs_probe or self.average_with_probe else self.start_rounds
         return fit_probe(self.embedding, labels, pool, replace(self.probe, rounds=rounds))
 
     def _train(
@@ -217,7 +226,7 @@ class FixMatchLearner:
             self.recipe,
             on_step,
             steps=steps,
-            average=self._average if carried else None,
+            average=self._average.alone() if carried and self._average is not None else None,
             truth=None if self.truth is None else torch.from_numpy(self.truth(pool)),
             callbacks=[] if look is None else [Snapshots(checkpoints, refit_and_look)],
             description=f"{description}, cycle {cycle}",
@@ -261,7 +270,29 @@ class FixMatchLearner:
     def _rank(self, ids: Sequence[str] | None) -> Ranking:
         wanted = self.embedding.default_ids if ids is None else ids
         with progress("Ranking", len(wanted)) as advance:
-            return rank_by_network(require_fitted(self._average), self.embedding, wanted, advance)
+            return rank_by_network(require_fitted(self._average).alone(), self.embedding, wanted, advance)
+
+    def _scaled_probe(self, probe: Probe, network: Network, pool: Sequence[str], seed: int) -> Network | None:
+        """Build the network of a probe whose log-odds have the mean and deviation of those of another network.
+
+        They are measured on a sample of the pool. None if they cannot be: then no average is possible.
+        """
+        sample = np.random.default_rng([seed, 0x5CA]).permutation(np.array(pool, dtype=object))[:SCALE_IMAGES].tolist()
+        theirs = rank_by_probe(self.embedding.probe_features, probe, sample)
+        own = rank_by_network(network, self.embedding, theirs.ids)
+        theirs = theirs.restrict(own.ids)
+        if len(own) < 2 or not np.isfinite(own.logits).all() or not np.ptp(theirs.logits) > 0.0:
+            return None
+        scale = float(own.logits.std() / theirs.logits.std())
+        shift = float(own.logits.mean() - scale * theirs.logits.mean())
+        return probe_network(self.embedding, Probe(scale * probe.coefficients, scale * probe.intercept + shift)).eval()
+
+    def _averaged(self, ranking: Ranking, probe: Probe) -> Ranking:
+        """Average the log-odds of a ranking with those of a probe on the cached features."""
+        theirs = rank_by_probe(self.embedding.probe_features, probe, ranking.ids)
+        own = ranking.restrict(theirs.ids)
+        unknown = [reject for reject in theirs.rejects if reject not in ranking.rejects]
+        return replace(own, logits=(own.logits + theirs.logits) / 2, rejects=[*ranking.rejects, *unknown])
 
     def _fall_back(self) -> None:
         """Rank by the probe; the next cycle does not continue from this training."""

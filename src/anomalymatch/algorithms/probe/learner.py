@@ -49,9 +49,7 @@ class ProbeLearner:
 
     def restore(self, folder: Path) -> None:
         """See `Learner.restore`."""
-        linear = load_network(folder / WEIGHTS).head.linear
-        weight, bias = linear.weight.detach().double().numpy(), linear.bias.detach().double().numpy()
-        self._probe = Probe(weight[1] - weight[0], float(bias[1] - bias[0]))
+        self._probe = probe_of(load_network(folder / WEIGHTS))
 
 
 def fit_probe(
@@ -88,6 +86,12 @@ def probe_network(embedding: Embedding, probe: Probe, generator: torch.Generator
     network = embedding.network(normalised=True, generator=generator)
     network.head.set_probe(torch.from_numpy(probe.coefficients), probe.intercept)
     return network
+
+
+def probe_of(network: Network) -> Probe:
+    """Return the probe that is the head of a network."""
+    weight, bias = (each.detach().double().numpy() for each in (network.head.linear.weight, network.head.linear.bias))
+    return Probe(weight[1] - weight[0], float(bias[1] - bias[0]))
 
 
 def rank_by_probe(features: Features, probe: Probe, ids: Sequence[str]) -> Ranking:
