@@ -166,10 +166,11 @@ class FixMatchLearner:
         return self.batch.wants_candidates or (self.start == "probe" and not carried)
 
     def _fit_probe(self, labels: Mapping[str, str], pool: Sequence[str], carried: bool) -> SelfTraining | None:
-        """Fit the only probe of a cycle on pretrained features, for the guard, the candidates and the head."""
-        if not self.guard.needs_probe and not self.average_with_probe and not self._needs_start_probe(carried):
+        """Fit the only probe of a cycle on pretrained features, for guard, mean, candidates and head."""
+        configured = self.guard.needs_probe or self.average_with_probe
+        if not configured and not self._needs_start_probe(carried):
             return None
-        rounds = self.probe.rounds if self.guard.needs_probe or self.average_with_probe else self.start_rounds
+        rounds = self.probe.rounds if configured else self.start_rounds
         return fit_probe(self.embedding, labels, pool, replace(self.probe, rounds=rounds))
 
     def _train(
@@ -291,8 +292,8 @@ class FixMatchLearner:
         """Average the log-odds of a ranking with those of a probe on the cached features."""
         theirs = rank_by_probe(self.embedding.probe_features, probe, ranking.ids)
         own = ranking.restrict(theirs.ids)
-        unknown = [reject for reject in theirs.rejects if reject not in ranking.rejects]
-        return replace(own, logits=(own.logits + theirs.logits) / 2, rejects=[*ranking.rejects, *unknown])
+        rejects = [*ranking.rejects, *theirs.rejects]
+        return replace(own, logits=(own.logits + theirs.logits) / 2, rejects=rejects)
 
     def _fall_back(self) -> None:
         """Rank by the probe; the next cycle does not continue from this training."""
