@@ -64,9 +64,7 @@ def main() -> None:
 
 def jobs(problem: Problem, runs: Path, quick: bool) -> list[Row]:
     """Score the archive in full and with a cascade: seconds of the processor, and what is kept of the full top."""
-    _scored(
-        problem, runs, quick, "off", name="warm-up"
-    )  # the first job of a process imports and compiles for the others
+    _scored(problem, runs, quick, "off", name="warm-up")  # the first job of a process imports and compiles for all
     expected, full = _scored(problem, runs, quick, "off")
     found, cascade = _scored(problem, runs, quick, "auto")
     decision = json.loads((_folder(problem, runs) / "auto" / "summary.json").read_text(encoding="utf-8"))["cascade"]

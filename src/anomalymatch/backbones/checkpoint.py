@@ -154,7 +154,7 @@ def load_network(path: Path) -> Network:
         values = {"architectures": architectures, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])}
         spec = NetworkSpec(**stored | values)
         network = _empty_network(spec, description["head"])
-        if description.get("averages_two", False):  # checkpoints from before such networks have no word about it
+        if description.get("averages_two", False):  # older checkpoints do not say
             network.second = _empty_network(spec, description["head"])
         load_state(network, path)
         return network.eval()

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
-from anomalymatch.backbones.network import Backbone, FeatureEnsemble, Network
+from anomalymatch.backbones.ensemble import FeatureEnsemble
+from anomalymatch.backbones.network import Backbone, Network
 from anomalymatch.backbones.stages import stage_evidence, stage_options, stage_statistics
 from anomalymatch.backbones.tokens import pool
 from anomalymatch.backbones.tta import crop_box, cut_tiles, restored, shrunk, tta_inputs

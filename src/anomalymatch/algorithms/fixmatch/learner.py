@@ -278,8 +278,9 @@ class FixMatchLearner:
 
         They are measured on a sample of the pool. None if they cannot be: then no average is possible.
         """
-        sample = np.random.default_rng([seed, 0x5CA]).permutation(np.array(pool, dtype=object))[:SCALE_IMAGES].tolist()
-        theirs = rank_by_probe(self.embedding.probe_features, probe, sample)
+        rng = np.random.default_rng([seed, 0x5CA])
+        chosen = rng.choice(len(pool), min(SCALE_IMAGES, len(pool)), replace=False)
+        theirs = rank_by_probe(self.embedding.probe_features, probe, [pool[i] for i in chosen])
         own = rank_by_network(network, self.embedding, theirs.ids)
         theirs = theirs.restrict(own.ids)
         if len(own) < 2 or not np.isfinite(own.logits).all() or not np.ptp(theirs.logits) > 0.0:
