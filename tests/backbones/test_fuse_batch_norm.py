@@ -3,7 +3,7 @@ import torch
 from networks import built
 from torch import nn
 
-from anomalymatch.backbones.network import fuse_batch_norms
+from anomalymatch.backbones.fuse_batch_norm import fuse_batch_norms
 from anomalymatch.backbones.weights import fingerprint
 
 

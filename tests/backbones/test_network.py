@@ -1,9 +1,10 @@
+import copy
 import math
 
 import pytest
 import timm
 import torch
-from networks import built, some_images
+from networks import built, network_of, some_images
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -187,3 +188,41 @@ def test_too_small_images_are_an_error():
         built(image_size=8)
     with pytest.raises(ConfigError, match="image_size is 20, too small for test_convnext"):
         built("test_convnext", image_size=20, stages=True)
+
+
+@pytest.mark.parametrize("changed", ["blocks.2", "blocks.1", "blocks.0", "conv_stem", None])
+@pytest.mark.parametrize(
+    "options", [{}, {"stages": True, "orientations": 2, "crops": 1}, {"stages": True, "tiles": 2}, {"channels": 5}]
+)
+def test_stages_that_two_networks_share_are_computed_once(changed, options):
+    spec, backbone = built("test_efficientnet", **options)
+    head = Head(backbone.features, normalised=True, stage_features=backbone.stage_features, generator=seeded())
+    network = Network(spec, backbone, head).eval()
+    second = copy.deepcopy(network)
+    with torch.no_grad():
+        second.head.linear.weight.mul_(-2.0)
+        for name, parameter in second.backbone.body.named_parameters():
+            if changed is not None and name.startswith(changed):
+                parameter.mul_(1.5)
+    images = some_images(5, spec.channels, spec.input_size)
+    with torch.inference_mode():
+        expected = backbone(images), (network(images) + second(images)) / 2
+        network.second = second
+        torch.testing.assert_close(network.features_and_logits(images), expected)
+        fused = network.fused()
+        ran = []
+        for body in (fused.backbone.body, fused.second.backbone.body):
+            for name in ("conv_stem", *(f"blocks.{i}" for i in range(len(body.blocks))), "conv_head"):
+                body.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+        torch.testing.assert_close(fused.features_and_logits(images), expected, atol=1e-4, rtol=1e-4)
+    once = {name for name in ran if ran.count(name) * 2 == ran.count("conv_head")}
+    shared = {"blocks.2": 2, "blocks.1": 1}.get(changed, 0 if changed else 5)
+    assert once == ({"conv_stem", *(f"blocks.{i}" for i in range(shared))} if shared else set())
+
+
+def test_other_models_share_no_stages():
+    network = network_of("test_resnet").eval()
+    network.second = copy.deepcopy(network)
+    images = some_images()
+    with torch.inference_mode():
+        torch.testing.assert_close(network.fused()(images), network.second(images), atol=1e-4, rtol=1e-4)

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float, UInt8
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from anomalymatch.backbones.inference import Inference
 from anomalymatch.backbones.network import Backbone
 from anomalymatch.backbones.openvino import Forward
-from anomalymatch.backbones.stages import stage_statistics
+from anomalymatch.backbones.stages import count_first_stages, lower_maps, stage_statistics, upper_features
 
 
 @contextmanager
@@ -64,13 +63,7 @@ class FrozenStages(nn.Module):
 
     def maps(self, images: UInt8[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Compute the feature map of each stage."""
-        return cast(Any, self.backbone.body).forward_intermediates(
-            self.backbone.normalise(images),
-            indices=list(range(1, self.count + 1)),
-            extra_blocks=True,
-            stop_early=True,
-            intermediates_only=True,
-        )
+        return lower_maps(cast(EfficientNet, self.backbone.body), self.backbone.normalise(images), self.count)
 
     def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b e"]:
         """Compute the last map, flattened, and the statistics of all maps if the backbone has stage features."""
@@ -94,14 +87,8 @@ class Shortcut:
         """Compute what `Backbone.forward` computes."""
         rows = torch.from_numpy(self.forward(images))
         below, statistics = rows.split([math.prod(self.shape), rows.shape[1] - math.prod(self.shape)], dim=1)
-        body = cast(EfficientNet, self.backbone.body)
         x = below.unflatten(1, self.shape).to(self.backbone.mean.dtype).contiguous(memory_format=torch.channels_last)
-        maps = []
-        # timm cannot start a forward pass in the middle; a test compares the steps below with its own.
-        for stage in body.blocks[self.count :]:
-            x = stage(x)
-            maps.append(x)
-        last = cast(Tensor, body.forward_head(body.bn2(body.conv_head(x))))
+        last, maps = upper_features(cast(EfficientNet, self.backbone.body), x, self.count)
         if not self.backbone.stage_features:
             return last
         return torch.cat([last.float(), statistics, *([stage_statistics(maps)] if maps else [])], dim=1)
@@ -109,9 +96,7 @@ class Shortcut:
 
 def count_frozen_stages(body: nn.Module) -> int:
     """Count the first stages of an EfficientNet in which nothing is trained; 0 for any other model."""
-    if not isinstance(body, EfficientNet) or _is_trained(body.conv_stem) or _is_trained(body.bn1):
-        return 0
-    return len(list(takewhile(lambda stage: not _is_trained(stage), body.blocks)))
+    return count_first_stages(body, lambda name: not _is_trained(body.get_submodule(name)))
 
 
 def _is_trained(module: nn.Module) -> bool:

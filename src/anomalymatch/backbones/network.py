@@ -1,9 +1,7 @@
 """Neural network: pixel normalisation, a timm backbone, and a two-class head on its pooled features."""
 
 import copy
-import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -11,19 +9,26 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
 from jaxtyping import Float, Shaped
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from timm.models.efficientnet import EfficientNet
+from torch import Tensor, nn
 
 from anomalymatch.backbones.architectures import MIN_SIZE, Architecture, find_origin, fitting_size, split_names
 from anomalymatch.backbones.ensemble import FeatureEnsemble, PixelStatistics
-from anomalymatch.backbones.stages import stage_options, stage_statistics, stage_width
+from anomalymatch.backbones.fuse_batch_norm import fuse_batch_norms
+from anomalymatch.backbones.stages import (
+    count_equal_stages,
+    lower_maps,
+    stage_options,
+    stage_statistics,
+    stage_width,
+    upper_features,
+)
 from anomalymatch.backbones.tokens import feature_width, pool, pooled_features
 from anomalymatch.backbones.tta import CROPS, MAX_TILES, ORIENTATIONS, Tiling, cut_tiles, shrunk, tta_inputs
 from anomalymatch.backbones.weights import pretrained_config, pretrained_model
 from anomalymatch.checks import check_choice, check_range
 from anomalymatch.errors import ConfigError
 
-logger = logging.getLogger(__name__)
 Statistic = float | int | Sequence[float | int] | None
 """Mean or standard deviation, for all channels or for each; None for that of the weights."""
 
@@ -119,12 +124,39 @@ class Backbone(nn.Module):
         if self.training or not self.averages:
             rows = self._features(self.normalise(images)) if self.shortcut is None else self.shortcut(images)
             return self.join_parts([rows] * self.parts)
+        return self.join_parts(self._averaged_parts(images, self._features))
+
+    def forward_both(
+        self, other: "Backbone", images: Shaped[Tensor, "b c h w"], shared: int
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        """Compute the features of this and another EfficientNet whose stem and first `shared` stages are the same.
+
+        What they share is computed once: in a fine-tuned one and its origin, the larger part of the work.
+        """
+
+        def both(pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e"]:
+            bodies = cast(EfficientNet, self.body), cast(EfficientNet, other.body)
+            below = lower_maps(bodies[0], pixels, shared)
+            rows = []
+            for body in bodies:
+                last, above = upper_features(body, below[-1], shared)
+                rows += [last.float(), stage_statistics([*below, *above])] if self.stage_features else [last.float()]
+            return torch.cat(rows, dim=1)
+
+        parts = [part.chunk(2, dim=1) for part in self._averaged_parts(images, both)]
+        return self.join_parts([own for own, _ in parts]), self.join_parts([theirs for _, theirs in parts])
+
+    def _averaged_parts(
+        self, images: Shaped[Tensor, "b c h w"], features: Callable[[Tensor], Tensor]
+    ) -> list[Float[Tensor, "b e"]]:
+        """Average features over orientations and crops; with tiles, those of whole, largest and mean."""
         pixels = self.normalise(images)
         if self.tiling is None:
-            return self._averaged(pixels, self.crops)
-        whole = self._averaged(shrunk(pixels, self.tiling.size), self.crops)
-        tiles = self._averaged(cut_tiles(pixels, self.tiling), 0).unflatten(0, (len(self.tiling.boxes), whole.shape[0]))
-        return self.join_parts([whole, tiles.amax(dim=0), tiles.mean(dim=0)])
+            return [self._averaged(pixels, self.crops, features)]
+        whole = self._averaged(shrunk(pixels, self.tiling.size), self.crops, features)
+        tiles = self._averaged(cut_tiles(pixels, self.tiling), 0, features)
+        tiles = tiles.unflatten(0, (len(self.tiling.boxes), whole.shape[0]))
+        return [whole, tiles.amax(dim=0), tiles.mean(dim=0)]
 
     @property
     def parts(self) -> int:
@@ -138,9 +170,10 @@ class Backbone(nn.Module):
         width = self.features // self.parts
         return torch.cat([*(row[:, :width] for row in rows), *(row[:, width:] for row in rows)], dim=1)
 
-    def _averaged(self, images: Float[Tensor, "b c s s"], crops: int) -> Float[Tensor, "b e"]:
-        inputs = tta_inputs(images, self.orientations, crops)
-        return torch.stack([self._features(x) for x in inputs]).mean(dim=0)
+    def _averaged(
+        self, images: Float[Tensor, "b c s s"], crops: int, features: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "b e"]:
+        return torch.stack([features(x) for x in tta_inputs(images, self.orientations, crops)]).mean(dim=0)
 
     @property
     def pixels_per_pixel(self) -> float:
@@ -248,15 +281,24 @@ class Network(nn.Module):
         self.backbone = backbone
         self.head = head
         self.second = second
+        self._shared_stages = 0
 
     def forward(self, images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
         """Compute logits of (normal, anomaly)."""
-        return self.logits(self.backbone(images), images)
+        return self.features_and_logits(images)[1]
 
-    def logits(self, features: Float[Tensor, "b d"], images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
-        """Compute logits of (normal, anomaly) from images and the features that the backbone has of them."""
-        own = self.head(features)
-        return own if self.second is None else (own + self.second(images)) / 2
+    def features_and_logits(
+        self, images: Shaped[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b 2"]]:
+        """Compute the features of the backbone and the logits of (normal, anomaly)."""
+        if self.second is None:
+            own = self.backbone(images)
+            return own, self.head(own)
+        if self._shared_stages:
+            own, theirs = self.backbone.forward_both(self.second.backbone, images, self._shared_stages)
+        else:
+            own, theirs = self.backbone(images), self.second.backbone(images)
+        return own, (self.head(own) + self.second.head(theirs)) / 2
 
     @property
     def pixels_per_pixel(self) -> float:
@@ -268,9 +310,12 @@ class Network(nn.Module):
         return Network(self.spec, self.backbone, self.head)
 
     def fused(self) -> "Network":
-        """Return a copy for prediction; see `Backbone.fused`."""
+        """Return a copy for prediction, which computes stages that both networks have once; see `Backbone.fused`."""
         second = None if self.second is None else self.second.fused()
-        return Network(self.spec, self.backbone.fused(), copy.deepcopy(self.head), second).eval()
+        fused = Network(self.spec, self.backbone.fused(), copy.deepcopy(self.head), second).eval()
+        if second is not None:
+            fused._shared_stages = count_equal_stages(fused.backbone.body, second.backbone.body)
+        return fused
 
 
 def anomaly_logit(logits: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
@@ -431,46 +476,3 @@ def _statistics(config: dict[str, Any], channels: int) -> PixelStatistics:
         for key in ("mean", "std")
     )
     return mean, std
-
-
-def fuse_batch_norms(body: nn.Module) -> nn.Module:
-    """Return a copy of `body` whose batch norms are fused into the convolutions that feed them, for evaluation only.
-
-    y = gamma (W x - mu) / sigma + beta is again a convolution. A model that cannot be traced is copied unchanged.
-    """
-    body = copy.deepcopy(body).eval()
-    try:
-        graph = _Tracer().trace(body)
-    except Exception as error:  # tracing runs the model's own code, which may fail in any way
-        logger.debug("Batch norms are not fused, the model cannot be traced: %s", error)
-        return body
-    modules = dict(body.named_modules())
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    for node in graph.nodes:
-        norm = modules.get(node.target) if node.op == "call_module" else None
-        source = node.args[0] if node.args else None
-        if (
-            not isinstance(norm, nn.BatchNorm2d)
-            or not isinstance(source, fx.Node)
-            or source.op != "call_module"
-            or len(source.users) != 1
-            or calls[node.target] + calls[source.target] != 2  # called elsewhere too: must not change
-        ):
-            continue
-        convolution = modules[str(source.target)]
-        if isinstance(convolution, nn.Conv2d):
-            _replace(body, str(source.target), fuse_conv_bn_eval(convolution, norm))
-            _replace(body, str(node.target), getattr(norm, "act", nn.Identity()))
-    return body
-
-
-class _Tracer(fx.Tracer):
-    """Tracer that does not enter timm's convolutions (TensorFlow's padding) and batch norms (with an activation)."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (nn.BatchNorm2d, nn.Conv2d)) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _replace(body: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(body.get_submodule(parent), child, module)

@@ -1,12 +1,14 @@
 """Statistics of the feature maps of a network's stages: fine structure and texture that the last layer forgets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own abbreviation)
 from jaxtyping import Float
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 VARIANCE_FLOOR = 1e-12
@@ -65,6 +67,47 @@ def stage_options(body: nn.Module) -> dict[str, Any]:
     if "extra_blocks" in signature(model.forward_intermediates).parameters:  # an EfficientNet's; the first is its stem
         return {"indices": list(range(1, len(model.blocks) + 1)), "extra_blocks": True}
     return {"indices": _blocks(reductions, 1, 2, 3) if _is_isotropic(reductions) else list(range(len(reductions)))}
+
+
+def lower_maps(body: EfficientNet, images: Float[Tensor, "b c h w"], count: int) -> list[Float[Tensor, "b _ _ _"]]:
+    """Compute the feature maps of the first `count` stages of an EfficientNet."""
+    options = {"indices": list(range(1, count + 1)), "extra_blocks": True, "stop_early": True}
+    return cast(Any, body).forward_intermediates(images, **options, intermediates_only=True)
+
+
+def upper_features(
+    body: EfficientNet, below: Float[Tensor, "b _ _ _"], count: int
+) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _ _ _"]]]:
+    """Compute the pooled features and the maps of the upper stages from the map of stage `count`.
+
+    timm cannot start a forward pass in the middle; a test compares these steps with its own.
+    """
+    maps = [below]
+    for stage in body.blocks[count:]:
+        maps.append(stage(maps[-1]))
+    return cast(Tensor, body.forward_head(body.bn2(body.conv_head(maps[-1])))), maps[1:]
+
+
+def count_first_stages(body: nn.Module, holds: Callable[[str], bool]) -> int:
+    """Count the first stages of an EfficientNet whose modules all have a property, the stem's too; 0 for other models.
+
+    Args:
+        body: a timm model.
+        holds: whether the module of that name has the property.
+    """
+    if not isinstance(body, EfficientNet) or not holds("conv_stem") or not holds("bn1"):
+        return 0
+    return len(list(takewhile(holds, (f"blocks.{i}" for i in range(len(body.blocks))))))
+
+
+def count_equal_stages(body: nn.Module, other: nn.Module) -> int:
+    """Count the first stages with equal weights in two EfficientNets of one architecture; 0 for other models."""
+
+    def is_equal(name: str) -> bool:
+        ours, theirs = body.get_submodule(name).state_dict(), other.get_submodule(name).state_dict()
+        return all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+    return count_first_stages(body, is_equal)
 
 
 def patch_levels(body: nn.Module) -> list[int]:

@@ -107,10 +107,9 @@ class ScoringNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Float[Tensor, "b d"]:
         """Compute the logit in the first column, and the features of the last layer in the others."""
-        backbone = self.network.backbone
-        pooled = backbone(images)
-        logit = anomaly_logit(self.network.logits(pooled, images))[:, None]
-        return torch.cat([logit, pooled[:, : backbone.features]], dim=1) if self.features else logit
+        features, logits = self.network.features_and_logits(images)
+        logit = anomaly_logit(logits)[:, None]
+        return torch.cat([logit, features[:, : self.network.backbone.features]], dim=1) if self.features else logit
 
 
 def _has_compiler() -> bool:
