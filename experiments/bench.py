@@ -19,6 +19,8 @@ from anomalymatch.terminal import console, set_up_logging
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DATA = Path(os.environ.get("ANOMALYMATCH_DATA", RESULTS.parents[2] / "shared" / "data"))
+ALONE = "algorithm.learner.average_with_probe=false"
+"""Ranks by the trained network alone, as in all measurements from before the mean with the probe was the default."""
 NO_CROPS = ("model.crops=0", "probe.orientations=2")
 """Overrides that switch off the crops and rotations which `dataset=galaxyzoo1` switches on."""
 Row = dict[str, float | int | str]

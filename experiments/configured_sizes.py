@@ -9,7 +9,7 @@ import time
 from itertools import product
 
 import numpy as np
-from bench import NO_CROPS, Row, group_by, make_parser, markdown, parse_options, read_csv, table, write_csv
+from bench import ALONE, NO_CROPS, Row, group_by, make_parser, markdown, parse_options, read_csv, table, write_csv
 from recipes import PROBLEMS
 from sklearn.metrics import average_precision_score
 
@@ -66,7 +66,11 @@ def measure(name: str, draw: int, options: argparse.Namespace) -> Row:
     wanted = [id_ for i, (id_, rare) in enumerate(zip(rest, truth, strict=True)) if rare or i % every == 0]
     probe = make_learner("probe", task, *overrides)
     probe.embedding.probe_features  # noqa: B018 (computed now: they are not part of the time)
-    own = [f"trainer.iterations={options.iterations}", *(["algorithm.learner.guard=off"] if options.quick else [])]
+    own = [
+        ALONE,
+        f"trainer.iterations={options.iterations}",
+        *(["algorithm.learner.guard=off"] if options.quick else []),
+    ]
     learner = make_learner("fixmatch", task, *overrides, *own)
     seconds, logits = {}, {}
     for key, each in {"probe": probe, "fixmatch": learner}.items():

@@ -1,6 +1,6 @@
 """Search Galaxy Zoo 1 for mergers and "don't know" galaxies, by the probe and by FixMatch (README, 3)."""
 
-from bench import NO_CROPS, Job, dataset_overrides, make_parser, parse_options, run_jobs, table
+from bench import ALONE, NO_CROPS, Job, dataset_overrides, make_parser, parse_options, run_jobs, table
 
 MEASURES = ("auroc", "ap", "precision_at_1pct", "heldout_auroc", "heldout_ap", "found", "seconds")
 
@@ -20,7 +20,7 @@ def main() -> None:
                 "augment=objects",
                 "augment.vertical_flip=0.5",
                 f"trainer.iterations={2 if options.quick else 30}",
-                *(["algorithm.learner.batch.labelled=8"] if algorithm == "fixmatch" else []),
+                *([ALONE, "algorithm.learner.batch.labelled=8"] if algorithm == "fixmatch" else []),
                 f"model.image_size={64 if options.quick else 128}",
                 *NO_CROPS,
             ],

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import NO_CROPS, Job, dataset_overrides, make_parser, parse_options, run_jobs, table
+from bench import ALONE, NO_CROPS, Job, dataset_overrides, make_parser, parse_options, run_jobs, table
 
 from anomalymatch import run
 from anomalymatch.algorithms.base import BACKBONE
@@ -36,7 +36,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
         for name, weights in (("ImageNet", "auto"), ("MSC", train_msc(seed, options))):
             for algorithm in ("probe", "fixmatch") if seed == 0 else ("probe",):
                 for anomaly in ("merger", "dont_know"):
-                    small_batch = ["algorithm.learner.batch.labelled=8"] if algorithm == "fixmatch" else []
+                    own = [ALONE, "algorithm.learner.batch.labelled=8"] if algorithm == "fixmatch" else []
                     yield Job(
                         {"anomaly": anomaly, "algorithm": algorithm, "weights": name, "seed": seed},
                         [
@@ -47,7 +47,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
                             f"trainer.iterations={options.iterations}",
                             "augment=objects",
                             "augment.vertical_flip=0.5",
-                            *small_batch,
+                            *own,
                         ],
                     )
 

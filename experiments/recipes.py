@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bench import dataset_overrides
+from bench import ALONE, dataset_overrides
 from heads import LabelledHead, LabelSpreading, NearestLabelled, Prototype
 from probe_miniimagenet import CLASSES, OTHER_CLASSES
 
@@ -84,7 +84,7 @@ LAST_LOOK_DRAW = 100
 OBJECTS, UPRIGHT = "augment=objects", "augment.vertical_flip=0.0"
 FEW = ("algorithm.learner.batch.candidates=200", "algorithm.learner.batch.candidate_share=0.5")
 THREE_ROUNDS, REFIT_ON_LABELS = "algorithm.learner.start_rounds=null", "algorithm.learner.refit_confidence=null"
-OF_3_ROUNDS = (THREE_ROUNDS, REFIT_ON_LABELS)
+OF_3_ROUNDS = (ALONE, THREE_ROUNDS, REFIT_ON_LABELS)
 """`fixmatch` that starts from three rounds of self-training and refits its last probe on the labels alone."""
 OF_200 = (*FEW, OBJECTS, UPRIGHT, *OF_3_ROUNDS)
 """The same with 200 candidates and no vertical flips; variants and ablations were first measured with it."""
@@ -162,19 +162,20 @@ RECIPES = {
     "label spreading": Recipe("probe", head=LabelSpreading),
     **{f"probe, {name}": Recipe("probe", (f"al.strategy.name={name}",)) for name in STRATEGIES},
     "knn": Recipe("knn"),
-    "fixmatch": Recipe("fixmatch", fine_tunes=True),
-    "fixmatch in each round": Recipe("fixmatch", fine_tunes=True, searches=True),
+    "fixmatch": Recipe("fixmatch", (ALONE,), fine_tunes=True),
+    "fixmatch with the probe": Recipe("fixmatch", fine_tunes=True),
+    "fixmatch in each round": Recipe("fixmatch", (ALONE,), fine_tunes=True, searches=True),
     # With the guard of the default, unlike the ablation "fixmatch, 128 px".
-    "fixmatch at 128 px": Recipe("fixmatch", ("model.image_size=128",), fine_tunes=True),
+    "fixmatch at 128 px": Recipe("fixmatch", (ALONE, "model.image_size=128"), fine_tunes=True),
     "fixmatch of 3 rounds": Recipe("fixmatch", OF_3_ROUNDS, fine_tunes=True),
     "fixmatch of 3 rounds at 128 px": Recipe("fixmatch", (*OF_3_ROUNDS, "model.image_size=128"), fine_tunes=True),
     "fixmatch of 200": Recipe("fixmatch", OF_200, fine_tunes=True),
     **{
         f"{base}, {name}": Recipe("fixmatch", (*common, *overrides, NO_FALLBACK), fine_tunes=True)
-        for base, common in {"fixmatch": (), "fixmatch of 200": OF_200}.items()
+        for base, common in {"fixmatch": (ALONE,), "fixmatch of 200": OF_200}.items()
         for name, overrides in ABLATIONS.items()
     },
-    **{name: Recipe(name, (NO_FALLBACK,), fine_tunes=True) for name in VARIANTS},
+    **{name: Recipe(name, (ALONE, NO_FALLBACK), fine_tunes=True) for name in VARIANTS},
     **{f"{name} of 200": Recipe(name, (*OF_200, NO_FALLBACK), fine_tunes=True) for name in VARIANTS},
     "fixmatch_reference": Recipe("fixmatch_reference", (UPRIGHT,), fine_tunes=True),
 }

@@ -1,6 +1,6 @@
 """Compare `fixmatch`, which starts from the probe, with the paper's recipe: one class, 128 px (README, 2)."""
 
-from bench import Job, dataset_overrides, make_parser, parse_options, run_jobs, table
+from bench import ALONE, Job, dataset_overrides, make_parser, parse_options, run_jobs, table
 
 MEASURES = ("auroc", "ap", "precision_at_1pct", "probe_ap", "heldout_ap", "seconds")
 
@@ -17,6 +17,7 @@ def main() -> None:
                 *dataset_overrides("miniimagenet"),
                 "seed=0",
                 f"algorithm={algorithm}",
+                ALONE,
                 "al.cycles=1",
                 f"trainer.iterations={2 if options.quick else 100}",
                 f"model.image_size={64 if options.quick else 128}",

@@ -31,6 +31,7 @@ TINY = (
     "algorithm.learner.optimizer.lr=0.02",
     "algorithm.learner.batch.candidate_share=0.0",  # so that no image comes twice
     "algorithm.learner.refit=false",  # so that what trained is what comes back
+    "algorithm.learner.average_with_probe=false",
     "trainer.lightning.accelerator=cpu",
     "augment=objects",  # views as of galaxies make the pseudo-labels of so few steps collapse
 )

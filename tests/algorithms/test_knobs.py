@@ -12,12 +12,12 @@ STUDENT = "algorithm.learner.loss.teacher=student"
 ALIKE = "algorithm.learner.batch.candidate_share=0.0"
 PRIOR = "algorithm.learner.loss.alignment.prior=0.5"
 KNOBS = {
-    "start": ["start=cold", "algorithm.learner.refit=false"],
+    "start": ["start=cold", "algorithm.learner.refit=false", "algorithm.learner.average_with_probe=false"],
     "carry_over": ["carry_over=true"],
     "start_rounds": ["start_rounds=0"],
     "refit": ["refit=false"],
     "refit_confidence": ["refit_confidence=0.5"],
-    "average_with_probe": ["average_with_probe=true"],
+    "average_with_probe": ["average_with_probe=false"],
     "guard": ["guard=retrain"],  # with so few anomalies nothing can be compared, and the probe stays
     "trainable_groups": ["trainable_groups=null"],
     "loss.threshold": ["loss.threshold=0.999"],

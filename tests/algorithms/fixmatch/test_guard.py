@@ -277,6 +277,7 @@ def test_divergence_at_the_last_step_falls_back_for_any_number_of_images(train, 
 @pytest.mark.parametrize("algorithm", ["flexmatch", "freematch", "softmatch", "meanteacher"])
 def test_a_cold_start_with_an_adaptive_threshold_has_no_finding(train, algorithm):
     cold = ("algorithm.learner.start=cold", "algorithm.learner.refit=false", "algorithm.learner.trainable_groups=null")
+    cold += ("algorithm.learner.average_with_probe=false",)
     notes = train(*cold, "algorithm.learner.guard=fallback", algorithm=algorithm).guard.notes
     assert not any("untrained" in note for note in notes)
 

@@ -12,7 +12,7 @@ from anomalymatch.backbones.checkpoint import load_network
 from anomalymatch.errors import ConfigError
 
 GUARDLESS = "algorithm.learner.guard=off"
-AVERAGED = "algorithm.learner.average_with_probe=true"
+ALONE = "algorithm.learner.average_with_probe=false"
 
 
 @pytest.mark.parametrize(("rounds", "at_most", "taken"), [(3, 1, 1), (0, 1, 0), (2, "null", 2), (3, 0, 0)])
@@ -126,7 +126,7 @@ def standardised(logits):
 
 def averaged_by_hand(make, small, labels):
     """Return a learner that ranks by the mean, the mean by hand, and the rankings of its parts."""
-    alone, averaged = make("fixmatch", GUARDLESS), make("fixmatch", GUARDLESS, AVERAGED)
+    alone, averaged = make("fixmatch", GUARDLESS, ALONE), make("fixmatch", GUARDLESS)
     own = alone.fit(labels, pool=small.pool).rank()
     ranking = averaged.fit(labels, pool=small.pool).rank()
     rest = [id_ for id_ in small.pool if id_ not in labels]
@@ -149,7 +149,7 @@ def test_the_mean_with_the_probe_is_that_of_log_odds_at_the_same_scale(make, sma
 def test_the_mean_with_the_probe_is_saved_with_both_networks(make, small, labels, tmp_path):
     averaged, ranking, own, _, _ = averaged_by_hand(make, small, labels)
     averaged.save(tmp_path)
-    restored = make("fixmatch", GUARDLESS, AVERAGED)
+    restored = make("fixmatch", GUARDLESS)
     restored.restore(tmp_path)
     assert_same(restored.rank(), ranking)
     network = load_network(tmp_path / WEIGHTS)
@@ -160,7 +160,7 @@ def test_the_mean_with_the_probe_is_saved_with_both_networks(make, small, labels
 
 
 def test_the_mean_with_the_probe_ends_where_the_guard_keeps_the_probe(make, small, labels, monkeypatch):
-    learner = make("fixmatch", AVERAGED)
+    learner = make("fixmatch")
     monkeypatch.setattr(learner.guard, "check_training", lambda *_, **__: True)
     probe = make("probe").fit(labels, pool=small.pool).rank()
     assert_same(learner.fit(labels, pool=small.pool).rank(), probe, atol=0.02)  # the features of the cache are rounded
@@ -168,9 +168,9 @@ def test_the_mean_with_the_probe_ends_where_the_guard_keeps_the_probe(make, smal
 
 def test_the_guard_sees_the_ranking_of_the_trained_network_alone(make, small, labels, monkeypatch):
     warned = "algorithm.learner.guard=warn"
-    learner, seen = make("fixmatch", warned, AVERAGED), []
+    learner, seen = make("fixmatch", warned), []
     learner.fit(labels, pool=small.pool)
-    alone = make("fixmatch", warned).fit(labels, pool=small.pool)
+    alone = make("fixmatch", warned, ALONE).fit(labels, pool=small.pool)
     monkeypatch.setattr(learner.guard, "check_ranking", lambda ranking: bool(seen.append(ranking)))
     monkeypatch.setattr(alone.guard, "check_ranking", lambda ranking: False)
     learner.rank()
@@ -179,12 +179,12 @@ def test_the_guard_sees_the_ranking_of_the_trained_network_alone(make, small, la
 
 def test_a_training_that_goes_on_begins_with_the_trained_network_alone(make, small, labels, tmp_path):
     words = (GUARDLESS, "algorithm.learner.carry_over=true")
-    alone, averaged = make("fixmatch", *words), make("fixmatch", *words, AVERAGED)
+    alone, averaged = make("fixmatch", *words, ALONE), make("fixmatch", *words)
     for cycle in (1, 2):
         alone.fit(labels, pool=small.pool, cycle=cycle)
         averaged.fit(labels, pool=small.pool, cycle=cycle)
         averaged.save(tmp_path)
-        averaged = make("fixmatch", *words, AVERAGED)
+        averaged = make("fixmatch", *words)
         averaged.restore(tmp_path)
         network = load_network(tmp_path / WEIGHTS).alone()
         own = rank_by_network(network, averaged.embedding, small.pool)
@@ -198,12 +198,15 @@ def test_a_mean_of_log_odds_that_are_all_the_same_is_the_trained_network(make, s
         ranking = real(*args)
         return replace(ranking, logits=np.zeros(len(ranking)))
 
-    averaged = make("fixmatch", GUARDLESS, AVERAGED, "algorithm.learner.batch.candidate_share=0.0")
-    alone = make("fixmatch", GUARDLESS, "algorithm.learner.batch.candidate_share=0.0")
+    averaged = make("fixmatch", GUARDLESS, "algorithm.learner.batch.candidate_share=0.0")
+    alone = make("fixmatch", GUARDLESS, ALONE, "algorithm.learner.batch.candidate_share=0.0")
     monkeypatch.setattr(fixmatch_learner, "rank_by_probe", constant)
     assert_same(averaged.fit(labels, pool=small.pool).rank(), alone.fit(labels, pool=small.pool).rank())
 
 
-def test_a_mean_with_the_probe_needs_its_start(make):
-    with pytest.raises(ConfigError, match="average_with_probe=true needs start=probe"):
-        make("fixmatch", AVERAGED, "algorithm.learner.start=cold", "algorithm.learner.refit=false")
+def test_a_cold_start_has_neither_a_refit_nor_a_mean_with_the_probe(make):
+    with pytest.raises(ConfigError, match=r"start=cold needs .*refit=false and .*average_with_probe=false"):
+        make("fixmatch", "algorithm.learner.start=cold")
+    with pytest.raises(ConfigError, match=r"start=cold needs algorithm.learner.average_with_probe=false: "):
+        make("fixmatch", "algorithm.learner.start=cold", "algorithm.learner.refit=false")
+    make("fixmatch", "algorithm.learner.start=cold", "algorithm.learner.refit=false", ALONE)

@@ -1,4 +1,4 @@
-"""Learner of FixMatch: it starts from the probe, fine-tunes the backbone, and ranks by the average."""
+"""Learner of FixMatch: it starts from the probe, fine-tunes the backbone, and ranks by the mean with the probe."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ SCALE_IMAGES = 256
 
 
 class FixMatchLearner:
-    """Learner that fine-tunes the backbone by FixMatch and ranks by the moving average.
+    """Learner that fine-tunes the backbone by FixMatch and ranks by its moving average and the probe.
 
     The settings are the keys of `conf/algorithm/fixmatch.yaml`; `optimizer` and `trainer` are partials. `truth` serves
     only the logged precision of pseudo-labels.
@@ -81,9 +81,10 @@ class FixMatchLearner:
         truth: Truth | None = None,
     ) -> None:
         check_choice("algorithm.learner.start", start, STARTS)
-        for name, wanted in (("refit", refit), ("average_with_probe", average_with_probe)):
-            if wanted and start != "probe":
-                raise ConfigError(f"algorithm.learner.{name}=true needs start=probe: a cold head has other features")
+        wanted = [name for name, on in (("refit", refit), ("average_with_probe", average_with_probe)) if on]
+        if wanted and start != "probe":
+            off = " and ".join(f"algorithm.learner.{name}=false" for name in wanted)
+            raise ConfigError(f"algorithm.learner.start={start} needs {off}: a cold head has other features")
         check_range("algorithm.learner.start_rounds", start_rounds, low=0, null=True)
         check_range("algorithm.learner.trainable_groups", trainable_groups, low=0, null=True)
         check_optimizer(optimizer)
