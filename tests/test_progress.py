@@ -45,10 +45,11 @@ def test_names_in_a_bar_are_no_markup(monkeypatch):
             ["200/1000, 20.0 images/s, 40 s left loss 0.5", "400/1000, 20.0 images/s, 30 s left loss 0.5"],
         ),
         (3, 3, 3.0, 1, []),
-        (10, 1, 60.0, 0, ["0/10, 0.0 images/s, inf s left loss 0.5"]),
+        (10, 1, 60.0, 0, ["0/10, 0 images/s, inf s left loss 0.5"]),
+        (100, 1, 20.0, 1, ["1/100, 0.05 images/s, 1980 s left loss 0.5"]),
         (0, 1, 0.0, 0, []),
     ],
-    ids=["one line every ten seconds", "short work is quiet", "nothing done", "no images"],
+    ids=["one line every ten seconds", "short work is quiet", "nothing done", "slow", "no images"],
 )
 def test_log_lines_away_from_a_terminal(clock, caplog, total, calls, seconds, images, lines):
     caplog.set_level(logging.INFO, logger="anomalymatch.progress")

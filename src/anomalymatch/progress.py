@@ -97,7 +97,12 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.1f} {self.unit}/s" if speed else "", style="cyan")
+        return Text(f"{rate_text(speed)} {self.unit}/s" if speed else "", style="cyan")
+
+
+def rate_text(rate: float) -> str:
+    """Return a rate with two digits where it is below 1: a training step may take half a minute."""
+    return f"{rate:,.1f}" if rate >= 1 else f"{rate:.2g}"
 
 
 @contextmanager
@@ -142,7 +147,7 @@ def _plain(description: str, total: int, unit: str) -> Advance:
         last = now
         rate = done / (now - start)
         left = (total - done) / rate if rate else float("inf")
-        report("%s: %d/%d, %.1f %s/s, %.0f s left %s", description, done, total, rate, unit, left, note)
+        report("%s: %d/%d, %s %s/s, %.0f s left %s", description, done, total, rate_text(rate), unit, left, note)
 
     return advance
 

@@ -4,6 +4,7 @@ import math
 
 from nicegui import ui
 
+from anomalymatch.progress import rate_text
 from anomalymatch.ui.preparation import PreparationStatus
 from anomalymatch.ui.web.session import Session
 
@@ -39,7 +40,7 @@ def status_text(status: PreparationStatus) -> str:
         return "" if status.state == "ready" else "Loading the model …"
     words = [f"{progress.description}: {progress.done:,} of {progress.total:,}"]
     if not math.isnan(progress.rate):
-        words += [f"{progress.rate:,.0f}/s" if progress.rate >= 10 else f"{progress.rate:.1f}/s"]
+        words += [f"{progress.rate:,.0f}/s" if progress.rate >= 10 else f"{rate_text(progress.rate)}/s"]
         words += [f"{time_text(progress.left)} left"]
     return " · ".join(words)
 
