@@ -64,7 +64,7 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/adaptation.py --epochs 0 8 --crops 5 model.weights=bundled adapt.image_size=128 "augment.zoom=[0.75,1.3]"
 	$(BIN)/python experiments/adaptation.py --name adaptation_20 --epochs 0 20 --first 10 --crops 5 model.weights=bundled adapt.image_size=128 "augment.zoom=[0.75,1.3]"
 	$(BIN)/python experiments/adaptation.py --name adaptation_40 --epochs 0 40 --first 10 --crops 5 model.weights=bundled adapt.image_size=128 "augment.zoom=[0.75,1.3]"
-	$(BIN)/python experiments/adaptation.py --name adaptation_methods --methods simclr vicreg byol dino --epochs 0 10 model.weights=bundled adapt.image_size=64 "augment.zoom=[0.75,1.3]"
+	$(BIN)/python experiments/adaptation.py --name adaptation_methods --methods simclr vicreg byol dino --epochs 0 2 5 10 20 model.weights=bundled adapt.image_size=64 "augment.zoom=[0.75,1.3]"
 	$(BIN)/python experiments/adaptation.py --name adaptation_photographs --tasks hourglass piano --epochs 0 2 model.weights=bundled model.image_size=84 adapt.image_size=64
 	$(BIN)/python experiments/patch_head.py --tasks crack blowhole
 	$(BIN)/python experiments/probe_variants.py
