@@ -69,6 +69,7 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/patch_head.py --tasks crack blowhole
 	$(BIN)/python experiments/probe_variants.py
 	$(BIN)/python experiments/configured_sizes.py --trainings 99
+	$(BIN)/python experiments/mean_scoring.py
 	$(BIN)/python experiments/all_labels.py
 	$(BIN)/python experiments/int8.py
 	$(BIN)/python experiments/cascade.py

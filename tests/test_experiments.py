@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import result_plots
+from networks import network_of
 from omegaconf import OmegaConf
 from PIL import Image
 from probes import SELF_TRAINING
@@ -20,12 +21,15 @@ from tiny_clip import write_tiny_clip
 
 from anomalymatch.algorithms.probe.regression import fit_logistic, self_train
 from anomalymatch.backbones.features import Features, Scaling, Shard
+from anomalymatch.backbones.openvino import has_openvino
+from anomalymatch.backbones.stages import count_equal_stages
 from anomalymatch.config import check_overrides, compose, config_folder
 from anomalymatch.evaluation.confidence import Interval
 
 FOLDER = config_folder() / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 ROOT = Path(__file__).parents[1]
+needs_openvino = pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO")
 
 
 def real_data(test):
@@ -213,6 +217,26 @@ def test_configured_sizes_makes_one_training_at_a_time(experiment, tmp_path):
     assert len(set(aps)) == 3
     assert f"| demo lenses | 32 | 2 | {' | '.join(aps)} |" in printed
     assert experiment("configured_sizes", *words) == printed
+
+
+@needs_openvino
+def test_mean_scoring_compares_one_network_with_two(experiment, tmp_path):
+    printed = experiment("mean_scoring", "--quick", "--results", tmp_path)
+    rows = read(tmp_path / "mean_scoring.csv")
+    assert [row["backend"] for row in rows] == ["torch"] * 3 + ["openvino"] * 3
+    for row in rows:
+        one = next(each for each in rows if each["backend"] == row["backend"] and each["networks"] == "one")
+        assert float(row["times_alone"]) == pytest.approx(float(one["per_second"]) / float(row["per_second"]))
+        assert f"| 32 | {row['backend']} | {row['networks']} | 1 | {float(row['per_second']):.3f} |" in printed
+
+
+def test_two_networks_of_mean_scoring_share_the_stages_that_it_names():
+    paired = importlib.import_module("mean_scoring").paired
+    network = network_of("tf_efficientnet_lite0").eval()
+    for equal, shared in ((3, 3), (None, 0)):
+        pair = paired(network, equal)
+        assert count_equal_stages(network.backbone.body, pair.second.backbone.body) == shared
+        assert pair.backbone is network.backbone
 
 
 def test_whitened_probe_is_the_probe_on_whitened_features():

@@ -302,7 +302,7 @@ class Network(nn.Module):
 
     @property
     def pixels_per_pixel(self) -> float:
-        """Number of pixels that pass through all bodies for each pixel of an image in prediction."""
+        """Number of pixels that pass through all bodies for each pixel of an image, stages in common counted twice."""
         return self.backbone.pixels_per_pixel + (0.0 if self.second is None else self.second.pixels_per_pixel)
 
     def alone(self) -> "Network":
