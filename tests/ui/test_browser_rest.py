@@ -141,7 +141,7 @@ def test_undo_and_the_last_labels_go_to_their_image(demo, opened):
     page.until(lambda: page.get("recent-one").first.get_attribute("data-id") == first, "the strip")
     page.press("ArrowRight", "ArrowRight", "ArrowRight", "z")
     page.until(lambda: f"Undid artefact: {first}" in page.get("status").inner_text(), "what was undone")
-    assert page.cursor == first
+    page.until(lambda: page.cursor == first, "the cursor is on it")
     page.press("Control+Shift+z")
     page.until(lambda: f"Redid artefact: {first}" in page.get("status").inner_text(), "what was redone")
     page.get("page-next").click()
