@@ -11,6 +11,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from anomalymatch.ui.state import IN_FILE_ORDER
+
 SMALL = [
     *("dataset=demo", "dataset.source.count=600", "dataset.source.size=32", "dataset.image_size=32"),
     *("dataset.source.rare_fraction=0.05", "model.name=test_efficientnet", "model.weights=none"),
@@ -31,12 +33,16 @@ class Page:
         self.page.on("console", self._record_console)
         own = url.partition("?")[0]
         self.page.on("request", lambda request: self._record_request(request.url, own))
-        self.page.goto(url + path)
-        self.page.wait_for_selector("[data-testid=tile].am-cursor")
-        if ready and self.get("preparation").is_visible():  # the features are being computed
+        self._open(url + path)
+        is_early = self.get("preparation").is_visible() or self.get("note").filter(has_text=IN_FILE_ORDER).count()
+        if ready and is_early:  # the features were not there when the images were chosen
             self.page.wait_for_selector("[data-testid=preparation]", state="hidden")
-            self.page.goto(url + path)  # a reload would keep the images
-            self.page.wait_for_selector("[data-testid=tile].am-cursor")
+            self.page.goto("about:blank")  # the same address again would be a reload, which keeps the images
+            self._open(url + path)
+
+    def _open(self, address):
+        self.page.goto(address)
+        self.page.wait_for_selector("[data-testid=tile].am-cursor")
 
     def _record_console(self, message):
         if message.type == "error":
