@@ -55,6 +55,7 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/labelling_people.py
 	$(BIN)/python experiments/labelling_yield.py
 	$(BIN)/python experiments/clustering.py
+	$(BIN)/python experiments/clustering.py --ceiling --datasets neu_steel magnetic_tile magnetic_tile_defects
 	$(BIN)/python experiments/msc_cifar10.py
 	$(BIN)/python experiments/cold_start.py
 	$(BIN)/python experiments/msc_transfer.py

@@ -17,6 +17,11 @@ from bench import DATA, Row, make_parser, parse_options, run_once, table, write_
 from jaxtyping import Float16
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from anomalymatch import compose, make_task
@@ -53,6 +58,7 @@ def main() -> None:
     parser.add_argument("--choose-tau", action="store_true", help="measure neu_steel only, and choose tau by it")
     parser.add_argument("--references", action="store_true", help="measure only NMI by number of references")
     parser.add_argument("--scores", action="store_true", help="measure only NMI by neighbourhoods and lowest share")
+    parser.add_argument("--ceiling", action="store_true", help="measure only a classifier that is given the classes")
     parser.add_argument("--cost", action="store_true", help="measure only seconds by number of images")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 1000, 2000], help="of --cost")
     parser.add_argument("--parts", nargs="+", default=list(COSTS), choices=COSTS, help="of --cost")
@@ -76,6 +82,11 @@ def main() -> None:
         write_csv(options.results / "clustering_scores.csv", rows)
         print(table(rows, ("dataset", "method", "average", "neighbourhoods", "lowest"), ("nmi",)))
         return
+    if options.ceiling:
+        rows = [row for name in options.datasets for row in measure_draws(name, *DEFAULT, options, by_ceiling)]
+        write_csv(options.results / "clustering_ceiling.csv", rows)
+        print(table(rows, ("dataset", "method"), ("groups", "classifier")))
+        return
     settings = [DEFAULT, *(VARIANTS if options.variants else [])]
     rows = [
         row
@@ -90,7 +101,7 @@ def main() -> None:
 
 
 def measure_draws(name: str, levels: Sequence[int], size: int, options: argparse.Namespace, by: Any) -> Iterator[Row]:
-    """Yield the rows of all draws of a data set: `by` is `by_method`, `by_references` or `by_scores`."""
+    """Yield the rows of all draws of a data set: `by` is one of the functions named `by_*`."""
     size = 64 if options.quick else size
 
     def measure(draw: int) -> Iterator[Row]:
@@ -225,6 +236,31 @@ def by_scores(patches: PatchEmbedding, ids: list[str], normals: list[str], draw:
                 groups = cut_tree(ward_tree(embed(bags, patch_weights(scores, tau))), len(set(classes)))
                 named = {"method": method, "average": average, "neighbourhoods": "+".join(map(str, sides))}
                 yield {**named, "lowest": lowest, **clustering_metrics(classes, groups)}
+
+
+def by_ceiling(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
+    """Yield the NMI of the groups and that of a logistic regression on the same embeddings, given the classes.
+
+    The class of each image is predicted by a fit to the four fifths of the images that it is not in. Grouping without
+    labels can hardly find what this classifier misses.
+    """
+    truth = patches.embedding.source.truth or {}
+    raw = patches.bags(shared_ids(patches, ids))
+    bags = raw.select(ids)
+    project = patches.fit_projection(bags, seed=draw)
+    bags = project(bags)
+    classes = [truth[id_] for id_ in bags.ids]
+    for count in (None, *(NORMALS if normals else ())):
+        near = None if count is None else project(raw.select(normals[: count or None]))
+        embeddings = embed(bags, weigh(bags, near, default_spec(), seed=draw))
+        groups = cut_tree(ward_tree(embeddings), len(set(classes)))
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=10.0, max_iter=2000))
+        predicted = cross_val_predict(classifier, embeddings, classes, cv=5)
+        yield {
+            "method": "unsupervised" if count is None else f"normals_{count or 'all'}",
+            "groups": clustering_metrics(classes, groups)["nmi"],
+            "classifier": normalized_mutual_info_score(classes, predicted),
+        }
 
 
 def shared_ids(patches: PatchEmbedding, ids: list[str]) -> list[str]:

@@ -300,6 +300,16 @@ def test_clustering_writes_a_row_for_every_method(experiment, tmp_path):
     assert "| neu_steel | 3+4 | 64 | pooled |" in printed
 
 
+@pytest.mark.slow
+@real_data
+def test_ceiling_of_clustering_compares_groups_with_a_classifier(experiment, tmp_path):
+    experiment("clustering", "--ceiling", "--quick", "--runs", tmp_path / "runs", "--results", tmp_path)
+    (row,) = read(tmp_path / "clustering_ceiling.csv")
+    assert row["method"] == "unsupervised"
+    assert 0 < float(row["groups"]) <= 1
+    assert 0.5 < float(row["classifier"]) <= 1
+
+
 def test_cost_of_clustering_has_the_parts_that_are_asked_for(experiment, tmp_path):
     experiment("clustering", "--cost", "--sizes", 12, "--parts", "all", "ward_groups", "--results", tmp_path)
     (row,) = read(tmp_path / "clustering_cost.csv")
