@@ -34,15 +34,18 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--draws", type=int, default=8, help="number of initial label sets")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--weights", default="auto", help="of the backbone: a value of model.weights")
+    parser.add_argument("--name", default="patch_head", help="folder of the results, one for each value of --weights")
     options = parse_options(parser)
     draws = 2 if options.quick else options.draws
     rows: list[Row] = []
     for name in options.tasks:
-        rows += run_once(options.runs / "patch_head" / f"{name}-{draws}.csv", measure, name, draws)
+        path = options.runs / options.name / f"{name}-{draws}.csv"
+        rows += run_once(path, measure, name, draws, options.weights)
     print(gains(rows, draws))
 
 
-def measure(name: str, draws: int) -> Iterator[Row]:
+def measure(name: str, draws: int, weights: str) -> Iterator[Row]:
     """Yield the average precision of the probe alone and with each head, for each draw."""
     kind, size = TASKS[name]
     dataset, root = dataset_overrides(kind)
@@ -51,8 +54,10 @@ def measure(name: str, draws: int) -> Iterator[Row]:
     anomalies = {id_ for id_ in ids if source.truth[id_] == name}
     task = Task(source, ids, [], anomalies)
     words = [dataset] if kind == "galaxyzoo1" else []
-    learner: Any = make_learner("probe", task, *words, f"model.image_size={size}", "model.crops=5")
-    labels = [initial_labels(task, anomalies=5, normals=200 if words else 100, seed=draw) for draw in range(draws)]
+    words += [f"model.image_size={size}", "model.crops=5", f"model.weights={weights}"]
+    learner: Any = make_learner("probe", task, *words)
+    normals = 200 if kind == "galaxyzoo1" else 100
+    labels = [initial_labels(task, anomalies=5, normals=normals, seed=draw) for draw in range(draws)]
     probes = [
         fit_probe(learner.embedding, each, [id_ for id_ in ids if id_ not in each], learner.spec).probe
         for each in labels
