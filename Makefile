@@ -55,7 +55,7 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/labelling_people.py
 	$(BIN)/python experiments/labelling_yield.py
 	$(BIN)/python experiments/clustering.py
-	$(BIN)/python experiments/clustering.py --ceiling --datasets neu_steel magnetic_tile magnetic_tile_defects
+	$(BIN)/python experiments/clustering.py --classifier --datasets neu_steel magnetic_tile magnetic_tile_defects
 	$(BIN)/python experiments/msc_cifar10.py
 	$(BIN)/python experiments/cold_start.py
 	$(BIN)/python experiments/msc_transfer.py
@@ -66,6 +66,8 @@ experiments: $(VENV)/installed ## Measure the tables of experiments/README.md ag
 	$(BIN)/python experiments/adaptation.py --name adaptation_20 --epochs 0 20 --first 10 --crops 5 model.weights=bundled adapt.image_size=128 "augment.zoom=[0.75,1.3]"
 	$(BIN)/python experiments/adaptation.py --name adaptation_40 --epochs 0 40 --first 10 --crops 5 model.weights=bundled adapt.image_size=128 "augment.zoom=[0.75,1.3]"
 	$(BIN)/python experiments/adaptation.py --name adaptation_methods --methods simclr vicreg byol dino --epochs 0 2 5 10 20 model.weights=bundled adapt.image_size=64 "augment.zoom=[0.75,1.3]"
+	$(BIN)/python experiments/adaptation.py --name adaptation_seed1 --methods simclr --epochs 20 model.weights=bundled adapt.image_size=64 "augment.zoom=[0.75,1.3]" seed=1
+	$(BIN)/python experiments/adaptation.py --name adaptation_seed2 --methods simclr --epochs 20 model.weights=bundled adapt.image_size=64 "augment.zoom=[0.75,1.3]" seed=2
 	$(BIN)/python experiments/adaptation.py --name adaptation_photographs --tasks hourglass piano --epochs 0 2 model.weights=bundled model.image_size=84 adapt.image_size=64
 	$(BIN)/python experiments/patch_head.py --tasks crack blowhole
 	$(BIN)/python experiments/probe_variants.py

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--choose-tau", action="store_true", help="measure neu_steel only, and choose tau by it")
     parser.add_argument("--references", action="store_true", help="measure only NMI by number of references")
     parser.add_argument("--scores", action="store_true", help="measure only NMI by neighbourhoods and lowest share")
-    parser.add_argument("--ceiling", action="store_true", help="measure only a classifier that is given the classes")
+    parser.add_argument("--classifier", action="store_true", help="measure only a classifier that is given the classes")
     parser.add_argument("--cost", action="store_true", help="measure only seconds by number of images")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 1000, 2000], help="of --cost")
     parser.add_argument("--parts", nargs="+", default=list(COSTS), choices=COSTS, help="of --cost")
@@ -80,9 +80,9 @@ def main() -> None:
         write_csv(options.results / "clustering_scores.csv", rows)
         print(table(rows, ("dataset", "method", "average", "neighbourhoods", "lowest"), ("nmi",)))
         return
-    if options.ceiling:
-        rows = [row for name in options.datasets for row in measure_draws(name, *DEFAULT, options, by_ceiling)]
-        write_csv(options.results / "clustering_ceiling.csv", rows)
+    if options.classifier:
+        rows = [row for name in options.datasets for row in measure_draws(name, *DEFAULT, options, by_classifier)]
+        write_csv(options.results / "clustering_classifier.csv", rows)
         print(table(rows, ("dataset", "method"), ("groups", "classifier")))
         return
     settings = [DEFAULT, *(VARIANTS if options.variants else [])]
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def measure_draws(name: str, levels: Sequence[int], size: int, options: argparse.Namespace, by: Any) -> Iterator[Row]:
-    """Yield the rows of all draws of a data set: `by` is one of the functions named `by_*`."""
+    """Yield the rows of all draws of a data set; `by` measures one draw, such as `by_method`."""
     size = 64 if options.quick else size
 
     def measure(draw: int) -> Iterator[Row]:
@@ -144,12 +144,7 @@ def draw_images(name: str, truth: Any, per_class: int, draw: int) -> tuple[list[
 
 def by_method(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
     """Yield the agreement of each method on one draw, by Ward's linkage with the true number of groups."""
-    truth = patches.embedding.source.truth or {}
-    raw = patches.bags(shared_ids(patches, ids))
-    bags = raw.select(ids)
-    project = patches.fit_projection(bags, seed=draw)
-    bags = project(bags)
-    classes = [truth[id_] for id_ in bags.ids]
+    bags, classes, projected = prepare(patches, ids, draw)
     groups = len(set(classes))
 
     def row(method: str, tau: float, tree: Any, seconds: float) -> Row:
@@ -165,11 +160,10 @@ def by_method(patches: PatchEmbedding, ids: list[str], normals: list[str], draw:
     # Ward assumes Euclidean distances, which these are not; the paper does the same for its baseline.
     tree = linkage(squareform(distances, checks=False), "ward")
     yield row("hausdorff", 0.0, tree, time.monotonic() - start)
-    for count in (None, *(NORMALS if normals else ())):
-        known = None if count is None else project(raw.select(normals[: count or None]))
+    for method, some in ways_to_score(normals):
+        known = None if some is None else projected(some)
         start = time.monotonic()
         scores = score_patches(bags, known, default_spec(), seed=draw)
-        method = "unsupervised" if count is None else f"normals_{count or 'all'}"
         yield from over_tau(method, bags, scores, row, time.monotonic() - start)
 
 
@@ -197,10 +191,7 @@ def over_tau(method: str, bags: Bags, scores: torch.Tensor, row: Any, seconds: f
 
 def by_references(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
     """Yield the agreement by the number of reference images, at the default tau."""
-    truth = patches.embedding.source.truth or {}
-    bags = patches.bags(shared_ids(patches, ids)).select(ids)
-    bags = patches.fit_projection(bags, seed=draw)(bags)
-    classes = [truth[id_] for id_ in bags.ids]
+    bags, classes, _ = prepare(patches, ids, draw)
     for count in (10, 25, 50, 100, len(bags.ids)):
         start = time.monotonic()
         weights = weigh(bags, None, default_spec(references=count), seed=draw)
@@ -212,18 +203,13 @@ def by_references(patches: PatchEmbedding, ids: list[str], normals: list[str], d
 
 def by_scores(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
     """Yield the agreement by average, neighbourhoods and share of the lowest distances, at the default tau."""
-    truth = patches.embedding.source.truth or {}
     tau = default_spec().tau
     for average in AVERAGES:
         own = PatchEmbedding(patches.embedding, replace(patches.spec, average=average))
-        raw = own.bags(shared_ids(own, ids))
-        bags = raw.select(ids)
-        project = own.fit_projection(bags, seed=draw)
-        bags = project(bags)
-        classes = [truth[id_] for id_ in bags.ids]
+        bags, classes, projected = prepare(own, ids, draw)
         kinds: list[tuple[str, Bags | None, float]] = [("unsupervised", None, lowest) for lowest in LOWEST]
         if normals:
-            kinds.append(("normals_20", project(raw.select(normals[:20])), 1.0))
+            kinds.append(("normals_20", projected(normals[:20]), 1.0))
         for method, near, lowest in kinds:
             by_side = {
                 side: score_patches(bags, near, default_spec(neighbourhoods=[side], lowest=lowest), seed=draw)
@@ -236,27 +222,38 @@ def by_scores(patches: PatchEmbedding, ids: list[str], normals: list[str], draw:
                 yield {**named, "lowest": lowest, **clustering_metrics(classes, groups)}
 
 
-def by_ceiling(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
+def by_classifier(patches: PatchEmbedding, ids: list[str], normals: list[str], draw: int) -> Iterator[Row]:
     """Yield the NMI of the groups and that of a classifier, which is given the classes, on the same embeddings.
 
     A support vector machine predicts the classes of each fifth of the images from those of the others.
     """
-    truth = patches.embedding.source.truth or {}
-    raw = patches.bags(shared_ids(patches, ids))
-    bags = raw.select(ids)
-    project = patches.fit_projection(bags, seed=draw)
-    bags = project(bags)
-    classes = [truth[id_] for id_ in bags.ids]
-    for count in (None, *(NORMALS if normals else ())):
-        near = None if count is None else project(raw.select(normals[: count or None]))
-        embeddings = embed(bags, weigh(bags, near, default_spec(), seed=draw))
+    bags, classes, projected = prepare(patches, ids, draw)
+    for method, some in ways_to_score(normals):
+        known = None if some is None else projected(some)
+        embeddings = embed(bags, weigh(bags, known, default_spec(), seed=draw))
         groups = cut_tree(ward_tree(embeddings), len(set(classes)))
         predicted = cross_val_predict(SVC(C=10.0), embeddings, classes, cv=5)
         yield {
-            "method": "unsupervised" if count is None else f"normals_{count or 'all'}",
+            "method": method,
             "groups": clustering_metrics(classes, groups)["nmi"],
             "classifier": normalized_mutual_info_score(classes, predicted),
         }
+
+
+def prepare(patches: PatchEmbedding, ids: list[str], draw: int) -> tuple[Bags, list[str], Callable[[list[str]], Bags]]:
+    """Return the projected patches of the images, their classes, and a function that projects those of other images."""
+    raw = patches.bags(shared_ids(patches, ids))
+    bags = raw.select(ids)
+    project = patches.fit_projection(bags, seed=draw)
+    bags, truth = project(bags), patches.embedding.source.truth or {}
+    return bags, [truth[id_] for id_ in bags.ids], lambda others: project(raw.select(others))
+
+
+def ways_to_score(normals: list[str]) -> Iterator[tuple[str, list[str] | None]]:
+    """Yield the name and the labelled normal images of each way to score patches; None for no labels."""
+    yield "unsupervised", None
+    for count in NORMALS if normals else ():
+        yield f"normals_{count or 'all'}", normals[: count or None]
 
 
 def shared_ids(patches: PatchEmbedding, ids: list[str]) -> list[str]:

@@ -302,9 +302,9 @@ def test_clustering_writes_a_row_for_every_method(experiment, tmp_path):
 
 @pytest.mark.slow
 @real_data
-def test_ceiling_of_clustering_compares_groups_with_a_classifier(experiment, tmp_path):
-    experiment("clustering", "--ceiling", "--quick", "--runs", tmp_path / "runs", "--results", tmp_path)
-    (row,) = read(tmp_path / "clustering_ceiling.csv")
+def test_clustering_is_compared_with_a_classifier(experiment, tmp_path):
+    experiment("clustering", "--classifier", "--quick", "--runs", tmp_path / "runs", "--results", tmp_path)
+    (row,) = read(tmp_path / "clustering_classifier.csv")
     assert row["method"] == "unsupervised"
     assert 0 < float(row["groups"]) <= 1
     assert 0.5 < float(row["classifier"]) <= 1
