@@ -33,14 +33,15 @@ class Page:
         self.page.on("console", self._record_console)
         own = url.partition("?")[0]
         self.page.on("request", lambda request: self._record_request(request.url, own))
-        self._open(url + path)
+        self.open(url + path)
         is_early = self.get("preparation").is_visible() or self.get("note").filter(has_text=IN_FILE_ORDER).count()
         if ready and is_early:  # the features were not there when the images were chosen
             self.page.wait_for_selector("[data-testid=preparation]", state="hidden")
             self.page.goto("about:blank")  # the same address again would be a reload, which keeps the images
-            self._open(url + path)
+            self.open(url + path)
 
-    def _open(self, address):
+    def open(self, address):
+        """Go to an address and wait for its tiles."""
         self.page.goto(address)
         self.page.wait_for_selector("[data-testid=tile].am-cursor")
 

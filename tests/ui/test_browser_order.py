@@ -112,8 +112,7 @@ def test_go_to_a_page_a_rank_and_an_image(demo, opened):
     done = page.label("n", "normal")
     go(done)  # it stays on the page until the next order
     page.until(lambda: page.cursor == done, "the image is on this page")
-    page.page.goto(demo.url)
-    page.page.wait_for_selector("[data-testid=tile].am-cursor")
+    page.open(demo.url)
     go(done)
     page.until(lambda: page.get("view-id").is_visible() and page.get("view-id").inner_text() == done, "no page has it")
     assert page.complaints == []

@@ -170,8 +170,7 @@ def test_keys_wait_for_a_server_that_is_away(demo, opened):
     with pytest.raises(Exception, match="ERR_CONNECTION_REFUSED"):
         page.page.reload()
     demo.start(port)
-    page.page.goto(demo.url)
-    page.page.wait_for_selector("[data-testid=tile].am-cursor")
+    page.open(demo.url)
     expected = before | {ids[0]: "anomaly", ids[1]: "normal", others[0]: "artefact", others[1]: "artefact"}
     page.until(lambda: sum(page.counts().values()) == len(expected), "all labels arrive")
     for one in (page, other):  # which reconnects by itself

@@ -334,10 +334,9 @@ def plain_weights():
 @pytest.mark.parametrize(("method", "word"), [(name, word) for name, words in KNOBS.items() for word in words.split()])
 def test_every_knob_changes_the_weights(run, plain_weights, method, word):
     words = [f"adapt={method}", *FEW[: method == "dino"], "adapt.epochs=2"]
-    plain = plain_weights.get(method)
-    if plain is None:
-        plain = plain_weights[method] = load_file(run("plain", *words).weights)
-    changed = load_file(run("other", *words, word).weights)
+    if method not in plain_weights:
+        plain_weights[method] = load_file(run("plain", *words).weights)
+    plain, changed = plain_weights[method], load_file(run("other", *words, word).weights)
     assert any(not torch.equal(plain[name], changed[name]) for name in plain)
 
 
