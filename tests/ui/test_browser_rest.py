@@ -124,10 +124,11 @@ def test_a_reload_keeps_labelled_images_and_their_order(demo, opened):
     page.press("a", "n")
     page.get("new-order").wait_for()
     page.until(lambda: page.page.locator("[data-testid=tile].am-done").count() == 2, "two labels")
-    page.until(lambda: "image=" in search(page), "the cursor")
+    page.until(lambda: f"image={page.cursor}" in search(page), "the cursor")
     cursor = page.cursor
     page.page.reload()
     page.page.wait_for_selector("[data-testid=tile].am-done")
+    page.page.wait_for_selector("[data-testid=tile].am-cursor")
     assert (page.ids, page.cursor) == (ids, cursor)
     assert page.get("new-order").is_visible()
     page.press("r")
